@@ -1,0 +1,1 @@
+"""Speed, memory, quality and paired statistics; imported as edgeft.benchmarks."""

@@ -1,0 +1,387 @@
+"""Decide whether a compressed model still answers as well as its full-precision original.
+
+Purpose: the quality gate for items scored right or wrong.  Both models answer the same items, and
+only the items where they disagree carry information, so the comparison is paired.  The question
+is non-inferiority ("is it proven to be at most M worse?"), not "is there a significant
+difference?", which a small sample would always answer with a comforting no.
+
+In: two equally long sequences of booleans, item by item (baseline right?, candidate right?), and
+optionally a margin M, as a fraction (0.05 is 5 points), chosen before the run.
+Out: a :class:`Verdict` of PASS, FAIL or INCONCLUSIVE with all its figures, an exit code and a
+plain-English reason.
+
+Example::
+
+    paired = Paired.count(baseline=[True] * 400, candidate=[True] * 398 + [False] * 2)
+    verdict = judge(paired)
+    print(verdict.outcome, verdict.reason)  # PASS 400 items, 2 lost and 0 won: ...
+    raise SystemExit(verdict.exit_code)     # 0 PASS, 3 FAIL, 4 INCONCLUSIVE
+
+Sources: score test and interval, T. Tango, Statistics in Medicine 17:891-908 (1998); mid-p
+McNemar, M. Fagerland, S. Lydersen and P. Laake, BMC Medical Research Methodology 13:91 (2013);
+interval of a single proportion, E. B. Wilson, JASA 22:209-212 (1927).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
+
+ALPHA = 0.05
+"""One-sided error rate that a PASS is held to."""
+
+# Not 1.645: with few flips the score test is liberal, and at the boundary its exact error reaches
+# .069 (n = 52, M = 5 points, no wins).  With 1.751 the worst exact sum found for M of 1 to 5
+# points is .0485 while at most half the items flip (.0512 if every single item flips).
+PASS_Z = 1.751
+# The upper tail is more skewed than the lower one: 1.645 would accuse wrongly up to 9.6 % of the
+# time (n = 62, M = 5 points), 2.05 at most 4.4 % in exact sums for 1 to 5 points.
+FAIL_Z = 2.05
+
+# (1.751 + normal quantile of the power) squared.
+_ITEMS_FACTOR = {0.8: 6.7, 0.9: 9.2}
+_EXACT_BINOMIAL_LIMIT = 1000
+_EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The four cells of a paired comparison of two models on the same items."""
+
+    n: int
+    both: int
+    """Both models right."""
+    lost: int
+    """Baseline right, candidate wrong (b)."""
+    won: int
+    """Baseline wrong, candidate right (c)."""
+    neither: int
+    """Both models wrong."""
+
+    def __post_init__(self) -> None:
+        cells = (self.both, self.lost, self.won, self.neither)
+        if min(cells) < 0:
+            raise ValueError(f"cell counts cannot be negative: {cells}")
+        if self.n < 1:
+            raise ValueError("a paired comparison needs at least one item")
+        if sum(cells) != self.n:
+            raise ValueError(f"the cells {cells} add up to {sum(cells)}, not to n = {self.n}")
+
+    @classmethod
+    def count(cls, baseline: Sequence[bool], candidate: Sequence[bool]) -> "Paired":
+        """Count the cells from two item-by-item score sequences in the same order."""
+        if len(baseline) != len(candidate):
+            raise ValueError(
+                f"the models were scored on different numbers of items: "
+                f"baseline {len(baseline)}, candidate {len(candidate)}"
+            )
+        both = lost = won = neither = 0
+        for before, after in zip(baseline, candidate, strict=True):
+            if before and after:
+                both += 1
+            elif before:
+                lost += 1
+            elif after:
+                won += 1
+            else:
+                neither += 1
+        return cls(len(baseline), both, lost, won, neither)
+
+    @property
+    def difference(self) -> float:
+        """D = (c - b) / n, the candidate's accuracy minus the baseline's."""
+        return (self.won - self.lost) / self.n
+
+    @property
+    def flip_rate(self) -> float:
+        """psi = (b + c) / n, the share of items whose score changed either way."""
+        return (self.lost + self.won) / self.n
+
+
+def tango_z(p: Paired, d: float) -> float:
+    """Score statistic for the hypothesis "true difference = d" (Tango 1998).
+
+    With x = won and y = lost, q is the maximum-likelihood probability of a lost item under the
+    constraint P(won) - P(lost) = d, the larger root of A q^2 + B q + C = 0 with A = 2n,
+    B = -x - y + (2n - x + y) d, C = -y d (1 - d), and
+    z = (x - y - n d) / sqrt(n (2 q + d (1 - d))).
+
+    Falls as d grows.  Where the constrained variance is zero the result is 0 if the data fit d
+    exactly and an infinity of the right sign if they contradict it.
+    """
+    if not -1.0 <= d <= 1.0:
+        raise ValueError(f"a difference of two proportions lies in [-1, 1], not {d}")
+    if d < 0.0:
+        # Swapping the arms is an exact identity, and for d >= 0 every term below is a sum of
+        # same-signed parts, so nothing cancels.
+        return -_tango_z_nonnegative(p.n, p.lost, p.won, -d)
+    return _tango_z_nonnegative(p.n, p.won, p.lost, d)
+
+
+def _tango_z_nonnegative(n: int, x: int, y: int, d: float) -> float:
+    numerator = x - y - n * d
+    a = 2.0 * n
+    b = -x - y + (2 * n - x + y) * d
+    c = -y * d * (1.0 - d)
+    root = math.sqrt(max(0.0, b * b - 4.0 * a * c))
+    if b > 0.0:
+        # The textbook form (root - b) / 2a would subtract two nearly equal numbers here.
+        q = -2.0 * c / (b + root)
+    else:
+        q = (root - b) / (2.0 * a)
+    variance = n * (2.0 * q + d * (1.0 - d))
+    if variance > 0.0:
+        return numerator / math.sqrt(variance)
+    return math.copysign(math.inf, numerator) if numerator else 0.0
+
+
+def lower_bound(p: Paired, z: float = PASS_Z) -> float:
+    """Lower confidence bound of the difference: the d at which tango_z falls to ``z``.
+
+    Never above the exact root, so "lower bound > -M" is never kinder than the test itself.
+    """
+    _check_z(z)
+    return _bisect(lambda d: tango_z(p, d) >= z, -1.0, p.difference)[0]
+
+
+def upper_bound(p: Paired, z: float = FAIL_Z) -> float:
+    """Upper confidence bound of the difference: the d at which tango_z falls to ``-z``."""
+    _check_z(z)
+    return _bisect(lambda d: tango_z(p, d) > -z, p.difference, 1.0)[1]
+
+
+def _bisect(holds: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
+    """Narrow [low, high] to where ``holds``, true at the left and false at the right, turns."""
+    # Far below the 1e-9 anybody needs, so that a bound and the test agree on borderline counts.
+    while high - low > 1e-15:
+        middle = (low + high) / 2.0
+        if not low < middle < high:
+            break
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low, high
+
+
+def mid_p(p: Paired) -> float:
+    """Two-sided mid-p McNemar test of "no difference" (Fagerland, Lydersen and Laake 2013).
+
+    2 [P(X < k) + P(X = k) / 2] with X ~ Bin(b + c, 1/2) and k = min(b, c), capped at 1.
+    """
+    flips = p.lost + p.won
+    k = min(p.lost, p.won)
+    if flips <= _EXACT_BINOMIAL_LIMIT:
+        term = math.comb(flips, k)
+        # Twice the half-counted centre plus twice the tail, in whole numbers up to the division.
+        doubled = term
+        for i in range(k, 0, -1):
+            term = term * i // (flips - i + 1)
+            doubled += 2 * term
+        return min(1.0, doubled / (1 << flips))
+    log_centre = math.lgamma(flips + 1) - math.lgamma(k + 1) - math.lgamma(flips - k + 1)
+    relative = 1.0
+    total = 1.0
+    for i in range(k, 0, -1):
+        relative *= i / (flips - i + 1)
+        total += 2.0 * relative
+        if relative < 1e-18 * total:
+            break
+    log_p = log_centre - flips * math.log(2.0) + math.log(total)
+    return min(1.0, math.exp(log_p))
+
+
+def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson (1927) score interval of the proportion k / n."""
+    if n < 1 or not 0 <= k <= n:
+        raise ValueError(f"need 0 <= k <= n and n >= 1, got k = {k}, n = {n}")
+    _check_z(z)
+    share = k / n
+    square = z * z
+    centre = share + square / (2 * n)
+    half = z * math.sqrt(share * (1.0 - share) / n + square / (4.0 * n * n))
+    scale = 1.0 + square / n
+    # At the ends the bound is 0 or 1 exactly; the subtraction would leave rounding dust.
+    low = 0.0 if k == 0 else (centre - half) / scale
+    high = 1.0 if k == n else (centre + half) / scale
+    return low, high
+
+
+def default_margin(n: int) -> float:
+    """The margin used when nobody chose one: 5 points below 400 items, 3 below 1500, else 2."""
+    if n < 1:
+        raise ValueError(f"need at least one item, got {n}")
+    if n < 400:
+        return 0.05
+    return 0.03 if n < 1500 else 0.02
+
+
+def minimum_items(margin: float) -> int:
+    """Fewest items on which a candidate that changes no answer at all passes ``margin``."""
+    _check_margin(margin)
+
+    def passes(n: int) -> bool:
+        return tango_z(Paired(n, n, 0, 0, 0), -margin) > PASS_Z
+
+    high = 1
+    while not passes(high):
+        high *= 2
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        if passes(middle):
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def items_needed(psi: float, margin: float, power: float = 0.8) -> int:
+    """About how many items an equally good candidate with flip rate ``psi`` needs to pass.
+
+    n ~ 6.7 psi / M^2 (9.2 for power .9), the normal approximation with the variance psi of an
+    item difference, but never below :func:`minimum_items`.  It is a planning figure: with few
+    flips it is optimistic, because the test then uses a larger variance (at psi = 2 % and
+    M = 5 points the exact power at the 59 items it names is .59, and .8 takes about 110).
+    """
+    if not 0.0 <= psi <= 1.0:
+        raise ValueError(f"a flip rate lies in [0, 1], not {psi}")
+    if power not in _ITEMS_FACTOR:
+        raise ValueError(f"power must be one of {sorted(_ITEMS_FACTOR)}, not {power}")
+    minimum = minimum_items(margin)
+    # Rounded first, so that an exact quotient is not pushed up one item by its last bit.
+    return max(minimum, math.ceil(round(_ITEMS_FACTOR[power] * psi / margin**2, 6)))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The gate's decision with every figure it rests on; rates are fractions, not points."""
+
+    outcome: Outcome
+    n: int
+    lost: int
+    won: int
+    flip_rate: float
+    difference: float
+    lower: float
+    upper: float
+    margin: float
+    alpha: float
+    mid_p: float
+    items_needed: int | None
+    """About how many items would settle an INCONCLUSIVE run; None otherwise."""
+    reason: str
+
+    @property
+    def exit_code(self) -> int:
+        """Process exit status: 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
+        return _EXIT_CODES[self.outcome]
+
+    def to_json(self) -> dict[str, str | int | float | None]:
+        """All fields as plain values that ``json.dumps`` accepts."""
+        return asdict(self)
+
+
+def judge(p: Paired, margin: float | None = None) -> Verdict:
+    """Apply the gate: is the candidate proven to be less than ``margin`` worse?
+
+    PASS needs the lower bound above -margin, on at least :func:`minimum_items` items, since on
+    fewer a lucky win or two would pass more often than ``ALPHA`` allows.  FAIL needs the upper
+    bound below -margin, or a loss of at least the margin that mid-p McNemar calls significant.
+    All else is INCONCLUSIVE, which is not a PASS.  The error rate ``ALPHA`` was checked by exact
+    sums for margins up to 5 points; wider margins can exceed it slightly (.056 at 10 points).
+    """
+    chosen = default_margin(p.n) if margin is None else margin
+    _check_margin(chosen)
+    minimum = minimum_items(chosen)
+    lower = lower_bound(p)
+    upper = upper_bound(p)
+    significance = mid_p(p)
+    counts = f"{p.n} items, {p.lost} lost and {p.won} won"
+    change = _change(p.difference)
+    points = _points(chosen)
+
+    outcome: Outcome
+    needed: int | None = None
+    if lower > -chosen and p.n >= minimum:
+        outcome = "PASS"
+        worst = f"at most {-100 * lower:.2f} points worse" if lower < 0 else "no worse"
+        reason = (
+            f"{counts}: the candidate {change} and, with 95 % confidence, is {worst}, "
+            f"inside the {points} points allowed."
+        )
+    # The slack keeps a margin such as 0.1 * 3 from escaping a loss of 0.3 by its last bit.
+    elif upper < -chosen or (p.difference <= -chosen + 1e-12 and significance < ALPHA):
+        outcome = "FAIL"
+        reason = (
+            f"{counts}: the candidate {change}, {points} points or more, and chance does not "
+            f"explain it (mid-p {significance:.2g}, at best {100 * upper:+.2f} points)."
+        )
+    else:
+        outcome = "INCONCLUSIVE"
+        needed = _items_to_settle(p, chosen)
+        if p.n < minimum:
+            reason = (
+                f"cannot certify {points} points with {p.n} items: even without a single changed "
+                f"answer {minimum} are needed, and at your flip rate of {100 * p.flip_rate:.1f} % "
+                f"about {needed} ({p.lost} lost and {p.won} won so far)."
+            )
+        else:
+            reason = (
+                f"{counts}: the candidate {change} but could be {-100 * lower:.2f} points worse, "
+                f"beyond the {points} points allowed, and it needs about {needed} items at your "
+                f"flip rate of {100 * p.flip_rate:.1f} %."
+            )
+    return Verdict(
+        outcome=outcome,
+        n=p.n,
+        lost=p.lost,
+        won=p.won,
+        flip_rate=p.flip_rate,
+        difference=p.difference,
+        lower=lower,
+        upper=upper,
+        margin=chosen,
+        alpha=ALPHA,
+        mid_p=significance,
+        items_needed=needed,
+        reason=reason,
+    )
+
+
+def _items_to_settle(p: Paired, margin: float) -> int:
+    """Items an INCONCLUSIVE comparison needs for a decision; always more than it had.
+
+    First the number for an equally good candidate.  Where that many were already run, the rates
+    seen are taken as real: at fixed rates z grows with sqrt(n), and the rule of
+    :func:`items_needed` asks for z^2 = 6.7 on average.
+    """
+    needed = items_needed(p.flip_rate, margin)
+    if needed > p.n:
+        return needed
+    # Here 0 < z <= PASS_Z: an observed loss of the margin on this many items is significant, so
+    # it was a FAIL.
+    return math.ceil(p.n * _ITEMS_FACTOR[0.8] / tango_z(p, -margin) ** 2)
+
+
+def _points(fraction: float) -> str:
+    return f"{100 * fraction:.4g}"
+
+
+def _change(difference: float) -> str:
+    if difference == 0.0:
+        return "scores the same"
+    direction = "gained" if difference > 0 else "lost"
+    return f"{direction} {abs(100 * difference):.2f} points"
+
+
+def _check_margin(margin: float) -> None:
+    if not 0.0 < margin < 1.0:
+        raise ValueError(f"a margin is a fraction between 0 and 1 (0.05 is 5 points), not {margin}")
+
+
+def _check_z(z: float) -> None:
+    if not 0.0 < z < math.inf:
+        raise ValueError(f"a normal quantile must be positive and finite, not {z}")

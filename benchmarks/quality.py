@@ -1,0 +1,203 @@
+"""Quality of one arm on a list of items: greedy answers, a scorer, and answer likelihood.
+
+    items = load_items("smart_home")                    # an embedded suite, or a JSONL file
+    score = measure(Path("q4_k_m.gguf"), items)         # Score with one bool per item
+    score.accuracy
+
+An arm is an artifact with a way to ask: as it is (a fine-tune), or with instructions and a few
+worked examples (what a base model gets, so that the comparison with it is fair). Scores are kept
+under `edgeft.base.home()`, keyed by the artifact's identity, the items and the way to ask, so bench
+and ab do not answer twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft import __version__, stage
+from edgeft.base import home
+from edgeft.benchmarks.suites import load_suite, suite_names
+from edgeft.dataset import IGNORED, encode, fingerprint, load_examples
+from edgeft.errors import FormatError, InputError, did_you_mean
+from edgeft.progress import Progress
+from edgeft.records import Example, Limits, Message, Score
+from edgeft.runtimes import Runtime, open_runtime
+
+SHOTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class Items:
+    """What to ask, and how an answer is judged."""
+
+    examples: tuple[Example, ...]
+    scorer: str
+    max_tokens: int
+    instructions: str = ""
+    """system prompt for arms that were not fine-tuned"""
+    shots_from: tuple[Example, ...] = ()
+    """examples that few-shot prompts are drawn from"""
+
+
+def load_items(
+    name: str, scorer: str | None = None, max_tokens: int | None = None, limit: int | None = None
+) -> Items:
+    """An embedded suite's test split by name, or a data file by path.
+
+    `limit` takes the first so many items; `scorer` and `max_tokens` default to the suite's, else to
+    "exact" and 256.
+    """
+    if name in suite_names():
+        suite = load_suite(name)
+        items = Items(
+            examples=tuple(load_examples(suite.test)),
+            scorer=suite.scorer,
+            max_tokens=suite.max_tokens,
+            instructions=suite.instructions,
+            shots_from=tuple(load_examples(suite.train)),
+        )
+    elif Path(name).exists():
+        items = Items(tuple(load_examples(Path(name))), scorer="exact", max_tokens=256)
+    else:
+        raise InputError(
+            f"no such suite or file: {name}", f"suites: {', '.join(suite_names())}; or a JSONL file"
+        )
+    if scorer and scorer not in SCORERS:
+        raise FormatError(f"unknown scorer {scorer!r}", did_you_mean(scorer, SCORERS))
+    return dataclasses.replace(
+        items,
+        examples=items.examples[:limit],
+        scorer=scorer or items.scorer,
+        max_tokens=max_tokens or items.max_tokens,
+    )
+
+
+def measure(
+    artifact: Path,
+    items: Items,
+    shots: int | None = None,
+    threads: int | None = None,
+    fresh: bool = False,
+) -> Score:
+    """Answer every item greedily and score it.
+
+    `shots`: None asks as a fine-tune is asked; a number gives the items' instructions and so many
+    worked examples. `fresh` ignores a kept score.
+    """
+    if shots and len(items.shots_from) < shots:
+        raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
+    key = _key(artifact, items, shots)
+    kept = home() / "scores" / f"{key}.json"
+    if kept.is_file() and not fresh:
+        raw = json.loads(kept.read_text())
+        return Score(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+    with open_runtime(artifact, threads=threads) as model:
+        score = answer(model, items, shots, artifact.stem)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    stage.write_text(kept, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    return score
+
+
+def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
+    """The uncached part of `measure`, over an open runtime."""
+    arm = name if shots is None else f"{name}, {shots}-shot"
+    lead = [] if shots is None else _lead(items, shots)
+    prompts = [
+        model.encode(model.chat.render([*lead, *example.prompt])) for example in items.examples
+    ]
+    started = time.perf_counter()
+    with Progress(f"answering ({arm})", len(prompts)) as bar:
+        replies = model.replies(
+            prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
+        )
+    score = SCORERS[items.scorer]
+    return Score(
+        arm=arm,
+        items=fingerprint(items.examples),
+        scorer=items.scorer,
+        replies=tuple(reply.text for reply in replies),
+        correct=tuple(
+            reply.stopped and score(reply.text, example.answer)
+            for reply, example in zip(replies, items.examples, strict=True)
+        ),
+        seconds=round(time.perf_counter() - started, 2),
+    )
+
+
+def answer_nll(model: Runtime, examples: Sequence[Example]) -> float:
+    """Mean negative log-likelihood of the answer tokens, nats per token, stop token included."""
+    total, count = 0.0, 0
+    for example in examples:
+        encoded = encode(example, model.chat, model.encode)
+        labels = np.array(encoded.labels[1:])
+        learned = labels != IGNORED
+        rows = model.logits(encoded.ids)[:-1][learned].astype(np.float64)
+        peak = rows.max(axis=1)
+        norm = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
+        chosen = rows[np.arange(len(rows)), labels[learned]]
+        total += float((norm - chosen).sum())
+        count += len(rows)
+    return total / count
+
+
+def json_equal(reply: str, wanted: str) -> bool:
+    """The reply is one JSON value, equal to the wanted one; a Markdown fence is forgiven."""
+    text = reply.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
+    try:
+        return _canonical(text) == _canonical(wanted)
+    except ValueError:
+        return False
+
+
+def exact(reply: str, wanted: str) -> bool:
+    """Equal but for the white space around it."""
+    return reply.strip() == wanted.strip()
+
+
+SCORERS: dict[str, Callable[[str, str], bool]] = {"json": json_equal, "exact": exact}
+
+
+def _canonical(text: str) -> str:
+    """JSON numbers are one kind, so 30 equals 30.0, and true does not equal 1."""
+    return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
+
+
+def _lead(items: Items, shots: int) -> list[Message]:
+    """Instructions and worked examples, one of each first tag in turn so that all kinds show."""
+    kinds: dict[str, list[Example]] = {}
+    for example in items.shots_from:
+        kinds.setdefault(example.tags[0] if example.tags else "", []).append(example)
+    draw = random.Random(SHOTS_SEED)
+    shown: list[Message] = []
+    names = sorted(kinds)
+    draw.shuffle(names)
+    for i in range(shots):
+        shown += draw.choice(kinds[names[i % len(names)]]).messages
+    system = [Message("system", items.instructions)] if items.instructions else []
+    return [*system, *shown]
+
+
+def _key(artifact: Path, items: Items, shots: int | None) -> str:
+    parts: list[Any] = [
+        __version__, stage.identity(artifact), fingerprint(items.examples), items.scorer,
+        items.max_tokens, shots, items.instructions if shots is not None else "",
+        fingerprint(items.shots_from) if shots else "",
+    ]  # fmt: skip
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def size_of(artifact: Path) -> int:
+    """Bytes on disk, the manifest left out."""
+    if artifact.is_file():
+        return artifact.stat().st_size
+    return sum(f.stat().st_size for f in artifact.rglob("*") if f.name != "manifest.json")

@@ -1,0 +1,1 @@
+"""One file per target format; imported as edgeft.converters."""

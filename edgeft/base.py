@@ -1,0 +1,237 @@
+"""What `--base` names -> a Hugging Face folder on this machine.
+
+    resolve("smollm2-135m")      embedded in a Python package, imported once into the cache
+    resolve("./model")           a Hugging Face folder, used where it is
+    resolve("./model.gguf")      a GGUF file, imported once into the cache
+    resolve("owner/name")        a hub id, where there is a network
+
+The import reads a GGUF tensor by tensor into float16 matrices and float32 vectors, with the names
+and transforms of the family's card, and rebuilds tokenizer.json from the file's vocabulary.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft import models, stage
+from edgeft.checkpoint import Spec, write_safetensors
+from edgeft.errors import FormatError, InputError, MissingExtra, did_you_mean, require
+from edgeft.models.transforms import INVERSE
+
+CONTROL, USER_DEFINED = 3, 4
+"""gguf.TokenType"""
+
+
+def home() -> Path:
+    """Where imported bases and measurements are kept: EDGEFT_HOME, else the user's cache."""
+    chosen = os.environ.get("EDGEFT_HOME")
+    if chosen:
+        return Path(chosen).expanduser()
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "edgeft"
+
+
+def resolve(name: str) -> Path:
+    """The Hugging Face folder of a base model; imports or downloads it when it must."""
+    path = Path(name).expanduser()
+    if name in models.sources():
+        source = models.sources()[name]
+        return import_gguf(_packaged(source), source.name, source.dither_seed)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            hint = "an adapter goes to --adapter" if (path / "adapter_config.json").exists() else ""
+            raise InputError(f"{path} is not a model folder: no config.json", hint)
+        return path
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise InputError(f"no such file: {path}")
+        return import_gguf(path, f"{path.stem}-{stage.sha256(path)[:12]}")
+    if name.count("/") == 1 and not path.exists() and not name.startswith((".", "/", "~")):
+        return _download(name)
+    raise InputError(
+        f"no such base model: {name}",
+        f"{did_you_mean(name, models.sources())}; or a Hugging Face folder, a .gguf or a hub id",
+    )
+
+
+def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
+    """Import `file` once as `<home>/bases/<name>`; see `models/sources.toml` for the dither."""
+    target = home() / "bases" / name
+    options = {"source": file.name, "dither_seed": dither_seed}
+    parents = {"file": stage.sha256(file)}
+    if stage.finished(target, "base", options, parents):
+        return target
+    reader = _open(file)
+    card = models.card_for_gguf(_meta(reader, "general.architecture"))
+    config = _config(reader, card)
+    stage.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
+    with stage.writing(
+        target, kind="base", options=options, parents=parents, overwrite=True
+    ) as work:
+        _write_json(work.path / "config.json", config)
+        _write_tokenizer(reader, work.path, config)
+        specs = [_spec(tensor, card, file) for tensor in reader.tensors]
+        arrays = _arrays(reader, card, config, dither_seed)
+        write_safetensors(work.path / "model.safetensors", specs, arrays)
+        work.facts["about"] = next(
+            (s.about for s in models.sources().values() if s.name == name), f"import of {file.name}"
+        )
+    return target
+
+
+def _packaged(source: models.Source) -> Path:
+    require(source.package, "demo")
+    file = importlib.resources.files(source.package) / source.file
+    return Path(str(file))
+
+
+def _download(name: str) -> Path:
+    hub = require("huggingface_hub", "train")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        return Path(hub.snapshot_download(name, allow_patterns=patterns))
+    except MissingExtra:
+        raise
+    except Exception as error:
+        # The hub's client raises a dozen unrelated types; for the user they are one thing.
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"cannot get {name} from the hub: {reason}",
+            f"embedded bases need no network: {', '.join(models.sources())}",
+        ) from None
+
+
+def _open(file: Path) -> Any:
+    from gguf import GGUFReader
+
+    try:
+        return GGUFReader(file)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise InputError(
+            f"{file} is not a whole GGUF file: {error}", "download it again"
+        ) from None
+
+
+def _meta(reader: Any, key: str, default: Any = None) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+def _config(reader: Any, card: models.Card) -> dict[str, Any]:
+    """config.json from the file's hyper-parameters, in transformers' names."""
+    config: dict[str, Any] = {
+        "architectures": [card.architectures[0]],
+        "model_type": card.family,
+        "dtype": "float16",
+        "hidden_act": "silu",
+    }
+    for gguf_key, key in card.hparams.items():
+        value = _meta(reader, f"{card.gguf_arch}.{gguf_key}")
+        if value is not None:
+            config[key] = value
+    scaling = _meta(reader, f"{card.gguf_arch}.rope.scaling.type")
+    names = {tensor.name for tensor in reader.tensors}
+    if scaling not in (None, "none") or "rope_freqs.weight" in names:
+        raise FormatError(f"GGUF import does not read rope scaling {scaling or 'factors'!r}")
+    theta = _meta(reader, f"{card.gguf_arch}.rope.freq_base", 10000.0)
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
+    tokens = _meta(reader, "tokenizer.ggml.tokens")
+    config["vocab_size"] = len(tokens)
+    config["tie_word_embeddings"] = "output.weight" not in names
+    for key in ("bos", "eos"):
+        config[f"{key}_token_id"] = _meta(reader, f"tokenizer.ggml.{key}_token_id")
+    config["pad_token_id"] = _meta(reader, "tokenizer.ggml.padding_token_id")
+    # float32 in the file; the shortest decimal that means the same float32 is what was meant
+    return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
+
+
+def _write_tokenizer(reader: Any, folder: Path, config: dict[str, Any]) -> None:
+    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
+    kind, pre = _meta(reader, "tokenizer.ggml.model"), _meta(reader, "tokenizer.ggml.pre", "gpt-2")
+    steps = models.pretokenizers().get(pre)
+    if kind != "gpt2" or steps is None:
+        raise FormatError(
+            f"GGUF import does not read {kind} vocabularies with pre-tokenizer {pre!r}",
+            "use the Hugging Face folder of this model",
+        )
+    tokens = _meta(reader, "tokenizer.ggml.tokens")
+    types = _meta(reader, "tokenizer.ggml.token_type")
+    added = [
+        {"id": i, "content": tokens[i], "special": kind == CONTROL, "single_word": False,
+         "lstrip": False, "rstrip": False, "normalized": False}
+        for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)
+    ]  # fmt: skip
+    merges = [merge.split(" ", 1) for merge in _meta(reader, "tokenizer.ggml.merges")]
+    _write_json(
+        folder / "tokenizer.json",
+        {
+            "version": "1.0",
+            "added_tokens": added,
+            "pre_tokenizer": models.pretokenizer_json(steps),
+            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                        "use_regex": True},
+            "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)},
+                      "merges": merges, "ignore_merges": pre == "llama-bpe"},
+        },
+    )  # fmt: skip
+    names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
+    ids = {name: _meta(reader, f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+    _write_json(
+        folder / "tokenizer_config.json",
+        {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
+         "model_max_length": config["max_position_embeddings"], **special},
+    )  # fmt: skip
+    template = _meta(reader, "tokenizer.chat_template")
+    if template:
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    _write_json(
+        folder / "generation_config.json",
+        {key: value for key, value in generation.items() if value is not None},
+    )
+
+
+def _spec(tensor: Any, card: models.Card, file: Path) -> Spec:
+    name = card.hf_name(tensor.name)
+    if name is None:
+        raise FormatError(f"{file}: the {card.family} card has no tensor {tensor.name}")
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    return Spec(name, "F16" if len(shape) > 1 else "F32", shape)
+
+
+def _arrays(
+    reader: Any, card: models.Card, config: dict[str, Any], dither_seed: int | None
+) -> Iterator[npt.NDArray[np.float32]]:
+    from gguf import GGMLQuantizationType, dequantize
+
+    noise = None if dither_seed is None else np.random.default_rng(dither_seed)
+    for tensor in reader.tensors:
+        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
+        values = values.reshape(tuple(reversed(tensor.shape.tolist())))
+        if noise is not None and tensor.tensor_type == GGMLQuantizationType.Q4_1:
+            values = values + _half_steps(tensor.data, values.shape, noise)
+        transform = card.transform(tensor.name)
+        yield INVERSE[transform](values, config) if transform else values
+
+
+def _half_steps(
+    blocks: npt.NDArray[np.uint8], shape: tuple[int, ...], noise: np.random.Generator
+) -> npt.NDArray[np.float32]:
+    """Uniform noise of +- half a quantization step; a Q4_1 block starts with its float16 step."""
+    steps = blocks.reshape(-1, 20)[:, :2].copy().view(np.float16).astype(np.float32)
+    uniform = noise.uniform(-0.5, 0.5, (len(steps), 32)).astype(np.float32)
+    return (uniform * steps).reshape(shape)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    import json
+
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

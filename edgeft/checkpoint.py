@@ -1,0 +1,173 @@
+"""safetensors folders read and written tensor by tensor, without torch.
+
+    weights = Checkpoint(Path("model"))            # one file, or shards with an index
+    weights.read("model.norm.weight")              # float32, whatever the file stores
+    write_safetensors(path, specs, arrays)         # one tensor in memory at a time
+
+The format: https://github.com/huggingface/safetensors#format. Headers are checked before use, so a
+hostile or truncated file is an InputError, never a wild read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.errors import InputError
+
+MAX_HEADER = 100_000_000  # bytes, as the reference implementation
+_READ = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_WRITE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+         "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    file: Path
+    dtype: str
+    """safetensors' name: F32, F16, BF16, …"""
+    shape: tuple[int, ...]
+    offset: int
+    """bytes from the start of the file"""
+
+
+class Spec(NamedTuple):
+    name: str
+    dtype: str
+    """F32, F16 or BF16"""
+    shape: tuple[int, ...]
+
+
+class Checkpoint:
+    """The tensors of a Hugging Face folder (or one safetensors file), read on demand by mmap."""
+
+    def __init__(self, source: Path) -> None:
+        self.tensors: dict[str, TensorInfo] = {}
+        for file in _files(source):
+            for name, info in _header(file).items():
+                if name in self.tensors:
+                    raise InputError(f"{file}: tensor {name} is in two files")
+                self.tensors[name] = info
+
+    def read(self, name: str) -> npt.NDArray[np.float32]:
+        """A tensor as float32 (exact for F32, F16 and BF16)."""
+        info = self.tensors[name]
+        if info.dtype not in _READ:
+            raise InputError(
+                f"{info.file}: tensor {name} is stored as {info.dtype}",
+                "an unquantized checkpoint (F32, F16 or BF16) is needed",
+            )
+        count = math.prod(info.shape)
+        if count == 0:
+            return np.zeros(info.shape, np.float32)
+        raw = np.memmap(info.file, _READ[info.dtype], "r", info.offset, (count,))
+        return _to_float32(raw, info.dtype).reshape(info.shape)
+
+
+def _to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+    if dtype == "BF16":
+        wide = raw.astype("<u4") << np.uint32(16)
+        return wide.view(np.float32)
+    return raw.astype(np.float32)
+
+
+def from_float32(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+    """Round to nearest even; BF16 comes back as its uint16 bits."""
+    if dtype == "BF16":
+        bits = values.astype(np.float32, copy=False).view(np.uint32)
+        odd = (bits >> np.uint32(16)) & np.uint32(1)
+        return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
+    return values.astype(_WRITE[dtype])
+
+
+def stored_as(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
+    """What is left of `values` after storing them as `dtype`."""
+    return _to_float32(from_float32(values, dtype), dtype)
+
+
+def write_safetensors(
+    path: Path, specs: list[Spec], arrays: Iterable[npt.NDArray[np.float32]]
+) -> None:
+    """Write `arrays` (in the order of `specs`) as one safetensors file, streaming."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for spec in specs:
+        size = math.prod(spec.shape) * _SIZE[spec.dtype]
+        header[spec.name] = {
+            "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + size]
+        }  # fmt: skip
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for spec, values in zip(specs, arrays, strict=True):
+            if values.shape != spec.shape:
+                raise ValueError(f"{spec.name}: {values.shape} announced as {spec.shape}")
+            file.write(np.ascontiguousarray(from_float32(values, spec.dtype)).data)
+
+
+def _files(source: Path) -> list[Path]:
+    if source.is_file():
+        return [source]
+    single, index = source / "model.safetensors", source / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if not index.is_file():
+        pickled = any(source.glob("*.bin"))
+        raise InputError(
+            f"no model.safetensors in {source}",
+            "convert the .bin weights to safetensors first; edgeft never unpickles"
+            if pickled
+            else "a Hugging Face model folder is needed",
+        )
+    try:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise InputError(f"{index} is not a safetensors index: {error!r}") from None
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InputError(f"{index} names a file outside its folder: {name!r}")
+        if not (source / name).is_file():
+            raise InputError(f"{source} lacks the shard {name}", "download the model again")
+    return [source / name for name in names]
+
+
+def _header(file: Path) -> dict[str, TensorInfo]:
+    total = file.stat().st_size
+    with file.open("rb") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        if not 2 <= size <= min(MAX_HEADER, total - 8):
+            raise InputError(f"{file} is not a safetensors file (header of {size} bytes)")
+        text = stream.read(size)
+    start = 8 + size
+    tensors: dict[str, TensorInfo] = {}
+    end_of_data = 0
+    try:
+        raw = json.loads(text)
+        raw.pop("__metadata__", None)
+        for name, entry in raw.items():
+            shape = tuple(int(n) for n in entry["shape"])
+            begin, end = entry["data_offsets"]
+            dtype = entry["dtype"]
+            wanted = math.prod(shape) * _SIZE[dtype]
+            if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted:
+                raise ValueError(f"tensor {name}: {end - begin} bytes for {dtype} {shape}")
+            end_of_data = max(end_of_data, end)
+            tensors[name] = TensorInfo(file, dtype, shape, start + begin)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file} has a broken safetensors header: {error!r}") from None
+    if start + end_of_data > total:
+        raise InputError(
+            f"{file} is truncated: {total} of {start + end_of_data} bytes", "download it again"
+        )
+    return tensors

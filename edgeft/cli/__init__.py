@@ -1,0 +1,67 @@
+"""The command line: one file per command, each parses, calls one function and prints.
+
+stdout carries results and nothing else (with --json exactly one JSON object), stderr progress and
+notes. A user error is one line with a hint and exit code 1; wrong usage is exit code 2.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import click
+
+from edgeft import __version__
+from edgeft.errors import EdgeftError, did_you_mean
+
+COMMANDS = ("demo", "train-qlora", "merge-export", "chat", "bench", "ab")
+"""in the order of use; a command is `edgeft/cli/<name with _>.py` with a `command` in it"""
+
+
+class Group(click.Group):
+    """Loads a command's file when it is named; the root help reads all of them, they are light."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"edgeft.cli.{name.replace('-', '_')}")
+        command: click.Command = module.command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in COMMANDS:
+            ctx.fail(f"no command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="edgeft")
+def group() -> None:
+    """From a QLoRA fine-tune to a model that runs on a plain CPU, proved the same on the way."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """Entry point: turns user errors into one line and an exit code."""
+    try:
+        code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
+    except EdgeftError as error:
+        print(f"edgeft: error: {error}", file=sys.stderr)
+        code = error.exit_code
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:
+        # The reader of our output has gone; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code if isinstance(code, int) else 0)

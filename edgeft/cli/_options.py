@@ -1,0 +1,68 @@
+"""What the commands' options share: --config, --json, lists, and the command as it was typed."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeft.errors import InputError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def configurable(function: F) -> F:
+    """Add `--config run.toml`: defaults for this command, from its table or the top level.
+
+    Keys are option names, with - or _; an unknown key is refused.
+    """
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config,
+        help="TOML file with defaults for these options.",
+    )(function)
+
+
+def json_option(function: F) -> F:
+    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
+        function
+    )
+
+
+def print_json(value: Any) -> None:
+    click.echo(json.dumps(value, ensure_ascii=False, default=str))
+
+
+def comma_list(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Callback of a repeatable option whose values may also be joined by commas."""
+    return tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}") from None
+    table = raw.get(ctx.info_name or "", raw)
+    known = {p.name: p for p in ctx.command.params if p.name}
+    defaults = {}
+    for key, value in table.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            options = [p.replace("_", "-") for p in known]
+            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, options))
+        defaults[name] = value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}

@@ -1,0 +1,204 @@
+"""Adapter -> proven artifacts: the whole of `edgeft merge-export` below the command line.
+
+    export(ExportOptions(adapter=Path("adapter"), out=Path("out"), quants=("q4_k_m", "f16")))
+
+For every artifact: merge and convert in one pass, check the landing proof, open the finished file
+in its own runtime, compare token ids and stops with the base's tokenizer and, for a 16- or 32-bit
+file, the first greedy tokens with the merged float32 model. What fails a check never gets its name.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from edgeft import stage
+from edgeft.base import resolve
+from edgeft.benchmarks import parity, quality
+from edgeft.dataset import fingerprint, load_examples
+from edgeft.errors import EdgeftError, InputError, MissingExtra
+from edgeft.formats import Format, check_quants, format_named, load
+from edgeft.merge import MergeBase, Merged, adapter_manifest, open_merged, to_json
+from edgeft.progress import say
+from edgeft.records import Artifact, Example
+from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.train.sft import validation_examples
+
+EXACT = ("f32", "f16", "bf16")
+"""quantizations whose greedy tokens must be the float32 model's; bf16 only warns"""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    out: Path
+    """folder of the artifacts"""
+    adapter: Path | None = None
+    """peft's format; None exports the base as it is"""
+    base: str | None = None
+    """as for `edgeft.base.resolve`; default: the adapter's own"""
+    formats: tuple[str, ...] = ("gguf",)
+    quants: tuple[str, ...] = ()
+    merge_base: Literal["auto", "w16", "nf4"] = "auto"
+    """auto: the one with the smaller loss on the validation split"""
+    validation: Path | None = None
+    """for auto; default: the split that training held out"""
+    threads: int = len(os.sched_getaffinity(0))
+    overwrite: bool = False
+
+
+def export(options: ExportOptions) -> list[Artifact]:
+    """Make every artifact that is asked for; those that are complete already are kept."""
+    wanted = [
+        (row, quant)
+        for row in map(format_named, options.formats)
+        for quant in check_quants(row, options.quants)
+    ]
+    base = resolve(options.base or _recorded_base(options.adapter))
+    view = open_merged(base, options.adapter)
+    for row, _ in wanted:
+        if row.name not in view.card.formats:
+            raise EdgeftError(
+                f"the {view.card.family} family cannot be exported as {row.name}",
+                f"it can as {', '.join(view.card.formats)}",
+            )
+    parents = {"base": stage.identity(base)}
+    if options.adapter:
+        parents["adapter"] = stage.identity(options.adapter)
+    decided: tuple[MergeBase, dict[str, Any]] | None = None
+    artifacts = []
+    for row, quant in wanted:
+        target = _target(options.out, row, quant)
+        frozen = {"format": row.name, "quant": quant, "merge_base": options.merge_base,
+                  "validation": str(options.validation) if options.validation else None}  # fmt: skip
+        done = stage.finished(target, "artifact", frozen, parents)
+        if done:
+            say(f"{target} is complete, nothing to do")
+            artifacts.append(Artifact(target, row.name, quant, done))
+            continue
+        stage.preflight(options.out, f"exporting {quant}", disk=_size(view, quant))
+        decided = decided or choose_merge_base(base, options)
+        started = time.perf_counter()
+        with stage.writing(
+            target, kind="artifact", options=frozen, parents=parents, overwrite=options.overwrite
+        ) as work:
+            merged = open_merged(base, options.adapter, decided[0])
+            work.facts |= load(row.converter)(merged, work.path, quant, options.threads)
+            proof = merged.proof()
+            work.facts |= {"proof": to_json(proof), "merge_base": decided[1]}
+            work.facts["parity"] = _parity(row, quant, work.path, merged, options.threads)
+        seconds = time.perf_counter() - started
+        manifest = stage.read_manifest(target)
+        assert manifest is not None
+        size = sum(record.size for record in manifest.files.values())
+        say(f"{target}  {stage.human(size)} in {seconds:.1f} s")
+        say(f"  {proof}")
+        artifacts.append(Artifact(target, row.name, quant, manifest))
+    return artifacts
+
+
+def choose_merge_base(base: Path, options: ExportOptions) -> tuple[MergeBase, dict[str, Any]]:
+    """Which weights the delta is added to, and why: (choice, facts for the manifest).
+
+    The usual advice is the 16-bit base; a QLoRA adapter was trained on NF4 values, and which of the
+    two keeps more of it depends on the run, so both are measured on the validation split.
+    """
+    if options.merge_base != "auto":
+        return options.merge_base, {"chosen": options.merge_base, "why": "asked for"}
+    if options.adapter is None:
+        return "w16", {"chosen": "w16", "why": "no adapter"}
+    trained_on_nf4 = "nf4" in adapter_manifest(options.adapter).get("facts", {})
+    examples, problem = _validation(options)
+    if not examples:
+        choice: MergeBase = "nf4" if trained_on_nf4 else "w16"
+        say(f"merge base {choice}, not measured: {problem} (--validation FILE measures it)")
+        return choice, {"chosen": choice, "why": f"not measured: {problem}"}
+    losses: dict[MergeBase, float] = {}
+    gguf = format_named("gguf")
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.out, prefix=".merge-base.partial-") as folder:
+        for candidate in ("w16", "nf4"):
+            file = Path(folder) / f"{candidate}.gguf"
+            merged = open_merged(base, options.adapter, candidate)
+            load(gguf.converter)(merged, file, "f16", options.threads)
+            with load(gguf.runtime)(file, threads=options.threads) as model:
+                losses[candidate] = round(quality.answer_nll(model, examples), 5)
+            file.unlink()
+    choice = min(losses, key=lambda name: losses[name])
+    say(
+        f"merge base {choice}: validation loss w16 {losses['w16']:.4f}, nf4 {losses['nf4']:.4f} "
+        f"on {len(examples)} examples"
+    )
+    return choice, {"chosen": choice, "why": "smaller validation loss", "loss": losses,
+                    "examples": len(examples)}  # fmt: skip
+
+
+def _validation(options: ExportOptions) -> tuple[list[Example], str]:
+    """The examples to choose on, or none and the reason."""
+    if options.validation:
+        return load_examples(options.validation), ""
+    assert options.adapter is not None
+    recorded = adapter_manifest(options.adapter)
+    if not recorded:
+        return [], "the adapter has no manifest"
+    if not recorded["facts"].get("validation_items"):
+        return [], "training held out no validation split"
+    try:
+        examples = validation_examples(recorded["options"])
+    except EdgeftError as error:
+        return [], str(error)
+    if fingerprint(examples) != recorded["facts"]["validation_items"]:
+        return [], "the training data changed since"
+    return examples, ""
+
+
+def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -> dict[str, Any]:
+    with load(row.runtime)(path, threads=threads) as model:
+        facts = parity.check_tokens(model, merged.base)
+        if quant not in EXACT or row.name == "hf":
+            return facts
+        weights = ((name, merged.tensor(name)) for name in merged.shapes)
+        try:
+            reference = ReferenceRuntime(merged.base, threads=threads, weights=weights)
+        except MissingExtra as missing:
+            say(f"greedy tokens not compared with the float32 model: {missing}")
+            return facts | {"greedy": f"not compared: {missing.message}"}
+        with reference:
+            return facts | {"greedy": parity.check_greedy(model, reference)}
+
+
+def _recorded_base(adapter: Path | None) -> str:
+    if adapter is None:
+        raise InputError("nothing to export", "--adapter, --base or both")
+    if not adapter.is_dir():
+        raise InputError(f"no such adapter: {adapter}", "edgeft train-qlora makes one")
+    recorded = adapter_manifest(adapter).get("options", {}).get("base")
+    if not recorded:
+        try:
+            config = json.loads((adapter / "adapter_config.json").read_text())
+        except (OSError, ValueError):
+            config = {}
+        recorded = config.get("base_model_name_or_path")
+    if not recorded:
+        raise InputError(f"{adapter} does not say which base it was trained on", "--base")
+    return str(recorded)
+
+
+def _target(out: Path, row: Format, quant: str) -> Path:
+    return out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
+
+
+def _size(view: Merged, quant: str) -> int:
+    """Bytes that the artifact will have, from above."""
+    import math
+
+    from edgeft.formats import FORMATS
+
+    bits = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 9, "q6_k": 9}.get(quant, 8)
+    assert quant in FORMATS["gguf"].quants
+    weights = sum(math.prod(shape) for shape in view.shapes.values())
+    return weights * bits // 8 + 16 * 1024 * 1024

@@ -1,0 +1,91 @@
+"""The one table of artifact formats: who writes each, who runs it, what it needs.
+
+A new format is one converter, one runtime and one row here. The entries are strings so that
+looking at the table imports nothing: ``load(row.converter)`` imports on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import FormatError, InputError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Format:
+    name: str
+    converter: str
+    """module:function of `convert(merged, out, quant) -> facts`"""
+    runtime: str
+    """module:class with the methods of `edgeft.runtimes.Runtime`"""
+    suffix: str
+    """of the artifact's file name; "" for a folder"""
+    quants: tuple[str, ...]
+    """from the most to the least exact"""
+    default: tuple[str, ...]
+
+
+FORMATS = {
+    row.name: row
+    for row in (
+        Format(
+            name="gguf",
+            converter="edgeft.converters.gguf:convert",
+            runtime="edgeft.runtimes.gguf:GGUFRuntime",
+            suffix=".gguf",
+            quants=(
+                "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0",
+                "q4_k_m", "q4_k_s", "q4_1", "q4_0",
+            ),
+            default=("q4_k_m",),
+        ),
+        Format(
+            name="hf",
+            converter="edgeft.converters.hf:convert",
+            runtime="edgeft.runtimes.reference:ReferenceRuntime",
+            suffix="",
+            quants=("f32", "f16", "bf16"),
+            default=("f32",),
+        ),
+    )
+}  # fmt: skip
+
+
+def format_named(name: str) -> Format:
+    try:
+        return FORMATS[name.lower()]
+    except KeyError:
+        raise FormatError(f"unknown format {name!r}", did_you_mean(name, FORMATS)) from None
+
+
+def check_quants(row: Format, quants: tuple[str, ...]) -> tuple[str, ...]:
+    """`quants` in the table's spelling, from the most to the least exact, each once."""
+    wanted = {quant.lower() for quant in quants} or set(row.default)
+    for quant in wanted - set(row.quants):
+        raise FormatError(
+            f"format {row.name} has no quantization {quant!r}", did_you_mean(quant, row.quants)
+        )
+    return tuple(quant for quant in row.quants if quant in wanted)
+
+
+def format_of(path: Path) -> Format:
+    """The format of an artifact on disk."""
+    if path.suffix == ".gguf" and path.is_file():
+        return FORMATS["gguf"]
+    if (path / "config.json").is_file():
+        return FORMATS["hf"]
+    if not path.exists():
+        raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
+    raise InputError(
+        f"{path} is not a model that edgeft can run",
+        "a .gguf file, or a folder with config.json and safetensors",
+    )
+
+
+def load(entry: str) -> Any:
+    """Import what a "module:name" entry of the table names."""
+    module, _, name = entry.partition(":")
+    return getattr(importlib.import_module(module), name)

@@ -1,0 +1,177 @@
+"""The nouns as frozen records, and JSON in and out.
+
+Every noun on disk is a directory, or a file with a manifest beside it. The manifest is written
+last: where it is, the noun is complete. It holds the options that made it, the sha256 of every
+file and the identity of its parents (`edgeft.stage.identity`), so that an artifact's history can
+be followed back to the base model and the data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Message:
+    role: str
+    """system, user or assistant"""
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One conversation that ends with the answer to learn or to compare with."""
+
+    messages: tuple[Message, ...]
+    tags: tuple[str, ...] = ()
+    line: int = 0
+    """line (or item number) in its file, from 1"""
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1].content
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    sha256: str
+    size: int
+    """bytes"""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    kind: str
+    """base, adapter, artifact or measurement"""
+    options: dict[str, Any]
+    files: dict[str, FileRecord]
+    parents: dict[str, str] = field(default_factory=dict)
+    """role -> identity of that parent"""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """what was measured while it was made"""
+    edgeft: str = ""
+    created: str = ""
+    schema: int = SCHEMA
+
+    def to_json(self) -> str:
+        return json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        raw = json.loads(text)
+        raw["files"] = {name: FileRecord(**record) for name, record in raw["files"].items()}
+        known = {f.name for f in dataclasses.fields(cls)}
+        return cls(**{key: value for key, value in raw.items() if key in known})
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model in a format that a runtime opens."""
+
+    path: Path
+    format: str
+    quant: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When a reply ends and how its tokens are chosen."""
+
+    max_tokens: int = 512
+    temperature: float = 0.0
+    """0 = greedy"""
+    top_p: float = 1.0
+    seed: int = 0
+    past_stops: bool = False
+    """go on behind a stop token, for timing a fixed number of tokens"""
+
+
+@dataclass(frozen=True)
+class Token:
+    """One streamed token; every command that times a reply reads these."""
+
+    id: int
+    text: str
+    """text that became complete with this token ("" while a character is still partial)"""
+    seconds: float
+    """since the request was made"""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A finished answer to one prompt."""
+
+    text: str
+    ids: tuple[int, ...]
+    stopped: bool
+    """True when the model ended its turn, False when max_tokens cut it off"""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """One artifact's speed on this machine; medians of `runs` runs."""
+
+    load_s: float
+    ttft_s: float
+    """time to first token for a prompt of `prompt_tokens`, tokenization included"""
+    prefill_tps: float
+    """prompt tokens per second"""
+    decode_tps: float
+    """generated tokens per second after the first"""
+    prompt_tokens: int
+    new_tokens: int
+    runs: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak memory of a process that only loads the model and answers one prompt, in bytes."""
+
+    peak: int
+    """resident set, mapped weights included"""
+    anonymous: int
+    """the part that cannot be dropped under pressure"""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Answers of one arm on one list of items."""
+
+    arm: str
+    items: str
+    """sha256 of the items, the order included"""
+    scorer: str
+    replies: tuple[str, ...]
+    correct: tuple[bool, ...]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        return sum(self.correct) / len(self.correct)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What `edgeft bench` found out about one artifact."""
+
+    name: str
+    path: str
+    size: int
+    """bytes on disk"""
+    speed: Speed | None
+    memory: Memory | None
+    score: Score | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)

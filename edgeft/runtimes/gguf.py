@@ -1,0 +1,343 @@
+"""Run a GGUF file on llama.cpp, over its C interface rather than its slower `Llama` class.
+
+`stream` and `logits` share one context, whose tokens are kept: the next turn of a conversation
+decodes only what is new. `replies` makes a context for many sequences and drops it at the end.
+Calls may be interleaved but not run in parallel: a server puts a lock around each.
+
+    with GGUFRuntime(Path("model.gguf")) as model:
+        ids = model.encode(model.chat.render([Message("user", "hi")]))
+        print("".join(token.text for token in model.stream(ids, Limits())))
+"""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import ctypes
+import functools
+import itertools
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.records import Limits, Reply, Token
+from edgeft.template import ALPACA, ChatTemplate
+
+Logits = npt.NDArray[np.float32]
+
+BATCH = 512
+"""tokens that one call of llama_decode takes"""
+SLOTS = 16
+"""answers that `replies` writes at the same time"""
+MEMORY = 4
+"""times `context`: tokens that all answers of `replies` may hold together"""
+LOG_ERROR = 4
+"""ggml_log_level in ggml.h"""
+
+
+class GGUFRuntime:
+    def __init__(self, path: Path, threads: int | None = None, context: int | None = None) -> None:
+        lib, self._errors, _ = _llama_cpp()
+        self._lib = lib
+        self._threads = threads or len(os.sched_getaffinity(0))
+        self._batch = lib.llama_batch_init(BATCH, 0, 1)
+        self._context: Any = None
+        self._held: list[int] = []
+        self._errors.clear()
+        params = lib.llama_model_default_params()
+        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        with contextlib.ExitStack() as on_error:
+            on_error.callback(self.close)
+            if not self._model:
+                raise InputError(f"cannot load {path}: {_reason(self._errors)}")
+            self._vocab = lib.llama_model_get_vocab(self._model)
+            kind = lib.llama_vocab_type(self._vocab)
+            if kind == lib.LLAMA_VOCAB_TYPE_NONE or lib.llama_model_has_encoder(self._model):
+                raise InputError(f"{path} is not a decoder-only language model with a tokenizer")
+            key = b"tokenizer.ggml.add_space_prefix"
+            value = ctypes.create_string_buffer(16)
+            known = lib.llama_model_meta_val_str(self._model, key, value, 16) >= 0
+            by_default = kind == lib.LLAMA_VOCAB_TYPE_SPM
+            self._space_prefix = value.value == b"true" if known else by_default
+            self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
+            self.chat = self._chat_template()
+            trained: int = lib.llama_model_n_ctx_train(self._model)
+            self.context = context or min(trained, 4096)
+            self._context = self._new_context(self.context, sequences=1, rows=BATCH)
+            on_error.pop_all()
+
+    def encode(self, text: str) -> list[int]:
+        data = text.encode("utf-8", errors="replace")
+        vocab = self._alive(self._vocab)
+        tokenize = functools.partial(self._lib.llama_tokenize, vocab, data, len(data))
+        # Without room for them it tells the number of ids, negated.
+        ids = (ctypes.c_int32 * -tokenize(None, 0, False, True))()
+        tokenize(ids, len(ids), False, True)
+        return list(ids)
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        self._check(ids)
+        result = np.empty((len(ids), self.vocab_size), dtype=np.float32)
+        self._rewind([])
+        for start in range(0, len(ids), BATCH):
+            part = [(token, i, 0) for i, token in enumerate(ids[start : start + BATCH], start)]
+            result[start : start + BATCH] = self._decode(self._context, part)
+        return result
+
+    def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
+        self._check(ids)
+        return self._generate(list(ids), limits, time.perf_counter())
+
+    def _generate(self, ids: list[int], limits: Limits, start: float) -> Iterator[Token]:
+        text = self._decoder()
+        end = min(len(ids) + limits.max_tokens, self.context + 1)
+        sampler = self._sampler(limits) if limits.temperature > 0 else None
+        try:
+            while len(ids) < end:
+                # llama.cpp's greedy sampler would copy the vocabulary first.
+                token = int(self._read(ids).argmax())
+                if sampler:
+                    token = self._lib.llama_sampler_sample(sampler, self._context, -1)
+                if self._lib.llama_vocab_is_eog(self._vocab, token):
+                    return
+                ids.append(token)
+                yield Token(token, text(token), time.perf_counter() - start)
+        finally:
+            if sampler:
+                self._lib.llama_sampler_free(sampler)
+
+    def _read(self, ids: list[int]) -> Logits:
+        """What follows `ids`, of which only what the context does not hold yet is decoded."""
+        self._rewind(ids[:-1])
+        row = self._feed(self._context, ids, len(self._held), 0)
+        # Recorded last: what an interrupt leaves unrecorded, the next `_rewind` removes.
+        self._held[:] = ids
+        return row
+
+    def _rewind(self, ids: list[int]) -> None:
+        """Drop from the context what `ids` does not begin with."""
+        same = len(ids) if self._held == ids else _shared(self._held, ids)
+        memory = self._lib.llama_get_memory(self._alive(self._context))
+        if not self._lib.llama_memory_seq_rm(memory, 0, same, -1):
+            # A recurrent model cannot take back a part of what it has read.
+            self._lib.llama_memory_clear(memory, True)
+            same = 0
+        del self._held[same:]
+
+    def _feed(self, context: Any, ids: Sequence[int], begin: int, sequence: int) -> Logits:
+        """Decode ids[begin:] as one sequence; the logits after the last of them."""
+        for start in range(begin, len(ids), BATCH):
+            part = enumerate(ids[start : start + BATCH], start)
+            rows = self._decode(context, [(token, i, sequence) for i, token in part], every=False)
+        row: Logits = rows[0]
+        return row
+
+    def _decode(
+        self, context: Any, tokens: Sequence[tuple[int, int, int]], every: bool = True
+    ) -> Logits:
+        """(id, position, sequence) -> logits after every token, or only after the last.
+
+        They lie in llama.cpp's memory: the next call overwrites them.
+        """
+        self._errors.clear()
+        batch = self._alive(self._batch)
+        batch.n_tokens = len(tokens)
+        for i, (token, position, sequence) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+            batch.logits[i] = every or i == len(tokens) - 1
+        if code := self._lib.llama_decode(context, batch):
+            reason = _reason(self._errors) or f"llama_decode returned {code}"
+            raise EdgeftError(f"llama.cpp could not run the model: {reason}")
+        shape = (len(tokens) if every else 1, self.vocab_size)
+        rows: Logits = np.ctypeslib.as_array(self._lib.llama_get_logits(context), shape)
+        return rows
+
+    def replies(
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: Limits,
+        progress: Callable[[int], None] | None = None,
+    ) -> list[Reply]:
+        for prompt in prompts:
+            self._check(prompt)
+        replies = [Reply("", (), False) for _ in prompts]
+        if not prompts or limits.max_tokens < 1:
+            return replies
+        longest = min(max(map(len, prompts)) + limits.max_tokens, self.context)
+        width = max(1, min(SLOTS, len(prompts), MEMORY * self.context // longest - 1))
+        context = self._new_context(longest * (width + 1), sequences=width + 1, rows=1)
+        try:
+            answers = self._answers(context, prompts, width, limits.max_tokens)
+            for done, (index, reply) in enumerate(answers, start=1):
+                replies[index] = reply
+                if progress:
+                    progress(done)
+        finally:
+            self._lib.llama_free(context)
+        return replies
+
+    def _answers(
+        self, context: Any, prompts: Sequence[Sequence[int]], width: int, max_tokens: int
+    ) -> Iterator[tuple[int, Reply]]:
+        """Continuous batching: when an answer ends, the next prompt takes its place.
+
+        Each sequence has its own part of the cache. In a unified one, attention adds its terms in
+        another order, which changed most free-running answers of a 4-bit model.
+        llama.cpp then runs only neighbouring sequences together, and only by the same number of
+        tokens: so prompts are read one by one, and the sequences in use stay without gaps.
+        """
+        memory = self._lib.llama_get_memory(context)
+
+        def take(index: int, ids: list[int], token: int) -> Reply | None:
+            stopped = self._lib.llama_vocab_is_eog(self._vocab, token)
+            ids += [] if stopped else [token]
+            new = ids[len(prompts[index]) :]
+            if stopped or len(new) == max_tokens or len(ids) > self.context:
+                return Reply("".join(map(self._decoder(), new)), tuple(new), stopped)
+            return None
+
+        # One sequence more keeps the beginning that all prompts share.
+        shared = min(_shared(prompts[0], prompt[:-1]) for prompt in prompts)
+        if shared:
+            self._feed(context, prompts[0][:shared], 0, width)
+        waiting = list(enumerate(map(list, prompts)))[::-1]
+        running: list[tuple[int, list[int]]] = []
+        while waiting or running:
+            while waiting and len(running) < width:
+                index, ids = waiting.pop()
+                self._lib.llama_memory_seq_rm(memory, len(running), -1, -1)
+                if shared:
+                    self._lib.llama_memory_seq_cp(memory, width, len(running), -1, -1)
+                row = self._feed(context, ids, shared, len(running))
+                if reply := take(index, ids, int(row.argmax())):
+                    yield index, reply
+                else:
+                    running.append((index, ids))
+            if not running:
+                break
+            step = [(ids[-1], len(ids) - 1, i) for i, (_, ids) in enumerate(running)]
+            chosen = self._decode(context, step).argmax(axis=1).tolist()
+            for i in reversed(range(len(chosen))):
+                if reply := take(*running[i], chosen[i]):
+                    yield running[i][0], reply
+                    last = running.pop()
+                    if i < len(running):
+                        running[i] = last
+                        self._lib.llama_memory_seq_cp(memory, len(running), i, -1, -1)
+
+    def close(self) -> None:
+        if self._batch:
+            self._lib.llama_batch_free(self._batch)
+        if self._context:
+            self._lib.llama_free(self._context)
+        if self._model:
+            self._lib.llama_model_free(self._model)
+        self._batch = self._context = self._model = self._vocab = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _alive(self, pointer: Any) -> Any:
+        """llama.cpp itself would crash the process."""
+        if not pointer:
+            raise ValueError("the runtime is closed")
+        return pointer
+
+    def _check(self, ids: Sequence[int]) -> None:
+        if not ids:
+            raise InputError("the prompt is empty")
+        if len(ids) > self.context:
+            problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
+            raise InputError(problem, "shorten it or raise --context")
+
+    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
+        params = self._lib.llama_context_default_params()
+        params.n_ctx, params.n_seq_max = cells, sequences
+        params.n_batch = params.n_ubatch = BATCH
+        params.n_outputs_max_per_seq = rows
+        params.n_threads = params.n_threads_batch = self._threads
+        self._errors.clear()
+        context = self._lib.llama_init_from_model(self._alive(self._model), params)
+        if not context:
+            reason = _reason(self._errors)
+            raise ResourceError(f"no context of {cells} tokens: {reason}", "lower --context")
+        return context
+
+    def _sampler(self, limits: Limits) -> Any:
+        lib = self._lib
+        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+        # The order of transformers: the temperature changes what top_p keeps.
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(limits.temperature))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(limits.top_p, 1))
+        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(limits.seed & 0xFFFFFFFF))
+        return chain
+
+    def _decoder(self) -> Callable[[int], str]:
+        """The tokens of one answer, one after the other -> the text that each completes.
+
+        SentencePiece writes a space before the first word, which is not part of the answer.
+        """
+        utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        strip = itertools.chain([int(self._space_prefix)], itertools.repeat(0))
+        return lambda token: utf8.decode(self._piece(token, next(strip)))
+
+    def _piece(self, token: int, strip: int = 0) -> bytes:
+        room = 1024  # Runs of spaces are the longest tokens, at some hundred bytes.
+        buffer = ctypes.create_string_buffer(room)
+        count = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, strip, True)
+        return buffer.raw[: max(count, 0)]
+
+    def _chat_template(self) -> ChatTemplate:
+        lib, vocab = self._lib, self._vocab
+
+        def text(token: int) -> str:
+            return self._piece(token).decode("utf-8", "replace") if token >= 0 else ""
+
+        eos = text(lib.llama_vocab_eos(vocab))
+        ends = [i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, i)]
+        source = lib.llama_model_chat_template(self._model, None)
+        return ChatTemplate(
+            source=source.decode("utf-8", "replace") if source else ALPACA,
+            bos_token=text(lib.llama_vocab_bos(vocab)),
+            eos_token=eos,
+            stops=tuple(stop for stop in dict.fromkeys([eos, *map(text, ends)]) if stop),
+        )
+
+
+def _shared(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(a, b, strict=False))
+    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def _reason(errors: list[str]) -> str:
+    """llama.cpp names the cause first; then each of its callers says that it failed, too."""
+    return re.sub(r"^\w+: (error loading model: )?", "", errors[0].strip()) if errors else ""
+
+
+@functools.cache
+def _llama_cpp() -> tuple[Any, list[str], Any]:
+    """llama.cpp's functions; the error lines that it would print; what must not be collected."""
+    from llama_cpp import llama_cpp
+
+    errors: list[str] = []
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
+    def log(level: int, text: bytes, _: object) -> None:
+        if level == LOG_ERROR and len(errors) < 100:
+            errors.append(text.decode("utf-8", "replace"))
+
+    llama_cpp.llama_log_set(log, None)
+    llama_cpp.llama_backend_init()
+    return llama_cpp, errors, log

@@ -1,0 +1,255 @@
+"""Results that are whole or absent.
+
+A stage writes into a temporary neighbour, flushes it to the disk, renames it into place and
+writes the manifest last; whatever stops it before that leaves the old state. A second run with the
+same options and parents finds the manifest and does nothing.
+
+    with stage.writing(out, kind="artifact", options=opts, parents=parents) as work:
+        (work.path).write_bytes(...)
+        work.facts["beta"] = 1.0
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgeft import __version__
+from edgeft.errors import InputError, ResourceError, StaleError
+from edgeft.records import SCHEMA, FileRecord, Manifest
+
+
+@dataclass
+class Work:
+    path: Path
+    """where to write: a folder that exists, or a file that does not exist yet"""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def manifest_path(target: Path) -> Path:
+    """A folder holds its manifest; a file has it beside it."""
+    if target.suffix == ".gguf":
+        return target.with_name(target.name + ".manifest.json")
+    return target / "manifest.json"
+
+
+def read_manifest(target: Path) -> Manifest | None:
+    """The manifest of a complete noun, or None where there is none."""
+    path = manifest_path(target)
+    try:
+        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a manifest: {error}", "delete it and run again") from None
+    if manifest.schema > SCHEMA:
+        raise InputError(f"{path} was written by a newer edgeft", "upgrade edgeft")
+    return manifest
+
+
+def finished(
+    target: Path, kind: str, options: dict[str, Any], parents: dict[str, str]
+) -> Manifest | None:
+    """The manifest when `target` already is what this run would make, else None."""
+    manifest = read_manifest(target)
+    if manifest is None or (manifest.kind, manifest.parents) != (kind, parents):
+        return None
+    if manifest.options != json.loads(json.dumps(options)):
+        return None
+    sizes = {name: _part(target, name) for name in manifest.files}
+    whole = all(
+        path.is_file() and path.stat().st_size == manifest.files[name].size
+        for name, path in sizes.items()
+    )
+    return manifest if whole else None
+
+
+@contextlib.contextmanager
+def writing(
+    target: Path,
+    *,
+    kind: str,
+    options: dict[str, Any],
+    parents: dict[str, str],
+    overwrite: bool = False,
+) -> Iterator[Work]:
+    """Yield a place to write; on a clean exit put it at `target` with its manifest.
+
+    Raises StaleError where something else lies at `target` already and `overwrite` is off.
+    """
+    is_file = target.suffix == ".gguf"
+    if _occupied(target) and not overwrite:
+        raise StaleError(
+            f"{target} already holds something else", "--overwrite, or choose another output"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(target)
+    temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    if not is_file:
+        temp.mkdir()
+    try:
+        work = Work(temp)
+        yield work
+        if is_file:
+            files = {target.name: _record(temp)}
+        else:
+            files = {
+                str(path.relative_to(temp)): _record(path)
+                for path in sorted(temp.rglob("*"))
+                if path.is_file()
+            }
+        manifest = Manifest(
+            kind=kind,
+            options=json.loads(json.dumps(options)),
+            files=files,
+            parents=parents,
+            facts=work.facts,
+            edgeft=__version__,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        if is_file:
+            manifest_path(target).unlink(missing_ok=True)
+            os.replace(temp, target)
+            write_text(manifest_path(target), manifest.to_json())
+        else:
+            write_text(temp / "manifest.json", manifest.to_json())
+            old = target.with_name(f".{target.name}.partial-{os.getpid()}-old")
+            if target.exists():
+                os.replace(target, old)
+            os.replace(temp, target)
+            _remove(old)
+        _fsync(target.parent)
+    finally:
+        _remove(temp)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is either the old text or the new one."""
+    temp = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        temp.write_text(text, encoding="utf-8")
+        _fsync(temp)
+        os.replace(temp, path)
+        _fsync(path.parent)
+    finally:
+        temp.unlink(missing_ok=True)
+
+
+def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
+    """Refuse before the work starts when `disk` or `memory` bytes cannot be had."""
+    home = folder
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if disk > free:
+        raise ResourceError(
+            f"{what} needs {human(disk)} of disk at {home}, {human(free)} is free",
+            "free some, or choose another output",
+        )
+    available = available_memory()
+    if memory > available:
+        raise ResourceError(
+            f"{what} needs about {human(memory)} of memory, {human(available)} is available",
+            "close other programs or take a smaller model",
+        )
+
+
+def available_memory() -> int:
+    """Bytes a new process can have without swapping, the cgroup's limit included."""
+    bounds = [_meminfo("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        bounds.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    return max(0, min(bounds))
+
+
+def human(size: float) -> str:
+    """Bytes for people, in powers of 1000 as disks and llama.cpp count."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def identity(target: Path) -> str:
+    """What names a parent: one hash over the names and hashes of its files.
+
+    It comes from the manifest where there is one and from the files elsewhere, with the same
+    result, so a model keeps its identity when it is copied without its manifest.
+    """
+    manifest = read_manifest(target)
+    if manifest is not None:
+        files = {name: record.sha256 for name, record in manifest.files.items()}
+    elif target.is_file():
+        files = {target.name: sha256(target)}
+    else:
+        files = {
+            path.name: sha256(path)
+            for path in sorted(target.iterdir())
+            if path.suffix in (".json", ".safetensors", ".jinja") and path.name != "manifest.json"
+        }
+    if list(files) == [target.name]:
+        return files[target.name]
+    lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _part(target: Path, name: str) -> Path:
+    return target if target.suffix == ".gguf" else target / name
+
+
+def _record(path: Path) -> FileRecord:
+    _fsync(path)
+    return FileRecord(sha256=sha256(path), size=path.stat().st_size)
+
+
+def _occupied(target: Path) -> bool:
+    if target.is_dir():
+        return any(target.iterdir())
+    return target.exists()
+
+
+def _sweep(target: Path) -> None:
+    """Remove what a killed run left, but not what a living one is writing."""
+    pattern = re.compile(re.escape(f".{target.name}.partial-") + r"(\d+)(-old)?")
+    for path in target.parent.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _meminfo(key: str) -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise ResourceError(f"/proc/meminfo has no {key}")

@@ -1,0 +1,1 @@
+"""Training: a Dataset and a base model -> an Adapter; one file per objective."""
