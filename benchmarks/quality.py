@@ -99,8 +99,9 @@ def measure(
     key = _key(artifact, items, shots)
     kept = home() / "scores" / f"{key}.json"
     if kept.is_file() and not fresh:
-        raw = json.loads(kept.read_text())
-        return Score(**{k: tuple(v) if isinstance(v, list) else v for k, v in raw.items()})
+        raw: dict[str, Any] = json.loads(kept.read_text())
+        raw |= {"replies": tuple(raw["replies"]), "correct": tuple(raw["correct"])}
+        return Score(**raw)
     with open_runtime(artifact, threads=threads) as model:
         score = answer(model, items, shots, artifact.stem)
     kept.parent.mkdir(parents=True, exist_ok=True)

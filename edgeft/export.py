@@ -10,6 +10,7 @@ file, the first greedy tokens with the merged float32 model. What fails a check 
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 import time
@@ -23,14 +24,21 @@ from edgeft.benchmarks import parity, quality
 from edgeft.dataset import fingerprint, load_examples
 from edgeft.errors import EdgeftError, InputError, MissingExtra
 from edgeft.formats import Format, check_quants, format_named, load
-from edgeft.merge import MergeBase, Merged, adapter_manifest, open_merged, to_json
+from edgeft.merge import (
+    MergeBase,
+    Merged,
+    adapter_manifest,
+    check_exists,
+    open_merged,
+    to_json,
+)
 from edgeft.progress import say
 from edgeft.records import Artifact, Example
 from edgeft.runtimes.reference import ReferenceRuntime
 from edgeft.train.sft import validation_examples
 
-EXACT = ("f32", "f16", "bf16")
-"""quantizations whose greedy tokens must be the float32 model's; bf16 only warns"""
+EXACT = ("f32", "f16")
+"""quantizations whose first greedy tokens must be the float32 model's"""
 
 
 @dataclass(frozen=True)
@@ -174,8 +182,7 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
 def _recorded_base(adapter: Path | None) -> str:
     if adapter is None:
         raise InputError("nothing to export", "--adapter, --base or both")
-    if not adapter.is_dir():
-        raise InputError(f"no such adapter: {adapter}", "edgeft train-qlora makes one")
+    check_exists(adapter)
     recorded = adapter_manifest(adapter).get("options", {}).get("base")
     if not recorded:
         try:
@@ -194,11 +201,6 @@ def _target(out: Path, row: Format, quant: str) -> Path:
 
 def _size(view: Merged, quant: str) -> int:
     """Bytes that the artifact will have, from above."""
-    import math
-
-    from edgeft.formats import FORMATS
-
-    bits = {"f32": 32, "f16": 16, "bf16": 16, "q8_0": 9, "q6_k": 9}.get(quant, 8)
-    assert quant in FORMATS["gguf"].quants
+    bits = {"f32": 32, "f16": 16, "bf16": 16}.get(quant, 9)
     weights = sum(math.prod(shape) for shape in view.shapes.values())
     return weights * bits // 8 + 16 * 1024 * 1024

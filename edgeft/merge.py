@@ -85,7 +85,8 @@ class _Delta:
     scale: float
 
     def rows(self, rows: npt.NDArray[np.intp] | slice = slice(None)) -> Array:
-        return (np.float32(self.scale) * self.b[rows]) @ self.a
+        product: Array = (np.float32(self.scale) * self.b[rows]) @ self.a
+        return product
 
 
 class Merged:
@@ -204,6 +205,18 @@ def adapter_manifest(adapter: Path) -> dict[str, Any]:
     return {"options": manifest.options, "facts": manifest.facts}
 
 
+def check_exists(adapter: Path) -> None:
+    """InputError when there is no such folder; after an interrupted training the hint says so."""
+    if not adapter.is_dir():
+        stopped = adapter.with_name(adapter.name + ".work").is_dir()
+        raise InputError(
+            f"no such adapter: {adapter}",
+            "its training was interrupted: edgeft train-qlora … --resume"
+            if stopped
+            else "edgeft train-qlora makes one",
+        )
+
+
 def _read_adapter(
     base: Path, adapter: Path, names: dict[str, Any]
 ) -> tuple[dict[str, _Delta], dict[str, Array]]:
@@ -242,14 +255,13 @@ def _read_adapter(
 
 
 def _adapter_config(adapter: Path) -> dict[str, Any]:
-    if not adapter.is_dir():
-        raise InputError(f"no such adapter: {adapter}", "edgeft train-qlora makes one")
+    check_exists(adapter)
     config = read_json(adapter / "adapter_config.json")
     if not config or not (adapter / "adapter_model.safetensors").is_file():
         lacks = "adapter_model.safetensors" if config else "adapter_config.json"
-        work = adapter.with_name(adapter.name + ".work")
-        hint = "training was interrupted: --resume" if work.is_dir() else "peft's format is needed"
-        raise AdapterError(f"{adapter} is not an adapter: no {lacks}", hint)
+        raise AdapterError(
+            f"{adapter} is not an adapter: no {lacks}", "a folder in peft's format is needed"
+        )
     if config.get("peft_type") != "LORA":
         raise AdapterError(
             f"{adapter} is a {config.get('peft_type')} adapter", "edgeft merges LoRA adapters"

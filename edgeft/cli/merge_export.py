@@ -38,8 +38,9 @@ def command(threads: int | None, as_json: bool, **options: Any) -> None:
     """
     from edgeft.export import ExportOptions, export
 
-    chosen = {"threads": threads} if threads else {}
-    artifacts = export(ExportOptions(**options, **chosen))
+    if threads:
+        options["threads"] = threads
+    artifacts = export(ExportOptions(**options))
     if as_json:
         print_json([
             {"path": str(a.path), "format": a.format, "quant": a.quant, **a.manifest.facts}

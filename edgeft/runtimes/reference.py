@@ -76,7 +76,7 @@ class ReferenceRuntime:
                 return
             produced.append(token)
             text = self._tokenizer.decode(produced, skip_special_tokens=False)
-            whole = text[: -1] if text.endswith("\ufffd") else text
+            whole = text.removesuffix("\ufffd")
             yield Token(token, whole[len(shown) :], time.perf_counter() - started)
             shown = whole
             pending = torch.tensor([[token]])

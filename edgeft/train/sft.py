@@ -105,7 +105,7 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
     if options.validation_data:
         parents["validation_data"] = stage.sha256(options.validation_data)
     done = stage.finished(options.output, "adapter", options.to_json(), parents)
-    if done and not overwrite:
+    if done:
         say(f"{options.output} is complete, nothing to do")
         return done
     work_folder = options.output.with_name(options.output.name + ".work")
@@ -223,7 +223,6 @@ def _run(
         transformers = require("transformers", "train")
         from edgeft.train.trainer import AnswerTrainer, ProgressCallback, as_dataset, collate
 
-        transformers.set_seed(options.seed)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         compute = _compute_type(torch, options, device)
         say(f"base in NF4, {'kept in 4 bits' if options.keep_4bit else 'dequantized once'}, "
@@ -231,6 +230,7 @@ def _run(
         model = _frozen_base(torch, transformers, options, compute, device)
         targets = list(options.target_modules or card.lora_targets)
         _check_targets(model, targets)
+        transformers.set_seed(options.seed)  # here, so that loading cannot change the start
         model = peft.get_peft_model(
             model,
             peft.LoraConfig(
@@ -309,6 +309,17 @@ def _frozen_base(
     """The base model at its NF4 values; everything but the linear layers of the blocks is exact."""
     if options.keep_4bit:
         require("bitsandbytes", "train")
+        narrow = [
+            f"{name} ({info.shape[1]} wide)"
+            for name, info in Checkpoint(options.base).tensors.items()
+            if len(info.shape) == 2 and info.shape[1] % nf4.BLOCK
+        ]
+        if narrow and device == "cpu":
+            # bitsandbytes 0.50.2 gives wrong values there: its CPU kernel starts a block per row.
+            raise InputError(
+                f"--keep-4bit on a CPU needs widths that are multiples of {nf4.BLOCK}: {narrow[0]}",
+                "leave --keep-4bit out",
+            )
         packed = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
@@ -345,9 +356,11 @@ def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:
         return torch.float32 if options.compute_type == "fp32" else torch.bfloat16
     if device == "cuda":
         return torch.bfloat16
+    if options.keep_4bit:  # bitsandbytes' bf16 kernel for CPUs is slower, and off by up to 8 %
+        return torch.float32
     best = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for _ in range(10):  # interleaved, so that a busy moment hits both
-        for dtype in best:
+        for dtype in tuple(best):
             a, b = torch.randn(512, 576).to(dtype), torch.randn(576, 1536).to(dtype)
             start = time.perf_counter()
             torch.mm(a, b)

@@ -51,7 +51,7 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
 
-class Batches(torch.utils.data.Sampler[int]):
+class Batches(torch.utils.data.Sampler):  # type: ignore[misc]
     """An order of examples whose consecutive batches are of similar length, in random order.
 
     transformers' own LengthGroupedSampler leaves 50 batches at a time sorted by length; where

