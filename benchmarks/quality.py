@@ -29,6 +29,7 @@ from edgeft.base import home
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.dataset import IGNORED, encode, fingerprint, load_examples
 from edgeft.errors import FormatError, InputError, did_you_mean
+from edgeft.formats import format_of
 from edgeft.progress import Progress
 from edgeft.records import Example, Limits, Message, Score
 from edgeft.runtimes import Runtime, open_runtime
@@ -94,6 +95,7 @@ def measure(
     `shots`: None asks as a fine-tune is asked; a number gives the items' instructions and so many
     worked examples. `fresh` ignores a kept score.
     """
+    format_of(artifact)
     if shots and len(items.shots_from) < shots:
         raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
     key = _key(artifact, items, shots)

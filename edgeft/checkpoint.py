@@ -83,6 +83,7 @@ def from_float32(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any
     """Round to nearest even; BF16 comes back as its uint16 bits."""
     if dtype == "BF16":
         bits = values.astype(np.float32, copy=False).view(np.uint32)
+        bits = np.where(np.isnan(values), np.uint32(0x7FC00000), bits)  # rounding up would wrap it
         odd = (bits >> np.uint32(16)) & np.uint32(1)
         return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
     return values.astype(_WRITE[dtype])
@@ -164,7 +165,7 @@ def _header(file: Path) -> dict[str, TensorInfo]:
                 raise ValueError(f"tensor {name}: {end - begin} bytes for {dtype} {shape}")
             end_of_data = max(end_of_data, end)
             tensors[name] = TensorInfo(file, dtype, shape, start + begin)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(f"{file} has a broken safetensors header: {error!r}") from None
     if start + end_of_data > total:
         raise InputError(

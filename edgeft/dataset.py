@@ -198,7 +198,7 @@ def _turns(path: Path, line: int, turns: Any) -> tuple[Message, ...]:
             raise DataError(path, line, "a turn is not an object")
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        if role not in _ROLES:
+        if not isinstance(role, str) or role not in _ROLES:
             raise DataError(
                 path, line, f"unknown role {role!r}", f"known: {', '.join(sorted(_ROLES))}"
             )

@@ -36,7 +36,7 @@ def round_trip(weight: Array, double_quant: bool = True) -> Array:
     flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
     padded = np.pad(flat, (0, -len(flat) % BLOCK)).reshape(-1, BLOCK)
     absmax = np.abs(padded).max(axis=1)
-    scale = np.divide(1, absmax, out=np.zeros_like(absmax), where=absmax > 0)
+    scale = np.divide(1, absmax, out=np.zeros_like(absmax), where=absmax > 2.0**-128)
     codes = _nearest(padded * scale[:, None])
     if double_quant:
         absmax = _round_trip_8bit(absmax)

@@ -49,7 +49,7 @@ def read_manifest(target: Path) -> Manifest | None:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not a manifest: {error}", "delete it and run again") from None
     if manifest.schema > SCHEMA:
         raise InputError(f"{path} was written by a newer edgeft", "upgrade edgeft")
@@ -229,7 +229,7 @@ def _sweep(target: Path) -> None:
     pattern = re.compile(re.escape(f".{target.name}.partial-") + r"(\d+)(-old)?")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
-        if match and not Path(f"/proc/{match[1]}").exists():
+        if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists()):
             _remove(path)
 
 

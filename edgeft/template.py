@@ -81,7 +81,8 @@ class ChatTemplate:
                     eos_token=self.eos_token,
                 )
             )
-        except (jinja2.TemplateError, TypeError) as error:
+        except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
+                RuntimeError, TypeError, ValueError) as error:  # fmt: skip
             raise InputError(f"the chat template refuses these messages: {error}") from None
 
     @property

@@ -282,6 +282,17 @@ def test_export_errors_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_measuring_what_is_not_there_is_one_line(edgeft: Run, tmp_path: Path) -> None:
+    for command in (("bench", "x.gguf"), ("ab", "x.gguf", "y.gguf", "--items", "smart_home"),
+                    ("chat", "x.gguf")):  # fmt: skip
+        ran = edgeft(*command)
+        assert (ran.code, ran.out) == (1, "")
+        assert "no such artifact" in ran.err and ran.err.count("\n") == 1
+    (tmp_path / "cut.gguf").write_bytes(b"GGUF\x03\x00\x00\x00")
+    ran = edgeft("bench", tmp_path / "cut.gguf", "--items", "smart_home")
+    assert ran.code == 1 and "cannot load" in ran.err and ran.err.count("\n") == 1
+
+
 def test_training_errors_are_one_line(
     edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:

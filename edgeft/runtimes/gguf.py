@@ -105,7 +105,7 @@ class GGUFRuntime:
                 token = int(self._read(ids).argmax())
                 if sampler:
                     token = self._lib.llama_sampler_sample(sampler, self._context, -1)
-                if self._lib.llama_vocab_is_eog(self._vocab, token):
+                if not limits.past_stops and self._lib.llama_vocab_is_eog(self._vocab, token):
                     return
                 ids.append(token)
                 yield Token(token, text(token), time.perf_counter() - start)

@@ -1,0 +1,114 @@
+"""Errors with hints, and the table of formats."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgeft import errors, formats
+from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra, did_you_mean, require
+from edgeft.formats import FORMATS, check_quants, format_named, format_of
+
+
+def test_an_error_is_one_line_with_its_hint() -> None:
+    assert str(InputError("no such file", "check --data")) == "no such file (check --data)"
+    assert str(InputError("no such file")) == "no such file"
+    assert EdgeftError.exit_code == 1
+    error = errors.DataError(Path("a/b.jsonl"), 7, "not JSON", "a hint")
+    assert isinstance(error, InputError) and str(error) == "a/b.jsonl:7: not JSON (a hint)"
+
+
+def test_the_docstring_draws_the_whole_tree() -> None:
+    drawn = errors.__doc__ or ""
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(kind, Exception):
+            assert f"{name} " in drawn, f"edgeft/errors.py does not draw {name}"
+            assert issubclass(kind, EdgeftError)
+
+
+def test_did_you_mean() -> None:
+    known = ("q4_k_m", "q8_0", "f16")
+    assert did_you_mean("q4km", known) == "did you mean 'q4_k_m'? known: f16, q4_k_m, q8_0"
+    assert did_you_mean("Q8_0", known).startswith("did you mean 'q8_0'? ")
+    assert did_you_mean("zzzz", known) == "known: f16, q4_k_m, q8_0"
+    assert did_you_mean("x", []) == "known: "
+
+
+def test_require_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert require("json", "train") is json
+    for module in ("edgeft_no_such_package", "edgeft_no_such_package.inner"):
+        with pytest.raises(MissingExtra) as caught:
+            require(module, "train")
+        assert str(caught.value) == (
+            "edgeft_no_such_package is not installed (pip install 'edgeft[train]')"
+        )
+
+
+def test_require_does_not_swallow_a_defect_inside_a_package(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "edgeft_broken_a.py").write_text("import edgeft_not_there\n")
+    (tmp_path / "edgeft_broken_b.py").write_text("from json import no_such_name\n")
+    (tmp_path / "edgeft_broken_c.py").write_text("raise RuntimeError('inside')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    importlib.invalidate_caches()
+    with pytest.raises(ModuleNotFoundError, match="edgeft_not_there"):
+        require("edgeft_broken_a", "train")
+    with pytest.raises(ImportError, match="no_such_name"):
+        require("edgeft_broken_b", "train")
+    with pytest.raises(RuntimeError, match="inside"):
+        require("edgeft_broken_c", "train")
+    assert not [name for name in sys.modules if name.startswith("edgeft_broken")]
+
+
+def test_format_named() -> None:
+    assert format_named("GGUF") is FORMATS["gguf"]
+    with pytest.raises(FormatError) as caught:
+        format_named("guff")
+    assert str(caught.value) == "unknown format 'guff' (did you mean 'gguf'? known: gguf, hf)"
+
+
+def test_quants_come_from_the_most_to_the_least_exact() -> None:
+    row = FORMATS["gguf"]
+    assert check_quants(row, ("q4_0", "Q8_0", "f16", "q8_0")) == ("f16", "q8_0", "q4_0")
+    assert check_quants(row, ()) == row.default == ("q4_k_m",)
+    assert check_quants(row, tuple(reversed(row.quants))) == row.quants
+
+
+def test_an_unknown_quant_has_a_hint() -> None:
+    with pytest.raises(FormatError, match="format gguf has no quantization 'q4_km'") as caught:
+        check_quants(FORMATS["gguf"], ("q8_0", "Q4_KM"))
+    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, q4_0")
+    with pytest.raises(FormatError, match="format hf has no quantization 'q8_0'"):
+        check_quants(FORMATS["hf"], ("q8_0",))
+
+
+def test_format_of(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    assert format_of(tmp_path / "model.gguf") is FORMATS["gguf"]
+    with pytest.raises(InputError, match="is not a model that edgeft can run") as caught:
+        format_of(tmp_path)
+    assert "a .gguf file, or a folder" in caught.value.hint
+    (tmp_path / "config.json").write_text("{}")
+    assert format_of(tmp_path) is FORMATS["hf"]
+    with pytest.raises(InputError, match="no such artifact: .*none.gguf") as caught:
+        format_of(tmp_path / "none.gguf")
+    assert caught.value.hint == "edgeft merge-export makes one"
+    (tmp_path / "folder.gguf").mkdir()
+    with pytest.raises(InputError, match="is not a model that edgeft can run"):
+        format_of(tmp_path / "folder.gguf")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_table_names_what_exists(name: str) -> None:
+    row = FORMATS[name]
+    parameters = list(inspect.signature(formats.load(row.converter)).parameters)
+    assert parameters[:3] == ["merged", "out", "quant"]
+    assert inspect.isclass(formats.load(row.runtime))
+    assert set(row.default) <= set(row.quants) and row.default
+    assert all(quant == quant.lower() for quant in row.quants)

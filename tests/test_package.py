@@ -1,0 +1,141 @@
+"""pyproject.toml, the links, the README and the pins agree with the tree."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import edgeft
+
+ROOT = Path(__file__).resolve().parent.parent
+LINKS = ("converters", "benchmarks", "models")
+PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def packages() -> set[str]:
+    found = set()
+    for folder in ("edgeft", *LINKS):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.relative_to(ROOT).parent.parts
+            if folder == "edgeft" and parts[1:2] and parts[1] in LINKS:
+                continue  # the same file through a link
+            found.add(".".join(parts if folder == "edgeft" else ("edgeft", *parts)))
+    return found
+
+
+def test_pyproject_names_every_package() -> None:
+    listed = PYPROJECT["tool"]["setuptools"]["packages"]
+    assert sorted(listed) == sorted(packages())
+    assert listed == sorted(listed)
+    folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
+    assert folders == {f"edgeft.{name}": name for name in LINKS}
+
+
+def test_every_folder_with_python_is_a_package() -> None:
+    for folder in ("edgeft", *LINKS):
+        for path in (ROOT / folder).rglob("*.py"):
+            assert (path.parent / "__init__.py").is_file(), f"{path.parent} lacks an __init__.py"
+
+
+@pytest.mark.parametrize("name", LINKS)
+def test_the_links_are_relative(name: str) -> None:
+    link = ROOT / "edgeft" / name
+    assert link.is_symlink() and str(link.readlink()) == f"../{name}"
+    assert link.resolve() == ROOT / name and (link / "__init__.py").is_file()
+
+
+def test_data_files_are_packaged() -> None:
+    data = PYPROJECT["tool"]["setuptools"]["package-data"]
+    for file in tracked():
+        if file.suffix == ".py" or file.name == "LOG.md":
+            continue
+        package = ".".join(file.parts[:-1])
+        package = package if package.startswith("edgeft") else f"edgeft.{package}"
+        patterns = data.get(package, [])
+        assert any(file.match(pattern) for pattern in patterns), f"{file} is not in package-data"
+
+
+def test_one_version() -> None:
+    assert PYPROJECT["project"]["version"] == edgeft.__version__
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    first = re.search(r"^## \[?v?(\d+\.\d+\.\d+)", changes, re.MULTILINE)
+    assert first, "CHANGELOG.md has no line like '## 0.1.0'"
+    assert first[1] == edgeft.__version__
+
+
+def tracked() -> list[Path]:
+    """The committed files of the package, as paths from the root."""
+    done = subprocess.run(
+        ["git", "ls-files", "edgeft", *LINKS],
+        check=False,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        pytest.skip("not a git checkout")
+    return [Path(line) for line in done.stdout.splitlines() if not (ROOT / line).is_symlink()]
+
+
+def layout() -> str:
+    """The code blocks below the heading with "Layout" in the README."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    section = re.search(r"^#+ .*Layout.*?$(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert section, "README.md has no heading with 'Layout'"
+    blocks = re.findall(r"^```\w*\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
+    assert blocks, "README.md's Layout has no code block"
+    return "\n".join(blocks)
+
+
+def mentioned(block: str) -> set[str]:
+    return set(re.findall(r"[\w-]+\.(?:py|toml)\b", block))
+
+
+def test_the_readme_lists_every_module() -> None:
+    names = mentioned(layout())
+    files = {
+        file.name for file in tracked() if "suites" not in file.parts and file.suffix == ".py"
+    } - {"__init__.py"}
+    assert files <= names, f"README.md's Layout lacks {sorted(files - names)}"
+    folders = ("edgeft", "tests", *LINKS)
+    existing = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    gone = {name for name in names if name.endswith(".py")} - existing
+    assert not gone, f"README.md's Layout names {sorted(gone)}, which do not exist"
+
+
+def test_what_counts_as_mentioned() -> None:
+    block = (
+        "edgeft/\n  merge.py      base + adapter\n  cli/train_qlora.py\n  _ggml.py llama.toml a.pyx"
+    )
+    assert mentioned(block) == {"merge.py", "train_qlora.py", "_ggml.py", "llama.toml"}
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split("."))
+
+
+def test_constraints_pin_every_dependency() -> None:
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, _, pinned = line.partition("==")
+            assert re.fullmatch(r"\d+(\.\d+)*", pinned), f"not an exact pin: {line}"
+            pins[normal(name)] = pinned
+    project = PYPROJECT["project"]
+    groups = [project["dependencies"], *project["optional-dependencies"].values()]
+    wanted = [entry for group in groups for entry in group if not entry.startswith("edgeft")]
+    assert len(wanted) > 15
+    for entry in wanted:
+        match = re.fullmatch(r"([\w.-]+)>=(\d+(?:\.\d+)*)", entry)
+        assert match, f"not of the form name>=version: {entry}"
+        assert normal(match[1]) in pins, f"constraints.txt does not pin {match[1]}"
+        assert version(pins[normal(match[1])]) >= version(match[2]), entry
