@@ -99,9 +99,7 @@ def check_greedy(
     return {"tokens": same, "near_ties": ties}
 
 
-def logit_distance(
-    model: Runtime, reference: Runtime, ids: list[int]
-) -> tuple[float, float]:
+def logit_distance(model: Runtime, reference: Runtime, ids: list[int]) -> tuple[float, float]:
     """(largest absolute difference of logits, share of positions with the same top token)."""
     a, b = model.logits(ids), reference.logits(ids)
     return float(np.abs(a - b).max()), float((a.argmax(1) == b.argmax(1)).mean())

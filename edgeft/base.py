@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from edgeft import models, stage
 from edgeft.checkpoint import Spec, write_safetensors
-from edgeft.errors import FormatError, InputError, MissingExtra, did_you_mean, require
+from edgeft.errors import FormatError, InputError, did_you_mean, require
 from edgeft.models.transforms import INVERSE
 
 CONTROL, USER_DEFINED = 3, 4
@@ -97,9 +97,7 @@ def _download(name: str) -> Path:
     try:
         patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
-    except MissingExtra:
-        raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # The hub's client raises a dozen unrelated types; for the user they are one thing.
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
@@ -114,9 +112,7 @@ def _open(file: Path) -> Any:
     try:
         return GGUFReader(file)
     except (ValueError, IndexError, KeyError, OSError) as error:
-        raise InputError(
-            f"{file} is not a whole GGUF file: {error}", "download it again"
-        ) from None
+        raise InputError(f"{file} is not a whole GGUF file: {error}", "download it again") from None
 
 
 def _meta(reader: Any, key: str, default: Any = None) -> Any:

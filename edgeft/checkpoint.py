@@ -156,14 +156,15 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     try:
         raw = json.loads(text)
         raw.pop("__metadata__", None)
-        for name, entry in raw.items():
+        # As the reference implementation: in the order of the bytes, no overlap and no hole.
+        for name, entry in sorted(raw.items(), key=lambda item: item[1]["data_offsets"]):
             shape = tuple(int(n) for n in entry["shape"])
             begin, end = entry["data_offsets"]
             dtype = entry["dtype"]
             wanted = math.prod(shape) * _SIZE[dtype]
-            if min(shape, default=0) < 0 or begin < 0 or end - begin != wanted:
-                raise ValueError(f"tensor {name}: {end - begin} bytes for {dtype} {shape}")
-            end_of_data = max(end_of_data, end)
+            if min(shape, default=0) < 0 or begin != end_of_data or end - begin != wanted:
+                raise ValueError(f"tensor {name}: bytes {begin} to {end} for {dtype} {shape}")
+            end_of_data = end
             tensors[name] = TensorInfo(file, dtype, shape, start + begin)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RuntimeError) as error:
         raise InputError(f"{file} has a broken safetensors header: {error!r}") from None

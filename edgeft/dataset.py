@@ -134,7 +134,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     if text.lstrip().startswith("["):
         try:
             yield from enumerate(json.loads(text), start=1)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             line = getattr(error, "lineno", 1)
             raise DataError(path, line, f"not JSON: {error}") from None
         return
@@ -142,7 +142,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
         if line.strip():
             try:
                 yield number, json.loads(line)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(
                     path, number, f"not JSON: {error}", "one JSON object per line"
                 ) from None
@@ -166,6 +166,8 @@ def _example(path: Path, line: int, row: Any) -> Example:
         raise DataError(path, line, "the last turn is not an assistant's answer")
     if not any(message.role == "user" for message in messages):
         raise DataError(path, line, "there is no user turn")
+    if not isinstance(row.get("tags") or [], list):
+        raise DataError(path, line, "tags is not a list")
     return Example(messages, tags=tuple(map(str, row.get("tags") or ())), line=line)
 
 

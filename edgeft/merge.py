@@ -50,7 +50,6 @@ def tolerance(noise: float, single: bool) -> float:
     return min(0.8, 0.05 + 0.15 * noise) if single else min(0.4, 0.01 + 0.06 * noise)
 
 
-
 @dataclass(frozen=True)
 class Proof:
     """How the adapter arrived in the artifact."""
@@ -85,7 +84,8 @@ class _Delta:
     scale: float
 
     def rows(self, rows: npt.NDArray[np.intp] | slice = slice(None)) -> Array:
-        product: Array = (np.float32(self.scale) * self.b[rows]) @ self.a
+        scaled: Array = self.b[rows] * np.float32(self.scale)
+        product: Array = np.matmul(scaled, self.a)
         return product
 
 

@@ -61,13 +61,14 @@ def percent(correct: Sequence[bool]) -> str:
 
 def verdict_text(candidate: str, baseline: str, verdict: Verdict) -> str:
     """The verdict for people, a few short lines, the decision first."""
+    flips = verdict.lost + verdict.won
+    low, high = points(verdict.lower), points(verdict.upper)
     lines = [
         f"{verdict.outcome}: {candidate} against {baseline}",
         f"  {verdict.reason}",
-        f"  items {verdict.n}, flips {verdict.lost + verdict.won} ({verdict.flip_rate:.1%}): "
-        f"{verdict.lost} lost, {verdict.won} won",
-        f"  difference {verdict.difference:+.1%}, bounds {points(verdict.lower)} to "
-        f"{points(verdict.upper)}, margin {verdict.margin:.1%}, mid-p {verdict.mid_p:.3f}",
+        f"  flips {flips} of {verdict.n} ({verdict.flip_rate:.1%})",
+        f"  difference {points(verdict.difference)}, bounds {low} to {high}",
+        f"  margin {verdict.margin:.1%}, mid-p {verdict.mid_p:.3f}",
     ]
     return "\n".join(lines)
 

@@ -87,12 +87,13 @@ def writing(
     Raises StaleError where something else lies at `target` already and `overwrite` is off.
     """
     is_file = target.suffix == ".gguf"
+    if target.parent.is_dir():
+        _sweep(target)
     if _occupied(target) and not overwrite:
         raise StaleError(
             f"{target} already holds something else", "--overwrite, or choose another output"
         )
     target.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(target)
     temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
     if not is_file:
         temp.mkdir()
@@ -125,7 +126,12 @@ def writing(
             old = target.with_name(f".{target.name}.partial-{os.getpid()}-old")
             if target.exists():
                 os.replace(target, old)
-            os.replace(temp, target)
+            try:
+                os.replace(temp, target)
+            except BaseException:
+                if old.exists():
+                    os.replace(old, target)
+                raise
             _remove(old)
         _fsync(target.parent)
     finally:
@@ -190,23 +196,22 @@ def identity(target: Path) -> str:
     """What names a parent: one hash over the names and hashes of its files.
 
     It comes from the manifest where there is one and from the files elsewhere, with the same
-    result, so a model keeps its identity when it is copied without its manifest.
+    result, so a model keeps its identity when it is copied without its manifest. Of a folder only
+    what makes the model counts: weights, JSON and templates.
     """
     manifest = read_manifest(target)
+    if target.is_file():
+        return next(iter(manifest.files.values())).sha256 if manifest else sha256(target)
     if manifest is not None:
-        files = {name: record.sha256 for name, record in manifest.files.items()}
-    elif target.is_file():
-        files = {target.name: sha256(target)}
+        files = {name: record.sha256 for name, record in manifest.files.items() if _counts(name)}
     else:
-        files = {
-            path.name: sha256(path)
-            for path in sorted(target.iterdir())
-            if path.suffix in (".json", ".safetensors", ".jinja") and path.name != "manifest.json"
-        }
-    if list(files) == [target.name]:
-        return files[target.name]
+        files = {p.name: sha256(p) for p in target.iterdir() if p.is_file() and _counts(p.name)}
     lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _counts(name: str) -> bool:
+    return name.endswith((".json", ".safetensors", ".jinja")) and name != "manifest.json"
 
 
 def _part(target: Path, name: str) -> Path:
@@ -225,12 +230,19 @@ def _occupied(target: Path) -> bool:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what a killed run left, but not what a living one is writing."""
+    """Remove what a killed run left, but not what a living one is writing.
+
+    A run killed between the two renames of an overwrite left the old result under its second name:
+    that one is put back.
+    """
     pattern = re.compile(re.escape(f".{target.name}.partial-") + r"(\d+)(-old)?")
     for path in target.parent.iterdir():
         match = pattern.fullmatch(path.name)
         if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists()):
-            _remove(path)
+            if match[2] and not target.exists():
+                os.replace(path, target)
+            else:
+                _remove(path)
 
 
 def _remove(path: Path) -> None:

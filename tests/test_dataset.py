@@ -97,6 +97,7 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
 
 BROKEN: list[tuple[Any, str]] = [
     ('{"instruction": ', "not JSON"),
+    ('{"a":' * 100_000, "not JSON"),
     ("[1]", "not JSON|not an object but list"),
     ("3", "not an object but int"),
     ('"text"', "not an object but str"),

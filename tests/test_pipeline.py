@@ -327,9 +327,7 @@ def test_disk_and_memory_refusals_name_the_figure(
     assert ran.code == 1 and "of memory, 5.0 MB is available" in ran.err
 
 
-def test_examples_over_the_cutoff_are_counted(
-    edgeft: Run, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_examples_over_the_cutoff_are_counted(edgeft: Run, tiny_base: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     rows = [{"instruction": "lamp " * (40 if i < 3 else 1), "output": "on"} for i in range(24)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))

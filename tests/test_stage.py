@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import itertools
+import json
 import os
 import re
 import shutil
@@ -307,6 +308,11 @@ def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> Non
     shutil.copytree(tmp_path / "model", copy)
     (copy / "manifest.json").unlink()
     assert stage.identity(copy) == stage.identity(tmp_path / "model")
+    manifest = tmp_path / "model" / "manifest.json"
+    raw = json.loads(manifest.read_text())
+    raw["files"] = dict(reversed(raw["files"].items()))
+    manifest.write_text(json.dumps(raw))
+    assert stage.identity(copy) == stage.identity(tmp_path / "model"), "the order does not count"
     for part in parts:
         (copy / part).write_text("other")
         assert stage.identity(copy) != stage.identity(tmp_path / "model"), part

@@ -276,6 +276,9 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"a": "\xff"}')
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not JSON"):
         ChatTemplate.from_folder(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not JSON"):
+        ChatTemplate.from_folder(tmp_path)
     folder(tmp_path, tokenizer_config=[1])
     with pytest.raises(InputError, match="does not hold a JSON object"):
         read_json(tmp_path / "tokenizer_config.json")

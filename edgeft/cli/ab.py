@@ -14,9 +14,12 @@ from edgeft.cli._options import configurable, json_option, print_json
 @click.argument("baseline", type=click.Path(path_type=Path))
 @click.option("--items", required=True, help="Embedded suite (smart_home) or a JSONL file.")
 @click.option("--scorer", help="json or exact.  [default: the suite's, else exact]")
-@click.option("--margin", type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Loss that is still acceptable, as a share.  [default: .05, .03 from 400 "
-                   "items, .02 from 1500]")
+@click.option(
+    "--margin",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    help="Loss that is still acceptable, as a share.  [default: .05, .03 from 400 "
+    "items, .02 from 1500]",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many items.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer.")
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")

@@ -13,12 +13,20 @@ from edgeft.cli._options import configurable, json_option, print_json
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--items", help="Embedded suite (smart_home) or a JSONL file; none = no accuracy.")
 @click.option("--scorer", help="json or exact.  [default: the suite's, else exact]")
-@click.option("--shots", type=click.IntRange(min=0),
-              help="Ask as a base model is asked: with instructions and so many examples.")
+@click.option(
+    "--shots",
+    type=click.IntRange(min=0),
+    help="Ask as a base model is asked: with instructions and so many examples.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many items.")
 @click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer.")
-@click.option("--speed/--no-speed", "with_speed", default=True, show_default=True,
-              help="Measure speed and memory too.")
+@click.option(
+    "--speed/--no-speed",
+    "with_speed",
+    default=True,
+    show_default=True,
+    help="Measure speed and memory too.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
 @click.option("--fresh", is_flag=True, help="Answer again where a score is kept.")
 @json_option

@@ -22,10 +22,20 @@ SPOKEN = "turn off the bedroom lamp"
 
 
 @click.command("demo", short_help="Everything on an embedded model and task, in ten minutes.")
-@click.option("--out", type=click.Path(path_type=Path), default=Path("demo"), show_default=True,
-              help="Folder of everything that the demo makes.")
-@click.option("--steps", type=click.IntRange(min=1), default=320, show_default=True,
-              help="Training steps; fewer for a quick look.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    help="Folder of everything that the demo makes.",
+)
+@click.option(
+    "--steps",
+    type=click.IntRange(min=1),
+    default=320,
+    show_default=True,
+    help="Training steps; fewer for a quick look.",
+)
 @click.option("--limit", type=click.IntRange(min=1), help="Only the first so many test items.")
 @json_option
 def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:

@@ -13,44 +13,107 @@ from edgeft.progress import say
 
 @click.command("train-qlora", short_help="Fine-tune: chats + base model -> LoRA adapter.")
 @click.option("--base", required=True, help="Embedded base, Hugging Face folder, .gguf or hub id.")
-@click.option("--data", required=True, type=click.Path(path_type=Path),
-              help="alpaca, chat messages or sharegpt; JSON or JSONL.")
-@click.option("--output", required=True, type=click.Path(path_type=Path),
-              help="Folder of the adapter.")
-@click.option("--validation-data", type=click.Path(path_type=Path),
-              help="A validation file of its own, in place of --validation-size.")
-@click.option("--validation-size", type=click.FloatRange(min=0), default=0.05, show_default=True,
-              help="Held out of --data: a share below 1, a count from 1, 0 for none.")
-@click.option("--epochs", type=float, default=1.0, show_default=True,
-              help="Passes over the data, unless --steps is given.")
+@click.option(
+    "--data",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="alpaca, chat messages or sharegpt; JSON or JSONL.",
+)
+@click.option(
+    "--output", required=True, type=click.Path(path_type=Path), help="Folder of the adapter."
+)
+@click.option(
+    "--validation-data",
+    type=click.Path(path_type=Path),
+    help="A validation file of its own, in place of --validation-size.",
+)
+@click.option(
+    "--validation-size",
+    type=click.FloatRange(min=0),
+    default=0.05,
+    show_default=True,
+    help="Held out of --data: a share below 1, a count from 1, 0 for none.",
+)
+@click.option(
+    "--epochs",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Passes over the data, unless --steps is given.",
+)
 @click.option("--steps", type=click.IntRange(min=1), help="Optimizer steps.")
-@click.option("--batch-size", type=click.IntRange(min=1), default=8, show_default=True,
-              help="Examples per optimizer step.")
-@click.option("--micro-batch-size", type=click.IntRange(min=1),
-              help="Examples per forward pass.  [default: the batch size]")
-@click.option("--learning-rate", type=click.FloatRange(min=0, min_open=True), default=1e-3,
-              show_default=True, help="Peak, after warm-up, before cosine decay.")
-@click.option("--warmup", type=click.FloatRange(0, 1), default=0.05, show_default=True,
-              help="Share of the steps.")
-@click.option("--cutoff-length", type=click.IntRange(min=8), default=512, show_default=True,
-              help="Tokens; longer examples are left out and counted.")
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Examples per optimizer step.",
+)
+@click.option(
+    "--micro-batch-size",
+    type=click.IntRange(min=1),
+    help="Examples per forward pass.  [default: the batch size]",
+)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Peak, after warm-up, before cosine decay.",
+)
+@click.option(
+    "--warmup",
+    type=click.FloatRange(0, 1),
+    default=0.05,
+    show_default=True,
+    help="Share of the steps.",
+)
+@click.option(
+    "--cutoff-length",
+    type=click.IntRange(min=8),
+    default=512,
+    show_default=True,
+    help="Tokens; longer examples are left out and counted.",
+)
 @click.option("--lora-r", type=click.IntRange(min=1), default=16, show_default=True)
 @click.option("--lora-alpha", type=click.IntRange(min=1), default=32, show_default=True)
-@click.option("--lora-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0,
-              show_default=True)
-@click.option("--target-modules", multiple=True, callback=comma_list,
-              help="Module names, comma-separated.  [default: every linear layer of a block]")
+@click.option(
+    "--lora-dropout", type=click.FloatRange(0, 1, max_open=True), default=0.0, show_default=True
+)
+@click.option(
+    "--target-modules",
+    multiple=True,
+    callback=comma_list,
+    help="Module names, comma-separated.  [default: every linear layer of a block]",
+)
 @click.option("--train-on-inputs", is_flag=True, help="Learn the prompts too.")
 @click.option("--group-by-length/--no-group-by-length", default=True, show_default=True)
-@click.option("--compute-type", type=click.Choice(["auto", "fp32", "bf16"]), default="auto",
-              show_default=True, help="auto measures which is faster here.")
-@click.option("--keep-4bit", is_flag=True,
-              help="Keep the base packed in 4 bits: least memory, slower on a CPU.")
+@click.option(
+    "--compute-type",
+    type=click.Choice(["auto", "fp32", "bf16"]),
+    default="auto",
+    show_default=True,
+    help="auto measures which is faster here.",
+)
+@click.option(
+    "--keep-4bit",
+    is_flag=True,
+    help="Keep the base packed in 4 bits: least memory, slower on a CPU.",
+)
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--eval-every", type=click.IntRange(min=0), default=0,
-              help="Steps between points of the validation curve.  [default: five points]")
-@click.option("--save-every", type=click.IntRange(min=0), default=50, show_default=True,
-              help="Steps between checkpoints, 0 for none.")
+@click.option(
+    "--eval-every",
+    type=click.IntRange(min=0),
+    default=0,
+    help="Steps between points of the validation curve.  [default: five points]",
+)
+@click.option(
+    "--save-every",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    help="Steps between checkpoints, 0 for none.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run.")
 @click.option("--overwrite", is_flag=True, help="Replace what --output holds.")
 @json_option

@@ -1,8 +1,8 @@
 """Runtimes open an artifact and answer prompts; chat, bench and ab know nothing else of it.
 
-    with open_runtime(Path("q4_k_m.gguf")) as model:
-        for token in model.stream(model.encode(model.chat.render(messages)), Limits()):
-            print(token.text, end="")
+with open_runtime(Path("q4_k_m.gguf")) as model:
+    for token in model.stream(model.encode(model.chat.render(messages)), Limits()):
+        print(token.text, end="")
 """
 
 from __future__ import annotations

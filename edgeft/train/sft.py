@@ -350,9 +350,7 @@ def _check_targets(model: Any, targets: list[str]) -> None:
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = [target for target in targets if target.rpartition(".")[2] not in names]
     if missing:
-        raise InputError(
-            f"the model has no modules named {', '.join(missing)}", "--target-modules"
-        )
+        raise InputError(f"the model has no modules named {', '.join(missing)}", "--target-modules")
 
 
 def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:

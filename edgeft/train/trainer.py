@@ -45,7 +45,11 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def prediction_step(
-        self, model: Any, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: Any = None,
     ) -> tuple[Any, None, None]:
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
