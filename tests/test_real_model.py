@@ -1,0 +1,92 @@
+"""The embedded model: its import against llama.cpp's own reading, and README's commands."""
+
+from __future__ import annotations
+
+import importlib.resources
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgeft import base, stage
+from edgeft.benchmarks.suites import load_suite
+from edgeft.checkpoint import Checkpoint
+from edgeft.models import sources
+
+ROOT = Path(__file__).resolve().parent.parent
+TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is 56."
+
+
+def packaged() -> Path:
+    source = sources()["smollm2-135m"]
+    return Path(str(importlib.resources.files(source.package) / source.file))
+
+
+def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
+    from edgeft.export import ExportOptions, export
+    from edgeft.runtimes import open_runtime
+
+    (exported,) = export(ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",)))
+    with open_runtime(packaged()) as original, open_runtime(exported.path) as model:
+        ids = original.encode(TEXT)
+        assert model.encode(TEXT) == ids
+        assert model.chat.source == original.chat.source
+        assert model.chat.stops == original.chat.stops
+        wanted, got = original.logits(ids), model.logits(ids)
+    # The original multiplies 8-bit activations, the export half-precision ones.
+    assert np.abs(wanted - got).max() < 2.0
+    assert np.corrcoef(wanted.ravel(), got.ravel())[0, 1] > 0.999
+    assert (wanted.argmax(1) == got.argmax(1)).mean() > 0.9
+
+
+def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
+    plain = Checkpoint(base.resolve("smollm2-135m"))
+    folder = base.resolve("smollm2-135m-dithered")
+    dithered = Checkpoint(folder)
+    manifest = stage.read_manifest(folder)
+    assert manifest is not None
+    assert manifest.options["dither_seed"] == 20260101
+    assert "claims about quantization" in manifest.facts["about"]
+    embedding = "model.embed_tokens.weight"
+    np.testing.assert_array_equal(plain.read(embedding), dithered.read(embedding))
+    name = "model.layers.3.mlp.up_proj.weight"
+    noise = (dithered.read(name) - plain.read(name)).reshape(-1, 32)
+    # 16 levels of a block span its range, so half a step is a thirtieth of the range.
+    blocks = plain.read(name).reshape(-1, 32)
+    spread = blocks.max(1) - blocks.min(1)
+    assert (np.abs(noise).max(1) <= spread / 15 * 0.75 + 1e-3).mean() > 0.99
+    assert abs(noise.mean()) < 1e-4
+    assert noise.std() > 1e-3
+
+
+def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path, home: Path) -> None:
+    suite = load_suite("smart_home")
+    for name, rows, source in (("chats", 40, suite.train), ("items", 12, suite.test)):
+        lines = source.read_text(encoding="utf-8").splitlines()[:rows]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    blocks = re.findall(
+        r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    commands = [
+        line for block in blocks for line in block.splitlines()
+        if re.match(r"(edgeft [a-z]|echo .* \| edgeft )", line)
+    ]  # fmt: skip
+    assert len(commands) >= 5
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    env = os.environ | {"PATH": path, "EDGEFT_HOME": str(home)}
+    outputs = []
+    for command in commands:
+        done = subprocess.run(
+            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True,
+            check=False,
+        )  # fmt: skip
+        # Twelve items cannot decide anything: the gate has to say so.
+        wanted = 4 if " ab " in command else 0
+        assert done.returncode == wanted, f"{command}\n{done.stderr}"
+        outputs.append(done.stdout)
+    chat = outputs[next(i for i, c in enumerate(commands) if "edgeft chat" in c)]
+    assert chat.strip()
+    assert "INCONCLUSIVE" in outputs[-1]
