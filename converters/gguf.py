@@ -78,22 +78,20 @@ def _encode(
     from gguf import dequantize
 
     transform = merged.card.transform(gguf_name)
-    values = merged.tensor(name)
-    if transform:
-        values = FORWARD[transform](values, merged.config)
+    summed = merged.tensor(name)
+    values = FORWARD[transform](summed, merged.config) if transform else summed
     try:
         data = quantize(values, qtype, threads)
     except ValueError as error:
         raise ProofError(f"tensor {name} cannot be stored as {qtype.name}: {error}") from None
     if merged.adapted(name):
-        rows = merged.sample(name)
+        rows = places = merged.sample(name)
         if transform:  # where the sampled rows went
-            order = np.broadcast_to(
-                np.arange(len(values), dtype=np.float32)[:, None], (len(values), 1)
-            )
-            moved = FORWARD[transform](np.ascontiguousarray(order), merged.config)[:, 0]
-            rows = np.argsort(moved.astype(np.intp))[rows]
-        merged.landed(name, dequantize(np.ascontiguousarray(data[rows]), qtype))
+            numbers = np.arange(len(values), dtype=np.float32)[:, None]
+            moved = FORWARD[transform](numbers, merged.config)[:, 0]
+            places = np.argsort(moved.astype(np.intp))[rows]
+        kept = dequantize(np.ascontiguousarray(data[places]), qtype)
+        merged.landed(name, summed[rows], kept)
     return data
 
 

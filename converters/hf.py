@@ -35,7 +35,8 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
         for name in merged.shapes:
             values = merged.tensor(name)
             if merged.adapted(name):
-                merged.landed(name, stored_as(values[merged.sample(name)], stored))
+                given = values[merged.sample(name)]
+                merged.landed(name, given, stored_as(given, stored))
             yield values
 
     write_safetensors(out / "model.safetensors", specs, arrays())

@@ -105,6 +105,10 @@ def export(options: ExportOptions) -> list[Artifact]:
         size = sum(record.size for record in manifest.files.values())
         say(f"{target}  {stage.human(size)} in {seconds:.1f} s")
         say(f"  {proof}")
+        if not proof.faithful:
+            say(
+                f"  {quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer"
+            )
         artifacts.append(Artifact(target, row.name, quant, manifest))
     return artifacts
 

@@ -146,7 +146,21 @@ def test_a_merge_that_did_not_land_is_refused(
 
     monkeypatch.setattr(Merged, "tensor", wrong)
     gguf.convert(merged, tmp_path / "x.gguf", quant, threads=1)
-    with pytest.raises(ProofError, match="did not land"):
+    with pytest.raises(ProofError, match=f"did not land in .*beta {factor:.3f}"):
+        merged.proof()
+
+
+@pytest.mark.parametrize("factor", [0.0, 2.0])
+def test_a_delta_that_the_type_lost_or_doubled_is_refused(
+    adapter: Path, tiny_base: Path, factor: float
+) -> None:
+    merged = open_merged(tiny_base, adapter)
+    for name in filter(merged.adapted, merged.shapes):
+        rows = merged.sample(name)
+        summed = merged.tensor(name)[rows]
+        before = merged._base_tensor(name)[rows]
+        merged.landed(name, summed, before + np.float32(factor) * (summed - before))
+    with pytest.raises(ProofError, match=f"this type keeps beta {factor:.3f}"):
         merged.proof()
 
 
