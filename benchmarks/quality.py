@@ -1,7 +1,8 @@
 """Quality of one arm on a list of items: greedy answers, a scorer, and answer likelihood.
 
-    items = load_items("smart_home")                    # an embedded suite, or a JSONL file
-    score = measure(Path("q4_k_m.gguf"), items)         # Score with one bool per item
+    asking = Asking("smart_home")                               # a suite, or a JSONL file
+    items = load_items(asking)
+    score = measure(Path("q4_k_m.gguf"), items, asking)         # Score with one bool per item
     score.accuracy
 
 An arm is an artifact with a way to ask: as it is (a fine-tune), or with instructions and a few
@@ -50,14 +51,27 @@ class Items:
     """examples that few-shot prompts are drawn from"""
 
 
-def load_items(
-    name: str, scorer: str | None = None, max_tokens: int | None = None, limit: int | None = None
-) -> Items:
-    """An embedded suite's test split by name, or a data file by path.
+@dataclass(frozen=True)
+class Asking:
+    """How artifacts are asked: the options that bench and ab share."""
 
-    `limit` takes the first so many items; `scorer` and `max_tokens` default to the suite's, else to
-    "exact" and 256.
-    """
+    items: str | None = None
+    """name of an embedded suite, or a data file"""
+    scorer: str | None = None
+    """None = the suite's, else exact"""
+    limit: int | None = None
+    """only the first so many items"""
+    max_tokens: int | None = None
+    """of an answer; None = the suite's, else 256"""
+    threads: int | None = None
+    """None = all cores"""
+    fresh: bool = False
+    """answer again where a score is kept"""
+
+
+def load_items(asking: Asking) -> Items:
+    """An embedded suite's test split by name, or a data file by path."""
+    name, scorer = asking.items or "", asking.scorer
     if name in suite_names():
         suite = load_suite(name)
         items = Items(
@@ -77,34 +91,28 @@ def load_items(
         raise FormatError(f"unknown scorer {scorer!r}", did_you_mean(scorer, SCORERS))
     return dataclasses.replace(
         items,
-        examples=items.examples[:limit],
+        examples=items.examples[: asking.limit],
         scorer=scorer or items.scorer,
-        max_tokens=max_tokens or items.max_tokens,
+        max_tokens=asking.max_tokens or items.max_tokens,
     )
 
 
-def measure(
-    artifact: Path,
-    items: Items,
-    shots: int | None = None,
-    threads: int | None = None,
-    fresh: bool = False,
-) -> Score:
+def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = None) -> Score:
     """Answer every item greedily and score it.
 
     `shots`: None asks as a fine-tune is asked; a number gives the items' instructions and so many
-    worked examples. `fresh` ignores a kept score.
+    worked examples.
     """
     format_of(artifact)
     if shots and len(items.shots_from) < shots:
         raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
     key = _key(artifact, items, shots)
     kept = home() / "scores" / f"{key}.json"
-    if kept.is_file() and not fresh:
+    if kept.is_file() and not asking.fresh:
         raw: dict[str, Any] = json.loads(kept.read_text())
         raw |= {"replies": tuple(raw["replies"]), "correct": tuple(raw["correct"])}
         return Score(**raw)
-    with open_runtime(artifact, threads=threads) as model:
+    with open_runtime(artifact, threads=asking.threads) as model:
         score = answer(model, items, shots, artifact.stem)
     kept.parent.mkdir(parents=True, exist_ok=True)
     stage.write_text(kept, json.dumps(dataclasses.asdict(score), ensure_ascii=False))

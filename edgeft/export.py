@@ -88,7 +88,7 @@ def export(options: ExportOptions) -> list[Artifact]:
             say(f"{target} is complete, nothing to do")
             artifacts.append(Artifact(target, row.name, quant, done))
             continue
-        stage.preflight(options.out, f"exporting {quant}", disk=_size(view, quant))
+        stage.preflight(options.out, f"exporting {quant}", *_needs(view, quant))
         decided = decided or choose_merge_base(base, options)
         started = time.perf_counter()
         with stage.writing(
@@ -173,6 +173,9 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
         facts = parity.check_tokens(model, merged.base)
         if quant not in EXACT or row.name == "hf":
             return facts
+        if not _float32_fits(merged):
+            say("greedy tokens not compared: the float32 model does not fit into memory")
+            return facts | {"greedy": "not compared: memory"}
         weights = ((name, merged.tensor(name)) for name in merged.shapes)
         try:
             reference = ReferenceRuntime(merged.base, threads=threads, weights=weights)
@@ -203,8 +206,14 @@ def _target(out: Path, row: Format, quant: str) -> Path:
     return out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
 
 
-def _size(view: Merged, quant: str) -> int:
-    """Bytes that the artifact will have, from above."""
+def _needs(view: Merged, quant: str) -> tuple[int, int]:
+    """(disk, memory) in bytes, from above: the file; a few copies of the largest tensor."""
     bits = {"f32": 32, "f16": 16, "bf16": 16}.get(quant, 9)
-    weights = sum(math.prod(shape) for shape in view.shapes.values())
-    return weights * bits // 8 + 16 * 1024 * 1024
+    sizes = [math.prod(shape) for shape in view.shapes.values()]
+    return sum(sizes) * bits // 8 + 16_000_000, 6 * 4 * max(sizes) + 100_000_000
+
+
+def _float32_fits(view: Merged) -> bool:
+    """Room for the float32 model beside the artifact."""
+    sizes = sum(math.prod(shape) for shape in view.shapes.values())
+    return stage.available_memory() > 6 * sizes

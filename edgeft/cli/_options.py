@@ -30,6 +30,23 @@ def configurable(function: F) -> F:
     )(function)
 
 
+def asking(function: F) -> F:
+    """Add the options of `edgeft.benchmarks.quality.Asking`, apart from --items."""
+    for option in reversed(
+        (
+            click.option("--scorer", help="json or exact.  [default: the suite's, else exact]"),
+            click.option(
+                "--limit", type=click.IntRange(min=1), help="Only the first so many items."
+            ),
+            click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer."),
+            click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]"),
+            click.option("--fresh", is_flag=True, help="Answer again where a score is kept."),
+        )
+    ):
+        function = option(function)
+    return function
+
+
 def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
         function

@@ -132,7 +132,11 @@ def command(
 
     micro = micro_batch_size or options["batch_size"]
     frozen = TrainOptions(base=resolve(base), micro_batch_size=micro, **options)
-    manifest = train(frozen, resume=resume, overwrite=overwrite)
+    try:
+        manifest = train(frozen, resume=resume, overwrite=overwrite)
+    except KeyboardInterrupt:
+        say("stopped; the same command with --resume goes on from the last checkpoint")
+        raise
     facts = manifest.facts
     if as_json:
         print_json({"adapter": str(frozen.output), **facts})

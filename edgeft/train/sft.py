@@ -380,7 +380,7 @@ def _quiet_libraries() -> Iterator[None]:
 
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft", "trl")]
+    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
     levels = [logger.level for logger in noisy]
     for logger in noisy:
         logger.setLevel(logging.ERROR)

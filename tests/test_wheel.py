@@ -1,0 +1,42 @@
+"""The wheel: nothing but edgeft/…, and it works where there is no checkout."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_the_package_and_runs_anywhere(tmp_path: Path) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir",
+         str(tmp_path), str(ROOT)],
+        check=True,
+    )  # fmt: skip
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.partition("/")[0] for name in archive.namelist()}
+        archive.extractall(site)
+    assert {top for top in tops if not top.endswith(".dist-info")} == {"edgeft"}
+    code = (
+        "import edgeft.converters.gguf, edgeft.benchmarks.paired as p, edgeft.models as m\n"
+        "from edgeft.benchmarks.suites import load_suite\n"
+        "assert p.__file__.startswith(%r), p.__file__\n"
+        "assert load_suite('smart_home').test.is_file() and m.cards() and m.sources()\n"
+        "from edgeft.cli import main\nmain(['--help'])\n" % str(site)
+    )
+    env = os.environ | {"PYTHONPATH": str(site)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "merge-export" in done.stdout
