@@ -29,9 +29,9 @@ def test_the_wheel_holds_the_package_and_runs_anywhere(tmp_path: Path) -> None:
     code = (
         "import edgeft.converters.gguf, edgeft.benchmarks.paired as p, edgeft.models as m\n"
         "from edgeft.benchmarks.suites import load_suite\n"
-        "assert p.__file__.startswith(%r), p.__file__\n"
+        f"assert p.__file__.startswith({str(site)!r}), p.__file__\n"
         "assert load_suite('smart_home').test.is_file() and m.cards() and m.sources()\n"
-        "from edgeft.cli import main\nmain(['--help'])\n" % str(site)
+        "from edgeft.cli import main\nmain(['--help'])\n"
     )
     env = os.environ | {"PYTHONPATH": str(site)}
     done = subprocess.run(

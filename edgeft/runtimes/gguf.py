@@ -44,7 +44,8 @@ LOG_ERROR = 4
 
 class GGUFRuntime:
     def __init__(self, path: Path, threads: int | None = None, context: int | None = None) -> None:
-        lib, self._errors, _ = _llama_cpp()
+        lib, self._errors, log = _llama_cpp()
+        lib.llama_log_set(log, None)  # each time: another user of the library may have set its own
         self._lib = lib
         self._threads = threads or len(os.sched_getaffinity(0))
         self._batch = lib.llama_batch_init(BATCH, 0, 1)
@@ -338,6 +339,5 @@ def _llama_cpp() -> tuple[Any, list[str], Any]:
         if level == LOG_ERROR and len(errors) < 100:
             errors.append(text.decode("utf-8", "replace"))
 
-    llama_cpp.llama_log_set(log, None)
     llama_cpp.llama_backend_init()
     return llama_cpp, errors, log
