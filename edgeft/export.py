@@ -9,7 +9,6 @@ file, the first greedy tokens with the merged float32 model. What fails a check 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import tempfile
@@ -28,8 +27,8 @@ from edgeft.merge import (
     MergeBase,
     Merged,
     adapter_manifest,
-    check_exists,
     open_merged,
+    read_adapter_config,
     to_json,
 )
 from edgeft.progress import say
@@ -189,14 +188,9 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
 def _recorded_base(adapter: Path | None) -> str:
     if adapter is None:
         raise InputError("nothing to export", "--adapter, --base or both")
-    check_exists(adapter)
+    config = read_adapter_config(adapter)
     recorded = adapter_manifest(adapter).get("options", {}).get("base")
-    if not recorded:
-        try:
-            config = json.loads((adapter / "adapter_config.json").read_text())
-        except (OSError, ValueError):
-            config = {}
-        recorded = config.get("base_model_name_or_path")
+    recorded = recorded or config.get("base_model_name_or_path")
     if not recorded:
         raise InputError(f"{adapter} does not say which base it was trained on", "--base")
     return str(recorded)

@@ -219,8 +219,12 @@ def adapter_manifest(adapter: Path) -> dict[str, Any]:
     return {"options": manifest.options, "facts": manifest.facts}
 
 
-def check_exists(adapter: Path) -> None:
-    """InputError when there is no such folder; after an interrupted training the hint says so."""
+def read_adapter_config(adapter: Path) -> dict[str, Any]:
+    """adapter_config.json of an adapter in peft's format.
+
+    InputError when there is no such folder (after an interrupted training the hint says so),
+    AdapterError when it is something else.
+    """
     if not adapter.is_dir():
         stopped = adapter.with_name(adapter.name + ".work").is_dir()
         raise InputError(
@@ -229,12 +233,19 @@ def check_exists(adapter: Path) -> None:
             if stopped
             else "edgeft train-qlora makes one",
         )
+    config = read_json(adapter / "adapter_config.json")
+    if not config or not (adapter / "adapter_model.safetensors").is_file():
+        lacks = "adapter_model.safetensors" if config else "adapter_config.json"
+        raise AdapterError(
+            f"{adapter} is not an adapter: no {lacks}", "a folder in peft's format is needed"
+        )
+    return config
 
 
 def _read_adapter(
     base: Path, adapter: Path, names: dict[str, Any]
 ) -> tuple[dict[str, _Delta], dict[str, Array]]:
-    config = _adapter_config(adapter)
+    config = _mergeable(adapter)
     _check_lineage(base, adapter)
     weights = Checkpoint(adapter / "adapter_model.safetensors")
     pairs: dict[str, dict[str, Array]] = {}
@@ -268,14 +279,8 @@ def _read_adapter(
     return deltas, replaced
 
 
-def _adapter_config(adapter: Path) -> dict[str, Any]:
-    check_exists(adapter)
-    config = read_json(adapter / "adapter_config.json")
-    if not config or not (adapter / "adapter_model.safetensors").is_file():
-        lacks = "adapter_model.safetensors" if config else "adapter_config.json"
-        raise AdapterError(
-            f"{adapter} is not an adapter: no {lacks}", "a folder in peft's format is needed"
-        )
+def _mergeable(adapter: Path) -> dict[str, Any]:
+    config = read_adapter_config(adapter)
     if config.get("peft_type") != "LORA":
         raise AdapterError(
             f"{adapter} is a {config.get('peft_type')} adapter", "edgeft merges LoRA adapters"

@@ -307,6 +307,21 @@ def test_measuring_what_is_not_there_is_one_line(edgeft: Run, tmp_path: Path) ->
     assert ran.code == 1 and "cannot load" in ran.err and ran.err.count("\n") == 1
 
 
+def test_the_command_line_has_the_defaults_of_the_options() -> None:
+    import dataclasses
+
+    from edgeft.cli.train_qlora import command
+    from edgeft.train.sft import TrainOptions
+
+    defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
+    del defaults["micro_batch_size"]  # the batch size, where it is not given
+    offered = {param.name: param.to_info_dict()["default"] for param in command.params}
+    checked = {name for name in defaults if defaults[name] is not dataclasses.MISSING}
+    assert checked <= offered.keys()
+    assert {n: offered[n] or defaults[n] for n in checked} == {n: defaults[n] for n in checked}
+    assert len(checked) > 15
+
+
 def test_training_errors_are_one_line(
     edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:

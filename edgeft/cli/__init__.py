@@ -64,4 +64,11 @@ def main(args: list[str] | None = None) -> None:
         # The reader of our output has gone; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        # A disk that filled up, a folder without permission: the machine's, not our defect.
+        if error.filename is None and error.errno is None:
+            raise
+        where = f": {error.filename}" if error.filename else ""
+        print(f"edgeft: error: {error.strerror or error}{where}", file=sys.stderr)
+        code = EdgeftError.exit_code
     sys.exit(code if isinstance(code, int) else 0)

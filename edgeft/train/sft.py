@@ -54,7 +54,7 @@ class TrainOptions:
     """examples per optimizer step"""
     micro_batch_size: int = 8
     """examples per forward pass; gradients are accumulated up to batch_size"""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """peak, after the warm-up and before the cosine decay"""
     warmup: float = 0.05
     """share of the steps"""
