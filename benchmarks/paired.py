@@ -305,7 +305,15 @@ def judge(p: Paired, margin: float | None = None) -> Verdict:
 
     outcome: Outcome
     needed: int | None = None
-    if lower > -chosen and p.n >= minimum:
+    right = p.both + p.lost
+    if right / p.n <= chosen and lower <= 0:
+        # A baseline that is hardly ever right has nothing to lose: the scorer may be the wrong one.
+        outcome = "INCONCLUSIVE"
+        reason = (
+            f"the baseline answers only {right} of {p.n} items right, which is no more than the "
+            f"{points} points allowed to be lost: check the items and the scorer."
+        )
+    elif lower > -chosen and p.n >= minimum:
         outcome = "PASS"
         worst = f"at most {-100 * lower:.2f} points worse" if lower < 0 else "no worse"
         reason = (

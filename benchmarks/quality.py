@@ -13,6 +13,7 @@ and ab do not answer twice.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -20,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +111,10 @@ def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = No
     key = _key(artifact, items, shots)
     kept = home() / "scores" / f"{key}.json"
     if kept.is_file() and not asking.fresh:
-        raw: dict[str, Any] = json.loads(kept.read_text())
-        raw |= {"replies": tuple(raw["replies"]), "correct": tuple(raw["correct"])}
-        return Score(**raw)
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
+            raw: dict[str, Any] = json.loads(kept.read_text())
+            raw |= {"replies": tuple(raw["replies"]), "correct": tuple(raw["correct"])}
+            return Score(**raw | {"arm": _arm(artifact.stem, shots)})
     with open_runtime(artifact, threads=asking.threads) as model:
         score = answer(model, items, shots, artifact.stem)
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +124,7 @@ def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = No
 
 def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
     """The uncached part of `measure`, over an open runtime."""
-    arm = name if shots is None else f"{name}, {shots}-shot"
+    arm = _arm(name, shots)
     lead = [] if shots is None else _lead(items, shots)
     prompts = [
         model.encode(model.chat.render([*lead, *example.prompt])) for example in items.examples
@@ -145,6 +148,10 @@ def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
     )
 
 
+def _arm(name: str, shots: int | None) -> str:
+    return name if shots is None else f"{name}, {shots}-shot"
+
+
 def answer_nll(model: Runtime, examples: Sequence[Example]) -> float:
     """Mean negative log-likelihood of the answer tokens, nats per token, stop token included."""
     total, count = 0.0, 0
@@ -166,7 +173,7 @@ def json_equal(reply: str, wanted: str) -> bool:
     text = reply.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
     try:
         return _canonical(text) == _canonical(wanted)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
 
 
@@ -200,7 +207,8 @@ def _lead(items: Items, shots: int) -> list[Message]:
 
 def _key(artifact: Path, items: Items, shots: int | None) -> str:
     parts: list[Any] = [
-        __version__, stage.identity(artifact), fingerprint(items.examples), items.scorer,
+        __version__,
+        version("llama-cpp-python"), stage.identity(artifact), fingerprint(items.examples), items.scorer,
         items.max_tokens, shots, items.instructions if shots is not None else "",
         fingerprint(items.shots_from) if shots else "",
     ]  # fmt: skip

@@ -31,7 +31,7 @@ WORDS = "the cold river carried small boats past old houses while two children c
 
 def measure(artifact: Path, threads: int | None = None) -> tuple[Speed, Memory]:
     """Run this module in a child process and read its line."""
-    command = [sys.executable, "-m", "edgeft.benchmarks.speed", str(artifact)]
+    command = [sys.executable, "-P", "-m", "edgeft.benchmarks.speed", str(artifact)]
     if threads:
         command += ["--threads", str(threads)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

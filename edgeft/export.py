@@ -4,7 +4,7 @@
 
 For every artifact: merge and convert in one pass, check the landing proof, open the finished file
 in its own runtime, compare token ids and stops with the base's tokenizer and, for a 16- or 32-bit
-file, the first greedy tokens with the merged float32 model. What fails a check never gets its name.
+file (f16, f32), the first greedy tokens with the merged float32 model. What fails a check never gets its name.
 """
 
 from __future__ import annotations
@@ -76,6 +76,10 @@ def export(options: ExportOptions) -> list[Artifact]:
     parents = {"base": stage.identity(base)}
     if options.adapter:
         parents["adapter"] = stage.identity(options.adapter)
+    if options.validation:
+        if not options.validation.is_file():
+            raise InputError(f"no such data file: {options.validation}", "check --validation")
+        parents["validation"] = stage.sha256(options.validation)
     decided: tuple[MergeBase, dict[str, Any]] | None = None
     artifacts = []
     for row, quant in wanted:

@@ -286,6 +286,9 @@ def _mergeable(adapter: Path) -> dict[str, Any]:
             f"{adapter} is a {config.get('peft_type')} adapter", "edgeft merges LoRA adapters"
         )
     odd = [key for key in ("use_dora", "fan_in_fan_out", "target_parameters") if config.get(key)]
+    start = config.get("init_lora_weights", True)
+    if str(start).lower().startswith(("pissa", "olora", "corda", "loftq", "eva")):
+        odd.append(f"init_lora_weights={start} (it belongs to a changed base)")
     if odd or config.get("bias", "none") != "none":
         raise AdapterError(
             f"{adapter} uses {', '.join(odd) or 'LoRA biases'}, which edgeft does not merge yet",

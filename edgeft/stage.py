@@ -93,6 +93,10 @@ def writing(
         raise StaleError(
             f"{target} already holds something else", "--overwrite, or choose another output"
         )
+    if target.is_dir() and any(target.iterdir()):
+        old_manifest = read_manifest(target)
+        if old_manifest is None or old_manifest.kind != kind:
+            raise StaleError(f"{target} was not made by this command", "choose another output")
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
     if not is_file:
@@ -199,9 +203,9 @@ def identity(target: Path) -> str:
     result, so a model keeps its identity when it is copied without its manifest. Of a folder only
     what makes the model counts: weights, JSON and templates.
     """
-    manifest = read_manifest(target)
     if target.is_file():
-        return next(iter(manifest.files.values())).sha256 if manifest else sha256(target)
+        return sha256(target)  # cheap, and right even where the file was exchanged
+    manifest = read_manifest(target)
     if manifest is not None:
         files = {name: record.sha256 for name, record in manifest.files.items() if _counts(name)}
     else:

@@ -200,6 +200,8 @@ def test_resumed_training_ends_with_the_same_adapter(
     assert not (tmp_path / "a").exists()
     assert "--resume" in edgeft("merge-export", "--adapter", tmp_path / "a", "--base", tiny_base,
                                 "--out", tmp_path / "o").err  # fmt: skip
+    undecided = edgeft(*command)
+    assert undecided.code == 1 and "--resume goes on from it" in undecided.err
     changed = edgeft(*command, "--seed", 1, "--resume")
     assert changed.code == 1
     assert "seed changed" in changed.err
@@ -239,7 +241,8 @@ def test_chat_bench_and_ab_on_the_artifacts(artifacts: Path, edgeft: Run, tmp_pa
     assert human.out.startswith("| artifact") and human.out.endswith("     0.0% |\n")
     same = edgeft("ab", artifacts / "q8_0.gguf", artifacts / "f16.gguf", "--items", items,
                   "--max-tokens", 4)  # fmt: skip
-    assert same.code == 0 and same.out.startswith("PASS: q8_0 against f16")
+    assert same.code == 4 and same.out.startswith("INCONCLUSIVE: q8_0 (0.0%) against f16 (0.0%)")
+    assert "the baseline answers only 0 of 70 items right" in same.out
     few = edgeft("ab", artifacts / "q8_0.gguf", artifacts / "f16.gguf", "--items", items,
                  "--max-tokens", 4, "--limit", 20, "--json")  # fmt: skip
     assert few.code == 4 and json.loads(few.out)["outcome"] == "INCONCLUSIVE"
@@ -378,6 +381,8 @@ def test_config_file_fills_options_and_refuses_unknown_keys(
     manifest = stage.read_manifest(tmp_path / "a")
     assert manifest is not None
     assert (manifest.options["steps"], manifest.options["lora_r"]) == (1, 4)
-    config.write_text("[train-qlora]\nlora-rank = 4\n")
+    config.write_text('[merge-export]\nquant = "q9"\n[train-qlora]\nlora-rank = 4\n')
+    wrong = edgeft("merge-export", "--config", config, "--base", tiny_base, "--out", tmp_path)
+    assert wrong.code == 1 and "no quantization 'q9'" in wrong.err
     ran = edgeft("train-qlora", "--config", config)
     assert ran.code == 1 and "unknown key 'lora-rank'" in ran.err and "lora-r" in ran.err

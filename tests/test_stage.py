@@ -96,11 +96,23 @@ def test_an_exception_leaves_the_old_artifact(tmp_path: Path, name: str) -> None
     make(target, "old")
     with (
         pytest.raises(KeyboardInterrupt),
-        stage.writing(target, kind="base", options={}, parents={}, overwrite=True) as work,
+        stage.writing(target, kind="artifact", options={}, parents={}, overwrite=True) as work,
     ):
         fill(work, "half")
         raise KeyboardInterrupt
     assert content(target) == "old" and finished(target) and names(tmp_path) == beside(name)
+
+
+def test_overwrite_spares_a_folder_that_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "notes.txt").write_text("mine")
+    with (
+        pytest.raises(StaleError, match="was not made by this command"),
+        stage.writing(tmp_path / "project", kind="adapter", options={}, parents={},
+                      overwrite=True),
+    ):  # fmt: skip
+        pass
+    assert (tmp_path / "project" / "notes.txt").read_text() == "mine"
 
 
 @pytest.mark.parametrize("name", NAMES)

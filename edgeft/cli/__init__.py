@@ -7,7 +7,6 @@ notes. A user error is one line with a hint and exit code 1; wrong usage is exit
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from typing import Any
 
@@ -60,10 +59,6 @@ def main(args: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
     except OSError as error:
         # A disk that filled up, a folder without permission: the machine's, not our defect.
         if error.filename is None and error.errno is None:

@@ -73,13 +73,21 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         raise InputError(f"no such file: {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}") from None
-    table = raw.get(ctx.info_name or "", raw)
-    known = {p.name: p for p in ctx.command.params if p.name}
+    own = raw.get(ctx.info_name or "")
+    table = {k: v for k, v in raw.items() if not isinstance(v, dict)} if own is None else own
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: [{ctx.info_name}] is not a table")
+    known = {
+        name.lstrip("-"): param
+        for param in ctx.command.params
+        if isinstance(param, click.Option) and param.name != "config"
+        for name in param.opts
+    }
     defaults = {}
     for key, value in table.items():
-        name = key.replace("-", "_")
-        if name not in known:
-            options = [p.replace("_", "-") for p in known]
-            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, options))
-        defaults[name] = value
+        option = known.get(key.replace("_", "-"))
+        if option is None:
+            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
+        single = option.multiple and isinstance(value, str)
+        defaults[str(option.name)] = [value] if single else value
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

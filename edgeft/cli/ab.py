@@ -50,7 +50,10 @@ def command(
     after = quality.measure(candidate, items, how)
     verdict = judge(Paired.count(before.correct, after.correct), margin)
     if as_json:
-        print_json({"candidate": str(candidate), "baseline": str(baseline), **verdict.to_json()})
+        arms = {"candidate": str(candidate), "baseline": str(baseline)}
+        accuracy = {"candidate_accuracy": after.accuracy, "baseline_accuracy": before.accuracy}
+        print_json({**arms, **accuracy, **verdict.to_json()})
     else:
-        click.echo(report.verdict_text(candidate.stem, baseline.stem, verdict))
+        one, other = (f"{s.arm} ({report.percent(s.correct)})" for s in (after, before))
+        click.echo(report.verdict_text(one, other, verdict))
     ctx.exit(verdict.exit_code)

@@ -42,6 +42,8 @@ def command(
     from edgeft.records import Measurement
 
     how = quality.Asking(**asked)
+    if shots is not None and not how.items:
+        raise click.UsageError("--shots needs --items")
     items = quality.load_items(how) if how.items else None
     for artifact in artifacts:
         format_of(artifact)

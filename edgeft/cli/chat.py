@@ -55,12 +55,8 @@ class Conversation:
 
     def ask(self, text: str) -> Iterator[str]:
         """The reply piece by piece; what was said is remembered when the iterator is closed."""
-        self.turns.append(Message("user", text))
-        try:
-            ids = self._fitting()
-        except InputError:
-            self.turns.pop()
-            raise
+        turns, ids = self._fitting([*self.turns, Message("user", text)])
+        self.turns = turns
         self.prompt_tokens, self.tokens = len(ids), []
         try:
             for token in self.model.stream(ids, self.limits):
@@ -82,21 +78,21 @@ class Conversation:
             f"context {used} of {self.model.context}"
         )
 
-    def _fitting(self) -> list[int]:
-        """Ids of the conversation; the oldest turns are dropped until a reply has room."""
+    def _fitting(self, turns: list[Message]) -> tuple[list[Message], list[int]]:
+        """(turns, ids) that leave room for a reply; the oldest turns are dropped for it."""
         room = min(self.limits.max_tokens, self.model.context // 4)
         while True:
             system = [Message("system", self.system)] if self.system else []
-            text = self.model.chat.render([*system, *self.turns])
+            text = self.model.chat.render([*system, *turns])
             ids = self.model.encode(text)
             if len(ids) + room <= self.model.context:
-                return ids
-            if len(self.turns) < 3:
+                return turns, ids
+            if len(turns) < 3:
                 raise InputError(
                     f"the message has {len(ids)} tokens, the context {self.model.context}",
                     "shorten it or raise --context",
                 )
-            del self.turns[:2]
+            turns = turns[2:]
             say("the conversation is longer than the context, its oldest turn was dropped")
 
 

@@ -53,9 +53,10 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     started = time.perf_counter()
     adapter, base = out / "adapter", out / "base"
     files = [out / f"{quant}.gguf" for quant in QUANTS]
+    again = ["--resume"] if adapter.with_name("adapter.work").is_dir() else []
     _step("train-qlora", "--base", BASE, "--data", suite.train, "--validation-data",
           suite.validation, "--output", adapter, "--steps", steps, "--batch-size", 4,
-          "--overwrite")  # fmt: skip
+          "--overwrite", *again)  # fmt: skip
     _step("merge-export", "--adapter", adapter, "--out", out, "--quant", ",".join(QUANTS),
           "--overwrite")  # fmt: skip
     _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")
@@ -86,7 +87,7 @@ def _step(name: str, *words: Any, feed: str | None = None) -> Any:
     lead = f"echo {shlex.quote(feed)} | " if feed else ""
     print(f"\n$ {lead}edgeft {shlex.join(args)}", file=sys.stderr, flush=True)
     done = subprocess.run(
-        [sys.executable, "-m", "edgeft", *args],
+        [sys.executable, "-P", "-m", "edgeft", *args],
         input=feed, stdout=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     if done.returncode not in (0, 3, 4):

@@ -65,10 +65,10 @@ def command(threads: int | None, as_json: bool, **options: Any) -> None:
         options["threads"] = threads
     artifacts = export(ExportOptions(**options))
     if as_json:
-        print_json([
+        print_json({"artifacts": [
             {"path": str(a.path), "format": a.format, "quant": a.quant, **a.manifest.facts}
             for a in artifacts
-        ])  # fmt: skip
+        ]})  # fmt: skip
         return
     for artifact in artifacts:
         click.echo(str(artifact.path))

@@ -131,7 +131,9 @@ def command(
     from edgeft.train.sft import TrainOptions, train
 
     micro = micro_batch_size or options["batch_size"]
-    frozen = TrainOptions(base=resolve(base), micro_batch_size=micro, **options)
+    for name in ("data", "validation_data", "output"):  # the manifest has to be true elsewhere
+        options[name] = options[name] and options[name].expanduser().resolve()
+    frozen = TrainOptions(base=resolve(base).resolve(), micro_batch_size=micro, **options)
     try:
         manifest = train(frozen, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:

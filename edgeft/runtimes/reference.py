@@ -39,7 +39,7 @@ class ReferenceRuntime:
             torch.set_num_threads(threads)
         if weights is None:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True
+                path, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
         else:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)

@@ -85,8 +85,10 @@ class TrainOptions:
                 f"--batch-size {self.batch_size} is no multiple of "
                 f"--micro-batch-size {self.micro_batch_size}"
             )
-        if self.steps is not None and self.steps < 1 or self.epochs <= 0:
+        if self.steps is not None and self.steps < 1 or not 0 < self.epochs < math.inf:
             raise InputError("--steps and --epochs must be positive")
+        if not 0 <= self.validation_size < math.inf:
+            raise InputError(f"--validation-size {self.validation_size} is no share and no count")
 
     def to_json(self) -> dict[str, Any]:
         raw = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
@@ -104,12 +106,15 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
     }
     if options.validation_data:
         parents["validation_data"] = stage.sha256(options.validation_data)
+    if not options.output.name:
+        raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
     done = stage.finished(options.output, "adapter", options.to_json(), parents)
     if done:
         say(f"{options.output} is complete, nothing to do")
         return done
     work_folder = options.output.with_name(options.output.name + ".work")
-    checkpoint = _resumable(work_folder, options, resume)
+    asked = {"options": options.to_json(), "parents": parents}
+    checkpoint = _resumable(work_folder, asked, resume, overwrite)
     card = models.card_for(read_json(options.base / "config.json"))
     chat, tokens = ChatTemplate.from_folder(options.base), encoder(options.base)
     encoded, cut = encode_all(
@@ -136,8 +141,10 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
         parents=parents,
         overwrite=overwrite,
     ) as work:
+        if checkpoint is None and (work_folder / "asked.json").is_file():
+            shutil.rmtree(work_folder)
         work_folder.mkdir(parents=True, exist_ok=True)
-        stage.write_text(work_folder / "options.json", json.dumps(options.to_json(), indent=1))
+        stage.write_text(work_folder / "asked.json", json.dumps(asked, indent=1))
         facts = _run(options, card, encoded, validation, work_folder, checkpoint, work.path)
         work.facts |= facts | {
             "parameters": parameters,
@@ -168,28 +175,43 @@ def _splits(options: TrainOptions) -> tuple[list[Any], list[Any]]:
     return split(examples, options.validation_size, options.seed)
 
 
-def _resumable(work_folder: Path, options: TrainOptions, resume: bool) -> Path | None:
-    """The newest checkpoint to go on from; StaleError when one exists and nobody said what to do"""
-    found = sorted(
-        work_folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
-    )
-    found = [path for path in found if (path / "trainer_state.json").is_file()]
-    if not resume:
-        if found:
-            say(f"starting over; {found[-1]} of an interrupted run is dropped (--resume keeps it)")
-        shutil.rmtree(work_folder, ignore_errors=True)
-        return None
+def _resumable(
+    work_folder: Path, asked: dict[str, Any], resume: bool, overwrite: bool
+) -> Path | None:
+    """The newest checkpoint to go on from, None to start from the beginning; deletes nothing.
+
+    StaleError when an interrupted run lies there and nobody said what to do with it.
+    """
+    found = [
+        path
+        for path in work_folder.glob("checkpoint-*")
+        if (path / "trainer_state.json").is_file()  # the trainer writes it last
+    ]
     if not found:
-        say(f"no checkpoint in {work_folder}, starting from the beginning")
+        if resume:
+            say(f"no checkpoint in {work_folder}, starting from the beginning")
         return None
-    before = read_json(work_folder / "options.json")
-    changed = [key for key, value in options.to_json().items() if before.get(key) != value]
+    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    if not resume:
+        if overwrite:
+            return None
+        raise StaleError(
+            f"{newest} is left from an interrupted run",
+            "--resume goes on from it, --overwrite starts over",
+        )
+    before = read_json(work_folder / "asked.json")
+    changed = [
+        key
+        for part in ("options", "parents")
+        for key, value in asked[part].items()
+        if before.get(part, {}).get(key) != value
+    ]
     if changed:
         raise StaleError(
             f"cannot resume: {', '.join(changed)} changed since the interrupted run",
-            "run with the same options, or without --resume",
+            "run with the same options, or start over with --overwrite",
         )
-    return found[-1]
+    return newest
 
 
 def _preflight(options: TrainOptions, parameters: int, folder: Path) -> None:
@@ -327,7 +349,11 @@ def _frozen_base(
             bnb_4bit_compute_dtype=compute,
         )
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            options.base, dtype=compute, quantization_config=packed, device_map={"": device}
+            options.base,
+            dtype=compute,
+            use_safetensors=True,
+            quantization_config=packed,
+            device_map={"": device},
         )
         model.requires_grad_(False)
         for module in model.modules():
@@ -336,7 +362,9 @@ def _frozen_base(
             if hasattr(module, "support_avx512bf16_for_cpu"):
                 module.support_avx512bf16_for_cpu = False
         return model
-    model = transformers.AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.float32)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        options.base, dtype=torch.float32, use_safetensors=True
+    )
     model.requires_grad_(False)
     with torch.no_grad():
         for name, module in model.named_modules():

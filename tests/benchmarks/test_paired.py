@@ -443,6 +443,14 @@ def test_zero_flips_and_all_flips() -> None:
     assert judge(table(1, 1, 0)).outcome == "INCONCLUSIVE"
 
 
+def test_a_baseline_without_anything_to_lose_certifies_nothing() -> None:
+    verdict = judge(Paired(n=400, both=0, lost=0, won=0, neither=400))
+    assert verdict.outcome == "INCONCLUSIVE"
+    assert "only 0 of 400 items right" in verdict.reason
+    assert judge(Paired(n=400, both=12, lost=0, won=0, neither=388)).outcome == "INCONCLUSIVE"
+    assert judge(Paired(n=400, both=13, lost=0, won=0, neither=387)).outcome == "PASS"
+
+
 def test_passing_is_exactly_the_score_test_on_enough_items() -> None:
     for n in (59, 120, 195):
         for lost, won in itertools.product(range(12), range(12)):
