@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -31,11 +33,18 @@ COMMANDS = {
 class ChatOptions:
     artifact: Path
     system: str = ""
-    limits: Limits = field(default_factory=Limits)
+    temperature: float = 0.0
+    top_p: float = 1.0
+    max_tokens: int = 512
+    seed: int = 0
     threads: int | None = None
     context: int | None = None
     """tokens; None = what the runtime chooses"""
     stats: bool = False
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(self.max_tokens, self.temperature, self.top_p, self.seed)
 
 
 class Conversation:
@@ -44,28 +53,50 @@ class Conversation:
     def __init__(self, model: Runtime, system: str, limits: Limits) -> None:
         self.model = model
         self.limits = limits
-        self.start(system)
-
-    def start(self, system: str) -> None:
-        """Forget everything but `system`."""
         self.system = system
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system message."""
         self.turns: list[Message] = []
+        self.dropped = 0
+        """turns that the last message pushed out of the context"""
         self.prompt_tokens = 0
         self.tokens: list[Token] = []
 
-    def ask(self, text: str) -> Iterator[str]:
-        """The reply piece by piece; what was said is remembered when the iterator is closed."""
-        turns, ids = self._fitting([*self.turns, Message("user", text)])
-        self.turns = turns
-        self.prompt_tokens, self.tokens = len(ids), []
+    def ask(self, text: str) -> Generator[str]:
+        """The reply piece by piece; closed early, what it said until then is remembered."""
+        turns = [*self.turns, Message("user", text)]
+        ids = self._fit(turns)
+        self.dropped = len(self.turns) + 1 - len(turns)
+        return self._reply(turns, ids)
+
+    def _reply(self, turns: list[Message], ids: list[int]) -> Generator[str]:
+        self.turns, self.prompt_tokens, self.tokens = turns, len(ids), []
         try:
             for token in self.model.stream(ids, self.limits):
                 self.tokens.append(token)
                 yield token.text
         finally:
-            said = "".join(token.text for token in self.tokens)
-            self.turns.append(Message("assistant", said))
+            turns.append(Message("assistant", "".join(token.text for token in self.tokens)))
 
+    def _fit(self, turns: list[Message]) -> list[int]:
+        """Ids of `turns`, the oldest of which are removed until a reply has room."""
+        context = self.model.context
+        room = min(self.limits.max_tokens, context // 4)
+        system = [Message("system", self.system)] if self.system else []
+        while True:
+            ids = self.model.encode(self.model.chat.render([*system, *turns]))
+            if len(ids) + room <= context:
+                return ids
+            if len(turns) == 1:
+                raise InputError(
+                    f"the message has {len(ids)} tokens, the context {context} with the reply",
+                    "shorten it or raise --context",
+                )
+            del turns[:2]
+
+    @property
     def stats(self) -> str:
         if not self.tokens:
             return "no reply yet"
@@ -78,47 +109,19 @@ class Conversation:
             f"context {used} of {self.model.context}"
         )
 
-    def _fitting(self, turns: list[Message]) -> tuple[list[Message], list[int]]:
-        """(turns, ids) that leave room for a reply; the oldest turns are dropped for it."""
-        room = min(self.limits.max_tokens, self.model.context // 4)
-        while True:
-            system = [Message("system", self.system)] if self.system else []
-            text = self.model.chat.render([*system, *turns])
-            ids = self.model.encode(text)
-            if len(ids) + room <= self.model.context:
-                return turns, ids
-            if len(turns) < 3:
-                raise InputError(
-                    f"the message has {len(ids)} tokens, the context {self.model.context}",
-                    "shorten it or raise --context",
-                )
-            turns = turns[2:]
-            say("the conversation is longer than the context, its oldest turn was dropped")
-
 
 @click.command("chat", short_help="Talk to an artifact on the CPU; reads a pipe too.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--system", default="", help="System message.  [default: the template's]")
-@click.option(
-    "--temperature",
-    type=click.FloatRange(min=0),
-    default=0.0,
-    show_default=True,
-    help="0 always takes the likeliest token.",
-)
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option(
-    "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, help="Of one reply."
-)
+@click.option("--temperature", type=click.FloatRange(0), default=0, help="[default: 0, greedy]")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(1), default=512, help="[default: 512]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
 @click.option("--context", type=click.IntRange(min=16), help="Tokens.  [default: up to 4096]")
 @click.option("--stats", is_flag=True, help="Tokens/s after every reply, on stderr.")
 @configurable
-def command(
-    artifact: Path, system: str, temperature: float, top_p: float, max_tokens: int, seed: int,
-    threads: int | None, context: int | None, stats: bool,
-) -> None:  # fmt: skip
+def command(artifact: Path, **given: Any) -> None:
     """Stream replies. On a terminal /help lists the commands; from a pipe each line is one turn
     and only the replies go to stdout.
 
@@ -128,9 +131,8 @@ def command(
     """
     from edgeft.runtimes import open_runtime
 
-    limits = Limits(max_tokens=max_tokens, temperature=temperature, top_p=top_p, seed=seed)
-    options = ChatOptions(artifact, system, limits, threads, context, stats)
-    with open_runtime(options.artifact, options.threads, options.context) as model:
+    options = ChatOptions(artifact, **given)
+    with open_runtime(artifact, options.threads, options.context) as model:
         talk(Conversation(model, options.system, options.limits), options)
 
 
@@ -145,42 +147,40 @@ def talk(conversation: Conversation, options: ChatOptions) -> None:
                 return
             continue
         try:
-            _reply(conversation, line)
-        except EdgeftError as error:
+            _print_reply(conversation, line, options.stats)
+        except (EdgeftError, KeyboardInterrupt) as error:
             if not terminal:
                 raise
-            say(f"error: {error}")
-        if options.stats:
-            say(conversation.stats())
+            say(f"error: {error}" if isinstance(error, EdgeftError) else "stopped")
 
 
-def _reply(conversation: Conversation, text: str) -> None:
-    pieces = conversation.ask(text)
-    try:
-        for piece in pieces:
-            click.echo(piece, nl=False)
-            sys.stdout.flush()
-    except KeyboardInterrupt:
-        if not sys.stdin.isatty():
-            raise
-        say("(stopped)")
-    finally:
-        pieces.close()  # type: ignore[attr-defined]
-    click.echo()
+def _print_reply(conversation: Conversation, text: str, stats: bool) -> None:
+    with contextlib.closing(conversation.ask(text)) as pieces:
+        if conversation.dropped:
+            say(f"the context is full: the oldest {conversation.dropped} turns were dropped")
+        try:
+            for piece in pieces:
+                click.echo(piece, nl=False)
+        finally:
+            click.echo()
+    if stats:
+        say(conversation.stats)
 
 
 def _lines(terminal: bool) -> Iterator[str]:
     """Non-empty lines; on a terminal with a prompt and a history."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     if not terminal:
         yield from (line.strip() for line in sys.stdin if line.strip())
         return
-    import contextlib
-
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing
+    # Where stdout is a file, input() would write the prompt among the replies.
+    prompt = "> " if sys.stdout.isatty() else ""
     while True:
         try:
-            line = input("> ").strip()
+            line = input(prompt).strip()
         except (EOFError, KeyboardInterrupt):
             click.echo(err=True)
             return
@@ -195,13 +195,14 @@ def _obey(conversation: Conversation, line: str) -> bool:
         case "/exit" | "/quit":
             return False
         case "/reset":
-            conversation.start(conversation.system)
+            conversation.reset()
             say("the conversation starts over")
         case "/system":
-            conversation.start(rest.strip())
+            conversation.system = rest.strip()
+            conversation.reset()
             say("system message set, the conversation starts over")
         case "/stats":
-            say(conversation.stats())
+            say(conversation.stats)
         case "/help":
             for command_name, meaning in COMMANDS.items():
                 say(f"{command_name} {meaning}")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.cli.chat import Conversation
+from edgeft.cli.chat import ChatOptions, Conversation, talk
 from edgeft.errors import InputError
 from edgeft.records import Limits, Token
 from edgeft.template import ALPACA, ChatTemplate
@@ -41,44 +41,108 @@ def conversation(context: int = 400, **limits: Any) -> Conversation:
 
 
 def test_history_goes_into_the_next_prompt_and_reset_forgets_it() -> None:
-    talk = conversation()
-    assert "".join(talk.ask("one")) == "ONE"
-    assert "".join(talk.ask("two")) == "TWO"
-    seen = talk.model.seen  # type: ignore[attr-defined]
+    chat = conversation()
+    assert "".join(chat.ask("one")) == "ONE"
+    assert "".join(chat.ask("two")) == "TWO"
+    seen = chat.model.seen  # type: ignore[attr-defined]
     assert "one" in seen and "ONE" in seen
-    talk.start("be brief")
-    assert "".join(talk.ask("three")) == "THREE"
-    seen = talk.model.seen  # type: ignore[attr-defined]
+    chat.system = "be brief"
+    chat.reset()
+    assert "".join(chat.ask("three")) == "THREE"
+    seen = chat.model.seen  # type: ignore[attr-defined]
     assert "one" not in seen and seen.startswith("be brief")
 
 
 def test_a_reply_that_is_stopped_stays_as_far_as_it_came() -> None:
-    talk = conversation()
-    reply = talk.ask("abcdef")
+    chat = conversation()
+    reply = chat.ask("abcdef")
     assert next(reply) + next(reply) == "AB"
-    reply.close()  # type: ignore[attr-defined]
-    assert talk.turns[-1].content == "AB"
-    "".join(talk.ask("next"))
-    assert "AB" in talk.model.seen  # type: ignore[attr-defined]
+    reply.close()
+    assert chat.turns[-1].content == "AB"
+    "".join(chat.ask("next"))
+    assert "AB" in chat.model.seen  # type: ignore[attr-defined]
 
 
 def test_stats_count_from_the_tokens() -> None:
-    talk = conversation()
-    assert talk.stats() == "no reply yet"
-    "".join(talk.ask("abcdefghijk"))
-    assert "first after 100 ms, 11 tokens at 10 tokens/s" in talk.stats()
-    assert "of 400" in talk.stats()
+    chat = conversation()
+    assert chat.stats == "no reply yet"
+    "".join(chat.ask("abcdefghijk"))
+    assert "first after 100 ms, 11 tokens at 10 tokens/s" in chat.stats
+    assert "of 400" in chat.stats
 
 
-def test_the_oldest_turns_go_when_the_context_is_full(capsys: pytest.CaptureFixture[str]) -> None:
-    talk = conversation(max_tokens=20)
+def test_the_oldest_turns_go_when_the_context_is_full() -> None:
+    chat = conversation(max_tokens=20)
+    chat.system = "be brief"
+    dropped = []
     for i in range(9):
-        "".join(talk.ask(f"question {i} " + "x" * 20))
-    assert "its oldest turn was dropped" in capsys.readouterr().err
-    seen = talk.model.seen  # type: ignore[attr-defined]
+        "".join(chat.ask(f"question {i} " + "x" * 20))
+        dropped.append(chat.dropped)
+    assert dropped[0] == 0 and dropped[-1] == 2
+    seen = chat.model.seen  # type: ignore[attr-defined]
+    assert seen.startswith("be brief")
     assert "question 0" not in seen and "question 7" in seen
+
+
+def test_a_message_that_is_too_long_changes_nothing() -> None:
+    chat = conversation()
+    "".join(chat.ask("one"))
+    turns = list(chat.turns)
     with pytest.raises(InputError, match="shorten it or raise --context"):
-        "".join(conversation().ask("y" * 500))
+        chat.ask("y" * 500)
+    assert chat.turns == turns
+
+
+class Keyboard:
+    """A terminal at which these lines are typed; an exception is Ctrl-C or Ctrl-D."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *lines: str | type[BaseException]) -> None:
+        self.lines = iter(lines)
+        patch.setattr("sys.stdin", self)
+        patch.setattr("builtins.input", self.input)
+
+    def isatty(self) -> bool:
+        return True
+
+    def input(self, prompt: str) -> str:
+        line = next(self.lines, EOFError)
+        if isinstance(line, str):
+            return line
+        raise line
+
+
+class Interrupted(Echo):
+    """Ctrl-C comes with the third letter of a message in capitals."""
+
+    def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
+        for i, token in enumerate(super().stream(ids, limits)):
+            if i == 2 and self.seen.rpartition("### Instruction:\n")[2][:1].isupper():
+                raise KeyboardInterrupt
+            yield token
+
+
+def test_ctrl_c_stops_the_reply_and_the_next_turn_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Keyboard(monkeypatch, "ABCDEF", "next", KeyboardInterrupt, "never")
+    model = Interrupted()
+    conversation = Conversation(model, "", Limits())  # type: ignore[arg-type]
+    talk(conversation, ChatOptions(Path("m.gguf"), stats=True))
+    out, err = capsys.readouterr()
+    assert out == "AB\nNEXT\n"
+    assert "stopped" in err and err.count("tokens/s") == 1
+    assert [turn.content for turn in conversation.turns] == ["ABCDEF", "AB", "next", "NEXT"]
+
+
+def test_on_a_terminal_an_error_is_one_line_and_the_talk_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Keyboard(monkeypatch, "y" * 500, *(f"question {i} {'x' * 40}" for i in range(5)), "/exit", "no")
+    talk(conversation(), ChatOptions(Path("m.gguf")))
+    out, err = capsys.readouterr()
+    assert out.startswith("QUESTION 0") and out.count("\n") == 5
+    assert err.count("error: ") == 1 and "shorten it" in err
+    assert "the oldest 2 turns were dropped" in err
 
 
 @pytest.fixture(scope="module")
@@ -117,4 +181,6 @@ def test_a_reader_that_leaves_is_no_error(artifact: Path) -> None:
 def test_a_prompt_longer_than_the_context_is_one_line(artifact: Path) -> None:
     done = run(artifact, "lamp " * 200, "--context", "64")
     assert done.returncode == 1
-    assert b"raise --context" in done.stderr and done.stderr.count(b"\n") == 1
+    assert (
+        done.stdout == b"" and b"raise --context" in done.stderr and done.stderr.count(b"\n") == 1
+    )
