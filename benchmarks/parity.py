@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeft.errors import ProofError
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime
@@ -97,9 +95,3 @@ def check_greedy(
             )
         same, ties = same + at, ties + 1
     return {"tokens": same, "near_ties": ties}
-
-
-def logit_distance(model: Runtime, reference: Runtime, ids: list[int]) -> tuple[float, float]:
-    """(largest absolute difference of logits, share of positions with the same top token)."""
-    a, b = model.logits(ids), reference.logits(ids)
-    return float(np.abs(a - b).max()), float((a.argmax(1) == b.argmax(1)).mean())
