@@ -2,8 +2,9 @@
 
     convert(merged, Path("q4_k_m.gguf"), "q4_k_m", threads=2)
 
-There is no intermediate file and no bfloat16 step. Types per tensor and their bytes equal
-llama-quantize's on the float32 model (`_ggml.py`). The vocabulary comes from tokenizer.json by its
+There is no intermediate file and no bfloat16 step, and memory does not grow with the model: rows
+are merged, quantized and written in blocks, by `threads` at once. Types per tensor and their bytes
+equal llama-quantize's on the float32 model (`_ggml.py`). The vocabulary comes from tokenizer.json by its
 structure, not by a list of known hashes; whether llama.cpp then cuts text into the same ids is
 proved on the finished file (`edgeft.benchmarks.parity`).
 """
@@ -11,6 +12,10 @@ proved on the finished file (`edgeft.benchmarks.parity`).
 from __future__ import annotations
 
 import json
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,50 +23,63 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
+from edgeft.checkpoint import Array
 from edgeft.converters._ggml import FILE_TYPE, mixture, quantize
+from edgeft.converters._metadata import metadata, rope_factors
+from edgeft.converters._tensors import Part, Target, targets
 from edgeft.errors import FormatError, ProofError
 from edgeft.merge import Merged
-from edgeft.models.transforms import FORWARD
 from edgeft.template import ChatTemplate, read_json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
 """gguf.TokenType"""
+
+BLOCK_BYTES = 4 << 20
+"""float32 that one thread merges and quantizes at a time"""
 
 
 def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, Any]:
     """Write the file; returns facts for the manifest: tensors per type, bits per weight."""
     from gguf import GGUFWriter
 
-    config, card = merged.config, merged.card
-    names = {_gguf_name(card, name): name for name in merged.shapes}
-    if config.get("tie_word_embeddings"):
-        names.pop("output.weight", None)
-    shapes = {gguf_name: merged.shapes[name] for gguf_name, name in names.items()}
+    wanted, factors = targets(merged), rope_factors(merged)
+    keys = metadata(merged)
+    arch = merged.card.gguf_arch
+    heads = keys[f"{arch}.attention.head_count"]
     types = mixture(
         quant,
-        shapes,
-        arch=card.gguf_arch,
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        kv_heads=config.get("num_key_value_heads") or config["num_attention_heads"],
-        experts=0,
+        {name: target.shape for name, target in wanted.items()}
+        | {name: values.shape for name, values in factors.items()},
+        arch=arch,
+        layers=keys[f"{arch}.block_count"],
+        heads=heads,
+        kv_heads=keys.get(f"{arch}.attention.head_count_kv", heads),
+        experts=keys.get(f"{arch}.expert_count", 0),
     )
-    writer = GGUFWriter(out, card.gguf_arch)
+    writer = GGUFWriter(out, arch)
     try:
-        _metadata(writer, merged, quant)
-        _vocabulary(writer, merged.base, config)
-        for gguf_name, qtype in types.items():
-            _announce(writer, gguf_name, shapes[gguf_name], qtype)
+        _header(writer, merged, quant, keys)
+        _vocabulary(writer, merged.base, wanted["token_embd.weight"].shape[0])
+        for name, qtype in types.items():
+            shape = factors[name].shape if name in factors else wanted[name].shape
+            _announce(writer, name, shape, qtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for gguf_name, qtype in types.items():
-            name = names[gguf_name]
-            data = _encode(merged, name, gguf_name, qtype, threads)
-            writer.write_tensor_data(data)
+        assert writer.fout is not None
+        file = writer.fout[0]
+        with ThreadPoolExecutor(threads) as pool:
+            for name, qtype in types.items():
+                writer.write_padding(file, file.tell())
+                if name in factors:
+                    file.write(factors[name].tobytes())
+                    continue
+                for data in _encoded(merged, wanted[name], qtype, pool, threads):
+                    file.write(data.data)
+        writer.write_padding(file, file.tell())
     finally:
         writer.close()
-    weights = sum(int(np.prod(shape)) for shape in shapes.values())
+    weights = sum(int(np.prod(target.shape)) for target in wanted.values())
     counts: dict[str, int] = {}
     for qtype in types.values():
         counts[qtype.name] = counts.get(qtype.name, 0) + 1
@@ -71,28 +89,59 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     }
 
 
+@dataclass(frozen=True)
+class _Block:
+    data: npt.NDArray[np.uint8]
+    given: Array
+    """the block's sampled rows before the type"""
+    kept: Array
+    """and after it"""
+
+
+def _encoded(
+    merged: Merged, target: Target, qtype: Any, pool: ThreadPoolExecutor, threads: int
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """The tensor's bytes, block by block; what became of its sample is reported to the proof."""
+    for part in target.parts:
+        sample = part.sample(len(target.parts))
+        step = max(1, BLOCK_BYTES * part.rows // (4 * int(np.prod(part.shape))))
+        starts = iter(range(0, part.rows, step))
+        running: deque[Future[_Block]] = deque()
+        given, kept = [], []
+        while True:
+            while len(running) <= threads and (start := next(starts, None)) is not None:
+                rows = slice(start, min(start + step, part.rows))
+                running.append(pool.submit(_encode, merged, part, rows, sample, qtype))
+            if not running:
+                break
+            block = running.popleft().result()
+            given.append(block.given)
+            kept.append(block.kept)
+            yield block.data
+        merged.landed(
+            part.source,
+            lambda read, part=part, sample=sample: part.take(read, sample),  # type: ignore[misc]
+            np.concatenate(given),
+            np.concatenate(kept),
+        )
+
+
 def _encode(
-    merged: Merged, name: str, gguf_name: str, qtype: Any, threads: int
-) -> npt.NDArray[np.uint8]:
-    """The tensor's bytes; an adapted tensor's sample is read back from them for the proof."""
+    merged: Merged, part: Part, rows: slice, sample: npt.NDArray[np.intp], qtype: Any
+) -> _Block:
     from gguf import dequantize
 
-    transform = merged.card.transform(gguf_name)
-    summed = merged.tensor(name)
-    values = FORWARD[transform](summed, merged.config) if transform else summed
+    values = part.take(merged.rows, rows)
+    matrix = values if values.ndim > 1 else values[None]
     try:
-        data = quantize(values, qtype, threads)
+        data = quantize(matrix, qtype, threads=1)
     except ValueError as error:
-        raise ProofError(f"tensor {name} cannot be stored as {qtype.name}: {error}") from None
-    if merged.adapted(name):
-        rows = places = merged.sample(name)
-        if transform:  # where the sampled rows went
-            numbers = np.arange(len(values), dtype=np.float32)[:, None]
-            moved = FORWARD[transform](numbers, merged.config)[:, 0]
-            places = np.argsort(moved.astype(np.intp))[rows]
-        kept = dequantize(np.ascontiguousarray(data[places]), qtype)
-        merged.landed(name, summed[rows], kept)
-    return data
+        raise ProofError(f"{part.source} cannot be stored as {qtype.name}: {error}") from None
+    inside = sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start
+    if values.ndim == 1:
+        return _Block(data, values[inside], values[inside])
+    kept = dequantize(np.ascontiguousarray(data[inside]), qtype) if len(inside) else values[:0]
+    return _Block(data, values[inside], kept)
 
 
 def _announce(writer: Any, name: str, shape: tuple[int, ...], qtype: Any) -> None:
@@ -105,38 +154,19 @@ def _announce(writer: Any, name: str, shape: tuple[int, ...], qtype: Any) -> Non
     writer.add_tensor_info(name, byte_shape, np.dtype(np.uint8), total, raw_dtype=qtype)
 
 
-def _gguf_name(card: models.Card, name: str) -> str:
-    found = card.gguf_name(name)
-    if found is None:
-        raise FormatError(
-            f"the {card.family} card has no place for tensor {name}", "is it a variant?"
-        )
-    return found
-
-
-def _metadata(writer: Any, merged: Merged, quant: str) -> None:
-    config, card = merged.config, merged.card
+def _header(writer: Any, merged: Merged, quant: str, keys: dict[str, Any]) -> None:
     writer.add_type("model")
     writer.add_name(merged.base.name)
     writer.add_file_type(FILE_TYPE[quant])
     if FILE_TYPE[quant] not in (0, 1, 32):
         writer.add_quantization_version(2)
-    config = {"head_dim": config["hidden_size"] // config["num_attention_heads"], **config}
-    for key, source in card.hparams.items():
-        value = config.get(source)
-        if value is None:
-            continue
-        add = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-        add(f"{card.gguf_arch}.{key}", value)
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind != "default":
-        raise FormatError(f"GGUF export does not write rope scaling {kind!r} yet")
-    theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
-    writer.add_float32(f"{card.gguf_arch}.rope.freq_base", theta)
+    adders = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32,
+              str: writer.add_string, list: writer.add_array}  # fmt: skip
+    for key, value in keys.items():
+        adders[type(value)](key, value)
 
 
-def _vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
+def _vocabulary(writer: Any, folder: Path, vocab_size: int) -> None:
     tokenizer = read_json(folder / "tokenizer.json")
     model = tokenizer.get("model") or {}
     steps = models.pretokenizer_steps(tokenizer.get("pre_tokenizer"))
@@ -152,7 +182,7 @@ def _vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
     for entry in tokenizer.get("added_tokens", []):
         kind = CONTROL if entry.get("special") else USER_DEFINED
         texts[entry["id"]] = (entry["content"], kind)
-    size = max(config["vocab_size"], max(texts) + 1)
+    size = max(vocab_size, max(texts) + 1)
     rows = [texts.get(i, (f"[PAD{i}]", UNUSED)) for i in range(size)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(known[steps])

@@ -1,4 +1,4 @@
-"""Merged view -> a Hugging Face folder (safetensors), one tensor in memory at a time.
+"""Merged view -> a Hugging Face folder (safetensors), one block of rows in memory at a time.
 
     convert(merged, out, "f32")     # out: an existing empty folder
 
@@ -8,16 +8,19 @@ The weights are the float32 sums, rounded once to the type that was asked for.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeft.checkpoint import Spec, stored_as, write_safetensors
-from edgeft.merge import Merged
+from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
+from edgeft.merge import SAMPLE, Merged
+
+BLOCK = 4 << 20
+"""values in memory at a time"""
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
@@ -31,15 +34,8 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     stored, named = _DTYPES[quant]
     specs = [Spec(name, stored, shape) for name, shape in merged.shapes.items()]
 
-    def arrays() -> Iterator[npt.NDArray[np.float32]]:
-        for name in merged.shapes:
-            values = merged.tensor(name)
-            if merged.adapted(name):
-                given = values[merged.sample(name)]
-                merged.landed(name, given, stored_as(given, stored))
-            yield values
-
-    write_safetensors(out / "model.safetensors", specs, arrays())
+    blocks = (_blocks(merged, name, stored) for name in merged.shapes)
+    write_safetensors(out / "model.safetensors", specs, blocks)
     config = {key: value for key, value in merged.config.items() if key != "torch_dtype"}
     config["dtype"] = named
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
@@ -47,3 +43,19 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
         if (merged.base / name).is_file():
             shutil.copyfile(merged.base / name, out / name)
     return {"tensors": len(specs)}
+
+
+def _blocks(merged: Merged, name: str, stored: str) -> Iterator[Array]:
+    """The tensor in blocks of rows; its sample is reported to the proof after the last."""
+    shape = as_rows(merged.shapes[name])
+    width = math.prod(shape[1:])
+    step = max(1, BLOCK // width)
+    count = max(1, min(shape[0], SAMPLE // width))
+    sample = np.unique(np.linspace(0, shape[0] - 1, count).astype(np.intp))
+    given = []
+    for start in range(0, shape[0], step):
+        values = merged.rows(name, slice(start, start + step))
+        given.append(values[sample[(sample >= start) & (sample < start + step)] - start])
+        yield values
+    rows = np.concatenate(given)
+    merged.landed(name, lambda read: read(name, sample), rows, stored_as(rows, stored))

@@ -23,7 +23,6 @@ import numpy.typing as npt
 from edgeft import models, stage
 from edgeft.checkpoint import Spec, write_safetensors
 from edgeft.errors import FormatError, InputError, did_you_mean, require
-from edgeft.models.transforms import INVERSE
 
 CONTROL, USER_DEFINED = 3, 4
 """gguf.TokenType"""
@@ -130,7 +129,7 @@ def _config(reader: Any, card: models.Card) -> dict[str, Any]:
     }
     for gguf_key, key in card.hparams.items():
         value = _meta(reader, f"{card.gguf_arch}.{gguf_key}")
-        if value is not None:
+        if value is not None and not key.startswith("="):
             config[key] = value
     scaling = _meta(reader, f"{card.gguf_arch}.rope.scaling.type")
     names = {tensor.name for tensor in reader.tensors}
@@ -214,8 +213,7 @@ def _arrays(
         values = values.reshape(tuple(reversed(tensor.shape.tolist())))
         if noise is not None and tensor.tensor_type == GGMLQuantizationType.Q4_1:
             values = values + _half_steps(tensor.data, values.shape, noise)
-        transform = card.transform(tensor.name)
-        yield INVERSE[transform](values, config) if transform else values
+        yield card.transform(tensor.name).inverse(values, config)
 
 
 def _half_steps(

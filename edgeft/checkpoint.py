@@ -2,6 +2,7 @@
 
     weights = Checkpoint(Path("model"))            # one file, or shards with an index
     weights.read("model.norm.weight")              # float32, whatever the file stores
+    weights.rows("lm_head.weight", slice(0, 99))   # a block of it, so that size does not matter
     write_safetensors(path, specs, arrays)         # one tensor in memory at a time
 
 The format: https://github.com/huggingface/safetensors#format. Headers are checked before use, so a
@@ -23,6 +24,10 @@ import numpy.typing as npt
 from edgeft.errors import InputError
 
 MAX_HEADER = 100_000_000  # bytes, as the reference implementation
+Array = npt.NDArray[np.float32]
+Rows = slice | npt.NDArray[np.intp]
+"""rows of a tensor (…, columns) seen as (rows, columns); the elements of a vector"""
+
 _READ = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _WRITE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
@@ -57,29 +62,38 @@ class Checkpoint:
                     raise InputError(f"{file}: tensor {name} is in two files")
                 self.tensors[name] = info
 
-    def read(self, name: str) -> npt.NDArray[np.float32]:
+    def read(self, name: str) -> Array:
         """A tensor as float32 (exact for F32, F16 and BF16)."""
+        return self.rows(name, slice(None)).reshape(self.tensors[name].shape)
+
+    def rows(self, name: str, rows: Rows) -> Array:
+        """Some rows of a tensor as float32; only they are brought into memory."""
         info = self.tensors[name]
         if info.dtype not in _READ:
             raise InputError(
                 f"{info.file}: tensor {name} is stored as {info.dtype}",
                 "an unquantized checkpoint (F32, F16 or BF16) is needed",
             )
-        count = math.prod(info.shape)
-        if count == 0:
-            return np.zeros(info.shape, np.float32)
-        raw = np.memmap(info.file, _READ[info.dtype], "r", info.offset, (count,))
-        return _to_float32(raw, info.dtype).reshape(info.shape)
+        shape = as_rows(info.shape)
+        if math.prod(shape) == 0:
+            return np.zeros(shape, np.float32)[rows]
+        raw = np.memmap(info.file, _READ[info.dtype], "r", info.offset, shape)
+        return _to_float32(raw[rows], info.dtype)
 
 
-def _to_float32(raw: npt.NDArray[Any], dtype: str) -> npt.NDArray[np.float32]:
+def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """(…, columns) -> (rows, columns); a vector stays one."""
+    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape or (1,)
+
+
+def _to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
     if dtype == "BF16":
         wide = raw.astype("<u4") << np.uint32(16)
         return wide.view(np.float32)
     return raw.astype(np.float32)
 
 
-def from_float32(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
+def from_float32(values: Array, dtype: str) -> npt.NDArray[Any]:
     """Round to nearest even; BF16 comes back as its uint16 bits."""
     if dtype == "BF16":
         bits = values.astype(np.float32, copy=False).view(np.uint32)
@@ -89,15 +103,18 @@ def from_float32(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any
     return values.astype(_WRITE[dtype])
 
 
-def stored_as(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.float32]:
+def stored_as(values: Array, dtype: str) -> Array:
     """What is left of `values` after storing them as `dtype`."""
     return _to_float32(from_float32(values, dtype), dtype)
 
 
 def write_safetensors(
-    path: Path, specs: list[Spec], arrays: Iterable[npt.NDArray[np.float32]]
+    path: Path, specs: list[Spec], arrays: Iterable[Array | Iterable[Array]]
 ) -> None:
-    """Write `arrays` (in the order of `specs`) as one safetensors file, streaming."""
+    """Write `arrays` (in the order of `specs`) as one safetensors file, streaming.
+
+    An array may come as blocks of its rows, so that no tensor has to be in memory whole.
+    """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
@@ -112,9 +129,14 @@ def write_safetensors(
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for spec, values in zip(specs, arrays, strict=True):
-            if values.shape != spec.shape:
+            if isinstance(values, np.ndarray) and values.shape != spec.shape:
                 raise ValueError(f"{spec.name}: {values.shape} announced as {spec.shape}")
-            file.write(np.ascontiguousarray(from_float32(values, spec.dtype)).data)
+            count = 0
+            for block in [values] if isinstance(values, np.ndarray) else values:
+                file.write(np.ascontiguousarray(from_float32(block, spec.dtype)).data)
+                count += block.size
+            if count != math.prod(spec.shape):
+                raise ValueError(f"{spec.name}: {count} values announced as {spec.shape}")
 
 
 def _files(source: Path) -> list[Path]:

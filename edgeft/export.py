@@ -18,19 +18,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeft import stage
+from edgeft.adapter import read_adapter_config
 from edgeft.base import resolve
 from edgeft.benchmarks import parity, quality
 from edgeft.dataset import fingerprint, load_examples
 from edgeft.errors import EdgeftError, InputError, MissingExtra
 from edgeft.formats import Format, check_quants, format_named, load
-from edgeft.merge import (
-    MergeBase,
-    Merged,
-    adapter_manifest,
-    open_merged,
-    read_adapter_config,
-    to_json,
-)
+from edgeft.merge import MergeBase, Merged, adapter_manifest, open_merged, to_json
 from edgeft.progress import say
 from edgeft.records import Artifact, Example
 from edgeft.runtimes.reference import ReferenceRuntime

@@ -1,9 +1,10 @@
 """Model families as data: one TOML card each, plus where the embedded base models come from.
 
     card = card_for({"architectures": ["LlamaForCausalLM"]})
-    card.gguf_name("model.layers.3.mlp.up_proj.weight")   # "blk.3.ffn_up.weight"
+    card.gguf_names("model.layers.3.mlp.up_proj.weight")  # (("blk.3.ffn_up.weight",), None)
 
-A new family is a new card. What a card cannot say in data is a named transform (`transforms.py`).
+A new family is a new card, which may start from another (`like = "llama"`). What a card cannot say
+in data is a named transform (`transforms.py`) or a derived value (`derived.py`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import functools
 import re
 import tomllib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import FormatError, did_you_mean
+from edgeft.models.derived import DERIVED
+from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
 FOLDER = Path(__file__).resolve().parent
 _NOT_CARDS = ("sources.toml", "pretokenizers.toml")
@@ -31,20 +34,61 @@ class Card:
     """names in `edgeft.formats` that this family can be written in"""
     lora_targets: tuple[str, ...]
     """module names that LoRA adapts by default: every linear layer of a block"""
-    tensors: dict[str, str]
-    transforms: dict[str, str]
+    tensors: dict[str, str | list[str]]
+    """name in the checkpoint -> GGUF name, or the names of what it is cut into; {i} is the layer,
+    {e} the expert, whose tensors GGUF stacks into one"""
     hparams: dict[str, str]
+    """GGUF key below the architecture's -> key of config.json, or "=" and a name in `derived`"""
+    transforms: dict[str, str] = field(default_factory=dict)
+    """GGUF name -> `transforms.TRANSFORMS`"""
+    constants: dict[str, Any] = field(default_factory=dict)
+    """GGUF keys that config.json does not have"""
+    defaults: dict[str, Any] = field(default_factory=dict)
+    """what transformers takes where config.json leaves a key out"""
+    modules: dict[str, str] = field(default_factory=dict)
+    """part of a module's name in transformers -> in the checkpoint, where they differ"""
+    fused: dict[str, list[str]] = field(default_factory=dict)
+    """3-D parameter in transformers -> the checkpoint's tensors, side by side in each expert"""
+    ignored: tuple[str, ...] = ()
+    """regular expressions of tensors that hold no weights"""
 
-    def gguf_name(self, name: str) -> str | None:
-        """GGUF name of a Hugging Face tensor, None where the family has no such tensor."""
-        return _rename(name, self.tensors)
+    def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
+        """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
+        general, numbers = generalize(name)
+        found = self.tensors.get(general, ())
+        names = (found,) if isinstance(found, str) else tuple(found)
+        expert = numbers[1] if "{e}" in general else None
+        return tuple(fill(entry, numbers) for entry in names), expert
 
-    def hf_name(self, name: str) -> str | None:
-        return _rename(name, {gguf: hf for hf, gguf in self.tensors.items()})
+    def hf_name(self, gguf_name: str) -> str | None:
+        """The way back, for tensors that became one GGUF tensor each."""
+        general, numbers = generalize(gguf_name)
+        found = next((hf for hf, gguf in self.tensors.items() if gguf == general), None)
+        return fill(found, numbers) if found and "{e}" not in found else None
 
-    def transform(self, gguf_name: str) -> str | None:
-        """Name of the transform (Hugging Face -> GGUF) of this tensor, None for most."""
-        return self.transforms.get(re.sub(r"\.\d+\.", ".{i}.", gguf_name, count=1))
+    def transform(self, gguf_name: str) -> Transform:
+        """Hugging Face -> GGUF for this tensor."""
+        named = self.transforms.get(generalize(gguf_name)[0])
+        return TRANSFORMS[named] if named else IDENTITY
+
+    def value(self, config: dict[str, Any], key: str) -> Any:
+        """A hyper-parameter as `hparams` names it; None where the model has none."""
+        known = {**self.defaults, **{k: v for k, v in config.items() if v is not None}}
+        derive = DERIVED.get(key.removeprefix("="))
+        found = known.get(key)
+        return derive(known) if found is None and derive else found
+
+    def ignores(self, name: str) -> bool:
+        return any(re.search(pattern, name) for pattern in self.ignored)
+
+    def in_4bit(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether QLoRA freezes this weight in 4 bits: linear layers without head and router.
+
+        transformers holds the experts of a layer in one parameter, which is no linear layer.
+        """
+        names, expert = self.gguf_names(name)
+        kept = re.search(r"^(token_embd|output)\.|ffn_gate_inp\.", "".join(names[:1]))
+        return len(shape) == 2 and expert is None and not kept
 
 
 @dataclass(frozen=True)
@@ -136,14 +180,37 @@ def _step(part: dict[str, Any]) -> str | None:
 
 
 def _card(path: Path) -> Card:
-    raw = tomllib.loads(path.read_text())
-    for key in ("architectures", "formats", "lora_targets"):
-        raw[key] = tuple(raw[key])
+    raw = _tables(path)
+    for key in ("architectures", "formats", "lora_targets", "ignored"):
+        raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 
 
-def _rename(name: str, table: dict[str, str]) -> str | None:
-    layer = re.search(r"\.(\d+)\.", name)
-    general = name[: layer.start()] + ".{i}." + name[layer.end() :] if layer else name
-    found = table.get(general)
-    return found.replace("{i}", layer[1]) if found and layer else found
+def _tables(path: Path) -> dict[str, Any]:
+    """A card's entries; with `like`, those of another card first. "" takes an entry out."""
+    raw = tomllib.loads(path.read_text())
+    if "like" not in raw:
+        return raw
+    tables = _tables(FOLDER / f"{raw.pop('like')}.toml")
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            value = {**tables.get(key, {}), **value}
+            value = {name: entry for name, entry in value.items() if entry != ""}
+        tables[key] = value
+    return tables
+
+
+def generalize(name: str) -> tuple[str, tuple[int, ...]]:
+    """ "model.layers.3.mlp.experts.7.w1" -> ("model.layers.{i}.mlp.experts.{e}.w1", (3, 7))."""
+    parts = name.split(".")
+    places = [i for i, part in enumerate(parts) if part.isdigit()][:2]
+    numbers = tuple(int(parts[i]) for i in places)
+    for place, letter in zip(places, ("{i}", "{e}"), strict=False):
+        parts[place] = letter
+    return ".".join(parts), numbers
+
+
+def fill(name: str, numbers: tuple[int, ...]) -> str:
+    for letter, number in zip(("{i}", "{e}"), numbers, strict=False):
+        name = name.replace(letter, str(number))
+    return name

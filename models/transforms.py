@@ -1,43 +1,94 @@
-"""Named transforms between a Hugging Face tensor and its GGUF tensor.
+"""Named transforms between Hugging Face tensors and GGUF tensors, row by row.
 
-A card names them; `forward` is Hugging Face -> GGUF, `inverse` the way back. Each takes and
-returns an array of the same shape, whose rows are output features.
+A card names them: `"blk.{i}.attn_q.weight" = "rope_q"`. A transform says which rows of the Hugging
+Face tensor become which rows of the GGUF tensor, so that a block of a large tensor can be made
+without the rest of it. Rows are those of (…, columns) seen as (rows, columns), or the elements of
+a vector.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
-Transform = Callable[[Array, dict[str, Any]], Array]
+Rows = slice | npt.NDArray[np.intp]
+Read = Callable[[Rows], Array]
+"""rows of the Hugging Face tensor"""
+Shape = tuple[int, ...]
 
 
-def _heads(config: dict[str, Any], key: str) -> int:
-    return int(config.get(key) or config["num_attention_heads"])
+class Transform:
+    """The identity; what the others are made from."""
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        """Of the GGUF tensor."""
+        return shape
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        """Rows of the GGUF tensor; `shape` is the Hugging Face tensor's."""
+        return read(rows)
+
+    def inverse(self, values: Array, config: dict[str, Any]) -> Array:
+        """A whole GGUF tensor -> the Hugging Face tensor."""
+        return values
 
 
-def _halves_to_pairs(weight: Array, heads: int) -> Array:
-    """Rows (head, half, i) -> (head, i, half): rotary halves become neighbouring pairs."""
-    shape = weight.shape
-    split = weight.reshape(heads, 2, shape[0] // heads // 2, *shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(shape)
+@dataclass(frozen=True)
+class Plus(Transform):
+    """A constant more: norms that transformers stores around 0 and llama.cpp around 1."""
+
+    constant: float
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return read(rows) + np.float32(self.constant)
+
+    def inverse(self, values: Array, config: dict[str, Any]) -> Array:
+        return values - np.float32(self.constant)
 
 
-def _pairs_to_halves(weight: Array, heads: int) -> Array:
-    shape = weight.shape
-    split = weight.reshape(heads, shape[0] // heads // 2, 2, *shape[1:])
-    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(shape)
+@dataclass(frozen=True)
+class Pick(Transform):
+    """Rows in another order, or a part of them."""
+
+    order: Callable[[int, dict[str, Any]], npt.NDArray[np.intp]]
+    """(rows of the Hugging Face tensor, config) -> which of them each row is"""
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        return (len(self._order(shape, config)), *shape[1:])
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return read(self._order(shape, config)[rows])
+
+    def inverse(self, values: Array, config: dict[str, Any]) -> Array:
+        return values[np.argsort(self._order(values.shape, config))]
+
+    def _order(self, shape: Shape, config: dict[str, Any]) -> npt.NDArray[np.intp]:
+        return self.order(shape[0], config)
 
 
-FORWARD: dict[str, Transform] = {
-    "rope_q": lambda w, config: _halves_to_pairs(w, _heads(config, "num_attention_heads")),
-    "rope_k": lambda w, config: _halves_to_pairs(w, _heads(config, "num_key_value_heads")),
-}
-INVERSE: dict[str, Transform] = {
-    "rope_q": lambda w, config: _pairs_to_halves(w, _heads(config, "num_attention_heads")),
-    "rope_k": lambda w, config: _pairs_to_halves(w, _heads(config, "num_key_value_heads")),
+def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.intp]:
+    """(head, half, i) -> (head, i, half): rotary halves become neighbouring pairs."""
+    return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
+
+
+def _rope_q(rows: int, config: dict[str, Any]) -> npt.NDArray[np.intp]:
+    return _halves_to_pairs(rows, config["num_attention_heads"])
+
+
+def _rope_k(rows: int, config: dict[str, Any]) -> npt.NDArray[np.intp]:
+    heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return _halves_to_pairs(rows, heads)
+
+
+IDENTITY = Transform()
+
+TRANSFORMS: dict[str, Transform] = {
+    "rope_q": Pick(_rope_q),
+    "rope_k": Pick(_rope_k),
+    "plus_one": Plus(1.0),
 }

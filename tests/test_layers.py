@@ -21,7 +21,14 @@ ROOTS = {
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgeft.errors",),
     ("edgeft.formats", "edgeft.records", "edgeft.models", "edgeft.progress"),
-    ("edgeft.stage", "edgeft.checkpoint", "edgeft.template", "edgeft.dataset", "edgeft.nf4"),
+    (
+        "edgeft.stage",
+        "edgeft.checkpoint",
+        "edgeft.template",
+        "edgeft.dataset",
+        "edgeft.nf4",
+        "edgeft.adapter",
+    ),
     ("edgeft.train", "edgeft.merge", "edgeft.base", "edgeft.converters", "edgeft.runtimes"),
     ("edgeft.benchmarks",),
     ("edgeft.export", "edgeft.report"),
@@ -42,6 +49,12 @@ ALLOWED = {
     ("edgeft.converters", "edgeft.merge"): "a converter consumes the Merged view",
     ("edgeft.dataset", "edgeft.template"): "examples become ids through the one chat template",
     ("edgeft.converters.gguf", "edgeft.converters._ggml"): "its quantizer, private to it",
+    ("edgeft.converters.gguf", "edgeft.converters._tensors"): "its tensors, private to it",
+    ("edgeft.converters.gguf", "edgeft.converters._metadata"): "its header, private to it",
+    ("edgeft.adapter", "edgeft.checkpoint"): "an adapter is a checkpoint of deltas",
+    ("edgeft.adapter", "edgeft.stage"): "its manifest names the base it was trained on",
+    ("edgeft.adapter", "edgeft.template"): "its configuration is read like every other",
+    ("edgeft.models", "edgeft.models"): "cards name transforms and derived values",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""

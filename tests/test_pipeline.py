@@ -139,12 +139,11 @@ def test_a_merge_that_did_not_land_is_refused(
 
     merged = open_merged(tiny_base, adapter)
 
-    def wrong(self: Merged, name: str) -> Any:
-        weight = self._base_tensor(name)
-        delta = self._deltas.get(name)
-        return weight if delta is None else weight + np.float32(factor) * delta.rows()
+    def wrong(self: Merged, name: str, rows: Any) -> Any:
+        weight = self.base_rows(name, rows)
+        return weight + np.float32(factor) * self._delta_rows(name, rows)
 
-    monkeypatch.setattr(Merged, "tensor", wrong)
+    monkeypatch.setattr(Merged, "rows", wrong)
     gguf.convert(merged, tmp_path / "x.gguf", quant, threads=1)
     with pytest.raises(ProofError, match=f"did not land in .*beta {factor:.3f}"):
         merged.proof()
@@ -156,10 +155,9 @@ def test_a_delta_that_the_type_lost_or_doubled_is_refused(
 ) -> None:
     merged = open_merged(tiny_base, adapter)
     for name in filter(merged.adapted, merged.shapes):
-        rows = merged.sample(name)
-        summed = merged.tensor(name)[rows]
-        before = merged._base_tensor(name)[rows]
-        merged.landed(name, summed, before + np.float32(factor) * (summed - before))
+        summed, before = merged.rows(name, slice(None)), merged.base_rows(name, slice(None))
+        kept = before + np.float32(factor) * (summed - before)
+        merged.landed(name, lambda read, name=name: read(name, slice(None)), summed, kept)
     with pytest.raises(ProofError, match=f"this type keeps beta {factor:.3f}"):
         merged.proof()
 

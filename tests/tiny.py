@@ -26,8 +26,8 @@ def byte_letters() -> list[str]:
     return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
 
 
-def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
-    """Write the folder: 2 layers, grouped-query attention, tied head, byte-level BPE, ChatML."""
+def make_tokenizer(folder: Path) -> tuple[int, int]:
+    """Byte-level BPE and ChatML; returns (vocabulary size, id of the token that ends a turn)."""
     folder.mkdir(parents=True)
     merges = [["o", "n"], ["Ġ", "t"], ["Ġt", "h"], ["Ġth", "e"], ["l", "a"], ["la", "m"]]
     tokens = [*byte_letters(), *("".join(pair) for pair in merges)]
@@ -51,12 +51,18 @@ def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
         "eos_token": "<|im_end|>", "pad_token": "<|im_end|>", "chat_template": CHATML,
     })  # fmt: skip
     _write(folder / "generation_config.json", {"eos_token_id": end, "pad_token_id": end})
+    return len(tokens) + len(special), end
+
+
+def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
+    """Write the folder: 2 layers, grouped-query attention, tied head, byte-level BPE, ChatML."""
+    size, end = make_tokenizer(folder)
     config = {
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
         "hidden_size": hidden, "intermediate_size": FFN, "num_hidden_layers": LAYERS,
         "num_attention_heads": HEADS, "num_key_value_heads": KV_HEADS,
         "head_dim": hidden // HEADS, "max_position_embeddings": CONTEXT, "rms_norm_eps": 1e-5,
-        "vocab_size": len(tokens) + len(special), "tie_word_embeddings": True,
+        "vocab_size": size, "tie_word_embeddings": True,
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}, "dtype": "float32",
         "bos_token_id": end - 1, "eos_token_id": end, "pad_token_id": end,
     }  # fmt: skip

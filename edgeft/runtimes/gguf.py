@@ -43,7 +43,15 @@ LOG_ERROR = 4
 
 
 class GGUFRuntime:
-    def __init__(self, path: Path, threads: int | None = None, context: int | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        threads: int | None = None,
+        context: int | None = None,
+        exact: bool = False,
+    ) -> None:
+        """`exact` computes attention in float32, slower and larger: for comparisons."""
+        self._exact = exact
         lib, self._errors, log = _llama_cpp()
         lib.llama_log_set(log, None)  # each time: another user of the library may have set its own
         self._lib = lib
@@ -267,6 +275,9 @@ class GGUFRuntime:
         params.n_ctx, params.n_seq_max = cells, sequences
         params.n_batch = params.n_ubatch = BATCH
         params.n_outputs_max_per_seq = rows
+        if self._exact:
+            params.type_k = params.type_v = 0  # ggml.h: GGML_TYPE_F32
+            params.flash_attn_type = 0  # which rounds to float16 on the way
         params.n_threads = params.n_threads_batch = self._threads
         self._errors.clear()
         context = self._lib.llama_init_from_model(self._alive(self._model), params)

@@ -1,0 +1,39 @@
+"""Values that a GGUF header wants and config.json holds only in another form.
+
+DERIVED["head_dim"]({"hidden_size": 64, "num_attention_heads": 4})     # 16
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+Config = dict[str, Any]
+
+
+def rope_parameters(config: Config) -> dict[str, Any]:
+    """Of transformers 5's `rope_parameters` or the older `rope_scaling` and `rope_theta`."""
+    old = {**(config.get("rope_scaling") or {})}
+    old.setdefault("rope_type", old.pop("type", "default"))
+    if config.get("rope_theta") is not None:
+        old["rope_theta"] = config["rope_theta"]
+    return {**old, **(config.get("rope_parameters") or {})}
+
+
+def head_dim(config: Config) -> int:
+    return int(config["hidden_size"] // config["num_attention_heads"])
+
+
+def rotary_dimensions(config: Config) -> int:
+    """How many dimensions of a head are rotated."""
+    share = config.get("partial_rotary_factor") or rope_parameters(config).get(
+        "partial_rotary_factor", 1.0
+    )
+    return int((config.get("head_dim") or head_dim(config)) * share)
+
+
+DERIVED: dict[str, Callable[[Config], Any]] = {
+    "head_dim": head_dim,
+    "num_key_value_heads": lambda config: config["num_attention_heads"],
+    "rotary_dimensions": rotary_dimensions,
+}
