@@ -2,6 +2,7 @@
 
     check_tokens(model, folder)                   same ids, same stops as the Hugging Face folder
     check_greedy(model, reference)                same first greedy tokens on fixed prompts
+    check_live(model, expect(live, prompts), …)   same logits as the base with the live adapter
 
 Each raises ProofError with the first difference, and returns facts for the manifest.
 """
@@ -9,13 +10,27 @@ Each raises ProofError with the first difference, and returns facts for the mani
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeft.errors import ProofError
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime
+from edgeft.runtimes.reference import ReferenceRuntime
 from edgeft.template import ChatTemplate, encoder, id_to_token
+
+Logits = npt.NDArray[np.float32]
+
+POSITIONS = 4
+"""last positions of a prompt whose logits are compared"""
+LANDED = (0.5, 1.5)
+"""bounds of the landing coefficient in the logits"""
+SAME = 1e-3
+"""nats; divergence from the live model that a 16- or 32-bit artifact may have"""
 
 PROMPTS = (
     "What is the capital of France?",
@@ -26,7 +41,32 @@ PROMPTS = (
     "Translate to German: good morning",
     "What is 17 + 25?",
     "def fibonacci(n):",
+    "Summarize: the meeting was moved from Monday to Thursday at ten.",
+    "Give me three names for a black cat.",
+    "Fix the grammar: he go to school yesterday",
+    "What does HTTP 404 mean?",
+    "Write one line of SQL that counts the rows of the table users.",
+    "Name the largest planet.",
+    "Is 91 a prime number? Answer yes or no.",
+    "Convert 5 miles to kilometres.",
+    "Rewrite politely: send me the file now",
+    "What comes next: 2, 4, 8, 16?",
+    "List the colours of the rainbow.",
+    "Wie heißt die Hauptstadt von Österreich?",
+    "¿Cuántos días tiene una semana?",
+    "今天天气怎么样？",
+    "Antworte mit JSON: Name Anna, Alter 31",
+    "Explain recursion to a child.",
+    "set the thermostat in the hall to 21 degrees",
+    "Who wrote Hamlet?",
+    "Sort these words: pear, apple, fig",
+    "What is the boiling point of water in Fahrenheit?",
+    "Write a regular expression for a date like 2024-05-17.",
+    "Tell me a joke about computers.",
+    "Classify the sentiment: the food was cold and late.",
+    "Complete: to be or not to",
 )
+GREEDY_PROMPTS = PROMPTS[:8]
 GREEDY_TOKENS = 12
 TIE = 0.05
 """logits; where the reference itself is this undecided, half-precision rounding may choose"""
@@ -72,7 +112,7 @@ def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
 
 
 def check_greedy(
-    model: Runtime, reference: Runtime, prompts: Iterable[str] = PROMPTS
+    model: Runtime, reference: Runtime, prompts: Iterable[str] = GREEDY_PROMPTS
 ) -> dict[str, Any]:
     """The artifact chooses the tokens that the float32 model chooses, near-ties apart."""
     same = ties = 0
@@ -95,3 +135,76 @@ def check_greedy(
             )
         same, ties = same + at, ties + 1
     return {"tokens": same, "near_ties": ties}
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the live model says after the last tokens of each prompt, with and without adapter."""
+
+    prompts: list[list[int]]
+    live: list[Logits]
+    """each (POSITIONS, vocabulary)"""
+    base: list[Logits]
+
+
+def expect(reference: ReferenceRuntime, texts: Iterable[str]) -> Expected:
+    """Ask a reference that holds a live adapter; `texts` are prompts as the template renders them."""
+    prompts = [reference.encode(text)[-reference.context :] for text in texts]
+    live = [reference.logits(ids)[-POSITIONS:] for ids in prompts]
+    with reference.without_adapter():
+        base = [reference.logits(ids)[-POSITIONS:] for ids in prompts]
+    return Expected(prompts, live, base)
+
+
+def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any]:
+    """The artifact's logits against the live adapter's: divergence, agreement and landing.
+
+    The landing coefficient is the one of `edgeft.merge`, taken in the logits: how much of what the
+    adapter changes there is found in the artifact; 0 = nothing, 2 = about twice. An `exact`
+    artifact (16 or 32 bits) must have the live model's distribution, too.
+    """
+    divergence: list[float] = []
+    largest = agree = rows = 0.0
+    size = along = 0.0
+    for ids, live, base in zip(expected.prompts, expected.live, expected.base, strict=True):
+        got = model.logits(ids)[-POSITIONS:, : live.shape[1]]
+        width = got.shape[1]  # rows of padding are in one of them only
+        live, base = live[:, :width], base[:, :width]
+        change, found = _centred(live - base), _centred(got - base)
+        size += float(np.vdot(change, change))
+        along += float(np.vdot(change, found))
+        divergence += _divergence(live, got)
+        largest = max(largest, float(np.abs(_centred(got - live)).max()))
+        agree += float((got.argmax(1) == live.argmax(1)).sum())
+        rows += len(got)
+    facts = {
+        "prompts": len(expected.prompts),
+        "beta": round(along / size, 4) if size else None,
+        "kl": float(f"{np.mean(divergence):.3g}"),
+        "max_dlogit": float(f"{largest:.3g}"),
+        "same_top": round(agree / rows, 4),
+    }
+    if size and not LANDED[0] < along / size < LANDED[1]:
+        raise ProofError(
+            f"the artifact does not answer as the live adapter does: of the adapter's change in "
+            f"the logits it has {along / size:.2f} (1 = landed, 0 = lost, 2 = twice)",
+            "a finer --quant, if it is a coarse one",
+        )
+    if exact and np.mean(divergence) > SAME:
+        raise ProofError(
+            f"the artifact does not answer as the live adapter does: {np.mean(divergence):.2g} nats "
+            f"apart on {len(expected.prompts)} prompts, at most {SAME:g} are rounding"
+        )
+    return facts
+
+
+def _centred(rows: Logits) -> Logits:
+    """A constant added to all logits of a row means nothing."""
+    centred: Logits = rows - rows.mean(axis=1, keepdims=True)
+    return centred
+
+
+def _divergence(p: Logits, q: Logits) -> list[float]:
+    """Kullback-Leibler divergence of each row of logits, nats."""
+    log_p, log_q = (x - np.logaddexp.reduce(x.astype(np.float64), 1)[:, None] for x in (p, q))
+    return [float(v) for v in (np.exp(log_p) * (log_p - log_q)).sum(axis=1)]

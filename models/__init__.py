@@ -28,6 +28,8 @@ _NOT_CARDS = ("sources.toml", "pretokenizers.toml")
 @dataclass(frozen=True)
 class Card:
     family: str
+    about: str
+    """the models that it is for, as people call them"""
     architectures: tuple[str, ...]
     gguf_arch: str
     formats: tuple[str, ...]
@@ -49,6 +51,8 @@ class Card:
     """part of a module's name in transformers -> in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
     """3-D parameter in transformers -> the checkpoint's tensors, side by side in each expert"""
+    trains: bool = True
+    """transformers has this architecture, so that `edgeft train-qlora` can train it"""
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
 
@@ -77,6 +81,16 @@ class Card:
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
+
+    def parameter(self, name: str) -> tuple[str, int | None, int, int]:
+        """Where transformers keeps a tensor of the checkpoint: (parameter, expert, part, parts)."""
+        general, numbers = generalize(name)
+        for parameter, parts in self.fused.items():
+            if general in parts:
+                return fill(parameter, numbers), numbers[1], parts.index(general), len(parts)
+        for now, stored in self.modules.items():
+            name = name.replace(stored, now)
+        return name, None, 0, 1
 
     def ignores(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)

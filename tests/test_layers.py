@@ -29,9 +29,16 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.nf4",
         "edgeft.adapter",
     ),
-    ("edgeft.train", "edgeft.merge", "edgeft.base", "edgeft.converters", "edgeft.runtimes"),
+    (
+        "edgeft.train",
+        "edgeft.merge",
+        "edgeft.base",
+        "edgeft.converters",
+        "edgeft.runtimes",
+        "edgeft.modelfile",
+    ),
     ("edgeft.benchmarks",),
-    ("edgeft.export", "edgeft.report"),
+    ("edgeft.export", "edgeft.report", "edgeft.describe"),
     ("edgeft.cli",),
     ("edgeft.__main__",),
 )

@@ -1,13 +1,17 @@
 """The reference: transformers in float32 on the CPU, the model that every artifact is held to.
 
     with ReferenceRuntime(Path("merged")) as model: ...
-    ReferenceRuntime(base, weights=((name, merged.tensor(name)) for name in merged.shapes))
+    with ReferenceRuntime(base, adapters=[(Path("adapter"), 1.0)]) as live:
+        live.logits(ids)
+        with live.without_adapter(): live.logits(ids)
 
-The second form runs a Merged view without writing it to disk.
+The second form is the live model: the adapter runs beside the base by peft, nothing is merged.
+`weights` gives the base other values than its files hold, such as those that NF4 leaves of them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,9 +21,10 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import models
 from edgeft.errors import InputError, require
 from edgeft.records import Limits, Reply, Token
-from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer
+from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 
@@ -31,7 +36,12 @@ class ReferenceRuntime:
         threads: int | None = None,
         context: int | None = None,
         weights: Weights | None = None,
+        adapters: Sequence[tuple[Path, float]] = (),
+        tokenizer: Path | None = None,
+        vocabulary: int | None = None,
     ) -> None:
+        """`tokenizer`: its folder, where it is not the base's; `vocabulary`: rows of the embedding
+        that the adapters were trained on."""
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
         transformers.utils.logging.disable_progress_bar()
@@ -45,12 +55,17 @@ class ReferenceRuntime:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             config.dtype = torch.float32
             self._model = transformers.AutoModelForCausalLM.from_config(config)
-            self._fill(weights)
+            self._fill(weights, models.card_for(read_json(path / "config.json")))
+        if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
+            self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        if adapters:
+            self._add(adapters)
         self._model.eval()
-        self._tokenizer = load_tokenizer(path)
-        self._stops = set(eos_ids(path))
-        self.encode = encoder(path)
-        self.chat = ChatTemplate.from_folder(path)
+        folder = tokenizer or path
+        self._tokenizer = load_tokenizer(folder)
+        self._stops = set(eos_ids(folder))
+        self.encode = encoder(folder)
+        self.chat = ChatTemplate.from_folder(folder)
         self.vocab_size = int(self._model.config.vocab_size)
         self.context = min(int(self._model.config.max_position_embeddings), context or 4096)
 
@@ -111,16 +126,40 @@ class ReferenceRuntime:
     ) -> None:
         self.close()
 
-    def _fill(self, weights: Weights) -> None:
-        """Copy the weights in; every parameter must get one."""
+    def without_adapter(self) -> contextlib.AbstractContextManager[None]:
+        """The base alone, while the context lasts."""
+        manager: contextlib.AbstractContextManager[None] = self._model.disable_adapter()
+        return manager
+
+    def _add(self, adapters: Sequence[tuple[Path, float]]) -> None:
+        peft = require("peft", "train")
+        names = [f"adapter_{i}" for i in range(len(adapters))]
+        for name, (folder, _) in zip(names, adapters, strict=True):
+            if name == names[0]:
+                self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
+            else:
+                self._model.load_adapter(folder, name)
+        weights = [weight for _, weight in adapters]
+        if weights != [1.0]:
+            self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
+            self._model.set_adapter("sum")
+
+    def _fill(self, weights: Weights, card: models.Card) -> None:
+        """Copy the weights in; every parameter must get its tensors."""
         parameters = dict(self._model.named_parameters())
-        parameters |= {"lm_head.weight": self._model.get_output_embeddings().weight}
-        tied = self._model.config.tie_word_embeddings
-        left = set(parameters) - ({"lm_head.weight"} if tied else set())
+        head = self._model.get_output_embeddings().weight
+        parameters |= {name: head for name in ("lm_head.weight", "embed_out.weight")}
+        wanted = {id(value): value.numel() for value in parameters.values()}
         with self._torch.no_grad():
             for name, values in weights:
-                parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
-                left.discard(name)
+                parameter, expert, part, parts = card.parameter(name)
+                place = parameters[parameter]
+                wanted[id(place)] -= values.size
+                if expert is not None:
+                    rows = place.shape[1] // parts
+                    place = place[expert, part * rows : (part + 1) * rows]
+                place.copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
+        left = [name for name, value in parameters.items() if wanted[id(value)] > 0]
         if left:
             raise InputError(f"the model has no weights for {', '.join(sorted(left)[:3])}")
 

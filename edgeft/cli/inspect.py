@@ -1,0 +1,28 @@
+"""`edgeft inspect`: what a .gguf, a model folder or an adapter is, and where it came from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeft.cli._options import configurable, json_option, print_json
+
+
+@click.command("inspect", short_help="Metadata, tensor types, template, stops and lineage.")
+@click.argument("artifact", type=click.Path(path_type=Path))
+@json_option
+@configurable
+def command(artifact: Path, as_json: bool) -> None:
+    """Show what an artifact, a model folder or an adapter is. Reads headers only.
+
+    \b
+    edgeft inspect out/q4_k_m.gguf
+    """
+    from edgeft.describe import as_text, describe
+
+    facts = describe(artifact)
+    if as_json:
+        print_json(facts)
+    else:
+        click.echo(as_text(facts))

@@ -1,0 +1,31 @@
+"""`edgeft models`: which families can be trained and written in which format."""
+
+from __future__ import annotations
+
+import click
+
+from edgeft.cli._options import configurable, json_option, print_json
+
+COLUMNS = ("train", "gguf", "hf", "gptq", "onnx")
+
+
+@click.command("models", short_help="Model families x what edgeft can do with them.")
+@json_option
+@configurable
+def command(as_json: bool) -> None:
+    """List the families. Every "yes" is held to the original model by a test."""
+    from edgeft.models import cards
+
+    rows = [
+        {"family": card.family, "models": card.about, "architectures": list(card.architectures),
+         "train": card.trains, **{name: name in card.formats for name in COLUMNS[1:]}}
+        for card in cards()
+    ]  # fmt: skip
+    if as_json:
+        print_json({"families": rows})
+        return
+    width = max(len(str(row["family"])) for row in rows)
+    click.echo("  ".join(["family".ljust(width), *COLUMNS, "models"]))
+    for row in rows:
+        marks = [("yes" if row[name] else "-").ljust(len(name)) for name in COLUMNS]
+        click.echo("  ".join([str(row["family"]).ljust(width), *marks, str(row["models"])]))

@@ -1,0 +1,148 @@
+"""What an artifact, a model folder or an adapter is: metadata, types, template, stops, lineage.
+
+    facts = describe(Path("out/q4_k_m.gguf"))       # {"model": {…}, "tensors": {…}, …}
+    print(as_text(facts))
+
+Only headers are read, so it takes no time however large the file is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from edgeft import stage
+from edgeft.adapter import read_adapter_config
+from edgeft.checkpoint import Checkpoint
+from edgeft.errors import InputError
+from edgeft.template import ChatTemplate, read_json
+
+LONG = 60
+"""characters of a value that a person wants to see"""
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Sections of facts; InputError for what is none of the three."""
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(path) | _lineage(path)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(path) | _lineage(path)
+    if (path / "config.json").is_file():
+        return _folder(path) | _lineage(path)
+    if not path.exists():
+        raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
+    raise InputError(f"{path} is no .gguf file, no model folder and no adapter")
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """For people: a heading per section, one fact per line, long values cut."""
+    lines = []
+    for section, entries in facts.items():
+        lines.append(section)
+        width = max(map(len, entries), default=0)
+        for key, value in entries.items():
+            parts = value if isinstance(value, list) else [value]
+            text = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in parts)
+            text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+            cut = text if len(text) <= LONG else text[: LONG - 1] + "…"
+            lines.append(f"  {key:<{width}}  {cut}")
+    return "\n".join(lines)
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    from gguf import GGUFReader
+
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError, OSError) as error:
+        raise InputError(f"{path} is not a whole GGUF file: {error}") from None
+    values = {key: _value(field) for key, field in reader.fields.items()}
+    tokens = reader.fields.get("tokenizer.ggml.tokens")
+    vocabulary = tokens.contents() if tokens else []
+    stops = [
+        vocabulary[values[key]]
+        for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+        if isinstance(values.get(key), int) and values[key] < len(vocabulary)
+    ]
+    template = values.pop("tokenizer.chat_template", None)
+    kinds: dict[str, list[int]] = {}
+    for tensor in reader.tensors:
+        sizes = kinds.setdefault(tensor.tensor_type.name, [0, 0, 0])
+        for i, count in enumerate((1, int(tensor.n_elements), int(tensor.n_bytes))):
+            sizes[i] += count
+    weights = sum(sizes[1] for sizes in kinds.values())
+    stored = sum(sizes[2] for sizes in kinds.values())
+    shown = {k: v for k, v in values.items() if not k.startswith(("GGUF.", "tokenizer."))}
+    return {
+        "model": {"format": "gguf", "size": stage.human(path.stat().st_size), **shown},
+        "tensors": _kinds(kinds)
+        | {"weights": f"{weights:,}", "bits per weight": round(8 * stored / max(weights, 1), 2)},
+        "tokenizer": {
+            "kind": values.get("tokenizer.ggml.model"),
+            "pre-tokenizer": values.get("tokenizer.ggml.pre"),
+            "tokens": len(vocabulary),
+            "adds bos": values.get("tokenizer.ggml.add_bos_token"),
+            "stops": list(dict.fromkeys(stops)),
+        },
+        "template": _template(template),
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    config = read_json(path / "config.json")
+    kinds: dict[str, list[int]] = {}
+    for info in Checkpoint(path).tensors.values():
+        sizes = kinds.setdefault(info.dtype, [0, 0, 0])
+        for i, count in enumerate((1, math.prod(info.shape), 0)):
+            sizes[i] += count
+    chat = ChatTemplate.from_folder(path)
+    plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
+    return {
+        "model": {"format": "hf", "architectures": config.get("architectures", []), **plain},
+        "tensors": _kinds(kinds) | {"weights": f"{sum(sizes[1] for sizes in kinds.values()):,}"},
+        "tokenizer": {"stops": list(chat.stops)},
+        "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
+    }
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    config = read_adapter_config(path)
+    tensors = Checkpoint(path / "adapter_model.safetensors").tensors
+    count = sum(math.prod(info.shape) for info in tensors.values())
+    shown = {k: v for k, v in config.items() if v not in (None, False, [], {}, "")}
+    return {"adapter": {"tensors": len(tensors), "weights": f"{count:,}", **shown}}
+
+
+def _lineage(path: Path) -> dict[str, Any]:
+    manifest = stage.read_manifest(path)
+    if manifest is None:
+        return {"lineage": {"manifest": "none: not made by edgeft, or moved without it"}}
+    facts: dict[str, Any] = {}
+    for key, value in manifest.facts.items():
+        if isinstance(value, dict):
+            facts |= {f"{key} {inner}": entry for inner, entry in value.items()}
+        elif not isinstance(value, list):  # curves are long
+            facts[key] = value
+    parents = {f"from {name}": value[:16] for name, value in manifest.parents.items()}
+    made = {"made": manifest.created, "by": f"edgeft {manifest.edgeft}"}
+    options = {k: v for k, v in manifest.options.items() if v is not None}
+    return {"lineage": made | options | parents, "facts": facts}
+
+
+def _kinds(kinds: dict[str, list[int]]) -> dict[str, Any]:
+    ordered = sorted(kinds.items(), key=lambda item: -item[1][1])
+    return {name: f"{count} tensors, {size:,} weights" for name, (count, size, _) in ordered}
+
+
+def _template(source: str | None) -> dict[str, Any]:
+    if not source:
+        return {"source": "none"}
+    return {"sha256": hashlib.sha256(source.encode()).hexdigest()[:16], "source": source}
+
+
+def _value(field: Any) -> Any:
+    """A scalar, or how long an array is: vocabularies have 100,000 entries."""
+    value = len(field.data) if len(field.data) > 16 else field.contents()
+    return value
