@@ -221,7 +221,7 @@ def _dynamic_codes() -> npt.NDArray[np.uint8]:
     """The code of each of 65536 cells (bitsandbytes' csrc/cpu_ops.cpp, `build_quantize_lut`)."""
     even = np.arange(0, 2 * _CELLS, 2).astype(np.float32)
     values = np.float32(-1) + even / np.float32(_CELLS - 1)
-    codes: npt.NDArray[np.uint8] = np.searchsorted(_midpoints(dynamic_map()), values)
+    codes: npt.NDArray[np.intp] = np.searchsorted(_midpoints(dynamic_map()), values)
     return codes.astype(np.uint8)
 
 
