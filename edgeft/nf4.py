@@ -187,10 +187,9 @@ def _round_trip_8bit(values: Array, threads: int) -> Array:
     absmax = np.abs(padded).max(axis=1, keepdims=True)
     inverse = np.divide(1, absmax, out=np.zeros_like(absmax), where=absmax > 2.0**-128)
     scaled = np.clip(padded * inverse, -1, 1)
-    # Its CPU kernel looks the code up in a table over [-1, 1]: not always the nearest. The
-    # multiplication and the addition are one instruction there, so rounded once.
+    # Its CPU kernel looks the code up in a table over [-1, 1]: not always the nearest.
     half = (scaled + np.float32(1)) * np.float32(0.5)
-    cell = (half.astype(np.float64) * (_CELLS - 1) + 0.5).astype(np.float32).astype(np.intp)
+    cell = (half * np.float32(_CELLS - 1) + np.float32(0.5)).astype(np.intp)
     back: Array = dynamic_map()[_dynamic_codes()[cell]] * absmax + offset
     return back.reshape(-1)[: len(values)]
 

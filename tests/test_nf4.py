@@ -183,10 +183,11 @@ def test_the_sum_is_torchs(torch_threads: Any) -> None:
 
     random = np.random.default_rng(5)
     depends = 0
-    for count in (1, 2, 7, 8, 9, 31, 32, 65, 511, 1000, 4097, 13824, 32767, 32768, 65537, 300_007):
+    counts = [1, 2, 7, 8, 9, 31, 32, 65, 511, 1000, 4097, 13824, 32767, 32768, 65537, 300_007]
+    for count in [*counts, *range(140_000, 229_000, 5_000)]:
         values = np.abs(random.standard_normal(count)).astype(np.float32)
         sums = {}
-        for threads in (1, 2, 3, 8, 20):
+        for threads in (1, 2, 3, 8, 20, 33):
             torch_threads(threads)
             sums[threads] = nf4._torch_sum(values, threads)
             assert sums[threads] == torch.from_numpy(values).sum().item(), (count, threads)
@@ -225,6 +226,30 @@ def test_borders_and_their_neighbours(kind: nf4.Kind) -> None:
     )
 
 
+@pytest.mark.parametrize("width", [64, 50])
+def test_borders_after_scaling(width: int) -> None:
+    """A whole block is multiplied with a reciprocal, a short one divided: the last bit counts."""
+    random = np.random.default_rng(2)
+    borders = nf4._midpoints(nf4.LEVELS["nf4"])
+    for largest in random.uniform(0.01, 0.2, 50).astype(np.float32):
+        at = borders * largest
+        weight = np.zeros((1, width), np.float32)
+        weight[0, :46] = [largest, *at, *(at - np.spacing(at)), *(at + np.spacing(at))]
+        np.testing.assert_array_equal(nf4.round_trip(weight), oracle(weight))
+
+
+def test_the_8_bit_type() -> None:
+    """On a million maxima, so that each border of its table is met."""
+    import torch
+    from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
+
+    maxima = np.random.default_rng(6).lognormal(-3, 0.3, 1 << 20).astype(np.float32)
+    offset = nf4._torch_sum(maxima, 1) / np.float32(len(maxima))
+    packed = quantize_blockwise(torch.from_numpy(maxima - offset), blocksize=256)
+    theirs = dequantize_blockwise(*packed).numpy() + offset
+    np.testing.assert_array_equal(nf4._round_trip_8bit(maxima, 1), theirs)
+
+
 @every_kind
 @pytest.mark.parametrize("shape", [(4, 64), (9, 64), (3, 50)])
 def test_zero_blocks(shape: tuple[int, int], kind: nf4.Kind, double_quant: bool) -> None:
@@ -245,8 +270,12 @@ def test_tiny_weights(shape: tuple[int, int], scale: float) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         seen = nf4.round_trip(weight, double_quant=False)
-        assert np.isfinite(nf4.round_trip(weight)).all()
+        double = nf4.round_trip(weight)
     np.testing.assert_array_equal(seen, oracle(weight, double_quant=False))
+    if scale > 1e-36:
+        np.testing.assert_array_equal(double, oracle(weight))
+    else:  # theirs divides by zero
+        assert np.abs(double - seen).max() < 1e-37
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
