@@ -27,6 +27,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +36,7 @@ import numpy.typing as npt
 
 from edgeft import models, nf4, stage
 from edgeft.adapter import Change, Whole, read_adapter
-from edgeft.checkpoint import Array, Checkpoint, Rows, as_rows
+from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import ProofError
 from edgeft.template import read_json
 
@@ -111,7 +112,7 @@ class Merged:
         self._weights = weights
         self._changes = changes
         self._lock = threading.Lock()
-        self._seen: tuple[str, Array] = ("", np.empty(0, np.float32))
+        self._seen: tuple[str, nf4.Quantized] | None = None
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
 
     def tensor(self, name: str) -> Array:
@@ -131,10 +132,18 @@ class Merged:
         if self.merge_base != "nf4" or not self.card.in_4bit(name, self.shapes[name]):
             return self._weights.rows(name, rows)
         with self._lock:
-            if self._seen[0] != name:
-                seen = nf4.round_trip(self._weights.read(name))
-                self._seen = name, seen.reshape(as_rows(seen.shape))
-            return self._seen[1][rows]
+            if self._seen is None or self._seen[0] != name:
+                height, width = self.shapes[name]
+                read = partial(_between, self._weights, name)
+                self._seen = name, nf4.quantized(read, (height, width))
+            seen = self._seen[1]
+        if isinstance(rows, slice):
+            start, stop, _ = rows.indices(seen.shape[0])
+            return seen.rows(start, stop)
+        first, last = int(rows.min()), int(rows.max())
+        if last - first < 2 * len(rows):
+            return seen.rows(first, last + 1)[rows - first]
+        return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
@@ -217,6 +226,10 @@ def open_merged(base: Path, adapter: Path | None, merge_base: MergeBase = "w16")
     card = models.card_for(read_json(base / "config.json"))
     changes = {} if adapter is None else read_adapter(adapter, base, weights, card)
     return Merged(base, weights, changes, merge_base)
+
+
+def _between(weights: Checkpoint, name: str, start: int, stop: int) -> Array:
+    return weights.rows(name, slice(start, stop))
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
