@@ -55,6 +55,15 @@ model = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
 model.save_pretrained(out)
 transformers.AutoTokenizer.from_pretrained(base).save_pretrained(out)
 """
+CONVERT = """
+import runpy, sys
+script = sys.argv[1]
+sys.path.insert(0, script.rpartition("/")[0])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "qwen2"  # known by hash otherwise
+sys.argv = sys.argv[1:]
+runpy.run_path(script, run_name="__main__")
+"""
 QUANTIZE = """
 import sys, llama_cpp
 source, target, ftype, threads = sys.argv[1:]
@@ -101,7 +110,7 @@ def usual(work: Path, llama_cpp: Path, quant: str, threads: int) -> dict[str, An
     python = [sys.executable, "-P"]
     steps = [
         run([*python, "-c", MERGE, str(base), str(adapter), str(merged)]),
-        run([sys.executable, str(llama_cpp / "convert_hf_to_gguf.py"), str(merged),
+        run([*python, "-c", CONVERT, str(llama_cpp / "convert_hf_to_gguf.py"), str(merged),
              "--outfile", str(f16), "--outtype", "f16"]),
         run([*python, "-c", QUANTIZE, str(f16), str(out), str(FILE_TYPE[quant]), str(threads)]),
     ]  # fmt: skip
