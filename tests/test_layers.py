@@ -62,6 +62,7 @@ ALLOWED = {
     ("edgeft.adapter", "edgeft.stage"): "its manifest names the base it was trained on",
     ("edgeft.adapter", "edgeft.template"): "its configuration is read like every other",
     ("edgeft.models", "edgeft.models"): "cards name transforms and derived values",
+    ("edgeft.benchmarks.chain", "edgeft.report"): "a program of its own, which prints a table",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""
