@@ -21,9 +21,16 @@ ROOTS = {
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgeft.errors",),
     ("edgeft.formats", "edgeft.records", "edgeft.models", "edgeft.progress"),
-    ("edgeft.stage", "edgeft.checkpoint", "edgeft.template", "edgeft.dataset", "edgeft.nf4"),
+    (
+        "edgeft.stage",
+        "edgeft.checkpoint",
+        "edgeft.template",
+        "edgeft.dataset",
+        "edgeft.nf4",
+        "edgeft.imatrix",
+    ),
     ("edgeft.train", "edgeft.merge", "edgeft.base", "edgeft.converters", "edgeft.runtimes"),
-    ("edgeft.benchmarks",),
+    ("edgeft.benchmarks", "edgeft.activations"),
     ("edgeft.export", "edgeft.report"),
     ("edgeft.cli",),
     ("edgeft.__main__",),
