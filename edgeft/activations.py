@@ -191,24 +191,22 @@ def _operations() -> tuple[int, int]:
         dense = ggml.ggml_mul_mat(context, matrix, given)
         routed = ggml.ggml_mul_mat_id(context, experts, given, ids)
         ggml.ggml_set_name(routed, b"blk.0.probe")
-        product, tensor = Tensor.from_address(dense), Tensor.from_address(routed)
+        probe = Tensor.from_address(routed)
         expected = {
             "type": F32, "ne": [3, 2, 7, 1], "nb": [4, 12, 24, 168], "buffer": None,
             "src": [experts, given, ids, *[None] * 7], "view_src": None, "view_offs": 0,
             "data": ggml.ggml_get_data(routed), "name": b"blk.0.probe",
         }  # fmt: skip
-        fits = all(
-            (list(value) if isinstance(value := getattr(tensor, key), ctypes.Array) else value)
-            == wanted
-            for key, wanted in expected.items()
-        )
-        names = [ggml.ggml_op_name(op) for op in (product.op, tensor.op)]
-        if not fits or names != [b"MUL_MAT", b"MUL_MAT_ID"]:
+        found = {key: getattr(probe, key) for key in expected}
+        found |= {key: list(found[key]) for key in ("ne", "nb", "src")}
+        codes = Tensor.from_address(dense).op, probe.op
+        names = [b"MUL_MAT", b"MUL_MAT_ID"]
+        if found != expected or [ggml.ggml_op_name(code) for code in codes] != names:
             raise EdgeftError(
                 "this llama-cpp-python lays out its tensors in another way than edgeft knows",
-                "install the version that edgeft was tested with (constraints.txt)",
+                "install the version in constraints.txt, which edgeft was tested with",
             )
-        return product.op, tensor.op
+        return codes
     finally:
         ggml.ggml_free(context)
 
