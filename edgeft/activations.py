@@ -74,6 +74,7 @@ class Collector:
         whether to call again after it, and then whether to go on."""
         tensor = Tensor.from_address(address)
         if tensor.op not in (self._product, self._routed):
+            # Asked for, and then the end: only the output matrix comes after it.
             return bool((tensor.name == LAST) == ask)
         weight, given = (Tensor.from_address(tensor.src[i]) for i in range(2))
         name = _weight_name(weight.name)

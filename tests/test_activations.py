@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -267,6 +268,23 @@ def test_experts_get_the_inputs_that_were_sent_to_them(
     for name in ("gate", "up", "down"):
         counts = found.tensors[f"blk.1.ffn_{name}_exps.weight"].counts
         assert counts.sum() == 2 * sum(lengths) and (counts.min() == 0) == idle
+
+
+@pytest.mark.parametrize("matrices", [(1, 1), (2, 1), (2, 3), (4, 3)])
+def test_a_weight_of_three_dimensions_is_several_matrices(
+    matrices: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ggml_mul_mat broadcasts: the weight's matrices are repeated over the input's."""
+    wide, deep = matrices
+    given = np.random.default_rng(0).normal(size=(3, 4, 7, 5)).astype(np.float32)
+    monkeypatch.setattr(activations, "_view", lambda tensor: tensor)
+    weight: Any = SimpleNamespace(ne=[5, 6, wide, deep])
+    sums, counts = activations._dense_sums(given, weight)  # type: ignore[arg-type]
+    assert sums.shape == (wide * deep, 5) and counts.tolist() == [84 / (wide * deep)] * wide * deep
+    for i in range(deep):
+        for j in range(wide):
+            wanted = (given[i::deep, j::wide] ** 2).sum(axis=(0, 1, 2))
+            np.testing.assert_allclose(sums[i * wide + j], wanted, 1e-5)
 
 
 def test_values_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
