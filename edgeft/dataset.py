@@ -25,6 +25,7 @@ from edgeft.template import ChatTemplate, Encode, spans
 
 IGNORED = -100
 """label of a token that is not learned"""
+GOLDEN = (5**0.5 - 1) / 2
 
 _ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
@@ -115,6 +116,29 @@ def encode_all(
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)
     return kept, Cut(longer=len(encoded) - len(kept), longest=longest)
+
+
+def calibration(
+    examples: Sequence[Example],
+    chat: ChatTemplate,
+    tokens: Encode,
+    budget: int = 65_536,
+    longest: int = 4096,
+) -> list[list[int]]:
+    """Whole conversations as ids for calibrating a quantizer, `budget` tokens or all there are.
+
+    They are spread evenly over `examples`, always the same, and each as training saw it. What goes
+    beyond `longest` tokens of a conversation, or beyond the budget, is cut off.
+    """
+    sample: list[list[int]] = []
+    # The multiples of the golden ratio, modulo 1, lie evenly however many of them are taken.
+    for i in sorted(range(len(examples)), key=lambda i: i * GOLDEN % 1):
+        if budget <= 0:
+            break
+        ids = encode(examples[i], chat, tokens).ids[: min(longest, budget)]
+        sample.append(ids)
+        budget -= len(ids)
+    return sample
 
 
 def fingerprint(examples: Sequence[Example]) -> str:

@@ -8,7 +8,16 @@ from typing import Any
 
 import pytest
 
-from edgeft.dataset import IGNORED, Encoded, encode, encode_all, fingerprint, load_examples, split
+from edgeft.dataset import (
+    IGNORED,
+    Encoded,
+    calibration,
+    encode,
+    encode_all,
+    fingerprint,
+    load_examples,
+    split,
+)
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 from edgeft.template import ChatTemplate, Encode, encoder
@@ -306,3 +315,42 @@ def test_longer_examples_are_left_out_and_counted(chat: ChatTemplate, tokens: En
     kept, cut = encode_all(examples, chat, tokens, cutoff=1000, train_on_inputs=True)
     assert len(kept) == 4 and cut.longer == 0 and kept[0].labels == kept[0].ids
     assert encode_all([], chat, tokens, cutoff=1)[1].longest == 0
+
+
+def letters(text: str) -> list[int]:
+    return [ord(letter) for letter in text]
+
+
+def numbered(sample: list[list[int]]) -> list[int]:
+    """Which of `some(...)` the conversations are, by the number in the question."""
+    texts = ["".join(map(chr, ids)) for ids in sample]
+    return [int("".join(filter(str.isdigit, text.partition("assistant")[0]))) for text in texts]
+
+
+def test_calibration_is_what_training_saw(chat: ChatTemplate, tokens: Encode) -> None:
+    examples = some(5)
+    sample = calibration(examples, chat, tokens)
+    assert sorted(sample) == sorted(encode(example, chat, tokens).ids for example in examples)
+    assert calibration([], chat, tokens) == []
+
+
+@pytest.mark.parametrize("share", [0.03, 0.1, 0.31, 0.5, 0.9])
+def test_calibration_is_spread_evenly_over_the_examples(chat: ChatTemplate, share: float) -> None:
+    examples = some(1000)
+    every = sum(len(encode(example, chat, letters).ids) for example in examples)
+    sample = calibration(examples, chat, letters, budget=round(share * every))
+    assert sum(map(len, sample)) == round(share * every)
+    assert sample == calibration(examples, chat, letters, budget=round(share * every))
+    found = sorted(numbered(sample[:-1]))
+    gaps = [b - a for a, b in zip([-1, *found], [*found, 1000], strict=True)]
+    assert len(set(found)) == len(found) and max(gaps) <= 2.7 / share + 1
+    assert len(set(gaps)) > 1  # a fixed stride would be in step with rows that alternate
+
+
+def test_calibration_cuts_what_is_long_and_what_is_over(chat: ChatTemplate) -> None:
+    examples = some(40)
+    whole = [encode(example, chat, letters).ids for example in examples]
+    cut = calibration(examples, chat, letters, longest=30)
+    assert sorted(cut) == sorted(ids[:30] for ids in whole)
+    assert calibration(examples, chat, letters, budget=7) == [whole[0][:7]]
+    assert calibration(examples, chat, letters, budget=0) == []

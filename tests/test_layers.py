@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.dataset",
         "edgeft.nf4",
         "edgeft.adapter",
+        "edgeft.imatrix",
     ),
     (
         "edgeft.train",
@@ -37,7 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.runtimes",
         "edgeft.modelfile",
     ),
-    ("edgeft.benchmarks",),
+    ("edgeft.benchmarks", "edgeft.activations"),
     ("edgeft.export", "edgeft.report", "edgeft.describe"),
     ("edgeft.cli",),
     ("edgeft.__main__",),

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import make_base
+from tiny import make_base, make_chats
 
 from edgeft import stage
+from edgeft.dataset import fingerprint, load_examples
 from edgeft.errors import AdapterError, ProofError
 from edgeft.merge import open_merged
+from edgeft.train.sft import training_examples, validation_examples
 
 Run = Callable[..., Any]
 TRAIN = ("--steps", 6, "--batch-size", 4, "--learning-rate", 5e-3, "--save-every", 2)
@@ -60,6 +62,23 @@ def test_the_adapter_is_pefts_and_records_how_it_was_made(adapter: Path, tiny_ba
     assert len(curve) >= 2
     assert curve[-1][1] < curve[0][1]
     assert manifest.facts["tokens"] > 0
+
+
+def test_the_splits_are_found_again_from_the_manifest(
+    adapter: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    manifest = stage.read_manifest(adapter)
+    assert manifest is not None
+    train, held = (find(manifest.options) for find in (training_examples, validation_examples))
+    assert len(train) == manifest.facts["examples"]["train"]
+    assert fingerprint(held) == manifest.facts["validation_items"]
+    lines = [example.line for example in (*train, *held)]
+    assert sorted(lines) == list(range(1, 41))
+    # With a validation file of its own nothing is split off.
+    own = make_chats(tmp_path / "own.jsonl", 3)
+    options = manifest.options | {"validation_data": str(own)}
+    assert fingerprint(training_examples(options)) == fingerprint(load_examples(tiny_chats))
+    assert fingerprint(validation_examples(options)) == fingerprint(load_examples(own))
 
 
 def test_the_merged_view_is_pefts_merge(adapter: Path, tiny_base: Path) -> None:

@@ -38,6 +38,8 @@ SLOTS = 16
 """answers that `replies` writes at the same time"""
 MEMORY = 4
 """times `context`: tokens that all answers of `replies` may hold together"""
+SEQUENCES = 64
+"""that `watch` puts into one batch at most"""
 LOG_ERROR = 4
 """ggml_log_level in ggml.h"""
 
@@ -242,6 +244,48 @@ class GGUFRuntime:
                         running[i] = last
                         self._lib.llama_memory_seq_cp(memory, len(running), i, -1, -1)
 
+    def watch(
+        self, sequences: Sequence[Sequence[int]], observer: Callable[[int, bool], bool]
+    ) -> Iterator[int]:
+        """Read every sequence, as many as fit into a batch; yields the tokens of each batch.
+
+        `observer` is the scheduler's callback (ggml-backend.h: `ggml_backend_sched_eval_callback`):
+        it gets the address of each tensor. All tokens count as outputs, because llama.cpp does
+        not run the last block's feed-forward part for others.
+        """
+        for ids in sequences:
+            self._check(ids)
+        raised: list[BaseException] = []
+
+        @self._lib.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator, unused-ignore]
+        def callback(tensor: int, ask: bool, _: object) -> bool:
+            try:
+                return ask if raised else observer(tensor, ask)
+            except BaseException as error:  # noqa: BLE001  ctypes would print it and go on
+                raised.append(error)
+                return False
+
+        # A recurrent model would cut a batch of several sequences into parts of equal length.
+        lib, model = self._lib, self._model
+        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        width = 1 if recurrent else SEQUENCES
+        cells = max(map(len, sequences), default=0) + BATCH
+        context = self._new_context(cells, sequences=width, rows=BATCH, callback=callback)
+        try:
+            memory = lib.llama_get_memory(context)
+            for batch in _batches(sequences, width):
+                _, position, sequence = batch[0]
+                if position:
+                    lib.llama_memory_seq_keep(memory, sequence)
+                else:
+                    lib.llama_memory_clear(memory, False)
+                self._decode(context, batch)
+                if raised:
+                    raise raised[0]
+                yield len(batch)
+        finally:
+            lib.llama_free(context)
+
     def close(self) -> None:
         if self._batch:
             self._lib.llama_batch_free(self._batch)
@@ -270,7 +314,7 @@ class GGUFRuntime:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
             raise InputError(problem, "shorten it or raise --context")
 
-    def _new_context(self, cells: int, sequences: int, rows: int) -> Any:
+    def _new_context(self, cells: int, sequences: int, rows: int, callback: Any = None) -> Any:
         params = self._lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
         params.n_batch = params.n_ubatch = BATCH
@@ -279,6 +323,9 @@ class GGUFRuntime:
             params.type_k = params.type_v = 0  # ggml.h: GGML_TYPE_F32
             params.flash_attn_type = 0  # which rounds to float16 on the way
         params.n_threads = params.n_threads_batch = self._threads
+        if callback:
+            params.cb_eval = callback
+            params.kv_unified = True  # sequences of any length in one pass
         self._errors.clear()
         context = self._lib.llama_init_from_model(self._alive(self._model), params)
         if not context:
@@ -325,6 +372,25 @@ class GGUFRuntime:
             eos_token=eos,
             stops=tuple(stop for stop in dict.fromkeys([eos, *map(text, ends)]) if stop),
         )
+
+
+def _batches(
+    sequences: Sequence[Sequence[int]], width: int
+) -> Iterator[list[tuple[int, int, int]]]:
+    """(id, position, sequence), BATCH of them from at most `width` sequences; the first sequence of
+    a batch may be the rest of the one before."""
+    batch: list[tuple[int, int, int]] = []
+    for number, ids in enumerate(sequences):
+        if batch and number % width == batch[0][2]:
+            yield batch
+            batch = []
+        for position, token in enumerate(ids):
+            batch.append((token, position, number % width))
+            if len(batch) == BATCH:
+                yield batch
+                batch = []
+    if batch:
+        yield batch
 
 
 def _shared(a: Sequence[int], b: Sequence[int]) -> int:

@@ -160,6 +160,14 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
     return manifest
 
 
+def training_examples(options: dict[str, Any]) -> list[Any]:
+    """The training split of a finished adapter again, from its manifest's options."""
+    examples = load_examples(Path(options["data"]))
+    if options.get("validation_data"):
+        return examples
+    return split(examples, options["validation_size"], options["seed"])[0]
+
+
 def validation_examples(options: dict[str, Any]) -> list[Any]:
     """The validation split of a finished adapter again, from its manifest's options."""
     data, own = Path(options["data"]), options.get("validation_data")

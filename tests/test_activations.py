@@ -1,0 +1,360 @@
+"""Sums of squares held to transformers' on the same tokens, for a dense model and for experts."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from edgeft import activations
+from edgeft.activations import Collector, collect
+from edgeft.converters import gguf as converter
+from edgeft.errors import EdgeftError, InputError
+from edgeft.imatrix import Imatrix, Sums
+from edgeft.merge import open_merged
+from edgeft.models.transforms import FORWARD
+from edgeft.runtimes.gguf import BATCH, SEQUENCES, GGUFRuntime, _batches
+
+VOCABULARY = 265
+"""of tests/tiny.py"""
+NAMES = {
+    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
+}  # fmt: skip
+CLOSE = 2e-4
+"""relative, with keys and values in single precision"""
+
+
+def sequences(*lengths: int, seed: int = 0) -> list[list[int]]:
+    draw = np.random.default_rng(seed)
+    return [draw.integers(0, VOCABULARY, length).tolist() for length in lengths]
+
+
+class Oracle:
+    """Squares of what enters transformers' linear layers, by GGUF name."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+        self.sums: dict[str, npt.NDArray[np.float64]] = {}
+        self.counts: dict[str, npt.NDArray[np.float64]] = {}
+        for i, layer in enumerate(model.model.layers):
+            for name, module in layer.named_modules():
+                if name in NAMES:
+                    module.register_forward_pre_hook(self.dense(f"blk.{i}.{NAMES[name]}.weight"))
+                elif name == "mlp.experts":
+                    module.register_forward_pre_hook(self.experts(i))
+
+    def run(self, sequences: Sequence[Sequence[int]]) -> Imatrix:
+        import torch
+
+        with torch.inference_mode():
+            for ids in sequences:
+                self.model(torch.tensor([ids]), use_cache=False)
+        sums = {
+            name: Sums(values.astype(np.float32), self.counts[name].astype(np.float32))
+            for name, values in self.sums.items()
+        }
+        return Imatrix(sums, (), 0, 0)
+
+    def dense(self, name: str) -> Callable[..., None]:
+        return lambda _, args: self.add(name, 0, args[0], experts=1)
+
+    def experts(self, layer: int) -> Callable[..., None]:
+        import torch
+
+        def hook(module: Any, args: Any) -> None:
+            hidden, chosen, _ = args
+            for expert in range(module.num_experts):
+                given = hidden[(chosen == expert).any(dim=1)]
+                gate, up = (given @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+                inner = torch.nn.functional.silu(gate) * up
+                for name, values in (("gate", given), ("up", given), ("down", inner)):
+                    weight = f"blk.{layer}.ffn_{name}_exps.weight"
+                    self.add(weight, expert, values, module.num_experts)
+
+        return hook
+
+    def add(self, name: str, expert: int, values: Any, experts: int) -> None:
+        rows = values.reshape(-1, values.shape[-1]).double().numpy()
+        self.sums.setdefault(name, np.zeros((experts, rows.shape[1])))
+        self.counts.setdefault(name, np.zeros(experts))
+        self.sums[name][expert] += (rows**2).sum(axis=0)
+        self.counts[name][expert] += len(rows)
+
+
+def assert_same(found: Imatrix, wanted: Imatrix, close: float) -> None:
+    assert set(found.tensors) == set(wanted.tensors)
+    for name, sums in wanted.tensors.items():
+        np.testing.assert_array_equal(found.tensors[name].counts, sums.counts, name)
+        np.testing.assert_allclose(found.tensors[name].in_sum2, sums.in_sum2, close, err_msg=name)
+
+
+@pytest.fixture(scope="module")
+def dense(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("imatrix") / "f32.gguf"
+    converter.convert(open_merged(tiny_base, None), path, "f32", 1)
+    return path
+
+
+@pytest.fixture
+def exact(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attention in single precision: half of it moves single columns by up to .4 %."""
+    from llama_cpp import llama_cpp
+
+    default_params = llama_cpp.llama_context_default_params
+
+    def params() -> Any:
+        chosen = default_params()
+        chosen.type_k = chosen.type_v = activations.F32
+        chosen.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        return chosen
+
+    monkeypatch.setattr(llama_cpp, "llama_context_default_params", params)
+
+
+@pytest.fixture
+def transformers_model(tiny_base: Path) -> Any:
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+
+
+CASES = {
+    "one": sequences(40),
+    "shorter than llama-imatrix counts": sequences(3),
+    "packed": sequences(20, 1, 90, 7, 33),
+    "one over two batches": sequences(30, BATCH + 100, 15),
+    "more than a batch's sequences": sequences(*[3] * (2 * SEQUENCES + 5)),
+}
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize("case", CASES)
+def test_sums_are_those_of_transformers(case: str, dense: Path, transformers_model: Any) -> None:
+    wanted = Oracle(transformers_model).run(CASES[case])
+    assert len(wanted.tensors) == 14
+    found = collect(dense, CASES[case], threads=2)
+    assert_same(found, wanted, CLOSE)
+    tokens = sum(map(len, CASES[case]))
+    assert all(sums.counts.tolist() == [tokens] for sums in found.tensors.values())
+    assert found.chunk_size * found.chunk_count >= tokens and found.datasets == ("conversations",)
+
+
+@pytest.mark.usefixtures("exact")
+def test_packing_changes_nothing(dense: Path) -> None:
+    conversations = sequences(20, 1, 90, 7, BATCH, 33, 300, 12, seed=1)
+    alone = [collect(dense, [ids], threads=1).tensors for ids in conversations]
+    added = {
+        name: Sums(sum(t[name].in_sum2 for t in alone), sum(t[name].counts for t in alone))
+        for name in alone[0]
+    }
+    assert_same(collect(dense, conversations, threads=2), Imatrix(added, (), 0, 0), CLOSE)
+
+
+def test_the_output_matrix_is_not_computed(dense: Path) -> None:
+    asked: list[bytes] = []
+    waited: list[bytes] = []
+    collector = Collector()
+
+    def observer(address: int, ask: bool) -> bool:
+        (asked if ask else waited).append(activations.Tensor.from_address(address).name)
+        return collector(address, ask)
+
+    with GGUFRuntime(dense, 1) as runtime:
+        assert list(runtime.watch(sequences(30, 40), observer)) == [70]
+        assert asked[-1] == b"result_norm" and b"result_output" not in asked
+        # k and v read what q reads, up what gate reads (or the other way round).
+        assert len(waited) == 2 * 4 + 1
+
+
+def test_batches_are_full_and_keep_sequences_apart() -> None:
+    lengths = (100, 3 * BATCH, 1, 1, BATCH - 2, 5, *[1] * 3 * SEQUENCES)
+    conversations = sequences(*lengths)
+    for width in (1, 2, SEQUENCES):
+        batches = list(_batches(conversations, width))
+        tokens = [token for batch in batches for token, _, _ in batch]
+        assert tokens == [token for ids in conversations for token in ids]
+        assert max(map(len, batches)) == BATCH
+        for batch in batches:
+            begun = [sequence for _, position, sequence in batch if position == 0]
+            rest = {batch[0][2]} if batch[0][1] else set()
+            assert len({*begun, *rest}) == len(begun) + len(rest) <= width
+    assert len(list(_batches(sequences(300, 400, 100, 224), SEQUENCES))) == 2
+
+
+def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, Any]:
+    """A random Mixtral as a GGUF file, and in transformers."""
+    import torch
+    import transformers
+    from gguf import GGUFWriter
+
+    config = transformers.MixtralConfig(
+        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, vocab_size=VOCABULARY, num_local_experts=6, num_experts_per_tok=2,
+        max_position_embeddings=512, sliding_window=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.MixtralForCausalLM(config).eval()
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim > 1:
+                weight.normal_(0, 0.2)
+            weight *= scale if name.endswith("layers.1.input_layernorm.weight") else 1
+            if name.endswith("mlp.gate.weight"):
+                weight *= 5  # far from ties
+    weights = {name: values.numpy() for name, values in model.state_dict().items()}
+    tensors = {
+        "token_embd.weight": weights["model.embed_tokens.weight"],
+        "output_norm.weight": weights["model.norm.weight"],
+        "output.weight": weights["lm_head.weight"],
+    }
+    for i in range(2):
+        source, target = f"model.layers.{i}.", f"blk.{i}."
+        for name in ("q", "k", "v", "o"):
+            values = weights[f"{source}self_attn.{name}_proj.weight"]
+            if name in "qk":
+                values = FORWARD[f"rope_{name}"](values, config.to_dict())
+            tensors[f"{target}attn_{'output' if name == 'o' else name}.weight"] = values
+        gate_up = weights[f"{source}mlp.experts.gate_up_proj"]
+        tensors |= {
+            f"{target}attn_norm.weight": weights[f"{source}input_layernorm.weight"],
+            f"{target}ffn_norm.weight": weights[f"{source}post_attention_layernorm.weight"],
+            f"{target}ffn_gate_inp.weight": weights[f"{source}mlp.gate.weight"],
+            f"{target}ffn_gate_exps.weight": np.ascontiguousarray(gate_up[:, :96]),
+            f"{target}ffn_up_exps.weight": np.ascontiguousarray(gate_up[:, 96:]),
+            f"{target}ffn_down_exps.weight": weights[f"{source}mlp.experts.down_proj"],
+        }
+    path = folder / "experts.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    writer.add_expert_count(6)
+    writer.add_expert_used_count(2)
+    converter._vocabulary(writer, base, {"vocab_size": VOCABULARY})
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.float32(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path, model
+
+
+@pytest.mark.usefixtures("exact")
+@pytest.mark.parametrize(("lengths", "idle"), [((50, 9, 31), False), ((2,), True)])
+def test_experts_get_the_inputs_that_were_sent_to_them(
+    tiny_base: Path, tmp_path: Path, lengths: tuple[int, ...], idle: bool
+) -> None:
+    path, model = make_experts(tmp_path, tiny_base)
+    conversations = sequences(*lengths)
+    wanted = Oracle(model).run(conversations)
+    assert len(wanted.tensors) == 2 * 8
+    found = collect(path, conversations, threads=2)
+    assert_same(found, wanted, CLOSE)
+    for name in ("gate", "up", "down"):
+        counts = found.tensors[f"blk.1.ffn_{name}_exps.weight"].counts
+        assert counts.sum() == 2 * sum(lengths) and (counts.min() == 0) == idle
+
+
+@pytest.mark.parametrize("matrices", [(1, 1), (2, 1), (2, 3), (4, 3)])
+def test_a_weight_of_three_dimensions_is_several_matrices(
+    matrices: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ggml_mul_mat broadcasts: the weight's matrices are repeated over the input's."""
+    wide, deep = matrices
+    given = np.random.default_rng(0).normal(size=(3, 4, 7, 5)).astype(np.float32)
+    monkeypatch.setattr(activations, "_view", lambda tensor: tensor)
+    weight: Any = SimpleNamespace(ne=[5, 6, wide, deep])
+    sums, counts = activations._dense_sums(given, weight)  # type: ignore[arg-type]
+    assert sums.shape == (wide * deep, 5) and counts.tolist() == [84 / (wide * deep)] * wide * deep
+    for i in range(deep):
+        for j in range(wide):
+            wanted = (given[i::deep, j::wide] ** 2).sum(axis=(0, 1, 2))
+            np.testing.assert_allclose(sums[i * wide + j], wanted, 1e-5)
+
+
+def test_values_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
+    path, _ = make_experts(tmp_path, tiny_base, scale=1e25)
+    with pytest.raises(InputError, match=r"multiplies blk\.1\.\w+\.weight with values that are"):
+        collect(path, sequences(20), threads=1)
+
+
+def test_inputs_on_another_device_are_copied(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = collect(dense, CASES["packed"], threads=1)
+    monkeypatch.setattr(activations._ggml(), "ggml_backend_buffer_is_host", lambda _: False)
+    assert_same(collect(dense, CASES["packed"], threads=1), here, 0)
+
+
+def test_names_of_copied_weights() -> None:
+    names = (b"CUDA0#blk.0.attn_k.weight#0", b"CPU#blk.0.attn_k.weight", b"blk.0.attn_k.weight")
+    assert {activations._weight_name(name) for name in names} == {"blk.0.attn_k.weight"}
+
+
+def shuffled() -> Iterator[list[tuple[str, Any]]]:
+    fields = list(activations.Tensor._fields_)
+    yield [("new", ctypes.c_int64), *fields]
+    for i in (1, 3, 4, 6, 7, 9, 10):
+        yield [*fields[:i], ("new", ctypes.c_int64), *fields[i:]]
+    for i in (2, 9):
+        yield [*fields[:i], fields[i + 1], fields[i], *fields[i + 2 :]]
+
+
+@pytest.mark.parametrize(
+    "fields", list(shuffled()), ids=lambda fields: "-".join(f[0] for f in fields)
+)
+def test_another_layout_is_refused(fields: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(ctypes.Structure):
+        _fields_ = fields
+
+    monkeypatch.setattr(activations, "Tensor", Other)
+    activations._operations.cache_clear()
+    try:
+        with pytest.raises(EdgeftError, match="another way"):
+            Collector()
+    finally:
+        activations._operations.cache_clear()
+
+
+@pytest.mark.parametrize("when", [True, False])
+@pytest.mark.parametrize("error", [ValueError("in the callback"), KeyboardInterrupt()])
+def test_an_error_in_the_callback_comes_out(dense: Path, error: Any, when: bool) -> None:
+    calls = 0
+
+    def observer(address: int, ask: bool) -> bool:
+        nonlocal calls
+        calls += 1
+        if ask == when:
+            raise error
+        return True
+
+    with GGUFRuntime(dense, 1) as runtime:
+        with pytest.raises(type(error)):
+            list(runtime.watch(sequences(20, 500), observer))
+        assert calls <= 2
+        assert len(runtime.logits(sequences(5)[0])) == 5
+
+
+def test_nothing_and_too_much(dense: Path) -> None:
+    with pytest.raises(InputError, match="no conversations"):
+        collect(dense, [], threads=1)
+    with pytest.raises(InputError, match="empty"):
+        collect(dense, [[1, 2], []], threads=1)
+    with (
+        GGUFRuntime(dense, 1, context=8) as runtime,
+        pytest.raises(InputError, match="9 tokens, the context only 8"),
+    ):
+        list(runtime.watch(sequences(9), Collector()))
