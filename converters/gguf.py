@@ -18,7 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
-from edgeft.converters._ggml import FILE_TYPE, mixture, quantize
+from edgeft.converters._ggml import quantize
+from edgeft.converters._mixture import FILE_TYPE, mixture
 from edgeft.errors import FormatError, ProofError
 from edgeft.merge import Merged
 from edgeft.models.transforms import FORWARD

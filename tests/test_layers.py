@@ -42,6 +42,7 @@ ALLOWED = {
     ("edgeft.converters", "edgeft.merge"): "a converter consumes the Merged view",
     ("edgeft.dataset", "edgeft.template"): "examples become ids through the one chat template",
     ("edgeft.converters.gguf", "edgeft.converters._ggml"): "its quantizer, private to it",
+    ("edgeft.converters.gguf", "edgeft.converters._mixture"): "its choice of types, likewise",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""
