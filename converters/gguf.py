@@ -24,8 +24,9 @@ import numpy.typing as npt
 
 from edgeft import models
 from edgeft.checkpoint import Array
-from edgeft.converters._ggml import FILE_TYPE, mixture, quantize
+from edgeft.converters._ggml import quantize
 from edgeft.converters._metadata import metadata, rope_factors
+from edgeft.converters._mixture import FILE_TYPE, mixture
 from edgeft.converters._tensors import Part, Target, targets
 from edgeft.errors import FormatError, ProofError
 from edgeft.merge import Merged

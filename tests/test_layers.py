@@ -64,6 +64,7 @@ ALLOWED = {
     ("edgeft.adapter", "edgeft.template"): "its configuration is read like every other",
     ("edgeft.models", "edgeft.models"): "cards name transforms and derived values",
     ("edgeft.benchmarks.chain", "edgeft.report"): "a program of its own, which prints a table",
+    ("edgeft.converters.gguf", "edgeft.converters._mixture"): "its choice of types, likewise",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""
