@@ -17,7 +17,11 @@ def rope_parameters(config: Config) -> dict[str, Any]:
     old.setdefault("rope_type", old.pop("type", "default"))
     if config.get("rope_theta") is not None:
         old["rope_theta"] = config["rope_theta"]
-    return {**old, **(config.get("rope_parameters") or {})}
+    found = {**old, **(config.get("rope_parameters") or {})}
+    if found["rope_type"] in ("llama3", "yarn", "longrope"):
+        key = "original_max_position_embeddings"
+        found[key] = config.get(key) or found.get(key) or config["max_position_embeddings"]
+    return found
 
 
 def head_dim(config: Config) -> int:
@@ -34,6 +38,8 @@ def rotary_dimensions(config: Config) -> int:
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
     "head_dim": head_dim,
+    # transformers 5 saves some families' under Mixtral's name
+    "num_experts": lambda config: config.get("num_local_experts"),
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
 }
