@@ -11,6 +11,7 @@ import numpy as np
 from edgeft.checkpoint import Array
 from edgeft.errors import FormatError
 from edgeft.merge import Merged
+from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "attn_factor",
@@ -35,16 +36,15 @@ def metadata(merged: Merged) -> dict[str, Any]:
             )
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
-    found |= _rope(config, card.rope_scaling)[0]
-    if "attention.sliding_window" not in found and (window := _window(config)):
-        # llama.cpp shows every token to these families: the same only as long as nothing is hidden
+    found |= _rope(card, config)[0]
+    if card.unwindowed and (window := _window(config)):
         found["context_length"] = min(found["context_length"], window)
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}
 
 
 def rope_factors(merged: Merged) -> dict[str, Array]:
     """Tensor name -> divisors of the rotary frequencies, (rotary dimensions / 2,)."""
-    return _rope({**merged.card.defaults, **merged.config}, merged.card.rope_scaling)[1]
+    return _rope(merged.card, {**merged.card.defaults, **merged.config})[1]
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -54,30 +54,29 @@ def _typed(key: str, value: Any) -> Any:
 def _window(config: dict[str, Any]) -> int | None:
     """Tokens that are seen at most in some layer; None: all."""
     if "use_sliding_window" in config:  # Qwen's switch; without it every layer has the window
-        slides = "sliding_attention" in config.get("layer_types", ["sliding_attention"])
+        slides = "sliding_attention" in (config.get("layer_types") or ["sliding_attention"])
         if not (config["use_sliding_window"] and slides):
             return None
     return config.get("sliding_window") or None
 
 
-def _rope(
-    config: dict[str, Any], known: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, Array]]:
-    rope = rope_parameters(config)
+def _rope(card: Card, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
+    rope = {"rope_theta": 10000.0, **rope_parameters(config)}
     kind = rope["rope_type"]
-    keys: dict[str, Any] = {"rope.freq_base": rope.get("rope_theta", 10000.0)}
+    keys: dict[str, Any] = {"rope.freq_base": rope["rope_theta"]}
     if kind == "default":
         return keys, {}
-    if kind not in known:
-        raise FormatError(f"llama.cpp does not compute this family with rope scaling {kind!r}")
+    if kind not in card.rope_scaling:
+        raise FormatError(
+            f"llama.cpp does not compute {card.family} with rope scaling {kind!r}",
+            f"only {', '.join(('default', *card.rope_scaling))}",
+        )
     if kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
         return keys, {}
     if kind == "yarn":
         return keys | _yarn(config, rope), {}
-    if kind == "llama3":
-        return keys, {"rope_freqs.weight": _llama3(config, rope)}
-    raise FormatError(f"GGUF export does not write rope scaling {kind!r} yet")
+    return keys, {"rope_freqs.weight": _llama3(config, rope)}
 
 
 def _yarn(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:

@@ -56,6 +56,8 @@ class Card:
     false stands for everything that turns an option off"""
     rope_scaling: tuple[str, ...] = ()
     """kinds that llama.cpp computes for this family"""
+    unwindowed: bool = False
+    """transformers has a sliding window and llama.cpp none: usable as long as it hides no token"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""

@@ -80,6 +80,7 @@ TINY = {
     "qwen3_moe": Tiny("Qwen3MoeConfig", SPARSE | {"norm_topk_prob": True, "head_dim": 24}, MOE),
     "qwen3_moe-tied": Tiny("Qwen3MoeConfig", SPARSE | {
         "norm_topk_prob": True, "tie_word_embeddings": True} | yarn(), MOE),
+    "smollm3": Tiny("SmolLM3Config", SMALL | {"num_hidden_layers": 4}),
     "olmoe": Tiny("OlmoeConfig", SMALL | {
         "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}, MOE),
     "mixtral": Tiny("MixtralConfig", SMALL | {"num_local_experts": 4}, MOE),

@@ -104,11 +104,14 @@ def test_an_old_config_says_the_same(header: Header, kind: str, rope: str, tmp_p
 def test_defaults_are_those_of_transformers(architecture: str) -> None:
     import transformers
 
-    kind = getattr(transformers, architecture.replace("ForCausalLM", "Config"))
-    config = kind()
+    model = getattr(transformers, architecture, None)
+    if model is None:
+        pytest.skip("transformers does not have it")
+    config = model.config_class()
+    rope = getattr(config, "rope_parameters", None) or {}
     for key, value in ARCHITECTURES[architecture].defaults.items():
-        as_declared = getattr(kind, key, None)  # before __init__ looks at the other keys
-        assert value in (as_declared, config.rope_parameters.get(key)), key
+        as_declared = getattr(model.config_class, key, None)  # before other keys change it
+        assert value in (as_declared, getattr(config, key, None), rope.get(key)), key
 
 
 def test_yarn_stretches_the_context(header: Header) -> None:
@@ -143,6 +146,11 @@ def test_a_window_limits_the_context(
     more = {"norm_topk_prob": True} if kind == "Qwen3Moe" else {}
     keys = header(saved(kind, num_hidden_layers=2, max_position_embeddings=512, **options, **more))
     assert keys[f"{ARCHITECTURES[f'{kind}ForCausalLM'].gguf_arch}.context_length"] == length
+
+
+def test_a_llama_has_no_window(header: Header) -> None:
+    config = saved("Llama", max_position_embeddings=512)
+    assert header(config | {"sliding_window": 100})["llama.context_length"] == 512
 
 
 def test_a_config_that_leaves_the_window_out(header: Header) -> None:
@@ -204,6 +212,8 @@ def test_within_its_context_a_model_with_a_window_is_the_same(
         ("Qwen2Moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]"),
         ("Qwen2Moe", {"tie_word_embeddings": True}, "tie_word_embeddings = true"),
         ("Qwen3Moe", {}, "norm_topk_prob = false"),
+        ("SmolLM3", {"no_rope_layer_interval": 3}, "no_rope_layer_interval = 3"),
+        ("SmolLM3", {"num_hidden_layers": 2, "no_rope_layers": [1, 0]}, "no_rope_layers = "),
         ("Olmoe", {"norm_topk_prob": True}, "norm_topk_prob = true"),
         ("Olmoe", {"clip_qkv": 8.0}, "clip_qkv = 8.0"),
         ("Olmoe", {"num_key_value_heads": 8}, "num_key_value_heads = 8"),
@@ -218,7 +228,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Qwen3Moe", "Olmoe"])
+@pytest.mark.parametrize("kind", ["Qwen3", "Qwen3Moe", "SmolLM3", "Olmoe"])
 def test_a_bias_that_llama_cpp_does_not_read_is_refused(kind: str) -> None:
     bias = "model.layers.0.self_attn.o_proj.bias"
     assert ARCHITECTURES[f"{kind}ForCausalLM"].gguf_names(bias) == ((), None)
