@@ -55,6 +55,13 @@ class Card:
     """transformers has this architecture, so that `edgeft train-qlora` can train it"""
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
+    requires: dict[str, Any] = field(default_factory=dict)
+    """key of config.json -> the only value that llama.cpp computes, or "=" and a name in `derived`;
+    false stands for everything that turns an option off"""
+    rope_scaling: tuple[str, ...] = ()
+    """kinds that llama.cpp computes for this family"""
+    unwindowed: bool = False
+    """transformers has a sliding window and llama.cpp none: usable as long as it hides no token"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
@@ -77,7 +84,7 @@ class Card:
 
     def value(self, config: dict[str, Any], key: str) -> Any:
         """A hyper-parameter as `hparams` names it; None where the model has none."""
-        known = {**self.defaults, **{k: v for k, v in config.items() if v is not None}}
+        known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
@@ -195,7 +202,7 @@ def _step(part: dict[str, Any]) -> str | None:
 
 def _card(path: Path) -> Card:
     raw = _tables(path)
-    for key in ("architectures", "formats", "lora_targets", "ignored"):
+    for key in ("architectures", "formats", "lora_targets", "ignored", "rope_scaling"):
         raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 

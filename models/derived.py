@@ -17,7 +17,11 @@ def rope_parameters(config: Config) -> dict[str, Any]:
     old.setdefault("rope_type", old.pop("type", "default"))
     if config.get("rope_theta") is not None:
         old["rope_theta"] = config["rope_theta"]
-    return {**old, **(config.get("rope_parameters") or {})}
+    found = {**old, **(config.get("rope_parameters") or {})}
+    if found["rope_type"] in ("llama3", "yarn", "longrope"):
+        key = "original_max_position_embeddings"
+        found[key] = config.get(key) or found.get(key) or config["max_position_embeddings"]
+    return found
 
 
 def head_dim(config: Config) -> int:
@@ -32,8 +36,17 @@ def rotary_dimensions(config: Config) -> int:
     return int((config.get("head_dim") or head_dim(config)) * share)
 
 
+def no_rope_layers(config: Config) -> list[int]:
+    """SmolLM3's list, in which 0 stands for a layer without rotation."""
+    every = config["no_rope_layer_interval"]
+    return [int((i + 1) % every != 0) for i in range(config["num_hidden_layers"])]
+
+
 DERIVED: dict[str, Callable[[Config], Any]] = {
     "head_dim": head_dim,
+    "no_rope_layers": no_rope_layers,
+    # transformers 5 saves some families' under Mixtral's name
+    "num_experts": lambda config: config.get("num_local_experts"),
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
 }

@@ -43,14 +43,46 @@ class Tiny:
 
 MOE = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
+SPARSE: dict[str, Any] = SMALL | {
+    "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def yarn(**more: Any) -> dict[str, Any]:
+    """A quarter of the text is within the original length; the ramp has four steps."""
+    return {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0,
+        "original_max_position_embeddings": 16} | more}  # fmt: skip
+
+
 TINY = {
     "llama": Tiny("LlamaConfig", SMALL),
     "llama-3": Tiny("LlamaConfig", SMALL | {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
-    "llama-linear": Tiny("LlamaConfig", SMALL | {"attention_bias": True, "rope_parameters": {
+    "llama-linear": Tiny("LlamaConfig", SMALL | {
+        "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": {
+            "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama-yarn": Tiny("LlamaConfig", SMALL | {"head_dim": 32} | yarn()),
+    "mistral": Tiny("MistralConfig", SMALL | {"sliding_window": None, "head_dim": 24}),
+    "mistral-window": Tiny("MistralConfig", SMALL | {"sliding_window": 128}),
+    "qwen2": Tiny("Qwen2Config", SMALL | {"tie_word_embeddings": True}),
+    "qwen2-yarn": Tiny("Qwen2Config", SMALL | {"max_position_embeddings": 16} | yarn()),
+    "qwen2-linear": Tiny("Qwen2Config", SMALL | {"rope_parameters": {
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
-    "qwen2": Tiny("Qwen2Config", SMALL),
+    "qwen3": Tiny("Qwen3Config", SMALL | {"head_dim": 24}),
+    "qwen3-yarn": Tiny("Qwen3Config", SMALL | {"head_dim": 32, "tie_word_embeddings": True}
+                       | yarn(attention_factor=1.3)),
+    "qwen2_moe": Tiny("Qwen2MoeConfig", SPARSE | {"shared_expert_intermediate_size": 48}, MOE),
+    "qwen2_moe-no-bias": Tiny("Qwen2MoeConfig", SPARSE | {
+        "shared_expert_intermediate_size": 48, "qkv_bias": False} | yarn(mscale=0.7, mscale_all_dim=2.0),
+        MOE),
+    "qwen3_moe": Tiny("Qwen3MoeConfig", SPARSE | {"norm_topk_prob": True, "head_dim": 24}, MOE),
+    "qwen3_moe-tied": Tiny("Qwen3MoeConfig", SPARSE | {
+        "norm_topk_prob": True, "tie_word_embeddings": True} | yarn(), MOE),
+    "smollm3": Tiny("SmolLM3Config", SMALL | {"num_hidden_layers": 4}),
+    "olmoe": Tiny("OlmoeConfig", SMALL | {
+        "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}, MOE),
     "mixtral": Tiny("MixtralConfig", SMALL | {"num_local_experts": 4}, MOE),
 }  # fmt: skip
 """name of the case -> recipe; the family is the card that knows its architecture"""
