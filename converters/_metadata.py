@@ -10,15 +10,17 @@ import numpy as np
 from edgeft.checkpoint import Array
 from edgeft.errors import FormatError
 from edgeft.merge import Merged
+from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv")
-"""last parts of GGUF keys that llama.cpp reads as floats, whatever config.json writes"""
+"""ends of GGUF keys that llama.cpp reads as floats, whatever config.json writes"""
 
 
 def metadata(merged: Merged) -> dict[str, Any]:
     """GGUF key -> value, without the vocabulary."""
     config, card = merged.config, merged.card
+    _check(config, card)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
     found |= _rope({**card.defaults, **config})[0]
@@ -31,7 +33,19 @@ def rope_factors(merged: Merged) -> dict[str, Array]:
 
 
 def _typed(key: str, value: Any) -> Any:
-    return float(value) if key.rpartition(".")[2] in FLOATS else value
+    return float(value) if key.endswith(FLOATS) else value
+
+
+def _check(config: dict[str, Any], card: Card) -> None:
+    """FormatError for a model that llama.cpp would compute as another one."""
+    for key, allowed in card.requires.items():
+        value = card.value(config, key)
+        wanted = [card.value(config, allowed)] if isinstance(allowed, str) else allowed
+        if value is not None and value not in wanted:
+            raise FormatError(
+                f"llama.cpp does not compute {card.family} models with {key.lstrip('=')} {value!r}",
+                f"only {' or '.join(map(repr, wanted))}" if wanted else "",
+            )
 
 
 def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -45,6 +59,11 @@ def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
         return keys, {}
     if kind == "llama3":
         return keys, {"rope_freqs.weight": _llama3(config, rope)}
+    if kind == "longrope":
+        return keys | _longrope(config, rope), {
+            f"rope_factors_{length}.weight": np.asarray(rope[f"{length}_factor"], np.float32)
+            for length in ("long", "short")
+        }
     raise FormatError(f"GGUF export does not write rope scaling {kind!r} yet")
 
 
@@ -60,3 +79,24 @@ def _llama3(config: dict[str, Any], rope: dict[str, Any]) -> Array:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     ramp = np.clip((old / wave - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - ramp) / factor + ramp), np.float32)
+
+
+def _longrope(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """Factors for contexts up to the original length and beyond, and one of attention for both.
+
+    llama.cpp chooses by the context that is set up, transformers by the sequence so far.
+    transformers, modeling_rope_utils.py: `_compute_longrope_parameters`.
+    """
+    context = config["max_position_embeddings"]
+    old = (
+        config.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings")
+        or context
+    )
+    factor = rope.get("factor") or context / old
+    stretched = math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
+    return {
+        "rope.scaling.type": "longrope",
+        "rope.scaling.original_context_length": old,
+        "rope.scaling.attn_factor": float(rope.get("attention_factor") or stretched),
+    }

@@ -45,6 +45,9 @@ class Card:
     """GGUF keys that config.json does not have"""
     defaults: dict[str, Any] = field(default_factory=dict)
     """what transformers takes where config.json leaves a key out"""
+    requires: dict[str, Any] = field(default_factory=dict)
+    """key of config.json, or "=" and a name in `derived` -> the values that llama.cpp computes, as a
+    list or derived; a model with another value is refused"""
     modules: dict[str, str] = field(default_factory=dict)
     """part of a module's name in transformers -> in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
