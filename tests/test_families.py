@@ -18,6 +18,7 @@ import pytest
 from tiny import make_tokenizer
 
 from edgeft import models
+from edgeft.base import import_gguf
 from edgeft.converters import _metadata, gguf
 from edgeft.errors import FormatError
 from edgeft.merge import open_merged
@@ -89,7 +90,7 @@ TINY = {
     "gemma": Tiny("GemmaConfig", SMALL | {"head_dim": 32}, half_gelu=True),
     "gemma2": Tiny("Gemma2Config", SMALL | SLIDING | {
         "head_dim": 32, "query_pre_attn_scalar": 32, "attn_logit_softcapping": 4.0,
-        "final_logit_softcapping": 20.0, "attn_implementation": "eager"}, half_gelu=True),
+        "final_logit_softcapping": 20.0}, half_gelu=True),
     "gemma3": Tiny("Gemma3TextConfig", SMALL | SLIDING | {
         "head_dim": 32, "query_pre_attn_scalar": 32, "rope_parameters": {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
@@ -311,6 +312,30 @@ def test_buffers_of_older_checkpoints_are_no_weights() -> None:
         assert card.ignores(layer + name)
     for name in card.tensors:
         assert not card.ignores(name.replace("{i}", "3"))
+
+
+def test_the_head_of_pythia_is_found_under_its_older_name(tmp_path: Path) -> None:
+    import torch
+
+    base, adapter, live = make_tiny(tmp_path, TINY["pythia"], modules_to_save=["lm_head"])
+    with torch.no_grad():
+        live.get_output_embeddings().weight.fill_(7)
+    live.save_pretrained(adapter)
+    assert (
+        open_merged(base, adapter).rows("embed_out.weight", slice(0, 3)).tolist()
+        == [[7.0] * 64] * 3
+    )
+
+
+def test_import_of_a_family_that_only_export_knows_is_refused(
+    make: Callable[[str], tuple[Path, Path, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("EDGEFT_HOME", str(tmp_path))
+    gguf.convert(open_merged(make("gemma2")[0], None), tmp_path / "x.gguf", "f32", threads=1)
+    with pytest.raises(FormatError, match="GGUF import does not read gemma2"):
+        import_gguf(tmp_path / "x.gguf", "x")
 
 
 def _variant(base: Path, folder: Path, config: dict[str, Any]) -> Path:
