@@ -10,7 +10,6 @@ import numpy as np
 from edgeft.checkpoint import Array
 from edgeft.errors import FormatError
 from edgeft.merge import Merged
-from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv")
@@ -20,7 +19,7 @@ FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "fact
 def metadata(merged: Merged) -> dict[str, Any]:
     """GGUF key -> value, without the vocabulary."""
     config, card = merged.config, merged.card
-    _check(config, card)
+    card.check_runs(config)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
     found |= _rope({**card.defaults, **config})[0]
@@ -34,18 +33,6 @@ def rope_factors(merged: Merged) -> dict[str, Array]:
 
 def _typed(key: str, value: Any) -> Any:
     return float(value) if key.endswith(FLOATS) else value
-
-
-def _check(config: dict[str, Any], card: Card) -> None:
-    """FormatError for a model that llama.cpp would compute as another one."""
-    for key, allowed in card.requires.items():
-        value = card.value(config, key)
-        wanted = [card.value(config, allowed)] if isinstance(allowed, str) else allowed
-        if value is not None and value not in wanted:
-            raise FormatError(
-                f"llama.cpp does not compute {card.family} models with {key.lstrip('=')} {value!r}",
-                f"only {' or '.join(map(repr, wanted))}" if wanted else "",
-            )
 
 
 def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:

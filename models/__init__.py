@@ -10,6 +10,7 @@ in data is a named transform (`transforms.py`) or a derived value (`derived.py`)
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -45,15 +46,15 @@ class Card:
     """GGUF keys that config.json does not have"""
     defaults: dict[str, Any] = field(default_factory=dict)
     """what transformers takes where config.json leaves a key out"""
-    requires: dict[str, Any] = field(default_factory=dict)
-    """key of config.json, or "=" and a name in `derived` -> the values that llama.cpp computes, as a
-    list or derived; a model with another value is refused"""
     modules: dict[str, str] = field(default_factory=dict)
     """part of a module's name in transformers -> in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
     """3-D parameter in transformers -> the checkpoint's tensors, side by side in each expert"""
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
+    requires: dict[str, Any] = field(default_factory=dict)
+    """as in `hparams`, key of config.json -> the value that llama.cpp computes, a list of them, or
+    "=" and a name in `derived`; false stands for all that turns an option off"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
@@ -80,6 +81,20 @@ class Card:
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
+
+    def check_runs(self, config: dict[str, Any]) -> None:
+        """FormatError where llama.cpp would silently compute something else than this model."""
+        for key, wanted in self.requires.items():
+            if isinstance(wanted, str) and wanted.startswith("="):
+                wanted = self.value(config, wanted)
+            allowed = wanted if isinstance(wanted, list) else [wanted]
+            value = self.value(config, key)
+            if value is not None and (value or False) not in allowed:
+                raise FormatError(
+                    f"llama.cpp does not run {self.family} models with {key.removeprefix('=')} "
+                    f"{json.dumps(value)}",
+                    f"only {' or '.join(map(json.dumps, allowed))}; --format hf keeps it as it is",
+                )
 
     def ignores(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)

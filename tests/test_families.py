@@ -291,7 +291,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(
     base, _, _ = make(case)
     config = json.loads((base / "config.json").read_text())
     folder = _variant(base, tmp_path, config | keys)
-    with pytest.raises(FormatError, match=f"does not compute {models.card_for(config).family}"):
+    with pytest.raises(FormatError, match=f"does not run {models.card_for(config).family}"):
         _metadata.metadata(open_merged(folder, None))
 
 
