@@ -17,33 +17,54 @@ FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "fact
 
 
 def metadata(merged: Merged) -> dict[str, Any]:
-    """GGUF key -> value, without the vocabulary."""
-    config, card = merged.config, merged.card
+    """GGUF key -> value, without the vocabulary.
+
+    FormatError where llama.cpp would compute something else than config.json says.
+    """
+    card, config = merged.card, {**merged.card.defaults, **merged.config}
     card.check_runs(config)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
-    found |= _rope({**card.defaults, **config})[0]
+    found |= _rope(config, card.rope_scaling)[0]
+    if "attention.sliding_window" not in found and (window := _window(config)):
+        # llama.cpp shows every token to these families: the same only as long as nothing is hidden
+        found["context_length"] = min(found["context_length"], window)
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}
 
 
 def rope_factors(merged: Merged) -> dict[str, Array]:
     """Tensor name -> divisors of the rotary frequencies, (rotary dimensions / 2,)."""
-    return _rope({**merged.card.defaults, **merged.config})[1]
+    return _rope({**merged.card.defaults, **merged.config}, merged.card.rope_scaling)[1]
 
 
 def _typed(key: str, value: Any) -> Any:
     return float(value) if key.endswith(FLOATS) else value
 
 
-def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
+def _window(config: dict[str, Any]) -> int | None:
+    """Tokens that are seen at most in some layer; None: all."""
+    if "use_sliding_window" in config:  # Qwen's switch; without it every layer has the window
+        slides = "sliding_attention" in config.get("layer_types", ["sliding_attention"])
+        if not (config["use_sliding_window"] and slides):
+            return None
+    return config.get("sliding_window") or None
+
+
+def _rope(
+    config: dict[str, Any], known: tuple[str, ...]
+) -> tuple[dict[str, Any], dict[str, Array]]:
     rope = rope_parameters(config)
     kind = rope["rope_type"]
     keys: dict[str, Any] = {"rope.freq_base": rope.get("rope_theta", 10000.0)}
     if kind == "default":
         return keys, {}
+    if kind not in known:
+        raise FormatError(f"llama.cpp does not compute this family with rope scaling {kind!r}")
     if kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
         return keys, {}
+    if kind == "yarn":
+        return keys | _yarn(config, rope), {}
     if kind == "llama3":
         return keys, {"rope_freqs.weight": _llama3(config, rope)}
     if kind == "longrope":
@@ -52,6 +73,38 @@ def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
             for length in ("long", "short")
         }
     raise FormatError(f"GGUF export does not write rope scaling {kind!r} yet")
+
+
+def _yarn(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """YaRN (arXiv 2309.00071), as transformers' `_compute_yarn_parameters` reads config.json.
+
+    llama.cpp takes the ramp's ends and the attention's factor as the paper has them; what
+    `rope.scaling.attn_factor` says is multiplied to the latter (llama-context.cpp).
+    """
+    ramp = (rope.get("beta_fast") or 32, rope.get("beta_slow") or 1, rope.get("truncate", True))
+    if ramp != (32, 1, True):
+        raise FormatError(f"llama.cpp does not compute YaRN with the ramp {ramp}")
+    old = rope["original_max_position_embeddings"]
+    factor = rope.get("factor") or config["max_position_embeddings"] / old
+    usual = _magnitude(factor)
+    attention = rope.get("attention_factor")
+    if attention is None and rope.get("mscale") and rope.get("mscale_all_dim"):
+        scales = (_magnitude(factor, rope[key]) for key in ("mscale", "mscale_all_dim"))
+        attention = next(scales) / next(scales)
+    keys = {
+        "rope.scaling.type": "yarn",
+        "rope.scaling.factor": factor,
+        "rope.scaling.original_context_length": old,
+        # Qwen's instructions leave max_position_embeddings at the length before
+        "context_length": max(config["max_position_embeddings"], int(factor * old)),
+    }
+    if attention is not None:
+        keys["rope.scaling.attn_factor"] = attention / usual
+    return keys
+
+
+def _magnitude(factor: float, weight: float = 1.0) -> float:
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1
 
 
 def _llama3(config: dict[str, Any], rope: dict[str, Any]) -> Array:

@@ -55,6 +55,8 @@ class Card:
     requires: dict[str, Any] = field(default_factory=dict)
     """as in `hparams`, key of config.json -> the value that llama.cpp computes, a list of them, or
     "=" and a name in `derived`; false stands for all that turns an option off"""
+    rope_scaling: tuple[str, ...] = ()
+    """kinds that llama.cpp computes for this family"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
@@ -77,7 +79,7 @@ class Card:
 
     def value(self, config: dict[str, Any], key: str) -> Any:
         """A hyper-parameter as `hparams` names it; None where the model has none."""
-        known = {**self.defaults, **{k: v for k, v in config.items() if v is not None}}
+        known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
@@ -91,9 +93,9 @@ class Card:
             value = self.value(config, key)
             if value is not None and (value or False) not in allowed:
                 raise FormatError(
-                    f"llama.cpp does not run {self.family} models with {key.removeprefix('=')} "
+                    f"llama.cpp does not compute {self.family} with {key.removeprefix('=')} = "
                     f"{json.dumps(value)}",
-                    f"only {' or '.join(map(json.dumps, allowed))}; --format hf keeps it as it is",
+                    f"only with {' or '.join(map(json.dumps, allowed))}; --format hf keeps it as it is",
                 )
 
     def ignores(self, name: str) -> bool:
@@ -199,7 +201,7 @@ def _step(part: dict[str, Any]) -> str | None:
 
 def _card(path: Path) -> Card:
     raw = _tables(path)
-    for key in ("architectures", "formats", "lora_targets", "ignored"):
+    for key in ("architectures", "formats", "lora_targets", "ignored", "rope_scaling"):
         raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 

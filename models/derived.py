@@ -22,7 +22,11 @@ def rope_parameters(config: Config) -> dict[str, Any]:
     if theta is not None:
         old["rope_theta"] = theta
     new = config.get("rope_parameters") or {}
-    return {**old, **(new.get("full_attention") or new)}
+    found = {**old, **(new.get("full_attention") or new)}
+    if found["rope_type"] in ("llama3", "yarn", "longrope"):
+        key = "original_max_position_embeddings"
+        found[key] = config.get(key) or found.get(key) or config["max_position_embeddings"]
+    return found
 
 
 def sliding_rope_parameters(config: Config) -> dict[str, Any]:
@@ -58,7 +62,7 @@ def sliding_layers(config: Config) -> list[bool] | None:
     return found if any(found) else None
 
 
-def sliding_window(config: Config) -> int | None:
+def window_in_use(config: Config) -> int | None:
     return config["sliding_window"] if sliding_layers(config) else None
 
 
@@ -79,6 +83,8 @@ def _query_scalar(config: Config, layers_of_27b: int) -> int:
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
     "head_dim": head_dim,
+    # transformers 5 saves some families' under Mixtral's name
+    "num_experts": lambda config: config.get("num_local_experts"),
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
     "rope_type": lambda config: rope_parameters(config)["rope_type"],
@@ -86,7 +92,7 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "sliding_rope_type": lambda config: sliding_rope_parameters(config)["rope_type"],
     "sliding_rope_theta": lambda config: sliding_rope_parameters(config)["rope_theta"],
     "sliding_layers": sliding_layers,
-    "sliding_window": sliding_window,
+    "window_in_use": window_in_use,
     "context_in_window": context_in_window,
     "gemma2_query_scalar": lambda config: _query_scalar(config, 46),
     "gemma3_query_scalar": lambda config: _query_scalar(config, 62),

@@ -71,6 +71,19 @@ class Pick(Transform):
         return self.order(shape[0], config)
 
 
+class Vector(Transform):
+    """A matrix of one row -> a vector."""
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        return shape[1:]
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return read(slice(0, 1))[0, rows]
+
+    def inverse(self, values: Array, config: dict[str, Any]) -> Array:
+        return values[None]
+
+
 def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.intp]:
     """(head, half, i) -> (head, i, half): rotary halves become neighbouring pairs."""
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
@@ -98,4 +111,5 @@ TRANSFORMS: dict[str, Transform] = {
     "rope_k": Pick(_rope_k),
     "plus_one": Plus(1.0),
     "qkv_of_heads": Pick(_qkv_of_heads),
+    "vector": Vector(),
 }

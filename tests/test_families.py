@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,14 +60,33 @@ LONGROPE = {
     "long_factor": [2.0 + i for i in range(8)],
 }  # fmt: skip
 
+SPARSE: dict[str, Any] = SMALL | {
+    "moe_intermediate_size": 32, "num_experts": 4, "num_experts_per_tok": 2,
+}  # fmt: skip
+
+
+def yarn(**more: Any) -> dict[str, Any]:
+    """A quarter of the text is within the original length; the ramp has four steps."""
+    return {"rope_parameters": {
+        "rope_type": "yarn", "rope_theta": 50.0, "factor": 4.0,
+        "original_max_position_embeddings": 16} | more}  # fmt: skip
+
+
 TINY = {
     "llama": Tiny("LlamaConfig", SMALL),
     "llama-3": Tiny("LlamaConfig", SMALL | {"rope_parameters": {
         "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0,
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64}}),
-    "llama-linear": Tiny("LlamaConfig", SMALL | {"attention_bias": True, "rope_parameters": {
+    "llama-linear": Tiny("LlamaConfig", SMALL | {
+        "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "rope_parameters": {
+            "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
+    "llama-yarn": Tiny("LlamaConfig", SMALL | {"head_dim": 32} | yarn()),
+    "mistral": Tiny("MistralConfig", SMALL | {"sliding_window": None, "head_dim": 24}),
+    "mistral-window": Tiny("MistralConfig", SMALL | {"sliding_window": 128}),
+    "qwen2": Tiny("Qwen2Config", SMALL | {"tie_word_embeddings": True}),
+    "qwen2-yarn": Tiny("Qwen2Config", SMALL | {"max_position_embeddings": 16} | yarn()),
+    "qwen2-linear": Tiny("Qwen2Config", SMALL | {"rope_parameters": {
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
-    "qwen2": Tiny("Qwen2Config", SMALL),
     "pythia": Tiny("GPTNeoXConfig", NEOX, half_gelu=True),
     "pythia-sequential": Tiny("GPTNeoXConfig", NEOX | {
         "use_parallel_residual": False, "hidden_act": "gelu_new", "rope_parameters": {
@@ -76,6 +96,9 @@ TINY = {
     "olmo-clipped": Tiny("OlmoConfig", SMALL | {"clip_qkv": 1.0, "tie_word_embeddings": True}),
     "olmo2": Tiny("Olmo2Config", SMALL),
     "olmo3": Tiny("Olmo3Config", SMALL | SLIDING),
+    "olmo3-yarn": Tiny("Olmo3Config", SMALL | SLIDING | {"rope_parameters": {
+        "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        "full_attention": yarn(attention_factor=1.2)["rope_parameters"]}}),
     "phi3": Tiny("Phi3Config", SMALL),
     "phi3-short": Tiny("Phi3Config", SMALL | {
         "max_position_embeddings": 1024, "original_max_position_embeddings": 256,
@@ -96,6 +119,18 @@ TINY = {
             "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
             "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 5000.0}}},
         half_gelu=True),
+    "qwen3": Tiny("Qwen3Config", SMALL | {"head_dim": 24}),
+    "qwen3-yarn": Tiny("Qwen3Config", SMALL | {"head_dim": 32, "tie_word_embeddings": True}
+                       | yarn(attention_factor=1.3)),
+    "qwen2_moe": Tiny("Qwen2MoeConfig", SPARSE | {"shared_expert_intermediate_size": 48}, MOE),
+    "qwen2_moe-no-bias": Tiny("Qwen2MoeConfig", SPARSE | {
+        "shared_expert_intermediate_size": 48, "qkv_bias": False} | yarn(mscale=0.7, mscale_all_dim=2.0),
+        MOE),
+    "qwen3_moe": Tiny("Qwen3MoeConfig", SPARSE | {"norm_topk_prob": True, "head_dim": 24}, MOE),
+    "qwen3_moe-tied": Tiny("Qwen3MoeConfig", SPARSE | {
+        "norm_topk_prob": True, "tie_word_embeddings": True} | yarn(), MOE),
+    "olmoe": Tiny("OlmoeConfig", SMALL | {
+        "num_key_value_heads": 4, "num_experts": 4, "num_experts_per_tok": 2}, MOE),
     "mixtral": Tiny("MixtralConfig", SMALL | {"num_local_experts": 4}, MOE),
 }  # fmt: skip
 """name of the case -> recipe; the family is the card that knows its architecture"""
@@ -266,6 +301,25 @@ def test_older_config_json_means_the_same(
 
 
 @pytest.mark.parametrize(
+    "family", ["pythia", "olmo", "olmo2", "olmo3", "phi3", "gemma", "gemma2", "gemma3"]
+)
+def test_what_config_json_leaves_out_is_as_in_transformers(family: str) -> None:
+    import transformers
+
+    card = next(card for card in models.cards() if card.family == family)
+    name = card.architectures[0].replace("ForCausalLM", "Config")
+    kind = getattr(transformers, name.replace("Gemma3", "Gemma3Text"))
+    whole = kind().to_dict() | {"architectures": list(card.architectures)}
+    left_out = {*card.defaults, "rope_parameters", "layer_types"}
+    short = {key: value for key, value in whole.items() if key not in left_out}
+    header = [
+        _metadata.metadata(SimpleNamespace(card=card, config=config))  # type: ignore[arg-type]
+        for config in (whole, short)
+    ]
+    assert header[0] == header[1]
+
+
+@pytest.mark.parametrize(
     ("case", "keys"),
     [
         ("pythia", {"hidden_act": "relu"}),
@@ -291,7 +345,7 @@ def test_what_llama_cpp_does_not_compute_is_refused(
     base, _, _ = make(case)
     config = json.loads((base / "config.json").read_text())
     folder = _variant(base, tmp_path, config | keys)
-    with pytest.raises(FormatError, match=f"does not run {models.card_for(config).family}"):
+    with pytest.raises(FormatError, match="llama.cpp does not "):
         _metadata.metadata(open_merged(folder, None))
 
 
