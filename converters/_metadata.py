@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -14,9 +13,8 @@ from edgeft.merge import Merged
 from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
-FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "attn_factor",
-          "clamp_kqv")  # fmt: skip
-"""last parts of GGUF keys that llama.cpp reads as floats, whatever config.json writes"""
+FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv")
+"""ends of GGUF keys that llama.cpp reads as floats, whatever config.json writes"""
 
 
 def metadata(merged: Merged) -> dict[str, Any]:
@@ -25,15 +23,7 @@ def metadata(merged: Merged) -> dict[str, Any]:
     FormatError where llama.cpp would compute something else than config.json says.
     """
     card, config = merged.card, {**merged.card.defaults, **merged.config}
-    for key, wanted in card.requires.items():
-        has = card.value(config, key)
-        if isinstance(wanted, str) and wanted.startswith("="):
-            wanted = card.value(config, wanted)
-        if (has or False) != wanted:
-            raise FormatError(
-                f"llama.cpp does not compute {card.family} with {key} = {json.dumps(has)}",
-                f"only with {json.dumps(wanted)}",
-            )
+    card.check_runs(config)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
     found |= _rope(card, config)[0]
@@ -48,7 +38,7 @@ def rope_factors(merged: Merged) -> dict[str, Array]:
 
 
 def _typed(key: str, value: Any) -> Any:
-    return float(value) if key.rpartition(".")[2] in FLOATS else value
+    return float(value) if key.endswith(FLOATS) else value
 
 
 def _window(config: dict[str, Any]) -> int | None:
@@ -76,6 +66,11 @@ def _rope(card: Card, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
         return keys, {}
     if kind == "yarn":
         return keys | _yarn(config, rope), {}
+    if kind == "longrope":
+        return keys | _longrope(config, rope), {
+            f"rope_factors_{length}.weight": np.asarray(rope[f"{length}_factor"], np.float32)
+            for length in ("long", "short")
+        }
     return keys, {"rope_freqs.weight": _llama3(config, rope)}
 
 
@@ -123,3 +118,24 @@ def _llama3(config: dict[str, Any], rope: dict[str, Any]) -> Array:
     low, high = rope["low_freq_factor"], rope["high_freq_factor"]
     ramp = np.clip((old / wave - low) / (high - low), 0, 1)
     return np.asarray(1 / ((1 - ramp) / factor + ramp), np.float32)
+
+
+def _longrope(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:
+    """Factors for contexts up to the original length and beyond, and one of attention for both.
+
+    llama.cpp chooses by the context that is set up, transformers by the sequence so far.
+    transformers, modeling_rope_utils.py: `_compute_longrope_parameters`.
+    """
+    context = config["max_position_embeddings"]
+    old = (
+        config.get("original_max_position_embeddings")
+        or rope.get("original_max_position_embeddings")
+        or context
+    )
+    factor = rope.get("factor") or context / old
+    stretched = math.sqrt(1 + math.log(factor) / math.log(old)) if factor > 1 else 1.0
+    return {
+        "rope.scaling.type": "longrope",
+        "rope.scaling.original_context_length": old,
+        "rope.scaling.attn_factor": float(rope.get("attention_factor") or stretched),
+    }

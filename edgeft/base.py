@@ -27,6 +27,9 @@ from edgeft.errors import FormatError, InputError, did_you_mean, require
 CONTROL, USER_DEFINED = 3, 4
 """gguf.TokenType"""
 
+IMPORTED = ("llama", "qwen2")
+"""families whose config.json can be told from the header alone"""
+
 
 def home() -> Path:
     """Where imported bases and measurements are kept: EDGEFT_HOME, else the user's cache."""
@@ -69,6 +72,11 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
         return target
     reader = _open(file)
     card = models.card_for_gguf(_meta(reader, "general.architecture"))
+    if card.family not in IMPORTED:
+        raise FormatError(
+            f"GGUF import does not read {card.family} models",
+            "use the Hugging Face folder of this model",
+        )
     config = _config(reader, card)
     stage.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
     with stage.writing(

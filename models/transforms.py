@@ -98,11 +98,18 @@ def _rope_k(rows: int, config: dict[str, Any]) -> npt.NDArray[np.intp]:
     return _halves_to_pairs(rows, heads)
 
 
+def _qkv_of_heads(rows: int, config: dict[str, Any]) -> npt.NDArray[np.intp]:
+    """(head, q k v, i) -> (q k v, head, i)."""
+    heads = config["num_attention_heads"]
+    return np.arange(rows).reshape(heads, 3, -1).swapaxes(0, 1).reshape(-1)
+
+
 IDENTITY = Transform()
 
 TRANSFORMS: dict[str, Transform] = {
     "rope_q": Pick(_rope_q),
     "rope_k": Pick(_rope_k),
     "plus_one": Plus(1.0),
+    "qkv_of_heads": Pick(_qkv_of_heads),
     "vector": Vector(),
 }
