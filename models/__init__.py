@@ -10,6 +10,7 @@ in data is a named transform (`transforms.py`) or a derived value (`derived.py`)
 from __future__ import annotations
 
 import functools
+import json
 import re
 import tomllib
 from collections.abc import Iterable
@@ -52,10 +53,8 @@ class Card:
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
     requires: dict[str, Any] = field(default_factory=dict)
-    """key of config.json -> the only value that llama.cpp computes, or "=" and a name in `derived`;
-    false stands for everything that turns an option off"""
-    rope_scaling: tuple[str, ...] = ()
-    """kinds that llama.cpp computes for this family"""
+    """as in `hparams`, key of config.json -> the value that llama.cpp computes, a list of them, or
+    "=" and a name in `derived`; false stands for all that turns an option off"""
     unwindowed: bool = False
     """transformers has a sliding window and llama.cpp none: usable as long as it hides no token"""
 
@@ -84,6 +83,20 @@ class Card:
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
+
+    def check_runs(self, config: dict[str, Any]) -> None:
+        """FormatError where llama.cpp would silently compute something else than this model."""
+        for key, wanted in self.requires.items():
+            if isinstance(wanted, str) and wanted.startswith("="):
+                wanted = self.value(config, wanted)
+            allowed = wanted if isinstance(wanted, list) else [wanted]
+            value = self.value(config, key)
+            if value is not None and (value or False) not in allowed:
+                raise FormatError(
+                    f"llama.cpp does not compute {self.family} with {key.removeprefix('=')} = "
+                    f"{json.dumps(value)}",
+                    f"only with {' or '.join(map(json.dumps, allowed))}; --format hf keeps it as it is",
+                )
 
     def ignores(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)
@@ -188,7 +201,7 @@ def _step(part: dict[str, Any]) -> str | None:
 
 def _card(path: Path) -> Card:
     raw = _tables(path)
-    for key in ("architectures", "formats", "lora_targets", "ignored", "rope_scaling"):
+    for key in ("architectures", "formats", "lora_targets", "ignored"):
         raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 

@@ -36,17 +36,19 @@ def rotary_dimensions(config: Config) -> int:
     return int((config.get("head_dim") or head_dim(config)) * share)
 
 
-def no_rope_layers(config: Config) -> list[int]:
-    """SmolLM3's list, in which 0 stands for a layer without rotation."""
-    every = config["no_rope_layer_interval"]
-    return [int((i + 1) % every != 0) for i in range(config["num_hidden_layers"])]
+def every_fourth_unrotated(config: Config) -> bool:
+    """SmolLM3: whether these and no others are the layers without positions."""
+    layers, every = config["num_hidden_layers"], config["no_rope_layer_interval"]
+    rotated = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(layers)]
+    return rotated == [int((i + 1) % 4 != 0) for i in range(layers)]
 
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
+    "every_fourth_unrotated": every_fourth_unrotated,
     "head_dim": head_dim,
-    "no_rope_layers": no_rope_layers,
     # transformers 5 saves some families' under Mixtral's name
     "num_experts": lambda config: config.get("num_local_experts"),
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
+    "rope_type": lambda config: rope_parameters(config)["rope_type"],
 }
