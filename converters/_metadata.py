@@ -10,7 +10,6 @@ import numpy as np
 from edgeft.checkpoint import Array
 from edgeft.errors import FormatError
 from edgeft.merge import Merged
-from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv")
@@ -18,15 +17,12 @@ FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "fact
 
 
 def metadata(merged: Merged) -> dict[str, Any]:
-    """GGUF key -> value, without the vocabulary.
-
-    FormatError where llama.cpp would compute something else than config.json says.
-    """
+    """GGUF key -> value, without the vocabulary."""
     card, config = merged.card, {**merged.card.defaults, **merged.config}
     card.check_runs(config)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
     found |= card.constants
-    found |= _rope(card, config)[0]
+    found |= _rope(config)[0]
     if card.unwindowed and (window := _window(config)):
         found["context_length"] = min(found["context_length"], window)
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}
@@ -34,7 +30,7 @@ def metadata(merged: Merged) -> dict[str, Any]:
 
 def rope_factors(merged: Merged) -> dict[str, Array]:
     """Tensor name -> divisors of the rotary frequencies, (rotary dimensions / 2,)."""
-    return _rope(merged.card, {**merged.card.defaults, **merged.config})[1]
+    return _rope({**merged.card.defaults, **merged.config})[1]
 
 
 def _typed(key: str, value: Any) -> Any:
@@ -50,17 +46,12 @@ def _window(config: dict[str, Any]) -> int | None:
     return config.get("sliding_window") or None
 
 
-def _rope(card: Card, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
+def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
     rope = {"rope_theta": 10000.0, **rope_parameters(config)}
     kind = rope["rope_type"]
     keys: dict[str, Any] = {"rope.freq_base": rope["rope_theta"]}
     if kind == "default":
         return keys, {}
-    if kind not in card.rope_scaling:
-        raise FormatError(
-            f"llama.cpp does not compute {card.family} with rope scaling {kind!r}",
-            f"only {', '.join(('default', *card.rope_scaling))}",
-        )
     if kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
         return keys, {}
@@ -71,7 +62,9 @@ def _rope(card: Card, config: dict[str, Any]) -> tuple[dict[str, Any], dict[str,
             f"rope_factors_{length}.weight": np.asarray(rope[f"{length}_factor"], np.float32)
             for length in ("long", "short")
         }
-    return keys, {"rope_freqs.weight": _llama3(config, rope)}
+    if kind == "llama3":
+        return keys, {"rope_freqs.weight": _llama3(config, rope)}
+    raise FormatError(f"llama.cpp has no rope scaling {kind!r}")
 
 
 def _yarn(config: dict[str, Any], rope: dict[str, Any]) -> dict[str, Any]:

@@ -59,8 +59,6 @@ class Card:
     requires: dict[str, Any] = field(default_factory=dict)
     """as in `hparams`, key of config.json -> the value that llama.cpp computes, a list of them, or
     "=" and a name in `derived`; false stands for all that turns an option off"""
-    rope_scaling: tuple[str, ...] = ()
-    """kinds that llama.cpp computes for this family"""
     unwindowed: bool = False
     """transformers has a sliding window and llama.cpp none: usable as long as it hides no token"""
 
@@ -217,7 +215,7 @@ def _step(part: dict[str, Any]) -> str | None:
 
 def _card(path: Path) -> Card:
     raw = _tables(path)
-    for key in ("architectures", "formats", "lora_targets", "ignored", "rope_scaling"):
+    for key in ("architectures", "formats", "lora_targets", "ignored"):
         raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 

@@ -50,10 +50,11 @@ def rotary_dimensions(config: Config) -> int:
     return int((config.get("head_dim") or head_dim(config)) * share)
 
 
-def no_rope_layers(config: Config) -> list[int]:
-    """SmolLM3's list, in which 0 stands for a layer without rotation."""
-    every = config["no_rope_layer_interval"]
-    return [int((i + 1) % every != 0) for i in range(config["num_hidden_layers"])]
+def every_fourth_unrotated(config: Config) -> bool:
+    """SmolLM3: whether these and no others are the layers without positions."""
+    layers, every = config["num_hidden_layers"], config["no_rope_layer_interval"]
+    rotated = config.get("no_rope_layers") or [int((i + 1) % every != 0) for i in range(layers)]
+    return rotated == [int((i + 1) % 4 != 0) for i in range(layers)]
 
 
 def sliding_layers(config: Config) -> list[bool] | None:
@@ -72,12 +73,6 @@ def window_in_use(config: Config) -> int | None:
     return config["sliding_window"] if sliding_layers(config) else None
 
 
-def context_in_window(config: Config) -> int:
-    """How many tokens a model can read before its sliding window starts to hide some."""
-    context: int = config["max_position_embeddings"]
-    return min(context, config.get("sliding_window") or context)
-
-
 def _query_scalar(config: Config, layers_of_27b: int) -> int:
     """What llama.cpp divides queries by the root of: it knows Gemma's 27B by its layers.
 
@@ -88,8 +83,8 @@ def _query_scalar(config: Config, layers_of_27b: int) -> int:
 
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
+    "every_fourth_unrotated": every_fourth_unrotated,
     "head_dim": head_dim,
-    "no_rope_layers": no_rope_layers,
     # transformers 5 saves some families' under Mixtral's name
     "num_experts": lambda config: config.get("num_local_experts"),
     "num_key_value_heads": lambda config: config["num_attention_heads"],
@@ -100,7 +95,6 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "sliding_rope_theta": lambda config: sliding_rope_parameters(config)["rope_theta"],
     "sliding_layers": sliding_layers,
     "window_in_use": window_in_use,
-    "context_in_window": context_in_window,
     "gemma2_query_scalar": lambda config: _query_scalar(config, 46),
     "gemma3_query_scalar": lambda config: _query_scalar(config, 62),
     "both_soft_caps": lambda config: all(
