@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 """float32 that one thread takes at a time"""
 
+IMPORTANCE_LIMIT, GRID_LIMIT = 1e18, 1e8
+"""where the sums of ggml's grid kernels may overflow, upon which they end the process; llama.cpp
+refuses values of this size anyway, and importance is a mean of squares"""
+
 _LIBRARY = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
 
 
@@ -58,8 +62,8 @@ def quantize(
             raise ValueError(f"{qtype.name} needs importance")
     elif importance.shape != (*values.shape[:-2], columns):
         raise ValueError(f"importance {importance.shape} does not fit values {values.shape}")
-    elif not np.isfinite(importance).all():
-        raise ValueError("not every importance is finite")
+    elif not ((importance >= 0) & (importance <= IMPORTANCE_LIMIT)).all():
+        raise ValueError(f"not every importance is between 0 and {IMPORTANCE_LIMIT:g}")
     experts = math.prod(values.shape[:-2])
     rows = values.shape[-2] if values.ndim > 1 else 1
     source = np.require(values, np.float32, ("C", "A")).reshape(experts, rows, columns)
@@ -75,6 +79,8 @@ def quantize(
         target = raw[expert, start : start + step]
         if not np.isfinite(chunk).all():
             raise ValueError("not every value is finite")
+        if qtype.name.startswith(("IQ1", "IQ2", "IQ3")) and np.abs(chunk).max() > GRID_LIMIT:
+            raise ValueError(f"a value is too large for {qtype.name}")
         ggml.ggml_quantize_chunk(
             qtype,
             chunk.ctypes.data,

@@ -83,7 +83,7 @@ def test_quants_come_from_the_most_to_the_least_exact() -> None:
 def test_an_unknown_quant_has_a_hint() -> None:
     with pytest.raises(FormatError, match="format gguf has no quantization 'q4_km'") as caught:
         check_quants(FORMATS["gguf"], ("q8_0", "Q4_KM"))
-    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, q4_0")
+    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, iq3_m")
     with pytest.raises(FormatError, match="format hf has no quantization 'q8_0'"):
         check_quants(FORMATS["hf"], ("q8_0",))
 
