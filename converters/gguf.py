@@ -59,7 +59,7 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     writer = GGUFWriter(out, arch)
     try:
         _header(writer, merged, quant, keys)
-        _vocabulary(writer, merged.base, wanted["token_embd.weight"].shape[0])
+        _vocabulary(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
         for name, qtype in types.items():
             shape = factors[name].shape if name in factors else wanted[name].shape
             _announce(writer, name, shape, qtype)

@@ -10,6 +10,10 @@ Nothing is written and no torch is needed: a converter consumes the view, so bas
 a 4-bit file without a merged copy, and without the bfloat16 sum in which small deltas vanish. Only
 the rows that are asked for come into memory, however large a tensor is.
 
+A weight that an adapter holds whole (`modules_to_save`) is taken from it. Where embedding and
+output layer share a weight and the adapter changes them differently, they are two weights from here
+on, and where it brings tokens of its own, its tokenizer goes before the base's.
+
 `merge_base` says what the delta is added to: "w16", the stored weights, or "nf4", the values that a
 QLoRA adapter saw while it was trained (`edgeft.nf4`).
 
@@ -24,8 +28,11 @@ change, the rows that went into the converter have to be the base's.
 from __future__ import annotations
 
 import json
+import shutil
+import tempfile
 import threading
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,12 +41,19 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models, nf4, stage
-from edgeft.adapter import Change, Whole, read_adapter
+from edgeft.adapter import Weighted, read_adapters
+from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows, as_rows
-from edgeft.errors import ProofError
+from edgeft.errors import AdapterError, ProofError
+from edgeft.progress import say
 from edgeft.template import read_json
 
 MergeBase = Literal["w16", "nf4"]
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.model",
+)  # fmt: skip
+
 Reader = Callable[[str, Rows], Array]
 """(tensor, rows) -> values"""
 Take = Callable[[Reader], Array]
@@ -52,6 +66,8 @@ EXACT = 1e-3
 """how far beta of the float32 sum may be from 1"""
 FAITHFUL = 0.25
 """how far beta of what the type kept may be from 1 before the user is told"""
+ZERO = 1e-6
+"""a change of this share of the weights is none: float32 rounds as much away"""
 LOST, TWICE = 0.25, 1.75
 """bounds of beta of what the type kept"""
 
@@ -71,8 +87,12 @@ class Proof:
     noise: float
     """rms of the quantization error over rms of the delta"""
     merge_base: str
+    replaced: int = 0
+    """tensors that the adapter holds whole, or rows of"""
 
     def __str__(self) -> str:
+        if not self.tensors and self.replaced:
+            return f"replaced: {self.replaced} tensors that the adapter holds whole"
         if not self.tensors:
             return "no adapter: the base model as it is"
         return (
@@ -96,20 +116,29 @@ class Merged:
         weights: Checkpoint,
         changes: dict[str, Change],
         merge_base: MergeBase,
+        adapters: Sequence[Path] = (),
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
         self.card = models.card_for(self.config)
         self.merge_base = merge_base
-        self.shapes = {
-            name: changes[name].shape if name in changes else info.shape
-            for name, info in weights.tensors.items()
-            if not self.card.ignores(name)
-        }
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
         self._weights = weights
         self._changes = changes
+        self._source: dict[str, str] = {}
+        embedding = self.card.hf_name("token_embd.weight") or ""
+        output = self.card.hf_name("output.weight") or ""
+        self._ends = embedding, output
+        self._separate()
+        self.shapes = {
+            name: changes[name].shape if name in changes else self._stored_shape(name)
+            for name in dict.fromkeys((*weights.tensors, *self._source))
+            if not self.card.ignores(name) and not (self.tied and name == output)
+        }
+        self._resize()
+        self.tokenizer = self._tokenizer(adapters)
+        """folder of the tokenizer files"""
         self._lock = threading.Lock()
         self._seen: tuple[str, Array] = ("", np.empty(0, np.float32))
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
@@ -120,14 +149,19 @@ class Merged:
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a merged weight, float32: (rows, columns), or elements of a vector."""
-        change = self._changes.get(name)
-        if isinstance(change, Whole):
-            return change.rows(rows)
-        before = self.base_rows(name, rows)
-        return before if change is None else before + change.delta(rows, before)
+        values, change = self.base_rows(name, rows), self._changes.get(name)
+        if change and change.deltas:
+            values = values + self._delta(change, name, rows, values)
+        if change and change.tokens:
+            values = change.tokens.place(rows, values, self.shapes[name][0])
+        return values
 
     def base_rows(self, name: str, rows: Rows) -> Array:
         """The same rows of the base, which the change is added to."""
+        change = self._changes.get(name)
+        if change and change.whole:
+            return change.whole.by_rows()[rows]
+        name = self._source.get(name, name)
         if self.merge_base != "nf4" or not self.card.in_4bit(name, self.shapes[name]):
             return self._weights.rows(name, rows)
         with self._lock:
@@ -138,7 +172,7 @@ class Merged:
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
-        return name in self._changes and not isinstance(self._changes[name], Whole)
+        return name in self._changes and bool(self._changes[name].deltas)
 
     def landed(self, name: str, take: Take, given: Array, kept: Array) -> None:
         """Report sampled rows of what became of a tensor.
@@ -164,24 +198,91 @@ class Merged:
     def _delta_rows(self, name: str, rows: Rows) -> Array:
         before = self.base_rows(name, rows)
         change = self._changes.get(name)
-        return np.zeros_like(before) if change is None else change.delta(rows, before)
+        return np.zeros_like(before) if change is None else self._delta(change, name, rows, before)
+
+    def _delta(self, change: Change, name: str, rows: Rows, before: Array) -> Array:
+        return change.delta(rows, before, lambda wanted: self.base_rows(name, wanted))
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.tensors[self._source.get(name, name)].shape
+
+    def _separate(self) -> None:
+        """Untie embedding and output layer where the adapter makes two weights of them.
+
+        peft's live adapter changes the layer that it wraps and leaves the other one the weight that
+        they shared; `merge_and_unload` may write the change into both.
+        """
+        if not self.tied:
+            return
+        embedding, output = self._ends
+        one, other = self._changes.get(embedding), self._changes.get(output)
+        if one is other or (one and one.same(other)):
+            self._changes.pop(output, None)
+            return
+        say(f"the adapter changes {embedding} and {output} differently: they are no longer tied")
+        self._source[output] = embedding
+        self.tied = self.config["tie_word_embeddings"] = False
+
+    def _resize(self) -> None:
+        """The vocabulary is as large as the embeddings that the adapter brings."""
+        rows = {name: self.shapes[name][0] for name in self._ends if name in self.shapes}
+        if not any(name in self._changes for name in rows):
+            return
+        if len(set(rows.values())) > 1:
+            raise AdapterError(
+                "the adapter brings other numbers of tokens: "
+                + ", ".join(f"{name} has {count} rows" for name, count in rows.items()),
+                "save both embedding layers with it",
+            )
+        (count,) = set(rows.values())
+        if count != self._stored_shape(self._ends[0])[0]:
+            say(f"the adapter's vocabulary has {count} tokens, {self.config['vocab_size']} before")
+            self.config["vocab_size"] = count
+
+    def _tokenizer(self, adapters: Sequence[Path]) -> Path:
+        """The base's folder, or one with an adapter's tokenizer files and else the base's."""
+        own = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
+        if not own:
+            return self.base
+        tokens = [_tokens(folder) for folder in own]
+        if any(other != tokens[0] for other in tokens):
+            raise AdapterError(f"{own[0]} and another adapter have different tokenizers")
+        rows = self.shapes[self._ends[0]][0]
+        last = max(tokens[0].values(), default=0)
+        if rows <= last and last > max(_tokens(self.base).values(), default=0):
+            raise AdapterError(
+                f"{own[0]}: its tokenizer has token {last}, the embeddings have {rows} rows",
+                "save the resized embeddings with it (peft: save_embedding_layers=True)",
+            )
+        folder = Path(tempfile.mkdtemp(prefix="edgeft-tokenizer-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        kept = ("config.json", "generation_config.json", "tokenizer_config.json")
+        files = {name: self.base / name for name in kept}
+        files |= {name: own[0] / name for name in (*kept[1:], *TOKENIZER_FILES)
+                  if (own[0] / name).is_file()}  # fmt: skip
+        for name, file in files.items():
+            if file.is_file():
+                (folder / name).symlink_to(file.resolve())
+        return folder
 
     def proof(self) -> Proof:
         """The proof over everything reported so far; ProofError when the adapter is not there."""
         missing = [name for name in filter(self.adapted, self.shapes) if name not in self._sums]
         if missing:
             raise ProofError(f"{len(missing)} adapted tensors were not written: {missing[0]}, …")
-        if not self._sums:
-            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, self.merge_base)
-        whole = np.sum(list(self._sums.values()), axis=0)
+        replaced = sum(bool(c.whole or c.tokens) for c in self._changes.values())
+        whole = np.sum(list(self._sums.values()), axis=0) if self._sums else np.zeros(5)
         size, weight, _, kept, noise = whole
-        if size == 0:
+        # A tensor whose delta is zero has nothing to land.
+        moving = {name: sums for name, sums in self._sums.items()
+                  if sums[0] > ZERO**2 * sums[1]}  # fmt: skip
+        if self._sums and not moving and not replaced:
             raise ProofError(
                 "the adapter is zero everywhere: the result would be the base model",
                 "train it, or export the base without --adapter",
             )
-        # A tensor whose delta is zero has nothing to land.
-        moving = {name: sums for name, sums in self._sums.items() if sums[0]}
+        if not moving:
+            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, self.merge_base, replaced)
         for name, sums in moving.items():
             if abs(sums[2] / sums[0] - 1) > EXACT:
                 raise ProofError(
@@ -195,9 +296,10 @@ class Merged:
             beta=float(kept / size),
             beta_min=min(betas),
             beta_max=max(betas),
-            delta=float(np.sqrt(size / weight)),
+            delta=float(np.sqrt(size / weight)) if weight else float("inf"),
             noise=float(np.sqrt(noise / size)),
             merge_base=self.merge_base,
+            replaced=replaced,
         )
         if not LOST < proof.beta < TWICE:
             raise ProofError(
@@ -208,15 +310,28 @@ class Merged:
         return proof
 
 
-def open_merged(base: Path, adapter: Path | None, merge_base: MergeBase = "w16") -> Merged:
-    """Check that the adapter fits the base in every tensor, and open the view.
+def open_merged(
+    base: Path,
+    adapter: Path | Sequence[Weighted] | None,
+    merge_base: MergeBase = "w16",
+) -> Merged:
+    """Check that every adapter fits the base in every tensor, and open the view.
 
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
-    weights = Checkpoint(base)
-    card = models.card_for(read_json(base / "config.json"))
-    changes = {} if adapter is None else read_adapter(adapter, base, weights, card)
-    return Merged(base, weights, changes, merge_base)
+    adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
+    weights, config = Checkpoint(base), read_json(base / "config.json")
+    changes = read_adapters(adapters, base, weights, models.card_for(config), config)
+    return Merged(base, weights, changes, merge_base, [entry.path for entry in adapters])
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    tokenizer = read_json(folder / "tokenizer.json")
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, list):  # Unigram: [token, score]
+        vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
+    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    return {**vocabulary, **added}
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The reference: transformers in float32 on the CPU, the model that every artifact is held to.
 
     with ReferenceRuntime(Path("merged")) as model: ...
-    ReferenceRuntime(base, weights=((name, merged.tensor(name)) for name in merged.shapes))
+    ReferenceRuntime(base, weights=((name, merged.tensor(name)) for name in merged.shapes),
+                     config=merged.config, tokenizer=merged.tokenizer)
 
 The second form runs a Merged view without writing it to disk.
 """
@@ -21,6 +22,9 @@ from edgeft.errors import InputError, require
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer
 
+_MERGED = ("vocab_size", "tie_word_embeddings")
+"""keys of config.json that an adapter may change"""
+
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 
 
@@ -31,6 +35,8 @@ class ReferenceRuntime:
         threads: int | None = None,
         context: int | None = None,
         weights: Weights | None = None,
+        config: dict[str, Any] | None = None,
+        tokenizer: Path | None = None,
     ) -> None:
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
@@ -42,15 +48,17 @@ class ReferenceRuntime:
                 path, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
         else:
-            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            config.dtype = torch.float32
-            self._model = transformers.AutoModelForCausalLM.from_config(config)
+            changed = {key: value for key, value in (config or {}).items() if key in _MERGED}
+            own = transformers.AutoConfig.from_pretrained(path, local_files_only=True, **changed)
+            own.dtype = torch.float32
+            self._model = transformers.AutoModelForCausalLM.from_config(own)
             self._fill(weights)
         self._model.eval()
-        self._tokenizer = load_tokenizer(path)
-        self._stops = set(eos_ids(path))
-        self.encode = encoder(path)
-        self.chat = ChatTemplate.from_folder(path)
+        tokenizer = tokenizer or path
+        self._tokenizer = load_tokenizer(tokenizer)
+        self._stops = set(eos_ids(tokenizer))
+        self.encode = encoder(tokenizer)
+        self.chat = ChatTemplate.from_folder(tokenizer)
         self.vocab_size = int(self._model.config.vocab_size)
         self.context = min(int(self._model.config.max_position_embeddings), context or 4096)
 
