@@ -27,7 +27,7 @@ from edgeft.errors import AdapterError
 
 PREFIX = "base_model.model."
 _NAMES = {
-    kind: re.compile(rf"(?P<module>.+)\.{rest}")
+    kind: re.compile(rf"(?P<module>.+?)\.{rest}")
     for kind, rest in {
         "A": r"lora_A(\.default)?\.weight",
         "B": r"lora_B(\.default)?\.weight",
@@ -205,7 +205,9 @@ def _tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> _Found
         if kind is None or match is None:
             for weight, part in _spread(card, name, tensor):
                 module = name.rpartition(".")[0]
-                alone = any(module.endswith(key) for key in config.get("modules_to_save") or ())
+                alone = f"{PREFIX}{module}.modules_to_save.weight" in own.tensors or any(
+                    module.endswith(key) for key in config.get("modules_to_save") or ()
+                )
                 _put(adapter, found.saved if alone else found.under, weight, part)
         elif kind == "saved" or kind == "under":
             weight = f"{in_checkpoint(card, match['module'])}.{match['leaf']}"
@@ -433,13 +435,15 @@ def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: _Found) -
             continue
         values = parts["tokens"]
         indices = asked
+        name = f"{in_checkpoint(base.card, module)}.weight"
         if isinstance(asked, dict):
             indices = next((v for key, v in asked.items() if module.endswith(key)), [])
+            if not indices and base.tied and name == base.tied[1]:
+                continue  # the embedding's, saved twice
         if values.raw.ndim != 2 or len(indices) != len(values.raw):
             raise AdapterError(
                 f"{adapter}: {values.name} is {values.shape} for {len(indices)} tokens"
             )
-        name = f"{in_checkpoint(base.card, module)}.weight"
         if indices:
             tokens[name] = Tokens(tuple(indices), values)
     if base.tied and base.tied[0] in tokens:

@@ -206,3 +206,114 @@ def test_tied_embeddings_do_what_the_live_adapter_does(
     assert_live(merged, reload(base, adapter), tmp_path / "hf")
     config = json.loads((tmp_path / "hf" / "config.json").read_text())
     assert config["tie_word_embeddings"] == tied
+
+
+def add_tokens(base: Path, folder: Path, count: int) -> int:
+    """The base's tokenizer with more tokens, as trl saves it with an adapter; the new size."""
+    tokenizer = json.loads((base / "tokenizer.json").read_text())
+    first = max(entry["id"] for entry in tokenizer["added_tokens"]) + 1
+    for i in range(count):
+        tokenizer["added_tokens"].append(
+            tokenizer["added_tokens"][0] | {"id": first + i, "content": f"<|extra_{i}|>"}
+        )
+    folder.mkdir(exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    template = "{% for m in messages %}<|extra_0|>{{ m['content'] }}{% endfor %}"
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": template})
+    )
+    return first + count
+
+
+RESIZED: dict[str, tuple[str, dict[str, Any], bool]] = {
+    "saved": ("plain", {"modules_to_save": ["lm_head", "embed_tokens"]}, False),
+    "not-trained": ("plain", {}, False),
+    "lora": ("plain", {"target_modules": ["q_proj", "embed_tokens", "lm_head"]}, False),
+    "dora": ("plain", {"target_modules": ["embed_tokens", "lm_head"], "use_dora": True}, False),
+    "tokens": ("plain", {"trainable_token_indices": [265, 266, 2]}, False),
+    "tied-saved": ("tied", {"modules_to_save": ["lm_head", "embed_tokens"]}, False),
+    "tied-saved-in": ("tied", {"modules_to_save": ["embed_tokens"]}, False),
+    "tied-not-trained": ("tied", {}, True),
+    "tied-lora": ("tied", {"target_modules": ["q_proj", "embed_tokens"]}, False),
+    "tied-tokens": ("tied", {"trainable_token_indices": [265, 266, 2]}, True),
+    "tied-one": ("tied", {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True}, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", RESIZED)
+def test_resized_embeddings_and_the_adapters_tokenizer(
+    bases: Callable[[str], Path], tmp_path: Path, variant: str
+) -> None:
+    import transformers
+
+    kind, lora, tied = RESIZED[variant]
+    base, folder = bases(kind), tmp_path / "adapter"
+    rows = add_tokens(base, folder, 5)
+    make_adapter(base, folder, rows=rows, **lora)
+    merged = open_merged(base, folder)
+    assert merged.shapes["model.embed_tokens.weight"][0] == rows == merged.config["vocab_size"]
+    assert merged.tied == tied
+    live = reload(base, folder, rows)
+    assert_live(merged, live, tmp_path / "hf")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert tokenizer.convert_tokens_to_ids("<|extra_4|>") == rows - 1
+    config = json.loads((tmp_path / "hf" / "config.json").read_text())
+    assert config["vocab_size"] == rows
+    stops = json.loads((tmp_path / "hf" / "generation_config.json").read_text())["eos_token_id"]
+    assert stops == json.loads((base / "generation_config.json").read_text())["eos_token_id"]
+
+
+@pytest.mark.parametrize("variant", ["tied-saved", "tied-lora", "tied-tokens"])
+def test_gguf_of_resized_and_untied_embeddings(
+    bases: Callable[[str], Path], tmp_path: Path, variant: str
+) -> None:
+    from edgeft.benchmarks.parity import check_greedy, check_tokens
+    from edgeft.runtimes.gguf import GGUFRuntime
+    from edgeft.runtimes.reference import ReferenceRuntime
+
+    kind, lora, _ = RESIZED[variant]
+    base, folder = bases(kind), tmp_path / "adapter"
+    rows = add_tokens(base, folder, 5)
+    make_adapter(base, folder, rows=rows, **lora)
+    merged = open_merged(base, folder)
+    gguf.convert(merged, tmp_path / "x.gguf", "f32", threads=1)
+    merged.proof()
+    wanted = logits(reload(base, folder, rows))
+    weights = ((name, merged.tensor(name)) for name in merged.shapes)
+    with GGUFRuntime(tmp_path / "x.gguf", context=256, exact=True) as model:
+        np.testing.assert_allclose(model.logits(IDS), wanted, rtol=0, atol=1e-3 * wanted.std())
+        assert "<|extra_0|>" in check_tokens(model, merged.tokenizer)["template"] or True
+        assert model.encode("<|extra_1|>") == [rows - 4]
+        with ReferenceRuntime(base, 1, weights=weights, config=merged.config,
+                              tokenizer=merged.tokenizer) as reference:  # fmt: skip
+            np.testing.assert_allclose(reference.logits(IDS), wanted, rtol=0, atol=1e-4)
+            check_greedy(model, reference, ["lamp", "on"])
+
+
+def test_a_smaller_vocabulary_and_one_that_does_not_fit(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("plain")
+    smaller = make_adapter(base, tmp_path / "smaller", rows=200)
+    assert open_merged(base, smaller).shapes["lm_head.weight"] == (200, 64)
+    add_tokens(base, tmp_path / "lost", 2)
+    lost = make_adapter(base, tmp_path / "lost")
+    with pytest.raises(AdapterError, match=r"has token 266, the embeddings have 265 rows"):
+        open_merged(base, lost)
+    add_tokens(base, tmp_path / "one", 2)
+    one = make_adapter(base, tmp_path / "one", rows=267, modules_to_save=["embed_tokens"])
+    edit(one, drop="lm_head")
+    with pytest.raises(AdapterError, match=r"embed_tokens.weight has 267 rows, lm_head.weight has"):
+        open_merged(base, one)
+
+
+def edit(adapter: Path, drop: str = "\0", **values: Callable[[Any], Any]) -> None:
+    """Rewrite an adapter without the tensors whose name holds `drop`, or with others."""
+    own = Checkpoint(adapter / "adapter_model.safetensors")
+    tensors = {name: own.read(name) for name in own.tensors if drop not in name}
+    for part, change in values.items():
+        (name,) = (name for name in tensors if part.replace("__", ".") in name)
+        tensors[name] = change(tensors[name])
+    specs = [Spec(name, "F32", array.shape) for name, array in tensors.items()]
+    write_safetensors(adapter / "adapter_model.safetensors", specs, list(tensors.values()))
