@@ -317,3 +317,193 @@ def edit(adapter: Path, drop: str = "\0", **values: Callable[[Any], Any]) -> Non
         tensors[name] = change(tensors[name])
     specs = [Spec(name, "F32", array.shape) for name, array in tensors.items()]
     write_safetensors(adapter / "adapter_model.safetensors", specs, list(tensors.values()))
+
+
+MIXTRAL = SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}
+
+EXPERTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "both": ({}, {"target_parameters": [*MOE]}),
+    "one-of-them": ({}, {"target_parameters": ["experts.down_proj"]}),
+    "one-layer": ({}, {"target_parameters": ["layers.1.mlp.experts.gate_up_proj"]}),
+    "router": ({}, {"target_parameters": ["mlp.gate.weight", *MOE]}),
+    "patterns": ({}, {"target_parameters": [*MOE], "use_rslora": True,
+                      "rank_pattern": {r".*\.gate_up_proj": 3},
+                      "alpha_pattern": {"experts.down_proj": 20, "0.mlp.experts": 99}}),
+    "one-expert": ({"num_local_experts": 1, "num_experts_per_tok": 1},
+                   {"target_parameters": [*MOE]}),
+    "saved": ({}, {"modules_to_save": ["mlp.experts", "mlp.gate"]}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", EXPERTS)
+def test_adapters_of_experts(tmp_path: Path, variant: str) -> None:
+    options, lora = EXPERTS[variant]
+    base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL | options))
+    adapter = make_adapter(base, tmp_path / "own", **lora)
+    merged = open_merged(base, adapter)
+    assert_live(merged, reload(base, adapter), tmp_path / "hf")
+    wanted = reload(base, adapter).merge_and_unload().state_dict()
+    for layer in range(2):
+        fused = wanted[f"model.layers.{layer}.mlp.experts.gate_up_proj"].numpy()
+        for expert in range(fused.shape[0]):
+            own = f"model.layers.{layer}.block_sparse_moe.experts.{expert}."
+            got = np.concatenate([merged.tensor(f"{own}{w}.weight") for w in ("w1", "w3")])
+            np.testing.assert_allclose(got, fused[expert], rtol=0, atol=2e-6)
+
+
+def old_adapter(base: Path, adapter: Path, **config: Any) -> Path:
+    """As transformers 4 made it, where each expert was a module with three linear layers."""
+    draw = np.random.default_rng(0)
+    tensors = {}
+    for name, info in Checkpoint(base).tensors.items():
+        if "block_sparse_moe" in name:
+            out, width = info.shape
+            module = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{module}.lora_A.weight"] = draw.normal(0, 0.2, (4, width))
+            tensors[f"{module}.lora_B.weight"] = draw.normal(0, 0.2, (out, 4))
+    adapter.mkdir()
+    specs = [Spec(name, "F32", array.shape) for name, array in tensors.items()]
+    arrays = [array.astype(np.float32) for array in tensors.values()]
+    write_safetensors(adapter / "adapter_model.safetensors", specs, arrays)
+    (adapter / "adapter_config.json").write_text(json.dumps({
+        "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 4, "lora_alpha": 6,
+        "target_modules": ["w1", "w2", "w3", "gate"], "base_model_name_or_path": str(base), **config,
+    }))  # fmt: skip
+    return adapter
+
+
+def test_an_adapter_of_experts_as_modules(tmp_path: Path) -> None:
+    base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
+    adapter = old_adapter(base, tmp_path / "old")
+    assert_live(open_merged(base, adapter), reload(base, adapter), tmp_path / "hf")
+    edit(adapter, drop="experts.2.w3")
+    with pytest.raises(
+        AdapterError, match=r"lacks .*layers.0.block_sparse_moe.experts.2.w3.weight"
+    ):
+        open_merged(base, adapter)
+    chosen = old_adapter(base, tmp_path / "chosen", target_modules=["experts.0.w1", "experts.1.w1"])
+    edit(chosen, drop="experts.2.")
+    open_merged(base, chosen)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_a_weight_stored_as_in_by_out(
+    tmp_path: Path, square: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GPT-2's Conv1D, of which edgeft has no card; the output layer, which is none, comes last."""
+    import transformers
+
+    from edgeft import models
+
+    card = models.Card(
+        "gpt2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
+        {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
+    )  # fmt: skip
+    monkeypatch.setattr(models, "cards", lambda: (card,))
+    base = tmp_path / "base"
+    size, end = make_tokenizer(base)
+    config = transformers.GPT2Config(
+        vocab_size=size, n_embd=32, n_layer=2, n_head=2, n_positions=64, eos_token_id=end,
+        bos_token_id=end, tie_word_embeddings=False,
+    )  # fmt: skip
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    modules = ["attn.c_proj"] if square else ["c_attn", "c_proj", "c_fc", "lm_head", "wte"]
+    for i, lora in enumerate(({}, {"use_dora": True}, {"lora_bias": True})):
+        if "lora_bias" in lora:
+            lora["target_modules"] = modules[:1]  # not of embeddings
+        lora = {"target_modules": modules, "fan_in_fan_out": True} | lora
+        adapter = make_adapter(base, tmp_path / f"adapter{i}", **lora)
+        merged = open_merged(base, adapter)
+        assert_merged(merged, base, adapter)
+        assert_live(merged, reload(base, adapter), tmp_path / f"hf{i}")
+
+
+def test_dora_on_the_4bit_base_is_normed_by_its_values(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import peft
+    import torch
+
+    base = bases("plain")
+    adapter = make_adapter(base, tmp_path / "adapter", use_dora=True)
+    seen = open_merged(base, None, "nf4")
+    model = load(base)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(seen.tensor(name)))
+    wanted = peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().state_dict()
+    merged = open_merged(base, adapter, "nf4")
+    for name in merged.shapes:
+        np.testing.assert_allclose(merged.tensor(name), wanted[name].numpy(), rtol=0, atol=2e-6)
+
+
+def test_a_converted_pissa_adapter_is_plain_lora(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import peft
+    import torch
+
+    base, start, out = bases("plain"), tmp_path / "start", tmp_path / "plain"
+    options = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=ATTENTION,
+        task_type="CAUSAL_LM",
+        init_lora_weights="pissa",
+    )
+    live = peft.get_peft_model(load(base), options).eval()
+    live.peft_config["default"].init_lora_weights = True
+    live.save_pretrained(start)
+    live.peft_config["default"].init_lora_weights = "pissa"
+    with torch.no_grad():
+        for parameter in live.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.2)
+    wanted = logits(live)
+    live.save_pretrained(tmp_path / "mutated")
+    with pytest.raises(AdapterError, match=r"changed base .init_lora_weights=pissa.*conversion"):
+        open_merged(base, tmp_path / "mutated")
+    live.save_pretrained(out, path_initial_model_for_weight_conversion=start)
+    merged = open_merged(base, out)
+    (tmp_path / "hf").mkdir()
+    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
+    np.testing.assert_allclose(logits(load(tmp_path / "hf")), wanted, rtol=0, atol=1e-3)
+
+
+def test_a_weighted_sum_is_pefts(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    base = bases("plain")
+    lora = {"target_modules": [*ATTENTION, "embed_tokens"]}
+    one = make_adapter(base, tmp_path / "one", **lora)
+    two = make_adapter(base, tmp_path / "two", r=2, use_rslora=True, **lora)
+    live = reload(base, one)
+    live.load_adapter(two, "two")
+    live.add_weighted_adapter(["default", "two"], [1.0, -0.5], "sum", combination_type="cat")
+    live.set_adapter("sum")
+    merged = open_merged(base, [Weighted(one), Weighted(two, -0.5)])
+    assert_live(merged, live, tmp_path / "hf")
+    twice = open_merged(base, [Weighted(one), Weighted(one)])
+    alone = open_merged(base, [Weighted(one, 2.0)])
+    name = "model.layers.0.self_attn.q_proj.weight"
+    np.testing.assert_allclose(twice.tensor(name), alone.tensor(name), rtol=0, atol=2e-6)
+
+
+def test_sums_that_are_not_defined(bases: Callable[[str], Path], tmp_path: Path) -> None:
+    base = bases("plain")
+    plain = make_adapter(base, tmp_path / "plain")
+    saved = make_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"])
+    head = make_adapter(base, tmp_path / "head", target_modules=["lm_head"])
+    dora = make_adapter(base, tmp_path / "dora", use_dora=True)
+    tokens = make_adapter(base, tmp_path / "tokens", trainable_token_indices=[3])
+    open_merged(base, [Weighted(plain, 0.5), Weighted(saved)])
+    for adapters, text in (
+        ([Weighted(saved), Weighted(saved)], "replaces lm_head.weight, which another"),
+        ([Weighted(head), Weighted(saved)], "replaces lm_head.weight, which another"),
+        ([Weighted(saved), Weighted(head)], "replaces lm_head.weight, which another"),
+        ([Weighted(tokens), Weighted(tokens)], "replaces model.embed_tokens.weight, which another"),
+        ([Weighted(saved, 0.5)], "replaces lm_head.weight, which has no part of 0.5"),
+        ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight, which has no part"),
+        ([Weighted(plain), Weighted(dora)], "DoRA adapter, which has no weighted sum"),
+        ([Weighted(dora, 0.5)], "DoRA adapter, which has no weighted sum"),
+    ):
+        with pytest.raises(AdapterError, match=text):
+            open_merged(base, adapters)
