@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.adapter_tokenizer import TOKENIZER_FILES
 from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
-from edgeft.merge import SAMPLE, TOKENIZER_FILES, Merged
+from edgeft.merge import SAMPLE, Merged
 
 BLOCK = 4 << 20
 """values in memory at a time"""

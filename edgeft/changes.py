@@ -22,7 +22,7 @@ from edgeft.checkpoint import Array, Checkpoint, Rows, as_rows, to_float32
 Read = Callable[[Rows], Array]
 """rows of one weight"""
 
-BLOCK = 1 << 20
+BLOCK = 1 << 18
 """values in memory at a time where a whole tensor is looked at"""
 
 

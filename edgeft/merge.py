@@ -28,10 +28,7 @@ change, the rows that went into the converter have to be the base's.
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 import threading
-import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +39,7 @@ import numpy.typing as npt
 
 from edgeft import models, nf4, stage
 from edgeft.adapter import Weighted, read_adapters
+from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows, as_rows
 from edgeft.errors import AdapterError, ProofError
@@ -49,11 +47,6 @@ from edgeft.progress import say
 from edgeft.template import read_json
 
 MergeBase = Literal["w16", "nf4"]
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-    "generation_config.json", "tokenizer.model",
-)  # fmt: skip
-
 Reader = Callable[[str, Rows], Array]
 """(tensor, rows) -> values"""
 Take = Callable[[Reader], Array]
@@ -137,7 +130,8 @@ class Merged:
             if not self.card.ignores(name) and not (self.tied and name == output)
         }
         self._resize()
-        self.tokenizer = self._tokenizer(adapters)
+        rows = self.shapes.get(embedding, (0,))[0]
+        self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
         self._lock = threading.Lock()
         self._seen: tuple[str, Array] = ("", np.empty(0, np.float32))
@@ -216,6 +210,11 @@ class Merged:
             return
         embedding, output = self._ends
         one, other = self._changes.get(embedding), self._changes.get(output)
+        if one and not output:
+            raise AdapterError(
+                f"the {self.card.family} family has no output layer of its own, and the adapter "
+                f"changes {embedding}"
+            )
         if one is other or (one and one.same(other)):
             self._changes.pop(output, None)
             return
@@ -235,35 +234,10 @@ class Merged:
                 "save both embedding layers with it",
             )
         (count,) = set(rows.values())
-        if count != self._stored_shape(self._ends[0])[0]:
-            say(f"the adapter's vocabulary has {count} tokens, {self.config['vocab_size']} before")
+        before = self._stored_shape(self._ends[0])[0]
+        if count != before:
+            say(f"the adapter's embeddings have {count} rows, the base's {before}")
             self.config["vocab_size"] = count
-
-    def _tokenizer(self, adapters: Sequence[Path]) -> Path:
-        """The base's folder, or one with an adapter's tokenizer files and else the base's."""
-        own = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
-        if not own:
-            return self.base
-        tokens = [_tokens(folder) for folder in own]
-        if any(other != tokens[0] for other in tokens):
-            raise AdapterError(f"{own[0]} and another adapter have different tokenizers")
-        rows = self.shapes[self._ends[0]][0]
-        last = max(tokens[0].values(), default=0)
-        if rows <= last and last > max(_tokens(self.base).values(), default=0):
-            raise AdapterError(
-                f"{own[0]}: its tokenizer has token {last}, the embeddings have {rows} rows",
-                "save the resized embeddings with it (peft: save_embedding_layers=True)",
-            )
-        folder = Path(tempfile.mkdtemp(prefix="edgeft-tokenizer-"))
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        kept = ("config.json", "generation_config.json", "tokenizer_config.json")
-        files = {name: self.base / name for name in kept}
-        files |= {name: own[0] / name for name in (*kept[1:], *TOKENIZER_FILES)
-                  if (own[0] / name).is_file()}  # fmt: skip
-        for name, file in files.items():
-            if file.is_file():
-                (folder / name).symlink_to(file.resolve())
-        return folder
 
     def proof(self) -> Proof:
         """The proof over everything reported so far; ProofError when the adapter is not there."""
@@ -323,15 +297,6 @@ def open_merged(
     weights, config = Checkpoint(base), read_json(base / "config.json")
     changes = read_adapters(adapters, base, weights, models.card_for(config), config)
     return Merged(base, weights, changes, merge_base, [entry.path for entry in adapters])
-
-
-def _tokens(folder: Path) -> dict[str, int]:
-    tokenizer = read_json(folder / "tokenizer.json")
-    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # Unigram: [token, score]
-        vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
-    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
-    return {**vocabulary, **added}
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
