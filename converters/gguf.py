@@ -81,7 +81,7 @@ def convert(
         _header(writer, merged, quant, keys)
         if imatrix:
             _mark(writer, imatrix)
-        _vocabulary(writer, merged.base, wanted["token_embd.weight"].shape[0])
+        _vocabulary(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
         for name, qtype in types.items():
             shape = factors[name].shape if name in factors else wanted[name].shape
             _announce(writer, name, shape, qtype)

@@ -16,16 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.adapter_tokenizer import TOKENIZER_FILES
 from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
 from edgeft.merge import SAMPLE, Merged
 
 BLOCK = 4 << 20
 """values in memory at a time"""
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-    "generation_config.json", "tokenizer.model",
-)  # fmt: skip
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 
 
@@ -40,8 +37,8 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     config["dtype"] = named
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     for name in TOKENIZER_FILES:
-        if (merged.base / name).is_file():
-            shutil.copyfile(merged.base / name, out / name)
+        if (merged.tokenizer / name).is_file():
+            shutil.copyfile(merged.tokenizer / name, out / name)
     return {"tensors": len(specs)}
 
 

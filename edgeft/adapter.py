@@ -1,212 +1,454 @@
-"""An adapter in peft's format -> what it changes in each weight of its base, tensor by tensor.
+"""Adapters in peft's format -> what they change in each weight of their base, tensor by tensor.
 
-    changes = read_adapter(adapter, base, Checkpoint(base), card)
-    changes["model.layers.0.mlp.up_proj.weight"].delta(rows, before)    # s·B·A of these rows
+    changes = read_adapters([Weighted(adapter)], base, Checkpoint(base), card, config)
+    changes["model.layers.0.mlp.up_proj.weight"].delta(rows, before, read)    # s·B·A of these rows
 
-Nothing is merged here and no torch is needed. Everything in the adapter must find its place: a
-tensor that is left over is an error, not a warning.
+Nothing is merged here and no torch is needed. What is computed is what peft's live adapter computes
+(peft 0.21.2). Everything in an adapter must find its place: a tensor that is left over is an error,
+not a warning.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from edgeft import models, stage
-from edgeft.checkpoint import Array, Checkpoint, Rows, as_rows
-from edgeft.errors import AdapterError, InputError
-from edgeft.template import read_json
+from edgeft.adapter_config import read_adapter_config, scaling
+from edgeft.changes import Change, Delta, DoRA, LoRA, Read, Shift, Stored, Tokens
+from edgeft.checkpoint import Checkpoint, as_rows
+from edgeft.errors import AdapterError
+
+PREFIX = "base_model.model."
+_NAMES = {
+    kind: re.compile(rf"(?P<module>.+?)\.{rest}")
+    for kind, rest in {
+        "A": r"lora_A(\.default)?\.weight",
+        "B": r"lora_B(\.default)?\.weight",
+        "bias": r"lora_B(\.default)?\.bias",
+        "embedding_A": r"lora_embedding_A(\.default)?",
+        "embedding_B": r"lora_embedding_B(\.default)?",
+        "magnitude": r"lora_magnitude_vector(\.default)?(\.weight)?",
+        "tokens": r"token_adapter\.trainable_tokens_delta(\.default)?",
+        "": r"token_adapter\.trainable_tokens_original(\.default)?",
+        "saved": r"modules_to_save(\.default)?\.(?P<leaf>weight|bias)",
+        "under": r"(?:base_layer|original_module|token_adapter\.base_layer)\.(?P<leaf>weight|bias)",
+    }.items()
+}
+"""what a tensor is -> the name that peft saves it under"""
 
 
-class Change(Protocol):
-    """What happens to one weight; rows as in `edgeft.checkpoint.Rows`."""
+class Weighted(NamedTuple):
+    """One of the adapters that are merged together: Σ weight·s·B·A."""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """of the weight afterwards"""
-        ...
-
-    def delta(self, rows: Rows, before: Array) -> Array:
-        """What is added to `before`, these rows of the base's weight."""
-        ...
+    path: Path
+    weight: float = 1.0
 
 
-@dataclass(frozen=True)
-class LoRA:
-    """s·B·A (arXiv 2106.09685)."""
+@dataclass
+class _Found:
+    """The tensors of one adapter, by module in transformers, or by weight."""
 
-    a: Array
-    """(r, in)"""
-    b: Array
-    """(out, r)"""
-    scale: float
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return (self.b.shape[0], self.a.shape[1])
-
-    def delta(self, rows: Rows, before: Array) -> Array:
-        scaled: Array = self.b[rows] * np.float32(self.scale)
-        product: Array = np.matmul(scaled, self.a)
-        return product
+    parts: dict[str, dict[str, Stored]] = field(default_factory=dict)
+    """module -> A, B, bias, embedding_A, embedding_B, magnitude, tokens"""
+    saved: dict[str, Stored] = field(default_factory=dict)
+    """weight -> what was trained whole, for this module alone"""
+    under: dict[str, Stored] = field(default_factory=dict)
+    """weight -> the base's own, saved along (resized embeddings), for all that share it"""
 
 
-@dataclass(frozen=True)
-class Whole:
-    """A tensor that was trained and saved whole (`modules_to_save`)."""
+class _Base(NamedTuple):
+    """The model that is adapted."""
 
+    folder: Path
     weights: Checkpoint
-    name: str
+    card: models.Card
+    tied: tuple[str, str] | None
+    """embedding and output layer, where they share one weight"""
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.weights.tensors[self.name].shape
+    def stored(self, name: str) -> str:
+        """The tensor of the checkpoint that a weight comes from."""
+        return self.tied[0] if self.tied and name == self.tied[1] else name
 
-    def delta(self, rows: Rows, before: Array) -> Array:
-        return self.rows(rows) - before
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.weights.tensors[self.stored(name)].shape
 
-    def rows(self, rows: Rows) -> Array:
-        return self.weights.rows(self.name, rows)
-
-
-def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """adapter_config.json of an adapter in peft's format.
-
-    InputError when there is no such folder (after an interrupted training the hint says so),
-    AdapterError when it is something else.
-    """
-    if not adapter.is_dir():
-        stopped = adapter.with_name(adapter.name + ".work").is_dir()
-        raise InputError(
-            f"no such adapter: {adapter}",
-            "its training was interrupted: edgeft train-qlora … --resume"
-            if stopped
-            else "edgeft train-qlora makes one",
-        )
-    config = read_json(adapter / "adapter_config.json")
-    if not config or not (adapter / "adapter_model.safetensors").is_file():
-        lacks = "adapter_model.safetensors" if config else "adapter_config.json"
-        raise AdapterError(
-            f"{adapter} is not an adapter: no {lacks}", "a folder in peft's format is needed"
-        )
-    return config
+    def reader(self, name: str) -> Read:
+        return lambda rows: self.weights.rows(self.stored(name), rows)
 
 
-def read_adapter(
-    adapter: Path, base: Path, weights: Checkpoint, card: models.Card
+def read_adapters(
+    adapters: Sequence[Weighted],
+    base: Path,
+    weights: Checkpoint,
+    card: models.Card,
+    config: dict[str, Any],
 ) -> dict[str, Change]:
     """Tensor name in the base -> its change.
 
+    Where embedding and output layer share a weight, each has its own entry.
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
-    config = _mergeable(adapter)
-    _check_lineage(base, adapter)
-    own = Checkpoint(adapter / "adapter_model.safetensors")
-    pairs: dict[str, dict[str, Array]] = {}
+    pair = (card.hf_name("token_embd.weight"), card.hf_name("output.weight"))
+    tied = pair if card.value(config, "tie_word_embeddings") and None not in pair else None
+    model = _Base(base, weights, card, tied)  # type: ignore[arg-type]
     changes: dict[str, Change] = {}
-    for name in own.tensors:
-        match = re.fullmatch(r"base_model\.model\.(.+)\.lora_([AB])(?:\.default)?\.weight", name)
-        if match:
-            pairs.setdefault(match[1], {})[match[2]] = own.read(name)
-            continue
-        whole = re.fullmatch(r"base_model\.model\.(.+?)(?:\.modules_to_save)?\.(weight|bias)", name)
-        changes[_in_checkpoint(card, f"{whole[1]}.{whole[2]}" if whole else name)] = Whole(
-            own, name
+    for adapter in adapters:
+        for name, change in _read(adapter, model, alone=len(adapters) == 1).items():
+            known = changes.get(name)
+            if known and (known.whole or known.tokens or change.whole or change.tokens):
+                raise AdapterError(
+                    f"{adapter.path} replaces {name}, which another adapter changes, too",
+                    "only what is added to a weight can be summed",
+                )
+            deltas = (known.deltas if known else ()) + change.deltas
+            changes[name] = dataclasses.replace(change, deltas=deltas)
+    return changes
+
+
+def _read(adapter: Weighted, base: _Base, alone: bool) -> dict[str, Change]:
+    config = read_adapter_config(adapter.path)
+    if config.get("use_dora") and (not alone or adapter.weight != 1):
+        raise AdapterError(
+            f"{adapter.path} is a DoRA adapter, which has no weighted sum", "merge it alone"
         )
-    if not pairs and not changes:
-        raise AdapterError(f"{adapter} holds no LoRA tensors")
-    for module, pair in pairs.items():
-        if set(pair) != {"A", "B"}:
-            raise AdapterError(f"{adapter}: {module} has only lora_{''.join(pair)}")
-        if not config.get("target_parameters") or not _parameters(card, config, module):
-            scale = _scale(config, module, len(pair["A"]))
-            changes[f"{_in_checkpoint(card, module)}.weight"] = LoRA(pair["A"], pair["B"], scale)
-        else:
-            changes |= _experts(card, config, module, pair["A"], pair["B"], weights)
-    for target, change in changes.items():
-        if target not in weights.tensors:
+    _check_lineage(base.folder, adapter.path)
+    found = _tensors(adapter.path, base.card, config)
+    deltas = _deltas(adapter, base, config, found)
+    tokens = _tokens(adapter.path, base, config, found)
+    wholes = _wholes(base, found)
+    changes = {}
+    for name in {**deltas, **tokens, **wholes}:
+        if base.stored(name) not in base.weights.tensors:
             raise AdapterError(
-                f"{adapter}: adapts {target}, which {base.name} does not have",
+                f"{adapter.path}: adapts {name}, which {base.folder.name} does not have",
                 "it was trained on another base model",
             )
-        wanted = weights.tensors[target].shape
-        if as_rows(change.shape) != as_rows(wanted):
+        whole = wholes.get(name)
+        wanted = base.shape(name)
+        _check_shape(adapter.path, base, name, whole.shape if whole else None, wanted)
+        if whole and whole.equals(base.reader(name), as_rows(wanted)):
+            whole = None
+        change = Change(
+            whole.shape if whole else wanted, whole, deltas.get(name, ()), tokens.get(name)
+        )
+        for delta in change.deltas:
+            if as_rows(delta.shape) != as_rows(change.shape):
+                _does_not_fit(adapter.path, base, name, change.shape, delta.shape)
+        if change.tokens:
+            _check_tokens(adapter.path, name, change)
+        if change.whole or change.deltas or change.tokens:
+            changes[name] = change
+        if adapter.weight != 1 and (change.whole or change.tokens):
             raise AdapterError(
-                f"{adapter} does not fit {base.name}: {target} is {wanted}, "
-                f"the adapter's is {change.shape}",
-                "it was trained on another base model",
+                f"{adapter.path} replaces {name}, which has no part of {adapter.weight:g}",
+                "give it without a weight",
             )
     return changes
 
 
-def _in_checkpoint(card: models.Card, module: str) -> str:
+def _check_tokens(adapter: Path, name: str, change: Change) -> None:
+    assert change.tokens is not None
+    indices, values = change.tokens.indices, change.tokens.values
+    if change.deltas:
+        raise AdapterError(f"{adapter}: both LoRA and trained tokens on {name}")
+    if (
+        values.shape[1:] != change.shape[1:]
+        or not 0 <= min(indices) <= max(indices) < change.shape[0]
+    ):
+        raise AdapterError(
+            f"{adapter}: {values.name} is {values.shape} for tokens {min(indices)} to "
+            f"{max(indices)}, {name} is {change.shape}",
+            "it was trained on another base model",
+        )
+
+
+def _check_shape(
+    adapter: Path, base: _Base, name: str, own: tuple[int, ...] | None, wanted: tuple[int, ...]
+) -> None:
+    """A saved weight is as large as the base's, embeddings apart, whose rows may be others."""
+    if own is None or own == wanted:
+        return
+    ends = [base.card.hf_name(end) for end in ("token_embd.weight", "output.weight")]
+    if name not in ends or own[1:] != wanted[1:]:
+        _does_not_fit(adapter, base, name, wanted, own)
+
+
+def _does_not_fit(
+    adapter: Path, base: _Base, name: str, wanted: tuple[int, ...], own: tuple[int, ...]
+) -> None:
+    raise AdapterError(
+        f"{adapter} does not fit {base.folder.name}: {name} is {wanted}, the adapter's is {own}",
+        "it was trained on another base model",
+    )
+
+
+def _tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> _Found:
+    """Every tensor of the file in its place."""
+    own = Checkpoint(adapter / "adapter_model.safetensors")
+    found = _Found()
+    for full in own.tensors:
+        tensor = Stored.open(own, full)
+        if not tensor.is_finite():
+            raise AdapterError(f"{adapter}: {full} holds NaN or infinite values")
+        name = full.removeprefix(PREFIX)
+        kind, match = next(
+            ((kind, m) for kind, pattern in _NAMES.items() if (m := pattern.fullmatch(name))),
+            (None, None),
+        )
+        if kind is None or match is None:
+            for weight, part in _spread(card, name, tensor):
+                module = name.rpartition(".")[0]
+                alone = f"{PREFIX}{module}.modules_to_save.weight" in own.tensors or any(
+                    module.endswith(key) for key in config.get("modules_to_save") or ()
+                )
+                _put(adapter, found.saved if alone else found.under, weight, part)
+        elif kind == "saved" or kind == "under":
+            weight = f"{in_checkpoint(card, match['module'])}.{match['leaf']}"
+            _put(adapter, found.saved if kind == "saved" else found.under, weight, tensor)
+        elif kind:
+            found.parts.setdefault(match["module"], {})[kind] = tensor
+    if not found.parts and not found.saved and not found.under:
+        raise AdapterError(f"{adapter} holds no LoRA tensors")
+    return found
+
+
+def _put(adapter: Path, place: dict[str, Stored], weight: str, tensor: Stored) -> None:
+    """Resized embeddings are saved under two names (`…weight`, `….modules_to_save.weight`)."""
+    known = place.get(weight)
+    if known and not known.equals(tensor.__getitem__, tensor.shape):
+        raise AdapterError(f"{adapter}: {known.name} and {tensor.name} differ")
+    place[weight] = tensor
+
+
+def _spread(card: models.Card, name: str, tensor: Stored) -> Iterator[tuple[str, Stored]]:
+    """A saved weight, or the experts' weights in a saved 3-D parameter, by checkpoint name."""
+    general, numbers = models.generalize(name)
+    parts = card.fused.get(general)
+    if not parts or tensor.raw.ndim != 3:
+        yield in_checkpoint(card, name), tensor
+        return
+    rows = tensor.shape[1] // len(parts)
+    for expert in range(tensor.shape[0]):
+        for i, part in enumerate(parts):
+            where = np.s_[expert, i * rows : (i + 1) * rows]
+            yield (
+                models.fill(part, numbers).replace("{e}", str(expert)),
+                tensor.part(lambda raw, where=where: raw[where]),  # type: ignore[misc]
+            )
+
+
+def _wholes(base: _Base, found: _Found) -> dict[str, Stored]:
+    """Weight -> what stands in for the base's.
+
+    Of tied layers, what was trained for one of them alone is that one's; a saved base weight is
+    both's, as both share it.
+    """
+    wholes = {**found.under, **found.saved}
+    if base.tied:
+        for one, other in (base.tied, base.tied[::-1]):
+            if one not in wholes and other in found.under:
+                wholes[one] = found.under[other]
+    return wholes
+
+
+def _deltas(
+    adapter: Weighted, base: _Base, config: dict[str, Any], found: _Found
+) -> dict[str, tuple[Delta, ...]]:
+    path, card = adapter.path, base.card
+    flag = bool(config.get("fan_in_fan_out"))
+    square_flag = flag or any(
+        _is_transposed(base, module, parts, flag)
+        for module, parts in found.parts.items()
+        if set("AB") <= parts.keys() and parts["A"].shape[-1:] != parts["B"].shape[:1]
+    )
+    deltas: dict[str, tuple[Delta, ...]] = {}
+
+    def add(name: str, delta: Delta) -> None:
+        if name in deltas:
+            raise AdapterError(f"{path}: two adapters on {name} in one file")
+        deltas[name] = (delta,)
+
+    for module, parts in found.parts.items():
+        a, b = parts.get("A"), parts.get("B")
+        embedding = "embedding_A" in parts or "embedding_B" in parts
+        if embedding:
+            a, b = parts.get("embedding_A"), parts.get("embedding_B")
+        if a is None or b is None:
+            if parts.keys() <= {"tokens"}:
+                continue
+            raise AdapterError(f"{path}: {module} has only {', '.join(map(_label, parts))}")
+        if a.raw.ndim != 2 or b.raw.ndim != 2 or a.shape[0] != b.shape[1] or not a.raw.size:
+            raise AdapterError(f"{path}: {a.name} is {a.shape}, {b.name} is {b.shape}")
+        dora = parts.get("magnitude")
+        if bool(config.get("use_dora")) != (dora is not None):
+            told = "has a DoRA magnitude" if dora else "has no DoRA magnitude"
+            raise AdapterError(f"{path}: {module} {told}, which its configuration contradicts")
+        parameters = _parameters(base, config, module)
+        if parameters and not embedding:
+            parameter = _wrapped(path, parameters, module)
+            for name, lora in _on_parameter(adapter, base, config, parameter, a, b).items():
+                add(name, lora)
+            continue
+        rank = a.shape[0]
+        scale = adapter.weight * scaling(path, config, module, rank)
+        name = f"{in_checkpoint(card, module)}.weight"
+        transposed = embedding or _is_transposed(base, module, parts, square_flag)
+        if transposed:
+            a, b = b.transposed(), a.transposed()
+        lora = LoRA(b, a, scale)
+        if dora:
+            if dora.shape != (lora.shape[1] if transposed else lora.shape[0],):
+                raise AdapterError(f"{path}: {dora.name} is {dora.shape}, the weight {lora.shape}")
+            add(name, DoRA(lora, dora, by_column=transposed))
+        else:
+            add(name, lora)
+        if "bias" in parts:
+            add(f"{in_checkpoint(card, module)}.bias", Shift(parts["bias"], scale))
+    _check_experts(path, base, config, deltas)
+    return deltas
+
+
+def _label(part: str) -> str:
+    return {"magnitude": "lora_magnitude_vector", "bias": "lora_B.bias"}.get(part, f"lora_{part}")
+
+
+def _is_transposed(base: _Base, module: str, parts: dict[str, Stored], square: bool) -> bool:
+    """Whether the weight is stored as (in, out), as Conv1D has it.
+
+    peft keeps one flag (`fan_in_fan_out`) for the whole adapter, the last module's; the shapes say
+    more, except of a square weight.
+    """
+    name = base.stored(f"{in_checkpoint(base.card, module)}.weight")
+    info = base.weights.tensors.get(name)
+    delta = (parts["B"].shape[0], parts["A"].shape[-1])
+    if info is None or as_rows(info.shape) != delta[::-1]:
+        return False
+    return square if delta[0] == delta[1] else True
+
+
+def in_checkpoint(card: models.Card, module: str) -> str:
     """A module's name in transformers -> in the checkpoint."""
     for now, stored in card.modules.items():
         module = module.replace(now, stored)
     return module
 
 
-def _parameters(card: models.Card, config: dict[str, Any], module: str) -> list[str]:
-    """The 3-D parameters of a module that are adapted, in the order in which peft wraps them."""
-    general, _ = models.generalize(module.replace(".base_layer", ""))
-    targets = config["target_parameters"]
-    return [
-        name
-        for name in card.fused
-        if name.rpartition(".")[0] == general and any(name.endswith(t) for t in targets)
+def _parameters(base: _Base, config: dict[str, Any], module: str) -> list[str]:
+    """The parameters of a module that are adapted (`target_parameters`), as peft wraps them."""
+    targets: list[str] = config.get("target_parameters") or []
+    module = module.replace(".base_layer", "")
+    general, numbers = models.generalize(module)
+    names = [
+        models.fill(name, numbers) for name in base.card.fused if name.rpartition(".")[0] == general
     ]
+    for leaf in sorted({target.rpartition(".")[2] for target in targets}):
+        name = f"{module}.{leaf}"
+        if name not in names and in_checkpoint(base.card, name) in base.weights.tensors:
+            names.append(name)
+    return [name for name in names if any(f".{name}".endswith(f".{t}") for t in targets)]
 
 
-def _experts(
-    card: models.Card, config: dict[str, Any], module: str, a: Array, b: Array, weights: Checkpoint
-) -> dict[str, Change]:
-    """LoRA on a parameter that stacks experts -> on each expert's own tensors.
+def _wrapped(adapter: Path, parameters: list[str], module: str) -> str:
+    """Of several parameters of a module each has its own wrapper, the first the innermost.
 
-    peft 0.21, tuners/lora/layer.py: `ParamWrapper`. Where several parameters of a module are
-    adapted the wrappers are nested, the first parameter innermost.
+    peft 0.21, tuners/tuners_utils.py: `_inject_parameters`.
     """
-    wrapped = _parameters(card, config, module)
-    parameter = wrapped[len(wrapped) - 1 - module.count(".base_layer")]
-    _, numbers = models.generalize(module)
-    parts = [models.fill(part, numbers) for part in card.fused[parameter]]
+    outside = len(parameters) - 1 - module.count(".base_layer")
+    if outside < 0:
+        raise AdapterError(f"{adapter}: {module} is none of {', '.join(parameters)}")
+    return parameters[outside]
+
+
+def _on_parameter(
+    adapter: Weighted, base: _Base, config: dict[str, Any], parameter: str, a: Stored, b: Stored
+) -> dict[str, Delta]:
+    """LoRA on a parameter -> on each expert's own tensors where it stacks experts.
+
+    peft 0.21, tuners/lora/layer.py: `ParamWrapper.get_delta_weight`.
+    """
+    general, numbers = models.generalize(parameter)
+    if general not in base.card.fused:
+        scale = adapter.weight * scaling(adapter.path, config, parameter, a.shape[0])
+        return {in_checkpoint(base.card, parameter): LoRA(b, a, scale)}
+    parts = [models.fill(part, numbers) for part in base.card.fused[general]]
     count = 0
-    while parts[0].replace("{e}", str(count)) in weights.tensors:
+    while "{e}" in parts[0] and parts[0].replace("{e}", str(count)) in base.weights.tensors:
         count += 1
-    if count == 0 or len(a) % count or b.shape[0] % len(parts):
-        raise AdapterError(f"the adapter of {parameter} is not for {count} experts")
-    rank, rows = len(a) // count, b.shape[0] // len(parts)
-    scale = _scale(config, module, rank)
-    factors_a = a.reshape(count, rank, -1)
-    factors_b = b.reshape(b.shape[0], rank, count)
-    return {
-        part.replace("{e}", str(expert)): LoRA(
-            factors_a[expert], factors_b[i * rows : (i + 1) * rows, :, expert], scale
+    if count == 0 or a.shape[0] % count or b.shape[0] % len(parts):
+        raise AdapterError(
+            f"{adapter.path}: the adapter of {parameter} is not for {count} experts",
+            "it was trained on another base model",
         )
-        for i, part in enumerate(parts)
-        for expert in range(count)
-    }
+    rank, rows = a.shape[0] // count, b.shape[0] // len(parts)
+    scale = adapter.weight * scaling(adapter.path, config, parameter, rank)
+    found: dict[str, Delta] = {}
+    for expert in range(count):
+        right = a.part(lambda raw, e=expert: raw.reshape(count, rank, -1)[e])  # type: ignore[misc]
+        left = b.part(lambda raw, e=expert: raw.reshape(-1, rank, count)[:, :, e])  # type: ignore[misc]
+        for i, part in enumerate(parts):
+            where = slice(i * rows, (i + 1) * rows)
+            own = left.part(lambda raw, where=where: raw[where])  # type: ignore[misc]
+            found[part.replace("{e}", str(expert))] = LoRA(own, right, scale)
+    return found
 
 
-def _mergeable(adapter: Path) -> dict[str, Any]:
-    config = read_adapter_config(adapter)
-    if config.get("peft_type") != "LORA":
-        raise AdapterError(
-            f"{adapter} is a {config.get('peft_type')} adapter", "edgeft merges LoRA adapters"
-        )
-    odd = [key for key in ("use_dora", "fan_in_fan_out") if config.get(key)]
-    start = config.get("init_lora_weights", True)
-    if str(start).lower().startswith(("pissa", "olora", "corda", "loftq", "eva")):
-        odd.append(f"init_lora_weights={start} (it belongs to a changed base)")
-    if odd or config.get("bias", "none") != "none":
-        raise AdapterError(
-            f"{adapter} uses {', '.join(odd) or 'LoRA biases'}, which edgeft does not merge yet",
-            "merge it with peft and give the result as --base",
-        )
-    return config
+def _check_experts(
+    adapter: Path, base: _Base, config: dict[str, Any], deltas: dict[str, tuple[Delta, ...]]
+) -> None:
+    """Where one expert of a layer is adapted all are, unless experts were chosen by name."""
+    targets = config.get("target_modules") or ()
+    if isinstance(targets, str) or any("expert" in target for target in targets):
+        return
+    groups: dict[tuple[str, int], set[int]] = {}
+    for name in deltas:
+        general, numbers = models.generalize(name)
+        if "{e}" in general:
+            groups.setdefault((general, numbers[0]), set()).add(numbers[1])
+    for (general, layer), experts in groups.items():
+        expert = 0
+        while (name := models.fill(general, (layer, expert))) in base.weights.tensors:
+            if expert not in experts:
+                raise AdapterError(
+                    f"{adapter} lacks {name}, though it adapts other experts of the layer",
+                    "is the adapter complete?",
+                )
+            expert += 1
+
+
+def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: _Found) -> dict[str, Tokens]:
+    """Weight -> its rows that were trained alone.
+
+    peft wraps the output layer with the same rows where it shares the embedding's weight, unless
+    other rows were asked for there (utils/other.py: `set_additional_trainable_modules`).
+    """
+    asked = config.get("trainable_token_indices") or {}
+    tokens: dict[str, Tokens] = {}
+    for module, parts in found.parts.items():
+        if "tokens" not in parts:
+            continue
+        values = parts["tokens"]
+        indices = asked
+        name = f"{in_checkpoint(base.card, module)}.weight"
+        if isinstance(asked, dict):
+            indices = next((v for key, v in asked.items() if module.endswith(key)), [])
+            if not indices and base.tied and name == base.tied[1]:
+                continue  # the embedding's, saved twice
+        if values.raw.ndim != 2 or len(indices) != len(values.raw):
+            raise AdapterError(
+                f"{adapter}: {values.name} is {values.shape} for {len(indices)} tokens"
+            )
+        if indices:
+            tokens[name] = Tokens(tuple(indices), values)
+    if base.tied and base.tied[0] in tokens:
+        tokens.setdefault(base.tied[1], tokens[base.tied[0]])
+    return tokens
 
 
 def _check_lineage(base: Path, adapter: Path) -> None:
@@ -218,13 +460,3 @@ def _check_lineage(base: Path, adapter: Path) -> None:
             f"{adapter} was trained on another base than {base}",
             f"trained on {manifest.options.get('base', 'unknown')}",
         )
-
-
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    """alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732), alpha by pattern as in peft."""
-    alpha = config.get("lora_alpha", rank)
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})", module):
-            alpha = value
-            break
-    return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))

@@ -68,6 +68,10 @@ class Checkpoint:
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a tensor as float32; only they are brought into memory."""
+        return to_float32(self.raw(name)[rows], self.tensors[name].dtype)
+
+    def raw(self, name: str) -> npt.NDArray[Any]:
+        """A tensor as (rows, columns) of what the file stores; see `to_float32`."""
         info = self.tensors[name]
         if info.dtype not in _READ:
             raise InputError(
@@ -76,9 +80,8 @@ class Checkpoint:
             )
         shape = as_rows(info.shape)
         if math.prod(shape) == 0:
-            return np.zeros(shape, np.float32)[rows]
-        raw = np.memmap(info.file, _READ[info.dtype], "r", info.offset, shape)
-        return _to_float32(raw[rows], info.dtype)
+            return np.zeros(shape, _READ[info.dtype])
+        return np.memmap(info.file, _READ[info.dtype], "r", info.offset, shape)
 
 
 def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -86,7 +89,8 @@ def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape or (1,)
 
 
-def _to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
+def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
+    """Values as a file stores them -> float32 (exact for F32, F16 and BF16)."""
     if dtype == "BF16":
         wide = raw.astype("<u4") << np.uint32(16)
         return wide.view(np.float32)
@@ -105,7 +109,7 @@ def from_float32(values: Array, dtype: str) -> npt.NDArray[Any]:
 
 def stored_as(values: Array, dtype: str) -> Array:
     """What is left of `values` after storing them as `dtype`."""
-    return _to_float32(from_float32(values, dtype), dtype)
+    return to_float32(from_float32(values, dtype), dtype)
 
 
 def write_safetensors(

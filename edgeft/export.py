@@ -1,6 +1,6 @@
 """Adapter -> proven artifacts: the whole of `edgeft merge-export` below the command line.
 
-    export(ExportOptions(adapter=Path("adapter"), out=Path("out"), quants=("q4_k_m", "f16")))
+    export(ExportOptions(adapter=(Weighted(Path("adapter")),), out=Path("out"), quants=("f16",)))
 
 For every artifact: merge and convert in one pass, check the landing proof, open the finished file
 in its own runtime, compare token ids and stops with the base's tokenizer and, for a 16- or 32-bit
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeft import stage
-from edgeft.adapter import read_adapter_config
+from edgeft.adapter import Weighted
+from edgeft.adapter_config import read_adapter_config
 from edgeft.base import resolve
 from edgeft.benchmarks import parity, quality
 from edgeft.dataset import fingerprint, load_examples
@@ -38,8 +39,8 @@ EXACT = ("f32", "f16")
 class ExportOptions:
     out: Path
     """folder of the artifacts"""
-    adapter: Path | None = None
-    """peft's format; None exports the base as it is"""
+    adapter: tuple[Weighted, ...] = ()
+    """peft's format, summed by weight; none exports the base as it is"""
     base: str | None = None
     """as for `edgeft.base.resolve`; default: the adapter's own"""
     formats: tuple[str, ...] = ("gguf",)
@@ -68,8 +69,10 @@ def export(options: ExportOptions) -> list[Artifact]:
                 f"it can as {', '.join(view.card.formats)}",
             )
     parents = {"base": stage.identity(base)}
-    if options.adapter:
-        parents["adapter"] = stage.identity(options.adapter)
+    for number, adapter in enumerate(options.adapter, 1):
+        role = "adapter" if number == 1 else f"adapter {number}"
+        parents[role] = stage.identity(adapter.path)
+    weights = [adapter.weight for adapter in options.adapter]
     if options.validation:
         if not options.validation.is_file():
             raise InputError(f"no such data file: {options.validation}", "check --validation")
@@ -78,8 +81,10 @@ def export(options: ExportOptions) -> list[Artifact]:
     artifacts = []
     for row, quant in wanted:
         target = _target(options.out, row, quant)
-        frozen = {"format": row.name, "quant": quant, "merge_base": options.merge_base,
+        frozen: dict[str, Any] = {"format": row.name, "quant": quant, "merge_base": options.merge_base,
                   "validation": str(options.validation) if options.validation else None}  # fmt: skip
+        if weights not in ([], [1.0]):
+            frozen["weights"] = weights
         done = stage.finished(target, "artifact", frozen, parents)
         if done:
             say(f"{target} is complete, nothing to do")
@@ -118,9 +123,11 @@ def choose_merge_base(base: Path, options: ExportOptions) -> tuple[MergeBase, di
     """
     if options.merge_base != "auto":
         return options.merge_base, {"chosen": options.merge_base, "why": "asked for"}
-    if options.adapter is None:
+    if not options.adapter:
         return "w16", {"chosen": "w16", "why": "no adapter"}
-    trained_on_nf4 = "nf4" in adapter_manifest(options.adapter).get("facts", {})
+    trained_on_nf4 = all(
+        "nf4" in adapter_manifest(adapter.path).get("facts", {}) for adapter in options.adapter
+    )
     examples, problem = _validation(options)
     if not examples:
         choice: MergeBase = "nf4" if trained_on_nf4 else "w16"
@@ -150,8 +157,9 @@ def _validation(options: ExportOptions) -> tuple[list[Example], str]:
     """The examples to choose on, or none and the reason."""
     if options.validation:
         return load_examples(options.validation), ""
-    assert options.adapter is not None
-    recorded = adapter_manifest(options.adapter)
+    if len(options.adapter) > 1:
+        return [], "several adapters"
+    recorded = adapter_manifest(options.adapter[0].path)
     if not recorded:
         return [], "the adapter has no manifest"
     if not recorded["facts"].get("validation_items"):
@@ -167,7 +175,7 @@ def _validation(options: ExportOptions) -> tuple[list[Example], str]:
 
 def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -> dict[str, Any]:
     with load(row.runtime)(path, threads=threads) as model:
-        facts = parity.check_tokens(model, merged.base)
+        facts = parity.check_tokens(model, merged.tokenizer)
         if quant not in EXACT or row.name == "hf":
             return facts
         if not _float32_fits(merged):
@@ -175,7 +183,10 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
             return facts | {"greedy": "not compared: memory"}
         weights = ((name, merged.tensor(name)) for name in merged.shapes)
         try:
-            reference = ReferenceRuntime(merged.base, threads=threads, weights=weights)
+            reference = ReferenceRuntime(
+                merged.base, threads, weights=weights,
+                config=merged.config, tokenizer=merged.tokenizer,
+            )  # fmt: skip
         except MissingExtra as missing:
             say(f"greedy tokens not compared with the float32 model: {missing}")
             return facts | {"greedy": f"not compared: {missing.message}"}
@@ -183,9 +194,10 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
             return facts | {"greedy": parity.check_greedy(model, reference)}
 
 
-def _recorded_base(adapter: Path | None) -> str:
-    if adapter is None:
+def _recorded_base(adapters: tuple[Weighted, ...]) -> str:
+    if not adapters:
         raise InputError("nothing to export", "--adapter, --base or both")
+    adapter = adapters[0].path
     config = read_adapter_config(adapter)
     recorded = adapter_manifest(adapter).get("options", {}).get("base")
     recorded = recorded or config.get("base_model_name_or_path")

@@ -10,6 +10,10 @@ Nothing is written and no torch is needed: a converter consumes the view, so bas
 a 4-bit file without a merged copy, and without the bfloat16 sum in which small deltas vanish. Only
 the rows that are asked for come into memory, however large a tensor is.
 
+A weight that an adapter holds whole (`modules_to_save`) is taken from it. Where embedding and
+output layer share a weight and the adapter changes them differently, they are two weights from here
+on, and where it brings tokens of its own, its tokenizer goes before the base's.
+
 `merge_base` says what the delta is added to: "w16", the stored weights, or "nf4", the values that a
 QLoRA adapter saw while it was trained (`edgeft.nf4`).
 
@@ -25,7 +29,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,9 +39,12 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models, nf4, stage
-from edgeft.adapter import Change, Whole, read_adapter
+from edgeft.adapter import Weighted, read_adapters
+from edgeft.adapter_tokenizer import tokenizer_folder
+from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows
-from edgeft.errors import ProofError
+from edgeft.errors import AdapterError, ProofError
+from edgeft.progress import say
 from edgeft.template import read_json
 
 MergeBase = Literal["w16", "nf4"]
@@ -53,6 +60,8 @@ EXACT = 1e-3
 """how far beta of the float32 sum may be from 1"""
 FAITHFUL = 0.25
 """how far beta of what the type kept may be from 1 before the user is told"""
+ZERO = 1e-6
+"""a change of this share of the weights is none: float32 rounds as much away"""
 LOST, TWICE = 0.25, 1.75
 """bounds of beta of what the type kept"""
 
@@ -72,8 +81,12 @@ class Proof:
     noise: float
     """rms of the quantization error over rms of the delta"""
     merge_base: str
+    replaced: int = 0
+    """tensors that the adapter holds whole, or rows of"""
 
     def __str__(self) -> str:
+        if not self.tensors and self.replaced:
+            return f"replaced: {self.replaced} tensors that the adapter holds whole"
         if not self.tensors:
             return "no adapter: the base model as it is"
         return (
@@ -97,20 +110,30 @@ class Merged:
         weights: Checkpoint,
         changes: dict[str, Change],
         merge_base: MergeBase,
+        adapters: Sequence[Path] = (),
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
         self.card = models.card_for(self.config)
         self.merge_base = merge_base
-        self.shapes = {
-            name: changes[name].shape if name in changes else info.shape
-            for name, info in weights.tensors.items()
-            if not self.card.ignores(name)
-        }
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
         self._weights = weights
         self._changes = changes
+        self._source: dict[str, str] = {}
+        embedding = self.card.hf_name("token_embd.weight") or ""
+        output = self.card.hf_name("output.weight") or ""
+        self._ends = embedding, output
+        self._separate()
+        self.shapes = {
+            name: changes[name].shape if name in changes else self._stored_shape(name)
+            for name in dict.fromkeys((*weights.tensors, *self._source))
+            if not self.card.ignores(name) and not (self.tied and name == output)
+        }
+        self._resize()
+        rows = self.shapes.get(embedding, (0,))[0]
+        self.tokenizer = tokenizer_folder(base, adapters, rows)
+        """folder of the tokenizer files"""
         self._lock = threading.Lock()
         self._seen: tuple[str, nf4.Quantized] | None = None
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
@@ -121,14 +144,19 @@ class Merged:
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a merged weight, float32: (rows, columns), or elements of a vector."""
-        change = self._changes.get(name)
-        if isinstance(change, Whole):
-            return change.rows(rows)
-        before = self.base_rows(name, rows)
-        return before if change is None else before + change.delta(rows, before)
+        values, change = self.base_rows(name, rows), self._changes.get(name)
+        if change and change.deltas:
+            values = values + self._delta(change, name, rows, values)
+        if change and change.tokens:
+            values = change.tokens.place(rows, values, self.shapes[name][0])
+        return values
 
     def base_rows(self, name: str, rows: Rows) -> Array:
         """The same rows of the base, which the change is added to."""
+        change = self._changes.get(name)
+        if change and change.whole:
+            return change.whole.by_rows()[rows]
+        name = self._source.get(name, name)
         if self.merge_base != "nf4" or not self.card.in_4bit(name, self.shapes[name]):
             return self._weights.rows(name, rows)
         with self._lock:
@@ -147,7 +175,7 @@ class Merged:
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
-        return name in self._changes and not isinstance(self._changes[name], Whole)
+        return name in self._changes and bool(self._changes[name].deltas)
 
     def landed(self, name: str, take: Take, given: Array, kept: Array) -> None:
         """Report sampled rows of what became of a tensor.
@@ -173,24 +201,71 @@ class Merged:
     def _delta_rows(self, name: str, rows: Rows) -> Array:
         before = self.base_rows(name, rows)
         change = self._changes.get(name)
-        return np.zeros_like(before) if change is None else change.delta(rows, before)
+        return np.zeros_like(before) if change is None else self._delta(change, name, rows, before)
+
+    def _delta(self, change: Change, name: str, rows: Rows, before: Array) -> Array:
+        return change.delta(rows, before, lambda wanted: self.base_rows(name, wanted))
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        return self._weights.tensors[self._source.get(name, name)].shape
+
+    def _separate(self) -> None:
+        """Untie embedding and output layer where the adapter makes two weights of them.
+
+        peft's live adapter changes the layer that it wraps and leaves the other one the weight that
+        they shared; `merge_and_unload` may write the change into both.
+        """
+        if not self.tied:
+            return
+        embedding, output = self._ends
+        one, other = self._changes.get(embedding), self._changes.get(output)
+        if one and not output:
+            raise AdapterError(
+                f"the {self.card.family} family has no output layer of its own, and the adapter "
+                f"changes {embedding}"
+            )
+        if one is other or (one and one.same(other)):
+            self._changes.pop(output, None)
+            return
+        say(f"the adapter changes {embedding} and {output} differently: they are no longer tied")
+        self._source[output] = embedding
+        self.tied = self.config["tie_word_embeddings"] = False
+
+    def _resize(self) -> None:
+        """The vocabulary is as large as the embeddings that the adapter brings."""
+        rows = {name: self.shapes[name][0] for name in self._ends if name in self.shapes}
+        if not any(name in self._changes for name in rows):
+            return
+        if len(set(rows.values())) > 1:
+            raise AdapterError(
+                "the adapter brings other numbers of tokens: "
+                + ", ".join(f"{name} has {count} rows" for name, count in rows.items()),
+                "save both embedding layers with it",
+            )
+        (count,) = set(rows.values())
+        before = self._stored_shape(self._ends[0])[0]
+        if count != before:
+            say(f"the adapter's embeddings have {count} rows, the base's {before}")
+            self.config["vocab_size"] = count
 
     def proof(self) -> Proof:
         """The proof over everything reported so far; ProofError when the adapter is not there."""
         missing = [name for name in filter(self.adapted, self.shapes) if name not in self._sums]
         if missing:
             raise ProofError(f"{len(missing)} adapted tensors were not written: {missing[0]}, …")
-        if not self._sums:
-            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, self.merge_base)
-        whole = np.sum(list(self._sums.values()), axis=0)
+        replaced = sum(bool(c.whole or c.tokens) for c in self._changes.values())
+        whole = np.sum(list(self._sums.values()), axis=0) if self._sums else np.zeros(5)
         size, weight, _, kept, noise = whole
-        if size == 0:
+        # A tensor whose delta is zero has nothing to land.
+        moving = {name: sums for name, sums in self._sums.items()
+                  if sums[0] > ZERO**2 * sums[1]}  # fmt: skip
+        if self._sums and not moving and not replaced:
             raise ProofError(
                 "the adapter is zero everywhere: the result would be the base model",
                 "train it, or export the base without --adapter",
             )
-        # A tensor whose delta is zero has nothing to land.
-        moving = {name: sums for name, sums in self._sums.items() if sums[0]}
+        if not moving:
+            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, self.merge_base, replaced)
         for name, sums in moving.items():
             if abs(sums[2] / sums[0] - 1) > EXACT:
                 raise ProofError(
@@ -204,9 +279,10 @@ class Merged:
             beta=float(kept / size),
             beta_min=min(betas),
             beta_max=max(betas),
-            delta=float(np.sqrt(size / weight)),
+            delta=float(np.sqrt(size / weight)) if weight else float("inf"),
             noise=float(np.sqrt(noise / size)),
             merge_base=self.merge_base,
+            replaced=replaced,
         )
         if not LOST < proof.beta < TWICE:
             raise ProofError(
@@ -217,15 +293,19 @@ class Merged:
         return proof
 
 
-def open_merged(base: Path, adapter: Path | None, merge_base: MergeBase = "w16") -> Merged:
-    """Check that the adapter fits the base in every tensor, and open the view.
+def open_merged(
+    base: Path,
+    adapter: Path | Sequence[Weighted] | None,
+    merge_base: MergeBase = "w16",
+) -> Merged:
+    """Check that every adapter fits the base in every tensor, and open the view.
 
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
-    weights = Checkpoint(base)
-    card = models.card_for(read_json(base / "config.json"))
-    changes = {} if adapter is None else read_adapter(adapter, base, weights, card)
-    return Merged(base, weights, changes, merge_base)
+    adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
+    weights, config = Checkpoint(base), read_json(base / "config.json")
+    changes = read_adapters(adapters, base, weights, models.card_for(config), config)
+    return Merged(base, weights, changes, merge_base, [entry.path for entry in adapters])
 
 
 def _between(weights: Checkpoint, name: str, start: int, stop: int) -> Array:

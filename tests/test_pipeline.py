@@ -35,10 +35,11 @@ def adapter(tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def artifacts(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from edgeft.adapter import Weighted
     from edgeft.export import ExportOptions, export
 
     out = tmp_path_factory.mktemp("artifacts")
-    export(ExportOptions(out=out, adapter=adapter, quants=("f16", "q8_0", "q4_k_m")))
+    export(ExportOptions(out=out, adapter=(Weighted(adapter),), quants=("f16", "q8_0", "q4_k_m")))
     return out
 
 

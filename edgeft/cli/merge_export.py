@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgeft.cli._options import comma_list, configurable, json_option, print_json
+from edgeft.errors import InputError
+
+
+def _weighted(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[Path, float], ...]:
+    """PATH or PATH:WEIGHT; a colon that no number follows belongs to the path."""
+    found = []
+    for text in value:
+        path, _, number = text.rpartition(":")
+        try:
+            weight = float(number) if path and not Path(text).exists() else None
+        except ValueError:
+            weight = None
+        if weight is not None and not (math.isfinite(weight) and weight):
+            raise InputError(f"no weight for an adapter: {text}", "such as --adapter PATH:0.5")
+        found.append((Path(text), 1.0) if weight is None else (Path(path), weight))
+    return tuple(found)
 
 
 @click.command("merge-export", short_help="Merge and quantize: adapter -> GGUF, proved to be it.")
 @click.option(
     "--adapter",
-    type=click.Path(path_type=Path),
-    help="Adapter in peft's format; without one the base is exported as it is.",
+    multiple=True,
+    metavar="PATH[:WEIGHT]",
+    callback=_weighted,
+    help="Adapter in peft's format; repeatable, summed by weight [1]. Without one the base is "
+    "exported as it is.",
 )
 @click.option("--base", help="Base model.  [default: the one that the adapter was trained on]")
 @click.option(
@@ -59,8 +81,10 @@ def command(threads: int | None, as_json: bool, **options: Any) -> None:
     \b
     edgeft merge-export --adapter adapter --out out --format gguf --quant q4_k_m,q8_0,f16
     """
+    from edgeft.adapter import Weighted
     from edgeft.export import ExportOptions, export
 
+    options["adapter"] = tuple(Weighted(path, weight) for path, weight in options["adapter"])
     if threads:
         options["threads"] = threads
     artifacts = export(ExportOptions(**options))

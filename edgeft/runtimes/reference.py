@@ -6,7 +6,8 @@
         with live.without_adapter(): live.logits(ids)
 
 The second form is the live model: the adapter runs beside the base by peft, nothing is merged.
-`weights` gives the base other values than its files hold, such as those that NF4 leaves of them.
+`weights` gives the model other values than its files hold, such as those that NF4 leaves of them,
+or those of a Merged view (with its `config` and `tokenizer`) that was never written to disk.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ from edgeft.errors import InputError, require
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
+_MERGED = ("vocab_size", "tie_word_embeddings")
+"""keys of config.json that an adapter may change"""
+
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 
 
@@ -37,25 +41,27 @@ class ReferenceRuntime:
         context: int | None = None,
         weights: Weights | None = None,
         adapters: Sequence[tuple[Path, float]] = (),
+        config: dict[str, Any] | None = None,
         tokenizer: Path | None = None,
         vocabulary: int | None = None,
     ) -> None:
-        """`tokenizer`: its folder, where it is not the base's; `vocabulary`: rows of the embedding
-        that the adapters were trained on."""
+        """`config` and the folder `tokenizer`: where they are not the base's; `vocabulary`: rows of
+        the embedding that the adapters were trained on."""
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
         transformers.utils.logging.disable_progress_bar()
         if threads:
             torch.set_num_threads(threads)
+        architecture = models.transformers_class(read_json(path / "config.json"))
         if weights is None:
             self._model = transformers.AutoModelForCausalLM.from_pretrained(
                 path, dtype=torch.float32, local_files_only=True, use_safetensors=True
             )
         else:
-            config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
-            config.dtype = torch.float32
-            self._model = transformers.AutoModelForCausalLM.from_config(config)
-            self._fill(weights, models.card_for(read_json(path / "config.json")))
+            changed = {key: value for key, value in (config or {}).items() if key in _MERGED}
+            own = transformers.AutoConfig.from_pretrained(path, local_files_only=True, **changed)
+            own.dtype = torch.float32
+            self._model = self._filled(architecture, own, weights)
         if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
             self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
         if adapters:
@@ -144,24 +150,16 @@ class ReferenceRuntime:
             self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
             self._model.set_adapter("sum")
 
-    def _fill(self, weights: Weights, card: models.Card) -> None:
-        """Copy the weights in; every parameter must get its tensors."""
-        parameters = dict(self._model.named_parameters())
-        head = self._model.get_output_embeddings().weight
-        parameters |= {name: head for name in ("lm_head.weight", "embed_out.weight")}
-        wanted = {id(value): value.numel() for value in parameters.values()}
-        with self._torch.no_grad():
-            for name, values in weights:
-                parameter, expert, part, parts = card.parameter(name)
-                place = parameters[parameter]
-                wanted[id(place)] -= values.size
-                if expert is not None:
-                    rows = place.shape[1] // parts
-                    place = place[expert, part * rows : (part + 1) * rows]
-                place.copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
-        left = [name for name, value in parameters.items() if wanted[id(value)] > 0]
+    def _filled(self, model: Any, config: Any, weights: Weights) -> Any:
+        """A model of these weights under the checkpoint's names; every parameter must get one."""
+        named = {name: self._torch.from_numpy(values) for name, values in weights}
+        made, facts = model.from_pretrained(
+            None, config=config, state_dict=named, output_loading_info=True
+        )
+        left = sorted(facts["missing_keys"])
         if left:
-            raise InputError(f"the model has no weights for {', '.join(sorted(left)[:3])}")
+            raise InputError(f"the model has no weights for {', '.join(left[:3])}")
+        return made
 
 
 def _choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:

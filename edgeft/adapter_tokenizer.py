@@ -1,0 +1,74 @@
+"""The tokenizer that belongs to a merged model: the base's, or the one saved with an adapter.
+
+    folder = tokenizer_folder(base, [adapter], rows=49160)
+
+Tokens that were added before training are in the adapter's tokenizer only, and so may be the chat
+template that it was trained with. What an adapter does not bring (which tokens end a generation)
+is still the base's: the folder has both.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgeft.errors import AdapterError
+from edgeft.template import read_json
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
+    "generation_config.json", "tokenizer.model",
+)  # fmt: skip
+_FROM_BASE = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""taken from the base where the adapter has none"""
+
+
+def tokenizer_folder(base: Path, adapters: Sequence[Path], rows: int) -> Path:
+    """`base`, or a temporary folder of links until the process ends.
+
+    AdapterError where the tokenizer does not fit embeddings of `rows` tokens.
+    """
+    own = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
+    if not own:
+        return base
+    adapter, tokens = own[0], _tokens(own[0])
+    for other in own[1:]:
+        if _tokens(other) != tokens:
+            raise AdapterError(f"{adapter} and {other} have different tokenizers")
+    last = max(tokens.values(), default=0)
+    if rows <= last and last > max(_tokens(base).values(), default=0):
+        raise AdapterError(
+            f"{adapter}: its tokenizer has token {last}, the embeddings have {rows} rows",
+            "save the resized embeddings with it (peft: save_embedding_layers=True)",
+        )
+    folder = Path(tempfile.mkdtemp(prefix="edgeft-tokenizer-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for source, names in ((adapter, TOKENIZER_FILES), (base, _FROM_BASE)):
+        for name in names:
+            if (source / name).is_file() and not (folder / name).exists():
+                (folder / name).symlink_to((source / name).resolve())
+    if not _template(folder) and _template(base):
+        (folder / "chat_template.jinja").write_text(_template(base), encoding="utf-8")
+    return folder
+
+
+def _template(folder: Path) -> str:
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    inside = read_json(folder / "tokenizer_config.json").get("chat_template") or ""
+    if isinstance(inside, list):  # of several by name
+        inside = next((entry["template"] for entry in inside if entry["name"] == "default"), "")
+    return str(inside)
+
+
+def _tokens(folder: Path) -> dict[str, int]:
+    tokenizer = read_json(folder / "tokenizer.json")
+    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+    if isinstance(vocabulary, list):  # Unigram: [token, score]
+        vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
+    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
+    return {**vocabulary, **added}
