@@ -12,16 +12,19 @@ from edgeft.errors import FormatError
 from edgeft.merge import Merged
 from edgeft.models.derived import rope_parameters
 
-FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv")
+FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv",
+          "expert_weights_scale")  # fmt: skip
 """last parts of GGUF keys that llama.cpp reads as floats, whatever config.json writes"""
 
 
 def metadata(merged: Merged) -> dict[str, Any]:
     """GGUF key -> value, without the vocabulary."""
     config, card = merged.config, merged.card
-    found = {key: card.value(config, source) for key, source in card.hparams.items()}
+    card.check_runs(config)
+    found = _rope({**card.defaults, **config})[0]
+    own = {key: card.value(config, source) for key, source in card.hparams.items()}
+    found |= {key: value for key, value in own.items() if value is not None}
     found |= card.constants
-    found |= _rope({**card.defaults, **config})[0]
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}
 
 
@@ -42,6 +45,15 @@ def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
         return keys, {}
     if kind == "linear":
         keys |= {"rope.scaling.type": "linear", "rope.scaling.factor": rope["factor"]}
+        return keys, {}
+    if kind == "yarn":
+        keys |= {
+            "rope.scaling.type": "yarn",
+            "rope.scaling.factor": rope["factor"],
+            "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
+            "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
+            "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1),
+        }
         return keys, {}
     if kind == "llama3":
         return keys, {"rope_freqs.weight": _llama3(config, rope)}

@@ -26,14 +26,71 @@ def head_dim(config: Config) -> int:
 
 def rotary_dimensions(config: Config) -> int:
     """How many dimensions of a head are rotated."""
-    share = config.get("partial_rotary_factor") or rope_parameters(config).get(
-        "partial_rotary_factor", 1.0
-    )
+    share = rope_parameters(config).get("partial_rotary_factor")
+    share = share or config.get("partial_rotary_factor") or 1.0
     return int((config.get("head_dim") or head_dim(config)) * share)
+
+
+def heads_width(config: Config) -> str:
+    """Whether the heads together are as wide as the hidden state."""
+    width = config.get("kv_channels") or config.get("head_dim") or head_dim(config)
+    same = width * config["num_attention_heads"] == config["hidden_size"]
+    return "hidden_size" if same else f"{width} x {config['num_attention_heads']}"
+
+
+def interpolates(config: Config) -> bool:
+    """ChatGLM2-32k divides positions by `rope_ratio`; from ChatGLM3 on it multiplies the base.
+
+    The code that came with each says so, config.json does not.
+    """
+    return "chatglm2" in str(config.get("_name_or_path")).lower() and config["rope_ratio"] != 1
+
+
+def chatglm_rope_base(config: Config) -> float:
+    return 10000.0 * (1 if interpolates(config) else config["rope_ratio"])
+
+
+def expert_groups(config: Config) -> str:
+    """DeepSeek: how the groups are chosen among whose experts a token chooses."""
+    groups, used = config.get("n_group") or 1, config.get("topk_group") or 1
+    limited = config.get("topk_method") == "group_limited_greedy" and used < groups
+    return "by their best expert" if limited else "all"
+
+
+def yarn_mscale(config: Config) -> str:
+    """Which of DeepSeek's ways to scale attention with yarn."""
+    rope = rope_parameters(config)
+    if rope["rope_type"] != "yarn":
+        return "none"
+    one = rope.get("mscale_all_dim") and rope.get("mscale") == rope["mscale_all_dim"]
+    return "equal to mscale_all_dim" if one and not rope.get("attention_factor") else "of its own"
+
+
+def yarn_log_mul(config: Config) -> float | None:
+    """In llama.cpp's unit for this architecture (conversion/deepseek.py)."""
+    rope = rope_parameters(config)
+    return 0.1 * rope["mscale_all_dim"] if rope.get("mscale_all_dim") else None
+
+
+def q_lora_rank_read(config: Config) -> bool:
+    """llama.cpp knows by the number of layers that V2-Lite has no q_lora_rank, and skips it."""
+    lite = config["num_hidden_layers"] in (26, 27)
+    return not (lite and config.get("q_lora_rank"))
 
 
 DERIVED: dict[str, Callable[[Config], Any]] = {
     "head_dim": head_dim,
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
+    "heads_width": heads_width,
+    "chatglm_rope_base": chatglm_rope_base,
+    "chatglm_rope_scaling": lambda config: "linear" if interpolates(config) else None,
+    "chatglm_rope_factor": lambda config: config["rope_ratio"] if interpolates(config) else None,
+    "expert_groups": expert_groups,
+    "yarn_mscale": yarn_mscale,
+    "yarn_log_mul": yarn_log_mul,
+    "q_lora_rank": lambda config: 0,
+    "q_lora_rank_read": q_lora_rank_read,
+    "mla_key_length": lambda config: config["kv_lora_rank"] + config["qk_rope_head_dim"],
+    "mla_head_dim": lambda config: config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
 }

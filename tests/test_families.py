@@ -7,10 +7,12 @@ float32 GGUF of edgeft's single pass, run by llama.cpp.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import chatglm
 import numpy as np
 import pytest
 from tiny import make_tokenizer
@@ -33,7 +35,7 @@ class Tiny:
     """How to make a tiny model of a family."""
 
     config: str
-    """class in transformers"""
+    """class in transformers, or CHATGLM"""
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     experts: tuple[str, ...] = ()
     """3-D parameters that LoRA adapts, too"""
@@ -41,6 +43,20 @@ class Tiny:
     """of the random weights"""
 
 
+CHATGLM = "ChatGLM"
+"""what `chatglm.py` makes"""
+GLM = SMALL | {"head_dim": 16}
+DEEPSEEK = SMALL | {
+    "num_hidden_layers": 3, "num_key_value_heads": 4, "kv_lora_rank": 24, "q_lora_rank": 20,
+    "qk_nope_head_dim": 12, "qk_rope_head_dim": 8, "v_head_dim": 16, "n_routed_experts": 8,
+    "num_experts_per_tok": 3, "moe_intermediate_size": 40, "first_k_dense_replace": 1,
+    "n_shared_experts": 2, "routed_scaling_factor": 1.5,
+}  # fmt: skip
+YARN = {
+    "rope_type": "yarn", "rope_theta": 10000.0, "factor": 8.0, "mscale": 0.707,
+    "mscale_all_dim": 0.707, "original_max_position_embeddings": 32, "beta_fast": 32,
+    "beta_slow": 1,
+}  # fmt: skip
 MOE = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 
 TINY = {
@@ -52,6 +68,14 @@ TINY = {
         "rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0}}),
     "qwen2": Tiny("Qwen2Config", SMALL),
     "mixtral": Tiny("MixtralConfig", SMALL | {"num_local_experts": 4}, MOE),
+    "chatglm2-32k": Tiny(CHATGLM, {"rope_ratio": 4, "_name_or_path": "THUDM/chatglm2-6b-32k"}),
+    "chatglm3-32k": Tiny(CHATGLM, {"rope_ratio": 50, "_name_or_path": "THUDM/chatglm3-6b-32k"}),
+    "glm": Tiny("GlmConfig", GLM | {"attention_bias": True}),
+    "glm4": Tiny("Glm4Config", GLM | {"head_dim": 24, "attention_bias": False}),
+    "deepseek2": Tiny("DeepseekV2Config", DEEPSEEK | {"rope_parameters": YARN}, MOE),
+    "deepseek2-lite": Tiny("DeepseekV2Config", DEEPSEEK | {"q_lora_rank": None}, MOE),
+    "deepseek3": Tiny("DeepseekV3Config", DEEPSEEK | {
+        "n_group": 4, "topk_group": 2, "rope_parameters": YARN}, MOE),
 }  # fmt: skip
 """name of the case -> recipe; the family is the card that knows its architecture"""
 
@@ -71,23 +95,34 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path
 
 def make_tiny(folder: Path, tiny: Tiny, **lora: Any) -> tuple[Path, Path, Any]:
     import peft
+    import safetensors.torch
     import torch
     import transformers
 
     base, adapter = folder / "base", folder / "adapter"
     size, end = make_tokenizer(base)
-    config = getattr(transformers, tiny.config)(
-        vocab_size=size, eos_token_id=end, bos_token_id=end - 1, pad_token_id=end, **tiny.options
-    )
     torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    _randomize(model, tiny.std)
-    model.save_pretrained(base)
-    card = models.card_for(config.to_dict() | {"architectures": [type(model).__name__]})
-    options = {"r": 4, "lora_alpha": 8, "target_modules": list(card.lora_targets)} | lora
+    if tiny.config == CHATGLM:
+        config = chatglm.OPTIONS | {"padded_vocab_size": size, "vocab_size": size} | tiny.options
+        model = chatglm.make(config).eval()
+        _randomize(model, tiny.std)
+        (base / "config.json").write_text(json.dumps(config))
+        safetensors.torch.save_model(model, str(base / "model.safetensors"))
+        options = {"r": 4, "lora_alpha": 8}
+    else:
+        made = getattr(transformers, tiny.config)(
+            vocab_size=size, eos_token_id=end, bos_token_id=end - 1, pad_token_id=end,
+            **tiny.options,
+        )  # fmt: skip
+        model = transformers.AutoModelForCausalLM.from_config(made).eval()
+        _randomize(model, tiny.std)
+        model.save_pretrained(base)
+        config = made.to_dict() | {"architectures": [type(model).__name__]}
+        options = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
+    options |= {"target_modules": list(models.card_for(config).lora_targets)} | lora
     if tiny.experts:
         options["target_parameters"] = list(tiny.experts)
-    live = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+    live = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
     _randomize(live, tiny.std, only="lora_")
     live.save_pretrained(adapter)
     return base, adapter, live
@@ -97,7 +132,8 @@ def _randomize(model: Any, std: float, only: str = "") -> None:
     import torch
 
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        biases = ((n, b) for n, b in model.named_buffers() if n.endswith("correction_bias"))
+        for name, parameter in [*model.named_parameters(), *biases]:
             if only in name:
                 parameter.normal_(0, std)
                 if "norm" in name and name.endswith("weight"):
@@ -137,6 +173,9 @@ def test_every_card_is_held_to_a_model() -> None:
     tested = set()
     for tiny in TINY.values():
         architecture = tiny.config.replace("Config", "ForCausalLM")
-        assert hasattr(transformers, architecture)
+        if tiny.config == CHATGLM:
+            architecture = chatglm.OPTIONS["architectures"][0]
+        else:
+            assert hasattr(transformers, architecture)
         tested.add(models.card_for({"architectures": [architecture]}).family)
     assert {card.family for card in models.cards()} == tested
