@@ -179,7 +179,7 @@ def _experts(
     if count == 0 or len(a) % count or b.shape[0] % len(parts):
         raise AdapterError(f"the adapter of {parameter} is not for {count} experts")
     rank, rows = len(a) // count, b.shape[0] // len(parts)
-    scale = _scale(config, module, rank)
+    scale = _scale(config, models.fill(parameter, numbers), rank)
     factors_a = a.reshape(count, rank, -1)
     factors_b = b.reshape(b.shape[0], rank, count)
     return {

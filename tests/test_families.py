@@ -6,11 +6,13 @@ float32 GGUF of edgeft's single pass, run by llama.cpp.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import chatglm
 import numpy as np
@@ -39,6 +41,9 @@ class Tiny:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
     experts: tuple[str, ...] = ()
     """3-D parameters that LoRA adapts, too"""
+    linears: tuple[str, ...] = ()
+    """linear layers that LoRA adapts beside the card's; without `experts` peft takes these names
+    for those of the experts, as it does for adapters from before transformers 5"""
     std: float = 0.2
     """of the random weights"""
 
@@ -57,7 +62,10 @@ YARN = {
     "mscale_all_dim": 0.707, "original_max_position_embeddings": 32, "beta_fast": 32,
     "beta_slow": 1,
 }  # fmt: skip
+MLP = ("gate_proj", "up_proj", "down_proj")
 MOE = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+
+PEFT_RENAMES = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"
 
 TINY = {
     "llama": Tiny("LlamaConfig", SMALL),
@@ -72,10 +80,10 @@ TINY = {
     "chatglm3-32k": Tiny(CHATGLM, {"rope_ratio": 50, "_name_or_path": "THUDM/chatglm3-6b-32k"}),
     "glm": Tiny("GlmConfig", GLM | {"attention_bias": True}),
     "glm4": Tiny("Glm4Config", GLM | {"head_dim": 24, "attention_bias": False}),
-    "deepseek2": Tiny("DeepseekV2Config", DEEPSEEK | {"rope_parameters": YARN}, MOE),
-    "deepseek2-lite": Tiny("DeepseekV2Config", DEEPSEEK | {"q_lora_rank": None}, MOE),
+    "deepseek2": Tiny("DeepseekV2Config", DEEPSEEK | {"rope_parameters": YARN}, MOE, MLP),
+    "deepseek2-lite": Tiny("DeepseekV2Config", DEEPSEEK | {"q_lora_rank": None}, linears=MLP),
     "deepseek3": Tiny("DeepseekV3Config", DEEPSEEK | {
-        "n_group": 4, "topk_group": 2, "rope_parameters": YARN}, MOE),
+        "n_group": 4, "topk_group": 2, "rope_parameters": YARN}, MOE, MLP),
 }  # fmt: skip
 """name of the case -> recipe; the family is the card that knows its architecture"""
 
@@ -119,10 +127,12 @@ def make_tiny(folder: Path, tiny: Tiny, **lora: Any) -> tuple[Path, Path, Any]:
         model.save_pretrained(base)
         config = made.to_dict() | {"architectures": [type(model).__name__]}
         options = {"r": 4, "lora_alpha": 8, "task_type": "CAUSAL_LM"}
-    options |= {"target_modules": list(models.card_for(config).lora_targets)} | lora
+    linears = [*models.card_for(config).lora_targets, *tiny.linears]
+    options |= {"target_modules": linears} | lora
     if tiny.experts:
         options["target_parameters"] = list(tiny.experts)
-    live = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
+    with mock.patch(PEFT_RENAMES) if tiny.experts else contextlib.nullcontext():
+        live = peft.get_peft_model(model, peft.LoraConfig(**options)).eval()
     _randomize(live, tiny.std, only="lora_")
     live.save_pretrained(adapter)
     return base, adapter, live
