@@ -10,6 +10,7 @@ import numpy as np
 from edgeft.checkpoint import Array
 from edgeft.errors import FormatError
 from edgeft.merge import Merged
+from edgeft.models import Card
 from edgeft.models.derived import rope_parameters
 
 FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "factor", "clamp_kqv",
@@ -20,10 +21,9 @@ FLOATS = ("epsilon", "freq_base", "freq_base_swa", "softcapping", "scale", "fact
 def metadata(merged: Merged) -> dict[str, Any]:
     """GGUF key -> value, without the vocabulary."""
     config, card = merged.config, merged.card
-    card.check_runs(config)
-    found = _rope({**card.defaults, **config})[0]
-    own = {key: card.value(config, source) for key, source in card.hparams.items()}
-    found |= {key: value for key, value in own.items() if value is not None}
+    _check(config, card)
+    found = {key: card.value(config, source) for key, source in card.hparams.items()}
+    found |= _rope({**card.defaults, **config})[0]
     found |= card.constants
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}
 
@@ -35,6 +35,18 @@ def rope_factors(merged: Merged) -> dict[str, Array]:
 
 def _typed(key: str, value: Any) -> Any:
     return float(value) if key.rpartition(".")[2] in FLOATS else value
+
+
+def _check(config: dict[str, Any], card: Card) -> None:
+    """FormatError for a model that llama.cpp would compute as another one."""
+    for key, allowed in card.requires.items():
+        value = card.value(config, key)
+        wanted = [card.value(config, allowed)] if isinstance(allowed, str) else allowed
+        if value is not None and value not in wanted:
+            raise FormatError(
+                f"llama.cpp does not compute {card.family} models with {key.lstrip('=')} {value!r}",
+                f"only {' or '.join(map(repr, wanted))}" if wanted else "",
+            )
 
 
 def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
@@ -51,8 +63,6 @@ def _rope(config: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Array]]:
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": rope["factor"],
             "rope.scaling.original_context_length": rope["original_max_position_embeddings"],
-            "rope.scaling.yarn_beta_fast": float(rope.get("beta_fast") or 32),
-            "rope.scaling.yarn_beta_slow": float(rope.get("beta_slow") or 1),
         }
         return keys, {}
     if kind == "llama3":

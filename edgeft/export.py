@@ -22,7 +22,7 @@ from edgeft.adapter import read_adapter_config
 from edgeft.base import resolve
 from edgeft.benchmarks import parity, quality
 from edgeft.dataset import fingerprint, load_examples
-from edgeft.errors import EdgeftError, InputError, MissingExtra
+from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra
 from edgeft.formats import Format, check_quants, format_named, load
 from edgeft.merge import MergeBase, Merged, adapter_manifest, open_merged, to_json
 from edgeft.progress import say
@@ -176,7 +176,7 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
         weights = ((name, merged.tensor(name)) for name in merged.shapes)
         try:
             reference = ReferenceRuntime(merged.base, threads=threads, weights=weights)
-        except MissingExtra as missing:
+        except (MissingExtra, FormatError) as missing:
             say(f"greedy tokens not compared with the float32 model: {missing}")
             return facts | {"greedy": f"not compared: {missing.message}"}
         with reference:

@@ -45,14 +45,15 @@ class Card:
     """GGUF keys that config.json does not have"""
     defaults: dict[str, Any] = field(default_factory=dict)
     """what transformers takes where config.json leaves a key out"""
+    requires: dict[str, Any] = field(default_factory=dict)
+    """key of config.json, or "=" and a name in `derived` -> the values that llama.cpp computes, as a
+    list or derived; a model with another value is refused"""
     modules: dict[str, str] = field(default_factory=dict)
     """part of a module's name in transformers -> in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
     """3-D parameter in transformers -> the checkpoint's tensors, side by side in each expert"""
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
-    requires: dict[str, list[Any]] = field(default_factory=dict)
-    """as in `hparams`, key of config.json -> the values that llama.cpp can run"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
         """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
@@ -79,18 +80,6 @@ class Card:
         derive = DERIVED.get(key.removeprefix("="))
         found = known.get(key)
         return derive(known) if found is None and derive else found
-
-    def check_runs(self, config: dict[str, Any]) -> None:
-        """FormatError where llama.cpp would silently compute something else than this model."""
-        for key, allowed in self.requires.items():
-            value = self.value(config, key)
-            if value is not None and value not in allowed:
-                wanted = " or ".join(map(str, allowed))
-                name = key.removeprefix("=")
-                raise FormatError(
-                    f"llama.cpp does not run a {self.family} model with {name} {value}",
-                    f"it runs {name} {wanted}; --format hf keeps the model as it is",
-                )
 
     def ignores(self, name: str) -> bool:
         return any(re.search(pattern, name) for pattern in self.ignored)

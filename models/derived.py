@@ -13,11 +13,24 @@ Config = dict[str, Any]
 
 def rope_parameters(config: Config) -> dict[str, Any]:
     """Of transformers 5's `rope_parameters` or the older `rope_scaling` and `rope_theta`."""
+    if "rope_ratio" in config:
+        return _chatglm_rope(config)
     old = {**(config.get("rope_scaling") or {})}
     old.setdefault("rope_type", old.pop("type", "default"))
     if config.get("rope_theta") is not None:
         old["rope_theta"] = config["rope_theta"]
     return {**old, **(config.get("rope_parameters") or {})}
+
+
+def _chatglm_rope(config: Config) -> dict[str, Any]:
+    """ChatGLM2-32k divides positions by `rope_ratio`, what came after multiplies the base with it.
+
+    So says the code that came with each; in config.json only the name tells them apart.
+    """
+    ratio = config["rope_ratio"]
+    if ratio != 1 and "chatglm2" in str(config.get("_name_or_path")).lower():
+        return {"rope_type": "linear", "rope_theta": 10000.0, "factor": ratio}
+    return {"rope_type": "default", "rope_theta": 10000.0 * ratio}
 
 
 def head_dim(config: Config) -> int:
@@ -31,23 +44,10 @@ def rotary_dimensions(config: Config) -> int:
     return int((config.get("head_dim") or head_dim(config)) * share)
 
 
-def heads_width(config: Config) -> str:
-    """Whether the heads together are as wide as the hidden state."""
+def heads_width(config: Config) -> int:
+    """Of all heads together."""
     width = config.get("kv_channels") or config.get("head_dim") or head_dim(config)
-    same = width * config["num_attention_heads"] == config["hidden_size"]
-    return "hidden_size" if same else f"{width} x {config['num_attention_heads']}"
-
-
-def interpolates(config: Config) -> bool:
-    """ChatGLM2-32k divides positions by `rope_ratio`; from ChatGLM3 on it multiplies the base.
-
-    The code that came with each says so, config.json does not.
-    """
-    return "chatglm2" in str(config.get("_name_or_path")).lower() and config["rope_ratio"] != 1
-
-
-def chatglm_rope_base(config: Config) -> float:
-    return 10000.0 * (1 if interpolates(config) else config["rope_ratio"])
+    return int(width * config["num_attention_heads"])
 
 
 def expert_groups(config: Config) -> str:
@@ -83,13 +83,10 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "num_key_value_heads": lambda config: config["num_attention_heads"],
     "rotary_dimensions": rotary_dimensions,
     "heads_width": heads_width,
-    "chatglm_rope_base": chatglm_rope_base,
-    "chatglm_rope_scaling": lambda config: "linear" if interpolates(config) else None,
-    "chatglm_rope_factor": lambda config: config["rope_ratio"] if interpolates(config) else None,
     "expert_groups": expert_groups,
     "yarn_mscale": yarn_mscale,
     "yarn_log_mul": yarn_log_mul,
-    "q_lora_rank": lambda config: 0,
+    "q_lora_rank": lambda config: 0,  # llama.cpp asks for the key, but for 26 and 27 layers
     "q_lora_rank_read": q_lora_rank_read,
     "mla_key_length": lambda config: config["kv_lora_rank"] + config["qk_rope_head_dim"],
     "mla_head_dim": lambda config: config["qk_nope_head_dim"] + config["qk_rope_head_dim"],

@@ -22,6 +22,18 @@ OPTIONS: dict[str, Any] = {
 }  # fmt: skip
 """config.json's keys, as THUDM/chatglm3-6b has them"""
 
+TO_GLM = {
+    "transformer.output_layer": "lm_head",
+    "transformer.embedding.word_embeddings": "model.embed_tokens",
+    "transformer.encoder.final_layernorm": "model.norm",
+    "transformer.encoder.": "model.",
+    "self_attention.dense": "self_attn.o_proj",
+    "self_attention": "self_attn",
+    "dense_h_to_4h": "gate_up_proj",
+    "dense_4h_to_h": "down_proj",
+}
+"""part of a tensor's name -> in transformers' GlmForCausalLM"""
+
 
 def make(config: dict[str, Any]) -> Any:
     """A model with random weights."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,13 @@ from tiny import make_tokenizer
 
 from edgeft import models
 from edgeft.converters import gguf
+from edgeft.errors import FormatError
+from edgeft.export import ExportOptions, export
 from edgeft.merge import open_merged
+from edgeft.models.transforms import TRANSFORMS
 from edgeft.records import Limits
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.reference import ReferenceRuntime
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -175,6 +180,145 @@ def test_gguf_has_the_logits_of_the_live_adapter(
     assert np.abs(base_logits - wanted).max() > 1, "an adapter that changes nothing proves nothing"
     assert np.abs(got - wanted[:, :size]).max() < 1e-3 * wanted.std()
     assert chosen == greedy.tolist()
+
+
+REFUSED = {
+    "chatglm3-32k": {
+        "multi_query_attention": False, "original_rope": False, "post_layer_norm": False,
+        "rmsnorm": False, "apply_residual_connection_post_layernorm": True, "kv_channels": 32,
+    },
+    "glm": {"head_dim": 32, "hidden_act": "gelu"},
+    "glm4": {"hidden_act": "gelu"},
+    "deepseek2": {
+        "norm_topk_prob": True, "scoring_func": "sigmoid", "num_hidden_layers": 27,
+        "n_group, topk_group": (4, 2), "rope_parameters": YARN | {"mscale": 1.0},
+    },
+    "deepseek2-lite": {"rope_scaling": {
+        "type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32}},
+    "deepseek3": {"rope_interleave": False, "topk_method": "greedy"},
+}  # fmt: skip
+"""case -> keys that llama.cpp would run as if they were not there"""
+
+
+@pytest.mark.parametrize(
+    ("case", "key"), [(case, key) for case in REFUSED for key in REFUSED[case]]
+)
+def test_what_llama_cpp_would_ignore_is_refused(
+    make: Callable[[str], tuple[Path, Path, Any]], case: str, key: str, tmp_path: Path
+) -> None:
+    base, _, _ = make(case)
+    config = json.loads((base / "config.json").read_text())
+    if key == "n_group, topk_group":
+        value = REFUSED[case][key]
+        config |= {"topk_method": "group_limited_greedy"} | dict(
+            zip(("n_group", "topk_group"), value, strict=True)
+        )
+    elif key == "rope_scaling":
+        del config["rope_parameters"]
+        config[key] = REFUSED[case][key]
+    else:
+        config[key] = REFUSED[case][key]
+    changed = tmp_path / "base"
+    shutil.copytree(base, changed)
+    (changed / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FormatError, match="llama.cpp does not compute"):
+        gguf.convert(open_merged(changed, None), tmp_path / "x.gguf", "f32", threads=1)
+
+
+@pytest.mark.parametrize("layers", [3, 26, 27])
+def test_deepseek_without_compressed_queries_has_any_number_of_layers(
+    layers: int, tmp_path: Path
+) -> None:
+    """llama.cpp takes 26 and 27 layers for V2-Lite, and reads other keys then."""
+    import torch
+
+    few = {"q_lora_rank": None, "hidden_size": 32, "num_hidden_layers": layers}
+    base, _, live = make_tiny(tmp_path, Tiny("DeepseekV2Config", DEEPSEEK | few))
+    gguf.convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
+    with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
+        ids = model.encode(TEXT)
+        got = model.logits(ids)
+    with torch.inference_mode(), live.disable_adapter():
+        wanted = live(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(got - wanted).max() < 1e-3 * wanted.std()
+
+
+@pytest.mark.parametrize("name", ["mla_keys", "mla_values"])
+def test_any_rows_of_a_split_projection_are_rows_of_the_whole(name: str) -> None:
+    heads, keys, values, rank = 3, 4, 5, 6
+    config = {"num_attention_heads": heads, "qk_nope_head_dim": keys, "v_head_dim": values}
+    joint = np.random.default_rng(0).normal(size=(heads * (keys + values), rank))
+    joint = joint.astype(np.float32)
+    of_heads = joint.reshape(heads, keys + values, rank)
+    part = of_heads[:, :keys].swapaxes(1, 2) if name == "mla_keys" else of_heads[:, keys:]
+    whole = part.reshape(-1, part.shape[-1])
+    transform = TRANSFORMS[name]
+    assert transform.shape(joint.shape, config) == part.shape
+    for rows in (
+        slice(None),
+        slice(2, 11),
+        slice(7, 8),
+        np.array([0, 5, 6, 14]),
+        np.array([13, 2]),
+    ):
+        taken = transform.take(lambda wanted: joint[wanted], rows, joint.shape, config)
+        np.testing.assert_array_equal(taken, whole[rows])
+
+
+def test_the_chatglm_of_the_tests_is_the_glm_of_transformers(
+    make: Callable[[str], tuple[Path, Path, Any]],
+) -> None:
+    """Projections that one keeps together and the other apart, and all else by another name."""
+    import safetensors.torch
+    import torch
+    import transformers
+
+    base, _, _ = make("chatglm3-32k")
+    options = json.loads((base / "config.json").read_text())
+    stored = safetensors.torch.load_file(base / "model.safetensors")
+    own = chatglm.make(options)
+    own.load_state_dict(stored)
+    weights: dict[str, Any] = {}
+    for name, values in stored.items():
+        if name.endswith("inv_freq"):
+            continue
+        for old, new in chatglm.TO_GLM.items():
+            name = name.replace(old, new)
+        if "query_key_value" not in name:
+            weights[name] = values
+            continue
+        width, groups = options["kv_channels"], options["multi_query_group_num"]
+        sizes = [options["num_attention_heads"] * width, groups * width, groups * width]
+        for letter, part in zip("qkv", values.split(sizes), strict=True):
+            weights[name.replace("query_key_value", f"{letter}_proj")] = part
+    config = transformers.GlmConfig(
+        vocab_size=len(weights["lm_head.weight"]), pad_token_id=0, **GLM,
+        rms_norm_eps=options["layernorm_epsilon"], attention_bias=options["add_qkv_bias"],
+        rope_parameters={"rope_type": "default", "partial_rotary_factor": 0.5,
+                         "rope_theta": 10000.0 * options["rope_ratio"]},
+    )  # fmt: skip
+    glm = transformers.GlmForCausalLM(config).eval()
+    glm.load_state_dict(weights)
+    ids = torch.arange(50)[None]
+    with torch.inference_mode():
+        wanted, got = glm(ids).logits, own(ids).logits
+    assert wanted.std() > 0.1
+    assert (got - wanted).abs().max() < 1e-4 * wanted.std()
+
+
+@pytest.mark.parametrize("case", ["mixtral", "deepseek3", "chatglm2-32k"])
+def test_export_compares_with_transformers_where_it_has_the_model(
+    make: Callable[[str], tuple[Path, Path, Any]], case: str, tmp_path: Path
+) -> None:
+    base, adapter, _ = make(case)
+    (made,) = export(ExportOptions(tmp_path, adapter, str(base), quants=("f32",), threads=2))
+    greedy = made.manifest.facts["parity"]["greedy"]
+    if case.startswith("chatglm"):
+        assert "transformers cannot run base: it has no ChatGLMModel" in greedy
+        with pytest.raises(FormatError, match="cannot run"):
+            ReferenceRuntime(base)
+    else:
+        assert greedy["tokens"] > 0
 
 
 def test_every_card_is_held_to_a_model() -> None:

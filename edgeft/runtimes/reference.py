@@ -17,9 +17,9 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import InputError, require
+from edgeft.errors import FormatError, InputError, require
 from edgeft.records import Limits, Reply, Token
-from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer
+from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 
@@ -35,6 +35,12 @@ class ReferenceRuntime:
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
         transformers.utils.logging.disable_progress_bar()
+        architecture = (read_json(path / "config.json").get("architectures") or ["no model"])[0]
+        if not hasattr(transformers, architecture):
+            raise FormatError(
+                f"transformers cannot run {path.name}: it has no {architecture}",
+                "--format gguf runs it, and edgeft runs no code that comes with a model",
+            )
         if threads:
             torch.set_num_threads(threads)
         if weights is None:
@@ -44,8 +50,7 @@ class ReferenceRuntime:
         else:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             config.dtype = torch.float32
-            self._model = transformers.AutoModelForCausalLM.from_config(config)
-            self._fill(weights)
+            self._model = self._filled(getattr(transformers, architecture), config, weights)
         self._model.eval()
         self._tokenizer = load_tokenizer(path)
         self._stops = set(eos_ids(path))
@@ -111,18 +116,16 @@ class ReferenceRuntime:
     ) -> None:
         self.close()
 
-    def _fill(self, weights: Weights) -> None:
-        """Copy the weights in; every parameter must get one."""
-        parameters = dict(self._model.named_parameters())
-        parameters |= {"lm_head.weight": self._model.get_output_embeddings().weight}
-        tied = self._model.config.tie_word_embeddings
-        left = set(parameters) - ({"lm_head.weight"} if tied else set())
-        with self._torch.no_grad():
-            for name, values in weights:
-                parameters[name].copy_(self._torch.from_numpy(np.ascontiguousarray(values)))
-                left.discard(name)
+    def _filled(self, model: Any, config: Any, weights: Weights) -> Any:
+        """A model of these weights under the checkpoint's names; every parameter must get one."""
+        named = {name: self._torch.from_numpy(values) for name, values in weights}
+        made, facts = model.from_pretrained(
+            None, config=config, state_dict=named, output_loading_info=True
+        )
+        left = sorted(facts["missing_keys"])
         if left:
-            raise InputError(f"the model has no weights for {', '.join(sorted(left)[:3])}")
+            raise InputError(f"the model has no weights for {', '.join(left[:3])}")
+        return made
 
 
 def _choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:
