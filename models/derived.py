@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from edgeft.errors import FormatError
+
 Config = dict[str, Any]
 
 
@@ -25,12 +27,17 @@ def rope_parameters(config: Config) -> dict[str, Any]:
 def _chatglm_rope(config: Config) -> dict[str, Any]:
     """ChatGLM2-32k divides positions by `rope_ratio`, what came after multiplies the base with it.
 
-    So says the code that came with each; in config.json only the name tells them apart.
+    So says the code that came with each; in config.json only the name tells ChatGLM2 from 3.
     """
-    ratio = config["rope_ratio"]
-    if ratio != 1 and "chatglm2" in str(config.get("_name_or_path")).lower():
+    ratio, name = config["rope_ratio"], str(config.get("_name_or_path")).lower()
+    if ratio != 1 and "chatglm2" in name:
         return {"rope_type": "linear", "rope_theta": 10000.0, "factor": ratio}
-    return {"rope_type": "default", "rope_theta": 10000.0 * ratio}
+    if ratio == 1 or "chatglm3" in name or config["padded_vocab_size"] > 100_000:  # GLM-4
+        return {"rope_type": "default", "rope_theta": 10000.0 * ratio}
+    raise FormatError(
+        f"config.json does not say what its rope_ratio {ratio} means",
+        'put "_name_or_path": "THUDM/chatglm2-6b-32k" or "THUDM/chatglm3-6b-32k" into it',
+    )
 
 
 def head_dim(config: Config) -> int:

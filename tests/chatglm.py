@@ -41,7 +41,7 @@ def make(config: dict[str, Any]) -> Any:
     from torch import nn
     from torch.nn import functional
 
-    hidden, ffn, vocab = config["hidden_size"], config["ffn_hidden_size"], config["vocab_size"]
+    hidden, ffn, vocab = (config[f"{key}_size"] for key in ("hidden", "ffn_hidden", "padded_vocab"))
     heads, groups = config["num_attention_heads"], config["multi_query_group_num"]
     width, eps = config["kv_channels"], config["layernorm_epsilon"]
 
