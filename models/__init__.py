@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import FormatError, did_you_mean
+from edgeft.errors import FormatError, did_you_mean, require
 from edgeft.models.derived import DERIVED
 from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
@@ -114,6 +114,18 @@ def card_for(config: dict[str, Any]) -> Card:
             return card
     known = [name for card in cards() for name in card.architectures]
     raise FormatError(f"no model card for architecture {wanted!r}", did_you_mean(wanted, known))
+
+
+def transformers_class(config: dict[str, Any]) -> Any:
+    """transformers' class of a model; FormatError where it has none."""
+    name = (config.get("architectures") or ["(none named)"])[0]
+    found = getattr(require("transformers", "train"), name, None)
+    if found is None:
+        raise FormatError(
+            f"transformers has no {name}, and code that comes with a model is never run",
+            "merge-export --format gguf makes a file that runs",
+        )
+    return found
 
 
 def card_for_gguf(arch: str) -> Card:

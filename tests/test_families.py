@@ -22,13 +22,14 @@ from tiny import make_tokenizer
 
 from edgeft import models
 from edgeft.converters import gguf
-from edgeft.errors import FormatError
+from edgeft.errors import FormatError, InputError
 from edgeft.export import ExportOptions, export
 from edgeft.merge import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.records import Limits
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.train import sft
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -307,6 +308,19 @@ def test_the_chatglm_of_the_tests_is_the_glm_of_transformers(
     assert (got - wanted).abs().max() < 1e-4 * wanted.std()
 
 
+@pytest.mark.parametrize(("case", "queries"), [
+    ("deepseek2", {"q_a_proj", "q_b_proj"}), ("deepseek2-lite", {"q_proj"})])  # fmt: skip
+def test_training_adapts_the_layers_that_this_size_has(
+    make: Callable[[str], tuple[Path, Path, Any]], case: str, queries: set[str]
+) -> None:
+    _, _, live = make(case)
+    card = models.card_for({"architectures": ["DeepseekV2ForCausalLM"]})
+    always = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    assert set(sft._targets(live, (), card)) == queries | always
+    with pytest.raises(InputError, match="no modules named up"):
+        sft._targets(live, ("o_proj", "up"), card)
+
+
 @pytest.mark.parametrize("case", ["mixtral", "deepseek3", "chatglm2-32k"])
 def test_export_compares_with_transformers_where_it_has_the_model(
     make: Callable[[str], tuple[Path, Path, Any]], case: str, tmp_path: Path
@@ -315,8 +329,8 @@ def test_export_compares_with_transformers_where_it_has_the_model(
     (made,) = export(ExportOptions(tmp_path, adapter, str(base), quants=("f32",), threads=2))
     greedy = made.manifest.facts["parity"]["greedy"]
     if case.startswith("chatglm"):
-        assert "transformers cannot run base: it has no ChatGLMModel" in greedy
-        with pytest.raises(FormatError, match="cannot run"):
+        assert "transformers has no ChatGLMModel" in greedy
+        with pytest.raises(FormatError, match="transformers has no ChatGLMModel"):
             ReferenceRuntime(base)
     else:
         assert greedy["tokens"] > 0

@@ -17,7 +17,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import FormatError, InputError, require
+from edgeft import models
+from edgeft.errors import InputError, require
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
@@ -35,12 +36,7 @@ class ReferenceRuntime:
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
         transformers.utils.logging.disable_progress_bar()
-        architecture = (read_json(path / "config.json").get("architectures") or ["no model"])[0]
-        if not hasattr(transformers, architecture):
-            raise FormatError(
-                f"transformers cannot run {path.name}: it has no {architecture}",
-                "--format gguf runs it, and edgeft runs no code that comes with a model",
-            )
+        architecture = models.transformers_class(read_json(path / "config.json"))
         if threads:
             torch.set_num_threads(threads)
         if weights is None:
@@ -50,7 +46,7 @@ class ReferenceRuntime:
         else:
             config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
             config.dtype = torch.float32
-            self._model = self._filled(getattr(transformers, architecture), config, weights)
+            self._model = self._filled(architecture, config, weights)
         self._model.eval()
         self._tokenizer = load_tokenizer(path)
         self._stops = set(eos_ids(path))
