@@ -64,13 +64,13 @@ def expert_groups(config: Config) -> str:
     return "by their best expert" if limited else "all"
 
 
-def yarn_mscale(config: Config) -> str:
-    """Which of DeepSeek's ways to scale attention with yarn."""
+def mla_rope(config: Config) -> str:
+    """What scales DeepSeek's rotation and, with it, its attention."""
     rope = rope_parameters(config)
     if rope["rope_type"] != "yarn":
-        return "none"
+        return str(rope["rope_type"])
     one = rope.get("mscale_all_dim") and rope.get("mscale") == rope["mscale_all_dim"]
-    return "equal to mscale_all_dim" if one and not rope.get("attention_factor") else "of its own"
+    return f"yarn, {'one mscale' if one and not rope.get('attention_factor') else 'two scales'}"
 
 
 def yarn_log_mul(config: Config) -> float | None:
@@ -91,7 +91,7 @@ DERIVED: dict[str, Callable[[Config], Any]] = {
     "rotary_dimensions": rotary_dimensions,
     "heads_width": heads_width,
     "expert_groups": expert_groups,
-    "yarn_mscale": yarn_mscale,
+    "mla_rope": mla_rope,
     "yarn_log_mul": yarn_log_mul,
     "q_lora_rank": lambda config: 0,  # llama.cpp asks for the key, but for 26 and 27 layers
     "q_lora_rank_read": q_lora_rank_read,
