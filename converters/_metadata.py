@@ -21,8 +21,8 @@ def metadata(merged: Merged) -> dict[str, Any]:
     card, config = merged.card, {**merged.card.defaults, **merged.config}
     card.check_runs(config)
     found = {key: card.value(config, source) for key, source in card.hparams.items()}
-    found |= card.constants
     found |= _rope(config)[0]
+    found |= card.constants
     if card.unwindowed and (window := _window(config)):
         found["context_length"] = min(found["context_length"], window)
     return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in found.items() if v is not None}

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import stage
-from edgeft.adapter import read_adapter_config
+from edgeft.adapter_config import read_adapter_config
 from edgeft.checkpoint import Checkpoint
 from edgeft.errors import InputError
 from edgeft.template import ChatTemplate, read_json

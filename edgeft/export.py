@@ -23,7 +23,7 @@ from edgeft.adapter_config import read_adapter_config
 from edgeft.base import resolve
 from edgeft.benchmarks import parity, quality
 from edgeft.dataset import fingerprint, load_examples
-from edgeft.errors import EdgeftError, InputError, MissingExtra
+from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra
 from edgeft.formats import Format, check_quants, format_named, load
 from edgeft.merge import MergeBase, Merged, adapter_manifest, open_merged, to_json
 from edgeft.progress import say
@@ -187,7 +187,7 @@ def _parity(row: Format, quant: str, path: Path, merged: Merged, threads: int) -
                 merged.base, threads, weights=weights,
                 config=merged.config, tokenizer=merged.tokenizer,
             )  # fmt: skip
-        except MissingExtra as missing:
+        except (MissingExtra, FormatError) as missing:
             say(f"greedy tokens not compared with the float32 model: {missing}")
             return facts | {"greedy": f"not compared: {missing.message}"}
         with reference:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import FormatError, did_you_mean
+from edgeft.errors import FormatError, did_you_mean, require
 from edgeft.models.derived import DERIVED
 from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
@@ -85,18 +85,8 @@ class Card:
         """A hyper-parameter as `hparams` names it; None where the model has none."""
         known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
-        found = known.get(key)
+        found = known.get(key) if derive or not key.startswith("=") else known.get(key[1:])
         return derive(known) if found is None and derive else found
-
-    def parameter(self, name: str) -> tuple[str, int | None, int, int]:
-        """Where transformers keeps a tensor of the checkpoint: (parameter, expert, part, parts)."""
-        general, numbers = generalize(name)
-        for parameter, parts in self.fused.items():
-            if general in parts:
-                return fill(parameter, numbers), numbers[1], parts.index(general), len(parts)
-        for now, stored in self.modules.items():
-            name = name.replace(stored, now)
-        return name, None, 0, 1
 
     def check_runs(self, config: dict[str, Any]) -> None:
         """FormatError where llama.cpp would silently compute something else than this model."""
@@ -145,6 +135,18 @@ def card_for(config: dict[str, Any]) -> Card:
             return card
     known = [name for card in cards() for name in card.architectures]
     raise FormatError(f"no model card for architecture {wanted!r}", did_you_mean(wanted, known))
+
+
+def transformers_class(config: dict[str, Any]) -> Any:
+    """transformers' class of a model; FormatError where it has none."""
+    name = (config.get("architectures") or ["(none named)"])[0]
+    found = getattr(require("transformers", "train"), name, None)
+    if found is None:
+        raise FormatError(
+            f"transformers has no {name}, and code that comes with a model is never run",
+            "merge-export --format gguf makes a file that runs",
+        )
+    return found
 
 
 def card_for_gguf(arch: str) -> Card:

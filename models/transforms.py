@@ -84,6 +84,34 @@ class Vector(Transform):
         return values[None]
 
 
+class MLAKeys(Transform):
+    """kv_b_proj (heads * (key + value), rank) -> its keys, (heads, rank, key): for each head the
+    transpose, with which llama.cpp takes a query to the compressed keys."""
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        return config["num_attention_heads"], shape[1], config["qk_nope_head_dim"]
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        heads, rank, key = self.shape(shape, config)
+        head, column = np.divmod(np.arange(heads * rank)[rows], rank)
+        used, which = np.unique(head, return_inverse=True)
+        starts = used * (shape[0] // heads)
+        values = read((starts[:, None] + np.arange(key)).reshape(-1))
+        return values.reshape(len(used), key, rank)[which, :, column]
+
+
+class MLAValues(Transform):
+    """kv_b_proj -> its values, (heads, value, rank)."""
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        return config["num_attention_heads"], config["v_head_dim"], shape[1]
+
+    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        heads, width, _ = self.shape(shape, config)
+        head, row = np.divmod(np.arange(heads * width)[rows], width)
+        return read(head * (shape[0] // heads) + config["qk_nope_head_dim"] + row)
+
+
 def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.intp]:
     """(head, half, i) -> (head, i, half): rotary halves become neighbouring pairs."""
     return np.arange(rows).reshape(heads, 2, -1).swapaxes(1, 2).reshape(-1)
@@ -112,4 +140,6 @@ TRANSFORMS: dict[str, Transform] = {
     "plus_one": Plus(1.0),
     "qkv_of_heads": Pick(_qkv_of_heads),
     "vector": Vector(),
+    "mla_keys": MLAKeys(),
+    "mla_values": MLAValues(),
 }

@@ -6,12 +6,18 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
+from families import TINY, make_tiny
 from tiny import make_base, make_chats
 
 # Threads that spin at barriers fight on two cores; before anything loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+Family = Callable[[str], tuple[Path, Path, Any]]
+"""case of `families.TINY` -> (base folder, adapter folder, the live model)"""
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,16 @@ def edgeft(capfd: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
         return Ran(int(exit_.value.code or 0), out, err)
 
     return run
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory) -> Family:
+    """The tiny model of a family and its adapter; each made once."""
+    made: dict[str, tuple[Path, Path, Any]] = {}
+
+    def build(case: str) -> tuple[Path, Path, Any]:
+        if case not in made:
+            made[case] = make_tiny(tmp_path_factory.mktemp(case), TINY[case])
+        return made[case]
+
+    return build

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_families import MOE, SMALL, Tiny, make_tiny
+from families import MOE, SMALL, Tiny, make_tiny
 from tiny import make_base, make_tokenizer
 
 from edgeft import stage

@@ -50,6 +50,7 @@ class ReferenceRuntime:
         self._torch = torch = require("torch", "train")
         transformers = require("transformers", "train")
         transformers.utils.logging.disable_progress_bar()
+        architecture = models.transformers_class(read_json(path / "config.json"))
         if threads:
             torch.set_num_threads(threads)
         architecture = models.transformers_class(read_json(path / "config.json"))

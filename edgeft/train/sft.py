@@ -20,7 +20,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -251,6 +251,7 @@ def _run(
         torch = require("torch", "train")
         peft = require("peft", "train")
         transformers = require("transformers", "train")
+        models.transformers_class(read_json(options.base / "config.json"))
         from edgeft.train.trainer import AnswerTrainer, ProgressCallback, as_dataset, collate
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -258,8 +259,7 @@ def _run(
         say(f"base in NF4, {'kept in 4 bits' if options.keep_4bit else 'dequantized once'}, "
             f"computing in {str(compute).removeprefix('torch.')} on {device}")  # fmt: skip
         model = _frozen_base(torch, transformers, options, compute, device)
-        targets = list(options.target_modules or card.lora_targets)
-        _check_targets(model, targets)
+        targets = _targets(model, options.target_modules, card)
         transformers.set_seed(options.seed)  # here, so that loading cannot change the start
         model = peft.get_peft_model(
             model,
@@ -382,11 +382,13 @@ def _frozen_base(
     return model.to(device=device, dtype=compute)
 
 
-def _check_targets(model: Any, targets: list[str]) -> None:
+def _targets(model: Any, asked: Sequence[str], card: models.Card) -> list[str]:
+    """The modules that were asked for, or those of the card: a family may lack some in one size."""
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = [target for target in targets if target.rpartition(".")[2] not in names]
+    missing = [target for target in asked if target.rpartition(".")[2] not in names]
     if missing:
         raise InputError(f"the model has no modules named {', '.join(missing)}", "--target-modules")
+    return list(asked) or [target for target in card.lora_targets if target in names]
 
 
 def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_families import TINY, make_tiny
+from families import TINY, make_tiny
 
 from edgeft.benchmarks.parity import PROMPTS, Expected, check_live, expect
 from edgeft.converters import gguf

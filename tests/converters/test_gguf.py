@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_families import MOE, TEXT, Tiny, make_tiny
+from families import MOE, TEXT, Tiny, make_tiny
 from test_ggml import llama_quantize, read
 
 from edgeft.activations import collect
