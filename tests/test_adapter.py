@@ -388,7 +388,7 @@ def test_a_weight_stored_as_in_by_out(
     from edgeft import models
 
     card = models.Card(
-        "gpt2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
+        "gpt2", "GPT-2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
         {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
     )  # fmt: skip
     monkeypatch.setattr(models, "cards", lambda: (card,))
