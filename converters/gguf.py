@@ -10,7 +10,6 @@ proved on the finished file (`edgeft.benchmarks.parity`).
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
+from edgeft.converters import _vocab
 from edgeft.converters._ggml import FILE_TYPE, mixture, quantize
 from edgeft.errors import FormatError, ProofError
 from edgeft.merge import Merged
 from edgeft.models.transforms import FORWARD
-from edgeft.template import ChatTemplate, read_json
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""gguf.TokenType"""
 
 
 def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, Any]:
@@ -49,7 +45,7 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     writer = GGUFWriter(out, card.gguf_arch)
     try:
         _metadata(writer, merged, quant)
-        _vocabulary(writer, merged.base, config)
+        _vocab.write(writer, merged.base, shapes["token_embd.weight"][0])
         for gguf_name, qtype in types.items():
             _announce(writer, gguf_name, shapes[gguf_name], qtype)
         writer.write_header_to_file()
@@ -134,50 +130,3 @@ def _metadata(writer: Any, merged: Merged, quant: str) -> None:
         raise FormatError(f"GGUF export does not write rope scaling {kind!r} yet")
     theta = rope.get("rope_theta") or config.get("rope_theta") or 10000.0
     writer.add_float32(f"{card.gguf_arch}.rope.freq_base", theta)
-
-
-def _vocabulary(writer: Any, folder: Path, config: dict[str, Any]) -> None:
-    tokenizer = read_json(folder / "tokenizer.json")
-    model = tokenizer.get("model") or {}
-    steps = models.pretokenizer_steps(tokenizer.get("pre_tokenizer"))
-    known = {steps: name for name, steps in models.pretokenizers().items()}
-    if model.get("type") != "BPE" or steps not in known or tokenizer.get("normalizer"):
-        raise FormatError(
-            f"GGUF export does not know the tokenizer of {folder.name}: {model.get('type')} with "
-            f"pre-tokenizer {json.dumps(tokenizer.get('pre_tokenizer'))[:80]}"
-        )
-    texts: dict[int, tuple[str, int]] = {
-        index: (token, NORMAL) for token, index in model["vocab"].items()
-    }
-    for entry in tokenizer.get("added_tokens", []):
-        kind = CONTROL if entry.get("special") else USER_DEFINED
-        texts[entry["id"]] = (entry["content"], kind)
-    size = max(config["vocab_size"], max(texts) + 1)
-    rows = [texts.get(i, (f"[PAD{i}]", UNUSED)) for i in range(size)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(known[steps])
-    writer.add_token_list([text for text, _ in rows])
-    writer.add_token_types([kind for _, kind in rows])
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    writer.add_token_merges(merges)
-    _special_tokens(writer, folder, {text: i for i, (text, _) in enumerate(rows)})
-
-
-def _special_tokens(writer: Any, folder: Path, ids: dict[str, int]) -> None:
-    """Ids of bos, eos and friends, every token that ends a turn, and the template."""
-    config = read_json(folder / "tokenizer_config.json")
-    chat = ChatTemplate.from_folder(folder)
-    if chat.bos_token in ids:
-        writer.add_bos_token_id(ids[chat.bos_token])
-    for key, add in (("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id)):
-        token = config.get(f"{key}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in ids:
-            add(ids[text])
-    # llama.cpp ends a turn at eos, eot and eom; it also knows common names such as <|im_end|>.
-    slots = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, stop in zip(slots, chat.stops, strict=False):
-        add(ids[stop])
-    writer.add_add_bos_token(bool(config.get("add_bos_token", False)))
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(chat.source)

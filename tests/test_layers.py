@@ -20,8 +20,21 @@ ROOTS = {
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgeft.errors",),
-    ("edgeft.formats", "edgeft.records", "edgeft.models", "edgeft.progress"),
-    ("edgeft.stage", "edgeft.checkpoint", "edgeft.template", "edgeft.dataset", "edgeft.nf4"),
+    (
+        "edgeft.formats",
+        "edgeft.records",
+        "edgeft.models",
+        "edgeft.progress",
+        "edgeft.sentencepiece",
+    ),
+    (
+        "edgeft.stage",
+        "edgeft.checkpoint",
+        "edgeft.template",
+        "edgeft.dataset",
+        "edgeft.nf4",
+        "edgeft.vocabulary",
+    ),
     ("edgeft.train", "edgeft.merge", "edgeft.base", "edgeft.converters", "edgeft.runtimes"),
     ("edgeft.benchmarks",),
     ("edgeft.export", "edgeft.report"),
@@ -42,6 +55,7 @@ ALLOWED = {
     ("edgeft.converters", "edgeft.merge"): "a converter consumes the Merged view",
     ("edgeft.dataset", "edgeft.template"): "examples become ids through the one chat template",
     ("edgeft.converters.gguf", "edgeft.converters._ggml"): "its quantizer, private to it",
+    ("edgeft.converters.gguf", "edgeft.converters._vocab"): "its vocabulary, private to it",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""
