@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import random
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
 from edgeft.converters import _vocab
 from edgeft.runtimes.gguf import _llama_cpp
-from edgeft.template import ChatTemplate
+from edgeft.template import ChatTemplate, tokenizer_json
 
 
 def vocabulary_size(tokenizer: dict[str, Any]) -> int:
@@ -18,7 +20,10 @@ def vocabulary_size(tokenizer: dict[str, Any]) -> int:
     return max(ids) + 1
 
 
-def write_gguf(folder: Path, out: Path, size: int, name: str = "test") -> Path:
+def write_gguf(
+    folder: Path, out: Path, size: int | None = None, name: str = "test", pre: str = ""
+) -> Path:
+    """A vocabulary-only GGUF; `pre` overwrites the name of the pre-tokenizer."""
     from gguf import GGUFWriter
 
     writer = GGUFWriter(out, "llama")
@@ -27,7 +32,9 @@ def write_gguf(folder: Path, out: Path, size: int, name: str = "test") -> Path:
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_head_count(1)
-    _vocab.write(writer, folder, size)
+    _vocab.write(writer, folder, size or vocabulary_size(tokenizer_json(folder)))
+    if pre:
+        writer.kv_data[0]["tokenizer.ggml.pre"].value = pre
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -104,3 +111,43 @@ def random_texts(count: int, seed: int = 0) -> list[str]:
         "".join(part() + draw.choice(("", " ", "")) for _ in range(draw.randint(1, 12)))
         for _ in range(count)
     ]
+
+
+def trained(texts: Iterable[str], size: int, bytes_: bool = True) -> dict[str, Any]:
+    """The `model` of a BPE that merges across anything, so that every cut before it shows."""
+    from tokenizers import Tokenizer, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+
+    tokenizer: Any = Tokenizer(BPE())
+    alphabet = []
+    if bytes_:
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    assert isinstance(model, dict)
+    return model
+
+
+def write_folder(folder: Path, tokenizer: dict[str, Any], **config: Any) -> Path:
+    """A folder with tokenizer.json, and tokenizer_config.json from the rest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "tokenizer.json").write_text(json.dumps({"version": "1.0", **tokenizer}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    return folder
+
+
+def train_sentencepiece(out: Path, texts: Iterable[str], size: int, **options: Any) -> Any:
+    """Write a tokenizer.model with sentencepiece's own trainer; returns its processor."""
+    import io
+
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, vocab_size=size, minloglevel=2,
+        hard_vocab_limit=False, num_threads=1, **options,
+    )  # fmt: skip
+    out.write_bytes(model.getvalue())
+    return sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
