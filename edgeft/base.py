@@ -92,7 +92,13 @@ def _packaged(source: models.Source) -> Path:
 def _download(name: str) -> Path:
     hub = require("huggingface_hub", "train")
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        patterns = [
+            "*.json",
+            "*.safetensors",
+            "*.jinja",
+            "tokenizer.model",
+            "tokenization_chatglm.py",
+        ]
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001
         # The hub's client raises a dozen unrelated types; for the user they are one thing.

@@ -83,7 +83,12 @@ def test_chatglm_has_its_own_tokens_after_the_pieces(tmp_path: Path) -> None:
     for i, text in enumerate((*CHATGLM, *CHATGLM_ROLES)):
         assert encode(text) == [size + i]
     # Like its tokenizer, which cuts at the tokens and gives each part to sentencepiece.
-    assert encode("[gMASK]sop<|user|>\n hi") == [size + 1, size + 3, size + 6, *oracle.encode("\n hi")]
+    assert encode("[gMASK]sop<|user|>\n hi") == [
+        size + 1,
+        size + 3,
+        size + 6,
+        *oracle.encode("\n hi"),
+    ]
     assert not [text for text in TEXTS if "\0" not in text and encode(text) != oracle.encode(text)]
     chat = ChatTemplate.from_folder(tmp_path)
     assert chat.stops == ("</s>", "<|user|>", "<|observation|>")
@@ -128,7 +133,14 @@ def test_broken_files_are_one_line(tmp_path: Path) -> None:
     file = tmp_path / "tokenizer.model"
     train_sentencepiece(file, CORPUS, SIZE, **KINDS["llama"])
     whole = file.read_bytes()
-    for broken in (b"", b"{}", whole[:5000], whole[1:], b"\x0a\xff\xff\xff\xff\xff\xff", b"\xff" * 99):
+    for broken in (
+        b"",
+        b"{}",
+        whole[:5000],
+        whole[1:],
+        b"\x0a\xff\xff\xff\xff\xff\xff",
+        b"\xff" * 99,
+    ):
         file.write_bytes(broken)
         with pytest.raises(InputError, match=r"tokenizer\.model is not a SentencePiece model") as e:
             load_tokenizer(tmp_path)

@@ -138,7 +138,12 @@ def test_ignore_merges_matters_only_where_a_token_is_out_of_reach(
 
 SPACES = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
 PREPEND = {"type": "Prepend", "prepend": "\u2581"}
-METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "first", "split": False}
+METASPACE = {
+    "type": "Metaspace",
+    "replacement": "\u2581",
+    "prepend_scheme": "first",
+    "split": False,
+}
 STYLES: dict[str, dict[str, Any]] = {
     "llama": {"normalizer": {"type": "Sequence", "normalizers": [PREPEND, SPACES]}},
     "mistral": {"normalizer": None, "pre_tokenizer": METASPACE},
@@ -206,7 +211,9 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
     for name in ("mine", "Phi-3-mini"):
         file = write_gguf(folder, tmp_path / "x.gguf", name=name)
         with LlamaCpp(file) as model:
-            assert model.encode("<turn>  a") == encoder(folder)("<turn>  a") == model.encode("<turn>a")
+            assert (
+                model.encode("<turn>  a") == encoder(folder)("<turn>  a") == model.encode("<turn>a")
+            )
             check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
