@@ -82,7 +82,7 @@ PACK = 24
 
 def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
     """Every torture text and every added token gives the tokenizer's ids; the stops are there."""
-    wanted, in_prompt = encoder(folder), _prompt_form(folder)
+    wanted, (in_prompt, conditions) = encoder(folder), _prompt_form(folder)
     added = [text for i, text in id_to_token(folder).items() if i < model.vocab_size]
     packs = [added[i : i + PACK] for i in range(0, len(added), PACK)]
     texts = [*TORTURE, *added]
@@ -103,25 +103,28 @@ def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
         raise ProofError(f"the artifact does not stop at {', '.join(lost)}")
     if model.chat.source != chat.source:
         raise ProofError("the artifact carries another chat template")
-    prompts = [[Message("user", text)] for text in PROMPTS[:1]]
-    if any(model.chat.render(prompt) != chat.render(prompt) for prompt in prompts):
+    rendered = chat.render([Message("user", PROMPTS[0])])
+    if model.chat.render([Message("user", PROMPTS[0])]) != rendered:
         raise ProofError(
             "the artifact's chat template renders another text",
-            "does it use a token that GGUF has no name for?",
+            "does it use a token that the file does not name?",
         )
-    return {"texts": len(texts), "stops": list(chat.stops), "template": chat.fingerprint}
+    if model.encode(rendered) != wanted(rendered):
+        raise ProofError(f"the artifact cuts the prompt {rendered[:80]!r} differently")
+    facts = {"texts": len(texts), "stops": list(chat.stops), "template": chat.fingerprint}
+    return {**facts, **({"only_for": conditions} if conditions else {})}
 
 
-def _prompt_form(folder: Path) -> Callable[[str], str]:
-    """A text as it has to look for a runtime that knows less of texts than the tokenizer does.
+def _prompt_form(folder: Path) -> tuple[Callable[[str], str], list[str]]:
+    """Texts as they have to be for a runtime that knows less of them, and the conditions in words.
 
     llama.cpp does not normalize, so that texts are compared in NFC; it adds a space before every
     run of text or before none, so that where only the first word gets one the text begins with the
     bos, as chats do; and it cannot tell U+2581 from the spaces that it stands for.
     """
     tokenizer = tokenizer_json(folder)
-    normalizers = models.pretokenizer_parts(tokenizer.get("normalizer"))
-    cuts = models.pretokenizer_parts(tokenizer.get("pre_tokenizer"))
+    normalizers = models.flat_parts(tokenizer.get("normalizer"))
+    cuts = models.flat_parts(tokenizer.get("pre_tokenizer"))
     nfc = any(part["type"] == "NFC" for part in normalizers)
     first = any(cut.get("prepend_scheme") == "first" for cut in cuts)
     bos = special_tokens(folder).get("bos_token", "") if first else ""
@@ -133,7 +136,12 @@ def _prompt_form(folder: Path) -> Callable[[str], str]:
         text = text.replace(SPACE, " ") if runs else text
         return bos + (unicodedata.normalize("NFC", text) if nfc else text)
 
-    return form
+    conditions = {
+        "texts in NFC": nfc,
+        f"texts after {bos}": bool(bos),
+        "texts without U+2581": bool(runs),
+    }
+    return form, [words for words, needed in conditions.items() if needed]
 
 
 def _shortest(text: str, fails: Callable[[str], bool]) -> str:

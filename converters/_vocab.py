@@ -69,7 +69,7 @@ def write(writer: Any, folder: Path, vocab_size: int) -> None:
 
 
 def _write_byte_level(writer: Any, tokenizer: dict[str, Any], rows: Rows) -> None:
-    for part in models.pretokenizer_parts(tokenizer.get("normalizer")):
+    for part in models.flat_parts(tokenizer.get("normalizer")):
         # llama.cpp normalizes nothing. Nearly all text is NFC already; the proof compares such.
         if part["type"] != "NFC":
             raise FormatError(f"normalizer {part['type']}")
@@ -118,8 +118,8 @@ def _write_sentencepiece(writer: Any, folder: Path, tokenizer: dict[str, Any], r
 
 def _space_prefix(tokenizer: dict[str, Any]) -> bool:
     """Does llama.cpp have to put a space before the text (and after each special token)?"""
-    normalizers = models.pretokenizer_parts(tokenizer.get("normalizer"))
-    cuts = models.pretokenizer_parts(tokenizer.get("pre_tokenizer"))
+    normalizers = models.flat_parts(tokenizer.get("normalizer"))
+    cuts = models.flat_parts(tokenizer.get("pre_tokenizer"))
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
     prepend = {"type": "Prepend", "prepend": SPACE}
     # After the normalizer there are no spaces to cut at (Gemma).

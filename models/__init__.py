@@ -129,17 +129,17 @@ def pretokenizer_json(pre: PreTokenizer) -> dict[str, Any]:
 
 def pretokenizer_steps(entry: dict[str, Any] | None) -> tuple[str, ...]:
     """The way back: steps of a `pre_tokenizer` entry; FormatError names the one without a word."""
-    return tuple(step for part in pretokenizer_parts(entry) if (step := _step(part)))
+    return tuple(step for part in flat_parts(entry) if (step := _step(part)))
 
 
-def pretokenizer_parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
+def flat_parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
     """An entry of `pre_tokenizer` or `normalizer` as a flat list."""
     if not entry:
         return []
     inner = entry.get("pretokenizers") or entry.get("normalizers")
     if entry.get("type") != "Sequence":
         return [entry]
-    return [part for item in inner or [] for part in pretokenizer_parts(item)]
+    return [part for item in inner or [] for part in flat_parts(item)]
 
 
 def _step_json(step: str) -> dict[str, Any]:

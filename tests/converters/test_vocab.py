@@ -113,7 +113,7 @@ def test_other_spellings_of_the_same_cut(tmp_path: Path, greedy: dict[str, Any])
 def test_texts_are_compared_in_nfc(tmp_path: Path, greedy: dict[str, Any]) -> None:
     folder = byte_level(tmp_path / "a", greedy, "qwen2", normalizer={"type": "NFC"})
     with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model:
-        check_tokens(model, folder)  # type: ignore[arg-type]
+        assert check_tokens(model, folder)["only_for"] == ["texts in NFC"]  # type: ignore[arg-type]
         assert model.encode("e\u0301") != encoder(folder)("e\u0301") == model.encode("é")
 
 
@@ -176,7 +176,10 @@ def sentencepiece_style(folder: Path, spm: Path, style: str) -> Path:
         run = "\u2581\u2581"
         added.append(added_token(tokenizer["model"]["vocab"][run], run, special=False))
     tokenizer = {**tokenizer, "added_tokens": added, **STYLES[style]}
-    return write_folder(folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    return write_folder(
+        folder, tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>",
+        chat_template="{{ bos_token }}{{ messages[0].content }}",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("scores", ["merges", "tokenizer.model"])
@@ -198,6 +201,19 @@ def test_sentencepiece_bpe(tmp_path: Path, spm: Path, style: str, scores: str) -
     base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in texts if again(text) != wanted(text)]
+
+
+def test_a_space_before_the_first_word_only_needs_a_chat_that_begins_with_bos(
+    tmp_path: Path, spm: Path
+) -> None:
+    folder = sentencepiece_style(tmp_path / "a", spm, "mistral")
+    with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model:
+        facts = check_tokens(model, folder)  # type: ignore[arg-type]
+        assert facts["only_for"] == ["texts after <s>"]
+    (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model:
+        with pytest.raises(ProofError, match="cuts the prompt 'What is the capital"):
+            check_tokens(model, folder)  # type: ignore[arg-type]
 
 
 def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None:
