@@ -160,7 +160,11 @@ def _folder_json(file: Path, _changed: int, config: str, code: str) -> dict[str,
         raise FormatError(
             f"{file}: user-defined pieces beside a space prefix have no tokenizer.json equivalent"
         )
-    settings = json.loads(config or "{}")
+    try:
+        settings = json.loads(config or "{}")
+    except ValueError as error:
+        config_file = file.parent / "tokenizer_config.json"
+        raise InputError(f"{config_file} is not JSON: {error}") from None
     size = len(model.pieces)
     added = {
         int(i): added_token(int(i), token["content"], bool(token.get("special")))

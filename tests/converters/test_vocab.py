@@ -211,9 +211,11 @@ def test_a_space_before_the_first_word_only_needs_a_chat_that_begins_with_bos(
         facts = check_tokens(model, folder)  # type: ignore[arg-type]
         assert facts["only_for"] == ["texts after <s>"]
     (folder / "chat_template.jinja").write_text("{{ messages[0].content }}")
-    with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model:
-        with pytest.raises(ProofError, match="cuts the prompt 'What is the capital"):
-            check_tokens(model, folder)  # type: ignore[arg-type]
+    with (
+        LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model,
+        pytest.raises(ProofError, match="cuts the prompt 'What is the capital"),
+    ):
+        check_tokens(model, folder)  # type: ignore[arg-type]
 
 
 def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None:
