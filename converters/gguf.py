@@ -11,7 +11,6 @@ into the same ids is proved on the finished file (`edgeft.benchmarks.parity`).
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import deque
@@ -24,8 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models
 from edgeft.checkpoint import Array
+from edgeft.converters import _vocab
 from edgeft.converters._ggml import quantize
 from edgeft.converters._metadata import metadata, rope_factors
 from edgeft.converters._mixture import FILE_TYPE, mixture, needs_importance
@@ -33,10 +32,6 @@ from edgeft.converters._tensors import Part, Target, targets
 from edgeft.errors import FormatError, ProofError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
-from edgeft.template import ChatTemplate, read_json
-
-NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-"""gguf.TokenType"""
 
 BLOCK_BYTES = 4 << 20
 """float32 that one thread merges and quantizes at a time"""
@@ -81,7 +76,7 @@ def convert(
         _header(writer, merged, quant, keys)
         if imatrix:
             _mark(writer, imatrix)
-        _vocabulary(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
+        _vocab.write(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
         for name, qtype in types.items():
             shape = factors[name].shape if name in factors else wanted[name].shape
             _announce(writer, name, shape, qtype)
@@ -228,50 +223,3 @@ def _header(writer: Any, merged: Merged, quant: str, keys: dict[str, Any]) -> No
               str: writer.add_string, list: writer.add_array}  # fmt: skip
     for key, value in keys.items():
         adders[type(value)](key, value)
-
-
-def _vocabulary(writer: Any, folder: Path, vocab_size: int) -> None:
-    tokenizer = read_json(folder / "tokenizer.json")
-    model = tokenizer.get("model") or {}
-    steps = models.pretokenizer_steps(tokenizer.get("pre_tokenizer"))
-    known = {steps: name for name, steps in models.pretokenizers().items()}
-    if model.get("type") != "BPE" or steps not in known or tokenizer.get("normalizer"):
-        raise FormatError(
-            f"GGUF export does not know the tokenizer of {folder.name}: {model.get('type')} with "
-            f"pre-tokenizer {json.dumps(tokenizer.get('pre_tokenizer'))[:80]}"
-        )
-    texts: dict[int, tuple[str, int]] = {
-        index: (token, NORMAL) for token, index in model["vocab"].items()
-    }
-    for entry in tokenizer.get("added_tokens", []):
-        kind = CONTROL if entry.get("special") else USER_DEFINED
-        texts[entry["id"]] = (entry["content"], kind)
-    size = max(vocab_size, max(texts) + 1)
-    rows = [texts.get(i, (f"[PAD{i}]", UNUSED)) for i in range(size)]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(known[steps])
-    writer.add_token_list([text for text, _ in rows])
-    writer.add_token_types([kind for _, kind in rows])
-    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    writer.add_token_merges(merges)
-    _special_tokens(writer, folder, {text: i for i, (text, _) in enumerate(rows)})
-
-
-def _special_tokens(writer: Any, folder: Path, ids: dict[str, int]) -> None:
-    """Ids of bos, eos and friends, every token that ends a turn, and the template."""
-    config = read_json(folder / "tokenizer_config.json")
-    chat = ChatTemplate.from_folder(folder)
-    if chat.bos_token in ids:
-        writer.add_bos_token_id(ids[chat.bos_token])
-    for key, add in (("unk", writer.add_unk_token_id), ("pad", writer.add_pad_token_id)):
-        token = config.get(f"{key}_token")
-        text = token.get("content") if isinstance(token, dict) else token
-        if text in ids:
-            add(ids[text])
-    # llama.cpp ends a turn at eos, eot and eom; it also knows common names such as <|im_end|>.
-    slots = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
-    for add, stop in zip(slots, chat.stops, strict=False):
-        add(ids[stop])
-    writer.add_add_bos_token(bool(config.get("add_bos_token", False)))
-    writer.add_add_space_prefix(False)
-    writer.add_chat_template(chat.source)

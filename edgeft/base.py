@@ -20,12 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models, stage
+from edgeft import models, stage, vocabulary
 from edgeft.checkpoint import Spec, write_safetensors
 from edgeft.errors import FormatError, InputError, did_you_mean, require
-
-CONTROL, USER_DEFINED = 3, 4
-"""gguf.TokenType"""
 
 IMPORTED = ("llama", "qwen2")
 """families whose config.json can be told from the header alone"""
@@ -102,7 +99,13 @@ def _packaged(source: models.Source) -> Path:
 def _download(name: str) -> Path:
     hub = require("huggingface_hub", "train")
     try:
-        patterns = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+        patterns = [
+            "*.json",
+            "*.safetensors",
+            "*.jinja",
+            "tokenizer.model",
+            "tokenization_chatglm.py",
+        ]
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except Exception as error:  # noqa: BLE001
         # The hub's client raises a dozen unrelated types; for the user they are one thing.
@@ -157,36 +160,17 @@ def _config(reader: Any, card: models.Card) -> dict[str, Any]:
 
 def _write_tokenizer(reader: Any, folder: Path, config: dict[str, Any]) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
-    kind, pre = _meta(reader, "tokenizer.ggml.model"), _meta(reader, "tokenizer.ggml.pre", "gpt-2")
-    steps = models.pretokenizers().get(pre)
-    if kind != "gpt2" or steps is None:
-        raise FormatError(
-            f"GGUF import does not read {kind} vocabularies with pre-tokenizer {pre!r}",
-            "use the Hugging Face folder of this model",
-        )
-    tokens = _meta(reader, "tokenizer.ggml.tokens")
-    types = _meta(reader, "tokenizer.ggml.token_type")
-    added = [
-        {"id": i, "content": tokens[i], "special": kind == CONTROL, "single_word": False,
-         "lstrip": False, "rstrip": False, "normalized": False}
-        for i, kind in enumerate(types) if kind in (CONTROL, USER_DEFINED)
-    ]  # fmt: skip
-    merges = [merge.split(" ", 1) for merge in _meta(reader, "tokenizer.ggml.merges")]
-    _write_json(
-        folder / "tokenizer.json",
-        {
-            "version": "1.0",
-            "added_tokens": added,
-            "pre_tokenizer": models.pretokenizer_json(steps),
-            "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True,
-                        "use_regex": True},
-            "model": {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)},
-                      "merges": merges, "ignore_merges": pre == "llama-bpe"},
-        },
-    )  # fmt: skip
+    tokenizer = vocabulary.from_gguf(lambda key: _meta(reader, key))
+    tokens = {i: text for text, i in tokenizer["model"]["vocab"].items()}
+    _write_json(folder / "tokenizer.json", tokenizer)
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
     ids = {name: _meta(reader, f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
-    special = {f"{name}_token": tokens[i] for name, i in ids.items() if i is not None}
+    special: dict[str, Any] = {
+        f"{name}_token": tokens[i] for name, i in ids.items() if i is not None
+    }
+    for key in ("add_bos_token", "add_eos_token"):
+        if (value := _meta(reader, f"tokenizer.ggml.{key}")) is not None:
+            special[key] = bool(value)
     _write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
@@ -195,7 +179,10 @@ def _write_tokenizer(reader: Any, folder: Path, config: dict[str, Any]) -> None:
     template = _meta(reader, "tokenizer.chat_template")
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    ends = [_meta(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = list(dict.fromkeys(end for end in ends if end is not None))
     generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    generation |= {"eos_token_id": ends} if len(ends) > 1 else {}
     _write_json(
         folder / "generation_config.json",
         {key: value for key, value in generation.items() if value is not None},

@@ -20,7 +20,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError
+from edgeft import sentencepiece
+from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Message
 
 Encode = Callable[[str], list[int]]
@@ -34,6 +35,8 @@ ALPACA = """\
 {%- if add_generation_prompt -%}{{ '### Response:\\n' }}{%- endif -%}"""
 """For base models that come without a template (Stanford Alpaca's wording)."""
 
+_SPECIAL = ("bos", "eos", "unk", "pad")
+
 
 @dataclass(frozen=True)
 class ChatTemplate:
@@ -44,27 +47,26 @@ class ChatTemplate:
     stops: tuple[str, ...]
     """texts of the tokens that end the assistant's turn, the eos first"""
 
+    unk_token: str = ""
+    pad_token: str = ""
+
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
-        """Read a Hugging Face folder; `chat_template.jinja` goes before tokenizer_config.json.
-
-        That is the precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`.
-        """
-        config = read_json(folder / "tokenizer_config.json")
-        file = folder / "chat_template.jinja"
-        source = file.read_text(encoding="utf-8") if file.is_file() else config.get("chat_template")
-        if isinstance(source, list):
-            named = {entry["name"]: entry["template"] for entry in source}
-            source = named.get("default") or next(iter(named.values()), None)
-        eos = _token_text(config.get("eos_token"))
+        """Read a Hugging Face folder as transformers' tokenizers do (`_template_source`)."""
+        special = special_tokens(folder)
+        eos = special.get("eos_token", "")
         tokens = id_to_token(folder)
-        ids = eos_ids(folder)
-        stops = dict.fromkeys([eos, *(tokens[i] for i in ids if i in tokens)])
+        stops = dict.fromkeys([eos, *(tokens[i] for i in eos_ids(folder) if i in tokens)])
+        if _only_sentencepiece(folder) and "<|observation|>" in tokens.values():
+            # ChatGLM 3: its code, not its configuration, ends a turn where another role begins.
+            stops |= dict.fromkeys(["<|user|>", "<|observation|>"])
         return cls(
-            source=source or ALPACA,
-            bos_token=_token_text(config.get("bos_token")),
+            source=_template_source(folder) or ALPACA,
+            bos_token=special.get("bos_token", ""),
             eos_token=eos,
             stops=tuple(text for text in stops if text),
+            unk_token=special.get("unk_token", ""),
+            pad_token=special.get("pad_token", ""),
         )
 
     def render(self, messages: Iterable[Message], generation_prompt: bool = True) -> str:
@@ -81,6 +83,8 @@ class ChatTemplate:
                     add_generation_prompt=generation_prompt,
                     bos_token=self.bos_token,
                     eos_token=self.eos_token,
+                    unk_token=self.unk_token,
+                    pad_token=self.pad_token,
                 )
             )
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
@@ -89,7 +93,10 @@ class ChatTemplate:
 
     @property
     def fingerprint(self) -> str:
-        text = json.dumps([self.source, self.bos_token, self.eos_token, self.stops])
+        used = {
+            name: getattr(self, name) for name in ("unk_token", "pad_token") if name in self.source
+        }
+        text = json.dumps([self.source, self.bos_token, self.eos_token, self.stops, *used.items()])
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -130,14 +137,30 @@ def _turn_end(text: str, start: int, answer: str, stops: Sequence[str]) -> int:
     return min(ends, default=len(text))
 
 
+def tokenizer_json(folder: Path) -> dict[str, Any]:
+    """tokenizer.json of a folder, built from tokenizer.model where there is no such file."""
+    if (folder / "tokenizer.json").is_file():
+        return read_json(folder / "tokenizer.json")
+    if (folder / "tokenizer.model").is_file():
+        return sentencepiece.folder_json(folder)
+    raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The `tokenizers.Tokenizer` of a Hugging Face folder."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
-    if not file.is_file():
-        raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
-    return Tokenizer.from_file(str(file))
+    try:
+        if file.is_file():
+            return Tokenizer.from_file(str(file))
+        return Tokenizer.from_str(json.dumps(tokenizer_json(folder)))
+    except EdgeftError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        # The package raises nothing more special than Exception.
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{file} is not a tokenizer: {reason}") from None
 
 
 def encoder(folder: Path) -> Encode:
@@ -156,9 +179,57 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
 
 
 def id_to_token(folder: Path) -> dict[int, str]:
-    """Added (special) tokens of tokenizer.json by id."""
-    added = read_json(folder / "tokenizer.json").get("added_tokens", [])
+    """Added (special) tokens of the tokenizer by id."""
+    sentencepiece_only = _only_sentencepiece(folder)
+    read = tokenizer_json(folder) if sentencepiece_only else read_json(folder / "tokenizer.json")
+    added = read.get("added_tokens", [])
     return {entry["id"]: entry["content"] for entry in added}
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token, unk_token, pad_token and the like, where the tokenizer has them."""
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # written by transformers before 4.34
+        config |= read_json(folder / "special_tokens_map.json")
+    special = {f"{name}_token": _token_text(config.get(f"{name}_token")) for name in _SPECIAL}
+    special = {key: text for key, text in special.items() if text}
+    if _only_sentencepiece(folder):
+        names = {"<s>": "bos_token", "</s>": "eos_token", "<unk>": "unk_token"}
+        for text in id_to_token(folder).values():
+            if text in names:
+                special.setdefault(names[text], text)
+    return special
+
+
+def _template_source(folder: Path) -> str | None:
+    """chat_template.jinja and additional_chat_templates/ go before tokenizer_config.json.
+
+    That is the precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`;
+    chat_template.json belongs to processors, the last resort of a multimodal model.
+    """
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    named = {file.stem: _read_text(file) for file in more}
+    if (folder / "chat_template.jinja").is_file():
+        named["default"] = _read_text(folder / "chat_template.jinja")
+    source: Any = named
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        source = source or read_json(folder / name).get("chat_template")
+    if isinstance(source, list):
+        source = {entry["name"]: entry["template"] for entry in source}
+    if isinstance(source, dict):
+        source = source.get("default") or next(iter(source.values()), None)
+    return str(source) if source else None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8: {error}") from None
+
+
+def _only_sentencepiece(folder: Path) -> bool:
+    return (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -183,7 +254,8 @@ def _token_text(value: Any) -> str:
 @functools.lru_cache(maxsize=8)
 def _compiled(source: str) -> Any:
     """Compile as transformers does: same whitespace rules, same helper functions."""
-    import jinja2
+    import jinja2.nodes
+    from jinja2.ext import Extension
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     def raise_exception(message: str) -> None:
@@ -192,8 +264,22 @@ def _compiled(source: str) -> Any:
     def tojson(value: Any, ensure_ascii: bool = False, indent: Any = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
+    class Generation(Extension):
+        """{% generation %} marks what the model said; the text is that of its body."""
+
+        tags = {"generation"}  # noqa: RUF012
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            call = self.call_method("_body")
+            return jinja2.nodes.CallBlock(call, [], [], body).set_lineno(line)
+
+        def _body(self, caller: Any) -> Any:
+            return caller()
+
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = tojson
     environment.globals["raise_exception"] = raise_exception

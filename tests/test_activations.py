@@ -18,7 +18,7 @@ from edgeft.converters import gguf as converter
 from edgeft.errors import EdgeftError, InputError
 from edgeft.imatrix import Imatrix, Sums
 from edgeft.merge import open_merged
-from edgeft.models.transforms import FORWARD
+from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import BATCH, SEQUENCES, GGUFRuntime, _batches
 
 VOCABULARY = 265
@@ -221,7 +221,10 @@ def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, An
         for name in ("q", "k", "v", "o"):
             values = weights[f"{source}self_attn.{name}_proj.weight"]
             if name in "qk":
-                values = FORWARD[f"rope_{name}"](values, config.to_dict())
+                read, whole = values, slice(None)
+                values = TRANSFORMS[f"rope_{name}"].take(
+                    lambda rows, read=read: read[rows], whole, values.shape, config.to_dict()
+                )
             tensors[f"{target}attn_{'output' if name == 'o' else name}.weight"] = values
         gate_up = weights[f"{source}mlp.experts.gate_up_proj"]
         tensors |= {

@@ -20,7 +20,13 @@ ROOTS = {
 
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("edgeft.errors",),
-    ("edgeft.formats", "edgeft.records", "edgeft.models", "edgeft.progress"),
+    (
+        "edgeft.formats",
+        "edgeft.records",
+        "edgeft.models",
+        "edgeft.progress",
+        "edgeft.sentencepiece",
+    ),
     (
         "edgeft.stage",
         "edgeft.checkpoint",
@@ -32,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.adapter_tokenizer",
         "edgeft.adapter",
         "edgeft.imatrix",
+        "edgeft.vocabulary",
     ),
     (
         "edgeft.train",
@@ -72,6 +79,7 @@ ALLOWED = {
     ("edgeft.models", "edgeft.models"): "cards name transforms and derived values",
     ("edgeft.benchmarks.chain", "edgeft.report"): "a program of its own, which prints a table",
     ("edgeft.converters.gguf", "edgeft.converters._mixture"): "its choice of types, likewise",
+    ("edgeft.converters.gguf", "edgeft.converters._vocab"): "its vocabulary, private to it",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""

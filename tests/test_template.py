@@ -210,8 +210,12 @@ def test_fingerprint_changes_with_each_part() -> None:
         replace(one, source="S"), replace(one, bos_token="B"), replace(one, eos_token="E"),
         replace(one, stops=("t", "e")), replace(one, stops=("e",)),
         ChatTemplate("sb", "", "e", ("e", "t")),
+        replace(one, source="s {{ unk_token }}", unk_token="u"),
+        replace(one, source="s {{ unk_token }}", unk_token="v"),
+        replace(one, source="s {{ pad_token }}", pad_token="u"),
     ]  # fmt: skip
     assert one.fingerprint == ChatTemplate("s", "b", "e", ("e", "t")).fingerprint
+    assert one.fingerprint == replace(one, unk_token="u", pad_token="p").fingerprint, "not used"
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
 
 
@@ -250,6 +254,101 @@ def test_a_base_without_a_template_gets_alpacas(tmp_path: Path) -> None:
     )
     parts = spans(template, [Message("user", "U"), Message("assistant", "A")])
     assert parts == [("### Instruction:\nU\n\n### Response:\n", False), ("A</s>", True)]
+
+
+def wordlevel(path: Path, **config: Any) -> Path:
+    """A folder that transformers opens, too."""
+    from tokenizers import AddedToken, Tokenizer
+    from tokenizers.models import WordLevel
+
+    path.mkdir()
+    tokenizer: Any = Tokenizer(WordLevel({"?": 0}, unk_token="?"))
+    tokenizer.add_special_tokens([AddedToken(f"<{name}>", special=True) for name in "abcd"])
+    tokenizer.save(str(path / "tokenizer.json"))
+    config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<b>", **config}
+    return folder(path, tokenizer_config=config)
+
+
+NAMED = [{"name": "tool_use", "template": "list tool"}, {"name": "default", "template": "list"}]
+PLACES: dict[str, dict[str, Any]] = {
+    "config": {"config": "config"},
+    "list": {"config": NAMED},
+    "file": {"config": "config", "files": {"chat_template.jinja": "file"}},
+    "file over list": {"config": NAMED, "files": {"chat_template.jinja": "file"}},
+    "more files": {
+        "config": "config",
+        "files": {"chat_template.jinja": "file", "additional_chat_templates/rag.jinja": "rag"},
+    },
+    "a default among more files": {
+        "config": "config",
+        "files": {"additional_chat_templates/default.jinja": "D",
+                  "additional_chat_templates/a.jinja": "A"},
+    },
+    "all of them": {
+        "config": NAMED,
+        "files": {"chat_template.jinja": "file", "additional_chat_templates/rag.jinja": "rag",
+                  "chat_template.json": '{"chat_template": "json"}'},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_the_template_that_transformers_takes(tmp_path: Path, place: str) -> None:
+    from transformers import AutoTokenizer
+
+    path = wordlevel(tmp_path / "a", chat_template=PLACES[place]["config"])
+    for name, text in PLACES[place].get("files", {}).items():
+        (path / name).parent.mkdir(exist_ok=True)
+        (path / name).write_text(text)
+    theirs: Any = AutoTokenizer.from_pretrained(path)
+    assert ChatTemplate.from_folder(path).source == theirs.get_chat_template()
+
+
+def test_a_processors_template_is_the_last_resort(tmp_path: Path) -> None:
+    folder(tmp_path, tokenizer_config={}, chat_template={"chat_template": "json"})
+    assert ChatTemplate.from_folder(tmp_path).source == "json"
+
+
+EVERY = (
+    "{{ bos_token }}|{{ eos_token }}|{{ unk_token }}|{{ pad_token }}"
+    "{% for m in messages %}{% generation %} {{ m.content }}\n{% endgeneration %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_special_tokens_and_generation_blocks_as_transformers(tmp_path: Path, legacy: bool) -> None:
+    from transformers import AutoTokenizer
+
+    unknown = {"content": "<c>"} if legacy else {"content": "<c>", "__type": "AddedToken"}
+    tokens = {"bos_token": "<a>", "unk_token": unknown, "pad_token": "<d>"}
+    path = wordlevel(tmp_path / "a", chat_template=EVERY, **({} if legacy else tokens))
+    if legacy:  # before transformers 4.34 they were in a file of their own
+        folder(path, special_tokens_map={**tokens, "eos_token": "<a>"})
+    theirs: Any = AutoTokenizer.from_pretrained(path)
+    wanted = theirs.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
+    ours = ChatTemplate.from_folder(path)
+    assert ours.render([Message("user", "hi")], generation_prompt=False) == wanted
+    assert wanted == ("<a>|<a>|<c>|<d> hi\n" if legacy else "<a>|<b>|<c>|<d> hi\n")
+
+
+def test_add_bos_token_is_no_special_token(tmp_path: Path) -> None:
+    folder(tmp_path, tokenizer_config={"add_bos_token": True, "add_eos_token": True})
+    chat = ChatTemplate.from_folder(tmp_path)
+    assert (chat.bos_token, chat.eos_token, chat.stops) == ("", "", ())
+
+
+def test_broken_templates_and_tokenizers_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_bytes(b"{{ '\xff' }}")
+    with pytest.raises(InputError, match=r"chat_template\.jinja is not UTF-8: "):
+        ChatTemplate.from_folder(tmp_path)
+    for text in ("{", '{"model": {"type": "BPE"}}', '{"version": "9.9"}', "[]"):
+        (tmp_path / "tokenizer.json").write_text(text)
+        with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: ") as caught:
+            encoder(tmp_path)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "tokenizer.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: "):
+        encoder(tmp_path)
 
 
 def test_stops_are_the_eos_and_the_generation_configs_list(tmp_path: Path) -> None:

@@ -366,11 +366,16 @@ class GGUFRuntime:
         eos = text(lib.llama_vocab_eos(vocab))
         ends = [i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, i)]
         source = lib.llama_model_chat_template(self._model, None)
+        number = ctypes.create_string_buffer(16)
+        key = b"tokenizer.ggml.unknown_token_id"
+        known = lib.llama_model_meta_val_str(self._model, key, number, 16) > 0
         return ChatTemplate(
             source=source.decode("utf-8", "replace") if source else ALPACA,
             bos_token=text(lib.llama_vocab_bos(vocab)),
             eos_token=eos,
             stops=tuple(stop for stop in dict.fromkeys([eos, *map(text, ends)]) if stop),
+            unk_token=text(int(number.value)) if known else "",
+            pad_token=text(lib.llama_vocab_pad(vocab)),
         )
 
 

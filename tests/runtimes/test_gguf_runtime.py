@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,22 @@ def oracle(tiny_base: Path) -> Any:
     import transformers
 
     return transformers.AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
+
+
+def test_the_template_has_the_folders_tokens(tiny_base: Path, tmp_path: Path) -> None:
+    from edgeft.export import ExportOptions, export
+    from edgeft.template import ChatTemplate
+
+    folder = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["unk_token"] = "<|endoftext|>"
+    config["chat_template"] = "{{ unk_token }} {{ pad_token }} {{ bos_token }} {{ eos_token }}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    chat = ChatTemplate.from_folder(folder)
+    (exported,) = export(ExportOptions(out=tmp_path / "o", base=str(folder), quants=("f32",)))
+    with open_runtime(exported.path) as runtime:
+        assert runtime.chat.render([]) == chat.render([])
+        assert chat.render([]).split()[:2] == ["<|endoftext|>", "<|im_end|>"]
 
 
 def token_bytes(token: int) -> bytes:

@@ -1,0 +1,233 @@
+"""SentencePiece's tokenizer.model -> the equivalent tokenizer.json, without sentencepiece.
+
+    tokenizer = folder_json(Path("chatglm3-6b"))     # a dict; tokenizers.Tokenizer.from_str reads it
+    SentencePiece.read(Path("tokenizer.model")).pieces[3]         # Piece("<0x00>", 0.0, BYTE)
+
+The file is one protobuf message (sentencepiece_model.proto), of which a few fields matter. What it
+does to text: change characters by a table, drop spare spaces, put a space before the first word,
+write spaces as U+2581; then merge by score (BPE) or take the likeliest pieces (unigram).
+ChatGLM 2 and 3 have nothing but this file and Python code, which is not run: the tokens that the
+code adds are known.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import json
+import struct
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import FormatError, InputError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+"""kinds of pieces; GGUF has the same numbers"""
+SPACE = "\u2581"
+
+CHATGLM = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+CHATGLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+"""what tokenization_chatglm.py appends to the pieces, the roles since version 3"""
+
+
+@dataclass(frozen=True)
+class Piece:
+    text: str
+    score: float
+    kind: int
+
+
+@dataclass(frozen=True)
+class SentencePiece:
+    pieces: tuple[Piece, ...]
+    unigram: bool = False
+    charsmap: bytes = b""
+    """compiled table of character replacements (NFKC in most unigram models)"""
+    space_prefix: bool = True
+    strip_spaces: bool = False
+
+    @classmethod
+    def read(cls, path: Path) -> SentencePiece:
+        try:
+            return _model(path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"no such file: {path}") from None
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+            raise InputError(f"{path} is not a SentencePiece model: {error}") from None
+
+    def tokenizer_json(self, added: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+        """The same tokenizer in the `tokenizers` package's format, with more added tokens."""
+        special = [
+            added_token(i, piece.text, special=piece.kind != USER_DEFINED)
+            for i, piece in enumerate(self.pieces)
+            if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        ]
+        tokens = {token["id"]: token for token in [*special, *added]}
+        model = self._unigram() if self.unigram else self._bpe()
+        # The package numbers added tokens by itself, unless the vocabulary has them.
+        if self.unigram:
+            lowest = min(piece.score for piece in self.pieces)
+            for i in range(len(self.pieces), max(tokens, default=-1) + 1):
+                text = tokens[i]["content"] if i in tokens else f"[PAD{i}]"
+                model["vocab"].append([text, lowest])
+        else:
+            model["vocab"] |= {token["content"]: i for i, token in tokens.items()}
+        return {
+            "version": "1.0",
+            "added_tokens": [tokens[i] for i in sorted(tokens)],
+            "normalizer": {"type": "Sequence", "normalizers": list(self._normalizers())},
+            "pre_tokenizer": None,
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                    *([{"type": "Strip", "content": " ", "start": 1, "stop": 0}]
+                      if self.space_prefix else []),
+                ],
+            },
+            "model": model,
+        }  # fmt: skip
+
+    def _normalizers(self) -> Iterator[dict[str, Any]]:
+        if self.charsmap:
+            table = base64.b64encode(self.charsmap).decode("ascii")
+            yield {"type": "Precompiled", "precompiled_charsmap": table}
+        if self.strip_spaces:
+            yield {"type": "Strip", "strip_left": True, "strip_right": True}
+            yield {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
+        if self.space_prefix:
+            yield {"type": "Prepend", "prepend": SPACE}
+        yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+
+    def _unknown(self) -> int | None:
+        return next((i for i, p in enumerate(self.pieces) if p.kind == UNKNOWN), None)
+
+    def _byte_fallback(self) -> bool:
+        return any(piece.kind == BYTE for piece in self.pieces)
+
+    def _unigram(self) -> dict[str, Any]:
+        return {
+            "type": "Unigram", "unk_id": self._unknown(), "byte_fallback": self._byte_fallback(),
+            "vocab": [[piece.text, piece.score] for piece in self.pieces],
+        }  # fmt: skip
+
+    def _bpe(self) -> dict[str, Any]:
+        unknown = self._unknown()
+        return {
+            "type": "BPE", "dropout": None, "fuse_unk": True,
+            "unk_token": None if unknown is None else self.pieces[unknown].text,
+            "byte_fallback": self._byte_fallback(), "ignore_merges": False,
+            "vocab": {piece.text: i for i, piece in enumerate(self.pieces)},
+            "merges": self._merges(),
+        }  # fmt: skip
+
+    def _merges(self) -> list[tuple[str, str]]:
+        """Every way to put a piece together from two, the pieces with the best score first."""
+        parts = {p.text for p in self.pieces if p.kind in (NORMAL, USER_DEFINED, UNUSED)}
+        whole = [p for p in self.pieces if p.kind in (NORMAL, USER_DEFINED)]
+        whole.sort(key=lambda piece: -piece.score)
+        return [
+            (piece.text[:cut], piece.text[cut:])
+            for piece in whole
+            for cut in range(1, len(piece.text))
+            if piece.text[:cut] in parts and piece.text[cut:] in parts
+        ]
+
+
+def added_token(index: int, text: str, special: bool, rstrip: bool = False) -> dict[str, Any]:
+    """An entry of tokenizer.json's `added_tokens`, found in the text as it is written."""
+    return {"id": index, "content": text, "special": special, "single_word": False,
+            "lstrip": False, "rstrip": rstrip, "normalized": False}  # fmt: skip
+
+
+def folder_json(folder: Path) -> dict[str, Any]:
+    """tokenizer.json of a folder that has only tokenizer.model."""
+    file = folder / "tokenizer.model"
+    config = folder / "tokenizer_config.json"
+    code = folder / "tokenization_chatglm.py"
+    texts = tuple(p.read_text(encoding="utf-8") if p.is_file() else "" for p in (config, code))
+    return _folder_json(file, file.stat().st_mtime_ns, *texts)
+
+
+@functools.lru_cache(maxsize=2)
+def _folder_json(file: Path, _changed: int, config: str, code: str) -> dict[str, Any]:
+    model = SentencePiece.read(file)
+    if model.space_prefix and any(p.kind == USER_DEFINED for p in model.pieces):
+        raise FormatError(
+            f"{file}: user-defined pieces beside a space prefix have no tokenizer.json equivalent"
+        )
+    try:
+        settings = json.loads(config or "{}")
+    except ValueError as error:
+        config_file = file.parent / "tokenizer_config.json"
+        raise InputError(f"{config_file} is not JSON: {error}") from None
+    size = len(model.pieces)
+    added = {
+        int(i): added_token(int(i), token["content"], bool(token.get("special")))
+        for i, token in settings.get("added_tokens_decoder", {}).items()
+    }
+    if settings.get("tokenizer_class") == "ChatGLMTokenizer":
+        # Both versions have the same class name; only the third speaks of roles.
+        roles = CHATGLM_ROLES if "<|assistant|>" in config + code else ()
+        for i, text in enumerate((*CHATGLM, *roles), start=size):
+            added.setdefault(i, added_token(i, text, special=True))
+    return model.tokenizer_json(added.values())
+
+
+def _model(data: bytes) -> SentencePiece:
+    pieces: list[Piece] = []
+    trainer: dict[int, Any] = {}
+    normalizer: dict[int, Any] = {}
+    for field, value in _fields(data):
+        if field == 1:
+            piece = dict(_fields(value))
+            (score,) = struct.unpack("<f", piece.get(2, b"\0\0\0\0"))
+            pieces.append(Piece(piece[1].decode("utf-8"), score, piece.get(3, NORMAL)))
+        elif field == 2:
+            trainer = dict(_fields(value))
+        elif field == 3:
+            normalizer = dict(_fields(value))
+    kind = trainer.get(3, 1)
+    if not pieces or kind not in (1, 2):
+        raise ValueError("no pieces" if not pieces else "neither unigram nor BPE")
+    if trainer.get(24, 0) or not normalizer.get(5, 1):
+        raise ValueError("spaces after words, or not written as U+2581, are not known here")
+    return SentencePiece(
+        pieces=tuple(pieces),
+        unigram=kind == 1,
+        charsmap=normalizer.get(2, b""),
+        space_prefix=bool(normalizer.get(3, 1)),
+        strip_spaces=bool(normalizer.get(4, 1)),
+    )
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
+    """(number, value) of a protobuf message's fields: an int, or bytes of a string or float."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = data[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(data):
+        key = varint()
+        if key & 7 == 0:
+            yield key >> 3, varint()
+            continue
+        lengths = {1: 8, 5: 4}
+        length = varint() if key & 7 == 2 else lengths[key & 7]
+        if at + length > len(data):
+            raise ValueError("it is cut off")
+        yield key >> 3, data[at : at + length]
+        at += length
