@@ -343,6 +343,23 @@ def test_adapters_of_experts(tmp_path: Path, variant: str) -> None:
             np.testing.assert_allclose(got, fused[expert], rtol=0, atol=2e-6)
 
 
+def test_experts_that_an_adapter_lacks(tmp_path: Path) -> None:
+    base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
+    one, two = (
+        make_adapter(base, tmp_path / name, target_parameters=[*MOE]) for name in ("one", "two")
+    )
+    edit(one, drop="layers.1.mlp.experts.base_layer")
+    with pytest.raises(AdapterError, match=r"lacks model.layers.1.mlp.experts.gate_up_proj"):
+        open_merged(base, one)
+    parts = {f"{layer}.mlp.experts.lora_{x}": (lambda v: v[:-4]) if x == "A" else lambda v: v[:, :-4]
+             for layer in (0, 1) for x in "AB"}  # fmt: skip
+    edit(two, **parts)
+    with pytest.raises(
+        AdapterError, match=r"experts.down_proj has rank 3, .* says 4|for 4 experts"
+    ):
+        open_merged(base, two)
+
+
 def old_adapter(base: Path, adapter: Path, **config: Any) -> Path:
     """As transformers 4 made it, where each expert was a module with three linear layers."""
     draw = np.random.default_rng(0)
@@ -556,8 +573,8 @@ Q = "layers.0.self_attn.q_proj"
 @pytest.mark.parametrize(
     ("edits", "text"),
     [
-        ({"drop": f"{Q}.lora_A"}, f"{Q} has only lora_B"),
-        ({"drop": f"{Q}.lora_B"}, f"{Q} has only lora_A"),
+        ({"drop": f"{Q}.lora_A"}, f"{Q} has no lora_A"),
+        ({"drop": f"{Q}.lora_B"}, f"{Q} has no lora_B"),
         ({f"{Q}.lora_A": lambda a: a[:3]}, rf"{Q}.lora_A.weight is \(3, 64\), .*is \(64, 4\)"),
         ({f"{Q}.lora_B": lambda b: b[:9]}, rf"{Q}.weight is \(64, 64\), the adapter's is \(9, 64"),
         ({f"{Q}.lora_A": lambda a: a * np.float32("nan")}, f"{Q}.lora_A.weight holds NaN"),
@@ -584,9 +601,10 @@ def test_a_tensor_that_is_left_over(bases: Callable[[str], Path], tmp_path: Path
     for extra, text in (
         ("model.layers.0.self_attn.q_proj.lora_E", "adapts model.layers.0.self_attn.q_proj.lora_E"),
         ("score.weight", "adapts score.weight"),
+        ("model.layers.0.self_attn.q_proj.token_adapter.trainable_tokens_delta", "delta does not"),
         ("model.layers.0.self_attn.q_proj.bias", "adapts model.layers.0.self_attn.q_proj.bias"),
-        ("model.layers.2.mlp.up_proj.lora_A.weight", "up_proj has only lora_A"),
-        ("model.norm.lora_magnitude_vector", "norm has only lora_magnitude_vector"),
+        ("model.layers.2.mlp.up_proj.lora_A.weight", "up_proj has no lora_B"),
+        ("model.norm.lora_magnitude_vector", "norm has no lora_A"),
         (
             "model.layers.0.self_attn.q_proj.lora_B.bias",
             "adapts .*q_proj.bias, which base does not",
