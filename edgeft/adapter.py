@@ -197,7 +197,7 @@ def _deltas(
         if extra := parts.keys() - kinds - ({"magnitude"} if embedding else {"magnitude", "bias"}):
             raise AdapterError(f"{path}: {parts[min(extra)].name} does not belong to a LoRA layer")
         a, b = (parts[kind] for kind in kinds)
-        if a.raw.ndim != 2 or b.raw.ndim != 2 or a.shape[0] != b.shape[1] or not a.raw.size:
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape:
             raise AdapterError(f"{path}: {a.name} is {a.shape}, {b.name} is {b.shape}")
         dora = parts.get("magnitude")
         if bool(config.get("use_dora")) != (dora is not None):
@@ -346,7 +346,7 @@ def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: Found) ->
             indices = next((v for key, v in asked.items() if module.endswith(key)), [])
             if not indices and base.tied and name == base.tied[1]:
                 continue  # the embedding's, saved twice
-        if values.raw.ndim != 2 or len(indices) != len(values.raw):
+        if len(values.shape) != 2 or len(indices) != values.shape[0]:
             raise AdapterError(
                 f"{adapter}: {values.name} is {values.shape} for {len(indices)} tokens"
             )

@@ -96,7 +96,7 @@ def _spread(card: models.Card, name: str, tensor: Stored) -> Iterator[tuple[str,
     """A saved weight, or the experts' weights in a saved 3-D parameter, by checkpoint name."""
     general, numbers = models.generalize(name)
     parts = card.fused.get(general)
-    if not parts or tensor.raw.ndim != 3:
+    if not parts or len(tensor.shape) != 3:
         yield in_checkpoint(card, name), tensor
         return
     rows = tensor.shape[1] // len(parts)
