@@ -10,6 +10,7 @@ The oracle of the tests is peft.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -132,6 +133,7 @@ class DoRA:
     magnitude: Stored
     by_column: bool
     _norms: list[Array] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -155,13 +157,14 @@ class DoRA:
         )
 
     def _column_norms(self, read: Read) -> Array:
-        if not self._norms:
-            squares = np.zeros(self.shape[1])
-            for rows in blocks(self.shape):
-                before = read(rows)
-                moved = before + self.lora.delta(rows, before, read)
-                squares += np.square(moved, dtype=np.float64).sum(axis=0)
-            self._norms.append(np.sqrt(squares).astype(np.float32))
+        with self._lock:
+            if not self._norms:
+                squares = np.zeros(self.shape[1])
+                for rows in blocks(self.shape):
+                    before = read(rows)
+                    moved = before + self.lora.delta(rows, before, read)
+                    squares += np.square(moved, dtype=np.float64).sum(axis=0)
+                self._norms.append(np.sqrt(squares).astype(np.float32))
         return self._norms[0]
 
 

@@ -19,6 +19,7 @@ from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
 from edgeft.converters import gguf, hf
 from edgeft.errors import AdapterError, ProofError
 from edgeft.merge import Merged, open_merged
+from edgeft.template import ChatTemplate
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TIED = SMALL | {"tie_word_embeddings": True}
@@ -283,6 +284,34 @@ def test_gguf_of_resized_and_untied_embeddings(
             check_greedy(model, reference, ["lamp", "on"])
 
 
+def test_what_the_adapters_tokenizer_lacks_is_the_bases(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = bases("plain")
+    adapter = make_adapter(base, tmp_path / "adapter")
+    assert open_merged(base, adapter).tokenizer == base
+    shutil.copyfile(base / "tokenizer.json", adapter / "tokenizer.json")
+    (adapter / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    folder = open_merged(base, adapter).tokenizer
+    chat = ChatTemplate.from_folder(folder)
+    assert chat.source == ChatTemplate.from_folder(base).source
+    assert chat.stops == ("<|endoftext|>", "<|im_end|>")
+    assert not (adapter / "chat_template.jinja").exists()
+    add_tokens(base, tmp_path / "other", 1)
+    make_adapter(base, tmp_path / "other")
+    with pytest.raises(AdapterError, match=r"adapter and .*other have different tokenizers"):
+        open_merged(base, [Weighted(adapter), Weighted(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_half_precision_adapters(bases: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
+    base = bases("plain")
+    lora = {"target_modules": ["q_proj", "embed_tokens"], "modules_to_save": ["lm_head"]}
+    adapter = make_adapter(base, tmp_path / "adapter", use_dora=True, **lora)
+    edit(adapter, dtype=dtype)
+    assert_merged(open_merged(base, adapter), base, adapter)
+
+
 def test_a_smaller_vocabulary_and_one_that_does_not_fit(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -300,14 +329,16 @@ def test_a_smaller_vocabulary_and_one_that_does_not_fit(
         open_merged(base, one)
 
 
-def edit(adapter: Path, drop: str = "\0", **values: Callable[[Any], Any]) -> None:
+def edit(
+    adapter: Path, drop: str = "\0", dtype: str = "F32", **values: Callable[[Any], Any]
+) -> None:
     """Rewrite an adapter without the tensors whose name holds `drop`, or with others."""
     own = Checkpoint(adapter / "adapter_model.safetensors")
     tensors = {name: own.read(name) for name in own.tensors if drop not in name}
     for part, change in values.items():
         (name,) = (name for name in tensors if part.replace("__", ".") in name)
         tensors[name] = change(tensors[name])
-    specs = [Spec(name, "F32", array.shape) for name, array in tensors.items()]
+    specs = [Spec(name, dtype, array.shape) for name, array in tensors.items()]
     write_safetensors(adapter / "adapter_model.safetensors", specs, list(tensors.values()))
 
 
