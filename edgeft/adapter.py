@@ -210,6 +210,8 @@ def _deltas(
                 add(name, lora)
             continue
         rank = a.shape[0]
+        # Of experts that were modules in transformers 4, too: peft 0.21 fuses such adapters on
+        # loading, which makes the scale of rsLoRA sqrt(2) times the one of training.
         scale = adapter.weight * scaling(path, config, module, rank)
         name = f"{in_checkpoint(card, module)}.weight"
         transposed = embedding or _is_transposed(base, module, parts, square_flag)
