@@ -11,37 +11,16 @@ not a warning.
 from __future__ import annotations
 
 import dataclasses
-import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from edgeft import models, stage
 from edgeft.adapter_config import read_adapter_config, scaling
+from edgeft.adapter_tensors import Found, in_checkpoint, read_tensors
 from edgeft.changes import Change, Delta, DoRA, LoRA, Read, Shift, Stored, Tokens
 from edgeft.checkpoint import Checkpoint, as_rows
 from edgeft.errors import AdapterError
-
-PREFIX = "base_model.model."
-_NAMES = {
-    kind: re.compile(rf"(?P<module>.+?)\.{rest}")
-    for kind, rest in {
-        "A": r"lora_A(\.default)?\.weight",
-        "B": r"lora_B(\.default)?\.weight",
-        "bias": r"lora_B(\.default)?\.bias",
-        "embedding_A": r"lora_embedding_A(\.default)?",
-        "embedding_B": r"lora_embedding_B(\.default)?",
-        "magnitude": r"lora_magnitude_vector(\.default)?(\.weight)?",
-        "tokens": r"token_adapter\.trainable_tokens_delta(\.default)?",
-        "": r"token_adapter\.trainable_tokens_original(\.default)?",
-        "saved": r"modules_to_save(\.default)?\.(?P<leaf>weight|bias)",
-        "under": r"(?:base_layer|original_module|token_adapter\.base_layer)\.(?P<leaf>weight|bias)",
-    }.items()
-}
-"""what a tensor is -> the name that peft saves it under"""
 
 
 class Weighted(NamedTuple):
@@ -49,18 +28,6 @@ class Weighted(NamedTuple):
 
     path: Path
     weight: float = 1.0
-
-
-@dataclass
-class _Found:
-    """The tensors of one adapter, by module in transformers, or by weight."""
-
-    parts: dict[str, dict[str, Stored]] = field(default_factory=dict)
-    """module -> A, B, bias, embedding_A, embedding_B, magnitude, tokens"""
-    saved: dict[str, Stored] = field(default_factory=dict)
-    """weight -> what was trained whole, for this module alone"""
-    under: dict[str, Stored] = field(default_factory=dict)
-    """weight -> the base's own, saved along (resized embeddings), for all that share it"""
 
 
 class _Base(NamedTuple):
@@ -119,7 +86,7 @@ def _read(adapter: Weighted, base: _Base, alone: bool) -> dict[str, Change]:
             f"{adapter.path} is a DoRA adapter, which has no weighted sum", "merge it alone"
         )
     _check_lineage(base.folder, adapter.path)
-    found = _tensors(adapter.path, base.card, config)
+    found = read_tensors(adapter.path, base.card, config)
     deltas = _deltas(adapter, base, config, found)
     tokens = _tokens(adapter.path, base, config, found)
     wholes = _wholes(base, found)
@@ -189,62 +156,7 @@ def _does_not_fit(
     )
 
 
-def _tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> _Found:
-    """Every tensor of the file in its place."""
-    own = Checkpoint(adapter / "adapter_model.safetensors")
-    found = _Found()
-    for full in own.tensors:
-        tensor = Stored.open(own, full)
-        if not tensor.is_finite():
-            raise AdapterError(f"{adapter}: {full} holds NaN or infinite values")
-        name = full.removeprefix(PREFIX)
-        kind, match = next(
-            ((kind, m) for kind, pattern in _NAMES.items() if (m := pattern.fullmatch(name))),
-            (None, None),
-        )
-        if kind is None or match is None:
-            for weight, part in _spread(card, name, tensor):
-                module = name.rpartition(".")[0]
-                alone = f"{PREFIX}{module}.modules_to_save.weight" in own.tensors or any(
-                    module.endswith(key) for key in config.get("modules_to_save") or ()
-                )
-                _put(adapter, found.saved if alone else found.under, weight, part)
-        elif kind == "saved" or kind == "under":
-            weight = f"{in_checkpoint(card, match['module'])}.{match['leaf']}"
-            _put(adapter, found.saved if kind == "saved" else found.under, weight, tensor)
-        elif kind:
-            found.parts.setdefault(match["module"], {})[kind] = tensor
-    if not found.parts and not found.saved and not found.under:
-        raise AdapterError(f"{adapter} holds no LoRA tensors")
-    return found
-
-
-def _put(adapter: Path, place: dict[str, Stored], weight: str, tensor: Stored) -> None:
-    """Resized embeddings are saved under two names (`…weight`, `….modules_to_save.weight`)."""
-    known = place.get(weight)
-    if known and not known.equals(tensor.__getitem__, tensor.shape):
-        raise AdapterError(f"{adapter}: {known.name} and {tensor.name} differ")
-    place[weight] = tensor
-
-
-def _spread(card: models.Card, name: str, tensor: Stored) -> Iterator[tuple[str, Stored]]:
-    """A saved weight, or the experts' weights in a saved 3-D parameter, by checkpoint name."""
-    general, numbers = models.generalize(name)
-    parts = card.fused.get(general)
-    if not parts or tensor.raw.ndim != 3:
-        yield in_checkpoint(card, name), tensor
-        return
-    rows = tensor.shape[1] // len(parts)
-    for expert in range(tensor.shape[0]):
-        for i, part in enumerate(parts):
-            where = np.s_[expert, i * rows : (i + 1) * rows]
-            yield (
-                models.fill(part, numbers).replace("{e}", str(expert)),
-                tensor.part(lambda raw, where=where: raw[where]),  # type: ignore[misc]
-            )
-
-
-def _wholes(base: _Base, found: _Found) -> dict[str, Stored]:
+def _wholes(base: _Base, found: Found) -> dict[str, Stored]:
     """Weight -> what stands in for the base's.
 
     Of tied layers, what was trained for one of them alone is that one's; a saved base weight is
@@ -259,7 +171,7 @@ def _wholes(base: _Base, found: _Found) -> dict[str, Stored]:
 
 
 def _deltas(
-    adapter: Weighted, base: _Base, config: dict[str, Any], found: _Found
+    adapter: Weighted, base: _Base, config: dict[str, Any], found: Found
 ) -> dict[str, tuple[Delta, ...]]:
     path, card = adapter.path, base.card
     flag = bool(config.get("fan_in_fan_out"))
@@ -276,15 +188,16 @@ def _deltas(
         deltas[name] = (delta,)
 
     for module, parts in found.parts.items():
-        a, b = parts.get("A"), parts.get("B")
+        if parts.keys() == {"tokens"}:
+            continue
         embedding = "embedding_A" in parts or "embedding_B" in parts
-        if embedding:
-            a, b = parts.get("embedding_A"), parts.get("embedding_B")
-        if a is None or b is None:
-            if parts.keys() <= {"tokens"}:
-                continue
-            raise AdapterError(f"{path}: {module} has only {', '.join(map(_label, parts))}")
-        if a.raw.ndim != 2 or b.raw.ndim != 2 or a.shape[0] != b.shape[1] or not a.raw.size:
+        kinds = ("embedding_A", "embedding_B") if embedding else ("A", "B")
+        if missing := [kind for kind in kinds if kind not in parts]:
+            raise AdapterError(f"{path}: {module} has no lora_{missing[0]}")
+        if extra := parts.keys() - kinds - ({"magnitude"} if embedding else {"magnitude", "bias"}):
+            raise AdapterError(f"{path}: {parts[min(extra)].name} does not belong to a LoRA layer")
+        a, b = (parts[kind] for kind in kinds)
+        if len(a.shape) != 2 or len(b.shape) != 2 or a.shape[0] != b.shape[1] or 0 in a.shape:
             raise AdapterError(f"{path}: {a.name} is {a.shape}, {b.name} is {b.shape}")
         dora = parts.get("magnitude")
         if bool(config.get("use_dora")) != (dora is not None):
@@ -292,11 +205,13 @@ def _deltas(
             raise AdapterError(f"{path}: {module} {told}, which its configuration contradicts")
         parameters = _parameters(base, config, module)
         if parameters and not embedding:
-            parameter = _wrapped(path, parameters, module)
+            parameter = _wrapped(path, parameters, module, found)
             for name, lora in _on_parameter(adapter, base, config, parameter, a, b).items():
                 add(name, lora)
             continue
         rank = a.shape[0]
+        # Of experts that were modules in transformers 4, too: peft 0.21 fuses such adapters on
+        # loading, which makes the scale of rsLoRA sqrt(2) times the one of training.
         scale = adapter.weight * scaling(path, config, module, rank)
         name = f"{in_checkpoint(card, module)}.weight"
         transposed = embedding or _is_transposed(base, module, parts, square_flag)
@@ -315,10 +230,6 @@ def _deltas(
     return deltas
 
 
-def _label(part: str) -> str:
-    return {"magnitude": "lora_magnitude_vector", "bias": "lora_B.bias"}.get(part, f"lora_{part}")
-
-
 def _is_transposed(base: _Base, module: str, parts: dict[str, Stored], square: bool) -> bool:
     """Whether the weight is stored as (in, out), as Conv1D has it.
 
@@ -331,13 +242,6 @@ def _is_transposed(base: _Base, module: str, parts: dict[str, Stored], square: b
     if info is None or as_rows(info.shape) != delta[::-1]:
         return False
     return square if delta[0] == delta[1] else True
-
-
-def in_checkpoint(card: models.Card, module: str) -> str:
-    """A module's name in transformers -> in the checkpoint."""
-    for now, stored in card.modules.items():
-        module = module.replace(now, stored)
-    return module
 
 
 def _parameters(base: _Base, config: dict[str, Any], module: str) -> list[str]:
@@ -355,14 +259,18 @@ def _parameters(base: _Base, config: dict[str, Any], module: str) -> list[str]:
     return [name for name in names if any(f".{name}".endswith(f".{t}") for t in targets)]
 
 
-def _wrapped(adapter: Path, parameters: list[str], module: str) -> str:
+def _wrapped(adapter: Path, parameters: list[str], module: str, found: Found) -> str:
     """Of several parameters of a module each has its own wrapper, the first the innermost.
 
     peft 0.21, tuners/tuners_utils.py: `_inject_parameters`.
     """
+    outermost = module.replace(".base_layer", "")
+    for depth, parameter in enumerate(reversed(parameters)):
+        if outermost + ".base_layer" * depth not in found.parts:
+            raise AdapterError(f"{adapter} lacks {parameter}, which its configuration adapts")
     outside = len(parameters) - 1 - module.count(".base_layer")
-    if outside < 0:
-        raise AdapterError(f"{adapter}: {module} is none of {', '.join(parameters)}")
+    if outside < 0 or found.parts[module].keys() != {"A", "B"}:
+        raise AdapterError(f"{adapter}: {module} is no LoRA of {', '.join(parameters)}")
     return parameters[outside]
 
 
@@ -422,7 +330,7 @@ def _check_experts(
             expert += 1
 
 
-def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: _Found) -> dict[str, Tokens]:
+def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: Found) -> dict[str, Tokens]:
     """Weight -> its rows that were trained alone.
 
     peft wraps the output layer with the same rows where it shares the embedding's weight, unless
@@ -440,7 +348,7 @@ def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: _Found) -
             indices = next((v for key, v in asked.items() if module.endswith(key)), [])
             if not indices and base.tied and name == base.tied[1]:
                 continue  # the embedding's, saved twice
-        if values.raw.ndim != 2 or len(indices) != len(values.raw):
+        if len(values.shape) != 2 or len(indices) != values.shape[0]:
             raise AdapterError(
                 f"{adapter}: {values.name} is {values.shape} for {len(indices)} tokens"
             )

@@ -51,8 +51,8 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
             else "edgeft train-qlora makes one",
         )
     config = read_json(adapter / "adapter_config.json")
-    kind = config.get("peft_type", "LORA")
-    if kind != "LORA":
+    kind = config.get("peft_type")
+    if config and kind != "LORA":
         raise AdapterError(f"{adapter} is a {kind} adapter", "edgeft merges LoRA adapters")
     if not config or not (adapter / "adapter_model.safetensors").is_file():
         lacks = "adapter_model.safetensors" if config else "adapter_config.json"

@@ -10,6 +10,7 @@ The oracle of the tests is peft.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,33 +27,35 @@ BLOCK = 1 << 18
 """values in memory at a time where a whole tensor is looked at"""
 
 
+Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""a view of an array: cut, transposed or in another shape"""
+
+
 @dataclass(frozen=True, eq=False)
 class Stored:
-    """A tensor of a safetensors file, or a part of one, that stays there until rows are asked for."""
+    """A tensor of a safetensors file, or a part of one, that stays there until rows are asked for.
+
+    The file is not kept mapped in between: an adapter of experts has tens of thousands of tensors.
+    """
 
     name: str
-    raw: npt.NDArray[Any]
-    dtype: str
+    weights: Checkpoint
+    shape: tuple[int, ...]
+    cuts: tuple[Cut, ...] = ()
 
     @classmethod
     def open(cls, weights: Checkpoint, name: str) -> Stored:
-        info = weights.tensors[name]
-        return cls(name, weights.raw(name).reshape(info.shape), info.dtype)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.raw.shape
+        return cls(name, weights, weights.tensors[name].shape)
 
     def __getitem__(self, rows: Rows) -> Array:
-        return to_float32(self.raw[rows], self.dtype)
+        return to_float32(self._raw()[rows], self.weights.tensors[self.name].dtype)
 
     def by_rows(self) -> Stored:
         """As (rows, columns)."""
         return self.part(lambda raw: raw.reshape(as_rows(raw.shape)))
 
-    def part(self, cut: Callable[[npt.NDArray[Any]], npt.NDArray[Any]]) -> Stored:
-        """A view of it: cut, transposed or in another shape."""
-        return Stored(self.name, cut(self.raw), self.dtype)
+    def part(self, cut: Cut) -> Stored:
+        return Stored(self.name, self.weights, cut(self._raw()).shape, (*self.cuts, cut))
 
     def transposed(self) -> Stored:
         return self.part(np.transpose)
@@ -65,6 +68,12 @@ class Stored:
 
     def is_finite(self) -> bool:
         return all(np.isfinite(self[rows]).all() for rows in blocks(self.shape))
+
+    def _raw(self) -> npt.NDArray[Any]:
+        raw = self.weights.raw(self.name).reshape(self.weights.tensors[self.name].shape)
+        for cut in self.cuts:
+            raw = cut(raw)
+        return raw
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
@@ -124,6 +133,7 @@ class DoRA:
     magnitude: Stored
     by_column: bool
     _norms: list[Array] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -147,13 +157,14 @@ class DoRA:
         )
 
     def _column_norms(self, read: Read) -> Array:
-        if not self._norms:
-            squares = np.zeros(self.shape[1])
-            for rows in blocks(self.shape):
-                before = read(rows)
-                moved = before + self.lora.delta(rows, before, read)
-                squares += np.square(moved, dtype=np.float64).sum(axis=0)
-            self._norms.append(np.sqrt(squares).astype(np.float32))
+        with self._lock:
+            if not self._norms:
+                squares = np.zeros(self.shape[1])
+                for rows in blocks(self.shape):
+                    before = read(rows)
+                    moved = before + self.lora.delta(rows, before, read)
+                    squares += np.square(moved, dtype=np.float64).sum(axis=0)
+                self._norms.append(np.sqrt(squares).astype(np.float32))
         return self._norms[0]
 
 

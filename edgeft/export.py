@@ -62,6 +62,8 @@ def export(options: ExportOptions) -> list[Artifact]:
     ]
     base = resolve(options.base or _recorded_base(options.adapter))
     view = open_merged(base, options.adapter)
+    for note in view.notes:
+        say(note)
     for row, _ in wanted:
         if row.name not in view.card.formats:
             raise EdgeftError(

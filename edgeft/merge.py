@@ -44,7 +44,6 @@ from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import AdapterError, ProofError
-from edgeft.progress import say
 from edgeft.template import read_json
 
 MergeBase = Literal["w16", "nf4"]
@@ -118,6 +117,8 @@ class Merged:
         self.merge_base = merge_base
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
+        self.notes: list[str] = []
+        """what the user should know about the result"""
         self._weights = weights
         self._changes = changes
         self._source: dict[str, str] = {}
@@ -227,7 +228,9 @@ class Merged:
         if one is other or (one and one.same(other)):
             self._changes.pop(output, None)
             return
-        say(f"the adapter changes {embedding} and {output} differently: they are no longer tied")
+        self.notes.append(
+            f"the adapter changes {embedding} and {output} differently: they are no longer tied"
+        )
         self._source[output] = embedding
         self.tied = self.config["tie_word_embeddings"] = False
 
@@ -245,7 +248,7 @@ class Merged:
         (count,) = set(rows.values())
         before = self._stored_shape(self._ends[0])[0]
         if count != before:
-            say(f"the adapter's embeddings have {count} rows, the base's {before}")
+            self.notes.append(f"the adapter's embeddings have {count} rows, the base's {before}")
             self.config["vocab_size"] = count
 
     def proof(self) -> Proof:

@@ -14,6 +14,7 @@ import pytest
 
 from edgeft import activations
 from edgeft.activations import Collector, collect
+from edgeft.converters import _vocab
 from edgeft.converters import gguf as converter
 from edgeft.errors import EdgeftError, InputError
 from edgeft.imatrix import Imatrix, Sums
@@ -247,7 +248,7 @@ def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, An
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_expert_count(6)
     writer.add_expert_used_count(2)
-    converter._vocabulary(writer, base, {"vocab_size": VOCABULARY})
+    _vocab.write(writer, base, VOCABULARY)
     for name, values in tensors.items():
         writer.add_tensor(name, np.float32(values))
     writer.write_header_to_file()
