@@ -153,7 +153,12 @@ def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
         )
     if model.encode(rendered) != wanted(rendered):
         raise ProofError(f"the artifact cuts the prompt {rendered[:80]!r} differently")
-    facts = {"texts": len(texts), "stops": list(chat.stops), "template": chat.fingerprint}
+    facts = {
+        "texts": len(texts),
+        "stops": list(chat.stops),
+        "template": chat.fingerprint,
+        "chat": chat.to_json(),
+    }
     return {**facts, **({"only_for": conditions} if conditions else {})}
 
 

@@ -7,6 +7,7 @@ EdgeftError                 one line, one hint, exit code 1
 ├── FormatError             unknown format or quantization, or a family it does not know
 ├── ResourceError           not enough disk or memory (carries the needed figure)
 ├── StaleError              the output already holds something else
+├── TemplateError           another chat template than the one that was learned
 ├── ProofError              a result was made but is not the same model: nothing is kept
 └── MissingExtra            an optional package is not installed
 
@@ -58,6 +59,10 @@ class ResourceError(EdgeftError):
 
 
 class StaleError(EdgeftError):
+    pass
+
+
+class TemplateError(EdgeftError):
     pass
 
 

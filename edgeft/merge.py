@@ -28,6 +28,7 @@ change, the rows that went into the converter have to be the base's.
 from __future__ import annotations
 
 import json
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -138,6 +139,19 @@ class Merged:
         self._lock = threading.Lock()
         self._seen: tuple[str, nf4.Quantized] | None = None
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
+
+    @property
+    def vocabulary(self) -> int:
+        """Rows of the embedding."""
+        return self.shapes[self._ends[0]][0]
+
+    def without_adapter(self) -> Merged:
+        """The base with the values that the adapter is added to."""
+        return open_merged(self.base, None, self.merge_base)
+
+    def bytes_as(self, bits: float) -> int:
+        """Of all weights, at so many bits each; some of the metadata, too."""
+        return int(sum(math.prod(shape) for shape in self.shapes.values()) * bits / 8) + 16_000_000
 
     def tensor(self, name: str) -> Array:
         """One whole merged weight, float32."""

@@ -154,6 +154,19 @@ def write_text(path: Path, text: str) -> None:
         temp.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A temporary folder in `folder`, gone afterwards; what a killed run left of one goes, too."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder / "scratch")
+    temp = folder / f".scratch.partial-{os.getpid()}"
+    temp.mkdir()
+    try:
+        yield temp
+    finally:
+        _remove(temp)
+
+
 def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
     """Refuse before the work starts when `disk` or `memory` bytes cannot be had."""
     home = folder

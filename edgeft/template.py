@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import sentencepiece
-from edgeft.errors import EdgeftError, InputError
+from edgeft.errors import EdgeftError, InputError, TemplateError
 from edgeft.records import Message
 
 Encode = Callable[[str], list[int]]
@@ -93,11 +93,40 @@ class ChatTemplate:
 
     @property
     def fingerprint(self) -> str:
+        """Equal for equal templates, tokens and stops."""
         used = {
             name: getattr(self, name) for name in ("unk_token", "pad_token") if name in self.source
         }
         text = json.dumps([self.source, self.bos_token, self.eos_token, self.stops, *used.items()])
         return hashlib.sha256(text.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """What a manifest keeps, so that `check_is` can compare."""
+        names = (f"{name}_token" for name in _SPECIAL)
+        tokens = {name: getattr(self, name) for name in names if name in self.source}
+        return {"source": self.source, "tokens": tokens, "stops": list(self.stops)}
+
+    def check_is(self, recorded: dict[str, Any], what: str) -> None:
+        """TemplateError, with both shown, where this is not the template that was recorded.
+
+        More stops than were recorded are no harm: llama.cpp knows some by their names.
+        """
+        if self.source != recorded["source"]:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(self.source, recorded["source"], strict=False))
+                 if a != b),
+                min(len(self.source), len(recorded["source"])),
+            )  # fmt: skip
+            then, now = (
+                text[max(0, at - 20) : at + 40] for text in (recorded["source"], self.source)
+            )
+            raise TemplateError(f"{what} another chat template: {then!r} then, {now!r} now")
+        for name, then in recorded["tokens"].items():
+            if getattr(self, name) != then:
+                raise TemplateError(f"{what} {name} {then!r}, now it is {getattr(self, name)!r}")
+        if any(stop not in self.stops for stop in recorded["stops"]):
+            then, now = (", ".join(map(repr, stops)) for stops in (recorded["stops"], self.stops))
+            raise TemplateError(f"{what} other stops: {then} then, {now} now")
 
 
 def spans(chat: ChatTemplate, messages: Sequence[Message]) -> list[tuple[str, bool]]:

@@ -271,21 +271,29 @@ def test_training_adapts_the_layers_that_this_size_has(
         sft._targets(live, ("o_proj", "up"), card)
 
 
-@pytest.mark.parametrize("case", ["mixtral", "deepseek3", "chatglm2-32k"])
-def test_export_compares_with_transformers_where_it_has_the_model(
+@pytest.mark.parametrize("case", ["mixtral", "gemma2", "deepseek2-lite", "chatglm2-32k"])
+def test_export_compares_with_the_live_model_where_transformers_has_it(
     make: Family, case: str, tmp_path: Path
 ) -> None:
     base, adapter, _ = make(case)
     (made,) = export(
         ExportOptions(tmp_path, (Weighted(adapter),), str(base), quants=("f32",), threads=2)
     )
-    greedy = made.manifest.facts["parity"]["greedy"]
+    facts = made.manifest.facts["parity"]
     if case.startswith("chatglm"):
-        assert "transformers has no ChatGLMModel" in greedy
+        assert "transformers has no ChatGLMModel" in facts["live"]
         with pytest.raises(FormatError, match="transformers has no ChatGLMModel"):
             ReferenceRuntime(base)
     else:
-        assert greedy["tokens"] > 0
+        assert facts["live"]["prompts"] == 32
+        assert facts["live"]["beta"] == pytest.approx(1, abs=0.02)
+        assert facts["greedy"]["tokens"] > 0
+
+
+def test_an_adapter_that_peft_cannot_load_is_not_compared(make: Family, tmp_path: Path) -> None:
+    base, adapter, _ = make("deepseek3")  # peft takes its dense layers' names for the experts'
+    made = export(ExportOptions(tmp_path, (Weighted(adapter),), str(base), quants=("f32",)))
+    assert made[0].manifest.facts["parity"]["live"].startswith("not compared: peft cannot load")
 
 
 def _variant(base: Path, folder: Path, config: dict[str, Any]) -> Path:

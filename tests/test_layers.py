@@ -50,7 +50,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.modelfile",
     ),
     ("edgeft.benchmarks", "edgeft.activations"),
-    ("edgeft.export", "edgeft.report", "edgeft.describe"),
+    ("edgeft.export", "edgeft.report", "edgeft.describe", "edgeft.decide", "edgeft.checks"),
     ("edgeft.cli",),
     ("edgeft.__main__",),
 )
@@ -84,6 +84,8 @@ ALLOWED = {
     ("edgeft.benchmarks.chain", "edgeft.report"): "a program of its own, which prints a table",
     ("edgeft.converters.gguf", "edgeft.converters._mixture"): "its choice of types, likewise",
     ("edgeft.converters.gguf", "edgeft.converters._vocab"): "its vocabulary, private to it",
+    ("edgeft.export", "edgeft.decide"): "what it measures before it writes",
+    ("edgeft.export", "edgeft.checks"): "what it holds the finished file to",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TemplateError
 from edgeft.records import Message
 from edgeft.template import ALPACA, ChatTemplate, encoder, eos_ids, load_tokenizer, read_json, spans
 
@@ -217,6 +217,20 @@ def test_fingerprint_changes_with_each_part() -> None:
     assert one.fingerprint == ChatTemplate("s", "b", "e", ("e", "t")).fingerprint
     assert one.fingerprint == replace(one, unk_token="u", pad_token="p").fingerprint, "not used"
     assert len({one.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
+
+
+def test_the_lock_tells_what_is_not_the_same() -> None:
+    one = ChatTemplate("{{ bos_token }} s", "b", "e", ("e", "t"))
+    recorded = json.loads(json.dumps(one.to_json()))
+    one.check_is(recorded, "it had")
+    replace(one, stops=("e", "t", "more"), pad_token="p").check_is(recorded, "it had")
+    for other, says in (
+        (replace(one, source="{{ bos_token }} S"), "it had another chat template: .* s' then"),
+        (replace(one, bos_token="B"), "it had bos_token 'b', now it is 'B'"),
+        (replace(one, stops=("e",)), "it had other stops: 'e', 't' then, 'e' now"),
+    ):
+        with pytest.raises(TemplateError, match=says):
+            other.check_is(recorded, "it had")
 
 
 def folder(path: Path, **files: Any) -> Path:

@@ -29,6 +29,18 @@ def _weighted(
     return tuple(found)
 
 
+def _tensor_types(
+    ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
+) -> tuple[tuple[str, str], ...]:
+    found = []
+    for text in value:
+        pattern, equals, kind = text.rpartition("=")
+        if not (equals and pattern and kind):
+            raise click.BadParameter(f"{text!r} is not REGEX=TYPE")
+        found.append((pattern, kind.lower()))
+    return tuple(found)
+
+
 @click.command("merge-export", short_help="Merge and quantize: adapter -> GGUF, proved to be it.")
 @click.option(
     "--adapter",
@@ -60,16 +72,42 @@ def _weighted(
 )
 @click.option(
     "--merge-base",
-    type=click.Choice(["auto", "w16", "nf4"]),
+    type=click.Choice(["auto", "w16", "nf4", "fp4"]),
     default="auto",
     show_default=True,
-    help="Add the delta to the stored weights or to the NF4 values that it was trained "
-    "on; auto measures both on the validation split.",
+    help="Add the delta to the stored weights or to the 4-bit values that it was trained "
+    "on; auto measures w16 and nf4 on the validation split.",
 )
 @click.option(
     "--validation",
     type=click.Path(path_type=Path),
     help="Examples for --merge-base auto.  [default: what training held out]",
+)
+@click.option(
+    "--imatrix",
+    metavar="auto|FILE",
+    help="Importance of each column for quantization: llama.cpp's file, or auto: measured on the "
+    "chats that were learned, kept as imatrix.gguf.",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Chats for --imatrix auto.  [default: those of the training]",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    multiple=True,
+    metavar="REGEX=TYPE",
+    callback=_tensor_types,
+    help="Another type for tensors by GGUF name, such as ffn_down=q6_k; repeatable, the first "
+    "that matches counts.",
+)
+@click.option(
+    "--live/--no-live",
+    default=True,
+    show_default=True,
+    help="Compare logits with the live adapter (needs the train extra and memory for float32).",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
 @click.option("--overwrite", is_flag=True, help="Replace artifacts of another run.")
@@ -80,6 +118,7 @@ def command(threads: int | None, as_json: bool, **options: Any) -> None:
 
     \b
     edgeft merge-export --adapter adapter --out out --format gguf --quant q4_k_m,q8_0,f16
+    edgeft merge-export --adapter adapter --out out --quant iq4_xs --imatrix auto
     """
     from edgeft.adapter import Weighted
     from edgeft.export import ExportOptions, export

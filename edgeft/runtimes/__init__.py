@@ -15,6 +15,8 @@ from typing import Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import stage
+from edgeft.errors import TemplateError
 from edgeft.formats import format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate
@@ -59,7 +61,16 @@ def open_runtime(path: Path, threads: int | None = None, context: int | None = N
     """Open an artifact with the runtime that the formats table names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
-    model allow up to 4096.
+    model allow up to 4096. TemplateError where the artifact no longer carries the chat template
+    and the stops that its manifest names.
     """
     runtime: Runtime = load(format_of(path).runtime)(path, threads=threads, context=context)
+    manifest = stage.read_manifest(path)
+    made_with = manifest.facts.get("parity", {}).get("chat") if manifest else None
+    if made_with:
+        try:
+            runtime.chat.check_is(made_with, f"{path} was made with")
+        except TemplateError:
+            runtime.close()
+            raise
     return runtime

@@ -78,6 +78,7 @@ class GGUFRuntime:
             by_default = kind == lib.LLAMA_VOCAB_TYPE_SPM
             self._space_prefix = value.value == b"true" if known else by_default
             self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
+            self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
             self.chat = self._chat_template()
             trained: int = lib.llama_model_n_ctx_train(self._model)
             self.context = context or min(trained, 4096)

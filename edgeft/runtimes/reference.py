@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
-from edgeft.errors import InputError, require
+from edgeft.errors import FormatError, InputError, require
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
@@ -65,6 +65,7 @@ class ReferenceRuntime:
             self._model = self._filled(architecture, own, weights)
         if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
             self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
+        self._adapted = bool(adapters)
         if adapters:
             self._add(adapters)
         self._model.eval()
@@ -135,6 +136,8 @@ class ReferenceRuntime:
 
     def without_adapter(self) -> contextlib.AbstractContextManager[None]:
         """The base alone, while the context lasts."""
+        if not self._adapted:
+            return contextlib.nullcontext()
         manager: contextlib.AbstractContextManager[None] = self._model.disable_adapter()
         return manager
 
@@ -142,10 +145,15 @@ class ReferenceRuntime:
         peft = require("peft", "train")
         names = [f"adapter_{i}" for i in range(len(adapters))]
         for name, (folder, _) in zip(names, adapters, strict=True):
-            if name == names[0]:
-                self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
-            else:
-                self._model.load_adapter(folder, name)
+            try:
+                if name == names[0]:
+                    self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
+                else:
+                    self._model.load_adapter(folder, name)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                # Adapters of other versions of peft, mostly of experts.
+                reason = str(error).strip().partition("\n")[0]
+                raise FormatError(f"peft cannot load {folder}: {reason}") from None
         weights = [weight for _, weight in adapters]
         if weights != [1.0]:
             self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")

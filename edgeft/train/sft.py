@@ -149,6 +149,7 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
         work.facts |= facts | {
             "parameters": parameters,
             "template": chat.fingerprint,
+            "chat": chat.to_json(),
             "examples": {"train": len(encoded), "validation": len(validation)},
             "left_out": dataclasses.asdict(cut),
             "validation_items": fingerprint(held) if held else None,

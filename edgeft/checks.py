@@ -1,0 +1,118 @@
+"""The finished artifact against the live model, before it gets its name.
+
+    with Checks(adapters, examples, threads=2) as checks:
+        facts = checks.run(format_named("gguf"), "q4_k_m", path, merged)
+
+Of every artifact: token ids, template and stops, and the logits on 32 prompts against the base with
+its adapter beside it (peft, float32; nothing merged). Of a 16- or 32-bit one also the first greedy
+tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
+torch, no memory, a family that transformers lacks) the facts say why it was not compared.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from edgeft import stage
+from edgeft.adapter import Weighted
+from edgeft.benchmarks import parity
+from edgeft.errors import FormatError, MissingExtra
+from edgeft.formats import Format, load
+from edgeft.merge import Merged
+from edgeft.progress import say
+from edgeft.records import Example, Message
+from edgeft.runtimes.reference import ReferenceRuntime
+
+EXACT = ("f32", "f16")
+"""quantizations that have to answer as the float32 model does"""
+PROMPTS = 32
+MEMORY = 9
+"""bytes per weight that the live model may need: float32, twice while it is loaded"""
+
+
+class Checks:
+    def __init__(
+        self,
+        adapters: Sequence[Weighted],
+        examples: Sequence[Example],
+        threads: int,
+        live: bool = True,
+    ) -> None:
+        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only."""
+        self._adapters = adapters
+        self._examples = examples
+        self._threads = threads
+        self._why_not = "" if live else "switched off"
+        self._reference: ReferenceRuntime | None = None
+        self._expected: parity.Expected | None = None
+
+    def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
+        """Facts for the manifest; ProofError when it is not the same model."""
+        with load(row.runtime)(path, threads=self._threads) as model:
+            facts = parity.check_tokens(model, merged.tokenizer)
+            if row.name == "gguf":
+                facts["adds_bos"] = model.adds_bos
+            reference = self._live(merged)
+            if reference is None or self._expected is None:
+                return facts | {"live": f"not compared: {self._why_not}"}
+            exact = quant in EXACT
+            facts["live"] = parity.check_live(model, self._expected, exact)
+            if exact and row.name != "hf":
+                facts["greedy"] = parity.check_greedy(model, reference)
+            return facts
+
+    def _live(self, merged: Merged) -> ReferenceRuntime | None:
+        if self._reference is not None or self._why_not:
+            return self._reference
+        weights = sum(math.prod(shape) for shape in merged.shapes.values())
+        if stage.available_memory() < MEMORY * weights:
+            self._why_not = "the float32 model does not fit into memory"
+        else:
+            try:
+                self._reference = self._load(merged)
+            except (MissingExtra, FormatError) as missing:
+                self._why_not = missing.message
+        if self._reference is None:
+            say(f"logits not compared with the live model: {self._why_not}")
+            return None
+        self._expected = parity.expect(self._reference, self._texts(self._reference))
+        return self._reference
+
+    def _load(self, merged: Merged) -> ReferenceRuntime:
+        plain = merged.without_adapter()
+        weights = ((name, plain.tensor(name)) for name in plain.shapes)
+        return ReferenceRuntime(
+            merged.base,
+            threads=self._threads,
+            weights=weights,
+            adapters=[(adapter.path, adapter.weight) for adapter in self._adapters],
+            tokenizer=merged.tokenizer,
+            vocabulary=merged.vocabulary,
+        )
+
+    def _texts(self, reference: ReferenceRuntime) -> list[str]:
+        """Own prompts in turn as asked and as answered, then general ones, up to PROMPTS."""
+        texts = []
+        for number, example in enumerate(self._examples[:PROMPTS]):
+            asked = reference.chat.render(example.prompt)
+            texts.append(asked + example.answer if number % 2 else asked)
+        for prompt in itertools.islice(parity.PROMPTS, PROMPTS - len(texts)):
+            texts.append(reference.chat.render([Message("user", prompt)]))
+        return texts
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._reference is not None:
+            self._reference.close()
