@@ -8,8 +8,13 @@ stdout is left to results.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+import os
 import sys
 import time
+import warnings
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -19,6 +24,25 @@ LINE_SECONDS = 10.0
 
 def say(text: str) -> None:
     print(f"edgeft: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Keep torch's and its neighbours' advice to developers out of the user's terminal."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
+    levels = [logger.level for logger in noisy]
+    for logger in noisy:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(noisy, levels, strict=True):
+            logger.setLevel(level)
 
 
 class Progress:

@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from edgeft import models
 from edgeft.errors import FormatError, InputError, require
+from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
 
@@ -47,28 +48,31 @@ class ReferenceRuntime:
     ) -> None:
         """`config` and the folder `tokenizer`: where they are not the base's; `vocabulary`: rows of
         the embedding that the adapters were trained on."""
-        self._torch = torch = require("torch", "train")
-        transformers = require("transformers", "train")
-        transformers.utils.logging.disable_progress_bar()
-        architecture = models.transformers_class(read_json(path / "config.json"))
-        if threads:
-            torch.set_num_threads(threads)
-        architecture = models.transformers_class(read_json(path / "config.json"))
-        if weights is None:
-            self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                path, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
-        else:
-            changed = {key: value for key, value in (config or {}).items() if key in _MERGED}
-            own = transformers.AutoConfig.from_pretrained(path, local_files_only=True, **changed)
-            own.dtype = torch.float32
-            self._model = self._filled(architecture, own, weights)
-        if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
-            self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
-        self._adapted = bool(adapters)
-        if adapters:
-            self._add(adapters)
-        self._model.eval()
+        with quiet_libraries():
+            self._torch = torch = require("torch", "train")
+            transformers = require("transformers", "train")
+            transformers.utils.logging.disable_progress_bar()
+            architecture = models.transformers_class(read_json(path / "config.json"))
+            if threads:
+                torch.set_num_threads(threads)
+            architecture = models.transformers_class(read_json(path / "config.json"))
+            if weights is None:
+                self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                    path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                )
+            else:
+                changed = {key: value for key, value in (config or {}).items() if key in _MERGED}
+                own = transformers.AutoConfig.from_pretrained(
+                    path, local_files_only=True, **changed
+                )
+                own.dtype = torch.float32
+                self._model = self._filled(architecture, own, weights)
+            if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
+                self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
+            self._adapted = bool(adapters)
+            if adapters:
+                self._add(adapters)
+            self._model.eval()
         folder = tokenizer or path
         self._tokenizer = load_tokenizer(folder)
         self._stops = set(eos_ids(folder))
