@@ -158,6 +158,7 @@ def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
         "stops": list(chat.stops),
         "template": chat.fingerprint,
         "chat": chat.to_json(),
+        "eos": model.chat.eos_token,
     }
     return {**facts, **({"only_for": conditions} if conditions else {})}
 

@@ -51,29 +51,12 @@ def convert(
     """
     from gguf import GGUFWriter
 
-    wanted, factors = targets(merged), rope_factors(merged)
-    keys = metadata(merged)
-    arch = merged.card.gguf_arch
-    heads = keys[f"{arch}.attention.head_count"]
-    shapes = {name: target.shape for name, target in wanted.items()}
-    types = mixture(
-        quant,
-        shapes | {name: values.shape for name, values in factors.items()},
-        arch=arch,
-        layers=keys[f"{arch}.block_count"],
-        heads=heads,
-        kv_heads=keys.get(f"{arch}.attention.head_count_kv", heads),
-        experts=keys.get(f"{arch}.expert_count", 0),
-        imatrix=imatrix is not None,
-        overrides=tensor_types,
-    )
-    for pattern, _ in tensor_types:
-        if not any(re.search(pattern.lower(), name) for name in shapes):
-            raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
+    made = plan(merged, quant, tensor_types, imatrix is not None)
+    wanted, factors, types = made.wanted, made.factors, made.types
     importance = _importance(quant, types, wanted, imatrix)
-    writer = GGUFWriter(out, arch)
+    writer = GGUFWriter(out, merged.card.gguf_arch)
     try:
-        _header(writer, merged, quant, keys)
+        _header(writer, merged, quant, made.keys)
         if imatrix:
             _mark(writer, imatrix)
         _vocab.write(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
@@ -100,10 +83,94 @@ def convert(
     counts: dict[str, int] = {}
     for qtype in types.values():
         counts[qtype.name] = counts.get(qtype.name, 0) + 1
-    return {
+    facts: dict[str, Any] = {
         "types": dict(sorted(counts.items())),
         "bits_per_weight": round(8 * out.stat().st_size / weights, 2),
     }
+    if imatrix:
+        facts["without_importance"] = _without(made, imatrix)
+    return facts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file will hold, as far as headers alone tell it."""
+
+    keys: dict[str, Any]
+    """of the GGUF header, without the vocabulary"""
+    wanted: dict[str, Target]
+    factors: dict[str, Array]
+    """tensors that are made of config.json"""
+    types: dict[str, Any]
+    """of all tensors, by GGUF name"""
+
+
+def plan(
+    merged: Merged, quant: str, tensor_types: Sequence[tuple[str, str]], imatrix: bool
+) -> Plan:
+    """FormatError for what `convert` could not write; reads no weights, so it costs no time.
+
+    `imatrix` says that there is or will be an importance matrix.
+    """
+    arch = merged.card.gguf_arch
+    try:
+        wanted, factors, keys = targets(merged), rope_factors(merged), metadata(merged)
+        heads, layers = keys[f"{arch}.attention.head_count"], keys[f"{arch}.block_count"]
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"{merged.base / 'config.json'} does not fit {merged.card.family} models: {error!r}",
+            "is it whole, and the one that came with the weights?",
+        ) from None
+    shapes = {name: target.shape for name, target in wanted.items()}
+    types = mixture(
+        quant,
+        shapes | {name: values.shape for name, values in factors.items()},
+        arch=arch,
+        layers=layers,
+        heads=heads,
+        kv_heads=keys.get(f"{arch}.attention.head_count_kv", heads),
+        experts=keys.get(f"{arch}.expert_count", 0),
+        imatrix=imatrix,
+        overrides=tensor_types,
+    )
+    for pattern, _ in tensor_types:
+        if not any(re.search(pattern.lower(), name) for name in shapes):
+            raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
+    return Plan(keys, wanted, factors, types)
+
+
+def check(
+    merged: Merged,
+    quant: str,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    imatrix: Imatrix | None = None,
+    measured: bool = False,
+) -> None:
+    """FormatError for what `convert` would refuse; `measured`: importance comes only later."""
+    made = plan(merged, quant, tensor_types, measured or imatrix is not None)
+    if not measured:
+        _importance(quant, made.types, made.wanted, imatrix)
+    if imatrix:
+        used = [name for name in imatrix.tensors if name in made.wanted]
+        if 2 * len(used) < len(imatrix.tensors) or 2 * _without(made, imatrix) > len(
+            _matrices(made)
+        ):
+            raise FormatError(
+                f"the importance matrix is of another model: {len(used)} of its "
+                f"{len(imatrix.tensors)} entries are of tensors of this one",
+                "llama-imatrix on the model itself, or --imatrix auto",
+            )
+
+
+def _matrices(made: Plan) -> list[str]:
+    """Tensors for which importance matters; llama-imatrix gathers none of embedding and output."""
+    ends = ("token_embd.weight", "output.weight")
+    whole = ("F32", "F16", "BF16")
+    return [n for n, kind in made.types.items() if kind.name not in whole and n not in ends]
+
+
+def _without(made: Plan, imatrix: Imatrix) -> int:
+    return sum(name not in imatrix.tensors for name in _matrices(made))
 
 
 @dataclass(frozen=True)
@@ -164,7 +231,10 @@ def _encode(
     try:
         data = quantize(matrix, qtype, threads=1, importance=importance)
     except ValueError as error:
-        raise ProofError(f"{part.source} cannot be stored as {qtype.name}: {error}") from None
+        raise ProofError(
+            f"{part.source} cannot be stored as {qtype.name}: {error}",
+            "is a weight of base or adapter damaged?",
+        ) from None
     inside = sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start
     if values.ndim == 1:
         return _Block(data, values[inside], values[inside])

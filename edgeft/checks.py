@@ -21,7 +21,7 @@ from typing import Any, Self
 from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import parity
-from edgeft.errors import FormatError, MissingExtra
+from edgeft.errors import FormatError, InputError, MissingExtra, ProofError
 from edgeft.formats import Format, load
 from edgeft.merge import Merged
 from edgeft.progress import say
@@ -53,7 +53,7 @@ class Checks:
 
     def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError when it is not the same model."""
-        with load(row.runtime)(path, threads=self._threads) as model:
+        with self._opened(row, path) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             if row.name == "gguf":
                 facts["adds_bos"] = model.adds_bos
@@ -65,6 +65,17 @@ class Checks:
             if exact and row.name != "hf":
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
+
+    def _opened(self, row: Format, path: Path) -> Any:
+        try:
+            return load(row.runtime)(path, threads=self._threads)
+        except InputError as error:
+            # The temporary file that it names is gone when the user reads this.
+            reason = error.message.removeprefix(f"cannot load {path}: ")
+            raise ProofError(
+                f"the artifact does not load: {reason}",
+                "are config.json and weights of the base whole, and of the same model?",
+            ) from None
 
     def _live(self, merged: Merged) -> ReferenceRuntime | None:
         if self._reference is not None or self._why_not:

@@ -20,7 +20,7 @@ from edgeft.activations import collect
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import quality
 from edgeft.dataset import calibration, fingerprint, load_examples
-from edgeft.errors import EdgeftError, InputError
+from edgeft.errors import EdgeftError
 from edgeft.formats import format_named, load
 from edgeft.imatrix import write
 from edgeft.merge import MergeBase, adapter_manifest, open_merged
@@ -131,11 +131,6 @@ def own_imatrix(
 
     The file is llama.cpp's, so llama-quantize reads it, too.
     """
-    if not chats.training:
-        raise InputError(
-            f"no chats for an importance matrix: {chats.why_no_training}",
-            "--calibration FILE with chats, or --imatrix FILE",
-        )
     options = {"chats": fingerprint(chats.training), "merge_base": merged_into}
     if stage.finished(target, "imatrix", options, parents):
         return target

@@ -17,7 +17,8 @@ from edgeft import stage
 from edgeft.adapter_config import read_adapter_config
 from edgeft.checkpoint import Checkpoint
 from edgeft.errors import InputError
-from edgeft.template import ChatTemplate, read_json
+from edgeft.runtimes import check_as_made
+from edgeft.template import ALPACA, ChatTemplate, read_json
 
 LONG = 60
 """characters of a value that a person wants to see"""
@@ -33,7 +34,10 @@ def describe(path: Path) -> dict[str, Any]:
         return _folder(path) | _lineage(path)
     if not path.exists():
         raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
-    raise InputError(f"{path} is no .gguf file, no model folder and no adapter")
+    raise InputError(
+        f"{path} is no .gguf file, no model folder and no adapter",
+        "such as out/q4_k_m.gguf, or a folder with config.json or adapter_config.json",
+    )
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -57,7 +61,8 @@ def _gguf(path: Path) -> dict[str, Any]:
     try:
         reader = GGUFReader(path)
     except (ValueError, IndexError, KeyError, OSError) as error:
-        raise InputError(f"{path} is not a whole GGUF file: {error}") from None
+        told = f"{path} is not a whole GGUF file: {error}"
+        raise InputError(told, "export or download it again") from None
     values = {key: _value(field) for key, field in reader.fields.items()}
     tokens = reader.fields.get("tokenizer.ggml.tokens")
     vocabulary = tokens.contents() if tokens else []
@@ -67,6 +72,16 @@ def _gguf(path: Path) -> dict[str, Any]:
         if isinstance(values.get(key), int) and values[key] < len(vocabulary)
     ]
     template = values.pop("tokenizer.chat_template", None)
+
+    def token(name: str) -> str:
+        number = values.get(f"tokenizer.ggml.{name}_token_id")
+        if not isinstance(number, int) or not 0 <= number < len(vocabulary):
+            return ""
+        return str(vocabulary[number])
+
+    bos, eos, unknown, padding = map(token, ("bos", "eos", "unknown", "padding"))
+    chat = ChatTemplate(template or ALPACA, bos, eos, (), unknown, padding)
+    check_as_made(path, chat, whole=False)
     kinds: dict[str, list[int]] = {}
     for tensor in reader.tensors:
         sizes = kinds.setdefault(tensor.tensor_type.name, [0, 0, 0])
@@ -98,6 +113,7 @@ def _folder(path: Path) -> dict[str, Any]:
         for i, count in enumerate((1, math.prod(info.shape), 0)):
             sizes[i] += count
     chat = ChatTemplate.from_folder(path)
+    check_as_made(path, chat)
     plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
     return {
         "model": {"format": "hf", "architectures": config.get("architectures", []), **plain},

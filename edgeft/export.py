@@ -15,18 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeft import decide, imatrix, stage
+from edgeft import decide, imatrix, models, stage
 from edgeft.adapter import Weighted
 from edgeft.adapter_config import read_adapter_config
 from edgeft.base import resolve
+from edgeft.checkpoint import Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
 from edgeft.formats import Format, check_quants, format_named, load
 from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
 from edgeft.progress import say
-from edgeft.records import Artifact
-from edgeft.template import ChatTemplate
+from edgeft.records import Artifact, Manifest
+from edgeft.template import ChatTemplate, read_json
+
+UNQUANTIZED = {"f32": 32, "f16": 16, "bf16": 16}
+"""quantization -> bits of a weight"""
 
 
 @dataclass(frozen=True)
@@ -62,13 +66,16 @@ def export(options: ExportOptions) -> list[Artifact]:
         for row in map(format_named, options.formats)
         for quant in check_quants(row, options.quants)
     ]
+    if not wanted:
+        raise FormatError("no format is asked for", "such as --format gguf")
+    _check_files(options)
     base = resolve(options.base or _recorded_base(options.adapter))
+    _check_base(base)
     view = open_merged(base, options.adapter)
+    run = _Run(options, base, _parents(options, base))
+    run.check(wanted, view)
     for note in view.notes:
         say(note)
-    _check(options, [row for row, _ in wanted], view)
-    parents = _parents(options, base)
-    run = _Run(options, base, parents)
     artifacts = []
     with Checks(options.adapter, run.chats.validation, options.threads, options.live) as checks:
         for row, quant in wanted:
@@ -87,15 +94,54 @@ class _Run:
         self._decided: tuple[Any, dict[str, Any]] | None = None
         self._importance: imatrix.Imatrix | None = None
 
+    def check(self, wanted: list[tuple[Format, str]], view: Merged) -> None:
+        """What can be refused before any work is done, for all artifacts."""
+        options = self.options
+        _check(options, wanted, view)
+        todo = [(row, quant) for row, quant in wanted if not self._done(row, quant)]
+        for row, quant in todo:
+            target = self._target(row, quant)
+            stage.check_free(
+                target, "artifact", self._frozen(row, quant), self.parents, options.overwrite
+            )
+            if row.name == "gguf" and not stage.read_manifest(target):
+                stage.check_not_foreign(target.with_suffix(".Modelfile"), options.overwrite)
+        auto = options.imatrix == "auto" and any(row.calibrated for row, _ in todo)
+        if auto and not self.chats.training:
+            raise InputError(
+                f"no chats for an importance matrix: {self.chats.why_no_training}",
+                "--calibration FILE with chats, or --imatrix FILE",
+            )
+        if auto:
+            stage.check_not_foreign(self._own_imatrix, options.overwrite)
+        if options.imatrix and not auto and todo:
+            self._importance = imatrix.read(Path(options.imatrix))
+        for row, quant in todo:
+            if row.check:
+                own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
+                load(row.check)(view, quant, **own, measured=auto)
+
+    def _target(self, row: Format, quant: str) -> Path:
+        return self.options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
+
+    def _done(self, row: Format, quant: str) -> Manifest | None:
+        frozen = self._frozen(row, quant)
+        return stage.finished(self._target(row, quant), "artifact", frozen, self.parents)
+
+    @property
+    def _own_imatrix(self) -> Path:
+        return self.options.out / "imatrix.gguf"
+
     def make(self, row: Format, quant: str, view: Merged, checks: Checks) -> Artifact:
         options = self.options
-        target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
-        frozen = self._frozen(row, quant)
-        done = stage.finished(target, "artifact", frozen, self.parents)
+        target, frozen = self._target(row, quant), self._frozen(row, quant)
+        done = self._done(row, quant)
         if done:
+            if row.name == "gguf" and not target.with_suffix(".Modelfile").exists():
+                _write_modelfile(target, view, done)
             say(f"{target} is complete, nothing to do")
             return Artifact(target, row.name, quant, done)
-        bits = {"f32": 32, "f16": 16, "bf16": 16}.get(quant, 9)
+        bits = UNQUANTIZED.get(quant, 9)
         stage.preflight(options.out, f"exporting {quant}", view.bytes_as(bits), 300_000_000)
         self._decide()
         assert self._decided is not None
@@ -119,9 +165,7 @@ class _Run:
         manifest = stage.read_manifest(target)
         assert manifest is not None
         if row.name == "gguf":
-            chat = ChatTemplate.from_folder(merged.tokenizer)
-            text = modelfile(chat, target.name, manifest.facts["parity"]["adds_bos"])
-            stage.write_text(target.with_suffix(".Modelfile"), text)
+            _write_modelfile(target, merged, manifest)
         _tell(target, quant, manifest, proof, converted, time.perf_counter() - started)
         return Artifact(target, row.name, quant, manifest)
 
@@ -130,14 +174,14 @@ class _Run:
         options = self.options
         frozen: dict[str, Any] = {
             "format": row.name, "quant": quant, "merge_base": options.merge_base,
-            "validation": str(options.validation) if options.validation else None,
+            "validation": options.validation.name if options.validation else None,
         }  # fmt: skip
         weights = [adapter.weight for adapter in options.adapter]
         if weights not in ([], [1.0]):
             frozen["weights"] = weights
         if row.calibrated:
             if options.imatrix:
-                frozen["imatrix"] = options.imatrix
+                frozen["imatrix"] = Path(options.imatrix).name
             if options.tensor_types:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
         return frozen
@@ -156,15 +200,41 @@ class _Run:
         if options.imatrix == "auto":
             path = decide.own_imatrix(
                 self.base, options.adapter, self._decided[0], self.chats,
-                options.out / "imatrix.gguf", options.threads, self.parents,
+                self._own_imatrix, options.threads, self.parents,
             )  # fmt: skip
             self._importance = imatrix.read(path)
-        elif options.imatrix:
-            self._importance = imatrix.read(Path(options.imatrix))
 
 
-def _check(options: ExportOptions, rows: list[Format], view: Merged) -> None:
-    """What can be refused before any work is done."""
+def _check_files(options: ExportOptions) -> None:
+    """That what is read is there, and that the results have a place."""
+    home = options.out.absolute()
+    while not home.exists():
+        home = home.parent
+    if not home.is_dir():
+        raise InputError(f"{home} is a file, not a folder", "choose another --out")
+    if not os.access(home, os.W_OK):
+        raise InputError(f"{home} cannot be written to", "choose another --out")
+    if options.calibration and options.imatrix != "auto":
+        raise InputError("--calibration is only for --imatrix auto", "add it, or leave both out")
+    for path, name in (
+        (options.validation, "--validation"),
+        (options.calibration, "--calibration"),
+        (Path(options.imatrix) if options.imatrix not in (None, "auto") else None, "--imatrix"),
+    ):
+        if path and not path.is_file():
+            raise InputError(f"no such file: {path}", f"check {name}")
+
+
+def _check_base(base: Path) -> None:
+    """A family that is known, and weights that are not quantized."""
+    card = models.card_for(read_json(base / "config.json"))
+    for name, info in Checkpoint(base).tensors.items():
+        if not card.ignores(name):
+            info.check_float(name)
+
+
+def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merged) -> None:
+    rows = [row for row, _ in wanted]
     for row in rows:
         if row.name not in view.card.formats:
             raise FormatError(
@@ -174,18 +244,21 @@ def _check(options: ExportOptions, rows: list[Format], view: Merged) -> None:
     if (options.imatrix or options.tensor_types) and not any(row.calibrated for row in rows):
         asked = "--imatrix" if options.imatrix else "--tensor-type"
         raise FormatError(f"{asked} is not for format {rows[0].name}", "--format gguf takes it")
-    for path, name in (
-        (options.validation, "--validation"),
-        (options.calibration, "--calibration"),
-        (Path(options.imatrix) if options.imatrix not in (None, "auto") else None, "--imatrix"),
-    ):
-        if path and not path.is_file():
-            raise InputError(f"no such file: {path}", f"check {name}")
+    if options.tensor_types and all(quant in UNQUANTIZED for _, quant in wanted):
+        raise FormatError(
+            f"--tensor-type changes nothing in {wanted[0][1]}", "such as --quant q8_0 beside it"
+        )
     chat = ChatTemplate.from_folder(view.tokenizer)
     for adapter in options.adapter:
         learned = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if learned:
             chat.check_is(learned, f"{adapter.path} was trained with")
+
+
+def _write_modelfile(target: Path, merged: Merged, manifest: Manifest) -> None:
+    chat = ChatTemplate.from_folder(merged.tokenizer)
+    text = modelfile(chat, target.name, manifest.facts["parity"]["adds_bos"])
+    stage.write_text(target.with_suffix(".Modelfile"), text)
 
 
 def _parents(options: ExportOptions, base: Path) -> dict[str, str]:
@@ -202,7 +275,7 @@ def _parents(options: ExportOptions, base: Path) -> dict[str, str]:
 
 
 def _tell(
-    target: Path, quant: str, manifest: Any, proof: Proof, converted: float, seconds: float
+    target: Path, quant: str, manifest: Manifest, proof: Proof, converted: float, seconds: float
 ) -> None:
     size = sum(record.size for record in manifest.files.values())
     say(f"{target}  {stage.human(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")
@@ -214,6 +287,8 @@ def _tell(
             f"  as the live model on {live['prompts']} prompts: KL {live['kl']:.2g}, same first "
             f"choice {live['same_top']:.1%}{found}"
         )
+    if without := manifest.facts.get("without_importance"):
+        say(f"  the importance matrix has nothing for {without} of the quantized tensors")
     if not proof.faithful:
         say(f"  {quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer")
 

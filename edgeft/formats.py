@@ -26,6 +26,8 @@ class Format:
     quants: tuple[str, ...]
     """from the most to the least exact"""
     default: tuple[str, ...]
+    check: str = ""
+    """module:function that refuses beforehand what the converter could not write"""
     calibrated: bool = False
     """takes an importance matrix and types for single tensors"""
 
@@ -44,6 +46,7 @@ FORMATS = {
                 "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
             ),
             default=("q4_k_m",),
+            check="edgeft.converters.gguf:check",
             calibrated=True,
         ),
         Format(

@@ -6,6 +6,7 @@ notes. A user error is one line with a hint and exit code 1; wrong usage is exit
 
 from __future__ import annotations
 
+import errno
 import importlib
 import sys
 from typing import Any
@@ -66,6 +67,9 @@ def main(args: list[str] | None = None) -> None:
         if error.filename is None and error.errno is None:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"edgeft: error: {error.strerror or error}{where}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = " (free some space, or choose another output; nothing half-written was left)"
+        problem = f"{error.strerror or error}{where}{hint if full else ''}"
+        print(f"edgeft: error: {problem}", file=sys.stderr)
         code = EdgeftError.exit_code
     sys.exit(code if isinstance(code, int) else 0)
