@@ -115,6 +115,10 @@ def writing(
             edgeft=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        if finished(target, kind, options, parents) is None:
+            check_free(
+                target, kind, options, parents, overwrite
+            )  # another run may have been faster
         if is_file:
             manifest_path(target).unlink(missing_ok=True)
             os.replace(temp, target)

@@ -96,10 +96,13 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         raise InputError(f"no such file: {path}", "check --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
-    own = raw.get(ctx.info_name or "")
-    table = {k: v for k, v in raw.items() if not isinstance(v, dict)} if own is None else own
+    commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
+    for name in (name for name, value in raw.items() if isinstance(value, dict)):
+        if name not in commands:
+            raise InputError(f"{path}: no command [{name}]", did_you_mean(name, commands))
+    table = raw.get(ctx.info_name or "")
     if not isinstance(table, dict):
-        raise InputError(f"{path}: [{ctx.info_name}] is not a table")
+        table = {key: value for key, value in raw.items() if not isinstance(value, dict)}
     known = {
         name.lstrip("-"): param
         for param in ctx.command.params

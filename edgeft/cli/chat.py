@@ -151,7 +151,7 @@ def command(artifact: Path, **given: Any) -> None:
 
 def talk(conversation: Conversation, options: ChatOptions) -> None:
     """Lines in, replies out, until the input ends or /exit."""
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         say(f"{options.artifact.name}, /help for commands, Ctrl-D to leave")
     for line in _lines(terminal):
@@ -185,7 +185,7 @@ def _lines(terminal: bool) -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if not terminal:
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        yield from (line.strip() for line in sys.stdin or () if line.strip())
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing
