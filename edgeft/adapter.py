@@ -383,7 +383,9 @@ def _check_lineage(base: Path, adapter: Path) -> None:
     if manifest is None or "base" not in manifest.parents:
         return
     if manifest.parents["base"] != stage.identity(base):
+        named = str(manifest.options.get("base", "unknown"))
+        changed = Path(named).exists() and Path(named).resolve() == base.resolve()
         raise AdapterError(
             f"{adapter} was trained on another base than {base}",
-            f"trained on {manifest.options.get('base', 'unknown')}",
+            "that folder was changed since" if changed else f"trained on {named}",
         )

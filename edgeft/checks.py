@@ -21,12 +21,13 @@ from typing import Any, Self
 from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import parity
-from edgeft.errors import FormatError, InputError, MissingExtra, ProofError
+from edgeft.errors import FormatError, InputError, MissingExtra, ProofError, require
 from edgeft.formats import Format, load
 from edgeft.merge import Merged
 from edgeft.progress import say
 from edgeft.records import Example, Message
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.template import ChatTemplate
 
 EXACT = ("f32", "f16")
 """quantizations that have to answer as the float32 model does"""
@@ -43,7 +44,8 @@ class Checks:
         threads: int,
         live: bool = True,
     ) -> None:
-        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only."""
+        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only, and
+        no torch."""
         self._adapters = adapters
         self._examples = examples
         self._threads = threads
@@ -53,6 +55,8 @@ class Checks:
 
     def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError when it is not the same model."""
+        if row.name == "hf" and not self._can_run(merged):
+            return _unopened(path) | {"live": f"not compared: {self._why_not}"}
         with self._opened(row, path) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             if row.name == "gguf":
@@ -80,19 +84,24 @@ class Checks:
     def _live(self, merged: Merged) -> ReferenceRuntime | None:
         if self._reference is not None or self._why_not:
             return self._reference
-        weights = sum(math.prod(shape) for shape in merged.shapes.values())
-        if stage.available_memory() < MEMORY * weights:
-            self._why_not = "the float32 model does not fit into memory"
-        else:
-            try:
-                self._reference = self._load(merged)
-            except (MissingExtra, FormatError) as missing:
-                self._why_not = missing.message
-        if self._reference is None:
-            say(f"logits not compared with the live model: {self._why_not}")
+        if not self._can_run(merged):
+            return None
+        try:
+            self._reference = self._load(merged)
+        except (MissingExtra, FormatError) as missing:
+            self._give_up(missing.message)
             return None
         self._expected = parity.expect(self._reference, self._texts(self._reference))
         return self._reference
+
+    def _can_run(self, merged: Merged) -> bool:
+        if not self._why_not and (why := _cannot_run(merged)):
+            self._give_up(why)
+        return not self._why_not
+
+    def _give_up(self, why: str) -> None:
+        self._why_not = why
+        say(f"logits not compared with the live model: {why}")
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
         plain = merged.without_adapter()
@@ -127,3 +136,23 @@ class Checks:
     ) -> None:
         if self._reference is not None:
             self._reference.close()
+
+
+def _cannot_run(merged: Merged) -> str:
+    """Why transformers cannot run the model on this machine; "" where it can."""
+    weights = sum(math.prod(shape) for shape in merged.shapes.values())
+    if stage.available_memory() < MEMORY * weights:
+        return "the float32 model does not fit into memory"
+    try:
+        require("torch", "train")
+        require("transformers", "train")
+    except MissingExtra as missing:
+        return missing.message
+    return ""
+
+
+def _unopened(folder: Path) -> dict[str, Any]:
+    """What the files of a Hugging Face folder tell without running it: tokens and template are
+    the base's own files, its weights have the landing proof."""
+    chat = ChatTemplate.from_folder(folder)
+    return {"stops": list(chat.stops), "template": chat.fingerprint, "chat": chat.to_json()}

@@ -72,6 +72,13 @@ def _recorded(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example]
     options = recorded["options"]
     try:
         if split == "training":
+            manifest = stage.read_manifest(adapters[0].path)
+            learned, data = (
+                manifest.parents.get("data") if manifest else None,
+                Path(options["data"]),
+            )
+            if learned and data.is_file() and stage.sha256(data) != learned:
+                return [], "the training data changed since"
             return training_examples(options), ""
         examples = validation_examples(options)
     except EdgeftError as error:

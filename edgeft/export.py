@@ -97,6 +97,7 @@ class _Run:
     def check(self, wanted: list[tuple[Format, str]], view: Merged) -> None:
         """What can be refused before any work is done, for all artifacts."""
         options = self.options
+        stage.sweep(options.out)
         _check(options, wanted, view)
         todo = [(row, quant) for row, quant in wanted if not self._done(row, quant)]
         for row, quant in todo:
@@ -252,7 +253,8 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
     for adapter in options.adapter:
         learned = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if learned:
-            chat.check_is(learned, f"{adapter.path} was trained with")
+            what = f"{adapter.path} was trained with"
+            chat.check_is(learned, what, "give the base with the template that it was trained with")
 
 
 def _write_modelfile(target: Path, merged: Merged, manifest: Manifest) -> None:

@@ -272,6 +272,14 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256(path), size=path.stat().st_size)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left in a folder of results, of whatever target."""
+    if folder.is_dir():
+        found = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
+        for name in sorted({match[1] for match in found if match}):
+            _sweep(folder / name)
+
+
 def _sweep(target: Path) -> None:
     """Remove what a killed run left, but not what a living one is writing.
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 import importlib
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -51,6 +53,8 @@ def group() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: turns user errors into one line and an exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
