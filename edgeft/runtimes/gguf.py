@@ -18,6 +18,8 @@ import functools
 import itertools
 import os
 import re
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,9 +66,11 @@ class GGUFRuntime:
         self._held: list[int] = []
         self._errors.clear()
         params = lib.llama_model_default_params()
-        self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
+        self._model: Any = None
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
+            with _interrupts_wait():
+                self._model = lib.llama_model_load_from_file(os.fsencode(path), params)
             if not self._model:
                 told = f"cannot load {path}: {_reason(self._errors)}"
                 raise InputError(told, "is the file whole, and a language model?")
@@ -331,7 +335,8 @@ class GGUFRuntime:
             params.cb_eval = callback
             params.kv_unified = True  # sequences of any length in one pass
         self._errors.clear()
-        context = self._lib.llama_init_from_model(self._alive(self._model), params)
+        with _interrupts_wait():
+            context = self._lib.llama_init_from_model(self._alive(self._model), params)
         if not context:
             reason = _reason(self._errors)
             raise ResourceError(f"no context of {cells} tokens: {reason}", "lower --context")
@@ -415,6 +420,23 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+@contextlib.contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Hold Ctrl-C back while llama.cpp runs: raised inside a callback of its log it would be lost."""
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if callable(signal.getsignal(n))]
+    came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    before = [signal.signal(number, lambda number, _: came.append(number)) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+    if came:
+        raise KeyboardInterrupt
 
 
 def _reason(errors: list[str]) -> str:
