@@ -53,7 +53,9 @@ def _blocks(merged: Merged, name: str, stored: str) -> Iterator[Array]:
     given = []
     for start in range(0, shape[0], step):
         values = merged.rows(name, slice(start, start + step))
-        if not np.isfinite(stored_as(values, stored)).all():
+        with np.errstate(over="ignore"):
+            whole = np.isfinite(stored_as(values, stored)).all()
+        if not whole:
             raise ProofError(
                 f"{name} cannot be stored as {stored}: not every value is finite in it",
                 "--quant f32 or bf16 hold larger values; NaN is of no use in any",
