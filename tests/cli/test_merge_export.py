@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
@@ -344,8 +345,11 @@ def test_ctrl_c_while_a_model_loads_is_not_lost(
     lib = gguf._llama_cpp()[0]
     load = lib.llama_model_load_from_file
 
+    # Python takes a signal in the next line that it runs, which then is one of such a callback.
+    callback = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
+
     def interrupted(*given: Any) -> Any:
-        os.kill(os.getpid(), signal.SIGINT)
+        callback()
         return load(*given)
 
     monkeypatch.setattr(lib, "llama_model_load_from_file", interrupted)
