@@ -1,6 +1,7 @@
 """Is the artifact the same model? Checks on the finished file, before it gets its name.
 
     check_tokens(model, folder)                   same ids, same stops as the Hugging Face folder
+    check_runs(model)                             it computes numbers
     check_greedy(model, reference)                same first greedy tokens on fixed prompts
     check_live(model, expect(live, prompts), …)   same logits as the base with the live adapter
 
@@ -203,6 +204,14 @@ def _shortest(text: str, fails: Callable[[str], bool]) -> str:
             size //= 2
         size = min(size, len(text) // 2)
     return text
+
+
+def check_runs(model: Runtime) -> None:
+    """It computes at all: logits that are numbers, and not all the same."""
+    ids = model.encode(model.chat.render([Message("user", PROMPTS[0])]))
+    row = model.logits(ids[:8])[-1]
+    if not np.isfinite(row).all() or row.max() == row.min():
+        raise ProofError("the artifact computes no logits", "are the base's weights whole?")
 
 
 def check_greedy(

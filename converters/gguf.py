@@ -168,7 +168,7 @@ def _encode(
     inside = sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start
     if values.ndim == 1:
         return _Block(data, values[inside], values[inside])
-    kept = dequantize(np.ascontiguousarray(data[inside]), qtype) if len(inside) else values[:0]
+    kept = dequantize(np.ascontiguousarray(data[inside]), qtype) if len(inside) else values[inside]
     return _Block(data, values[inside], kept)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from families import MOE, TEXT, Tiny, make_tiny
 from test_ggml import llama_quantize, read
 
 from edgeft.activations import collect
+from edgeft.benchmarks import chain
 from edgeft.converters import gguf
 from edgeft.errors import FormatError
 from edgeft.imatrix import Imatrix
@@ -118,3 +120,22 @@ def test_four_bits_run(made: Made, tmp_path: Path) -> None:
             logits.append(model.logits(model.encode(TEXT)))
     # rounding sends some tokens to other experts
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.9
+
+
+def test_memory_does_not_grow_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gguf, "BLOCK_BYTES", 1 << 18)
+    peaks = []
+    for rows in (10_000, 80_000):
+        work = tmp_path / str(rows)
+        chain.make_model(work, chain.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
+        merged = open_merged(work / "base", work / "adapter", "nf4")
+        tracemalloc.start()
+        gguf.convert(merged, work / "x.gguf", "q8_0", threads=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (work / "x.gguf").stat().st_size > 20_000_000
+    # The vocabulary itself is as large as it is: its texts and types, about 100 bytes a token.
+    assert peaks[1] - peaks[0] < 200 * 70_000
+    assert peaks[0] < 30_000_000
