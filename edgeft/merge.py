@@ -14,8 +14,9 @@ A weight that an adapter holds whole (`modules_to_save`) is taken from it. Where
 output layer share a weight and the adapter changes them differently, they are two weights from here
 on, and where it brings tokens of its own, its tokenizer goes before the base's.
 
-`merge_base` says what the delta is added to: "w16", the stored weights, or "nf4", the values that a
-QLoRA adapter saw while it was trained (`edgeft.nf4`).
+`merge_base` says what the delta is added to: "w16", the stored weights, or "nf4" or "fp4", the values
+that a QLoRA adapter saw while it was trained (`edgeft.nf4`): of an adapter that edgeft trained all
+of them, rounded to the type that its manifest names.
 
 The landing coefficient of a tensor is beta = <W' - W, sBA> / |sBA|^2: 1 = landed, 0 = not there,
 2 = merged twice; a wrong scale shows as a factor. It is taken twice: of the sum that went into the
@@ -42,11 +43,11 @@ from edgeft import models, nf4, stage
 from edgeft.adapter import Weighted, read_adapters
 from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
-from edgeft.checkpoint import Array, Checkpoint, Rows
+from edgeft.checkpoint import Array, Checkpoint, Rows, stored_as
 from edgeft.errors import AdapterError, ProofError
 from edgeft.template import read_json
 
-MergeBase = Literal["w16", "nf4"]
+MergeBase = Literal["w16", "nf4", "fp4"]
 Reader = Callable[[str, Rows], Array]
 """(tensor, rows) -> values"""
 Take = Callable[[Reader], Array]
@@ -110,6 +111,7 @@ class Merged:
         changes: dict[str, Change],
         merge_base: MergeBase,
         adapters: Sequence[Path] = (),
+        double_quant: bool = True,
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
@@ -135,6 +137,10 @@ class Merged:
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
+        recorded = _trained_on(adapters, merge_base)
+        self._half = recorded.get("compute_type") == "bfloat16"
+        self._threads: int = recorded.get("threads", 1)
+        self._double_quant = double_quant
         self._lock = threading.Lock()
         self._seen: tuple[str, nf4.Quantized] | None = None
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
@@ -158,21 +164,27 @@ class Merged:
         if change and change.whole:
             return change.whole.by_rows()[rows]
         name = self._source.get(name, name)
-        if self.merge_base != "nf4" or not self.card.in_4bit(name, self.shapes[name]):
-            return self._weights.rows(name, rows)
+        if self.merge_base == "w16" or not self.card.in_4bit(name, self.shapes[name]):
+            return self._loaded(name, rows)
         with self._lock:
             if self._seen is None or self._seen[0] != name:
                 height, width = self.shapes[name]
-                read = partial(_between, self._weights, name)
-                self._seen = name, nf4.quantized(read, (height, width))
+                read = partial(self._between, name)
+                self._seen = name, nf4.quantized(
+                    read, (height, width), self.merge_base, self._double_quant,
+                    threads=self._threads,
+                )  # fmt: skip
             seen = self._seen[1]
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(seen.shape[0])
-            return seen.rows(start, stop)
-        first, last = int(rows.min()), int(rows.max())
-        if last - first < 2 * len(rows):
-            return seen.rows(first, last + 1)[rows - first]
-        return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
+        values = _some(seen, rows)
+        return stored_as(values, "BF16") if self._half else values
+
+    def _loaded(self, name: str, rows: Rows) -> Array:
+        """Rows of the base in the type in which it was loaded for training, or as they are stored."""
+        values = self._weights.rows(name, rows)
+        return stored_as(values, "BF16") if self._half and not self.card.in_float32(name) else values
+
+    def _between(self, name: str, start: int, stop: int) -> Array:
+        return self._loaded(name, slice(start, stop))
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
@@ -300,19 +312,36 @@ def open_merged(
     base: Path,
     adapter: Path | Sequence[Weighted] | None,
     merge_base: MergeBase = "w16",
+    double_quant: bool = True,
 ) -> Merged:
     """Check that every adapter fits the base in every tensor, and open the view.
 
+    `double_quant` is of the 4-bit merge bases: whether the blocks' maxima were quantized, too.
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
     weights, config = Checkpoint(base), read_json(base / "config.json")
     changes = read_adapters(adapters, base, weights, models.card_for(config), config)
-    return Merged(base, weights, changes, merge_base, [entry.path for entry in adapters])
+    paths = [entry.path for entry in adapters]
+    return Merged(base, weights, changes, merge_base, paths, double_quant)
 
 
-def _between(weights: Checkpoint, name: str, start: int, stop: int) -> Array:
-    return weights.rows(name, slice(start, stop))
+def _some(seen: nf4.Quantized, rows: Rows) -> Array:
+    if isinstance(rows, slice):
+        start, stop, _ = rows.indices(seen.shape[0])
+        return seen.rows(start, stop)
+    first, last = int(rows.min()), int(rows.max())
+    if last - first < 2 * len(rows):
+        return seen.rows(first, last + 1)[rows - first]
+    return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
+
+
+def _trained_on(adapters: Sequence[Path], merge_base: MergeBase) -> dict[str, Any]:
+    """How the one adapter's 4-bit base was computed with; {} unless it is this merge base."""
+    if len(adapters) != 1:
+        return {}
+    recorded: dict[str, Any] = adapter_manifest(adapters[0]).get("facts", {}).get("nf4", {})
+    return recorded if recorded.get("kind") == merge_base else {}
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
