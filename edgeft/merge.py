@@ -15,8 +15,8 @@ output layer share a weight and the adapter changes them differently, they are t
 on, and where it brings tokens of its own, its tokenizer goes before the base's.
 
 `merge_base` says what the delta is added to: "w16", the stored weights, or "nf4" or "fp4", the values
-that a QLoRA adapter saw while it was trained (`edgeft.nf4`): of an adapter that edgeft trained all
-of them, rounded to the type that its manifest names.
+that a QLoRA adapter saw while it was trained (`edgeft.merge_base`), to the last bit where its
+manifest says how edgeft trained it.
 
 The landing coefficient of a tensor is beta = <W' - W, sBA> / |sBA|^2: 1 = landed, 0 = not there,
 2 = merged twice; a wrong scale shows as a factor. It is taken twice: of the sum that went into the
@@ -29,25 +29,24 @@ change, the rows that went into the converter have to be the base's.
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models, nf4, stage
+from edgeft import models, stage
 from edgeft.adapter import Weighted, read_adapters
 from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
-from edgeft.checkpoint import Array, Checkpoint, Rows, stored_as
+from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import AdapterError, ProofError
+from edgeft.merge_base import BaseWeights
+from edgeft.merge_base import MergeBase as MergeBase  # others take it from here
 from edgeft.template import read_json
 
-MergeBase = Literal["w16", "nf4", "fp4"]
 Reader = Callable[[str, Rows], Array]
 """(tensor, rows) -> values"""
 Take = Callable[[Reader], Array]
@@ -137,12 +136,7 @@ class Merged:
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
-        recorded = _trained_on(adapters, merge_base)
-        self._half = recorded.get("compute_type") == "bfloat16"
-        self._threads: int = recorded.get("threads", 1)
-        self._double_quant = double_quant
-        self._lock = threading.Lock()
-        self._seen: tuple[str, nf4.Quantized] | None = None
+        self._base = BaseWeights(weights, self.card, merge_base, double_quant, _recorded(adapters))
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
 
     def tensor(self, name: str) -> Array:
@@ -163,28 +157,7 @@ class Merged:
         change = self._changes.get(name)
         if change and change.whole:
             return change.whole.by_rows()[rows]
-        name = self._source.get(name, name)
-        if self.merge_base == "w16" or not self.card.in_4bit(name, self.shapes[name]):
-            return self._loaded(name, rows)
-        with self._lock:
-            if self._seen is None or self._seen[0] != name:
-                height, width = self.shapes[name]
-                read = partial(self._between, name)
-                self._seen = name, nf4.quantized(
-                    read, (height, width), self.merge_base, self._double_quant,
-                    threads=self._threads,
-                )  # fmt: skip
-            seen = self._seen[1]
-        values = _some(seen, rows)
-        return stored_as(values, "BF16") if self._half else values
-
-    def _loaded(self, name: str, rows: Rows) -> Array:
-        """Rows of the base in the type in which it was loaded for training, or as they are stored."""
-        values = self._weights.rows(name, rows)
-        return stored_as(values, "BF16") if self._half and not self.card.in_float32(name) else values
-
-    def _between(self, name: str, start: int, stop: int) -> Array:
-        return self._loaded(name, slice(start, stop))
+        return self._base.rows(self._source.get(name, name), rows)
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
@@ -326,22 +299,11 @@ def open_merged(
     return Merged(base, weights, changes, merge_base, paths, double_quant)
 
 
-def _some(seen: nf4.Quantized, rows: Rows) -> Array:
-    if isinstance(rows, slice):
-        start, stop, _ = rows.indices(seen.shape[0])
-        return seen.rows(start, stop)
-    first, last = int(rows.min()), int(rows.max())
-    if last - first < 2 * len(rows):
-        return seen.rows(first, last + 1)[rows - first]
-    return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
-
-
-def _trained_on(adapters: Sequence[Path], merge_base: MergeBase) -> dict[str, Any]:
-    """How the one adapter's 4-bit base was computed with; {} unless it is this merge base."""
-    if len(adapters) != 1:
-        return {}
-    recorded: dict[str, Any] = adapter_manifest(adapters[0]).get("facts", {}).get("nf4", {})
-    return recorded if recorded.get("kind") == merge_base else {}
+def _recorded(adapters: Sequence[Path]) -> dict[str, Any]:
+    """How the 4-bit base of a single adapter was computed with, where its training says so."""
+    facts = adapter_manifest(adapters[0]).get("facts", {}) if len(adapters) == 1 else {}
+    found: dict[str, Any] = facts.get("nf4", {})
+    return found
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:

@@ -350,7 +350,7 @@ def _frozen_base(
 ) -> Any:
     """The base model in the compute type, with what the card names at its NF4 values.
 
-    `edgeft.merge` finds the same values again. The model is loaded in the compute type, not cast to
+    `edgeft.merge_base` finds the same values again. The model is loaded in the compute type, not cast to
     it: a cast would round what transformers holds in float32, as the frequencies of the rotation.
     """
     if options.keep_4bit:
