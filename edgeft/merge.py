@@ -44,7 +44,7 @@ from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import AdapterError, ProofError
 from edgeft.merge_base import BaseWeights
-from edgeft.merge_base import MergeBase as MergeBase  # others take it from here
+from edgeft.merge_base import MergeBase as MergeBase  # noqa: PLC0414 - for the callers, too
 from edgeft.template import read_json
 
 Reader = Callable[[str, Rows], Array]
