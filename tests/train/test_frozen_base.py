@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import Family
-from families import CHATGLM, SMALL, TINY
+from families import CHATGLM, DEEPSEEK, NEOX, SMALL, TINY
 
 from edgeft import models, nf4
 from edgeft.adapter import Weighted
@@ -170,6 +170,27 @@ def test_packed_by_bitsandbytes(compute: str, tmp_path: Path) -> None:
         assert_same(model, open_merged(tmp_path, single, "nf4"))
 
 
+WIDE = SMALL | {"intermediate_size": 128}
+EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "shared_expert_intermediate_size": 64}
+
+
+@pytest.mark.parametrize(("config", "options"), [
+    ("OlmoConfig", WIDE | {"tie_word_embeddings": True}),
+    ("GPTNeoXConfig", NEOX | {"intermediate_size": 128}),
+    ("Gemma2Config", WIDE | {"head_dim": 32}),
+    ("Qwen2MoeConfig", WIDE | EXPERTS),
+    ("MixtralConfig", WIDE | {"num_local_experts": 4}),
+    ("DeepseekV3Config", DEEPSEEK | {"intermediate_size": 128, "moe_intermediate_size": 64,
+                                     "q_lora_rank": 64, "kv_lora_rank": 64}),
+])  # fmt: skip
+def test_packed_of_other_families(config: str, options: dict[str, Any], tmp_path: Path) -> None:
+    import transformers
+
+    made = getattr(transformers, config)(vocab_size=99, pad_token_id=0, **options)
+    transformers.AutoModelForCausalLM.from_config(made).save_pretrained(tmp_path)
+    assert_same(frozen(tmp_path, keep_4bit=True), open_merged(tmp_path, None, "nf4"))
+
+
 def test_a_width_that_bitsandbytes_cannot_pack_on_a_cpu(make: Family) -> None:
     with pytest.raises(InputError, match=r"multiples of 64: model.*down_proj.weight \(96 wide\)"):
         frozen(make("llama")[0], keep_4bit=True)
@@ -205,6 +226,8 @@ def test_bitsandbytes_alone_packs_the_same(make: Family, case: str) -> None:
 def test_a_trained_adapter_gives_its_base_back(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, compute: Any, packed: bool
 ) -> None:
+    import torch
+
     from edgeft.train.sft import TrainOptions, train
 
     manifest = train(
@@ -213,6 +236,7 @@ def test_a_trained_adapter_gives_its_base_back(
             validation_size=0, save_every=0, compute_type=compute, keep_4bit=packed, warmup=0,
         )
     )  # fmt: skip
+    assert manifest.facts["nf4"]["threads"] == (torch.get_num_threads() if packed else 1)
     kind = manifest.facts["nf4"]["compute_type"]
     merged = open_merged(tiny_base, tmp_path / "adapter", "nf4")
     assert_same(frozen(tiny_base, kind, packed), merged)
