@@ -87,12 +87,10 @@ class Checks:
         return self._reference
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
-        plain = merged.without_adapter()
-        weights = ((name, plain.tensor(name)) for name in plain.shapes)
         return ReferenceRuntime(
             merged.base,
             threads=self._threads,
-            weights=weights,
+            weights=merged.base_tensors(),
             adapters=[(adapter.path, adapter.weight) for adapter in self._adapters],
             tokenizer=merged.tokenizer,
             vocabulary=merged.vocabulary,
