@@ -4,8 +4,7 @@
         facts = checks.run(format_named("gguf"), "q4_k_m", path, merged)
 
 Of every artifact: token ids, template and stops, and the logits on 32 prompts against the base with
-its adapter beside it (peft, float32; nothing merged). Of a 16- or 32-bit one also the first greedy
-tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
+its adapter beside it (peft, float32; nothing merged). Of f16 and f32 also the first greedy tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
 torch, no memory, a family that transformers lacks) the facts say why it was not compared.
 """
 
@@ -21,7 +20,7 @@ from typing import Any, Self
 from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import parity
-from edgeft.errors import FormatError, MissingExtra
+from edgeft.errors import EdgeftError
 from edgeft.formats import Format, load
 from edgeft.merge import Merged
 from edgeft.progress import say
@@ -53,44 +52,53 @@ class Checks:
 
     def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError when it is not the same model."""
-        reference = self._live(merged)
-        # Without the live model there is no reason for a process that grows with the model.
-        how = {"repack": reference is not None} if row.name == "gguf" else {}
-        with load(row.runtime)(path, threads=self._threads, **how) as model:
+        reference = self._live(merged, copies=2 if row.name == "hf" else 1)
+        if reference is None:
+            return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
+        with load(row.runtime)(path, threads=self._threads) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
-            if row.name == "gguf":
-                facts["adds_bos"] = model.adds_bos
-            if reference is None or self._expected is None:
-                parity.check_runs(model)
-                return facts | {"live": f"not compared: {self._why_not}"}
-            exact = quant in EXACT
-            facts["live"] = parity.check_live(model, self._expected, exact)
-            if exact and row.name != "hf":
+            if self._expected is None:
+                texts = self._texts(reference)
+                self._expected = parity.expect(reference, texts, model.context)
+            facts["live"] = parity.check_live(model, self._expected, quant in EXACT)
+            if quant in EXACT and row.name != "hf":
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
 
-    def _live(self, merged: Merged) -> ReferenceRuntime | None:
+    def _without(self, row: Format, path: Path, merged: Merged) -> dict[str, Any]:
+        """What can be checked without torch, in a process that does not grow with the model."""
+        if row.name == "hf":
+            return parity.check_tokens(parity.Folder(path), merged.tokenizer)
+        with load(row.runtime)(path, threads=self._threads, repack=False) as model:
+            facts = parity.check_tokens(model, merged.tokenizer)
+            parity.check_runs(model)
+            return facts
+
+    def _live(self, merged: Merged, copies: int) -> ReferenceRuntime | None:
         if self._reference is not None or self._why_not:
             return self._reference
         weights = sum(math.prod(shape) for shape in merged.shapes.values())
-        if stage.available_memory() < MEMORY * weights:
+        logits = 2 * PROMPTS * parity.POSITIONS * 4 * merged.vocabulary
+        if stage.available_memory() < MEMORY * weights * copies + logits:
             self._why_not = "the float32 model does not fit into memory"
         else:
             try:
                 self._reference = self._load(merged)
-            except (MissingExtra, FormatError) as missing:
-                self._why_not = missing.message
+            except (EdgeftError, RuntimeError, ValueError, MemoryError) as missing:
+                # No torch, no memory, no such architecture there: not the artifact's fault.
+                text = missing.message if isinstance(missing, EdgeftError) else str(missing)
+                self._why_not = text.strip().partition("\n")[0] or type(missing).__name__
         if self._reference is None:
             say(f"logits not compared with the live model: {self._why_not}")
-            return None
-        self._expected = parity.expect(self._reference, self._texts(self._reference))
         return self._reference
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
+        # The stored weights are read by transformers itself, which shares nothing with the merge.
+        stored = merged.merge_base == "w16"
         return ReferenceRuntime(
             merged.base,
             threads=self._threads,
-            weights=merged.base_tensors(),
+            weights=None if stored else merged.base_tensors(),
             adapters=[(adapter.path, adapter.weight) for adapter in self._adapters],
             tokenizer=merged.tokenizer,
             vocabulary=merged.vocabulary,

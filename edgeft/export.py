@@ -25,7 +25,7 @@ from edgeft.formats import Format, check_quants, format_named, load
 from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
 from edgeft.progress import say
-from edgeft.records import Artifact
+from edgeft.records import Artifact, Manifest
 from edgeft.template import ChatTemplate
 
 
@@ -41,6 +41,8 @@ class ExportOptions:
     quants: tuple[str, ...] = ()
     merge_base: Literal["auto", "w16", "nf4", "fp4"] = "auto"
     """auto: w16 or nf4, the one with the smaller loss on the validation split"""
+    double_quant: bool = True
+    """whether the 4-bit base of the training was quantized twice (bitsandbytes' use_double_quant)"""
     validation: Path | None = None
     """for auto; default: the split that training held out"""
     imatrix: str | None = None
@@ -63,49 +65,45 @@ def export(options: ExportOptions) -> list[Artifact]:
         for quant in check_quants(row, options.quants)
     ]
     base = resolve(options.base or _recorded_base(options.adapter))
-    view = open_merged(base, options.adapter)
+    view = open_merged(base, options.adapter, double_quant=options.double_quant)
     for note in view.notes:
         say(note)
-    _check(options, [row for row, _ in wanted], view)
-    parents = _parents(options, base)
-    run = _Run(options, base, parents)
-    artifacts = []
-    with Checks(options.adapter, run.chats.validation, options.threads, options.live) as checks:
-        for row, quant in wanted:
-            artifacts.append(run.make(row, quant, view, checks))
-    return artifacts
+    _check(options, wanted, view)
+    run = _Run(options, view, _parents(options, base))
+    examples = run.chats.validation
+    with Checks(options.adapter, examples, options.threads, options.live) as checks:
+        return [run.make(row, quant, checks) for row, quant in wanted]
 
 
 class _Run:
     """One export: what is decided once, for the first artifact that is not there yet."""
 
-    def __init__(self, options: ExportOptions, base: Path, parents: dict[str, str]) -> None:
+    def __init__(self, options: ExportOptions, view: Merged, parents: dict[str, str]) -> None:
         self.options = options
-        self.base = base
+        self.view = view
         self.parents = parents
         self.chats = decide.own_chats(options.adapter, options.validation, options.calibration)
-        self._decided: tuple[Any, dict[str, Any]] | None = None
+        self._why: dict[str, Any] = {}
         self._importance: imatrix.Imatrix | None = None
 
-    def make(self, row: Format, quant: str, view: Merged, checks: Checks) -> Artifact:
+    def make(self, row: Format, quant: str, checks: Checks) -> Artifact:
         options = self.options
         target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
         frozen = self._frozen(row, quant)
         done = stage.finished(target, "artifact", frozen, self.parents)
         if done:
             say(f"{target} is complete, nothing to do")
+            self._write_modelfile(row, target, done)
             return Artifact(target, row.name, quant, done)
         bits = {"f32": 32, "f16": 16, "bf16": 16}.get(quant, 9)
-        stage.preflight(options.out, f"exporting {quant}", view.bytes_as(bits), 300_000_000)
+        stage.preflight(options.out, f"exporting {quant}", self.view.bytes_as(bits), 300_000_000)
         self._decide()
-        assert self._decided is not None
-        merged_into, why = self._decided
         started = time.perf_counter()
         with stage.writing(
             target, kind="artifact", options=frozen, parents=self.parents,
             overwrite=options.overwrite,
         ) as work:  # fmt: skip
-            merged = open_merged(self.base, options.adapter, merged_into)
+            merged = self.view.on(self.view.merge_base)
             own: dict[str, Any] = {}
             if row.calibrated:
                 own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
@@ -113,15 +111,12 @@ class _Run:
             proof = merged.proof()
             converted = time.perf_counter() - started
             work.facts |= {
-                "seconds": round(converted, 2), "proof": to_json(proof), "merge_base": why,
+                "seconds": round(converted, 2), "proof": to_json(proof), "merge_base": self._why,
                 "parity": checks.run(row, quant, work.path, merged),
             }  # fmt: skip
         manifest = stage.read_manifest(target)
         assert manifest is not None
-        if row.name == "gguf":
-            chat = ChatTemplate.from_folder(merged.tokenizer)
-            text = modelfile(chat, target.name, manifest.facts["parity"]["adds_bos"])
-            stage.write_text(target.with_suffix(".Modelfile"), text)
+        self._write_modelfile(row, target, manifest)
         _tell(target, quant, manifest, proof, converted, time.perf_counter() - started)
         return Artifact(target, row.name, quant, manifest)
 
@@ -142,29 +137,39 @@ class _Run:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
         return frozen
 
+    def _write_modelfile(self, row: Format, target: Path, manifest: Manifest) -> None:
+        file = target.with_suffix(".Modelfile")
+        if row.name == "gguf" and not file.is_file():
+            chat = ChatTemplate.from_folder(self.view.tokenizer)
+            adds_bos = manifest.facts["parity"].get("adds_bos", False)
+            stage.write_text(file, modelfile(chat, target.name, adds_bos))
+
     def _decide(self) -> None:
+        """Once, for the first artifact that is not there yet: merge base and importance."""
         options = self.options
-        if self._decided is not None:
+        if self._why:
             return
         if options.merge_base == "auto":
-            self._decided = decide.merge_base(
-                self.base, options.adapter, self.chats, options.out, options.threads
+            chosen, self._why = decide.merge_base(
+                self.view, options.adapter, self.chats, options.out, options.threads
             )
         else:
-            why = {"chosen": options.merge_base, "why": "asked for"}
-            self._decided = options.merge_base, why
+            chosen = options.merge_base
+            self._why = {"chosen": chosen, "why": "asked for"}
+        self.view = self.view.on(chosen)
         if options.imatrix == "auto":
             path = decide.own_imatrix(
-                self.base, options.adapter, self._decided[0], self.chats,
-                options.out / "imatrix.gguf", options.threads, self.parents,
+                self.view, self.chats, options.out, options.threads, self.parents,
+                options.overwrite,
             )  # fmt: skip
             self._importance = imatrix.read(path)
         elif options.imatrix:
             self._importance = imatrix.read(Path(options.imatrix))
 
 
-def _check(options: ExportOptions, rows: list[Format], view: Merged) -> None:
+def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merged) -> None:
     """What can be refused before any work is done."""
+    rows = [row for row, _ in wanted]
     for row in rows:
         if row.name not in view.card.formats:
             raise FormatError(
@@ -181,6 +186,9 @@ def _check(options: ExportOptions, rows: list[Format], view: Merged) -> None:
     ):
         if path and not path.is_file():
             raise InputError(f"no such file: {path}", f"check {name}")
+    for row, quant in wanted:
+        if row.plan:
+            load(row.plan)(view, quant, options.tensor_types, options.imatrix is not None)
     chat = ChatTemplate.from_folder(view.tokenizer)
     for adapter in options.adapter:
         learned = adapter_manifest(adapter.path).get("facts", {}).get("chat")
@@ -202,7 +210,7 @@ def _parents(options: ExportOptions, base: Path) -> dict[str, str]:
 
 
 def _tell(
-    target: Path, quant: str, manifest: Any, proof: Proof, converted: float, seconds: float
+    target: Path, quant: str, manifest: Manifest, proof: Proof, converted: float, seconds: float
 ) -> None:
     size = sum(record.size for record in manifest.files.values())
     say(f"{target}  {stage.human(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")

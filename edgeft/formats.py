@@ -26,8 +26,13 @@ class Format:
     quants: tuple[str, ...]
     """from the most to the least exact"""
     default: tuple[str, ...]
-    calibrated: bool = False
-    """takes an importance matrix and types for single tensors"""
+    plan: str = ""
+    """module:function that refuses early what the converter cannot write; such a converter takes an
+    importance matrix and types for single tensors"""
+
+    @property
+    def calibrated(self) -> bool:
+        return bool(self.plan)
 
 
 FORMATS = {
@@ -44,7 +49,7 @@ FORMATS = {
                 "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
             ),
             default=("q4_k_m",),
-            calibrated=True,
+            plan="edgeft.converters.gguf:plan",
         ),
         Format(
             name="hf",

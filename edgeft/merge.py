@@ -19,15 +19,18 @@ that a QLoRA adapter saw while it was trained (`edgeft.merge_base`), to the last
 manifest says how edgeft trained it.
 
 The landing coefficient of a tensor is beta = <W' - W, sBA> / |sBA|^2: 1 = landed, 0 = not there,
-2 = merged twice; a wrong scale shows as a factor. It is taken twice: of the sum that went into the
-converter, where it has to be 1 in every tensor, and of what the output type kept of it. A coarse
-type keeps less or answers with a gain, above all where W lies on a grid itself (NF4 values); that
-is told, and refused where it cannot be told from a lost or a doubled merge. Where there is no
-change, the rows that went into the converter have to be the base's.
+2 = twice. It is taken of the rows that the converter was given, where it has to be 1 in every
+tensor, and of what the output type kept of them. A coarse type keeps less or answers with a gain,
+above all where W lies on a grid itself (NF4 values); that is told, and refused where it cannot be
+told from a lost or a doubled merge. Where there is no change, the rows that the converter was given
+have to be the base's. So this proves what became of the adapter's change on the way into the file;
+that the change is the right one (its scale, its place) is what the logits of the live adapter prove
+on the finished file (`edgeft.checks`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -77,7 +80,7 @@ class Proof:
     beta_min: float
     beta_max: float
     delta: float
-    """rms of the delta over rms of the weights it was added to"""
+    """rms of the delta over rms of the weights it was added to; 1 where those are zero"""
     noise: float
     """rms of the quantization error over rms of the delta"""
     merge_base: str
@@ -116,7 +119,6 @@ class Merged:
         self.base = base
         self.config = read_json(base / "config.json")
         self.card = models.card_for(self.config)
-        self.merge_base = merge_base
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
         self.notes: list[str] = []
@@ -137,7 +139,18 @@ class Merged:
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
-        self._base = BaseWeights(weights, self.card, merge_base, double_quant, _recorded(adapters))
+        self._double_quant, self._recorded = double_quant, _recorded(adapters)
+        self._set_base(merge_base)
+
+    def on(self, merge_base: MergeBase) -> Merged:
+        """The same adapter on other values of the base; nothing is read again."""
+        view = copy.copy(self)
+        view._set_base(merge_base)
+        return view
+
+    def _set_base(self, kind: MergeBase) -> None:
+        self.merge_base = kind
+        self._base = BaseWeights(self._weights, self.card, kind, self._double_quant, self._recorded)
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
 
     @property
@@ -283,7 +296,7 @@ class Merged:
             beta=float(kept / size),
             beta_min=min(betas),
             beta_max=max(betas),
-            delta=float(np.sqrt(size / weight)) if weight else float("inf"),
+            delta=float(np.sqrt(size / weight)) if weight else 1.0,
             noise=float(np.sqrt(noise / size)),
             merge_base=self.merge_base,
             replaced=replaced,

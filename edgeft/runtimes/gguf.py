@@ -56,6 +56,7 @@ class GGUFRuntime:
         """`exact` computes attention in float32, slower and larger: for comparisons. `repack` lets
         llama.cpp copy 4-bit weights into an order that it multiplies faster; without, they stay in
         the file's pages."""
+        self.path = path
         self._exact = exact
         lib, self._errors, log = _llama_cpp()
         lib.llama_log_set(log, None)  # each time: another user of the library may have set its own
