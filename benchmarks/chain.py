@@ -130,8 +130,8 @@ def single(work: Path, quant: str, threads: int, live: bool) -> dict[str, Any]:
                "--live" if live else "--no-live"]  # fmt: skip
     step = run(command)
     base, adapter = work / "base", work / "adapter"
-    # The check reads the base and the adapter again; both read the finished file once more.
-    read = (size(base) + size(adapter)) * (2 if live else 1) + size(out)
+    # Base and adapter are hashed for the manifest, the file is hashed and opened for its checks.
+    read = (size(base) + size(adapter)) * (3 if live else 2) + 2 * size(out)
     found = _arm([step], read, size(out))
     shutil.rmtree(out)
     return found
