@@ -16,7 +16,7 @@ from vocabs import (
     write_gguf,
 )
 
-from edgeft import base, models
+from edgeft import base, gguf_header, models
 from edgeft.benchmarks.parity import TORTURE, check_tokens
 from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.models import pretokenizers
@@ -66,7 +66,7 @@ def test_llama_cpp_cuts_as_the_table_says(
         assert check_tokens(model, folder)["stops"] == ["<|end|>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in TEXTS if again(text) != wanted(text)]
     assert read_json(back / "tokenizer_config.json")["eos_token"] == "<|end|>"
@@ -198,7 +198,7 @@ def test_sentencepiece_bpe(tmp_path: Path, spm: Path, style: str, scores: str) -
         check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in texts if again(text) != wanted(text)]
 
@@ -235,7 +235,7 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
             check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     assert encoder(back)("<turn>  a") == encoder(folder)("<turn>  a")
     # A name that says phi-3 does not make other tokenizers swallow spaces.
     folder = sentencepiece_style(tmp_path / "b", spm, "llama")
@@ -323,7 +323,7 @@ def test_stops_in_three_slots(tmp_path: Path, greedy: dict[str, Any]) -> None:
         assert check_tokens(model, folder)["stops"] == ["<t1>", "<t3>", "<t4>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     ends = read_json(back / "generation_config.json")["eos_token_id"]
     assert ends == [size + 1, size + 3, size + 4]
     generation.write_text(json.dumps({"eos_token_id": [size + i for i in range(1, 5)]}))
