@@ -222,7 +222,9 @@ def identity(target: Path) -> str:
     if manifest is not None:
         files = {name: record.sha256 for name, record in manifest.files.items() if _counts(name)}
     else:
-        files = {p.name: sha256(p) for p in target.iterdir() if p.is_file() and _counts(p.name)}
+        paths = (*target.iterdir(), *target.glob("additional_chat_templates/*"))
+        names = {path.relative_to(target).as_posix(): path for path in paths if path.is_file()}
+        files = {name: sha256(path) for name, path in names.items() if _counts(name)}
     lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -304,6 +304,53 @@ def test_what_the_adapters_tokenizer_lacks_is_the_bases(
         open_merged(base, [Weighted(adapter), Weighted(tmp_path / "other")])
 
 
+KEPT: dict[str, dict[str, str]] = {
+    "chat_template.jinja": {"chat_template.jinja": "own"},
+    "chat_template.json": {"chat_template.json": '{"chat_template": "own"}'},
+    "one of more": {"additional_chat_templates/default.jinja": "own",
+                    "additional_chat_templates/a.jinja": "a"},
+    "configuration": {"tokenizer_config.json": '{"chat_template": "own"}'},
+    "by name": {"tokenizer_config.json": json.dumps({"chat_template": [
+        {"name": "rag", "template": "rag"}, {"name": "default", "template": "own"}]})},
+    "nowhere": {},
+    "an empty file": {"chat_template.jinja": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", KEPT)
+@pytest.mark.parametrize("whose", ["adapter", "base"])
+def test_the_template_is_kept_wherever_it_was(tmp_path: Path, place: str, whose: str) -> None:
+    """An adapter's goes before the base's, and an exported folder has the one that was merged."""
+    base, adapter = make_base(tmp_path / "base"), tmp_path / "adapter"
+    base_config = json.loads((base / "tokenizer_config.json").read_text())
+    make_adapter(base, adapter)
+    if whose == "adapter":
+        shutil.copyfile(base / "tokenizer.json", adapter / "tokenizer.json")
+    else:
+        del base_config["chat_template"]
+    for name, text in KEPT[place].items():
+        file = (adapter if whose == "adapter" else base) / name
+        file.parent.mkdir(exist_ok=True)
+        if whose == "base" and name == "tokenizer_config.json":
+            base_config |= json.loads(text)
+        else:
+            file.write_text(text)
+    (base / "tokenizer_config.json").write_text(json.dumps(base_config))
+    (base / "tokenization_chatglm.py").write_text("raise SystemExit")
+    wanted = "own" if "own" in str(KEPT[place]) else ChatTemplate.from_folder(base).source
+    merged = open_merged(base, adapter)
+    assert ChatTemplate.from_folder(merged.tokenizer).source == wanted
+    (tmp_path / "hf").mkdir()
+    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
+    assert ChatTemplate.from_folder(tmp_path / "hf").source == wanted
+    for name, text in KEPT[place].items():
+        if "additional" in name:
+            assert (tmp_path / "hf" / name).read_text() == text
+    assert not list((tmp_path / "hf").rglob("*.py"))
+    if place == "an empty file" and whose == "adapter":
+        assert (adapter / "chat_template.jinja").read_text() == "", "the adapter is left alone"
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_half_precision_adapters(bases: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
     base = bases("plain")

@@ -312,9 +312,11 @@ def test_human(size: float, text: str) -> None:
 
 
 def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
-    parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json")
+    parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json",
+             "additional_chat_templates/rag.jinja")  # fmt: skip
     with stage.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
         for part in parts:
+            (work.path / part).parent.mkdir(exist_ok=True)
             (work.path / part).write_text(part)
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "model", copy)
