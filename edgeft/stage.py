@@ -27,6 +27,8 @@ from edgeft import __version__
 from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.records import SCHEMA, FileRecord, Manifest
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass
 class Work:
@@ -187,11 +189,19 @@ def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
 
 
 def available_memory() -> int:
-    """Bytes a new process can have without swapping, the cgroup's limit included."""
+    """Bytes a new process can have without swapping, the cgroup's limit included.
+
+    A cgroup counts the pages of files that were read as used; the kernel gives them up on demand.
+    """
     bounds = [_meminfo("MemAvailable")]
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        bounds.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        for line in (CGROUP / "memory.stat").read_text().splitlines():
+            key, _, size = line.partition(" ")
+            if key in ("inactive_file", "active_file"):
+                used -= int(size)
+        bounds.append(limit - used)
     return max(0, min(bounds))
 
 
