@@ -17,7 +17,7 @@ from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
 from edgeft.converters import gguf, hf
-from edgeft.errors import AdapterError, ProofError
+from edgeft.errors import AdapterError, FormatError, ProofError
 from edgeft.merge import Merged, open_merged
 from edgeft.template import ChatTemplate
 
@@ -437,6 +437,21 @@ def test_experts_that_an_adapter_lacks(tmp_path: Path) -> None:
         AdapterError, match=r"experts.down_proj has rank 3, .* says 4|for 4 experts"
     ):
         open_merged(base, two)
+
+
+def test_a_sum_that_peft_does_not_make_is_one_line(tmp_path: Path) -> None:
+    """Of fused experts; their sum is made here all the same, without a live model beside it."""
+    from edgeft.runtimes.reference import ReferenceRuntime
+
+    base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
+    both = [
+        (make_adapter(base, tmp_path / name, target_parameters=[*MOE]), weight)
+        for name, weight in (("one", 1.0), ("two", 0.5))
+    ]
+    with pytest.raises(FormatError, match=r"peft cannot load the sum of .*one, .*two: ") as caught:
+        ReferenceRuntime(base, adapters=both)
+    assert "\n" not in str(caught.value)
+    open_merged(base, [Weighted(*pair) for pair in both])
 
 
 def old_adapter(base: Path, adapter: Path, **config: Any) -> Path:
