@@ -254,6 +254,7 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
         ({"model": {"type": "WordPiece", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]",
                     "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
          "a WordPiece vocabulary"),
+        ({"merges": []}, "byte-level BPE without merges"),
         ({"single_word": True}, "token '<|end|>' depends on what is before it"),
         ({"lstrip": True}, "token '<|end|>' depends on what is before it"),
         ({"rstrip": True}, "token '<|end|>' swallows the white space after it"),
@@ -266,12 +267,14 @@ def test_what_llama_cpp_would_cut_differently_is_refused_by_name(
     folder = byte_level(tmp_path / "model", greedy, "gpt-2")
     tokenizer = read_json(folder / "tokenizer.json")
     token = tokenizer["added_tokens"][0]
-    (token if change.keys() & token.keys() else tokenizer).update(change)
+    parts = (token, tokenizer["model"], tokenizer)
+    next(part for part in parts if change.keys() & part.keys() or part is tokenizer).update(change)
     write_folder(folder, tokenizer, eos_token="<|end|>")
     with pytest.raises(FormatError, match=says.replace("|", r"\|")) as caught:
         write_gguf(folder, tmp_path / "x.gguf")
     assert "no place for the tokenizer of model" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_a_prefix_that_depends_on_the_text_is_refused(tmp_path: Path, spm: Path) -> None:
