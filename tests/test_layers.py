@@ -26,6 +26,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.models",
         "edgeft.progress",
         "edgeft.sentencepiece",
+        "edgeft.gguf_header",
     ),
     (
         "edgeft.stage",

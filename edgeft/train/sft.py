@@ -13,14 +13,13 @@ merge has to know in its manifest.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -30,7 +29,7 @@ from edgeft.adapter_tensors import in_checkpoint
 from edgeft.checkpoint import Checkpoint
 from edgeft.dataset import Encoded, encode_all, fingerprint, load_examples, split
 from edgeft.errors import InputError, StaleError, require
-from edgeft.progress import Progress, say
+from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.template import ChatTemplate, encoder, read_json
 
@@ -245,13 +244,13 @@ def _run(
     output: Path,
 ) -> dict[str, Any]:
     """The part that needs torch: returns the facts, leaves the adapter's files in `output`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin at OpenMP's barriers make a shared machine up to 7 x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _quiet_libraries():
+    with quiet_libraries():
         torch = require("torch", "train")
         peft = require("peft", "train")
         transformers = require("transformers", "train")
+        transformers.utils.logging.disable_progress_bar()
         models.transformers_class(read_json(options.base / "config.json"))
         from edgeft.train.trainer import AnswerTrainer, ProgressCallback, as_dataset, collate
 
@@ -437,26 +436,3 @@ def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     faster = best[torch.bfloat16] < 0.75 * best[torch.float32]
     return torch.bfloat16 if faster else torch.float32
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' advice to developers out of the user's terminal."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            transformers = require("transformers", "train")
-            transformers.utils.logging.disable_progress_bar()
-            yield
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)

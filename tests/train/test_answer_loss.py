@@ -113,3 +113,36 @@ def test_the_gradients_are_the_models_own(make: Family, tmp_path: Path) -> None:
     for ours, own in zip(*found, strict=True):
         assert (ours - own).abs().max() <= 1e-5 * own.abs().max()
         assert own.any()
+
+
+def test_libraries_are_quiet_while_it_trains(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would show a bar of its own, and advice to developers."""
+    import logging
+    import warnings
+
+    import transformers
+
+    from edgeft import models
+    from edgeft.template import read_json
+    from edgeft.train import sft
+
+    class Reached(Exception):
+        pass
+
+    def look(*_: Any) -> None:
+        warnings.warn("advice", UserWarning, stacklevel=1)
+        assert not transformers.utils.logging.is_progress_bar_enabled()
+        assert logging.getLogger("peft").level == logging.ERROR
+        raise Reached
+
+    transformers.utils.logging.enable_progress_bar()
+    monkeypatch.setattr(sft, "_frozen_base", look)
+    options = sft.TrainOptions(tiny_base, tmp_path, tmp_path, compute_type="fp32")
+    card = models.card_for(read_json(tiny_base / "config.json"))
+    before = logging.getLogger("peft").level
+    with warnings.catch_warnings(), pytest.raises(Reached):
+        warnings.simplefilter("error")
+        sft._run(options, card, [], [], tmp_path, None, tmp_path)
+    assert logging.getLogger("peft").level == before
