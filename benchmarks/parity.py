@@ -182,6 +182,7 @@ def check_tokens(model: Tokens, folder: Path) -> dict[str, Any]:
         "stops": list(chat.stops),
         "template": chat.fingerprint,
         "chat": chat.to_json(),
+        "eos": model.chat.eos_token,
         "adds_bos": getattr(model, "adds_bos", False),
     }
     return {**facts, **({"only_for": conditions} if conditions else {})}

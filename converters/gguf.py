@@ -128,10 +128,44 @@ def convert(
         sample.check(out)
     weights = sum(math.prod(target.shape) for target in made.targets.values())
     counts = Counter(qtype.name for qtype in made.types.values())
-    return {
+    facts: dict[str, Any] = {
         "types": dict(sorted(counts.items())),
         "bits_per_weight": round(8 * out.stat().st_size / weights, 2),
     }
+    if imatrix:
+        facts["without_importance"] = len(_without(made, imatrix))
+    return facts
+
+
+def check(
+    merged: Merged,
+    quant: str,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    imatrix: Imatrix | None = None,
+    measured: bool = False,
+) -> None:
+    """FormatError for what `convert` would refuse; `measured`: importance comes only later."""
+    made = plan(merged, quant, tensor_types, measured or imatrix is not None)
+    if measured:
+        return
+    _importance(quant, made, imatrix)
+    if imatrix and 2 * len(_without(made, imatrix)) > len(_quantized(made)):
+        raise FormatError(
+            f"the importance matrix is of another model: it has nothing for {quant}'s tensors, "
+            f"such as {_without(made, imatrix)[0]}",
+            "llama-imatrix on the model itself, or --imatrix auto",
+        )
+
+
+def _quantized(made: Plan) -> list[str]:
+    """Tensors for which importance matters; llama-imatrix gathers none of embedding and output."""
+    ends = ("token_embd.weight", "output.weight")
+    whole = ("F32", "F16", "BF16")
+    return [n for n, kind in made.types.items() if kind.name not in whole and n not in ends]
+
+
+def _without(made: Plan, imatrix: Imatrix) -> list[str]:
+    return [name for name in _quantized(made) if name not in imatrix.tensors]
 
 
 @dataclass(frozen=True)
@@ -275,7 +309,8 @@ def _encode(merged: Merged, job: _Job) -> _Block:
         data = quantize(matrix, job.qtype, threads=1, importance=job.importance)
     except ValueError as error:
         raise ProofError(
-            f"{job.part.source} cannot be stored as {job.qtype.name}: {error}"
+            f"{job.part.source} cannot be stored as {job.qtype.name}: {error}",
+            "is a weight of base or adapter damaged?",
         ) from None
     inside = job.sample[(job.sample >= job.rows.start) & (job.sample < job.rows.stop)]
     inside = inside - job.rows.start

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgeft.adapter_tokenizer import tokenizer_files
 from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
+from edgeft.errors import ProofError
 from edgeft.merge import SAMPLE, Merged
 
 BLOCK = 4 << 20
@@ -52,6 +53,11 @@ def _blocks(merged: Merged, name: str, stored: str) -> Iterator[Array]:
     given = []
     for start in range(0, shape[0], step):
         values = merged.rows(name, slice(start, start + step))
+        if not np.isfinite(stored_as(values, stored)).all():
+            raise ProofError(
+                f"{name} cannot be stored as {stored}: not every value is finite in it",
+                "--quant f32 or bf16 hold larger values; NaN is of no use in any",
+            )
         given.append(values[sample[(sample >= start) & (sample < start + step)] - start])
         yield values
     rows = np.concatenate(given)

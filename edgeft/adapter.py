@@ -193,7 +193,9 @@ def _deltas(
         embedding = "embedding_A" in parts or "embedding_B" in parts
         kinds = ("embedding_A", "embedding_B") if embedding else ("A", "B")
         if missing := [kind for kind in kinds if kind not in parts]:
-            raise AdapterError(f"{path}: {module} has no lora_{missing[0]}")
+            raise AdapterError(
+                f"{path}: {module} has no lora_{missing[0]}", "is the adapter complete?"
+            )
         if extra := parts.keys() - kinds - ({"magnitude"} if embedding else {"magnitude", "bias"}):
             raise AdapterError(f"{path}: {parts[min(extra)].name} does not belong to a LoRA layer")
         a, b = (parts[kind] for kind in kinds)
@@ -226,7 +228,7 @@ def _deltas(
             add(name, lora)
         if "bias" in parts:
             add(f"{in_checkpoint(card, module)}.bias", Shift(parts["bias"], scale))
-    _check_experts(path, base, config, deltas)
+    _check_complete(path, base, config, deltas)
     return deltas
 
 
@@ -267,7 +269,10 @@ def _wrapped(adapter: Path, parameters: list[str], module: str, found: Found) ->
     outermost = module.replace(".base_layer", "")
     for depth, parameter in enumerate(reversed(parameters)):
         if outermost + ".base_layer" * depth not in found.parts:
-            raise AdapterError(f"{adapter} lacks {parameter}, which its configuration adapts")
+            raise AdapterError(
+                f"{adapter} lacks {parameter}, which its configuration adapts",
+                "is the adapter complete?",
+            )
     outside = len(parameters) - 1 - module.count(".base_layer")
     if outside < 0 or found.parts[module].keys() != {"A", "B"}:
         raise AdapterError(f"{adapter}: {module} is no LoRA of {', '.join(parameters)}")
@@ -307,27 +312,41 @@ def _on_parameter(
     return found
 
 
-def _check_experts(
+def _check_complete(
     adapter: Path, base: _Base, config: dict[str, Any], deltas: dict[str, tuple[Delta, ...]]
 ) -> None:
-    """Where one expert of a layer is adapted all are, unless experts were chosen by name."""
+    """Where one layer or one expert is adapted all are, unless some were chosen by name."""
     targets = config.get("target_modules") or ()
     if isinstance(targets, str) or any("expert" in target for target in targets):
         return
     groups: dict[tuple[str, int], set[int]] = {}
+    layers: dict[str, set[int]] = {}
     for name in deltas:
         general, numbers = models.generalize(name)
         if "{e}" in general:
             groups.setdefault((general, numbers[0]), set()).add(numbers[1])
+        elif "{i}" in general:
+            layers.setdefault(general, set()).add(numbers[0])
     for (general, layer), experts in groups.items():
         expert = 0
         while (name := models.fill(general, (layer, expert))) in base.weights.tensors:
             if expert not in experts:
-                raise AdapterError(
-                    f"{adapter} lacks {name}, though it adapts other experts of the layer",
-                    "is the adapter complete?",
-                )
+                _lacks(adapter, name, "other experts of the layer")
             expert += 1
+    chosen = any(config.get(key) for key in ("layers_to_transform", "exclude_modules"))
+    if chosen or any(part.isdigit() for target in targets for part in target.split(".")):
+        return
+    ends = tuple(f".{target}.weight" for target in targets)
+    for name in base.weights.tensors:
+        general, numbers = models.generalize(name)
+        if name.endswith(ends) and numbers[:1] and numbers[0] not in layers.get(general, numbers):
+            _lacks(adapter, name, "it in other layers")
+
+
+def _lacks(adapter: Path, name: str, others: str) -> None:
+    raise AdapterError(
+        f"{adapter} lacks {name}, though it adapts {others}", "is the adapter complete?"
+    )
 
 
 def _tokens(adapter: Path, base: _Base, config: dict[str, Any], found: Found) -> dict[str, Tokens]:
@@ -364,7 +383,9 @@ def _check_lineage(base: Path, adapter: Path) -> None:
     if manifest is None or "base" not in manifest.parents:
         return
     if manifest.parents["base"] != stage.identity(base):
+        named = str(manifest.options.get("base", "unknown"))
+        changed = Path(named).exists() and Path(named).resolve() == base.resolve()
         raise AdapterError(
             f"{adapter} was trained on another base than {base}",
-            f"trained on {manifest.options.get('base', 'unknown')}",
+            "that folder was changed since" if changed else f"trained on {named}",
         )

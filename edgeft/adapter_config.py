@@ -9,6 +9,7 @@ peft adds must not be merged as if it were plain LoRA.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         lacks = "adapter_model.safetensors" if config else "adapter_config.json"
         raise AdapterError(f"{adapter} is not an adapter: no {lacks}", _hint(adapter))
     odd = [k for k, v in config.items() if v and k not in HARMLESS and k not in MERGED]
+    _check_types(adapter, config)
     if odd:
         raise AdapterError(
             f"{adapter} uses {', '.join(sorted(odd))}, which edgeft does not merge",
@@ -87,15 +89,52 @@ def scaling(adapter: Path, config: dict[str, Any], module: str, rank: int) -> fl
 def _by_pattern(patterns: dict[str, Any] | None, module: str, otherwise: Any) -> Any:
     """The first pattern that matches the end of a module's name (peft: `get_pattern_key`)."""
     for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
+        try:
+            found = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise AdapterError(
+                f"adapter_config.json: {pattern!r} is no pattern: {error}",
+                "is it the one that peft wrote?",
+            ) from None
+        if found:
             return value
     return otherwise
+
+
+def _check_types(adapter: Path, config: dict[str, Any]) -> None:
+    """That what the merge reads is what peft writes."""
+
+    def number(value: Any) -> bool:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+
+    def rank(value: Any) -> bool:
+        return isinstance(value, int) and value > 0
+
+    def patterns(value: Any) -> bool:
+        return isinstance(value, dict) and all(map(number, value.values()))
+
+    def names(value: Any) -> bool:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+    wanted = {
+        "r": rank, "lora_alpha": number, "rank_pattern": patterns, "alpha_pattern": patterns,
+        "target_modules": lambda value: isinstance(value, str) or names(value),
+        "target_parameters": names, "modules_to_save": names,
+    }  # fmt: skip
+    for key, fits in wanted.items():
+        value = config.get(key, ...)
+        absent = value is ... or (value is None and key not in ("r", "lora_alpha"))
+        if not absent and not fits(value):
+            raise AdapterError(
+                f"{adapter / 'adapter_config.json'}: {key} is {value!r}",
+                "is it the one that peft wrote?",
+            )
 
 
 def _hint(adapter: Path) -> str:
     names = [path.name for path in adapter.iterdir()]
     if any(name.startswith("adapter_model") and name.endswith(".bin") for name in names):
         return "save it as safetensors; edgeft never unpickles"
-    if any(re.match(r"adapter_model.*\.safetensors", name) for name in names):
+    if any(re.match(r"adapter_model-.*\.safetensors", name) for name in names):
         return "it is in several files: load and save it with peft"
     return "a folder in peft's format is needed"

@@ -61,7 +61,10 @@ def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> Fo
     for full in own.tensors:
         tensor = Stored.open(own, full)
         if not tensor.is_finite():
-            raise AdapterError(f"{adapter}: {full} holds NaN or infinite values")
+            raise AdapterError(
+                f"{adapter}: {full} holds NaN or infinite values",
+                "its training diverged, or the file is damaged",
+            )
         name = full.removeprefix(PREFIX)
         kind, match = next(
             ((kind, m) for kind, pattern in _NAMES.items() if (m := pattern.fullmatch(name))),

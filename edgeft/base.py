@@ -46,7 +46,11 @@ def resolve(name: str) -> Path:
         return import_gguf(_packaged(source), source.name, source.dither_seed)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            hint = "an adapter goes to --adapter" if (path / "adapter_config.json").exists() else ""
+            hint = (
+                "an adapter goes to --adapter"
+                if (path / "adapter_config.json").exists()
+                else "a Hugging Face folder holds config.json, weights and tokenizer"
+            )
             raise InputError(f"{path} is not a model folder: no config.json", hint)
         return path
     if path.suffix == ".gguf":

@@ -43,6 +43,14 @@ class TensorInfo:
     offset: int
     """bytes from the start of the file"""
 
+    def check_float(self, name: str) -> None:
+        """InputError for a tensor that is quantized, or no weight at all."""
+        if self.dtype not in _READ:
+            raise InputError(
+                f"{self.file}: tensor {name} is stored as {self.dtype}",
+                "an unquantized checkpoint (F32, F16 or BF16) is needed",
+            )
+
 
 class Spec(NamedTuple):
     name: str
@@ -73,11 +81,7 @@ class Checkpoint:
     def raw(self, name: str) -> npt.NDArray[Any]:
         """A tensor as (rows, columns) of what the file stores; see `to_float32`."""
         info = self.tensors[name]
-        if info.dtype not in _READ:
-            raise InputError(
-                f"{info.file}: tensor {name} is stored as {info.dtype}",
-                "an unquantized checkpoint (F32, F16 or BF16) is needed",
-            )
+        info.check_float(name)
         shape = as_rows(info.shape)
         if math.prod(shape) == 0:
             return np.zeros(shape, _READ[info.dtype])

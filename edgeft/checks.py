@@ -20,7 +20,7 @@ from typing import Any, Self
 from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import parity
-from edgeft.errors import EdgeftError
+from edgeft.errors import EdgeftError, InputError, ProofError
 from edgeft.formats import Format, load
 from edgeft.merge import Merged
 from edgeft.progress import say
@@ -55,7 +55,7 @@ class Checks:
         reference = self._live(merged, copies=2 if row.name == "hf" else 1)
         if reference is None:
             return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
-        with load(row.runtime)(path, threads=self._threads) as model:
+        with self._opened(row, path) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             if self._expected is None:
                 texts = self._texts(reference)
@@ -69,10 +69,21 @@ class Checks:
         """What can be checked without torch, in a process that does not grow with the model."""
         if row.name == "hf":
             return parity.check_tokens(parity.Folder(path), merged.tokenizer)
-        with load(row.runtime)(path, threads=self._threads, repack=False) as model:
+        with self._opened(row, path, repack=False) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             parity.check_runs(model)
             return facts
+
+    def _opened(self, row: Format, path: Path, **how: Any) -> Any:
+        try:
+            return load(row.runtime)(path, threads=self._threads, **how)
+        except InputError as error:
+            # The temporary file that it names is gone when the user reads this.
+            reason = error.message.removeprefix(f"cannot load {path}: ")
+            raise ProofError(
+                f"the artifact does not load: {reason}",
+                "are config.json and weights of the base whole, and of the same model?",
+            ) from None
 
     def _live(self, merged: Merged, copies: int) -> ReferenceRuntime | None:
         if self._reference is not None or self._why_not:

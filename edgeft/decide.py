@@ -20,7 +20,7 @@ from edgeft.activations import collect
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import quality
 from edgeft.dataset import calibration, fingerprint, load_examples
-from edgeft.errors import EdgeftError, InputError
+from edgeft.errors import EdgeftError
 from edgeft.formats import format_named, load
 from edgeft.imatrix import write
 from edgeft.merge import Merged, adapter_manifest
@@ -76,6 +76,10 @@ def _recorded(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example]
         return [], "the adapter's manifest does not name its data"
     try:
         if split == "training":
+            data, manifest = Path(options["data"]), stage.read_manifest(adapters[0].path)
+            learned = manifest.parents.get("data") if manifest else None
+            if learned and data.is_file() and stage.sha256(data) != learned:
+                return [], "the training data changed since"
             return training_examples(options), ""
         examples = validation_examples(options)
     except EdgeftError as error:
@@ -131,26 +135,18 @@ def own_imatrix(
     out: Path,
     threads: int,
     parents: dict[str, str],
-    overwrite: bool = False,
 ) -> Path:
     """The importance matrix of the merged model on the chats that it learned: out/imatrix.gguf.
 
     The file is llama.cpp's, so llama-quantize reads it, too.
     """
-    if not chats.training:
-        raise InputError(
-            f"no chats for an importance matrix: {chats.why_no_training}",
-            "--calibration FILE with chats, or --imatrix FILE",
-        )
     target = out / "imatrix.gguf"
     options = {"chats": fingerprint(chats.training), "merge_base": view.merge_base}
     if stage.finished(target, "imatrix", options, parents):
         return target
-    old = stage.read_manifest(target)
-    mine = old is not None and old.kind == "imatrix"
     with (
         stage.writing(
-            target, kind="imatrix", options=options, parents=parents, overwrite=overwrite or mine
+            target, kind="imatrix", options=options, parents=parents, overwrite=True
         ) as work,
         f16_model(view, out, threads) as model,
     ):

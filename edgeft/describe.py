@@ -17,7 +17,7 @@ from edgeft import gguf_header, stage
 from edgeft.adapter_config import read_adapter_config
 from edgeft.checkpoint import Checkpoint
 from edgeft.errors import InputError
-from edgeft.template import ChatTemplate, read_json
+from edgeft.template import ALPACA, ChatTemplate, read_json
 
 LONG = 60
 """characters of a value that a person wants to see"""
@@ -33,7 +33,10 @@ def describe(path: Path) -> dict[str, Any]:
         return _folder(path) | _lineage(path)
     if not path.exists():
         raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
-    raise InputError(f"{path} is no .gguf file, no model folder and no adapter")
+    raise InputError(
+        f"{path} is no .gguf file, no model folder and no adapter",
+        "such as out/q4_k_m.gguf, or a folder with config.json or adapter_config.json",
+    )
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -62,6 +65,7 @@ def _gguf(path: Path) -> dict[str, Any]:
         if isinstance(values.get(key), int) and 0 <= values[key] < len(vocabulary)
     ]
     template = values.pop("tokenizer.chat_template", None)
+
     kinds: dict[str, list[int]] = {}
     for tensor in header.tensors.values():
         sizes = kinds.setdefault(tensor.type.name, [0, 0, 0])
@@ -81,7 +85,7 @@ def _gguf(path: Path) -> dict[str, Any]:
             "adds bos": values.get("tokenizer.ggml.add_bos_token"),
             "stops": list(dict.fromkeys(stops)),
         },
-        "template": _template(template),
+        "template": _template(template) | _lock(path),
     }
 
 
@@ -135,6 +139,16 @@ def _template(source: Any) -> dict[str, Any]:
     if not source or not isinstance(source, str):
         return {"source": "none"}
     return {"sha256": hashlib.sha256(source.encode()).hexdigest()[:16], "source": source}
+
+
+def _lock(path: Path) -> dict[str, Any]:
+    """What `open_runtime` would say of the file's template."""
+    manifest = stage.read_manifest(path)
+    recorded = manifest.facts.get("parity", {}).get("chat") if manifest else None
+    source = gguf_header.read(path).meta.get("tokenizer.chat_template") or ALPACA
+    if not recorded or source == recorded.get("source"):
+        return {}
+    return {"lock": "not the template that it was made with: chat refuses it"}
 
 
 def _value(value: Any) -> Any:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeft import decide, imatrix, stage
+from edgeft import decide, imatrix, models, stage
 from edgeft.adapter import Weighted
 from edgeft.adapter_config import read_adapter_config
 from edgeft.base import resolve
+from edgeft.checkpoint import Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
 from edgeft.formats import Format, check_quants, format_named, load
@@ -26,7 +27,10 @@ from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
 from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
-from edgeft.template import ChatTemplate
+from edgeft.template import ChatTemplate, read_json
+
+UNQUANTIZED = {"f32": 32, "f16": 16, "bf16": 16}
+"""quantization -> bits of a weight"""
 
 
 @dataclass(frozen=True)
@@ -64,12 +68,16 @@ def export(options: ExportOptions) -> list[Artifact]:
         for row in map(format_named, options.formats)
         for quant in check_quants(row, options.quants)
     ]
+    if not wanted:
+        raise FormatError("no format is asked for", "such as --format gguf")
+    _check_files(options)
     base = resolve(options.base or _recorded_base(options.adapter))
+    _check_base(base)
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
+    run = _Run(options, view, _parents(options, base))
+    run.check(wanted)
     for note in view.notes:
         say(note)
-    _check(options, wanted, view)
-    run = _Run(options, view, _parents(options, base))
     examples = run.chats.validation
     with Checks(options.adapter, examples, options.threads, options.live) as checks:
         return [run.make(row, quant, checks) for row, quant in wanted]
@@ -86,16 +94,50 @@ class _Run:
         self._why: dict[str, Any] = {}
         self._importance: imatrix.Imatrix | None = None
 
+    def check(self, wanted: list[tuple[Format, str]]) -> None:
+        """What can be refused before any work is done, for all artifacts."""
+        options = self.options
+        stage.sweep(options.out)
+        _check(options, wanted, self.view)
+        todo = [(row, quant) for row, quant in wanted if not self._done(row, quant)]
+        for row, quant in todo:
+            target = self._target(row, quant)
+            stage.check_free(
+                target, "artifact", self._frozen(row, quant), self.parents, options.overwrite
+            )
+            if row.name == "gguf" and not stage.read_manifest(target):
+                stage.check_not_foreign(target.with_suffix(".Modelfile"), options.overwrite)
+        auto = options.imatrix == "auto" and any(row.calibrated for row, _ in todo)
+        if auto:
+            stage.check_not_foreign(options.out / "imatrix.gguf", options.overwrite)
+            if not self.chats.training:
+                raise InputError(
+                    f"no chats for an importance matrix: {self.chats.why_no_training}",
+                    "--calibration FILE with chats, or --imatrix FILE",
+                )
+        elif options.imatrix and todo:
+            self._importance = imatrix.read(Path(options.imatrix))
+        for row, quant in todo:
+            if row.check:
+                own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
+                load(row.check)(self.view, quant, **own, measured=auto)
+
+    def _target(self, row: Format, quant: str) -> Path:
+        return self.options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
+
+    def _done(self, row: Format, quant: str) -> Manifest | None:
+        frozen = self._frozen(row, quant)
+        return stage.finished(self._target(row, quant), "artifact", frozen, self.parents)
+
     def make(self, row: Format, quant: str, checks: Checks) -> Artifact:
         options = self.options
-        target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
-        frozen = self._frozen(row, quant)
-        done = stage.finished(target, "artifact", frozen, self.parents)
+        target, frozen = self._target(row, quant), self._frozen(row, quant)
+        done = self._done(row, quant)
         if done:
             say(f"{target} is complete, nothing to do")
             self._write_modelfile(row, target, done)
             return Artifact(target, row.name, quant, done)
-        bits = {"f32": 32, "f16": 16, "bf16": 16}.get(quant, 9)
+        bits = UNQUANTIZED.get(quant, 9)
         stage.preflight(options.out, f"exporting {quant}", self.view.bytes_as(bits), 300_000_000)
         self._decide()
         started = time.perf_counter()
@@ -125,14 +167,14 @@ class _Run:
         options = self.options
         frozen: dict[str, Any] = {
             "format": row.name, "quant": quant, "merge_base": options.merge_base,
-            "validation": str(options.validation) if options.validation else None,
+            "validation": options.validation.name if options.validation else None,
         }  # fmt: skip
         weights = [adapter.weight for adapter in options.adapter]
         if weights not in ([], [1.0]):
             frozen["weights"] = weights
         if row.calibrated:
             if options.imatrix:
-                frozen["imatrix"] = options.imatrix
+                frozen["imatrix"] = Path(options.imatrix).name
             if options.tensor_types:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
         return frozen
@@ -159,16 +201,40 @@ class _Run:
         self.view = self.view.on(chosen)
         if options.imatrix == "auto":
             path = decide.own_imatrix(
-                self.view, self.chats, options.out, options.threads, self.parents,
-                options.overwrite,
-            )  # fmt: skip
+                self.view, self.chats, options.out, options.threads, self.parents
+            )
             self._importance = imatrix.read(path)
-        elif options.imatrix:
-            self._importance = imatrix.read(Path(options.imatrix))
+
+
+def _check_files(options: ExportOptions) -> None:
+    """That what is read is there, and that the results have a place."""
+    home = options.out.absolute()
+    while not home.exists():
+        home = home.parent
+    if not home.is_dir():
+        raise InputError(f"{home} is a file, not a folder", "choose another --out")
+    if not os.access(home, os.W_OK):
+        raise InputError(f"{home} cannot be written to", "choose another --out")
+    if options.calibration and options.imatrix != "auto":
+        raise InputError("--calibration is only for --imatrix auto", "add it, or leave both out")
+    for path, name in (
+        (options.validation, "--validation"),
+        (options.calibration, "--calibration"),
+        (Path(options.imatrix) if options.imatrix not in (None, "auto") else None, "--imatrix"),
+    ):
+        if path and not path.is_file():
+            raise InputError(f"no such file: {path}", f"check {name}")
+
+
+def _check_base(base: Path) -> None:
+    """A family that is known, and weights that are not quantized."""
+    card = models.card_for(read_json(base / "config.json"))
+    for name, info in Checkpoint(base).tensors.items():
+        if not card.ignores(name):
+            info.check_float(name)
 
 
 def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merged) -> None:
-    """What can be refused before any work is done."""
     rows = [row for row, _ in wanted]
     for row in rows:
         if row.name not in view.card.formats:
@@ -179,21 +245,16 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
     if (options.imatrix or options.tensor_types) and not any(row.calibrated for row in rows):
         asked = "--imatrix" if options.imatrix else "--tensor-type"
         raise FormatError(f"{asked} is not for format {rows[0].name}", "--format gguf takes it")
-    for path, name in (
-        (options.validation, "--validation"),
-        (options.calibration, "--calibration"),
-        (Path(options.imatrix) if options.imatrix not in (None, "auto") else None, "--imatrix"),
-    ):
-        if path and not path.is_file():
-            raise InputError(f"no such file: {path}", f"check {name}")
-    for row, quant in wanted:
-        if row.plan:
-            load(row.plan)(view, quant, options.tensor_types, options.imatrix is not None)
+    if options.tensor_types and all(quant in UNQUANTIZED for _, quant in wanted):
+        raise FormatError(
+            f"--tensor-type changes nothing in {wanted[0][1]}", "such as --quant q8_0 beside it"
+        )
     chat = ChatTemplate.from_folder(view.tokenizer)
     for adapter in options.adapter:
         learned = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if learned:
-            chat.check_is(learned, f"{adapter.path} was trained with")
+            what = f"{adapter.path} was trained with"
+            chat.check_is(learned, what, "give the base with the template that it was trained with")
 
 
 def _parents(options: ExportOptions, base: Path) -> dict[str, str]:
@@ -222,6 +283,8 @@ def _tell(
             f"  as the live model on {live['prompts']} prompts: KL {live['kl']:.2g}, same first "
             f"choice {live['same_top']:.1%}{found}"
         )
+    if without := manifest.facts.get("without_importance"):
+        say(f"  the importance matrix has nothing for {without} of the quantized tensors")
     if not proof.faithful:
         say(f"  {quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer")
 

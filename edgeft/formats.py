@@ -26,13 +26,10 @@ class Format:
     quants: tuple[str, ...]
     """from the most to the least exact"""
     default: tuple[str, ...]
-    plan: str = ""
-    """module:function that refuses early what the converter cannot write; such a converter takes an
-    importance matrix and types for single tensors"""
-
-    @property
-    def calibrated(self) -> bool:
-        return bool(self.plan)
+    check: str = ""
+    """module:function that refuses beforehand what the converter could not write"""
+    calibrated: bool = False
+    """takes an importance matrix and types for single tensors"""
 
 
 FORMATS = {
@@ -49,7 +46,8 @@ FORMATS = {
                 "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
             ),
             default=("q4_k_m",),
-            plan="edgeft.converters.gguf:plan",
+            check="edgeft.converters.gguf:check",
+            calibrated=True,
         ),
         Format(
             name="hf",

@@ -70,6 +70,9 @@ class Manifest:
     def from_json(cls, text: str) -> Manifest:
         raw = json.loads(text)
         raw["files"] = {name: FileRecord(**record) for name, record in raw["files"].items()}
+        for key in ("options", "parents", "facts"):
+            if not isinstance(raw.get(key, {}), dict):
+                raise TypeError(f"{key} is {raw[key]!r}")
         known = {f.name for f in dataclasses.fields(cls)}
         return cls(**{key: value for key, value in raw.items() if key in known})
 

@@ -91,14 +91,8 @@ def writing(
     is_file = target.suffix == ".gguf"
     if target.parent.is_dir():
         _sweep(target)
-    if _occupied(target) and not overwrite:
-        raise StaleError(
-            f"{target} already holds something else", "--overwrite, or choose another output"
-        )
-    if target.is_dir() and any(target.iterdir()):
-        old_manifest = read_manifest(target)
-        if old_manifest is None or old_manifest.kind != kind:
-            raise StaleError(f"{target} was not made by this command", "choose another output")
+    check_free(target, kind, options, parents, overwrite)
+    made_parent = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
     temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
     if not is_file:
@@ -123,6 +117,10 @@ def writing(
             edgeft=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
+        if finished(target, kind, options, parents) is None:
+            check_free(
+                target, kind, options, parents, overwrite
+            )  # another run may have been faster
         if is_file:
             manifest_path(target).unlink(missing_ok=True)
             os.replace(temp, target)
@@ -142,6 +140,40 @@ def writing(
         _fsync(target.parent)
     finally:
         _remove(temp)
+        if made_parent:
+            with contextlib.suppress(OSError):
+                target.parent.rmdir()  # only where nothing came of it
+
+
+def check_free(
+    target: Path, kind: str, options: dict[str, Any], parents: dict[str, str], overwrite: bool
+) -> None:
+    """StaleError where `writing` would refuse because of what lies at `target`."""
+    folder = target.is_dir() and any(target.iterdir())
+    if not (folder or target.is_file()):
+        if target.suffix == ".gguf" and target.is_dir():
+            raise StaleError(f"{target} is a folder", "choose another output")
+        return
+    manifest = read_manifest(target)
+    if folder and (manifest is None or manifest.kind != kind):
+        raise StaleError(f"{target} was not made by this command", "choose another output")
+    if overwrite:
+        return
+    told = "something else"
+    if manifest is not None and manifest.kind == kind:
+        now = {**json.loads(json.dumps(options)), **parents}
+        then = {**manifest.options, **manifest.parents}
+        names = sorted(name for name in {**now, **then} if now.get(name) != then.get(name))
+        told = f"a result with other {', '.join(names)}" if names else "a result that was changed"
+    raise StaleError(f"{target} already holds {told}", "--overwrite, or choose another output")
+
+
+def check_not_foreign(file: Path, overwrite: bool) -> None:
+    """StaleError for a file that nothing says is ours."""
+    if file.exists() and read_manifest(file) is None and not overwrite:
+        raise StaleError(
+            f"{file} is there already", "move it away, --overwrite, or choose another output"
+        )
 
 
 def write_text(path: Path, text: str) -> None:
@@ -184,7 +216,7 @@ def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
     if memory > available:
         raise ResourceError(
             f"{what} needs about {human(memory)} of memory, {human(available)} is available",
-            "close other programs or take a smaller model",
+            "close other programs, or take a smaller model or context",
         )
 
 
@@ -252,10 +284,12 @@ def _record(path: Path) -> FileRecord:
     return FileRecord(sha256=sha256(path), size=path.stat().st_size)
 
 
-def _occupied(target: Path) -> bool:
-    if target.is_dir():
-        return any(target.iterdir())
-    return target.exists()
+def sweep(folder: Path) -> None:
+    """Remove what killed runs left in a folder of results, of whatever target."""
+    if folder.is_dir():
+        found = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
+        for name in sorted({match[1] for match in found if match}):
+            _sweep(folder / name)
 
 
 def _sweep(target: Path) -> None:

@@ -89,7 +89,8 @@ class ChatTemplate:
             )
         except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
                 RuntimeError, TypeError, ValueError) as error:  # fmt: skip
-            raise InputError(f"the chat template refuses these messages: {error}") from None
+            told = f"the chat template refuses these messages: {error}"
+            raise InputError(told, "it is in the model's tokenizer files") from None
 
     @property
     def fingerprint(self) -> str:
@@ -106,7 +107,7 @@ class ChatTemplate:
         tokens = {name: getattr(self, name) for name in names if name in self.source}
         return {"source": self.source, "tokens": tokens, "stops": list(self.stops)}
 
-    def check_is(self, recorded: dict[str, Any], what: str) -> None:
+    def check_is(self, recorded: dict[str, Any], what: str, hint: str = "") -> None:
         """TemplateError, with both shown, where this is not the template that was recorded.
 
         More stops than were recorded are no harm: llama.cpp knows some by their names.
@@ -120,13 +121,15 @@ class ChatTemplate:
             then, now = (
                 text[max(0, at - 20) : at + 40] for text in (recorded["source"], self.source)
             )
-            raise TemplateError(f"{what} another chat template: {then!r} then, {now!r} now")
+            told = f"{what} another chat template: {then!r} then, {now!r} now"
+            raise TemplateError(told, hint)
         for name, then in recorded["tokens"].items():
             if getattr(self, name) != then:
-                raise TemplateError(f"{what} {name} {then!r}, now it is {getattr(self, name)!r}")
+                told = f"{what} {name} {then!r}, now it is {getattr(self, name)!r}"
+                raise TemplateError(told, hint)
         if any(stop not in self.stops for stop in recorded["stops"]):
             then, now = (", ".join(map(repr, stops)) for stops in (recorded["stops"], self.stops))
-            raise TemplateError(f"{what} other stops: {then} then, {now} now")
+            raise TemplateError(f"{what} other stops: {then} then, {now} now", hint)
 
 
 def spans(chat: ChatTemplate, messages: Sequence[Message]) -> list[tuple[str, bool]]:
@@ -189,7 +192,8 @@ def load_tokenizer(folder: Path) -> Any:
     except Exception as error:  # noqa: BLE001
         # The package raises nothing more special than Exception.
         reason = str(error).partition("\n")[0]
-        raise InputError(f"{file} is not a tokenizer: {reason}") from None
+        hint = "download the model again, or save its tokenizer with transformers"
+        raise InputError(f"{file} is not a tokenizer: {reason}", hint) from None
 
 
 def encoder(folder: Path) -> Encode:
@@ -203,7 +207,12 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id")
         if value is not None:
-            return tuple(value) if isinstance(value, list) else (int(value),)
+            ids = tuple(value) if isinstance(value, list) else (value,)
+            if not all(isinstance(token, int) for token in ids):
+                raise InputError(
+                    f"{folder / name}: eos_token_id is {value!r}", "an id or a list of ids"
+                )
+            return ids
     return ()
 
 
@@ -212,7 +221,12 @@ def id_to_token(folder: Path) -> dict[int, str]:
     sentencepiece_only = _only_sentencepiece(folder)
     read = tokenizer_json(folder) if sentencepiece_only else read_json(folder / "tokenizer.json")
     added = read.get("added_tokens", [])
-    return {entry["id"]: entry["content"] for entry in added}
+    try:
+        return {entry["id"]: entry["content"] for entry in added}
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'tokenizer.json'} has broken added_tokens: {error}", "download it again"
+        ) from None
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
@@ -244,11 +258,16 @@ def template_source(folder: Path) -> str | None:
     source: Any = named
     for name in ("tokenizer_config.json", "chat_template.json"):
         source = source or read_json(folder / name).get("chat_template")
-    if isinstance(source, list):
-        source = {entry["name"]: entry["template"] for entry in source}
+    try:
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}
+    except (TypeError, KeyError):
+        source = 0
     if isinstance(source, dict):
         source = source.get("default") or next(iter(source.values()), None)
-    return str(source) if source else None
+    if not isinstance(source, (str, type(None))):
+        raise InputError(f"{folder}: its chat_template is no text", "a jinja2 template is needed")
+    return source or None
 
 
 def _read_text(file: Path) -> str:
@@ -269,9 +288,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {error}") from None
+        raise InputError(f"{path} is not JSON: {error}", "download or write it again") from None
     if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
+        raise InputError(f"{path} does not hold a JSON object", "download or write it again")
     return value
 
 
@@ -317,4 +336,5 @@ def _compiled(source: str) -> Any:
     try:
         return environment.from_string(source)
     except jinja2.TemplateError as error:
-        raise InputError(f"the chat template does not compile: {error}") from None
+        told = f"the chat template does not compile: {error}"
+        raise InputError(told, "chat_template.jinja or tokenizer_config.json of the base") from None

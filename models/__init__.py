@@ -9,6 +9,7 @@ in data is a named transform (`transforms.py`) or a derived value (`derived.py`)
 
 from __future__ import annotations
 
+import difflib
 import functools
 import json
 import re
@@ -144,17 +145,26 @@ class Source:
 
 def card_for(config: dict[str, Any]) -> Card:
     """The card of a model by its config.json; FormatError where no card knows it."""
-    wanted = (config.get("architectures") or ["(none named)"])[0]
+    wanted = _architecture(config)
     for card in cards():
         if wanted in card.architectures:
             return card
     known = [name for card in cards() for name in card.architectures]
-    raise FormatError(f"no model card for architecture {wanted!r}", did_you_mean(wanted, known))
+    near = difflib.get_close_matches(wanted, known, n=1)
+    raise FormatError(
+        f"no model card for architecture {wanted!r}",
+        f"{f'near: {near[0]}; ' if near else ''}there are {', '.join(c.family for c in cards())}",
+    )
+
+
+def _architecture(config: dict[str, Any]) -> str:
+    named = config.get("architectures") or ["(none named)"]
+    return str(named[0] if isinstance(named, list) else named)
 
 
 def transformers_class(config: dict[str, Any]) -> Any:
     """transformers' class of a model; FormatError where it has none."""
-    name = (config.get("architectures") or ["(none named)"])[0]
+    name = _architecture(config)
     found = getattr(require("transformers", "train"), name, None)
     if found is None:
         raise FormatError(

@@ -208,7 +208,7 @@ def test_an_imatrix_of_ones_own_is_not_replaced(adapter: Path, tmp_path: Path, e
     (tmp_path / "imatrix.gguf").write_bytes(b"mine")
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
                  "--imatrix", "auto")  # fmt: skip
-    assert ran.code == 1 and "already holds something else" in ran.err
+    assert ran.code == 1 and "imatrix.gguf is there already" in ran.err
     assert (tmp_path / "imatrix.gguf").read_bytes() == b"mine"
 
 

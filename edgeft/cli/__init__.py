@@ -6,8 +6,11 @@ notes. A user error is one line with a hint and exit code 1; wrong usage is exit
 
 from __future__ import annotations
 
+import errno
 import importlib
+import signal
 import sys
+import threading
 from typing import Any
 
 import click
@@ -50,6 +53,8 @@ def group() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: turns user errors into one line and an exit code."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
     try:
         code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
@@ -66,6 +71,9 @@ def main(args: list[str] | None = None) -> None:
         if error.filename is None and error.errno is None:
             raise
         where = f": {error.filename}" if error.filename else ""
-        print(f"edgeft: error: {error.strerror or error}{where}", file=sys.stderr)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = " (free some space, or choose another output; nothing half-written was left)"
+        problem = f"{error.strerror or error}{where}{hint if full else ''}"
+        print(f"edgeft: error: {problem}", file=sys.stderr)
         code = EdgeftError.exit_code
     sys.exit(code if isinstance(code, int) else 0)

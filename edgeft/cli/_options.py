@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -57,11 +58,33 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, ensure_ascii=False, default=str))
 
 
+def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Callback of a number: no range of click's keeps NaN out."""
+    if value is not None and not math.isfinite(value):
+        raise click.BadParameter(f"{value} is not a number to count with")
+    return value
+
+
 def comma_list(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
     """Callback of a repeatable option whose values may also be joined by commas."""
     return tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+
+
+def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
+    """A value as the command line would have it, which click then reads as it reads that."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: {key} is {value!r}", "true or false")
+        return value
+    values = value if isinstance(value, list) and option.multiple else [value]
+    if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool)
+               for item in values):  # fmt: skip
+        listed = " or a list of them" if option.multiple else ""
+        raise InputError(f"{path}: {key} is {value!r}", f"a string or a number{listed}")
+    texts = [str(item) for item in values]
+    return texts if option.multiple else texts[0]
 
 
 def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
@@ -70,13 +93,16 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"no such file: {path}") from None
+        raise InputError(f"no such file: {path}", "check --config") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}") from None
-    own = raw.get(ctx.info_name or "")
-    table = {k: v for k, v in raw.items() if not isinstance(v, dict)} if own is None else own
+        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
+    commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
+    for name in (name for name, value in raw.items() if isinstance(value, dict)):
+        if name not in commands:
+            raise InputError(f"{path}: no command [{name}]", did_you_mean(name, commands))
+    table = raw.get(ctx.info_name or "")
     if not isinstance(table, dict):
-        raise InputError(f"{path}: [{ctx.info_name}] is not a table")
+        table = {key: value for key, value in raw.items() if not isinstance(value, dict)}
     known = {
         name.lstrip("-"): param
         for param in ctx.command.params
@@ -88,6 +114,5 @@ def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) 
         option = known.get(key.replace("_", "-"))
         if option is None:
             raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
-        single = option.multiple and isinstance(value, str)
-        defaults[str(option.name)] = [value] if single else value
+        defaults[str(option.name)] = _as_typed(path, key, option, value)
     ctx.default_map = {**(ctx.default_map or {}), **defaults}

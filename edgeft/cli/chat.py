@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeft.cli._options import configurable
+from edgeft.cli._options import configurable, finite
 from edgeft.errors import EdgeftError, InputError, did_you_mean
 from edgeft.progress import say
 from edgeft.records import Limits, Message, Token
@@ -113,8 +113,21 @@ class Conversation:
 @click.command("chat", short_help="Talk to an artifact on the CPU; reads a pipe too.")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--system", default="", help="System message.  [default: the template's]")
-@click.option("--temperature", type=click.FloatRange(0), default=0, help="[default: 0, greedy]")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1, show_default=True)
+@click.option(
+    "--temperature",
+    type=click.FloatRange(0),
+    default=0,
+    callback=finite,
+    help="How freely words are chosen.  [default: 0, always the likeliest]",
+)
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1,
+    show_default=True,
+    callback=finite,
+    help="Choose among the likeliest words that have this share together.",
+)
 @click.option("--max-tokens", type=click.IntRange(1), default=512, help="[default: 512]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
@@ -138,7 +151,7 @@ def command(artifact: Path, **given: Any) -> None:
 
 def talk(conversation: Conversation, options: ChatOptions) -> None:
     """Lines in, replies out, until the input ends or /exit."""
-    terminal = sys.stdin.isatty()
+    terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         say(f"{options.artifact.name}, /help for commands, Ctrl-D to leave")
     for line in _lines(terminal):
@@ -172,7 +185,7 @@ def _lines(terminal: bool) -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="replace")
     if not terminal:
-        yield from (line.strip() for line in sys.stdin if line.strip())
+        yield from (line.strip() for line in sys.stdin or () if line.strip())
         return
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() its line editing

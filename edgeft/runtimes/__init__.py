@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import stage
-from edgeft.errors import TemplateError
+from edgeft.errors import EdgeftError, InputError, TemplateError
 from edgeft.formats import format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate
@@ -65,12 +65,37 @@ def open_runtime(path: Path, threads: int | None = None, context: int | None = N
     and the stops that its manifest names.
     """
     runtime: Runtime = load(format_of(path).runtime)(path, threads=threads, context=context)
-    manifest = stage.read_manifest(path)
-    made_with = manifest.facts.get("parity", {}).get("chat") if manifest else None
-    if made_with:
-        try:
-            runtime.chat.check_is(made_with, f"{path} was made with")
-        except TemplateError:
-            runtime.close()
-            raise
+    try:
+        check_as_made(path, runtime.chat)
+    except EdgeftError:
+        runtime.close()
+        raise
     return runtime
+
+
+def check_as_made(path: Path, chat: ChatTemplate, whole: bool = True) -> None:
+    """TemplateError, with both shown, where an artifact's template or stops are not those that its
+    manifest names.
+
+    `whole` off: `chat` is only what a header says itself, without what llama.cpp adds to it.
+    """
+    manifest = stage.read_manifest(path)
+    parity = manifest.facts.get("parity", {}) if manifest else {}
+    hint = "export it again; without its manifest it runs as it is"
+    try:
+        recorded = dict(parity.get("chat") or {})
+        eos = parity.get("eos") or chat.eos_token
+        if recorded and not whole:
+            said = {name: text for name, text in recorded["tokens"].items() if getattr(chat, name)}
+            recorded |= {"tokens": said, "stops": []}
+        if recorded:
+            chat.check_is(recorded, f"{path} was made with", hint)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{stage.manifest_path(path)} is not a manifest: {error!r}",
+            hint,
+        ) from None
+    if eos != chat.eos_token and (whole or chat.eos_token):
+        raise TemplateError(
+            f"{path} was made with the eos {eos!r}, now it is {chat.eos_token!r}", hint
+        )

@@ -26,6 +26,7 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import stage
 from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ALPACA, ChatTemplate
@@ -72,7 +73,8 @@ class GGUFRuntime:
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
             if not self._model:
-                raise InputError(f"cannot load {path}: {_reason(self._errors)}")
+                told = f"cannot load {path}: {_reason(self._errors)}"
+                raise InputError(told, "is the file whole, and a language model?")
             self._vocab = lib.llama_model_get_vocab(self._model)
             kind = lib.llama_vocab_type(self._vocab)
             if kind == lib.LLAMA_VOCAB_TYPE_NONE or lib.llama_model_has_encoder(self._model):
@@ -321,6 +323,7 @@ class GGUFRuntime:
             raise InputError(problem, "shorten it or raise --context")
 
     def _new_context(self, cells: int, sequences: int, rows: int, callback: Any = None) -> Any:
+        stage.preflight(Path(), f"a context of {cells} tokens", memory=self._cache_bytes(cells))
         params = self._lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
         params.n_batch = params.n_ubatch = BATCH
@@ -338,6 +341,15 @@ class GGUFRuntime:
             reason = _reason(self._errors)
             raise ResourceError(f"no context of {cells} tokens: {reason}", "lower --context")
         return context
+
+    def _cache_bytes(self, cells: int) -> int:
+        """Keys and values of so many tokens in float16; llama.cpp takes it all at the start, and the
+        system ends the process that took too much."""
+        lib, model = self._lib, self._alive(self._model)
+        shared = lib.llama_model_n_head_kv(model) / max(1, lib.llama_model_n_head(model))
+        return int(
+            4 * cells * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * shared
+        )
 
     def _sampler(self, limits: Limits) -> Any:
         lib = self._lib
