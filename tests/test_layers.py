@@ -69,7 +69,9 @@ INSIDE = {
 ALLOWED = {
     ("edgeft.converters", "edgeft.merge"): "a converter consumes the Merged view",
     ("edgeft.dataset", "edgeft.template"): "examples become ids through the one chat template",
-    ("edgeft.converters.gguf", "edgeft.converters._ggml"): "its quantizer, private to it",
+    ("edgeft.converters.gguf", "edgeft.converters._blocks"): "its writer, private to it",
+    ("edgeft.converters._blocks", "edgeft.converters._ggml"): "a block is quantized",
+    ("edgeft.converters._blocks", "edgeft.converters._tensors"): "a block is a part of a tensor",
     ("edgeft.converters.gguf", "edgeft.converters._tensors"): "its tensors, private to it",
     ("edgeft.converters.gguf", "edgeft.converters._metadata"): "its header, private to it",
     ("edgeft.merge_base", "edgeft.checkpoint"): "a base is a checkpoint, seen through a type",

@@ -15,7 +15,7 @@ from test_ggml import llama_quantize, read
 
 from edgeft.activations import collect
 from edgeft.benchmarks import chain
-from edgeft.converters import _tensors, gguf
+from edgeft.converters import _blocks, _tensors, gguf
 from edgeft.errors import FormatError, ProofError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import open_merged
@@ -89,7 +89,7 @@ def test_blocks_of_rows_and_threads_change_nothing(
 ) -> None:
     base, adapter, _ = make(case)
     gguf.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
-    monkeypatch.setattr(gguf, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(_tensors, "SAMPLE", 300)
     merged = open_merged(base, adapter, merge_base)
     gguf.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
@@ -112,7 +112,7 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
     make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
-    write = gguf._write_tensors
+    write = gguf.write_tensors
 
     def spoiled(writer: Any, *args: Any) -> Any:
         samples = write(writer, *args)
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
         file.write(b"\0" * samples[3].width)
         return samples
 
-    monkeypatch.setattr(gguf, "_write_tensors", spoiled)
+    monkeypatch.setattr(gguf, "write_tensors", spoiled)
     with pytest.raises(ProofError, match="does not hold model.layers.* as it was written"):
         gguf.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
 
@@ -174,7 +174,7 @@ def test_four_bits_run(made: Made, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gguf, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1 << 18)
     peaks = []
     for rows in (10_000, 80_000):
         work = tmp_path / str(rows)
