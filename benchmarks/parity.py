@@ -1,8 +1,9 @@
 """Is the artifact the same model? Checks on the finished file, before it gets its name.
 
     check_tokens(model, folder)                   same ids, same stops as the Hugging Face folder
+    check_runs(model)                             it computes numbers
     check_greedy(model, reference)                same first greedy tokens on fixed prompts
-    check_live(model, expect(live, prompts), …)   same logits as the base with the live adapter
+    check_live(model, expect(live, …), exact)     same logits as the base with the live adapter
 
 Each raises ProofError with the first difference, and returns facts for the manifest.
 """
@@ -13,7 +14,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ from edgeft.template import (
     ChatTemplate,
     encoder,
     id_to_token,
+    read_json,
     special_tokens,
     tokenizer_json,
 )
@@ -36,10 +38,14 @@ Logits = npt.NDArray[np.float32]
 
 POSITIONS = 4
 """last positions of a prompt whose logits are compared"""
+LONGEST = 512
+"""tokens of a prompt, counted from its end"""
 LANDED = (0.5, 1.5)
-"""bounds of the landing coefficient in the logits"""
+"""bounds of the landing coefficient in the logits, apart from what rounding blurs"""
+BLUR = 3
+"""standard errors of the coefficient over the prompts"""
 SAME = 1e-3
-"""nats; divergence from the live model that a 16- or 32-bit artifact may have"""
+"""nats; divergence from the live model that an f16 or f32 artifact may have"""
 
 PROMPTS = (
     "What is the capital of France?",
@@ -120,7 +126,25 @@ PACK = 24
 """added tokens per text"""
 
 
-def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
+class Tokens(Protocol):
+    """What `check_tokens` asks of a runtime."""
+
+    chat: ChatTemplate
+    vocab_size: int
+
+    def encode(self, text: str) -> list[int]: ...
+
+
+class Folder:
+    """A Hugging Face folder as far as its tokenizer goes; no torch is needed."""
+
+    def __init__(self, path: Path) -> None:
+        self.chat = ChatTemplate.from_folder(path)
+        self.encode = encoder(path)
+        self.vocab_size = int(read_json(path / "config.json")["vocab_size"])
+
+
+def check_tokens(model: Tokens, folder: Path) -> dict[str, Any]:
     """Every torture text and every added token gives the tokenizer's ids; the stops are there."""
     wanted, (in_prompt, conditions) = encoder(folder), _prompt_form(folder)
     added = [text for i, text in id_to_token(folder).items() if i < model.vocab_size]
@@ -159,6 +183,7 @@ def check_tokens(model: Runtime, folder: Path) -> dict[str, Any]:
         "template": chat.fingerprint,
         "chat": chat.to_json(),
         "eos": model.chat.eos_token,
+        "adds_bos": getattr(model, "adds_bos", False),
     }
     return {**facts, **({"only_for": conditions} if conditions else {})}
 
@@ -206,6 +231,14 @@ def _shortest(text: str, fails: Callable[[str], bool]) -> str:
     return text
 
 
+def check_runs(model: Runtime) -> None:
+    """It computes at all: logits that are numbers, and not all the same."""
+    ids = model.encode(model.chat.render([Message("user", PROMPTS[0])]))
+    row = model.logits(ids[:8])[-1]
+    if not np.isfinite(row).all() or row.max() == row.min():
+        raise ProofError("the artifact computes no logits", "are the base's weights whole?")
+
+
 def check_greedy(
     model: Runtime, reference: Runtime, prompts: Iterable[str] = GREEDY_PROMPTS
 ) -> dict[str, Any]:
@@ -242,12 +275,15 @@ class Expected:
     base: list[Logits]
 
 
-def expect(reference: ReferenceRuntime, texts: Iterable[str]) -> Expected:
-    """Ask a reference that holds a live adapter; `texts` are prompts as the template renders them."""
-    prompts = [reference.encode(text)[-reference.context :] for text in texts]
-    live = [reference.logits(ids)[-POSITIONS:] for ids in prompts]
+def expect(reference: ReferenceRuntime, texts: Iterable[str], context: int) -> Expected:
+    """Ask a reference that holds a live adapter; `texts` are prompts as the template renders them,
+    `context` is what the artifact can read."""
+    longest = min(LONGEST, context, reference.context)
+    prompts = [reference.encode(text)[-longest:] for text in texts]
+    # Copies: a view of the last rows would keep all the others.
+    live = [reference.logits(ids)[-POSITIONS:].copy() for ids in prompts]
     with reference.without_adapter():
-        base = [reference.logits(ids)[-POSITIONS:] for ids in prompts]
+        base = [reference.logits(ids)[-POSITIONS:].copy() for ids in prompts]
     return Expected(prompts, live, base)
 
 
@@ -255,42 +291,56 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
     """The artifact's logits against the live adapter's: divergence, agreement and landing.
 
     The landing coefficient is the one of `edgeft.merge`, taken in the logits: how much of what the
-    adapter changes there is found in the artifact; 0 = nothing, 2 = about twice. An `exact`
-    artifact (16 or 32 bits) must have the live model's distribution, too.
+    adapter changes there is found in the artifact; 0 = nothing, 2 = about twice. It is refused
+    where the prompts agree on that (jackknife). An `exact` artifact must have the live model's
+    distribution, too.
     """
+    pairs: list[tuple[float, float]] = []
     divergence: list[float] = []
-    largest = agree = rows = 0.0
-    size = along = 0.0
+    largest, agree = 0.0, 0
     for ids, live, base in zip(expected.prompts, expected.live, expected.base, strict=True):
         got = model.logits(ids)[-POSITIONS:, : live.shape[1]]
+        if not np.isfinite(got).all():
+            raise ProofError("the artifact computes logits that are no numbers")
         width = got.shape[1]  # rows of padding are in one of them only
         live, base = live[:, :width], base[:, :width]
         change, found = _centred(live - base), _centred(got - base)
-        size += float(np.vdot(change, change))
-        along += float(np.vdot(change, found))
+        pairs.append((float(np.vdot(change, found)), float(np.vdot(change, change))))
         divergence += _divergence(live, got)
         largest = max(largest, float(np.abs(_centred(got - live)).max()))
-        agree += float((got.argmax(1) == live.argmax(1)).sum())
-        rows += len(got)
+        agree += int((got.argmax(1) == live.argmax(1)).sum())
+    beta, error = _ratio(pairs)
+    mean = float(np.mean(divergence))
     facts = {
         "prompts": len(expected.prompts),
-        "beta": round(along / size, 4) if size else None,
-        "kl": float(f"{np.mean(divergence):.3g}"),
+        "beta": None if beta is None else round(beta, 4),
+        "beta_error": None if beta is None else round(error, 4),
+        "kl": float(f"{mean:.3g}"),
         "max_dlogit": float(f"{largest:.3g}"),
-        "same_top": round(agree / rows, 4),
+        "same_top": round(agree / len(divergence), 4),
     }
-    if size and not LANDED[0] < along / size < LANDED[1]:
+    if beta is not None and not LANDED[0] - BLUR * error < beta < LANDED[1] + BLUR * error:
         raise ProofError(
             f"the artifact does not answer as the live adapter does: of the adapter's change in "
-            f"the logits it has {along / size:.2f} (1 = landed, 0 = lost, 2 = twice)",
+            f"the logits it has {beta:.2f} ± {error:.2f} (1 = landed, 0 = lost, 2 = twice)",
             "a finer --quant, if it is a coarse one",
         )
-    if exact and np.mean(divergence) > SAME:
+    if exact and not mean <= SAME:
         raise ProofError(
-            f"the artifact does not answer as the live adapter does: {np.mean(divergence):.2g} nats "
-            f"apart on {len(expected.prompts)} prompts, at most {SAME:g} are rounding"
+            f"the artifact does not answer as the live adapter does: {mean:.2g} nats apart on "
+            f"{len(expected.prompts)} prompts, at most {SAME:g} are rounding"
         )
     return facts
+
+
+def _ratio(pairs: list[tuple[float, float]]) -> tuple[float | None, float]:
+    """(sum of the first over sum of the second, its jackknife standard error)."""
+    along, size = np.array(pairs).sum(axis=0)
+    if size == 0:
+        return None, 0.0
+    rest = np.array([(along - a) / (size - s) for a, s in pairs if s < size])
+    spread = ((rest - rest.mean()) ** 2).sum() if len(rest) else 0.0
+    return float(along / size), float(np.sqrt(spread * (len(rest) - 1) / max(len(rest), 1)))
 
 
 def _centred(rows: Logits) -> Logits:

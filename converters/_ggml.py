@@ -94,9 +94,13 @@ def quantize(
             raise ValueError(f"a value is too large for {qtype.name}")
 
     places = itertools.product(range(experts), range(0, rows, step))
-    with ThreadPoolExecutor(threads) as pool:  # ctypes calls release the GIL
-        for _ in pool.map(work, places):
-            pass
+    if threads == 1:  # the caller's own, of which it may have many
+        for place in places:
+            work(place)
+    else:
+        with ThreadPoolExecutor(threads) as pool:  # ctypes calls release the GIL
+            for _ in pool.map(work, places):
+                pass
     return raw.reshape(*values.shape[:-1], raw.shape[-1])
 
 

@@ -21,6 +21,9 @@ from edgeft.errors import FormatError
 from edgeft.merge import SAMPLE, Merged, Reader
 from edgeft.models.transforms import Transform
 
+LEAST = 4
+"""rows of every part that the landing proof looks at"""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -36,6 +39,11 @@ class Part:
     def rows(self) -> int:
         return as_rows(self.shape)[0]
 
+    @property
+    def matrices(self) -> int:
+        """How many it is: one, unless it has three dimensions by itself."""
+        return math.prod(self.shape[:-2])
+
     def take(self, read: Reader, rows: Rows) -> Array:
         """Rows of what it becomes, from any reader of the checkpoint's tensors."""
         return self.transform.take(
@@ -45,7 +53,7 @@ class Part:
     def sample(self, parts: int) -> npt.NDArray[np.intp]:
         """The rows that the landing proof looks at, where `parts` share a tensor."""
         width = math.prod(self.shape) // self.rows
-        count = max(1, min(self.rows, SAMPLE // parts // width))
+        count = min(self.rows, max(LEAST, SAMPLE // parts // width))
         return np.unique(np.linspace(0, self.rows - 1, count).astype(np.intp))
 
 

@@ -74,6 +74,8 @@ def _write_byte_level(writer: Any, tokenizer: dict[str, Any], rows: Rows) -> Non
         if part["type"] != "NFC":
             raise FormatError(f"normalizer {part['type']}")
     model = tokenizer["model"]
+    if not model["merges"]:  # GGUF cannot hold an empty list, and llama.cpp asks for one
+        raise FormatError("byte-level BPE without merges")
     steps = models.pretokenizer_steps(tokenizer.get("pre_tokenizer"))
     alike = [pre for pre in models.pretokenizers().values() if pre.steps == steps]
     if not alike:

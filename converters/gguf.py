@@ -13,28 +13,60 @@ from __future__ import annotations
 
 import math
 import re
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeft.checkpoint import Array
 from edgeft.converters import _vocab
-from edgeft.converters._ggml import quantize
+from edgeft.converters._blocks import Plan, write_tensors
 from edgeft.converters._metadata import metadata, rope_factors
 from edgeft.converters._mixture import FILE_TYPE, mixture, needs_importance
-from edgeft.converters._tensors import Part, Target, targets
-from edgeft.errors import FormatError, ProofError
+from edgeft.converters._tensors import targets
+from edgeft.errors import FormatError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
 
-BLOCK_BYTES = 4 << 20
-"""float32 that one thread merges and quantizes at a time"""
+
+def plan(
+    merged: Merged,
+    quant: str,
+    tensor_types: Sequence[tuple[str, str]] = (),
+    imatrix: bool = False,
+) -> Plan:
+    """FormatError for what cannot be written, before anything is."""
+    arch = merged.card.gguf_arch
+    try:
+        wanted, factors, keys = targets(merged), rope_factors(merged), metadata(merged)
+        heads = keys[f"{arch}.attention.head_count"]
+        facts = {
+            "layers": keys[f"{arch}.block_count"],
+            "heads": heads,
+            "kv_heads": keys.get(f"{arch}.attention.head_count_kv", heads),
+            "experts": keys.get(f"{arch}.expert_count", 0),
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise FormatError(
+            f"config.json of {merged.base} is not one of the {merged.card.family} family: "
+            f"{type(error).__name__} {error}",
+            "is it whole, and the one that came with the weights?",
+        ) from None
+    shapes = {name: target.shape for name, target in wanted.items()}
+    types = mixture(
+        quant,
+        shapes | {name: values.shape for name, values in factors.items()},
+        arch=arch,
+        imatrix=imatrix,
+        overrides=tensor_types,
+        **facts,
+    )
+    for pattern, _ in tensor_types:
+        if not any(re.search(pattern.lower(), name) for name in shapes):
+            raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
+    return Plan(wanted, factors, keys, types)
 
 
 def convert(
@@ -52,91 +84,33 @@ def convert(
     from gguf import GGUFWriter
 
     made = plan(merged, quant, tensor_types, imatrix is not None)
-    wanted, factors, types = made.wanted, made.factors, made.types
-    importance = _importance(quant, types, wanted, imatrix)
+    importance = _importance(quant, made, imatrix)
     writer = GGUFWriter(out, merged.card.gguf_arch)
     try:
         _header(writer, merged, quant, made.keys)
         if imatrix:
             _mark(writer, imatrix)
-        _vocab.write(writer, merged.tokenizer, wanted["token_embd.weight"].shape[0])
-        for name, qtype in types.items():
-            shape = factors[name].shape if name in factors else wanted[name].shape
-            _announce(writer, name, shape, qtype)
+        rows = made.targets["token_embd.weight"].shape[0]
+        _vocab.write(writer, merged.tokenizer, rows)
+        for name, qtype in made.types.items():
+            _announce(writer, name, made.shape(name), qtype)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        assert writer.fout is not None
-        file = writer.fout[0]
-        with ThreadPoolExecutor(threads) as pool:
-            for name, qtype in types.items():
-                writer.write_padding(file, file.tell())
-                if name in factors:
-                    file.write(factors[name].tobytes())
-                    continue
-                for data in _encoded(merged, wanted[name], qtype, importance[name], pool, threads):
-                    file.write(data.data)
-        writer.write_padding(file, file.tell())
+        samples = write_tensors(writer, merged, made, importance, threads, quant)
     finally:
         writer.close()
-    weights = sum(int(np.prod(target.shape)) for target in wanted.values())
-    counts: dict[str, int] = {}
-    for qtype in types.values():
-        counts[qtype.name] = counts.get(qtype.name, 0) + 1
+    for sample in samples:
+        sample.check(out)
+    weights = sum(math.prod(target.shape) for target in made.targets.values())
+    counts = Counter(qtype.name for qtype in made.types.values())
     facts: dict[str, Any] = {
         "types": dict(sorted(counts.items())),
         "bits_per_weight": round(8 * out.stat().st_size / weights, 2),
     }
     if imatrix:
-        facts["without_importance"] = _without(made, imatrix)
+        facts["without_importance"] = len(_without(made, imatrix))
     return facts
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a file will hold, as far as headers alone tell it."""
-
-    keys: dict[str, Any]
-    """of the GGUF header, without the vocabulary"""
-    wanted: dict[str, Target]
-    factors: dict[str, Array]
-    """tensors that are made of config.json"""
-    types: dict[str, Any]
-    """of all tensors, by GGUF name"""
-
-
-def plan(
-    merged: Merged, quant: str, tensor_types: Sequence[tuple[str, str]], imatrix: bool
-) -> Plan:
-    """FormatError for what `convert` could not write; reads no weights, so it costs no time.
-
-    `imatrix` says that there is or will be an importance matrix.
-    """
-    arch = merged.card.gguf_arch
-    try:
-        wanted, factors, keys = targets(merged), rope_factors(merged), metadata(merged)
-        heads, layers = keys[f"{arch}.attention.head_count"], keys[f"{arch}.block_count"]
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise FormatError(
-            f"{merged.base / 'config.json'} does not fit {merged.card.family} models: {error!r}",
-            "is it whole, and the one that came with the weights?",
-        ) from None
-    shapes = {name: target.shape for name, target in wanted.items()}
-    types = mixture(
-        quant,
-        shapes | {name: values.shape for name, values in factors.items()},
-        arch=arch,
-        layers=layers,
-        heads=heads,
-        kv_heads=keys.get(f"{arch}.attention.head_count_kv", heads),
-        experts=keys.get(f"{arch}.expert_count", 0),
-        imatrix=imatrix,
-        overrides=tensor_types,
-    )
-    for pattern, _ in tensor_types:
-        if not any(re.search(pattern.lower(), name) for name in shapes):
-            raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
-    return Plan(keys, wanted, factors, types)
 
 
 def check(
@@ -148,115 +122,41 @@ def check(
 ) -> None:
     """FormatError for what `convert` would refuse; `measured`: importance comes only later."""
     made = plan(merged, quant, tensor_types, measured or imatrix is not None)
-    if not measured:
-        _importance(quant, made.types, made.wanted, imatrix)
-    if imatrix:
-        used = [name for name in imatrix.tensors if name in made.wanted]
-        if 2 * len(used) < len(imatrix.tensors) or 2 * _without(made, imatrix) > len(
-            _matrices(made)
-        ):
-            raise FormatError(
-                f"the importance matrix is of another model: {len(used)} of its "
-                f"{len(imatrix.tensors)} entries are of tensors of this one",
-                "llama-imatrix on the model itself, or --imatrix auto",
-            )
+    if measured:
+        return
+    _importance(quant, made, imatrix)
+    if imatrix and 2 * len(_without(made, imatrix)) > len(_quantized(made)):
+        raise FormatError(
+            f"the importance matrix is of another model: it has nothing for {quant}'s tensors, "
+            f"such as {_without(made, imatrix)[0]}",
+            "llama-imatrix on the model itself, or --imatrix auto",
+        )
 
 
-def _matrices(made: Plan) -> list[str]:
+def _quantized(made: Plan) -> list[str]:
     """Tensors for which importance matters; llama-imatrix gathers none of embedding and output."""
     ends = ("token_embd.weight", "output.weight")
     whole = ("F32", "F16", "BF16")
     return [n for n, kind in made.types.items() if kind.name not in whole and n not in ends]
 
 
-def _without(made: Plan, imatrix: Imatrix) -> int:
-    return sum(name not in imatrix.tensors for name in _matrices(made))
+def _without(made: Plan, imatrix: Imatrix) -> list[str]:
+    return [name for name in _quantized(made) if name not in imatrix.tensors]
 
 
-@dataclass(frozen=True)
-class _Block:
-    data: npt.NDArray[np.uint8]
-    given: Array
-    """the block's sampled rows before the type"""
-    kept: Array
-    """and after it"""
-
-
-def _encoded(
-    merged: Merged,
-    target: Target,
-    qtype: Any,
-    importance: Array | None,
-    pool: ThreadPoolExecutor,
-    threads: int,
-) -> Iterator[npt.NDArray[np.uint8]]:
-    """The tensor's bytes, block by block; what became of its sample is reported to the proof."""
-    for number, part in enumerate(target.parts):
-        weights = None if importance is None else importance[number]
-        sample = part.sample(len(target.parts))
-        step = max(1, BLOCK_BYTES * part.rows // (4 * int(np.prod(part.shape))))
-        starts = iter(range(0, part.rows, step))
-        running: deque[Future[_Block]] = deque()
-        given, kept = [], []
-        while True:
-            while len(running) <= threads and (start := next(starts, None)) is not None:
-                rows = slice(start, min(start + step, part.rows))
-                running.append(pool.submit(_encode, merged, part, rows, sample, qtype, weights))
-            if not running:
-                break
-            block = running.popleft().result()
-            given.append(block.given)
-            kept.append(block.kept)
-            yield block.data
-        merged.landed(
-            part.source,
-            lambda read, part=part, sample=sample: part.take(read, sample),  # type: ignore[misc]
-            np.concatenate(given),
-            np.concatenate(kept),
-        )
-
-
-def _encode(
-    merged: Merged,
-    part: Part,
-    rows: slice,
-    sample: npt.NDArray[np.intp],
-    qtype: Any,
-    importance: Array | None,
-) -> _Block:
-    from gguf import dequantize
-
-    values = part.take(merged.rows, rows)
-    matrix = values if values.ndim > 1 else values[None]
-    try:
-        data = quantize(matrix, qtype, threads=1, importance=importance)
-    except ValueError as error:
-        raise ProofError(
-            f"{part.source} cannot be stored as {qtype.name}: {error}",
-            "is a weight of base or adapter damaged?",
-        ) from None
-    inside = sample[(sample >= rows.start) & (sample < rows.stop)] - rows.start
-    if values.ndim == 1:
-        return _Block(data, values[inside], values[inside])
-    kept = dequantize(np.ascontiguousarray(data[inside]), qtype) if len(inside) else values[:0]
-    return _Block(data, values[inside], kept)
-
-
-def _importance(
-    quant: str, types: dict[str, Any], wanted: dict[str, Target], imatrix: Imatrix | None
-) -> dict[str, Array | None]:
-    """GGUF name -> (parts, columns); FormatError where the matrix lacks one that its type needs."""
+def _importance(quant: str, made: Plan, imatrix: Imatrix | None) -> dict[str, Array | None]:
+    """GGUF name -> (matrices, columns); FormatError where one is lacking that its type needs."""
     found: dict[str, Array | None] = {}
-    for name, qtype in types.items():
-        rows = imatrix.importance(name) if imatrix and name in wanted else None
+    for name, qtype in made.types.items():
+        rows = imatrix.importance(name) if imatrix and name in made.targets else None
         if rows is None and needs_importance(quant, name, qtype):
             raise FormatError(
                 f"{qtype.name} of {name} needs an importance matrix, and it has none for it",
                 "--imatrix auto, on chats that reach every expert; or a finer --quant",
             )
         if rows is not None:
-            target = wanted[name]
-            shape = (len(target.parts), target.shape[-1])
+            wanted = made.targets[name].shape
+            shape = (math.prod(wanted[:-2]), wanted[-1])
             if rows.size != math.prod(shape):
                 raise FormatError(
                     f"the importance matrix is of another model: {name} is {rows.shape}, not {shape}"

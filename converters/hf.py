@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.adapter_tokenizer import TOKENIZER_FILES
+from edgeft.adapter_tokenizer import tokenizer_files
 from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
 from edgeft.errors import ProofError
 from edgeft.merge import SAMPLE, Merged
@@ -37,9 +37,9 @@ def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, An
     config = {key: value for key, value in merged.config.items() if key != "torch_dtype"}
     config["dtype"] = named
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    for name in TOKENIZER_FILES:
-        if (merged.tokenizer / name).is_file():
-            shutil.copyfile(merged.tokenizer / name, out / name)
+    for name in tokenizer_files(merged.tokenizer):
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(merged.tokenizer / name, out / name)
     return {"tensors": len(specs)}
 
 

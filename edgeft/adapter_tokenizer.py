@@ -16,11 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeft.errors import AdapterError
-from edgeft.template import read_json
+from edgeft.template import read_json, template_source
 
 TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json",
-    "generation_config.json", "tokenizer.model",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
+    "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
 _FROM_BASE = ("config.json", "generation_config.json", "tokenizer_config.json")
 """taken from the base where the adapter has none"""
@@ -46,23 +46,24 @@ def tokenizer_folder(base: Path, adapters: Sequence[Path], rows: int) -> Path:
         )
     folder = Path(tempfile.mkdtemp(prefix="edgeft-tokenizer-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for source, names in ((adapter, TOKENIZER_FILES), (base, _FROM_BASE)):
+    for source, names in ((adapter, tokenizer_files(adapter)), (base, _FROM_BASE)):
         for name in names:
             if (source / name).is_file() and not (folder / name).exists():
+                (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to((source / name).resolve())
-    if not _template(folder) and _template(base):
-        (folder / "chat_template.jinja").write_text(_template(base), encoding="utf-8")
+    template = template_source(adapter) or template_source(base)
+    if template and template_source(folder) != template:
+        # The base's, of which no file was linked, or one that such a file would go before.
+        (folder / "chat_template.jinja").unlink(missing_ok=True)
+        (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 
 
-def _template(folder: Path) -> str:
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    inside = read_json(folder / "tokenizer_config.json").get("chat_template") or ""
-    if isinstance(inside, list):  # of several by name
-        inside = next((entry["template"] for entry in inside if entry["name"] == "default"), "")
-    return str(inside)
+def tokenizer_files(folder: Path) -> list[str]:
+    """The names of those in a folder; no code, which transformers would run."""
+    more = (folder / "additional_chat_templates").glob("*.jinja")
+    named = [f"{file.parent.name}/{file.name}" for file in sorted(more)]
+    return [name for name in (*TOKENIZER_FILES, *named) if (folder / name).is_file()]
 
 
 def _tokens(folder: Path) -> dict[str, int]:

@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models, stage, vocabulary
+from edgeft import gguf_header, models, stage, vocabulary
 from edgeft.checkpoint import Spec, write_safetensors
 from edgeft.errors import FormatError, InputError, did_you_mean, require
+from edgeft.gguf_header import Header, Tensor
 
 IMPORTED = ("llama", "qwen2")
 """families whose config.json can be told from the header alone"""
@@ -71,22 +72,22 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
     parents = {"file": stage.sha256(file)}
     if stage.finished(target, "base", options, parents):
         return target
-    reader = _open(file)
-    card = models.card_for_gguf(_meta(reader, "general.architecture"))
+    header = gguf_header.read(file)
+    card = models.card_for_gguf(header.meta.get("general.architecture", ""))
     if card.family not in IMPORTED:
         raise FormatError(
             f"GGUF import does not read {card.family} models",
             "use the Hugging Face folder of this model",
         )
-    config = _config(reader, card)
+    config = _config(header, card)
     stage.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
     with stage.writing(
         target, kind="base", options=options, parents=parents, overwrite=True
     ) as work:
         _write_json(work.path / "config.json", config)
-        _write_tokenizer(reader, work.path, config)
-        specs = [_spec(tensor, card, file) for tensor in reader.tensors]
-        arrays = _arrays(reader, card, config, dither_seed)
+        _write_tokenizer(header, work.path, config)
+        specs = [_spec(tensor, card, file) for tensor in header.tensors.values()]
+        arrays = _arrays(header, card, config, dither_seed)
         write_safetensors(work.path / "model.safetensors", specs, arrays)
         work.facts["about"] = next(
             (s.about for s in models.sources().values() if s.name == name), f"import of {file.name}"
@@ -120,21 +121,7 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _open(file: Path) -> Any:
-    from gguf import GGUFReader
-
-    try:
-        return GGUFReader(file)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        raise InputError(f"{file} is not a whole GGUF file: {error}", "download it again") from None
-
-
-def _meta(reader: Any, key: str, default: Any = None) -> Any:
-    field = reader.get_field(key)
-    return default if field is None else field.contents()
-
-
-def _config(reader: Any, card: models.Card) -> dict[str, Any]:
+def _config(header: Header, card: models.Card) -> dict[str, Any]:
     """config.json from the file's hyper-parameters, in transformers' names."""
     config: dict[str, Any] = {
         "architectures": [card.architectures[0]],
@@ -143,47 +130,47 @@ def _config(reader: Any, card: models.Card) -> dict[str, Any]:
         "hidden_act": "silu",
     }
     for gguf_key, key in card.hparams.items():
-        value = _meta(reader, f"{card.gguf_arch}.{gguf_key}")
+        value = header.meta.get(f"{card.gguf_arch}.{gguf_key}")
         if value is not None and not key.startswith("="):
             config[key] = value
-    scaling = _meta(reader, f"{card.gguf_arch}.rope.scaling.type")
-    names = {tensor.name for tensor in reader.tensors}
-    if scaling not in (None, "none") or "rope_freqs.weight" in names:
+    scaling = header.meta.get(f"{card.gguf_arch}.rope.scaling.type")
+    if scaling not in (None, "none") or "rope_freqs.weight" in header.tensors:
         raise FormatError(f"GGUF import does not read rope scaling {scaling or 'factors'!r}")
-    theta = _meta(reader, f"{card.gguf_arch}.rope.freq_base", 10000.0)
+    theta = header.meta.get(f"{card.gguf_arch}.rope.freq_base", 10000.0)
     config["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
-    tokens = _meta(reader, "tokenizer.ggml.tokens")
-    config["vocab_size"] = len(tokens)
-    config["tie_word_embeddings"] = "output.weight" not in names
+    if "tokenizer.ggml.tokens" not in header.meta:
+        raise FormatError(f"{header.path} has no vocabulary")
+    config["vocab_size"] = len(header.meta["tokenizer.ggml.tokens"])
+    config["tie_word_embeddings"] = "output.weight" not in header.tensors
     for key in ("bos", "eos"):
-        config[f"{key}_token_id"] = _meta(reader, f"tokenizer.ggml.{key}_token_id")
-    config["pad_token_id"] = _meta(reader, "tokenizer.ggml.padding_token_id")
+        config[f"{key}_token_id"] = header.meta.get(f"tokenizer.ggml.{key}_token_id")
+    config["pad_token_id"] = header.meta.get("tokenizer.ggml.padding_token_id")
     # float32 in the file; the shortest decimal that means the same float32 is what was meant
     return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
 
 
-def _write_tokenizer(reader: Any, folder: Path, config: dict[str, Any]) -> None:
+def _write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> None:
     """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
-    tokenizer = vocabulary.from_gguf(lambda key: _meta(reader, key))
+    tokenizer = vocabulary.from_gguf(header.meta.get)
     tokens = {i: text for text, i in tokenizer["model"]["vocab"].items()}
     _write_json(folder / "tokenizer.json", tokenizer)
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: _meta(reader, f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    ids = {name: header.meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
     special: dict[str, Any] = {
         f"{name}_token": tokens[i] for name, i in ids.items() if i is not None
     }
     for key in ("add_bos_token", "add_eos_token"):
-        if (value := _meta(reader, f"tokenizer.ggml.{key}")) is not None:
+        if (value := header.meta.get(f"tokenizer.ggml.{key}")) is not None:
             special[key] = bool(value)
     _write_json(
         folder / "tokenizer_config.json",
         {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
          "model_max_length": config["max_position_embeddings"], **special},
     )  # fmt: skip
-    template = _meta(reader, "tokenizer.chat_template")
+    template = header.meta.get("tokenizer.chat_template")
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    ends = [_meta(reader, f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [header.meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
     generation |= {"eos_token_id": ends} if len(ends) > 1 else {}
@@ -193,25 +180,24 @@ def _write_tokenizer(reader: Any, folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def _spec(tensor: Any, card: models.Card, file: Path) -> Spec:
+def _spec(tensor: Tensor, card: models.Card, file: Path) -> Spec:
     name = card.hf_name(tensor.name)
     if name is None:
         raise FormatError(f"{file}: the {card.family} card has no tensor {tensor.name}")
-    shape = tuple(int(n) for n in reversed(tensor.shape))
-    return Spec(name, "F16" if len(shape) > 1 else "F32", shape)
+    return Spec(name, "F16" if len(tensor.shape) > 1 else "F32", tensor.shape)
 
 
 def _arrays(
-    reader: Any, card: models.Card, config: dict[str, Any], dither_seed: int | None
+    header: Header, card: models.Card, config: dict[str, Any], dither_seed: int | None
 ) -> Iterator[npt.NDArray[np.float32]]:
     from gguf import GGMLQuantizationType, dequantize
 
     noise = None if dither_seed is None else np.random.default_rng(dither_seed)
-    for tensor in reader.tensors:
-        values = dequantize(tensor.data, tensor.tensor_type).astype(np.float32, copy=False)
-        values = values.reshape(tuple(reversed(tensor.shape.tolist())))
-        if noise is not None and tensor.tensor_type == GGMLQuantizationType.Q4_1:
-            values = values + _half_steps(tensor.data, values.shape, noise)
+    for tensor in header.tensors.values():
+        stored = gguf_header.data(header, tensor)
+        values = dequantize(stored, tensor.type).astype(np.float32, copy=False)
+        if noise is not None and tensor.type == GGMLQuantizationType.Q4_1:
+            values = values + _half_steps(stored, values.shape, noise)
         yield card.transform(tensor.name).inverse(values, config)
 
 

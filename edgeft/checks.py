@@ -4,8 +4,7 @@
         facts = checks.run(format_named("gguf"), "q4_k_m", path, merged)
 
 Of every artifact: token ids, template and stops, and the logits on 32 prompts against the base with
-its adapter beside it (peft, float32; nothing merged). Of a 16- or 32-bit one also the first greedy
-tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
+its adapter beside it (peft, float32; nothing merged). Of f16 and f32 also the first greedy tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
 torch, no memory, a family that transformers lacks) the facts say why it was not compared.
 """
 
@@ -21,13 +20,12 @@ from typing import Any, Self
 from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import parity
-from edgeft.errors import FormatError, InputError, MissingExtra, ProofError, require
+from edgeft.errors import EdgeftError, InputError, ProofError
 from edgeft.formats import Format, load
 from edgeft.merge import Merged
 from edgeft.progress import say
 from edgeft.records import Example, Message
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.template import ChatTemplate
 
 EXACT = ("f32", "f16")
 """quantizations that have to answer as the float32 model does"""
@@ -44,8 +42,7 @@ class Checks:
         threads: int,
         live: bool = True,
     ) -> None:
-        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only, and
-        no torch."""
+        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only."""
         self._adapters = adapters
         self._examples = examples
         self._threads = threads
@@ -55,24 +52,31 @@ class Checks:
 
     def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError when it is not the same model."""
-        if row.name == "hf" and not self._can_run(merged):
-            return _unopened(path) | {"live": f"not compared: {self._why_not}"}
+        reference = self._live(merged, copies=2 if row.name == "hf" else 1)
+        if reference is None:
+            return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
         with self._opened(row, path) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
-            if row.name == "gguf":
-                facts["adds_bos"] = model.adds_bos
-            reference = self._live(merged)
-            if reference is None or self._expected is None:
-                return facts | {"live": f"not compared: {self._why_not}"}
-            exact = quant in EXACT
-            facts["live"] = parity.check_live(model, self._expected, exact)
-            if exact and row.name != "hf":
+            if self._expected is None:
+                texts = self._texts(reference)
+                self._expected = parity.expect(reference, texts, model.context)
+            facts["live"] = parity.check_live(model, self._expected, quant in EXACT)
+            if quant in EXACT and row.name != "hf":
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
 
-    def _opened(self, row: Format, path: Path) -> Any:
+    def _without(self, row: Format, path: Path, merged: Merged) -> dict[str, Any]:
+        """What can be checked without torch, in a process that does not grow with the model."""
+        if row.name == "hf":
+            return parity.check_tokens(parity.Folder(path), merged.tokenizer)
+        with self._opened(row, path, repack=False) as model:
+            facts = parity.check_tokens(model, merged.tokenizer)
+            parity.check_runs(model)
+            return facts
+
+    def _opened(self, row: Format, path: Path, **how: Any) -> Any:
         try:
-            return load(row.runtime)(path, threads=self._threads)
+            return load(row.runtime)(path, threads=self._threads, **how)
         except InputError as error:
             # The temporary file that it names is gone when the user reads this.
             reason = error.message.removeprefix(f"cannot load {path}: ")
@@ -81,35 +85,31 @@ class Checks:
                 "are config.json and weights of the base whole, and of the same model?",
             ) from None
 
-    def _live(self, merged: Merged) -> ReferenceRuntime | None:
+    def _live(self, merged: Merged, copies: int) -> ReferenceRuntime | None:
         if self._reference is not None or self._why_not:
             return self._reference
-        if not self._can_run(merged):
-            return None
-        try:
-            self._reference = self._load(merged)
-        except (MissingExtra, FormatError) as missing:
-            self._give_up(missing.message)
-            return None
-        self._expected = parity.expect(self._reference, self._texts(self._reference))
+        weights = sum(math.prod(shape) for shape in merged.shapes.values())
+        logits = 2 * PROMPTS * parity.POSITIONS * 4 * merged.vocabulary
+        if stage.available_memory() < MEMORY * weights * copies + logits:
+            self._why_not = "the float32 model does not fit into memory"
+        else:
+            try:
+                self._reference = self._load(merged)
+            except (EdgeftError, RuntimeError, ValueError, MemoryError) as missing:
+                # No torch, no memory, no such architecture there: not the artifact's fault.
+                text = missing.message if isinstance(missing, EdgeftError) else str(missing)
+                self._why_not = text.strip().partition("\n")[0] or type(missing).__name__
+        if self._reference is None:
+            say(f"logits not compared with the live model: {self._why_not}")
         return self._reference
 
-    def _can_run(self, merged: Merged) -> bool:
-        if not self._why_not and (why := _cannot_run(merged)):
-            self._give_up(why)
-        return not self._why_not
-
-    def _give_up(self, why: str) -> None:
-        self._why_not = why
-        say(f"logits not compared with the live model: {why}")
-
     def _load(self, merged: Merged) -> ReferenceRuntime:
-        plain = merged.without_adapter()
-        weights = ((name, plain.tensor(name)) for name in plain.shapes)
+        # The stored weights are read by transformers itself, which shares nothing with the merge.
+        stored = merged.merge_base == "w16"
         return ReferenceRuntime(
             merged.base,
             threads=self._threads,
-            weights=weights,
+            weights=None if stored else merged.base_tensors(),
             adapters=[(adapter.path, adapter.weight) for adapter in self._adapters],
             tokenizer=merged.tokenizer,
             vocabulary=merged.vocabulary,
@@ -136,23 +136,3 @@ class Checks:
     ) -> None:
         if self._reference is not None:
             self._reference.close()
-
-
-def _cannot_run(merged: Merged) -> str:
-    """Why transformers cannot run the model on this machine; "" where it can."""
-    weights = sum(math.prod(shape) for shape in merged.shapes.values())
-    if stage.available_memory() < MEMORY * weights:
-        return "the float32 model does not fit into memory"
-    try:
-        require("torch", "train")
-        require("transformers", "train")
-    except MissingExtra as missing:
-        return missing.message
-    return ""
-
-
-def _unopened(folder: Path) -> dict[str, Any]:
-    """What the files of a Hugging Face folder tell without running it: tokens and template are
-    the base's own files, its weights have the landing proof."""
-    chat = ChatTemplate.from_folder(folder)
-    return {"stops": list(chat.stops), "template": chat.fingerprint, "chat": chat.to_json()}

@@ -1,8 +1,8 @@
 """What an export finds out on the fine-tune's own chats: the merge base and the importance matrix.
 
     chats = own_chats(adapters, None, None)
-    choice, facts = merge_base(base, adapters, chats, out, threads=2)
-    path = own_imatrix(base, adapters, choice, chats, out / "imatrix.gguf", 2, parents)
+    choice, facts = merge_base(view, adapters, chats, out, threads=2)
+    path = own_imatrix(view.on(choice), chats, out, 2, parents)
 
 Both run the merged model as a temporary f16 GGUF, under the template that it was trained with.
 """
@@ -23,9 +23,11 @@ from edgeft.dataset import calibration, fingerprint, load_examples
 from edgeft.errors import EdgeftError
 from edgeft.formats import format_named, load
 from edgeft.imatrix import write
-from edgeft.merge import MergeBase, adapter_manifest, open_merged
+from edgeft.merge import Merged, adapter_manifest
+from edgeft.merge_base import MergeBase
 from edgeft.progress import say
 from edgeft.records import Example
+from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.template import ChatTemplate, encoder
 from edgeft.train.sft import training_examples, validation_examples
 
@@ -70,13 +72,12 @@ def _recorded(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example]
     if split == "validation" and not recorded["facts"].get("validation_items"):
         return [], "training held out no validation split"
     options = recorded["options"]
+    if "data" not in options:
+        return [], "the adapter's manifest does not name its data"
     try:
         if split == "training":
-            manifest = stage.read_manifest(adapters[0].path)
-            learned, data = (
-                manifest.parents.get("data") if manifest else None,
-                Path(options["data"]),
-            )
+            data, manifest = Path(options["data"]), stage.read_manifest(adapters[0].path)
+            learned = manifest.parents.get("data") if manifest else None
             if learned and data.is_file() and stage.sha256(data) != learned:
                 return [], "the training data changed since"
             return training_examples(options), ""
@@ -89,7 +90,7 @@ def _recorded(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example]
 
 
 def merge_base(
-    base: Path, adapters: tuple[Weighted, ...], chats: Chats, out: Path, threads: int
+    view: Merged, adapters: tuple[Weighted, ...], chats: Chats, out: Path, threads: int
 ) -> tuple[MergeBase, dict[str, Any]]:
     """Which weights the delta is added to, and why: (choice, facts for the manifest).
 
@@ -98,73 +99,73 @@ def merge_base(
     """
     if not adapters:
         return "w16", {"chosen": "w16", "why": "no adapter"}
-    examples, problem = chats.validation, chats.why_no_validation
-    chat, encode = ChatTemplate.from_folder(base), encoder(base)
-    short = [e for e in examples if len(encode(chat.render(e.messages, False))) <= LONGEST]
-    if examples and not short:
-        problem = f"every validation example is longer than {LONGEST} tokens"
-    if not short:
+    problem = chats.why_no_validation
+    losses: dict[MergeBase, float] = {}
+    count = 0
+    for candidate in ("w16", "nf4") if chats.validation else ():
+        with f16_model(view.on(candidate), out, threads) as model:
+            short = [e for e in chats.validation if _length(model, e) <= model.context]
+            if not short:
+                problem = f"no validation example is within {model.context} tokens"
+                break
+            losses[candidate] = round(quality.answer_nll(model, short), 5)
+            count = len(short)
+    if len(losses) < 2:
         manifests = [adapter_manifest(adapter.path) for adapter in adapters]
         on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
         choice: MergeBase = "nf4" if on_nf4 else "w16"
         say(f"merge base {choice}, not measured: {problem} (--validation FILE measures it)")
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
-    losses: dict[MergeBase, float] = {}
-    for candidate in ("w16", "nf4"):
-        with (
-            f16_model(base, adapters, candidate, out, threads) as file,
-            load(format_named("gguf").runtime)(file, threads=threads) as model,
-        ):
-            losses[candidate] = round(quality.answer_nll(model, short), 5)
     choice = min(losses, key=lambda name: losses[name])
     say(
         f"merge base {choice}: validation loss w16 {losses['w16']:.4f}, nf4 {losses['nf4']:.4f} "
-        f"on {len(short)} examples"
+        f"on {count} examples"
     )
     return choice, {"chosen": choice, "why": "smaller validation loss", "loss": losses,
-                    "examples": len(short)}  # fmt: skip
+                    "examples": count}  # fmt: skip
+
+
+def _length(model: GGUFRuntime, example: Example) -> int:
+    return len(model.encode(model.chat.render(example.messages, generation_prompt=False)))
 
 
 def own_imatrix(
-    base: Path,
-    adapters: tuple[Weighted, ...],
-    merged_into: MergeBase,
+    view: Merged,
     chats: Chats,
-    target: Path,
+    out: Path,
     threads: int,
     parents: dict[str, str],
 ) -> Path:
-    """The importance matrix of the merged model on the chats that it learned, at `target`.
+    """The importance matrix of the merged model on the chats that it learned: out/imatrix.gguf.
 
     The file is llama.cpp's, so llama-quantize reads it, too.
     """
-    options = {"chats": fingerprint(chats.training), "merge_base": merged_into}
+    target = out / "imatrix.gguf"
+    options = {"chats": fingerprint(chats.training), "merge_base": view.merge_base}
     if stage.finished(target, "imatrix", options, parents):
         return target
-    folder = open_merged(base, adapters, merged_into).tokenizer
-    sequences = calibration(chats.training, ChatTemplate.from_folder(folder), encoder(folder))
     with (
         stage.writing(
             target, kind="imatrix", options=options, parents=parents, overwrite=True
         ) as work,
-        f16_model(base, adapters, merged_into, target.parent, threads) as file,
+        f16_model(view, out, threads) as model,
     ):
-        write(collect(file, sequences, threads, dataset=chats.name), work.path)
-        work.facts |= {"chats": len(sequences), "tokens": sum(map(len, sequences))}
-    tokens = sum(map(len, sequences))
+        chat = ChatTemplate.from_folder(view.tokenizer)
+        longest = min(LONGEST, model.context)
+        sequences = calibration(chats.training, chat, encoder(view.tokenizer), longest=longest)
+        write(collect(model.path, sequences, threads, dataset=chats.name), work.path)
+        tokens = sum(map(len, sequences))
+        work.facts |= {"chats": len(sequences), "tokens": tokens}
     say(f"{target}  importance from {len(sequences)} chats, {tokens} tokens")
     return target
 
 
 @contextlib.contextmanager
-def f16_model(
-    base: Path, adapters: tuple[Weighted, ...], merged_into: MergeBase, out: Path, threads: int
-) -> Iterator[Path]:
-    """The merged model as a file that is gone afterwards."""
-    merged = open_merged(base, adapters, merged_into)
-    out.mkdir(parents=True, exist_ok=True)
+def f16_model(merged: Merged, out: Path, threads: int) -> Iterator[GGUFRuntime]:
+    """The merged model running from a file that is gone afterwards."""
     stage.preflight(out, "measuring on the model's own chats", merged.bytes_as(16))
+    gguf = format_named("gguf")
     with stage.scratch(out) as folder:
-        file = folder / "f16.gguf"
-        load(format_named("gguf").converter)(merged, file, "f16", threads)
-        yield file
+        load(gguf.converter)(merged, folder / "f16.gguf", "f16", threads)
+        with load(gguf.runtime)(folder / "f16.gguf", threads=threads) as model:
+            yield model

@@ -13,10 +13,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from edgeft import stage
+from edgeft import gguf_header, stage
 from edgeft.adapter_config import read_adapter_config
 from edgeft.checkpoint import Checkpoint
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TemplateError
 from edgeft.runtimes import check_as_made
 from edgeft.template import ALPACA, ChatTemplate, read_json
 
@@ -56,20 +56,14 @@ def as_text(facts: dict[str, Any]) -> str:
 
 
 def _gguf(path: Path) -> dict[str, Any]:
-    from gguf import GGUFReader
-
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError, OSError) as error:
-        told = f"{path} is not a whole GGUF file: {error}"
-        raise InputError(told, "export or download it again") from None
-    values = {key: _value(field) for key, field in reader.fields.items()}
-    tokens = reader.fields.get("tokenizer.ggml.tokens")
-    vocabulary = tokens.contents() if tokens else []
+    header = gguf_header.read(path)
+    values = {key: _value(value) for key, value in header.meta.items()}
+    tokens = header.meta.get("tokenizer.ggml.tokens")
+    vocabulary = tokens if isinstance(tokens, list) else []
     stops = [
         vocabulary[values[key]]
         for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-        if isinstance(values.get(key), int) and values[key] < len(vocabulary)
+        if isinstance(values.get(key), int) and 0 <= values[key] < len(vocabulary)
     ]
     template = values.pop("tokenizer.chat_template", None)
 
@@ -81,15 +75,14 @@ def _gguf(path: Path) -> dict[str, Any]:
 
     bos, eos, unknown, padding = map(token, ("bos", "eos", "unknown", "padding"))
     chat = ChatTemplate(template or ALPACA, bos, eos, (), unknown, padding)
-    check_as_made(path, chat, whole=False)
     kinds: dict[str, list[int]] = {}
-    for tensor in reader.tensors:
-        sizes = kinds.setdefault(tensor.tensor_type.name, [0, 0, 0])
-        for i, count in enumerate((1, int(tensor.n_elements), int(tensor.n_bytes))):
+    for tensor in header.tensors.values():
+        sizes = kinds.setdefault(tensor.type.name, [0, 0, 0])
+        for i, count in enumerate((1, tensor.count, tensor.size)):
             sizes[i] += count
     weights = sum(sizes[1] for sizes in kinds.values())
     stored = sum(sizes[2] for sizes in kinds.values())
-    shown = {k: v for k, v in values.items() if not k.startswith(("GGUF.", "tokenizer."))}
+    shown = {k: v for k, v in values.items() if not k.startswith("tokenizer.")}
     return {
         "model": {"format": "gguf", "size": stage.human(path.stat().st_size), **shown},
         "tensors": _kinds(kinds)
@@ -101,7 +94,7 @@ def _gguf(path: Path) -> dict[str, Any]:
             "adds bos": values.get("tokenizer.ggml.add_bos_token"),
             "stops": list(dict.fromkeys(stops)),
         },
-        "template": _template(template),
+        "template": _template(template) | _lock(path, chat),
     }
 
 
@@ -113,7 +106,6 @@ def _folder(path: Path) -> dict[str, Any]:
         for i, count in enumerate((1, math.prod(info.shape), 0)):
             sizes[i] += count
     chat = ChatTemplate.from_folder(path)
-    check_as_made(path, chat)
     plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
     return {
         "model": {"format": "hf", "architectures": config.get("architectures", []), **plain},
@@ -152,13 +144,21 @@ def _kinds(kinds: dict[str, list[int]]) -> dict[str, Any]:
     return {name: f"{count} tensors, {size:,} weights" for name, (count, size, _) in ordered}
 
 
-def _template(source: str | None) -> dict[str, Any]:
-    if not source:
+def _template(source: Any) -> dict[str, Any]:
+    if not source or not isinstance(source, str):
         return {"source": "none"}
     return {"sha256": hashlib.sha256(source.encode()).hexdigest()[:16], "source": source}
 
 
-def _value(field: Any) -> Any:
-    """A scalar, or how long an array is: vocabularies have 100,000 entries."""
-    value = len(field.data) if len(field.data) > 16 else field.contents()
-    return value
+def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:
+    """What `open_runtime` would say of the file's template and eos."""
+    try:
+        check_as_made(path, chat, whole=False)
+    except TemplateError as error:
+        return {"lock": f"chat refuses it: {error.message}"}
+    return {}
+
+
+def _value(value: Any) -> Any:
+    """How long a long array is, in its place: vocabularies have 100,000 entries."""
+    return len(value) if isinstance(value, list) and len(value) > 16 else value

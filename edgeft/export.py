@@ -45,6 +45,8 @@ class ExportOptions:
     quants: tuple[str, ...] = ()
     merge_base: Literal["auto", "w16", "nf4", "fp4"] = "auto"
     """auto: w16 or nf4, the one with the smaller loss on the validation split"""
+    double_quant: bool = True
+    """whether the 4-bit base of the training was quantized twice (bitsandbytes' use_double_quant)"""
     validation: Path | None = None
     """for auto; default: the split that training held out"""
     imatrix: str | None = None
@@ -71,34 +73,32 @@ def export(options: ExportOptions) -> list[Artifact]:
     _check_files(options)
     base = resolve(options.base or _recorded_base(options.adapter))
     _check_base(base)
-    view = open_merged(base, options.adapter)
-    run = _Run(options, base, _parents(options, base))
-    run.check(wanted, view)
+    view = open_merged(base, options.adapter, double_quant=options.double_quant)
+    run = _Run(options, view, _parents(options, base))
+    run.check(wanted)
     for note in view.notes:
         say(note)
-    artifacts = []
-    with Checks(options.adapter, run.chats.validation, options.threads, options.live) as checks:
-        for row, quant in wanted:
-            artifacts.append(run.make(row, quant, view, checks))
-    return artifacts
+    examples = run.chats.validation
+    with Checks(options.adapter, examples, options.threads, options.live) as checks:
+        return [run.make(row, quant, checks) for row, quant in wanted]
 
 
 class _Run:
     """One export: what is decided once, for the first artifact that is not there yet."""
 
-    def __init__(self, options: ExportOptions, base: Path, parents: dict[str, str]) -> None:
+    def __init__(self, options: ExportOptions, view: Merged, parents: dict[str, str]) -> None:
         self.options = options
-        self.base = base
+        self.view = view
         self.parents = parents
         self.chats = decide.own_chats(options.adapter, options.validation, options.calibration)
-        self._decided: tuple[Any, dict[str, Any]] | None = None
+        self._why: dict[str, Any] = {}
         self._importance: imatrix.Imatrix | None = None
 
-    def check(self, wanted: list[tuple[Format, str]], view: Merged) -> None:
+    def check(self, wanted: list[tuple[Format, str]]) -> None:
         """What can be refused before any work is done, for all artifacts."""
         options = self.options
         stage.sweep(options.out)
-        _check(options, wanted, view)
+        _check(options, wanted, self.view)
         todo = [(row, quant) for row, quant in wanted if not self._done(row, quant)]
         for row, quant in todo:
             target = self._target(row, quant)
@@ -108,19 +108,19 @@ class _Run:
             if row.name == "gguf" and not stage.read_manifest(target):
                 stage.check_not_foreign(target.with_suffix(".Modelfile"), options.overwrite)
         auto = options.imatrix == "auto" and any(row.calibrated for row, _ in todo)
-        if auto and not self.chats.training:
-            raise InputError(
-                f"no chats for an importance matrix: {self.chats.why_no_training}",
-                "--calibration FILE with chats, or --imatrix FILE",
-            )
         if auto:
-            stage.check_not_foreign(self._own_imatrix, options.overwrite)
-        if options.imatrix and not auto and todo:
+            stage.check_not_foreign(options.out / "imatrix.gguf", options.overwrite)
+            if not self.chats.training:
+                raise InputError(
+                    f"no chats for an importance matrix: {self.chats.why_no_training}",
+                    "--calibration FILE with chats, or --imatrix FILE",
+                )
+        elif options.imatrix and todo:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
             if row.check:
                 own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
-                load(row.check)(view, quant, **own, measured=auto)
+                load(row.check)(self.view, quant, **own, measured=auto)
 
     def _target(self, row: Format, quant: str) -> Path:
         return self.options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
@@ -129,30 +129,23 @@ class _Run:
         frozen = self._frozen(row, quant)
         return stage.finished(self._target(row, quant), "artifact", frozen, self.parents)
 
-    @property
-    def _own_imatrix(self) -> Path:
-        return self.options.out / "imatrix.gguf"
-
-    def make(self, row: Format, quant: str, view: Merged, checks: Checks) -> Artifact:
+    def make(self, row: Format, quant: str, checks: Checks) -> Artifact:
         options = self.options
         target, frozen = self._target(row, quant), self._frozen(row, quant)
         done = self._done(row, quant)
         if done:
-            if row.name == "gguf" and not target.with_suffix(".Modelfile").exists():
-                _write_modelfile(target, view, done)
             say(f"{target} is complete, nothing to do")
+            self._write_modelfile(row, target, done)
             return Artifact(target, row.name, quant, done)
         bits = UNQUANTIZED.get(quant, 9)
-        stage.preflight(options.out, f"exporting {quant}", view.bytes_as(bits), 300_000_000)
+        stage.preflight(options.out, f"exporting {quant}", self.view.bytes_as(bits), 300_000_000)
         self._decide()
-        assert self._decided is not None
-        merged_into, why = self._decided
         started = time.perf_counter()
         with stage.writing(
             target, kind="artifact", options=frozen, parents=self.parents,
             overwrite=options.overwrite,
         ) as work:  # fmt: skip
-            merged = open_merged(self.base, options.adapter, merged_into)
+            merged = self.view.on(self.view.merge_base)
             own: dict[str, Any] = {}
             if row.calibrated:
                 own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
@@ -160,13 +153,12 @@ class _Run:
             proof = merged.proof()
             converted = time.perf_counter() - started
             work.facts |= {
-                "seconds": round(converted, 2), "proof": to_json(proof), "merge_base": why,
+                "seconds": round(converted, 2), "proof": to_json(proof), "merge_base": self._why,
                 "parity": checks.run(row, quant, work.path, merged),
             }  # fmt: skip
         manifest = stage.read_manifest(target)
         assert manifest is not None
-        if row.name == "gguf":
-            _write_modelfile(target, merged, manifest)
+        self._write_modelfile(row, target, manifest)
         _tell(target, quant, manifest, proof, converted, time.perf_counter() - started)
         return Artifact(target, row.name, quant, manifest)
 
@@ -187,22 +179,30 @@ class _Run:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
         return frozen
 
+    def _write_modelfile(self, row: Format, target: Path, manifest: Manifest) -> None:
+        file = target.with_suffix(".Modelfile")
+        if row.name == "gguf" and not file.is_file():
+            chat = ChatTemplate.from_folder(self.view.tokenizer)
+            adds_bos = manifest.facts["parity"].get("adds_bos", False)
+            stage.write_text(file, modelfile(chat, target.name, adds_bos))
+
     def _decide(self) -> None:
+        """Once, for the first artifact that is not there yet: merge base and importance."""
         options = self.options
-        if self._decided is not None:
+        if self._why:
             return
         if options.merge_base == "auto":
-            self._decided = decide.merge_base(
-                self.base, options.adapter, self.chats, options.out, options.threads
+            chosen, self._why = decide.merge_base(
+                self.view, options.adapter, self.chats, options.out, options.threads
             )
         else:
-            why = {"chosen": options.merge_base, "why": "asked for"}
-            self._decided = options.merge_base, why
+            chosen = options.merge_base
+            self._why = {"chosen": chosen, "why": "asked for"}
+        self.view = self.view.on(chosen)
         if options.imatrix == "auto":
             path = decide.own_imatrix(
-                self.base, options.adapter, self._decided[0], self.chats,
-                self._own_imatrix, options.threads, self.parents,
-            )  # fmt: skip
+                self.view, self.chats, options.out, options.threads, self.parents
+            )
             self._importance = imatrix.read(path)
 
 
@@ -255,12 +255,6 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
         if learned:
             what = f"{adapter.path} was trained with"
             chat.check_is(learned, what, "give the base with the template that it was trained with")
-
-
-def _write_modelfile(target: Path, merged: Merged, manifest: Manifest) -> None:
-    chat = ChatTemplate.from_folder(merged.tokenizer)
-    text = modelfile(chat, target.name, manifest.facts["parity"]["adds_bos"])
-    stage.write_text(target.with_suffix(".Modelfile"), text)
 
 
 def _parents(options: ExportOptions, base: Path) -> dict[str, str]:

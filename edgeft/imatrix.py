@@ -20,9 +20,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import gguf_header
 from edgeft.errors import InputError
+from edgeft.gguf_header import Header, Tensor
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+_MAKERS = "llama-imatrix makes one; with --in-file it also converts the older .dat format"
 
 
 @dataclass(frozen=True)
@@ -82,15 +85,15 @@ def write(imatrix: Imatrix, path: Path) -> None:
 
 def read(path: Path) -> Imatrix:
     """InputError for what llama-quantize would refuse, too, and for a file that is not whole."""
-    from gguf import GGUFReader, Keys
+    from gguf import Keys
 
     if not path.is_file():
         raise InputError(f"no such importance matrix: {path}", "check the path")
     try:
-        reader = GGUFReader(path)
-        raw = {tensor.name: _float32(tensor) for tensor in reader.tensors}
+        header = gguf_header.read(path)
+        raw = {name: _float32(header, tensor) for name, tensor in header.tensors.items()}
         keys = (Keys.IMatrix.DATASETS, Keys.IMatrix.CHUNK_SIZE, Keys.IMatrix.CHUNK_COUNT)
-        datasets, chunk_size, chunk_count = (_value(reader, key) for key in keys)
+        datasets, chunk_size, chunk_count = (_value(header, key) for key in keys)
         tensors = {
             name.removesuffix(SUMS): _sums(name.removesuffix(SUMS), raw)
             for name in raw
@@ -99,24 +102,22 @@ def read(path: Path) -> Imatrix:
         if not tensors:
             raise ValueError("it holds no sums")
         return Imatrix(tensors, tuple(map(str, datasets)), int(chunk_size), int(chunk_count))
-    except (ValueError, IndexError, KeyError, TypeError, OverflowError, OSError) as error:
-        hint = "llama-imatrix makes one; with --in-file it also converts the older .dat format"
-        raise InputError(f"{path} is not a whole imatrix file: {error}", hint) from None
+    except InputError as error:
+        raise InputError(error.message, _MAKERS) from None
+    except (ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path} is not a whole imatrix file: {error}", _MAKERS) from None
 
 
-def _float32(tensor: Any) -> npt.NDArray[np.float32]:
-    from gguf import GGMLQuantizationType
-
-    if tensor.tensor_type != GGMLQuantizationType.F32:
+def _float32(header: Header, tensor: Tensor) -> npt.NDArray[np.float32]:
+    if tensor.type.name != "F32":
         raise ValueError(f"{tensor.name} is not float32")
-    return np.array(tensor.data, np.float32).reshape(-1)
+    return np.array(gguf_header.data(header, tensor)).view(np.float32).reshape(-1)
 
 
-def _value(reader: Any, key: str) -> Any:
-    field = reader.get_field(key)
-    if field is None:
+def _value(header: Header, key: str) -> Any:
+    if key not in header.meta:
         raise ValueError(f"{key} is missing")
-    return field.contents()
+    return header.meta[key]
 
 
 def _sums(name: str, raw: dict[str, npt.NDArray[np.float32]]) -> Sums:

@@ -14,40 +14,43 @@ A weight that an adapter holds whole (`modules_to_save`) is taken from it. Where
 output layer share a weight and the adapter changes them differently, they are two weights from here
 on, and where it brings tokens of its own, its tokenizer goes before the base's.
 
-`merge_base` says what the delta is added to: "w16", the stored weights, or "nf4", the values that a
-QLoRA adapter saw while it was trained (`edgeft.nf4`).
+`merge_base` says what the delta is added to: "w16", the stored weights, or "nf4" or "fp4", the values
+that a QLoRA adapter saw while it was trained (`edgeft.merge_base`), to the last bit where its
+manifest says how edgeft trained it.
 
 The landing coefficient of a tensor is beta = <W' - W, sBA> / |sBA|^2: 1 = landed, 0 = not there,
-2 = merged twice; a wrong scale shows as a factor. It is taken twice: of the sum that went into the
-converter, where it has to be 1 in every tensor, and of what the output type kept of it. A coarse
-type keeps less or answers with a gain, above all where W lies on a grid itself (NF4 values); that
-is told, and refused where it cannot be told from a lost or a doubled merge. Where there is no
-change, the rows that went into the converter have to be the base's.
+2 = twice. It is taken of the rows that the converter was given, where it has to be 1 in every
+tensor, and of what the output type kept of them. A coarse type keeps less or answers with a gain,
+above all where W lies on a grid itself (NF4 values); that is told, and refused where it cannot be
+told from a lost or a doubled merge. Where there is no change, the rows that the converter was given
+have to be the base's. So this proves what became of the adapter's change on the way into the file;
+that the change is the right one (its scale, its place) is what the logits of the live adapter prove
+on the finished file (`edgeft.checks`).
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models, nf4, stage
+from edgeft import models, stage
 from edgeft.adapter import Weighted, read_adapters
 from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import AdapterError, ProofError
+from edgeft.merge_base import BaseWeights
+from edgeft.merge_base import MergeBase as MergeBase  # noqa: PLC0414 - for the callers, too
 from edgeft.template import read_json
 
-MergeBase = Literal["w16", "nf4"]
 Reader = Callable[[str, Rows], Array]
 """(tensor, rows) -> values"""
 Take = Callable[[Reader], Array]
@@ -77,7 +80,7 @@ class Proof:
     beta_min: float
     beta_max: float
     delta: float
-    """rms of the delta over rms of the weights it was added to"""
+    """rms of the delta over rms of the weights it was added to; 1 where those are zero"""
     noise: float
     """rms of the quantization error over rms of the delta"""
     merge_base: str
@@ -111,11 +114,11 @@ class Merged:
         changes: dict[str, Change],
         merge_base: MergeBase,
         adapters: Sequence[Path] = (),
+        double_quant: bool = True,
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
         self.card = models.card_for(self.config)
-        self.merge_base = merge_base
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
         self.notes: list[str] = []
@@ -136,8 +139,18 @@ class Merged:
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
-        self._lock = threading.Lock()
-        self._seen: tuple[str, nf4.Quantized] | None = None
+        self._double_quant, self._recorded = double_quant, _recorded(adapters)
+        self._set_base(merge_base)
+
+    def on(self, merge_base: MergeBase) -> Merged:
+        """The same adapter on other values of the base; nothing is read again."""
+        view = copy.copy(self)
+        view._set_base(merge_base)
+        return view
+
+    def _set_base(self, kind: MergeBase) -> None:
+        self.merge_base = kind
+        self._base = BaseWeights(self._weights, self.card, kind, self._double_quant, self._recorded)
         self._sums: dict[str, npt.NDArray[np.float64]] = {}
 
     @property
@@ -145,9 +158,11 @@ class Merged:
         """Rows of the embedding."""
         return self.shapes[self._ends[0]][0]
 
-    def without_adapter(self) -> Merged:
-        """The base with the values that the adapter is added to."""
-        return open_merged(self.base, None, self.merge_base)
+    def base_tensors(self) -> Iterator[tuple[str, Array]]:
+        """Every tensor of the checkpoint, with the values that the adapter is added to."""
+        for name, info in self._weights.tensors.items():
+            if not self.card.ignores(name):
+                yield name, self._base.rows(name, slice(None)).reshape(info.shape)
 
     def bytes_as(self, bits: float) -> int:
         """Of all weights, at so many bits each; some of the metadata, too."""
@@ -171,22 +186,7 @@ class Merged:
         change = self._changes.get(name)
         if change and change.whole:
             return change.whole.by_rows()[rows]
-        name = self._source.get(name, name)
-        if self.merge_base != "nf4" or not self.card.in_4bit(name, self.shapes[name]):
-            return self._weights.rows(name, rows)
-        with self._lock:
-            if self._seen is None or self._seen[0] != name:
-                height, width = self.shapes[name]
-                read = partial(_between, self._weights, name)
-                self._seen = name, nf4.quantized(read, (height, width))
-            seen = self._seen[1]
-        if isinstance(rows, slice):
-            start, stop, _ = rows.indices(seen.shape[0])
-            return seen.rows(start, stop)
-        first, last = int(rows.min()), int(rows.max())
-        if last - first < 2 * len(rows):
-            return seen.rows(first, last + 1)[rows - first]
-        return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
+        return self._base.rows(self._source.get(name, name), rows)
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""
@@ -296,7 +296,7 @@ class Merged:
             beta=float(kept / size),
             beta_min=min(betas),
             beta_max=max(betas),
-            delta=float(np.sqrt(size / weight)) if weight else float("inf"),
+            delta=float(np.sqrt(size / weight)) if weight else 1.0,
             noise=float(np.sqrt(noise / size)),
             merge_base=self.merge_base,
             replaced=replaced,
@@ -314,19 +314,25 @@ def open_merged(
     base: Path,
     adapter: Path | Sequence[Weighted] | None,
     merge_base: MergeBase = "w16",
+    double_quant: bool = True,
 ) -> Merged:
     """Check that every adapter fits the base in every tensor, and open the view.
 
+    `double_quant` is of the 4-bit merge bases: whether the blocks' maxima were quantized, too.
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
     weights, config = Checkpoint(base), read_json(base / "config.json")
     changes = read_adapters(adapters, base, weights, models.card_for(config), config)
-    return Merged(base, weights, changes, merge_base, [entry.path for entry in adapters])
+    paths = [entry.path for entry in adapters]
+    return Merged(base, weights, changes, merge_base, paths, double_quant)
 
 
-def _between(weights: Checkpoint, name: str, start: int, stop: int) -> Array:
-    return weights.rows(name, slice(start, stop))
+def _recorded(adapters: Sequence[Path]) -> dict[str, Any]:
+    """How the 4-bit base of a single adapter was computed with, where its training says so."""
+    facts = adapter_manifest(adapters[0]).get("facts", {}) if len(adapters) == 1 else {}
+    found: dict[str, Any] = facts.get("nf4", {})
+    return found
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:

@@ -45,6 +45,8 @@ class Frame:
 
 def frame_of(chat: ChatTemplate, without: str = "") -> Frame | None:
     """None where the template does more than to frame turns; `without`: a beginning to leave out."""
+    if "strftime_now" in chat.source:
+        return None  # a frame would keep the date of today
     user, system, answer = (
         Message("user", USER),
         Message("system", SYSTEM),
@@ -98,8 +100,16 @@ def modelfile(chat: ChatTemplate, gguf: str, adds_bos: bool) -> str:
             f"{_go(frame.answer[0])}{{{{- .Content }}}}{_go(frame.answer[1])}{{{{- end }}}}"
         )
         lines.append(f'TEMPLATE """{default}{{{{- range .Messages }}}}{turns}{{{{- end }}}}"""')
-    lines += [f'PARAMETER stop "{stop}"' for stop in chat.stops]
+    lines += [_stop(stop) for stop in chat.stops]
     return "\n".join(lines) + "\n"
+
+
+def _stop(text: str) -> str:
+    """Ollama knows no escapes: a value ends where its quotes do at the end of a line."""
+    if '"""' in text:
+        return "# One of the stops has three quotes, which a Modelfile cannot hold."
+    quotes = '"""' if any(char in text for char in '"\r\n') else '"'
+    return f"PARAMETER stop {quotes}{text}{quotes}"
 
 
 def _go(text: str) -> str:

@@ -48,8 +48,10 @@ def quiet_libraries() -> Iterator[None]:
 class Progress:
     """Counts steps of `total`, tokens per second, the last values, and the time left."""
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, short: bool = False) -> None:
+        """`short`: no plain line of work that is over before the first one is due."""
         self.title = title
+        self.short = short
         self.total = total
         self.done = 0
         self.units = 0
@@ -69,7 +71,8 @@ class Progress:
         self._values.update(values)
         now = time.perf_counter()
         due = 0.1 if self._terminal else LINE_SECONDS
-        if now - self._printed >= due or self.done == self.total:
+        over = self.done == self.total and not (self.short and not self._terminal)
+        if now - self._printed >= due or over:
             self._printed = now
             self._print()
 
@@ -93,6 +96,8 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
+        if self.short and not self._terminal:
+            self._printed = self._started
         return self
 
     def __exit__(

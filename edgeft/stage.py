@@ -27,6 +27,8 @@ from edgeft import __version__
 from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.records import SCHEMA, FileRecord, Manifest
 
+CGROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass
 class Work:
@@ -219,11 +221,19 @@ def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
 
 
 def available_memory() -> int:
-    """Bytes a new process can have without swapping, the cgroup's limit included."""
+    """Bytes a new process can have without swapping, the cgroup's limit included.
+
+    A cgroup counts the pages of files that were read as used; the kernel gives them up on demand.
+    """
     bounds = [_meminfo("MemAvailable")]
     with contextlib.suppress(OSError, ValueError):
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        bounds.append(limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        for line in (CGROUP / "memory.stat").read_text().splitlines():
+            key, _, size = line.partition(" ")
+            if key in ("inactive_file", "active_file"):
+                used -= int(size)
+        bounds.append(limit - used)
     return max(0, min(bounds))
 
 
@@ -254,7 +264,9 @@ def identity(target: Path) -> str:
     if manifest is not None:
         files = {name: record.sha256 for name, record in manifest.files.items() if _counts(name)}
     else:
-        files = {p.name: sha256(p) for p in target.iterdir() if p.is_file() and _counts(p.name)}
+        paths = (*target.iterdir(), *target.glob("additional_chat_templates/*"))
+        names = {path.relative_to(target).as_posix(): path for path in paths if path.is_file()}
+        files = {name: sha256(path) for name, path in names.items() if _counts(name)}
     lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 

@@ -52,7 +52,7 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ChatTemplate:
-        """Read a Hugging Face folder as transformers' tokenizers do (`_template_source`)."""
+        """Read a Hugging Face folder as transformers' tokenizers do (`template_source`)."""
         special = special_tokens(folder)
         eos = special.get("eos_token", "")
         tokens = id_to_token(folder)
@@ -61,7 +61,7 @@ class ChatTemplate:
             # ChatGLM 3: its code, not its configuration, ends a turn where another role begins.
             stops |= dict.fromkeys(["<|user|>", "<|observation|>"])
         return cls(
-            source=_template_source(folder) or ALPACA,
+            source=template_source(folder) or ALPACA,
             bos_token=special.get("bos_token", ""),
             eos_token=eos,
             stops=tuple(text for text in stops if text),
@@ -244,10 +244,11 @@ def special_tokens(folder: Path) -> dict[str, str]:
     return special
 
 
-def _template_source(folder: Path) -> str | None:
-    """chat_template.jinja and additional_chat_templates/ go before tokenizer_config.json.
+def template_source(folder: Path) -> str | None:
+    """The jinja2 text, None where there is none.
 
-    That is the precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`;
+    chat_template.jinja and additional_chat_templates/ go before tokenizer_config.json. That is the
+    precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`;
     chat_template.json belongs to processors, the last resort of a multimodal model.
     """
     more = sorted((folder / "additional_chat_templates").glob("*.jinja"))

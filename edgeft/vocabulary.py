@@ -1,7 +1,7 @@
 """A GGUF's vocabulary -> tokenizer.json, the way back from `edgeft.converters._vocab`.
 
-reader = gguf.GGUFReader("model.gguf")
-tokenizer = from_gguf(lambda key: meta(reader, key))      # "tokenizer.ggml.tokens" -> a list
+header = gguf_header.read(Path("model.gguf"))
+tokenizer = from_gguf(header.meta.get)      # "tokenizer.ggml.tokens" -> a list
 """
 
 from __future__ import annotations

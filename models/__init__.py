@@ -108,11 +108,17 @@ class Card:
     def in_4bit(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether QLoRA freezes this weight in 4 bits: linear layers without head and router.
 
-        transformers holds the experts of a layer in one parameter, which is no linear layer.
+        transformers holds the experts of a layer in one parameter, which is no linear layer. It is
+        what bitsandbytes does with a model of transformers 5, but for tied OLMo: there transformers
+        takes the last linear layer for the head.
         """
         names, expert = self.gguf_names(name)
         kept = re.search(r"^(token_embd|output)\.|ffn_gate_inp\.", "".join(names[:1]))
         return len(shape) == 2 and expert is None and not kept
+
+    def in_float32(self, name: str) -> bool:
+        """Whether transformers holds this weight in float32 in a model of any type."""
+        return any(".exp_probs_b." in gguf for gguf in self.gguf_names(name)[0])
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ def card_for(config: dict[str, Any]) -> Card:
     near = difflib.get_close_matches(wanted, known, n=1)
     raise FormatError(
         f"no model card for architecture {wanted!r}",
-        f"{f'near: {near[0]}; ' if near else ''}edgeft models lists the families that there are",
+        f"{f'near: {near[0]}; ' if near else ''}there are {', '.join(c.family for c in cards())}",
     )
 
 

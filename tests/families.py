@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -175,7 +176,7 @@ def make_tiny(folder: Path, tiny: Tiny, **lora: Any) -> tuple[Path, Path, Any]:
     else:
         made = getattr(transformers, tiny.config)(
             vocab_size=size, eos_token_id=end, bos_token_id=end - 1, pad_token_id=end,
-            **tiny.options,
+            **copy.deepcopy(tiny.options),  # transformers writes into rope_parameters
         )  # fmt: skip
         model = transformers.AutoModelForCausalLM.from_config(made).eval()
         _randomize(model, tiny.std)

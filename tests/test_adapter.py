@@ -17,7 +17,7 @@ from edgeft import stage
 from edgeft.adapter import Weighted
 from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
 from edgeft.converters import gguf, hf
-from edgeft.errors import AdapterError, ProofError
+from edgeft.errors import AdapterError, FormatError, ProofError
 from edgeft.merge import Merged, open_merged
 from edgeft.template import ChatTemplate
 
@@ -304,6 +304,53 @@ def test_what_the_adapters_tokenizer_lacks_is_the_bases(
         open_merged(base, [Weighted(adapter), Weighted(tmp_path / "other")])
 
 
+KEPT: dict[str, dict[str, str]] = {
+    "chat_template.jinja": {"chat_template.jinja": "own"},
+    "chat_template.json": {"chat_template.json": '{"chat_template": "own"}'},
+    "one of more": {"additional_chat_templates/default.jinja": "own",
+                    "additional_chat_templates/a.jinja": "a"},
+    "configuration": {"tokenizer_config.json": '{"chat_template": "own"}'},
+    "by name": {"tokenizer_config.json": json.dumps({"chat_template": [
+        {"name": "rag", "template": "rag"}, {"name": "default", "template": "own"}]})},
+    "nowhere": {},
+    "an empty file": {"chat_template.jinja": ""},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("place", KEPT)
+@pytest.mark.parametrize("whose", ["adapter", "base"])
+def test_the_template_is_kept_wherever_it_was(tmp_path: Path, place: str, whose: str) -> None:
+    """An adapter's goes before the base's, and an exported folder has the one that was merged."""
+    base, adapter = make_base(tmp_path / "base"), tmp_path / "adapter"
+    base_config = json.loads((base / "tokenizer_config.json").read_text())
+    make_adapter(base, adapter)
+    if whose == "adapter":
+        shutil.copyfile(base / "tokenizer.json", adapter / "tokenizer.json")
+    else:
+        del base_config["chat_template"]
+    for name, text in KEPT[place].items():
+        file = (adapter if whose == "adapter" else base) / name
+        file.parent.mkdir(exist_ok=True)
+        if whose == "base" and name == "tokenizer_config.json":
+            base_config |= json.loads(text)
+        else:
+            file.write_text(text)
+    (base / "tokenizer_config.json").write_text(json.dumps(base_config))
+    (base / "tokenization_chatglm.py").write_text("raise SystemExit")
+    wanted = "own" if "own" in str(KEPT[place]) else ChatTemplate.from_folder(base).source
+    merged = open_merged(base, adapter)
+    assert ChatTemplate.from_folder(merged.tokenizer).source == wanted
+    (tmp_path / "hf").mkdir()
+    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
+    assert ChatTemplate.from_folder(tmp_path / "hf").source == wanted
+    for name, text in KEPT[place].items():
+        if "additional" in name:
+            assert (tmp_path / "hf" / name).read_text() == text
+    assert not list((tmp_path / "hf").rglob("*.py"))
+    if place == "an empty file" and whose == "adapter":
+        assert (adapter / "chat_template.jinja").read_text() == "", "the adapter is left alone"
+
+
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_half_precision_adapters(bases: Callable[[str], Path], tmp_path: Path, dtype: str) -> None:
     base = bases("plain")
@@ -390,6 +437,21 @@ def test_experts_that_an_adapter_lacks(tmp_path: Path) -> None:
         AdapterError, match=r"experts.down_proj has rank 3, .* says 4|for 4 experts"
     ):
         open_merged(base, two)
+
+
+def test_a_sum_that_peft_does_not_make_is_one_line(tmp_path: Path) -> None:
+    """Of fused experts; their sum is made here all the same, without a live model beside it."""
+    from edgeft.runtimes.reference import ReferenceRuntime
+
+    base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
+    both = [
+        (make_adapter(base, tmp_path / name, target_parameters=[*MOE]), weight)
+        for name, weight in (("one", 1.0), ("two", 0.5))
+    ]
+    with pytest.raises(FormatError, match=r"peft cannot load the sum of .*one, .*two: ") as caught:
+        ReferenceRuntime(base, adapters=both)
+    assert "\n" not in str(caught.value)
+    open_merged(base, [Weighted(*pair) for pair in both])
 
 
 def old_adapter(base: Path, adapter: Path, **config: Any) -> Path:

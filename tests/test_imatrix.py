@@ -146,6 +146,6 @@ def test_a_truncated_file_is_one_line(file: Path, tmp_path: Path) -> None:
     # The last tensor's bytes are followed by padding, which nobody misses.
     for size in [*range(0, len(whole) - 32, 7), len(whole) - 33]:
         cut.write_bytes(whole[:size])
-        with pytest.raises(InputError, match="not a whole imatrix file") as caught:
+        with pytest.raises(InputError, match="not a whole GGUF file") as caught:
             read(cut)
         assert "\n" not in str(caught.value)

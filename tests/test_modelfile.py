@@ -105,3 +105,34 @@ def test_a_template_that_does_more_is_left_to_ollama() -> None:
     assert frame_of(chat(COUNTS)) is None
     text = modelfile(chat(COUNTS), "x.gguf", adds_bos=False)
     assert "TEMPLATE" not in text and "Ollama chooses" in text
+
+
+def test_a_template_with_todays_date_is_left_to_ollama() -> None:
+    dated = "{{ strftime_now('%d %b %Y') }}\n" + CHATML
+    assert frame_of(chat(CHATML)) is not None and frame_of(chat(dated)) is None
+    text = modelfile(chat(dated), "x.gguf", adds_bos=False)
+    assert "TEMPLATE" not in text and "Ollama chooses" in text
+
+
+def parameters(text: str) -> list[str]:
+    """The values that Ollama reads (parser/parser.go: `ParseFile`, `unquote`)."""
+    values, lines = [], text.removesuffix("\n").split("\n")
+    while lines:
+        name, _, value = lines.pop(0).partition(" stop ")
+        if name != "PARAMETER":
+            assert not name or name.startswith(("FROM ", "#", "TEMPLATE ")), name
+            continue
+        mark = '"""' if value.startswith('"""') else '"'
+        while len(value) < 2 * len(mark) or not value.endswith(mark):
+            value += "\n" + lines.pop(0)
+        values.append(value[len(mark) : -len(mark)])
+    return values
+
+
+def test_stops_with_quotes_and_newlines() -> None:
+    stops = ("</s>", "\n\nUser:", '"', '""x', 'say "stop"', '"\n', 'a"\nFROM b', " x ", "\\n")
+    template = ChatTemplate(CHATML, "<s>", "</s>", stops)
+    assert parameters(modelfile(template, "x.gguf", adds_bos=False)) == list(stops)
+    three = ChatTemplate(CHATML, "<s>", "</s>", ("</s>", '"""\nFROM other', "<|end|>"))
+    text = modelfile(three, "x.gguf", adds_bos=False)
+    assert parameters(text) == ["</s>", "<|end|>"] and "# One of the stops" in text

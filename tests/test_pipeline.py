@@ -182,6 +182,70 @@ def test_a_delta_that_the_type_lost_or_doubled_is_refused(
         merged.proof()
 
 
+def test_importance_from_the_chats_that_were_learned(
+    adapter: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    from edgeft import imatrix
+
+    command = ("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
+               "--merge-base", "w16", "--imatrix", "auto", "--tensor-type", "attn_v=q8_0", "--json")  # fmt: skip
+    ran = edgeft(*command)
+    assert ran.code == 0, ran.err
+    facts = json.loads(ran.out)["artifacts"][0]
+    assert facts["types"]["Q8_0"] == 3, "two of attn_v, and the embedding is the output layer"
+    matrix = imatrix.read(tmp_path / "imatrix.gguf")
+    assert len(matrix.tensors) == 14
+    held = 2  # of 40 examples
+    made = stage.read_manifest(tmp_path / "imatrix.gguf")
+    assert made is not None and made.facts["chats"] == 40 - held
+    plain = edgeft(*command[:9], "--json", "--overwrite")
+    assert plain.code == 0
+    again = edgeft(*command, "--overwrite")
+    assert "importance from" not in again.err, "it is there already"
+
+
+def test_an_imatrix_of_ones_own_is_not_replaced(adapter: Path, tmp_path: Path, edgeft: Run) -> None:
+    (tmp_path / "imatrix.gguf").write_bytes(b"mine")
+    ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
+                 "--imatrix", "auto")  # fmt: skip
+    assert ran.code == 1 and "imatrix.gguf is there already" in ran.err
+    assert (tmp_path / "imatrix.gguf").read_bytes() == b"mine"
+
+
+def test_every_artifact_was_held_to_the_live_adapter(artifacts: Path) -> None:
+    for name in ("f16", "q8_0", "q4_k_m"):
+        manifest = stage.read_manifest(artifacts / f"{name}.gguf")
+        assert manifest is not None
+        live = manifest.facts["parity"]["live"]
+        assert live["prompts"] == 32
+        assert live["kl"] < (1e-3 if name == "f16" else 0.2)
+        text = (artifacts / f"{name}.Modelfile").read_text()
+        assert text.startswith(f"FROM ./{name}.gguf\nTEMPLATE")
+        assert 'PARAMETER stop "<|im_end|>"' in text
+
+
+def test_another_template_than_the_learned_one_is_refused(
+    adapter: Path, artifacts: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    learned = tmp_path / "adapter"
+    shutil.copytree(adapter, learned)
+    manifest = json.loads((learned / "manifest.json").read_text())
+    manifest["facts"]["chat"]["source"] = manifest["facts"]["chat"]["source"].replace(
+        "user", "human"
+    )
+    manifest["facts"]["chat"]["source"] += " "
+    (learned / "manifest.json").write_text(json.dumps(manifest))
+    ran = edgeft("merge-export", "--adapter", learned, "--base", tiny_base, "--out", tmp_path / "o")
+    assert ran.code == 1 and "was trained with another chat template" in ran.err
+    moved = tmp_path / "q8_0.gguf"
+    shutil.copy(artifacts / "q8_0.gguf", moved)
+    record = json.loads((artifacts / "q8_0.gguf.manifest.json").read_text())
+    record["facts"]["parity"]["chat"]["stops"] = ["<|other|>"]
+    moved.with_name("q8_0.gguf.manifest.json").write_text(json.dumps(record))
+    ran = edgeft("bench", moved, "--no-speed", "--items", "smart_home", "--limit", "1")
+    assert ran.code == 1 and "was made with other stops: '<|other|>' then, '<|im_end|>'" in ran.err
+
+
 def test_a_tensor_left_out_is_noticed(adapter: Path, tiny_base: Path) -> None:
     with pytest.raises(ProofError, match="14 adapted tensors were not written"):
         open_merged(tiny_base, adapter).proof()

@@ -302,6 +302,28 @@ def test_available_memory_is_no_more_than_the_machine_has() -> None:
     assert 0 < stage.available_memory() <= total
 
 
+def test_files_in_the_page_cache_are_available(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "CGROUP", tmp_path)
+    without_limit = stage.available_memory()
+    for limit, current, available in (
+        (10_000_000, 9_000_000, 5_000_000),
+        (3_000_000, 9_000_000, 0),
+        ("max", 9_000_000, None),
+    ):
+        (tmp_path / "memory.max").write_text(f"{limit}\n")
+        (tmp_path / "memory.current").write_text(f"{current}\n")
+        (tmp_path / "memory.stat").write_text(
+            "anon 5000000\nfile 4000000\nshmem 0\ninactive_file 1500000\nactive_file 2500000\n"
+            "workingset_refault_file 77\n"
+        )
+        if available is None:
+            assert stage.available_memory() == pytest.approx(without_limit, rel=0.5)
+        else:
+            assert stage.available_memory() == available
+
+
 @pytest.mark.parametrize(
     ("size", "text"),
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (20_499, "20 kB"), (1_234_567, "1.2 MB"),
@@ -312,9 +334,11 @@ def test_human(size: float, text: str) -> None:
 
 
 def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
-    parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json")
+    parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json",
+             "additional_chat_templates/rag.jinja")  # fmt: skip
     with stage.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
         for part in parts:
+            (work.path / part).parent.mkdir(exist_ok=True)
             (work.path / part).write_text(part)
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "model", copy)

@@ -79,6 +79,12 @@ def _tensor_types(
     "on; auto measures w16 and nf4 on the validation split.",
 )
 @click.option(
+    "--double-quant/--no-double-quant",
+    default=True,
+    show_default=True,
+    help="Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant).",
+)
+@click.option(
     "--validation",
     type=click.Path(path_type=Path),
     help="Examples for --merge-base auto.  [default: what training held out]",

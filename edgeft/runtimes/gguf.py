@@ -54,8 +54,12 @@ class GGUFRuntime:
         threads: int | None = None,
         context: int | None = None,
         exact: bool = False,
+        repack: bool = True,
     ) -> None:
-        """`exact` computes attention in float32, slower and larger: for comparisons."""
+        """`exact` computes attention in float32, slower and larger: for comparisons. `repack` lets
+        llama.cpp copy 4-bit weights into an order that it multiplies faster; without, they stay in
+        the file's pages."""
+        self.path = path
         self._exact = exact
         lib, self._errors, log = _llama_cpp()
         lib.llama_log_set(log, None)  # each time: another user of the library may have set its own
@@ -66,6 +70,7 @@ class GGUFRuntime:
         self._held: list[int] = []
         self._errors.clear()
         params = lib.llama_model_default_params()
+        params.use_extra_bufts = repack
         self._model: Any = None
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)

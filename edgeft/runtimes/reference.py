@@ -55,7 +55,6 @@ class ReferenceRuntime:
             architecture = models.transformers_class(read_json(path / "config.json"))
             if threads:
                 torch.set_num_threads(threads)
-            architecture = models.transformers_class(read_json(path / "config.json"))
             if weights is None:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -148,20 +147,23 @@ class ReferenceRuntime:
     def _add(self, adapters: Sequence[tuple[Path, float]]) -> None:
         peft = require("peft", "train")
         names = [f"adapter_{i}" for i in range(len(adapters))]
-        for name, (folder, _) in zip(names, adapters, strict=True):
-            try:
+        weights = [weight for _, weight in adapters]
+        what = ""
+        try:
+            for name, (folder, _) in zip(names, adapters, strict=True):
+                what = str(folder)
                 if name == names[0]:
                     self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
                 else:
                     self._model.load_adapter(folder, name)
-            except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                # Adapters of other versions of peft, mostly of experts.
-                reason = str(error).strip().partition("\n")[0]
-                raise FormatError(f"peft cannot load {folder}: {reason}") from None
-        weights = [weight for _, weight in adapters]
-        if weights != [1.0]:
-            self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
-            self._model.set_adapter("sum")
+            if weights != [1.0]:
+                what = f"the sum of {', '.join(str(folder) for folder, _ in adapters)}"
+                self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
+                self._model.set_adapter("sum")
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+            # Adapters of other versions of peft, mostly of experts; sums that it does not make.
+            reason = str(error).strip().partition("\n")[0]
+            raise FormatError(f"peft cannot load {what}: {reason}") from None
 
     def _filled(self, model: Any, config: Any, weights: Weights) -> Any:
         """A model of these weights under the checkpoint's names; every parameter must get one."""

@@ -13,23 +13,23 @@ merge has to know in its manifest.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from edgeft import models, nf4, stage
+from edgeft.adapter_tensors import in_checkpoint
 from edgeft.checkpoint import Checkpoint
 from edgeft.dataset import Encoded, encode_all, fingerprint, load_examples, split
 from edgeft.errors import InputError, StaleError, require
-from edgeft.progress import Progress, say
+from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.template import ChatTemplate, encoder, read_json
 
@@ -153,7 +153,6 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
             "examples": {"train": len(encoded), "validation": len(validation)},
             "left_out": dataclasses.asdict(cut),
             "validation_items": fingerprint(held) if held else None,
-            "nf4": {"block": nf4.BLOCK, "double_quant": True, "skip": ["lm_head"]},
         }
     shutil.rmtree(work_folder)
     manifest = stage.read_manifest(options.output)
@@ -245,13 +244,13 @@ def _run(
     output: Path,
 ) -> dict[str, Any]:
     """The part that needs torch: returns the facts, leaves the adapter's files in `output`."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Threads that spin at OpenMP's barriers make a shared machine up to 7 x slower.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _quiet_libraries():
+    with quiet_libraries():
         torch = require("torch", "train")
         peft = require("peft", "train")
         transformers = require("transformers", "train")
+        transformers.utils.logging.disable_progress_bar()
         models.transformers_class(read_json(options.base / "config.json"))
         from edgeft.train.trainer import AnswerTrainer, ProgressCallback, as_dataset, collate
 
@@ -259,7 +258,7 @@ def _run(
         compute = _compute_type(torch, options, device)
         say(f"base in NF4, {'kept in 4 bits' if options.keep_4bit else 'dequantized once'}, "
             f"computing in {str(compute).removeprefix('torch.')} on {device}")  # fmt: skip
-        model = _frozen_base(torch, transformers, options, compute, device)
+        model = _frozen_base(torch, transformers, options, card, compute, device)
         targets = _targets(model, options.target_modules, card)
         transformers.set_seed(options.seed)  # here, so that loading cannot change the start
         model = peft.get_peft_model(
@@ -327,6 +326,13 @@ def _run(
         "tokens_per_second": round(bar.units / seconds, 1),
         "compute_type": str(compute).removeprefix("torch."),
         "device": device,
+        "nf4": {
+            "kind": "nf4",
+            "block": nf4.BLOCK,
+            "double_quant": True,
+            "compute_type": str(compute).removeprefix("torch."),
+            "threads": torch.get_num_threads() if options.keep_4bit else 1,
+        },
         "loss": [[row["step"], round(row["loss"], 4)] for row in history if "loss" in row],
         "validation_loss": [
             [row["step"], round(row["eval_loss"], 4)] for row in history if "eval_loss" in row
@@ -335,15 +341,24 @@ def _run(
 
 
 def _frozen_base(
-    torch: Any, transformers: Any, options: TrainOptions, compute: Any, device: str
+    torch: Any,
+    transformers: Any,
+    options: TrainOptions,
+    card: models.Card,
+    compute: Any,
+    device: str,
 ) -> Any:
-    """The base model at its NF4 values; everything but the linear layers of the blocks is exact."""
+    """The base model in the compute type, with what the card names at its NF4 values.
+
+    `edgeft.merge_base` finds the same values again. The model is loaded in the compute type, not cast to
+    it: a cast would round what transformers holds in float32, as the frequencies of the rotation.
+    """
     if options.keep_4bit:
         require("bitsandbytes", "train")
         narrow = [
             f"{name} ({info.shape[1]} wide)"
             for name, info in Checkpoint(options.base).tensors.items()
-            if len(info.shape) == 2 and info.shape[1] % nf4.BLOCK
+            if card.in_4bit(name, info.shape) and info.shape[1] % nf4.BLOCK
         ]
         if narrow and device == "cpu":
             # bitsandbytes 0.50.2 gives wrong values there: its CPU kernel starts a block per row.
@@ -351,8 +366,18 @@ def _frozen_base(
                 f"--keep-4bit on a CPU needs widths that are multiples of {nf4.BLOCK}: {narrow[0]}",
                 "leave --keep-4bit out",
             )
+        with torch.device("meta"):
+            outline = transformers.AutoModelForCausalLM.from_config(
+                transformers.AutoConfig.from_pretrained(options.base)
+            )
         packed = transformers.BitsAndBytesConfig(
             load_in_4bit=True,
+            llm_int8_skip_modules=[
+                name
+                for name, module in outline.named_modules()
+                if isinstance(module, torch.nn.Linear)
+                and not _in_4bit(card, f"{name}.weight", module.weight)
+            ],
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
@@ -372,15 +397,17 @@ def _frozen_base(
                 module.support_avx512bf16_for_cpu = False
         return model
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        options.base, dtype=torch.float32, use_safetensors=True
+        options.base, dtype=compute, use_safetensors=True
     )
     model.requires_grad_(False)
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head"):
-                seen = nf4.round_trip(module.weight.numpy())
-                module.weight.copy_(torch.from_numpy(seen))
-    return model.to(device=device, dtype=compute)
+    for name, weight in model.named_parameters():
+        if _in_4bit(card, name, weight):
+            weight.copy_(torch.from_numpy(nf4.round_trip(weight.float().numpy())))
+    return model.to(device)
+
+
+def _in_4bit(card: models.Card, name: str, weight: Any) -> bool:
+    return card.in_4bit(in_checkpoint(card, name), tuple(weight.shape))
 
 
 def _targets(model: Any, asked: Sequence[str], card: models.Card) -> list[str]:
@@ -409,26 +436,3 @@ def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:
             best[dtype] = min(best[dtype], time.perf_counter() - start)
     faster = best[torch.bfloat16] < 0.75 * best[torch.float32]
     return torch.bfloat16 if faster else torch.float32
-
-
-@contextlib.contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Keep the libraries' advice to developers out of the user's terminal."""
-    import logging
-    import warnings
-
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            transformers = require("transformers", "train")
-            transformers.utils.logging.disable_progress_bar()
-            yield
-    finally:
-        for logger, level in zip(noisy, levels, strict=True):
-            logger.setLevel(level)

@@ -1,11 +1,12 @@
 """The trainer: transformers' loop with the loss computed where there is something to learn.
 
 The head is the largest matrix of a small model and needs no rows for prompt tokens, so hidden
-states are selected before it: the same loss and gradients, a fraction of the work.
+states are selected on their way into it: the model's own loss and gradients, a fraction of the work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -35,13 +36,21 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Any:
         inner = self.accelerator.unwrap_model(model).get_base_model()
         labels = inputs["labels"][:, 1:]
-        hidden = inner.model(
-            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False
-        )[0][:, :-1]
         learned = labels != IGNORED
-        logits = inner.lm_head(hidden[learned]).float()
-        total = torch.nn.functional.cross_entropy(logits, labels[learned], reduction="sum")
+        with _rows_of(inner.get_output_embeddings(), learned):
+            output = inner(
+                input_ids=inputs["input_ids"],
+                attention_mask=inputs["attention_mask"],
+                use_cache=False,
+            )
+        total = torch.nn.functional.cross_entropy(
+            output.logits.float(), labels[learned], reduction="sum"
+        )
         loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        balance = getattr(output, "aux_loss", None)
+        if balance is not None:  # of a router: only where config.json asks for output_router_logits
+            parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+            loss = loss + inner.router_aux_loss_coef * balance / parts
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def prediction_step(
@@ -53,6 +62,18 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> tuple[Any, None, None]:
         with torch.no_grad():
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+
+@contextlib.contextmanager
+def _rows_of(head: Any, chosen: torch.Tensor) -> Iterator[None]:
+    """Let the output layer see the chosen positions only: what comes after it is the model's own."""
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][:, : chosen.shape[1]][chosen], *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class Batches(torch.utils.data.Sampler):  # type: ignore[misc]

@@ -11,6 +11,7 @@ import pytest
 from families import TINY, make_tiny
 
 from edgeft.benchmarks.parity import PROMPTS, Expected, check_live, expect
+from edgeft.changes import LoRA
 from edgeft.converters import gguf
 from edgeft.errors import ProofError
 from edgeft.merge import Merged, open_merged
@@ -28,7 +29,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     weights = ((name, plain.tensor(name)) for name in plain.shapes)
     with ReferenceRuntime(base, weights=weights, adapters=[(adapter, 1.0)]) as live:
         texts = [live.chat.render([Message("user", prompt)]) for prompt in PROMPTS]
-        expected = expect(live, texts)
+        expected = expect(live, texts, context=256)
     assert len(expected.prompts) == 32
     return base, adapter, expected
 
@@ -74,3 +75,29 @@ def test_a_lost_adapter_is_refused_in_coarse_types(
 ) -> None:
     with pytest.raises(ProofError, match="1 = landed, 0 = lost"):
         checked(made, tmp_path, quant, exact=False)
+
+
+@pytest.mark.parametrize("wrong", ["doubled", "other rows"])
+def test_what_the_landing_proof_cannot_see_the_live_model_does(
+    made: Made, tmp_path: Path, wrong: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The change itself is wrong, and arrives as it is."""
+    right = LoRA.delta
+
+    def delta(self: LoRA, rows: Any, before: Any, read: Any) -> Any:
+        found = right(self, rows, before, read)
+        return 2 * found if wrong == "doubled" else found[::-1]
+
+    monkeypatch.setattr(LoRA, "delta", delta)
+    with pytest.raises(ProofError, match="does not answer as the live adapter does"):
+        checked(made, tmp_path, "f16", exact=True)
+
+
+def test_logits_that_are_no_numbers_are_refused(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        GGUFRuntime, "logits", lambda self, ids: np.full((len(ids), self.vocab_size), np.nan)
+    )
+    with pytest.raises(ProofError, match="no numbers"):
+        checked(made, tmp_path, "q8_0", exact=False)

@@ -69,3 +69,8 @@ def test_the_matrix_is_the_cards(edgeft: Run) -> None:
     text = edgeft("models").out
     for card in models.cards():
         assert card.about and card.about in text
+
+
+def test_the_readme_shows_the_matrix(edgeft: Run) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert f"```text\n{edgeft('models').out}```" in readme

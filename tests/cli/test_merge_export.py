@@ -84,7 +84,7 @@ def other_weights(
         (["--tensor-type", "zzz=q6_k"], "no tensor's name matches 'zzz'"),
         (["--tensor-type", "ffn_down=q8_0", "--quant", "f16"], "changes nothing in f16"),
         (["--imatrix", "nowhere.gguf"], "check --imatrix"),
-        (["--imatrix", __file__], "not a whole imatrix file"),
+        (["--imatrix", __file__], "is not a whole GGUF file"),
         (["--imatrix", "auto"], "the adapter has no manifest"),
         (["--calibration", __file__], "only for --imatrix auto"),
         (["--validation", "nowhere.jsonl"], "check --validation"),
@@ -145,9 +145,13 @@ def test_an_adapter_that_lost_tensors(export: Export, make: Family, tmp_path: Pa
 def test_a_base_that_is_broken(export: Export, make: Family, tmp_path: Path) -> None:
     base, _, _ = make("llama")
     edits: dict[str, tuple[str, Any, str]] = {
-        "arch": ("config.json", {"architectures": [3]}, "edgeft models lists"),
-        "heads": ("config.json", {"num_attention_heads": 3}, "does not fit llama models"),
-        "rope": ("config.json", {"rope_parameters": {"rope_type": "linear"}}, "does not fit llama"),
+        "arch": ("config.json", {"architectures": [3]}, "there are chatglm"),
+        "heads": ("config.json", {"num_attention_heads": 3}, "is not one of the llama family"),
+        "rope": (
+            "config.json",
+            {"rope_parameters": {"rope_type": "linear"}},
+            "is not one of the llama",
+        ),
         "layers": ("config.json", {"num_hidden_layers": 3}, "the artifact does not load"),
         "eos": ("generation_config.json", {"eos_token_id": "x"}, "an id or a list of ids"),
         "added": ("tokenizer.json", {"added_tokens": "x"}, "broken added_tokens"),
@@ -189,7 +193,7 @@ def test_the_importance_of_another_model(export: Export, tmp_path: Path) -> None
     ones = Sums(np.ones((1, 64), np.float32), np.ones(1, np.float32))
     write(Imatrix(dict.fromkeys(names, ones), ("x",), 512, 1), tmp_path / "imatrix.gguf")
     ran = export("--imatrix", tmp_path / "imatrix.gguf")
-    refused(ran, "0 of its 2 entries are of tensors of this one", tmp_path / "out")
+    refused(ran, "is of another model: it has nothing for", tmp_path / "out")
 
 
 def test_importance_is_asked_for_where_it_is_needed(export: Export, tmp_path: Path) -> None:
@@ -303,9 +307,8 @@ def test_everything_but_the_comparison_works_without_torch(make: Family, tmp_pat
         assert (tmp_path / "out" / part).exists()
 
 
-@pytest.mark.parametrize("command", ["chat", "inspect"])
 def test_an_artifact_that_was_edited_is_refused_with_both_shown(
-    export: Export, edgeft: Run, tmp_path: Path, command: str
+    export: Export, edgeft: Run, tmp_path: Path
 ) -> None:
     assert export().code == 0
     file = tmp_path / "out" / "q8_0.gguf"
@@ -317,13 +320,15 @@ def test_an_artifact_that_was_edited_is_refused_with_both_shown(
     template = raw.replace(b"<|im_start|>assistant", b"<|im_start|>asSistant")
     for data, says in ((eos, "the eos '<|im_end|>', now it is"), (template, "asSistant")):
         file.write_bytes(data)
-        ran = edgeft(command, file)
+        ran = edgeft("chat", file)
         assert ran.code == 1 and says in ran.err and ran.err.count("\n") == 1
+        assert says in json.loads(edgeft("inspect", file, "--json").out)["template"]["lock"]
     file.write_bytes(raw)
     for value in (3, {"parity": []}, {"parity": {"chat": "x"}}):
         manifest.write_text(json.dumps(json.loads(text) | {"facts": value}))
-        ran = edgeft(command, file)
-        assert ran.code == 1 and "is not a manifest" in ran.err and ran.err.count("\n") == 1
+        for command in ("chat", "inspect"):
+            ran = edgeft(command, file)
+            assert ran.code == 1 and "is not a manifest" in ran.err and ran.err.count("\n") == 1
 
 
 def test_a_context_that_would_end_the_process_is_refused(

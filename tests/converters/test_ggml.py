@@ -533,3 +533,19 @@ def test_a_missing_or_broken_library_is_a_user_error(
             quantize(np.ones((1, 32), np.float32), gguf_type("Q8_0"), 1)
     finally:
         _ggml._library.cache_clear()
+
+
+def test_one_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gguf import GGMLQuantizationType
+
+    values = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
+    qtype = GGMLQuantizationType.Q8_0
+    monkeypatch.setattr(_ggml, "CHUNK_BYTES", 4 * 64 * 2)  # 2 rows
+    wanted = quantize(values, qtype, threads=2)
+    monkeypatch.setattr(_ggml, "ThreadPoolExecutor", None)
+    np.testing.assert_array_equal(quantize(values, qtype, threads=1), wanted)
+    values[1, 4, 3] = np.nan
+    with pytest.raises(ValueError, match="not every value is finite"):
+        quantize(values, qtype, threads=1)
+    with pytest.raises(TypeError):
+        quantize(values, qtype, threads=2)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from families import MOE, TEXT, Tiny, make_tiny
+from conftest import Family
+from families import DEEPSEEK, MOE, TEXT, Tiny, make_tiny
 from test_ggml import llama_quantize, read
 
 from edgeft.activations import collect
-from edgeft.converters import gguf
-from edgeft.errors import FormatError
+from edgeft.benchmarks import chain
+from edgeft.converters import _blocks, _tensors, gguf
+from edgeft.errors import FormatError, ProofError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import open_merged
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -30,6 +33,10 @@ CASES = {
     "qwen2_moe": Tiny("Qwen2MoeConfig", WIDE | {
         "num_experts": 4, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
     }, MOE, std=0.05),
+    # three dimensions without experts: the halves of kv_b_proj
+    "deepseek2": Tiny("DeepseekV2Config", DEEPSEEK | WIDE | {
+        "q_lora_rank": None, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
+        "v_head_dim": 64, "num_key_value_heads": 8, "moe_intermediate_size": 256}, std=0.05),
     # a width of 128 has no blocks of 256
     "qwen3_moe": Tiny("Qwen3MoeConfig", WIDE | {
         "num_experts": 4, "moe_intermediate_size": 128, "norm_topk_prob": True}, MOE, std=0.05),
@@ -75,6 +82,50 @@ def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = (
         assert got[name][1] == data, name
 
 
+@pytest.mark.parametrize("case", ["llama", "qwen2-yarn", "mixtral", "pythia", "deepseek2"])
+@pytest.mark.parametrize("merge_base", ["w16", "nf4", "fp4"])
+def test_blocks_of_rows_and_threads_change_nothing(
+    make: Family, case: str, merge_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make(case)
+    gguf.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(_tensors, "SAMPLE", 300)
+    merged = open_merged(base, adapter, merge_base)
+    gguf.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
+    assert merged.proof().tensors
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
+    base, adapter, _ = make("llama")
+    files = []
+    for merge_base in ("w16", "nf4", "fp4"):
+        view = open_merged(base, adapter).on(merge_base)  # type: ignore[arg-type]
+        gguf.convert(view, tmp_path / merge_base, "f32", threads=1)
+        assert view.proof().merge_base == merge_base
+        files.append((tmp_path / merge_base).read_bytes())
+    assert len(set(files)) == 3
+
+
+def test_a_file_that_is_not_what_was_proved_is_refused(
+    make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make("llama")
+    write = gguf.write_tensors
+
+    def spoiled(writer: Any, *args: Any) -> Any:
+        samples = write(writer, *args)
+        file = writer.fout[0]
+        file.seek(samples[3].start)
+        file.write(b"\0" * samples[3].width)
+        return samples
+
+    monkeypatch.setattr(gguf, "write_tensors", spoiled)
+    with pytest.raises(ProofError, match="does not hold model.layers.* as it was written"):
+        gguf.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
+
+
 @pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q3_k_m", "q4_0", "iq4_xs"])
 @pytest.mark.parametrize("imatrix", [False, True])
 def test_the_bytes_are_llama_quantizes(
@@ -118,3 +169,22 @@ def test_four_bits_run(made: Made, tmp_path: Path) -> None:
             logits.append(model.logits(model.encode(TEXT)))
     # rounding sends some tokens to other experts
     assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.9
+
+
+def test_memory_does_not_grow_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1 << 18)
+    peaks = []
+    for rows in (10_000, 80_000):
+        work = tmp_path / str(rows)
+        chain.make_model(work, chain.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
+        merged = open_merged(work / "base", work / "adapter", "nf4")
+        tracemalloc.start()
+        gguf.convert(merged, work / "x.gguf", "q8_0", threads=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (work / "x.gguf").stat().st_size > 20_000_000
+    # The vocabulary itself is as large as it is: its texts and types, about 100 bytes a token.
+    assert peaks[1] - peaks[0] < 200 * 70_000
+    assert peaks[0] < 30_000_000

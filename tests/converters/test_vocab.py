@@ -16,7 +16,7 @@ from vocabs import (
     write_gguf,
 )
 
-from edgeft import base, models
+from edgeft import base, gguf_header, models
 from edgeft.benchmarks.parity import TORTURE, check_tokens
 from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.models import pretokenizers
@@ -66,7 +66,7 @@ def test_llama_cpp_cuts_as_the_table_says(
         assert check_tokens(model, folder)["stops"] == ["<|end|>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in TEXTS if again(text) != wanted(text)]
     assert read_json(back / "tokenizer_config.json")["eos_token"] == "<|end|>"
@@ -198,7 +198,7 @@ def test_sentencepiece_bpe(tmp_path: Path, spm: Path, style: str, scores: str) -
         check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in texts if again(text) != wanted(text)]
 
@@ -235,7 +235,7 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
             check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     assert encoder(back)("<turn>  a") == encoder(folder)("<turn>  a")
     # A name that says phi-3 does not make other tokenizers swallow spaces.
     folder = sentencepiece_style(tmp_path / "b", spm, "llama")
@@ -254,6 +254,7 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
         ({"model": {"type": "WordPiece", "vocab": {"[UNK]": 0}, "unk_token": "[UNK]",
                     "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
          "a WordPiece vocabulary"),
+        ({"merges": []}, "byte-level BPE without merges"),
         ({"single_word": True}, "token '<|end|>' depends on what is before it"),
         ({"lstrip": True}, "token '<|end|>' depends on what is before it"),
         ({"rstrip": True}, "token '<|end|>' swallows the white space after it"),
@@ -266,12 +267,14 @@ def test_what_llama_cpp_would_cut_differently_is_refused_by_name(
     folder = byte_level(tmp_path / "model", greedy, "gpt-2")
     tokenizer = read_json(folder / "tokenizer.json")
     token = tokenizer["added_tokens"][0]
-    (token if change.keys() & token.keys() else tokenizer).update(change)
+    parts = (token, tokenizer["model"], tokenizer)
+    next(part for part in parts if change.keys() & part.keys() or part is tokenizer).update(change)
     write_folder(folder, tokenizer, eos_token="<|end|>")
     with pytest.raises(FormatError, match=says.replace("|", r"\|")) as caught:
         write_gguf(folder, tmp_path / "x.gguf")
     assert "no place for the tokenizer of model" in str(caught.value)
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "x.gguf").exists()
 
 
 def test_a_prefix_that_depends_on_the_text_is_refused(tmp_path: Path, spm: Path) -> None:
@@ -323,7 +326,7 @@ def test_stops_in_three_slots(tmp_path: Path, greedy: dict[str, Any]) -> None:
         assert check_tokens(model, folder)["stops"] == ["<t1>", "<t3>", "<t4>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    base._write_tokenizer(base._open(file), back, {"max_position_embeddings": 64})
+    base._write_tokenizer(gguf_header.read(file), back, {"max_position_embeddings": 64})
     ends = read_json(back / "generation_config.json")["eos_token_id"]
     assert ends == [size + 1, size + 3, size + 4]
     generation.write_text(json.dumps({"eos_token_id": [size + i for i in range(1, 5)]}))

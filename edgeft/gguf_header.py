@@ -1,0 +1,180 @@
+"""A GGUF file without its weights: the metadata, and where each tensor is.
+
+    header = read(Path("model.gguf"))
+    header.meta["general.architecture"]             # 'llama'; arrays are lists
+    tensor = header.tensors["output_norm.weight"]   # tensor.shape: (64,)
+    data(header, tensor)                            # its bytes, from the file when they are needed
+
+gguf.GGUFReader makes arrays of every number and text, which takes seconds and hundreds of megabytes
+for a large vocabulary; this takes a fraction of one. Files come from anywhere, so nothing in one is
+believed before it is compared with the file's size.
+The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.errors import InputError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+MAGIC = int.from_bytes(b"GGUF", "little")
+VERSIONS = (2, 3)
+"""the first one counted in 32 bits; llama.cpp does not read it either"""
+
+_SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
+            12: "d"}  # fmt: skip
+_TEXT, _ARRAY = 8, 9
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    name: str
+    shape: tuple[int, ...]
+    """in numpy's order, rows before columns"""
+    type: GGMLQuantizationType
+    offset: int
+    """in the file"""
+    row_bytes: int
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def size(self) -> int:
+        """bytes"""
+        return math.prod(self.shape[:-1]) * self.row_bytes
+
+
+@dataclass(frozen=True)
+class Header:
+    path: Path
+    meta: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read(path: Path) -> Header:
+    """InputError, one line, for a file that is cut, of another kind or made to do harm."""
+    try:
+        with (
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return _header(path, _Cursor(content))
+    except struct.error:
+        reason = "it ends within its header"
+    except (ValueError, OSError) as error:
+        reason = str(error)
+    raise InputError(f"{path} is not a whole GGUF file: {reason}", "copy or download it again")
+
+
+def data(header: Header, tensor: Tensor) -> npt.NDArray[np.uint8]:
+    """The tensor's bytes (…, bytes per row), mapped from the file; gguf.dequantize takes them."""
+    shape = (*tensor.shape[:-1], tensor.row_bytes)
+    if not tensor.size:  # there is no map of nothing
+        return np.empty(shape, np.uint8)
+    return np.memmap(header.path, np.uint8, "r", tensor.offset, shape)
+
+
+class _Cursor:
+    """Reads on from where it is; struct.error or ValueError at the end of the file."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self.content = content
+        self.at = 0
+
+    def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
+        if count > len(self.content):  # no number is smaller than a byte
+            raise struct.error
+        numbers = struct.Struct(f"<{count}{form}")
+        values = numbers.unpack_from(self.content, self.at)
+        self.at += numbers.size
+        return values
+
+    def texts(self, count: int) -> list[str]:
+        found = []
+        content, at, size = self.content, self.at, len(self.content)
+        for _ in range(count):
+            (length,) = _LENGTH.unpack_from(content, at)
+            start, at = at + 8, at + 8 + length
+            if at > size:
+                raise struct.error
+            found.append(str(content[start:at], "utf-8"))
+        self.at = at
+        return found
+
+    def value(self) -> Any:
+        (kind,) = self.numbers("I")
+        if kind != _ARRAY:
+            return self.values(kind, 1)[0]
+        kind, count = *self.numbers("I"), *self.numbers("Q")
+        return self.values(kind, count)
+
+    def values(self, kind: int, count: int) -> list[Any]:
+        if kind == _TEXT:
+            return self.texts(count)
+        if kind not in _SCALARS:
+            raise ValueError(f"unknown type of value {kind}")
+        return list(self.numbers(_SCALARS[kind], count))
+
+
+def _header(path: Path, cursor: _Cursor) -> Header:
+    if cursor.numbers("I")[0] != MAGIC:
+        raise ValueError("it does not begin with GGUF")
+    (version,) = cursor.numbers("I")
+    if version not in VERSIONS:
+        raise ValueError(f"unknown version {version}")
+    tensor_count, meta_count = cursor.numbers("Q", 2)
+    meta: dict[str, Any] = {}
+    for _ in range(meta_count):
+        key = cursor.texts(1)[0]
+        if key in meta:
+            raise ValueError(f"{_short(key)} comes twice")
+        meta[key] = cursor.value()
+    found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    for _ in range(tensor_count):
+        name = cursor.texts(1)[0]
+        if name in found:
+            raise ValueError(f"{_short(name)} comes twice")
+        (dimensions,) = cursor.numbers("I")
+        if not 1 <= dimensions <= 4:
+            raise ValueError(f"{_short(name)} has {dimensions} dimensions")
+        shape = cursor.numbers("Q", dimensions)[::-1]
+        found[name] = (shape, *cursor.numbers("I"), *cursor.numbers("Q"))
+    alignment = meta.get("general.alignment", 32)
+    if not isinstance(alignment, int) or alignment < 1:
+        raise ValueError("general.alignment is no number")
+    start, end = -(-cursor.at // alignment) * alignment, len(cursor.content)
+    tensors = {name: _tensor(name, *rest, start, end) for name, rest in found.items()}
+    return Header(path, meta, tensors)
+
+
+def _tensor(
+    name: str, shape: tuple[int, ...], kind: int, offset: int, start: int, end: int
+) -> Tensor:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    type_ = GGMLQuantizationType(kind)
+    block, block_bytes = GGML_QUANT_SIZES[type_]
+    if shape[-1] % block:
+        raise ValueError(f"{_short(name)} has {shape[-1]} columns, {type_.name} goes by {block}")
+    tensor = Tensor(name, shape, type_, start + offset, shape[-1] // block * block_bytes)
+    if tensor.offset + tensor.size > end:
+        raise ValueError(f"it ends before the end of {_short(name)}")
+    return tensor
+
+
+def _short(name: str) -> str:
+    return repr(name[:60])

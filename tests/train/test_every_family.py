@@ -1,0 +1,58 @@
+"""Every family that `edgeft models` says can be trained: data -> adapter -> GGUF, and it landed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from conftest import Family
+
+from edgeft import models, stage
+from edgeft.converters import gguf
+from edgeft.merge import open_merged
+from edgeft.template import read_json
+
+CASES = {
+    "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "pythia": "pythia",
+    "olmo": "olmo-clipped", "olmo2": "olmo2", "olmo3": "olmo3", "phi3": "phi3", "gemma": "gemma",
+    "gemma2": "gemma2", "gemma3": "gemma3", "qwen3": "qwen3", "qwen2_moe": "qwen2_moe",
+    "qwen3_moe": "qwen3_moe", "smollm3": "smollm3", "olmoe": "olmoe", "mixtral": "mixtral",
+    "glm": "glm", "glm4": "glm4", "deepseek2": "deepseek2", "deepseek3": "deepseek3",
+}  # fmt: skip
+"""family -> case of `families.TINY`"""
+
+
+def test_every_card_that_trains_is_trained() -> None:
+    assert set(CASES) == {card.family for card in models.cards() if card.trains}
+
+
+@pytest.mark.parametrize("family", CASES)
+def test_train_and_convert(make: Family, family: str, tiny_chats: Path, tmp_path: Path) -> None:
+    from edgeft.train.sft import TrainOptions, train
+
+    base = make(CASES[family])[0]
+    card = models.card_for(read_json(base / "config.json"))
+    assert card.family == family
+    train(
+        TrainOptions(
+            base=base, data=tiny_chats, output=tmp_path / "adapter", steps=2, batch_size=2,
+            micro_batch_size=2, learning_rate=0.05, warmup=0, validation_size=0, save_every=0,
+            compute_type="fp32",
+        )
+    )  # fmt: skip
+    manifest = stage.read_manifest(tmp_path / "adapter")
+    assert manifest is not None
+    assert manifest.facts["nf4"] == {
+        "kind": "nf4", "block": 64, "double_quant": True, "compute_type": "float32", "threads": 1,
+    }  # fmt: skip
+    merged = open_merged(base, tmp_path / "adapter", "nf4")
+    gguf.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
+    proof = merged.proof()
+    wanted = {
+        name
+        for name, shape in merged.shapes.items()
+        if card.in_4bit(name, shape) and name.split(".")[-2] in card.lora_targets
+    }
+    assert {name for name in merged.shapes if merged.adapted(name)} == wanted
+    assert proof.tensors == len(wanted) > 7
+    assert proof.beta == pytest.approx(1, abs=1e-3)
