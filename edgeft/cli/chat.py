@@ -128,10 +128,16 @@ class Conversation:
     callback=finite,
     help="Choose among the likeliest words that have this share together.",
 )
-@click.option("--max-tokens", type=click.IntRange(1), default=512, help="[default: 512]")
+@click.option(
+    "--max-tokens", type=click.IntRange(1), default=512, help="Of a reply.  [default: 512]"
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
-@click.option("--context", type=click.IntRange(min=16), help="Tokens.  [default: up to 4096]")
+@click.option(
+    "--context",
+    type=click.IntRange(min=16),
+    help="Tokens that the conversation may have.  [default: up to 4096]",
+)
 @click.option("--stats", is_flag=True, help="Tokens/s after every reply, on stderr.")
 @configurable
 def command(artifact: Path, **given: Any) -> None:

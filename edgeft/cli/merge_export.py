@@ -50,9 +50,16 @@ def _tensor_types(
     help="Adapter in peft's format; repeatable, summed by weight [1]. Without one the base is "
     "exported as it is.",
 )
-@click.option("--base", help="Base model.  [default: the one that the adapter was trained on]")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder of the artifacts."
+    "--base",
+    help="Base model: a Hugging Face folder, a .gguf, a hub id or an embedded one such as "
+    "smollm2-135m.  [default: the one that the adapter was trained on]",
+)
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="Folder for the artifacts, made where there is none.",
 )
 @click.option(
     "--format",
@@ -61,22 +68,23 @@ def _tensor_types(
     default=("gguf",),
     show_default=True,
     callback=comma_list,
-    help="gguf or hf (a merged folder); repeatable.",
+    help="gguf (for llama.cpp) or hf (a merged Hugging Face folder); repeatable.",
 )
 @click.option(
     "--quant",
     "quants",
     multiple=True,
     callback=comma_list,
-    help="Such as q4_k_m,q8_0,f16; repeatable.  [default: q4_k_m]",
+    help="Types of the weights, such as f16,q8_0,q4_k_m, from exact to small; repeatable.  "
+    "[default: q4_k_m, for hf f32]",
 )
 @click.option(
     "--merge-base",
     type=click.Choice(["auto", "w16", "nf4", "fp4"]),
     default="auto",
     show_default=True,
-    help="Add the delta to the stored weights or to the 4-bit values that it was trained "
-    "on; auto measures w16 and nf4 on the validation split.",
+    help="What the adapter is added to: w16, the weights as they are stored, or nf4 or fp4, the "
+    "4-bit values that a QLoRA saw; auto measures on the validation split which fits better.",
 )
 @click.option(
     "--double-quant/--no-double-quant",
@@ -87,13 +95,13 @@ def _tensor_types(
 @click.option(
     "--validation",
     type=click.Path(path_type=Path),
-    help="Examples for --merge-base auto.  [default: what training held out]",
+    help="Chats that training did not see, for --merge-base auto.  [default: what training held out]",
 )
 @click.option(
     "--imatrix",
     metavar="auto|FILE",
-    help="Importance of each column for quantization: llama.cpp's file, or auto: measured on the "
-    "chats that were learned, kept as imatrix.gguf.",
+    help="Importance matrix, by which coarse types lose less: a file of llama-imatrix, or auto, "
+    "measured on the chats that were learned and kept as imatrix.gguf.",
 )
 @click.option(
     "--calibration",
@@ -106,14 +114,15 @@ def _tensor_types(
     multiple=True,
     metavar="REGEX=TYPE",
     callback=_tensor_types,
-    help="Another type for tensors by GGUF name, such as ffn_down=q6_k; repeatable, the first "
-    "that matches counts.",
+    help="Another type for the tensors whose GGUF name matches, such as ffn_down=q6_k; repeatable, "
+    "the first that matches counts.",
 )
 @click.option(
     "--live/--no-live",
     default=True,
     show_default=True,
-    help="Compare logits with the live adapter (needs the train extra and memory for float32).",
+    help="Compare the artifact's answers with base and adapter in float32, unmerged (needs the "
+    "train extra and the memory; without either it is left out, with a note).",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
 @click.option("--overwrite", is_flag=True, help="Replace artifacts of another run.")
