@@ -12,6 +12,7 @@ same options and parents finds the manifest and does nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -247,6 +248,13 @@ def human(size: float) -> str:
 
 
 def sha256(path: Path) -> str:
+    """Of a file's content; read once per process as long as the file is the same."""
+    now = path.stat()
+    return _sha256(path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=1024)
+def _sha256(path: Path, *_: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
