@@ -55,7 +55,10 @@ class Checks:
         reference = self._live(merged, copies=2 if row.name == "hf" else 1)
         if reference is None:
             return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
-        with self._opened(row, path) as model:
+        # A cache in float16 sends tokens to other experts now and then: not the artifact's doing.
+        experts = row.name == "gguf" and quant in EXACT and merged.card.fused
+        exact = {"exact": True} if experts else {}
+        with self._opened(row, path, **exact) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             if self._expected is None:
                 texts = self._texts(reference)

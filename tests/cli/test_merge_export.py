@@ -369,3 +369,13 @@ def _process(make: Family, folder: Path, *more: str, before: str = "") -> subpro
     given = ["--base", str(base), "--adapter", str(adapter), "--out", str(folder / "out")]
     code = f"{before}from edgeft.cli import main\nmain({['merge-export', *given, *options]!r})\n"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+
+
+def test_experts_are_compared_without_the_noise_of_a_float16_cache(
+    edgeft: Run, make: Family, tmp_path: Path
+) -> None:
+    base, adapter, _ = make("mixtral")
+    given = ["--adapter", adapter, "--base", base, "--out", tmp_path / "out", "--json"]
+    ran = edgeft("merge-export", *given, "--quant", "f32", "--merge-base", "nf4")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["artifacts"][0]["parity"]["live"]["kl"] < 1e-9
