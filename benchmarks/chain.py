@@ -203,30 +203,38 @@ def make_model(work: Path, shape: dict[str, int], seed: int = 0) -> None:
     _json(adapter / "adapter_config.json", {
         "peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": list(TARGETS),
         "base_model_name_or_path": str(base), "task_type": "CAUSAL_LM"})  # fmt: skip
-    make_tokenizer(base)
+    make_tokenizer(base, shape["vocab_size"])
 
 
-def make_tokenizer(folder: Path) -> None:
-    """Byte-level BPE with the pre-tokenizer of Qwen2 and next to no vocabulary."""
+def make_tokenizer(folder: Path, size: int) -> None:
+    """Byte-level BPE with the pre-tokenizer of Qwen2, learned on the prompts that are asked."""
+    from tokenizers import Tokenizer, trainers
+
     from edgeft import models
+    from edgeft.benchmarks.parity import PROMPTS, TORTURE
+    from edgeft.template import ALPACA
 
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = iter(range(256, 512))
-    letters = [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
-    vocab = {"<|endoftext|>": 0} | {text: i + 1 for i, text in enumerate([*letters, "th"])}
-    added = {"id": 0, "content": "<|endoftext|>", "special": True, "single_word": False,
-             "lstrip": False, "rstrip": False, "normalized": False}  # fmt: skip
-    steps = models.pretokenizers()["qwen2"]
-    _json(folder / "tokenizer.json", {
-        "version": "1.0", "added_tokens": [added],
-        "pre_tokenizer": models.pretokenizer_json(steps),
-        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
-                    "use_regex": True},
-        "model": {"type": "BPE", "vocab": vocab, "merges": [["t", "h"]]},
-    })  # fmt: skip
+    pre = models.pretokenizer_json(models.pretokenizers()["qwen2"])
+    empty = {"version": "1.0", "added_tokens": [], "pre_tokenizer": pre,
+             "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                         "use_regex": True},
+             "model": {"type": "BPE", "vocab": {}, "merges": []}}  # fmt: skip
+    tokenizer = Tokenizer.from_str(json.dumps(empty))
+    trainer = trainers.BpeTrainer(
+        vocab_size=min(size, 2000), special_tokens=["<|endoftext|>"], show_progress=False,
+        initial_alphabet=_letters(),
+    )  # fmt: skip
+    tokenizer.train_from_iterator([*PROMPTS, *TORTURE, ALPACA], trainer)
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
     _json(folder / "tokenizer_config.json", {
         "tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>",
         "bos_token": "<|endoftext|>"})  # fmt: skip
+
+
+def _letters() -> list[str]:
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    other = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
 
 
 def _json(path: Path, value: Any) -> None:

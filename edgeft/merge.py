@@ -56,7 +56,7 @@ Reader = Callable[[str, Rows], Array]
 Take = Callable[[Reader], Array]
 """a converter's way from a reader of the base's tensors to the rows of its own"""
 
-SAMPLE = 1 << 18
+SAMPLE = 1 << 16
 """elements of a tensor that beta is computed on (evenly spaced rows)"""
 
 EXACT = 1e-3

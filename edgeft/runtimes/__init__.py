@@ -31,8 +31,9 @@ class Runtime(Protocol):
     def encode(self, text: str) -> list[int]:
         """Text -> ids, special tokens recognised, nothing added."""
 
-    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """Teacher forcing: (len(ids), vocab_size), row i predicts token i + 1."""
+    def logits(self, ids: Sequence[int], last: int | None = None) -> npt.NDArray[np.float32]:
+        """Teacher forcing: (len(ids), vocab_size), row i predicts token i + 1; only the `last` so
+        many rows where that is given."""
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
         """Generate one reply. Stops at a stop token, which is not yielded."""

@@ -105,13 +105,17 @@ class GGUFRuntime:
         tokenize(ids, len(ids), False, True)
         return list(ids)
 
-    def logits(self, ids: Sequence[int]) -> Logits:
+    def logits(self, ids: Sequence[int], last: int | None = None) -> Logits:
         self._check(ids)
-        result = np.empty((len(ids), self.vocab_size), dtype=np.float32)
+        first = len(ids) - min(last or len(ids), len(ids))
+        result = np.empty((len(ids) - first, self.vocab_size), dtype=np.float32)
         self._rewind([])
         for start in range(0, len(ids), BATCH):
             part = [(token, i, 0) for i, token in enumerate(ids[start : start + BATCH], start)]
-            result[start : start + BATCH] = self._decode(self._context, part)
+            wanted = start + len(part) - max(first, start)
+            rows = self._decode(self._context, part, max(1, wanted))
+            if wanted > 0:
+                result[max(first, start) - first :][:wanted] = rows
         return result
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
@@ -158,28 +162,29 @@ class GGUFRuntime:
         """Decode ids[begin:] as one sequence; the logits after the last of them."""
         for start in range(begin, len(ids), BATCH):
             part = enumerate(ids[start : start + BATCH], start)
-            rows = self._decode(context, [(token, i, sequence) for i, token in part], every=False)
+            rows = self._decode(context, [(token, i, sequence) for i, token in part], 1)
         row: Logits = rows[0]
         return row
 
     def _decode(
-        self, context: Any, tokens: Sequence[tuple[int, int, int]], every: bool = True
+        self, context: Any, tokens: Sequence[tuple[int, int, int]], outputs: int | None = None
     ) -> Logits:
-        """(id, position, sequence) -> logits after every token, or only after the last.
+        """(id, position, sequence) -> logits after every token, or after so many at the end.
 
         They lie in llama.cpp's memory: the next call overwrites them.
         """
         self._errors.clear()
         batch = self._alive(self._batch)
         batch.n_tokens = len(tokens)
+        outputs = outputs or len(tokens)
         for i, (token, position, sequence) in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
-            batch.logits[i] = every or i == len(tokens) - 1
+            batch.logits[i] = i >= len(tokens) - outputs
         if code := self._lib.llama_decode(context, batch):
             reason = _reason(self._errors) or f"llama_decode returned {code}"
             raise EdgeftError(f"llama.cpp could not run the model: {reason}")
-        shape = (len(tokens) if every else 1, self.vocab_size)
+        shape = (outputs, self.vocab_size)
         rows: Logits = np.ctypeslib.as_array(self._lib.llama_get_logits(context), shape)
         return rows
 

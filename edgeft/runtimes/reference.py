@@ -80,12 +80,13 @@ class ReferenceRuntime:
         self.vocab_size = int(self._model.config.vocab_size)
         self.context = min(int(self._model.config.max_position_embeddings), context or 4096)
 
-    def logits(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+    def logits(self, ids: Sequence[int], last: int | None = None) -> npt.NDArray[np.float32]:
         if len(ids) > self.context:
             raise InputError(f"{len(ids)} tokens are more than the context of {self.context}")
         with self._torch.inference_mode():
-            out: npt.NDArray[np.float32] = self._model(self._torch.tensor([list(ids)])).logits[0]
-        return np.asarray(out, np.float32)
+            # logits_to_keep 0 means all of them
+            rows = self._model(self._torch.tensor([list(ids)]), logits_to_keep=last or 0).logits[0]
+        return np.asarray(rows.numpy(), np.float32)
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
         torch = self._torch

@@ -97,7 +97,9 @@ def test_logits_that_are_no_numbers_are_refused(
     made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
-        GGUFRuntime, "logits", lambda self, ids: np.full((len(ids), self.vocab_size), np.nan)
+        GGUFRuntime,
+        "logits",
+        lambda self, ids, last=None: np.full((len(ids), self.vocab_size), np.nan),
     )
     with pytest.raises(ProofError, match="no numbers"):
         checked(made, tmp_path, "q8_0", exact=False)

@@ -66,6 +66,18 @@ def prompt(model: Runtime, text: str) -> list[int]:
     return model.encode(model.chat.render([Message("user", text)]))
 
 
+@pytest.mark.parametrize("batch", [512, 8])
+@pytest.mark.parametrize("last", [1, 4, 13, 100])
+def test_the_last_logits_are_the_last_of_all(
+    artifact: Path, batch: int, last: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeft.runtimes.gguf.BATCH", batch)
+    with open_runtime(artifact) as runtime:
+        ids = runtime.encode("the lamp on the thirty-first floor")
+        every = runtime.logits(ids)
+        np.testing.assert_allclose(runtime.logits(ids, last), every[-last:], atol=1e-4)
+
+
 def test_logits_are_transformers(model: Runtime, oracle: Any) -> None:
     import torch
 
