@@ -267,6 +267,7 @@ def main() -> None:
     parser.add_argument("--quant", choices=FILE_TYPE, default="q4_k_m")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--no-live", action="store_true", help="leave the third arm out")
     parser.add_argument("--work", type=Path, default=None, help="folder for the models")
     options = parser.parse_args()
     if not (options.llama_cpp / "convert_hf_to_gguf.py").is_file():
@@ -280,6 +281,8 @@ def main() -> None:
             "edgeft": lambda: single(work, quant, threads, live=False),
             "edgeft + live check": lambda: single(work, quant, threads, live=True),
         }
+        if options.no_live:
+            del arms["edgeft + live check"]
         found = compare(arms, options.rounds)
     rows = [
         [name, f"{arm['seconds']:.1f} s ± {arm['spread'] / 2:.1f}", stage.human(arm["read"]),
