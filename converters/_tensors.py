@@ -18,11 +18,8 @@ import numpy.typing as npt
 
 from edgeft.checkpoint import Array, Rows, as_rows
 from edgeft.errors import FormatError
-from edgeft.merge import SAMPLE, Merged, Reader
+from edgeft.merge import Merged, Reader, sampled
 from edgeft.models.transforms import Transform
-
-LEAST = 4
-"""rows of every part that the landing proof looks at"""
 
 
 @dataclass(frozen=True)
@@ -52,9 +49,7 @@ class Part:
 
     def sample(self, parts: int) -> npt.NDArray[np.intp]:
         """The rows that the landing proof looks at, where `parts` share a tensor."""
-        width = math.prod(self.shape) // self.rows
-        count = min(self.rows, max(LEAST, SAMPLE // parts // width))
-        return np.unique(np.linspace(0, self.rows - 1, count).astype(np.intp))
+        return sampled(self.rows, math.prod(self.shape) // self.rows, parts)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 from edgeft.adapter_tokenizer import tokenizer_files
 from edgeft.checkpoint import Array, Spec, as_rows, stored_as, write_safetensors
 from edgeft.errors import ProofError
-from edgeft.merge import SAMPLE, Merged
+from edgeft.merge import Merged, sampled
 
 BLOCK = 4 << 20
 """values in memory at a time"""
@@ -48,8 +48,7 @@ def _blocks(merged: Merged, name: str, stored: str) -> Iterator[Array]:
     shape = as_rows(merged.shapes[name])
     width = math.prod(shape[1:])
     step = max(1, BLOCK // width)
-    count = max(1, min(shape[0], SAMPLE // width))
-    sample = np.unique(np.linspace(0, shape[0] - 1, count).astype(np.intp))
+    sample = sampled(shape[0], width)
     given = []
     for start in range(0, shape[0], step):
         values = merged.rows(name, slice(start, start + step))

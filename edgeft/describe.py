@@ -60,11 +60,6 @@ def _gguf(path: Path) -> dict[str, Any]:
     values = {key: _value(value) for key, value in header.meta.items()}
     tokens = header.meta.get("tokenizer.ggml.tokens")
     vocabulary = tokens if isinstance(tokens, list) else []
-    stops = [
-        vocabulary[values[key]]
-        for key in (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
-        if isinstance(values.get(key), int) and 0 <= values[key] < len(vocabulary)
-    ]
     template = values.pop("tokenizer.chat_template", None)
 
     def token(name: str) -> str:
@@ -74,6 +69,7 @@ def _gguf(path: Path) -> dict[str, Any]:
         return str(vocabulary[number])
 
     bos, eos, unknown, padding = map(token, ("bos", "eos", "unknown", "padding"))
+    stops = filter(None, (eos, token("eot"), token("eom")))
     chat = ChatTemplate(template or ALPACA, bos, eos, (), unknown, padding)
     kinds: dict[str, list[int]] = {}
     for tensor in header.tensors.values():

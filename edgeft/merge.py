@@ -47,8 +47,7 @@ from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
 from edgeft.checkpoint import Array, Checkpoint, Rows
 from edgeft.errors import AdapterError, ProofError
-from edgeft.merge_base import BaseWeights
-from edgeft.merge_base import MergeBase as MergeBase  # noqa: PLC0414 - for the callers, too
+from edgeft.merge_base import BaseWeights, MergeBase
 from edgeft.template import read_json
 
 Reader = Callable[[str, Rows], Array]
@@ -59,6 +58,8 @@ Take = Callable[[Reader], Array]
 SAMPLE = 1 << 16
 """elements of a tensor that beta is computed on (evenly spaced rows)"""
 
+LEAST = 4
+"""rows of every tensor that beta is computed on at least"""
 EXACT = 1e-3
 """how far beta of the float32 sum may be from 1"""
 FAITHFUL = 0.25
@@ -308,6 +309,12 @@ class Merged:
                 "a finer --quant",
             )
         return proof
+
+
+def sampled(rows: int, width: int, share: int = 1) -> npt.NDArray[np.intp]:
+    """The rows that the landing proof looks at, of a tensor that `share` of its kind make up."""
+    count = min(rows, max(LEAST, SAMPLE // share // width))
+    return np.unique(np.linspace(0, rows - 1, count).astype(np.intp))
 
 
 def open_merged(

@@ -13,9 +13,10 @@ from conftest import Family
 from families import DEEPSEEK, MOE, TEXT, Tiny, make_tiny
 from test_ggml import llama_quantize, read
 
+from edgeft import merge
 from edgeft.activations import collect
 from edgeft.benchmarks import chain
-from edgeft.converters import _blocks, _tensors, gguf
+from edgeft.converters import _blocks, gguf
 from edgeft.errors import FormatError, ProofError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import open_merged
@@ -90,7 +91,7 @@ def test_blocks_of_rows_and_threads_change_nothing(
     base, adapter, _ = make(case)
     gguf.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
     monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(_tensors, "SAMPLE", 300)
+    monkeypatch.setattr(merge, "SAMPLE", 300)
     merged = open_merged(base, adapter, merge_base)
     gguf.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
     assert merged.proof().tensors
