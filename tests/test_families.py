@@ -17,7 +17,7 @@ from conftest import Family
 from families import CHATGLM, TEXT, TINY, half_gelu, make_tiny
 
 from edgeft import models
-from edgeft.converters import gguf
+from edgeft.converters import gguf, hf
 from edgeft.merge import open_merged
 from edgeft.records import Limits
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -46,6 +46,27 @@ def test_gguf_has_the_logits_of_the_live_adapter(make: Family, case: str, tmp_pa
     assert np.abs(base_logits - wanted).max() > 1, "an adapter that changes nothing proves nothing"
     assert np.abs(got - wanted[:, :size]).max() < 1e-3 * wanted.std()
     assert chosen == greedy.tolist()
+
+
+@pytest.mark.parametrize("case", [c for c, tiny in TINY.items() if tiny.config != CHATGLM])
+def test_the_merged_folder_has_the_logits_of_the_live_adapter(
+    make: Family, case: str, tmp_path: Path
+) -> None:
+    import torch
+    import transformers
+
+    base, adapter, live = make(case)
+    merged = open_merged(base, adapter)
+    assert "hf" in merged.card.formats
+    hf.convert(merged, tmp_path, "f32", threads=1)
+    assert merged.proof().tensors
+    folder = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    if TINY[case].half_gelu:
+        half_gelu(folder)
+    ids = torch.arange(40)[None]
+    with torch.inference_mode():
+        got, wanted = folder.eval()(ids).logits, live(ids).logits
+    assert (got - wanted).abs().max() < 1e-3 * wanted.std()
 
 
 @pytest.mark.parametrize("case", [case for case, tiny in TINY.items() if tiny.half_gelu])
