@@ -23,9 +23,9 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.checkpoint import Array
-from edgeft.converters._ggml import quantize
 from edgeft.converters._tensors import Part, Target
 from edgeft.errors import ProofError
+from edgeft.ggml import quantize
 from edgeft.merge import Merged
 from edgeft.progress import Progress
 

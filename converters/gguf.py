@@ -4,9 +4,9 @@
 
 There is no intermediate file and no bfloat16 step, and memory does not grow with the model: rows
 are merged, quantized and written in blocks, by `threads` at once. Types per tensor and their bytes
-equal llama-quantize's on the float32 model (`_mixture.py`, `_ggml.py`). The vocabulary comes from
-tokenizer.json by its structure, not by a list of known hashes; whether llama.cpp then cuts text
-into the same ids is proved on the finished file (`edgeft.benchmarks.parity`).
+equal llama-quantize's on the float32 model (`_mixture.py`, `edgeft.ggml`). The vocabulary comes
+from tokenizer.json by its structure, not by a list of known hashes; whether llama.cpp then cuts
+text into the same ids is proved on the finished file (`edgeft.benchmarks.parity`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.converters import _ggml
-from edgeft.converters._ggml import quantize
+from edgeft import ggml
 from edgeft.converters._mixture import (
     FILE_TYPE,
     NEEDS_IMATRIX,
@@ -25,6 +24,7 @@ from edgeft.converters._mixture import (
 )
 from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS
+from edgeft.ggml import quantize
 
 Array = npt.NDArray[np.float32]
 ROWS = 3
@@ -434,7 +434,7 @@ def test_blocks_of_rows_and_threads_change_nothing(
             part = quantize(values[expert, start:stop], qtype, 1, of_expert)
             assert np.array_equal(part, whole[expert, start:stop])
         assert np.array_equal(quantize(values[expert, 4], qtype, 1, of_expert), whole[expert, 4])
-    monkeypatch.setattr(_ggml, "CHUNK_BYTES", 4 * 256 * 4)
+    monkeypatch.setattr(ggml, "CHUNK_BYTES", 4 * 256 * 4)
     for threads in (1, 2, 5):
         assert np.array_equal(quantize(values, qtype, threads, weights), whole)
     if weights is not None:
@@ -527,12 +527,12 @@ def test_a_missing_or_broken_library_is_a_user_error(
         (tmp_path / "lib").mkdir()
         (tmp_path / "lib" / "libggml-base.so").write_bytes(content)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: spec)
-    _ggml._library.cache_clear()
+    ggml._library.cache_clear()
     try:
         with pytest.raises(EdgeftError, match="libggml-base"):
             quantize(np.ones((1, 32), np.float32), gguf_type("Q8_0"), 1)
     finally:
-        _ggml._library.cache_clear()
+        ggml._library.cache_clear()
 
 
 def test_one_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,9 +540,9 @@ def test_one_thread_is_the_callers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     values = np.random.default_rng(0).normal(size=(2, 5, 64)).astype(np.float32)
     qtype = GGMLQuantizationType.Q8_0
-    monkeypatch.setattr(_ggml, "CHUNK_BYTES", 4 * 64 * 2)  # 2 rows
+    monkeypatch.setattr(ggml, "CHUNK_BYTES", 4 * 64 * 2)  # 2 rows
     wanted = quantize(values, qtype, threads=2)
-    monkeypatch.setattr(_ggml, "ThreadPoolExecutor", None)
+    monkeypatch.setattr(ggml, "ThreadPoolExecutor", None)
     np.testing.assert_array_equal(quantize(values, qtype, threads=1), wanted)
     values[1, 4, 3] = np.nan
     with pytest.raises(ValueError, match="not every value is finite"):
