@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -74,6 +74,8 @@ class Fidelity:
     """log of the ratio of the perplexities on the true tokens, the model's over the reference's"""
     kl_p99: float
     """nats; one token in a hundred is further off"""
+    perplexity: float
+    """of the model on the true tokens"""
     sums: dict[str, Floats] = field(repr=False)
     """per sequence: tokens, and of each figure the sum over them"""
 
@@ -143,10 +145,12 @@ def compare(
             bar.update(len(item.ids), units=len(item.ids))
             for model, rows in zip(models, found, strict=True):
                 got = _logits(model, item)
+                its_nll = -log_likelihood(got, item.next_ids)
                 rows.append({
                     "kl": divergence(wanted, got),
                     "top1": (wanted.argmax(1) == got.argmax(1)).astype(np.float64),
-                    "surprise": -log_likelihood(got, item.next_ids) - nll,
+                    "surprise": its_nll - nll,
+                    "nll": its_nll,
                 })  # fmt: skip
                 bar.update(len(item.ids), units=len(item.ids))
     return list(map(_summary, found))
@@ -166,8 +170,10 @@ def _summary(rows: Sequence[dict[str, Floats]]) -> Fidelity:
         raise ProofError("a model computes logits that are no numbers")
     sums = {name: np.array([row[name].sum() for row in rows]) for name in rows[0]}
     sums["tokens"] = np.array([len(row["kl"]) for row in rows], np.float64)
-    figures = {name: _over(sums[name], sums["tokens"]) for name in rows[0]}
-    return Fidelity(len(kl), len(rows), **figures, kl_p99=float(np.quantile(kl, 0.99)), sums=sums)
+    kl_mean, top1, surprise = (_over(sums[key], sums["tokens"]) for key in get_args(Figure))
+    perplexity = float(np.exp(sums["nll"].sum() / len(kl)))
+    p99 = float(np.quantile(kl, 0.99))
+    return Fidelity(len(kl), len(rows), kl_mean, top1, surprise, p99, perplexity, sums)
 
 
 def apart(model: Fidelity, other: Fidelity, figure: Figure) -> Estimate:

@@ -85,6 +85,7 @@ class Options:
     merge_base: Any = "auto"
     validation: Path | None = None
     calibration: Path | None = None
+    chats: int | None = None
     text: Path | None = None
     chunks: int = 40
     items: str = "smart_home"
@@ -190,10 +191,10 @@ def texts(
     found = {}
     own = decide.own_chats(adapters, options.validation, None)
     if own.validation:
-        longest = min(LONGEST, model.context)
-        found["chats"] = fidelity.chat_answers(own.validation, model.chat, model.encode, longest)
-        chats = {"count": len(found["chats"]), "sha256": fingerprint(own.validation)}
-        on["chats"] = chats | {"tokens": _tokens(found["chats"])}
+        chats, longest = own.validation[: options.chats], min(LONGEST, model.context)
+        found["chats"] = fidelity.chat_answers(chats, model.chat, model.encode, longest)
+        on["chats"] = {"sha256": fingerprint(chats), "count": len(found["chats"]),
+                       "tokens": _tokens(found["chats"])}  # fmt: skip
     elif adapters:
         say(f"no chats to compare on: {own.why_no_validation} (--validation FILE)")
     if options.text:
@@ -316,6 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--merge-base", choices=["auto", "w16", "nf4", "fp4"], default="auto")
     parser.add_argument("--validation", type=Path, help="chats to compare on [what training held]")
     parser.add_argument("--calibration", type=Path, help="chats to calibrate on [the training's]")
+    parser.add_argument("--chats", type=int, help="only so many of them to compare on")
     parser.add_argument("--text", type=Path, help="plain text to compare on")
     parser.add_argument("--chunks", type=int, default=Options.chunks, help="of 512 tokens")
     parser.add_argument("--items", default=Options.items, help="the task; asked with an adapter")

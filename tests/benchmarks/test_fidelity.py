@@ -96,6 +96,7 @@ def test_figures_are_those_of_the_tokens_that_count(draw: np.random.Generator) -
     assert found.surprise.value == pytest.approx(np.mean(surprise), abs=1e-6)
     perplexities = np.exp([-np.mean(x[before, after]) for x in (log_q, log_p)])
     assert found.perplexity_ratio == pytest.approx(perplexities[0] / perplexities[1], rel=1e-5)
+    assert found.perplexity == pytest.approx(perplexities[0], rel=1e-5)
     assert same.kl == Estimate(0, 0) and same.top1 == Estimate(1, 0)
     assert same.perplexity_ratio == 1 and same.surprise.error == 0
     assert found.kl.error > 0 and found.surprise.error > 0
@@ -119,7 +120,9 @@ def simulated(draw: np.random.Generator, count: int) -> tuple[Fidelity, Fidelity
         value, error = ratio(list(zip(kl, tokens, strict=True)))
         assert value is not None
         together = {"kl": kl, "tokens": tokens}
-        return Fidelity(int(tokens.sum()), count, Estimate(value, error), none, none, 0, together)
+        return Fidelity(
+            int(tokens.sum()), count, Estimate(value, error), none, none, 0, 0, together
+        )
 
     return model(sums[0]), model(sums[1])
 

@@ -42,7 +42,7 @@ def test_the_program(
     chats = make_chats(tmp_path / "chats.jsonl", 12)
     monkeypatch.setattr(gptq, "ROWS", ROWS)
     arguments = ["--base", base, "--adapter", adapter, "--out", tmp_path / "out", "--text", text,
-                 "--chunks", 3, "--validation", chats, "--calibration", chats, "--limit", 2,
+                 "--chunks", 3, "--chats", 10, "--validation", chats, "--calibration", chats, "--limit", 2,
                  "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
     gptq.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
@@ -55,7 +55,7 @@ def test_the_program(
         assert 0 < rows["q8_0"][name]["kl"]["value"] < 0.1 * large
         assert rows["q4_0"][name]["tokens"] == found["on"][name]["tokens"]
     assert found["on"]["text"]["tokens"] == 3 * 255
-    assert found["on"]["chats"]["count"] == 12
+    assert found["on"]["chats"]["count"] == 10
     assert found["on"]["items"] == {"name": "smart_home", "count": 2}
     assert rows["q4_0"]["text"]["kl"] != rows["q4_0, imatrix"]["text"]["kl"]
     (versus,) = found["versus"]
