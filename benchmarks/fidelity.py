@@ -160,8 +160,8 @@ def _logits(model: Runtime, item: Measured) -> Logits:
     """The rows that count."""
     first = int(item.rows[0])
     ids = item.ids[: int(item.rows[-1]) + 1]
-    rows: Logits = model.logits(ids, last=len(ids) - first)[item.rows - first]
-    return rows
+    rows: Logits = model.logits(ids, last=len(ids) - first)
+    return rows if len(rows) == len(item.rows) else rows[item.rows - first]
 
 
 def _summary(rows: Sequence[dict[str, Floats]]) -> Fidelity:

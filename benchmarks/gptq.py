@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import statistics
 import sys
@@ -245,7 +246,8 @@ def _fidelity_cells(found: Fidelity | None) -> list[str]:
     if found is None:
         return ["-"] * 3
     ratio = Estimate(found.perplexity_ratio, found.surprise.error * found.perplexity_ratio)
-    return [_plus(found.kl, 4), _plus(found.top1, 1, 100, "%"), _plus(ratio, 3)]
+    kl = f"{found.kl.value:.3g} ± {found.kl.error:.2g}"
+    return [kl, _plus(found.top1, 1, 100, "%"), _plus(ratio, 3)]
 
 
 def _speed(speeds: Sequence[float]) -> str:
@@ -272,6 +274,7 @@ def versus(results: Sequence[Result]) -> list[dict[str, Any]]:
             mine, its = getattr(result, name), getattr(other, name)
             entry[name] = None if mine is None else {
                 "kl_ratio": fidelity.kl_ratio(mine, its),
+                "kl": fidelity.apart(mine, its, "kl"),
                 "top1": fidelity.apart(mine, its, "top1"),
                 "surprise": fidelity.apart(mine, its, "surprise"),
             }  # fmt: skip
@@ -298,14 +301,16 @@ def versus_table(entries: Sequence[dict[str, Any]]) -> str:
 
 
 def _versus_head(name: str) -> list[str]:
-    return [f"{name}: KL ratio", "same top, points", "log PPL"]
+    return [f"{name}: KL ratio (95 %)", "same top, points", "log PPL"]
 
 
 def _versus_cells(found: dict[str, Estimate] | None) -> list[str]:
     if found is None:
         return ["-"] * 3
     ratio, top1, surprise = found["kl_ratio"], found["top1"], found["surprise"]
-    return [_plus(ratio, 3), _plus(top1, 1, 100), _plus(surprise, 4)]
+    wide = 1.96 * ratio.error / (ratio.value or 1)  # of its logarithm, which is the less skewed
+    low, high = (ratio.value * math.exp(sign * wide) for sign in (-1, 1))
+    return [f"{ratio.value:.2f} ({low:.2f}-{high:.2f})", _plus(top1, 1, 100), _plus(surprise, 3)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

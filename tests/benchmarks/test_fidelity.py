@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
+from tiny import CHATML
 
 from edgeft.benchmarks.fidelity import (
     Estimate,
@@ -21,8 +23,11 @@ from edgeft.benchmarks.fidelity import (
     ratio,
     text_chunks,
 )
+from edgeft.benchmarks.quality import answer_nll
 from edgeft.dataset import IGNORED, Encoded
 from edgeft.errors import InputError, ProofError
+from edgeft.records import Example, Message
+from edgeft.template import ChatTemplate
 
 VOCABULARY = 50
 
@@ -158,6 +163,26 @@ def test_only_the_answers_of_a_chat_count() -> None:
     item = answers(Encoded([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, IGNORED, 9]))
     assert item.rows.tolist() == [1, 3]
     assert item.next_ids.tolist() == [7, 9]
+
+
+def test_loss_on_answers_is_that_of_their_tokens(draw: np.random.Generator) -> None:
+    class Chatting(Bigrams):
+        chat = ChatTemplate(CHATML, "", "<|im_end|>", ("<|im_end|>",))
+
+        def encode(self, text: str) -> list[int]:
+            return [ord(letter) % VOCABULARY for letter in text]
+
+    model = Chatting(draw.normal(0, 2, (VOCABULARY, VOCABULARY)))
+    log_p = log_softmax(model.table)
+    examples = [Example((Message("user", "hello"), Message("assistant", text))) for text in "ab"]
+    wanted = []
+    for text in "ab":
+        ids = model.encode(f"assistant\n{text}<|im_end|>")
+        pairs = list(itertools.pairwise(ids))[len("assistant\n") - 1 :]
+        wanted += [-log_p[pair] for pair in pairs]
+    assert len(wanted) == 2 * (1 + len("<|im_end|>"))
+    found = answer_nll(model, examples)  # type: ignore[arg-type]
+    assert found == pytest.approx(np.mean(wanted), abs=1e-6)
 
 
 def test_pieces_of_a_text() -> None:
