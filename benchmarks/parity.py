@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
+from edgeft.benchmarks.fidelity import divergence, ratio
 from edgeft.errors import ProofError
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime
@@ -295,7 +296,7 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
     distribution, too.
     """
     pairs: list[tuple[float, float]] = []
-    divergence: list[float] = []
+    kl: list[float] = []
     largest, agree = 0.0, 0
     for ids, live, base in zip(expected.prompts, expected.live, expected.base, strict=True):
         got = model.logits(ids, last=POSITIONS)[:, : live.shape[1]]
@@ -305,18 +306,18 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
         live, base = live[:, :width], base[:, :width]
         change, found = _centred(live - base), _centred(got - base)
         pairs.append((float(np.vdot(change, found)), float(np.vdot(change, change))))
-        divergence += _divergence(live, got)
+        kl += divergence(live, got).tolist()
         largest = max(largest, float(np.abs(_centred(got - live)).max()))
         agree += int((got.argmax(1) == live.argmax(1)).sum())
-    beta, error = _ratio(pairs)
-    mean = float(np.mean(divergence))
+    beta, error = ratio(pairs)
+    mean = float(np.mean(kl))
     facts = {
         "prompts": len(expected.prompts),
         "beta": None if beta is None else round(beta, 4),
         "beta_error": None if beta is None else round(error, 4),
         "kl": float(f"{mean:.3g}"),
         "max_dlogit": float(f"{largest:.3g}"),
-        "same_top": round(agree / len(divergence), 4),
+        "same_top": round(agree / len(kl), 4),
     }
     if beta is not None and not LANDED[0] - BLUR * error < beta < LANDED[1] + BLUR * error:
         raise ProofError(
@@ -332,23 +333,7 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
     return facts
 
 
-def _ratio(pairs: list[tuple[float, float]]) -> tuple[float | None, float]:
-    """(sum of the first over sum of the second, its jackknife standard error)."""
-    along, size = np.array(pairs).sum(axis=0)
-    if size == 0:
-        return None, 0.0
-    rest = np.array([(along - a) / (size - s) for a, s in pairs if s < size])
-    spread = ((rest - rest.mean()) ** 2).sum() if len(rest) else 0.0
-    return float(along / size), float(np.sqrt(spread * (len(rest) - 1) / max(len(rest), 1)))
-
-
 def _centred(rows: Logits) -> Logits:
     """A constant added to all logits of a row means nothing."""
     centred: Logits = rows - rows.mean(axis=1, keepdims=True)
     return centred
-
-
-def _divergence(p: Logits, q: Logits) -> list[float]:
-    """Kullback-Leibler divergence of each row of logits, nats."""
-    log_p, log_q = (x - np.logaddexp.reduce(x.astype(np.float64), 1)[:, None] for x in (p, q))
-    return [float(v) for v in (np.exp(log_p) * (log_p - log_q)).sum(axis=1)]

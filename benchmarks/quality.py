@@ -25,12 +25,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeft import __version__, stage
 from edgeft.base import home
+from edgeft.benchmarks.fidelity import answers, log_likelihood
 from edgeft.benchmarks.suites import load_suite, suite_names
-from edgeft.dataset import IGNORED, encode, fingerprint, load_examples
+from edgeft.dataset import encode, fingerprint, load_examples
 from edgeft.errors import FormatError, InputError, did_you_mean
 from edgeft.formats import format_of
 from edgeft.progress import Progress
@@ -156,15 +155,10 @@ def answer_nll(model: Runtime, examples: Sequence[Example]) -> float:
     """Mean negative log-likelihood of the answer tokens, nats per token, stop token included."""
     total, count = 0.0, 0
     for example in examples:
-        encoded = encode(example, model.chat, model.encode)
-        labels = np.array(encoded.labels[1:])
-        learned = labels != IGNORED
-        rows = model.logits(encoded.ids)[:-1][learned].astype(np.float64)
-        peak = rows.max(axis=1)
-        norm = peak + np.log(np.exp(rows - peak[:, None]).sum(axis=1))
-        chosen = rows[np.arange(len(rows)), labels[learned]]
-        total += float((norm - chosen).sum())
-        count += len(rows)
+        item = answers(encode(example, model.chat, model.encode))
+        found = log_likelihood(model.logits(item.ids)[item.rows], item.next_ids)
+        total -= float(found.sum())
+        count += len(found)
     return total / count
 
 

@@ -38,12 +38,21 @@ def home() -> Path:
     return Path(cache) / "edgeft"
 
 
-def resolve(name: str) -> Path:
-    """The Hugging Face folder of a base model; imports or downloads it when it must."""
+def resolve(name: str, dither_seed: int | None = None) -> Path:
+    """The Hugging Face folder of a base model; imports or downloads it when it must.
+
+    `dither_seed`: of an embedded base a variant with noise of its own (`models/sources.toml`).
+    """
     path = Path(name).expanduser()
     if name in models.sources():
         source = models.sources()[name]
+        if dither_seed is not None:
+            return import_gguf(_packaged(source), f"{name}-dither-{dither_seed}", dither_seed)
         return import_gguf(_packaged(source), source.name, source.dither_seed)
+    if dither_seed is not None:
+        raise InputError(
+            f"{name} is no embedded base, only those are dithered", ", ".join(models.sources())
+        )
     if path.is_dir():
         if not (path / "config.json").is_file():
             hint = (

@@ -10,10 +10,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from edgeft import base, stage
 from edgeft.benchmarks.suites import load_suite
 from edgeft.checkpoint import Checkpoint
+from edgeft.errors import InputError
 from edgeft.models import sources
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,6 +62,12 @@ def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
     assert (np.abs(noise).max(1) <= spread / 15 * 0.75 + 1e-3).mean() > 0.99
     assert abs(noise.mean()) < 1e-4
     assert noise.std() > 1e-3
+    again = Checkpoint(base.resolve("smollm2-135m", dither_seed=20260101))
+    np.testing.assert_array_equal(again.read(name), dithered.read(name))
+    other = Checkpoint(base.resolve("smollm2-135m", dither_seed=1))
+    assert (other.read(name) != dithered.read(name)).mean() > 0.9
+    with pytest.raises(InputError, match="no embedded base, only those are dithered"):
+        base.resolve(str(folder), dither_seed=1)
 
 
 def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path, home: Path) -> None:
