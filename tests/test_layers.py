@@ -30,6 +30,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ),
     (
         "edgeft.stage",
+        "edgeft.packed",
         "edgeft.checkpoint",
         "edgeft.template",
         "edgeft.dataset",
@@ -74,6 +75,8 @@ ALLOWED = {
     ("edgeft.converters._blocks", "edgeft.converters._tensors"): "a block is a part of a tensor",
     ("edgeft.converters.gguf", "edgeft.converters._tensors"): "its tensors, private to it",
     ("edgeft.converters.gguf", "edgeft.converters._metadata"): "its header, private to it",
+    ("edgeft.checkpoint", "edgeft.packed"): "layers of GPTQ are tensors like others",
+    ("edgeft.checkpoint", "edgeft.template"): "config.json says how they are stored",
     ("edgeft.merge_base", "edgeft.checkpoint"): "a base is a checkpoint, seen through a type",
     ("edgeft.merge_base", "edgeft.nf4"): "which may be one of 4 bits",
     ("edgeft.changes", "edgeft.checkpoint"): "an adapter's matrices stay in its file",
