@@ -42,6 +42,8 @@ _SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 
 GPTQ = "GPTQ"
 """the type of a layer that four tensors hold"""
+READABLE = (*_READ, GPTQ)
+"""types whose values are floats"""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class TensorInfo:
 
     def check_float(self, name: str) -> None:
         """InputError for a tensor that is quantized, or no weight at all."""
-        if self.dtype not in (*_READ, GPTQ):
+        if self.dtype not in READABLE:
             raise InputError(
                 f"{self.file}: tensor {name} is stored as {self.dtype}",
                 "an unquantized checkpoint (F32, F16 or BF16) is needed, or one of GPTQ",
@@ -80,7 +82,8 @@ class Checkpoint:
                     raise InputError(f"{file}: tensor {name} is in two files")
                 self.tensors[name] = info
         self._layers: dict[str, dict[str, TensorInfo]] = {}
-        self._offset = 0
+        self.offset = 0
+        """what was taken off the zeros of its layers"""
         if config := quantization(source):
             self._gather(packed.settings(config, source))
 
@@ -96,16 +99,21 @@ class Checkpoint:
 
     def codes(self, name: str, rows: Rows = slice(None)) -> packed.Codes | None:
         """Some rows of a layer that GPTQ quantized; None for any other tensor."""
+        layer = self.layer(name)
+        return packed.unpack(layer, rows, self.offset) if layer else None
+
+    def layer(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """The four arrays of a layer that GPTQ quantized, mapped; None for any other tensor."""
         layer = self._layers.get(name)
         if layer is None:
             return None
         arrays = {part: _mapped(info) for part, info in layer.items()}
         if layer["scales"].dtype == "BF16":
             arrays["scales"] = to_float32(arrays["scales"], "BF16")
-        codes = packed.unpack(arrays, rows, self._offset)
-        if codes.groups.min() < 0 or codes.groups.max() >= codes.scales.shape[1]:
+        groups = arrays["g_idx"]
+        if groups.min() < 0 or groups.max() >= len(arrays["scales"]):
             raise InputError(f"{layer['g_idx'].file}: g_idx of {name} names groups that it lacks")
-        return codes
+        return arrays
 
     def raw(self, name: str) -> npt.NDArray[Any]:
         """A tensor as (rows, columns) of what its file stores; see `to_float32`. Not of GPTQ."""
@@ -115,7 +123,7 @@ class Checkpoint:
 
     def _gather(self, settings: packed.Settings) -> None:
         """Put one tensor in the place of the four of each layer."""
-        self._offset = settings.offset
+        self.offset = settings.offset
         found, self.tensors = self.tensors, {}
         for name, info in found.items():
             layer, _, part = name.rpartition(".")

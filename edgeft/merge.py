@@ -119,6 +119,7 @@ class Merged:
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
+        self.config.pop("quantization_config", None)  # the view's values are in no codes
         self.card = models.card_for(self.config)
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""

@@ -92,10 +92,10 @@ def pack(codes: Codes, offset: int = 1) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(f"a zero is not between {offset} and {top}")
     if codes.groups.min() < 0 or codes.groups.max() >= codes.scales.shape[1]:
         raise ValueError("a column is in a group that does not exist")
-    zeros = _to_words(codes.zeros - np.uint8(offset), bits)
+    stored = _to_words(codes.zeros - np.uint8(offset), bits)
     return {
         "qweight": _to_words(codes.codes.T, bits).view(np.int32),
-        "qzeros": np.ascontiguousarray(zeros.T).view(np.int32),
+        "qzeros": np.ascontiguousarray(stored.T).view(np.int32),
         "scales": np.ascontiguousarray(codes.scales.T),
         "g_idx": codes.groups.astype(np.int32),
     }
@@ -109,21 +109,29 @@ def unpack(
     A zero that was stored as -1 comes back as 0, as in AutoGPTQ's exllama kernel and in GPTQModel:
     https://github.com/ModelCloud/GPTQModel/blob/f4c327a17eb3e24524d5a97a3d682e3696ae6a28/gptqmodel/utils/model_dequant.py#L900-L907
     """
-    count, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
-    wanted = np.arange(count)[rows]
-    span = _span(bits)
-    used, which = np.unique(wanted // span, return_inverse=True)
-    words = span * bits // 32
-    columns = (used[:, None] * words + np.arange(words)).reshape(-1)
-    zeros = _from_words(_words(arrays["qzeros"][:, columns].T), bits)[which * span + wanted % span]
+    _, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
     scales = np.ascontiguousarray(arrays["scales"][:, rows].T)
     return Codes(
         codes=np.ascontiguousarray(_from_words(_words(arrays["qweight"][:, rows]), bits).T),
         scales=scales if scales.dtype == np.float16 else scales.astype(np.float32),
-        zeros=(zeros + np.uint8(offset)) & np.uint8(2**bits - 1),
+        zeros=zeros(arrays, rows, offset),
         groups=np.asarray(arrays["g_idx"], np.int32),
         bits=bits,
     )
+
+
+def zeros(
+    arrays: Mapping[str, npt.NDArray[Any]], rows: Rows = slice(None), offset: int = 1
+) -> npt.NDArray[np.uint8]:
+    """What `unpack` says of them, without a look at the codes."""
+    count, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
+    wanted, span = np.arange(count)[rows], _span(bits)
+    used, which = np.unique(wanted // span, return_inverse=True)
+    words = span * bits // 32
+    columns = (used[:, None] * words + np.arange(words)).reshape(-1)
+    stored = _from_words(_words(arrays["qzeros"][:, columns].T), bits)
+    found: npt.NDArray[np.uint8] = stored[which * span + wanted % span] + np.uint8(offset)
+    return found & np.uint8(2**bits - 1)
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int]:

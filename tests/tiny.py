@@ -130,7 +130,7 @@ def write_gptq(
     offset: int = 1,
     **more: Any,
 ) -> tuple[Path, dict[str, packed.Codes]]:
-    """A copy of a base whose linear layers are random ones of GPTQ; they by their names, too.
+    """A copy of a base whose linear layers are random ones of GPTQ, and those layers by their names.
 
     `more` goes into its quantization_config.
     """
@@ -140,7 +140,8 @@ def write_gptq(
     made: dict[str, packed.Codes] = {}
     specs, arrays = [], []
     for name, info in plain.tensors.items():
-        if len(info.shape) < 2 or not card.in_4bit(name, info.shape):
+        place = card.gguf_names(name)[0][0]
+        if len(info.shape) < 2 or not place.startswith("blk.") or "gate_inp" in place:
             specs.append(Spec(name, info.dtype, info.shape))
             arrays.append(plain.read(name))
             continue
