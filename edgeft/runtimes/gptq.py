@@ -40,7 +40,7 @@ class GPTQRuntime(GGUFRuntime):
 def repacked(folder: Path, threads: int | None = None) -> Path:
     """The GGUF of a folder of GPTQ, made where it is not there yet."""
     identity = stage.identity(folder)
-    target = home() / "repacked" / f"{folder.absolute().name}-{identity[:12]}.gguf"
+    target = home() / "repacked" / f"{identity[:20]}.gguf"
     options, parents = {"edgeft": __version__}, {"model": identity}
     if stage.finished(target, "repacked", options, parents):
         return target
