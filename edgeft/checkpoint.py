@@ -115,6 +115,14 @@ class Checkpoint:
             raise InputError(f"{layer['g_idx'].file}: g_idx of {name} names groups that it lacks")
         return arrays
 
+    def padding(self, name: str) -> bool:
+        """Whether it is a bias of zeros: AutoGPTQ before 0.5 gave one to every layer.
+
+        https://github.com/AutoGPTQ/AutoGPTQ/blob/v0.4.2/auto_gptq/modeling/_utils.py#L86
+        """
+        layer, _, part = name.rpartition(".")
+        return part == "bias" and f"{layer}.weight" in self._layers and not self.read(name).any()
+
     def raw(self, name: str) -> npt.NDArray[Any]:
         """A tensor as (rows, columns) of what its file stores; see `to_float32`. Not of GPTQ."""
         info = self.tensors[name]
@@ -247,6 +255,8 @@ def _files(source: Path) -> list[Path]:
     single, index = source / "model.safetensors", source / "model.safetensors.index.json"
     if single.is_file():
         return [single]
+    if own := sorted(source.glob("gptq_model-*bit-*g.safetensors")):
+        return own[:1]  # AutoGPTQ's own name; beside it may lie the same in other group sizes
     if not index.is_file():
         pickled = any(source.glob("*.bin"))
         raise InputError(

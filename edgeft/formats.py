@@ -60,8 +60,8 @@ FORMATS = {
             runtime="edgeft.runtimes.reference:ReferenceRuntime",
             suffix="",
             quants=("f32", "f16", "bf16"),
-            reference="edgeft.runtimes.reference:ReferenceRuntime",
             default=("f32",),
+            reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
         Format(
             name="gptq",

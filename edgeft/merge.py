@@ -136,7 +136,8 @@ class Merged:
             name: changes[name].shape if name in changes else self._stored_shape(name)
             for name in dict.fromkeys((*weights.tensors, *self._source))
             if not self.card.ignores(name) and not (self.tied and name == output)
-        }
+            and (self.card.gguf_names(name)[0] or not weights.padding(name))
+        }  # fmt: skip
         self._resize()
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import numpy.typing as npt
 import pytest
 from conftest import Family
 from families import DEEPSEEK, MOE, Tiny, make_tiny
+from safetensors.numpy import load_file, save_file
 from tiny import some_codes, write_gptq
 
 from edgeft import coded, packed
 from edgeft.checkpoint import Checkpoint
 from edgeft.converters import gguf
-from edgeft.errors import ProofError
+from edgeft.errors import FormatError, ProofError
 from edgeft.merge import Merged, open_merged
 
 
@@ -181,6 +184,60 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
     made = Damaged(Checkpoint(folder))
     with pytest.raises(ProofError, match=r"_proj.weight cannot be stored as Q4_0"):
         gguf.convert(open_merged(folder, None), tmp_path / "x.gguf", "f16", 2, coded=made)
+
+
+CONVERTER = Path(__file__).resolve().parent.parent / "build" / "vocabularies" / "converter"
+THEIRS = """
+import runpy, sys
+sys.path.insert(0, sys.argv[1])
+from conversion.base import TextModel
+TextModel.get_vocab_base_pre = lambda self, tokenizer: "smollm"  # it knows tokenizers by their hash
+sys.argv[:2] = [sys.argv[1] + "/convert_hf_to_gguf.py"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("case", "bits", "sym", "offset"),
+    [("llama", 4, True, 1), ("llama", 2, False, 1), ("qwen2", 8, False, 1), ("olmoe", 4, False, 0)],
+)
+def test_llama_cpps_converter_reads_the_same_values(
+    make: Family, tmp_path: Path, case: str, bits: int, sym: bool, offset: int
+) -> None:
+    """It knows GPTQ, too, as far as to dequantize it: the float32 files have to be the same."""
+    from gguf import GGUFReader
+
+    if not CONVERTER.exists():
+        pytest.skip("no converter of llama.cpp: run make vocabularies")
+    layout = "gptq" if offset else "gptq_v2"
+    folder, _ = write_gptq(
+        make(case)[0], tmp_path / "q", bits, sym=sym, order=True, offset=offset,
+        checkpoint_format=layout,
+    )  # fmt: skip
+    ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
+    given = [CONVERTER, folder, "--outfile", theirs, "--outtype", "f32"]
+    subprocess.run([sys.executable, "-c", THEIRS, *map(str, given)], check=True)
+    gguf.convert(open_merged(folder, None), ours, "f32", threads=2)
+    found, want = ({t.name: t.data for t in GGUFReader(file).tensors} for file in (ours, theirs))
+    assert found.keys() == want.keys()
+    for name, values in want.items():
+        np.testing.assert_array_equal(found[name], values, name)
+
+
+def test_biases_of_zeros_that_the_family_has_no_place_for(make: Family, tmp_path: Path) -> None:
+    base, _, _ = make("qwen2")
+    folder, _ = write_gptq(base, tmp_path / "q")
+    before = set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
+    arrays = load_file(folder / "model.safetensors")
+    for name in ("mlp.down_proj", "self_attn.o_proj"):
+        arrays[f"model.layers.1.{name}.bias"] = np.zeros(64, np.float16)
+    save_file(arrays, folder / "model.safetensors")
+    assert set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0]) == before
+    arrays["model.layers.1.mlp.down_proj.bias"][63] = 1
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(FormatError, match=r"has no place for tensor .*down_proj.bias"):
+        convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
 
 
 def test_an_adapter_on_a_folder_of_gptq(make: Family, tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_the_first_files_of_autogptq_and_those_of_v2(tmp_path: Path, tiny_base: 
     (old / "config.json").write_text(json.dumps(config))
     own = {key: own[key] for key in ("bits", "group_size", "desc_act", "sym")}
     (old / "quantize_config.json").write_text(json.dumps(own))
+    (old / "model.safetensors").rename(old / "gptq_model-4bit-32g.safetensors")
     new, _ = write_gptq(tiny_base, tmp_path / "new", offset=0, checkpoint_format="gptq_v2")
     for folder in (old, new):
         for name, codes in made.items():
