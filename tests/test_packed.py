@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,23 @@ def test_a_folder_of_gptq_is_read_like_any_other(tmp_path: Path, tiny_base: Path
         else:
             assert ours.codes(name) is None
             np.testing.assert_array_equal(ours.read(name), plain.read(name))
+
+
+def test_a_block_of_rows_takes_the_memory_of_a_block(tmp_path: Path) -> None:
+    big = some_codes(4096, 1024, 4, group=128, sym=True)
+    arrays = packed.pack(big)
+    kinds = {name: "F16" if name == "scales" else "I32" for name in arrays}
+    specs = [Spec(f"big.{name}", kinds[name], array.shape) for name, array in arrays.items()]
+    write_safetensors(tmp_path / "model.safetensors", specs, arrays.values())
+    config = {"quantization_config": packed.quantization_config(4, 128)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = Checkpoint(tmp_path)
+    tracemalloc.start()
+    found = weights.rows("big.weight", slice(4000, 4032))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, big.take(slice(4000, 4032)).values())
+    assert peak < 1_000_000, "the whole layer is 16 MB in float32 and 2 MB in codes"
 
 
 @pytest.mark.parametrize("kind", ["BF16", "F32"])
