@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 from edgeft.errors import EdgeftError
+from edgeft.formats import format_of, load
 from edgeft.records import Limits, Memory, Message, Speed
 from edgeft.runtimes import Runtime, open_runtime
 
@@ -31,6 +32,9 @@ WORDS = "the cold river carried small boats past old houses while two children c
 
 def measure(artifact: Path, threads: int | None = None) -> tuple[Speed, Memory]:
     """Run this module in a child process and read its line."""
+    row = format_of(artifact)
+    if row.prepare:  # once, and not while the clock runs
+        load(row.prepare)(artifact, threads)
     command = [sys.executable, "-P", "-m", "edgeft.benchmarks.speed", str(artifact)]
     if threads:
         command += ["--threads", str(threads)]

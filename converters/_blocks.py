@@ -4,7 +4,8 @@
     for sample in samples:
         sample.check(path)                  # the finished file holds what was proved
 
-A block is some rows of one tensor: merged, quantized and handed over by one thread. Memory holds a
+A block is some rows of one tensor: merged, quantized and handed over by one thread; or codes that are
+given (`edgeft.coded`), in the order of the file's rows. Memory holds a
 few blocks for each thread, however large a tensor is.
 """
 
@@ -23,9 +24,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.checkpoint import Array
+from edgeft.coded import Coded
 from edgeft.converters._tensors import Part, Target
 from edgeft.errors import ProofError
-from edgeft.ggml import quantize
+from edgeft.ggml import quantize, validate
 from edgeft.merge import Merged
 from edgeft.progress import Progress
 
@@ -44,6 +46,8 @@ class Plan:
     """of the header, without the vocabulary"""
     types: dict[str, Any]
     """every tensor's, in the order of the file"""
+    given: dict[str, Coded]
+    """where the bytes of tensors come from that are not quantized here"""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.factors[name].shape if name in self.factors else self.targets[name].shape
@@ -59,6 +63,8 @@ class _Job:
     sample: npt.NDArray[np.intp]
     """rows of the part that the proof looks at"""
     importance: Array | None
+    coded: Coded | None
+    """gives the bytes"""
     qtype: Any
     first: bool
     """of the tensor"""
@@ -113,7 +119,7 @@ def _jobs(made: Plan, importance: dict[str, Array | None]) -> Iterator[_Job]:
                 for start in range(matrix * height, end, step):
                     yield _Job(
                         name, part, slice(start, min(start + step, end)), sample, own,
-                        made.types[name], first=start == 0 and number == 0,
+                        made.given.get(name), made.types[name], first=start == 0 and number == 0,
                         last=min(start + step, end) == part.rows,
                     )  # fmt: skip
 
@@ -188,15 +194,19 @@ def _report(merged: Merged, job: _Job, given: Array, stored: npt.NDArray[np.uint
 
 
 def _encode(merged: Merged, job: _Job) -> _Block:
-    values = job.part.take(merged.rows, job.rows)
-    matrix = values if values.ndim > 1 else values[:, None]
+    inside = job.sample[(job.sample >= job.rows.start) & (job.sample < job.rows.stop)]
+    here = inside - job.rows.start
     try:
+        if job.coded:
+            data = job.part.take(job.coded.rows, job.rows)
+            validate(data, job.qtype)
+            return _Block(data, job.part.take(merged.rows, inside), data[here])
+        values = job.part.take(merged.rows, job.rows)
+        matrix = values if values.ndim > 1 else values[:, None]
         data = quantize(matrix, job.qtype, threads=1, importance=job.importance)
     except ValueError as error:
         raise ProofError(
             f"{job.part.source} cannot be stored as {job.qtype.name}: {error}",
             "is a weight of base or adapter damaged?",
         ) from None
-    inside = job.sample[(job.sample >= job.rows.start) & (job.sample < job.rows.stop)]
-    inside = inside - job.rows.start
-    return _Block(data, values[inside], data[inside])
+    return _Block(data, values[here], data[here])

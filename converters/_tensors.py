@@ -10,15 +10,16 @@ Rows are those of (…, columns) seen as (rows, columns); every part of a target
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.checkpoint import Array, Rows, as_rows
+from edgeft.checkpoint import Rows, as_rows
 from edgeft.errors import FormatError
-from edgeft.merge import Merged, Reader, sampled
+from edgeft.merge import Merged, sampled
 from edgeft.models.transforms import Transform
 
 
@@ -41,7 +42,7 @@ class Part:
         """How many it is: one, unless it has three dimensions by itself."""
         return math.prod(self.shape[:-2])
 
-    def take(self, read: Reader, rows: Rows) -> Array:
+    def take(self, read: Callable[[str, Rows], npt.NDArray[Any]], rows: Rows) -> npt.NDArray[Any]:
         """Rows of what it becomes, from any reader of the checkpoint's tensors."""
         return self.transform.take(
             lambda wanted: read(self.source, wanted), rows, self.source_shape, self.config

@@ -22,11 +22,12 @@ from typing import Any
 import numpy as np
 
 from edgeft.checkpoint import Array
+from edgeft.coded import Coded
 from edgeft.converters import _vocab
 from edgeft.converters._blocks import Plan, write_tensors
 from edgeft.converters._metadata import metadata, rope_factors
 from edgeft.converters._mixture import FILE_TYPE, mixture, needs_importance
-from edgeft.converters._tensors import targets
+from edgeft.converters._tensors import Target, targets
 from edgeft.errors import FormatError
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
@@ -37,6 +38,7 @@ def plan(
     quant: str,
     tensor_types: Sequence[tuple[str, str]] = (),
     imatrix: bool = False,
+    coded: Coded | None = None,
 ) -> Plan:
     """FormatError for what cannot be written, before anything is."""
     arch = merged.card.gguf_arch
@@ -67,7 +69,18 @@ def plan(
     for pattern, _ in tensor_types:
         if not any(re.search(pattern.lower(), name) for name in shapes):
             raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
-    return Plan(wanted, factors, keys, types)
+    given = _given(wanted, coded) if coded else {}
+    return Plan(wanted, factors, keys, types | given, dict.fromkeys(given, coded) if coded else {})
+
+
+def _given(wanted: dict[str, Target], coded: Coded) -> dict[str, Any]:
+    """The types of the tensors that `coded` has whole, and in one type."""
+    found = {}
+    for name, target in wanted.items():
+        kinds = {coded.kind(part.source) for part in target.parts}
+        if len(kinds) == 1 and None not in kinds and all(p.transform.picks for p in target.parts):
+            found[name] = kinds.pop()
+    return found
 
 
 def convert(
@@ -77,12 +90,14 @@ def convert(
     threads: int,
     tensor_types: Sequence[tuple[str, str]] = (),
     imatrix: Imatrix | None = None,
+    coded: Coded | None = None,
 ) -> dict[str, Any]:
     """Write the file; returns facts for the manifest: tensors per type, bits per weight.
 
-    `tensor_types` are (regex, type) for tensors that shall not have what `quant` gives them.
+    `tensor_types` are (regex, type) for tensors that shall not have what `quant` gives them. What
+    `coded` has is taken from there, whatever the type; it has to be of the merged weights.
     """
-    made = plan(merged, quant, tensor_types, imatrix is not None)
+    made = plan(merged, quant, tensor_types, imatrix is not None, coded)
     importance = _importance(quant, made, imatrix)
     writer = _writer(out, merged.card.gguf_arch)
     try:

@@ -15,8 +15,9 @@ from typing import Any
 
 from edgeft import gguf_header, stage
 from edgeft.adapter_config import read_adapter_config
-from edgeft.checkpoint import Checkpoint
+from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import InputError, TemplateError
+from edgeft.formats import format_of
 from edgeft.runtimes import check_as_made
 from edgeft.template import ALPACA, ChatTemplate, read_json
 
@@ -103,8 +104,14 @@ def _folder(path: Path) -> dict[str, Any]:
             sizes[i] += count
     chat = ChatTemplate.from_folder(path)
     plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
+    stored = {k: v for k, v in quantization(path).items() if isinstance(v, (int, float, str))}
     return {
-        "model": {"format": "hf", "architectures": config.get("architectures", []), **plain},
+        "model": {
+            "format": format_of(path).name,
+            "architectures": config.get("architectures", []),
+            **plain,
+        },
+        **({"gptq": stored} if stored else {}),
         "tensors": _kinds(kinds) | {"weights": f"{sum(sizes[1] for sizes in kinds.values()):,}"},
         "tokenizer": {"stops": list(chat.stops)},
         "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgeft import decide, imatrix, models, stage
+from edgeft import decide, imatrix, models, packed, stage
 from edgeft.adapter import Weighted
 from edgeft.adapter_config import read_adapter_config
 from edgeft.base import resolve
-from edgeft.checkpoint import Checkpoint
+from edgeft.checkpoint import READABLE, Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
 from edgeft.formats import Format, check_quants, format_named, load
@@ -227,11 +227,16 @@ def _check_files(options: ExportOptions) -> None:
 
 
 def _check_base(base: Path) -> None:
-    """A family that is known, and weights that are not quantized."""
-    card = models.card_for(read_json(base / "config.json"))
+    """A family that is known, and weights that can be read."""
+    config = read_json(base / "config.json")
+    card = models.card_for(config)
     for name, info in Checkpoint(base).tensors.items():
-        if not card.ignores(name):
-            info.check_float(name)
+        if card.ignores(name):
+            continue
+        stored = config.get("quantization_config")
+        if info.dtype not in READABLE and isinstance(stored, dict):
+            packed.settings(stored, base)
+        info.check_float(name)
 
 
 def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merged) -> None:

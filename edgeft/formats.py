@@ -7,6 +7,7 @@ looking at the table imports nothing: ``load(row.converter)`` imports on use.
 from __future__ import annotations
 
 import importlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,10 @@ class Format:
     """module:function that refuses beforehand what the converter could not write"""
     calibrated: bool = False
     """takes an importance matrix and types for single tensors"""
+    prepare: str = ""
+    """module:function of `prepare(path, threads)`: makes what the runtime opens, if it is not there"""
+    reference: str = ""
+    """module:class of the runtime that computes the same weights in float32, slowly"""
 
 
 FORMATS = {
@@ -56,6 +61,17 @@ FORMATS = {
             suffix="",
             quants=("f32", "f16", "bf16"),
             default=("f32",),
+            reference="edgeft.runtimes.reference:ReferenceRuntime",
+        ),
+        Format(
+            name="gptq",
+            converter="edgeft.converters.gptq:convert",
+            runtime="edgeft.runtimes.gptq:GPTQRuntime",
+            suffix="",
+            quants=("8bit", "4bit", "3bit", "2bit"),
+            default=("4bit",),
+            prepare="edgeft.runtimes.gptq:repacked",
+            reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
     )
 }  # fmt: skip
@@ -83,13 +99,25 @@ def format_of(path: Path) -> Format:
     if path.suffix == ".gguf" and path.is_file():
         return FORMATS["gguf"]
     if (path / "config.json").is_file():
-        return FORMATS["hf"]
+        return FORMATS["gptq" if _is_gptq(path) else "hf"]
     if not path.exists():
         raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
     raise InputError(
         f"{path} is not a model that edgeft can run",
         "a .gguf file, or a folder with config.json and safetensors",
     )
+
+
+def _is_gptq(folder: Path) -> bool:
+    """Told without a look at the weights; `edgeft.checkpoint.quantization` reads it in full."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        quantized = config.get("quantization_config")
+    except (ValueError, AttributeError, RecursionError):
+        return False  # whoever opens it says what is wrong with it
+    if quantized is None:
+        return (folder / "quantize_config.json").is_file()
+    return isinstance(quantized, dict) and quantized.get("quant_method") == "gptq"
 
 
 def load(entry: str) -> Any:

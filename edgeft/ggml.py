@@ -90,8 +90,7 @@ def quantize(
             columns,
             None if weights is None else weights[expert].ctypes.data,
         )
-        if not ggml.ggml_validate_row_data(qtype, target.ctypes.data, target.nbytes):
-            raise ValueError(f"a value is too large for {qtype.name}")
+        validate(target, qtype)
 
     places = itertools.product(range(experts), range(0, rows, step))
     if threads == 1:  # the caller's own, of which it may have many
@@ -102,6 +101,12 @@ def quantize(
             for _ in pool.map(work, places):
                 pass
     return raw.reshape(*values.shape[:-1], raw.shape[-1])
+
+
+def validate(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> None:
+    """ValueError where ggml sees that these bytes are no rows of finite numbers."""
+    if not _library().ggml_validate_row_data(qtype, data.ctypes.data, data.nbytes):
+        raise ValueError(f"a value is too large for {qtype.name}")
 
 
 @functools.cache

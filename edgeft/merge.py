@@ -119,6 +119,7 @@ class Merged:
     ) -> None:
         self.base = base
         self.config = read_json(base / "config.json")
+        self.config.pop("quantization_config", None)  # the view's values are in no codes
         self.card = models.card_for(self.config)
         self.tied = bool(self.card.value(self.config, "tie_word_embeddings"))
         """the output layer is the embedding"""
@@ -135,7 +136,8 @@ class Merged:
             name: changes[name].shape if name in changes else self._stored_shape(name)
             for name in dict.fromkeys((*weights.tensors, *self._source))
             if not self.card.ignores(name) and not (self.tied and name == output)
-        }
+            and (self.card.gguf_names(name)[0] or not weights.padding(name))
+        }  # fmt: skip
         self._resize()
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)

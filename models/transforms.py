@@ -25,6 +25,9 @@ Shape = tuple[int, ...]
 class Transform:
     """The identity; what the others are made from."""
 
+    picks = True
+    """its rows are whole rows of the other tensor, as they are"""
+
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         """Of the GGUF tensor."""
         return shape
@@ -43,6 +46,7 @@ class Plus(Transform):
     """A constant more: norms that transformers stores around 0 and llama.cpp around 1."""
 
     constant: float
+    picks = False
 
     def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
         return read(rows) + np.float32(self.constant)
@@ -74,6 +78,8 @@ class Pick(Transform):
 class Vector(Transform):
     """A matrix of one row -> a vector."""
 
+    picks = False
+
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return shape[1:]
 
@@ -87,6 +93,8 @@ class Vector(Transform):
 class MLAKeys(Transform):
     """kv_b_proj (heads * (key + value), rank) -> its keys, (heads, rank, key): for each head the
     transpose, with which llama.cpp takes a query to the compressed keys."""
+
+    picks = False
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return config["num_attention_heads"], shape[1], config["qk_nope_head_dim"]
@@ -102,6 +110,8 @@ class MLAKeys(Transform):
 
 class MLAValues(Transform):
     """kv_b_proj -> its values, (heads, value, rank)."""
+
+    picks = False
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return config["num_attention_heads"], config["v_head_dim"], shape[1]

@@ -70,7 +70,7 @@ def test_format_named() -> None:
     assert format_named("GGUF") is FORMATS["gguf"]
     with pytest.raises(FormatError) as caught:
         format_named("guff")
-    assert str(caught.value) == "unknown format 'guff' (did you mean 'gguf'? known: gguf, hf)"
+    assert str(caught.value) == "unknown format 'guff' (did you mean 'gguf'? known: gguf, gptq, hf)"
 
 
 def test_quants_come_from_the_most_to_the_least_exact() -> None:
@@ -96,6 +96,18 @@ def test_format_of(tmp_path: Path) -> None:
     assert "a .gguf file, or a folder" in caught.value.hint
     (tmp_path / "config.json").write_text("{}")
     assert format_of(tmp_path) is FORMATS["hf"]
+    for text, name in (
+        ('{"quantization_config": {"quant_method": "gptq"}}', "gptq"),
+        ('{"quantization_config": {"quant_method": "awq"}}', "hf"),
+        ('{"quantization_config": "gptq"}', "hf"),
+        ("[", "hf"),
+        ("[]", "hf"),
+    ):
+        (tmp_path / "config.json").write_text(text)
+        assert format_of(tmp_path) is FORMATS[name]
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "quantize_config.json").write_text("{}")
+    assert format_of(tmp_path) is FORMATS["gptq"]
     with pytest.raises(InputError, match="no such artifact: .*none.gguf") as caught:
         format_of(tmp_path / "none.gguf")
     assert caught.value.hint == "edgeft merge-export makes one"

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import string
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from edgeft import models
-from edgeft.checkpoint import Spec, write_safetensors
+from edgeft import models, packed
+from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
+from edgeft.template import read_json
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -95,6 +98,64 @@ def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
     specs = [Spec(name, "F32", shape) for name, shape in shapes.items()]
     write_safetensors(folder / "model.safetensors", specs, arrays)
     return folder
+
+
+def some_codes(
+    rows: int, columns: int, bits: int, group: int, sym: bool, order: bool = False, seed: int = 0
+) -> packed.Codes:
+    """A random layer of GPTQ; `group` -1: the whole row, `order`: columns in any order's groups."""
+    draw = np.random.default_rng(seed)
+    groups = np.arange(columns, dtype=np.int32) // (columns if group == -1 else group)
+    count = int(groups[-1]) + 1
+    scales = (draw.uniform(0.05, 0.1, (rows, count)) / 2**bits).astype(np.float16)
+    scales *= draw.choice(np.array([-1, 1], np.float16), (rows, count))
+    zeros = draw.integers(1, 2**bits, (rows, count), np.uint8)
+    return packed.Codes(
+        codes=draw.integers(0, 2**bits, (rows, columns), np.uint8),
+        scales=scales,
+        zeros=np.full_like(zeros, 2 ** (bits - 1)) if sym else zeros,
+        groups=draw.permutation(groups) if order else groups,
+        bits=bits,
+    )
+
+
+def write_gptq(
+    base: Path,
+    folder: Path,
+    bits: int = 4,
+    group: int = 32,
+    sym: bool = True,
+    order: bool = False,
+    scales: str = "F16",
+    offset: int = 1,
+    **more: Any,
+) -> tuple[Path, dict[str, packed.Codes]]:
+    """A copy of a base whose linear layers are random ones of GPTQ, and those layers by their names.
+
+    `more` goes into its quantization_config.
+    """
+    shutil.copytree(base, folder)
+    plain, config = Checkpoint(base), read_json(base / "config.json")
+    card = models.card_for(config)
+    made: dict[str, packed.Codes] = {}
+    specs, arrays = [], []
+    for name, info in plain.tensors.items():
+        place = card.gguf_names(name)[0][0]
+        if len(info.shape) < 2 or not place.startswith("blk.") or "gate_inp" in place:
+            specs.append(Spec(name, info.dtype, info.shape))
+            arrays.append(plain.read(name))
+            continue
+        made[name] = some_codes(*info.shape, bits, group, sym, order, seed=len(made))  # type: ignore[misc]
+        for part, array in packed.pack(made[name], offset).items():
+            kind = scales if part == "scales" else "I32"
+            specs.append(Spec(name.removesuffix("weight") + part, kind, array.shape))
+            arrays.append(array)
+    write_safetensors(folder / "model.safetensors", specs, arrays)
+    config["quantization_config"] = packed.quantization_config(
+        **{"bits": bits, "group_size": group, "sym": sym, "desc_act": order} | more
+    )
+    _write(folder / "config.json", config)
+    return folder, made
 
 
 def make_chats(path: Path, count: int = 40) -> Path:

@@ -40,6 +40,7 @@ class ChatOptions:
     threads: int | None = None
     context: int | None = None
     """tokens; None = what the runtime chooses"""
+    exact: bool = False
     stats: bool = False
 
     @property
@@ -138,6 +139,7 @@ class Conversation:
     type=click.IntRange(min=16),
     help="Tokens that the conversation may have.  [default: up to 4096]",
 )
+@click.option("--exact", is_flag=True, help="Compute a folder in float32 by torch, slowly.")
 @click.option("--stats", is_flag=True, help="Tokens/s after every reply, on stderr.")
 @configurable
 def command(artifact: Path, **given: Any) -> None:
@@ -151,7 +153,7 @@ def command(artifact: Path, **given: Any) -> None:
     from edgeft.runtimes import open_runtime
 
     options = ChatOptions(artifact, **given)
-    with open_runtime(artifact, options.threads, options.context) as model:
+    with open_runtime(artifact, options.threads, options.context, options.exact) as model:
         talk(Conversation(model, options.system, options.limits), options)
 
 

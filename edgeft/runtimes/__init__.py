@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import stage
-from edgeft.errors import EdgeftError, InputError, TemplateError
-from edgeft.formats import format_of, load
+from edgeft.errors import EdgeftError, FormatError, InputError, TemplateError
+from edgeft.formats import FORMATS, format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate
 
@@ -58,14 +58,23 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
-def open_runtime(path: Path, threads: int | None = None, context: int | None = None) -> Runtime:
+def open_runtime(
+    path: Path, threads: int | None = None, context: int | None = None, exact: bool = False
+) -> Runtime:
     """Open an artifact with the runtime that the formats table names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
-    model allow up to 4096. TemplateError where the artifact no longer carries the chat template
-    and the stops that its manifest names.
+    model allow up to 4096. `exact`: by the reference, in float32. TemplateError where the artifact
+    no longer carries the chat template and the stops that its manifest names.
     """
-    runtime: Runtime = load(format_of(path).runtime)(path, threads=threads, context=context)
+    row = format_of(path)
+    if exact and not row.reference:
+        raise FormatError(
+            f"{path} cannot be computed exactly: its engine rounds on the way",
+            f"a folder of {' or '.join(name for name, row in FORMATS.items() if row.reference)}",
+        )
+    entry = row.reference if exact else row.runtime
+    runtime: Runtime = load(entry)(path, threads=threads, context=context)
     try:
         check_as_made(path, runtime.chat)
     except EdgeftError:

@@ -7,7 +7,8 @@
 
 The second form is the live model: the adapter runs beside the base by peft, nothing is merged.
 `weights` gives the model other values than its files hold, such as those that NF4 leaves of them,
-or those of a Merged view (with its `config` and `tokenizer`) that was never written to disk.
+or those of a Merged view (with its `config` and `tokenizer`) that was never written to disk. A folder
+of GPTQ runs on the values of its codes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
+from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import FormatError, InputError, require
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
@@ -54,6 +56,8 @@ class ReferenceRuntime:
             architecture = models.transformers_class(read_json(path / "config.json"))
             if threads:
                 torch.set_num_threads(threads)
+            if weights is None and quantization(path):
+                weights = _of_codes(path)
             if weights is None:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -64,6 +68,7 @@ class ReferenceRuntime:
                     path, local_files_only=True, **changed
                 )
                 own.dtype = torch.float32
+                vars(own).pop("quantization_config", None)
                 self._model = self._filled(architecture, own, weights)
             if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
                 self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
@@ -170,6 +175,12 @@ class ReferenceRuntime:
         if left:
             raise InputError(f"the model has no weights for {', '.join(left[:3])}")
         return made
+
+
+def _of_codes(path: Path) -> Weights:
+    """The tensors of a folder of GPTQ, which transformers alone would not read."""
+    stored, card = Checkpoint(path), models.card_for(read_json(path / "config.json"))
+    return ((name, stored.read(name)) for name in stored.tensors if not card.ignores(name))
 
 
 def _choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:

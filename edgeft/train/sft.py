@@ -26,7 +26,7 @@ from typing import Any, Literal, cast
 
 from edgeft import models, nf4, stage
 from edgeft.adapter_tensors import in_checkpoint
-from edgeft.checkpoint import Checkpoint
+from edgeft.checkpoint import GPTQ, Checkpoint
 from edgeft.dataset import Encoded, encode_all, fingerprint, load_examples, split
 from edgeft.errors import InputError, StaleError, require
 from edgeft.progress import Progress, quiet_libraries, say
@@ -132,6 +132,11 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
             f"--cutoff-length {cut.longest}",
         )
     weights = Checkpoint(options.base)
+    if any(info.dtype == GPTQ for info in weights.tensors.values()):
+        raise InputError(
+            f"{options.base} is quantized by GPTQ",
+            "train on the unquantized model, or on what merge-export --format hf makes of it",
+        )
     parameters = sum(math.prod(info.shape) for info in weights.tensors.values())
     _preflight(options, parameters, work_folder)
     with stage.writing(
