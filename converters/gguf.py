@@ -11,17 +11,20 @@ text into the same ids is proved on the finished file (`edgeft.benchmarks.parity
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgeft.checkpoint import Array
+from edgeft import grids
+from edgeft.checkpoint import Array, Rows
 from edgeft.coded import Coded
 from edgeft.converters import _vocab
 from edgeft.converters._blocks import Plan, write_tensors
@@ -29,8 +32,13 @@ from edgeft.converters._metadata import metadata, rope_factors
 from edgeft.converters._mixture import FILE_TYPE, mixture, needs_importance
 from edgeft.converters._tensors import Target, targets
 from edgeft.errors import FormatError
+from edgeft.gptq import Calibration, Solved, linears, quantize
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
+from edgeft.solver import Blocks
+
+SOLVED = "gptq-"
+"""before the name of a quantization: its linear layers are quantized by GPTQ"""
 
 
 def plan(
@@ -91,12 +99,20 @@ def convert(
     tensor_types: Sequence[tuple[str, str]] = (),
     imatrix: Imatrix | None = None,
     coded: Coded | None = None,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write the file; returns facts for the manifest: tensors per type, bits per weight.
 
     `tensor_types` are (regex, type) for tensors that shall not have what `quant` gives them. What
-    `coded` has is taken from there, whatever the type; it has to be of the merged weights.
+    `coded` has is taken from there, whatever the type; it has to be of the merged weights. With
+    `calibration` the weights of the blocks are quantized by GPTQ, within the types of `quant`.
     """
+    quant = quant.removeprefix(SOLVED)
+    more: dict[str, Any] = {}
+    if calibration:
+        wanted = plan(merged, quant, tensor_types, imatrix is not None)
+        coded, solved = _solved(merged, wanted, calibration, threads)
+        more = solved.facts()
     made = plan(merged, quant, tensor_types, imatrix is not None, coded)
     importance = _importance(quant, made, imatrix)
     writer = _writer(out, merged.card.gguf_arch)
@@ -118,13 +134,43 @@ def convert(
         sample.check(out)
     weights = sum(math.prod(target.shape) for target in made.targets.values())
     counts = Counter(qtype.name for qtype in made.types.values())
-    facts: dict[str, Any] = {
+    facts: dict[str, Any] = more | {
         "types": dict(sorted(counts.items())),
         "bits_per_weight": round(8 * out.stat().st_size / weights, 2),
     }
     if imatrix:
         facts["without_importance"] = len(_without(made, imatrix))
     return facts
+
+
+class _InBlocks:
+    """`Coded` of what GPTQ solved within ggml's types."""
+
+    def __init__(self, solved: Solved, kinds: Mapping[str, Blocks]) -> None:
+        self._solved, self._kinds = solved, kinds
+        self._whole = functools.lru_cache(8)(lambda source: solved.read(source)["data"])
+
+    def kind(self, source: str) -> Any:
+        return self._kinds[source].qtype if source in self._kinds else None
+
+    def rows(self, source: str, rows: Rows) -> npt.NDArray[np.uint8]:
+        found: npt.NDArray[np.uint8] = self._whole(source)[rows]
+        return found
+
+
+def _solved(
+    merged: Merged, made: Plan, calibration: Calibration, threads: int
+) -> tuple[Coded, Solved]:
+    """The linear layers whose types hold evenly spaced values, quantized by GPTQ."""
+    can = set(linears(merged))
+    kinds = {
+        part.source: Blocks(made.types[name])
+        for name, target in made.targets.items()
+        for part in target.parts
+        if part.source in can and part.transform.picks and grids.supports(made.types[name])
+    }
+    solved = quantize(merged, kinds, calibration, threads)
+    return _InBlocks(solved, kinds), solved
 
 
 def _writer(out: Path, arch: str) -> Any:
@@ -160,6 +206,7 @@ def check(
     measured: bool = False,
 ) -> None:
     """FormatError for what `convert` would refuse; `measured`: importance comes only later."""
+    quant = quant.removeprefix(SOLVED)
     made = plan(merged, quant, tensor_types, measured or imatrix is not None)
     if measured:
         return

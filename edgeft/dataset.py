@@ -141,6 +141,17 @@ def calibration(
     return sample
 
 
+def text_calibration(
+    ids: Sequence[int], begin: Sequence[int], budget: int = 65_536, size: int = 512
+) -> list[list[int]]:
+    """Pieces of a plain text, `size` tokens each with `begin` in front, spread evenly over it."""
+    own = size - len(begin)
+    pieces = max(1, len(ids) // own)
+    wanted = min(pieces, max(1, budget // size))
+    starts = (piece * pieces // wanted * own for piece in range(wanted))
+    return [[*begin, *ids[start : start + own]] for start in starts]
+
+
 def fingerprint(examples: Sequence[Example]) -> str:
     """sha256 over the conversations in order; two arms are compared only on equal ones."""
     digest = hashlib.sha256()
@@ -150,11 +161,16 @@ def fingerprint(examples: Sequence[Example]) -> str:
     return digest.hexdigest()
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+def read_text(path: Path) -> str:
+    """InputError for a file that is not UTF-8."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    text = read_text(path)
     if text.lstrip().startswith("["):
         try:
             yield from enumerate(json.loads(text), start=1)

@@ -10,6 +10,7 @@ Both run the merged model as a temporary f16 GGUF, under the template that it wa
 from __future__ import annotations
 
 import contextlib
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,15 @@ from edgeft import stage
 from edgeft.activations import collect
 from edgeft.adapter import Weighted
 from edgeft.benchmarks import quality
-from edgeft.dataset import calibration, fingerprint, load_examples
-from edgeft.errors import EdgeftError
+from edgeft.benchmarks.suites import load_suite, suite_names
+from edgeft.dataset import (
+    calibration,
+    fingerprint,
+    load_examples,
+    read_text,
+    text_calibration,
+)
+from edgeft.errors import EdgeftError, InputError
 from edgeft.formats import format_named, load
 from edgeft.imatrix import write
 from edgeft.merge import Merged, adapter_manifest
@@ -33,6 +41,8 @@ from edgeft.train.sft import training_examples, validation_examples
 
 LONGEST = 4096
 """tokens of a chat that is measured on"""
+CHUNK = 512
+"""tokens of a piece of plain text"""
 
 
 @dataclass(frozen=True)
@@ -42,9 +52,16 @@ class Chats:
     validation: list[Example]
     why_no_validation: str
     training: list[Example]
+    """to calibrate on"""
     why_no_training: str
     name: str
-    """of the training data"""
+    """of what is calibrated on"""
+    text: str = ""
+    """to calibrate on, in place of chats"""
+
+    @property
+    def calibrates(self) -> bool:
+        return bool(self.training or self.text)
 
 
 def own_chats(
@@ -52,14 +69,47 @@ def own_chats(
 ) -> Chats:
     """From the files that were given, else from what the adapter's training recorded."""
     held, why_not_held = _recorded(adapters, "validation")
-    seen, why_not_seen = _recorded(adapters, "training")
-    name = "the training data"
     if validation:
         held, why_not_held = load_examples(validation), ""
-    if calibration_data:
-        seen, why_not_seen = load_examples(calibration_data), ""
-        name = calibration_data.name
-    return Chats(held, why_not_held, seen, why_not_seen, name)
+    if calibration_data is None:
+        seen, why_not_seen = _recorded(adapters, "training")
+        return Chats(held, why_not_held, seen, why_not_seen, "the training data")
+    name = calibration_data.name
+    if calibration_data.suffix not in (".json", ".jsonl"):
+        text = read_text(calibration_data)
+        return Chats(held, why_not_held, [], f"{name} is empty", name, text.strip() and text)
+    seen = _unseen(load_examples(calibration_data), held, calibration_data)
+    return Chats(held, why_not_held, seen, "", name)
+
+
+def _unseen(examples: list[Example], held: list[Example], path: Path) -> list[Example]:
+    """Chats that nothing is measured on: InputError for those of a suite's test split; what training
+    held out is left out."""
+    for name in suite_names():
+        tests = {example.messages for example in load_examples(load_suite(name).test)}
+        if found := sum(example.messages in tests for example in examples):
+            raise InputError(
+                f"{path}: {found} of {len(examples)} chats are of the test split of {name}",
+                "what is measured on must not be calibrated on: take training data",
+            )
+    measured = {example.messages for example in held}
+    kept = [example for example in examples if example.messages not in measured]
+    if len(kept) < len(examples):
+        say(f"{path}: {len(examples) - len(kept)} chats of the validation split are left out")
+    if not kept:
+        raise InputError(f"{path} holds nothing but the validation split", "take training data")
+    return kept
+
+
+def sample(view: Merged, chats: Chats, budget: int, longest: int = LONGEST) -> list[list[int]]:
+    """Token ids to calibrate on, `budget` of them or all there are; always the same."""
+    chat, tokens = ChatTemplate.from_folder(view.tokenizer), encoder(view.tokenizer)
+    context = view.card.value(view.config, view.card.hparams["context_length"])
+    longest = min(longest, context or longest)
+    if not chats.text:
+        return calibration(chats.training, chat, tokens, budget, longest)
+    begin = tokens(chat.bos_token) if "bos_token" in chat.source else []
+    return text_calibration(tokens(chats.text), begin, budget, min(longest, CHUNK))
 
 
 def _recorded(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example], str]:
@@ -132,6 +182,7 @@ def _length(model: GGUFRuntime, example: Example) -> int:
 def own_imatrix(
     view: Merged,
     chats: Chats,
+    budget: int,
     out: Path,
     threads: int,
     parents: dict[str, str],
@@ -141,7 +192,10 @@ def own_imatrix(
     The file is llama.cpp's, so llama-quantize reads it, too.
     """
     target = out / "imatrix.gguf"
-    options = {"chats": fingerprint(chats.training), "merge_base": view.merge_base}
+    options = {
+        "chats": fingerprint(chats.training), "text": hashlib.sha256(chats.text.encode()).hexdigest(),
+        "tokens": budget, "merge_base": view.merge_base,
+    }  # fmt: skip
     if stage.finished(target, "imatrix", options, parents):
         return target
     with (
@@ -150,9 +204,7 @@ def own_imatrix(
         ) as work,
         f16_model(view, out, threads) as model,
     ):
-        chat = ChatTemplate.from_folder(view.tokenizer)
-        longest = min(LONGEST, model.context)
-        sequences = calibration(chats.training, chat, encoder(view.tokenizer), longest=longest)
+        sequences = sample(view, chats, budget, min(LONGEST, model.context))
         write(collect(model.path, sequences, threads, dataset=chats.name), work.path)
         tokens = sum(map(len, sequences))
         work.facts |= {"chats": len(sequences), "tokens": tokens}

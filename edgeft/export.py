@@ -23,6 +23,7 @@ from edgeft.checkpoint import READABLE, Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
 from edgeft.formats import Format, check_quants, format_named, load
+from edgeft.gptq import Calibration
 from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
 from edgeft.progress import say
@@ -52,7 +53,17 @@ class ExportOptions:
     imatrix: str | None = None
     """a file in llama.cpp's format, or auto: collected on the chats that were learned"""
     calibration: Path | None = None
-    """chats for `imatrix` auto; default: those of the training"""
+    """chats or plain text for GPTQ and for `imatrix` auto; default: the chats of the training"""
+    calibration_tokens: int = 65_536
+    """of it that are used at most"""
+    group_size: int | None = None
+    """of GPTQ's own format: columns that share a scale, -1 for all; None: 128, 64 or 32"""
+    symmetric: bool = True
+    """of GPTQ's own format"""
+    damp: float = 0.01
+    """of GPTQ: share of the mean diagonal of the Hessian that is added to it"""
+    offload: bool = False
+    """GPTQ keeps its activations in a file"""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """(regex, type) for tensors that shall not have what the quantization gives them"""
     live: bool = True
@@ -63,11 +74,8 @@ class ExportOptions:
 
 def export(options: ExportOptions) -> list[Artifact]:
     """Make every artifact that is asked for; those that are complete already are kept."""
-    wanted = [
-        (row, quant)
-        for row in map(format_named, options.formats)
-        for quant in check_quants(row, options.quants)
-    ]
+    rows = [format_named(name) for name in dict.fromkeys(map(str.lower, options.formats))]
+    wanted = check_quants(rows, options.quants)
     if not wanted:
         raise FormatError("no format is asked for", "such as --format gguf")
     _check_files(options)
@@ -108,19 +116,30 @@ class _Run:
             if row.name == "gguf" and not stage.read_manifest(target):
                 stage.check_not_foreign(target.with_suffix(".Modelfile"), options.overwrite)
         auto = options.imatrix == "auto" and any(row.calibrated for row, _ in todo)
+        solved = any(quant in row.solved for row, quant in todo)
+        if (auto or solved) and not self.chats.calibrates:
+            what = "GPTQ" if solved else "an importance matrix"
+            raise InputError(
+                f"nothing to calibrate {what} on: {self.chats.why_no_training}",
+                "--calibration FILE with chats or text",
+            )
         if auto:
             stage.check_not_foreign(options.out / "imatrix.gguf", options.overwrite)
-            if not self.chats.training:
-                raise InputError(
-                    f"no chats for an importance matrix: {self.chats.why_no_training}",
-                    "--calibration FILE with chats, or --imatrix FILE",
-                )
         elif options.imatrix and todo:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
             if row.check:
-                own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
-                load(row.check)(self.view, quant, **own, measured=auto)
+                measured = {"measured": auto} if row.calibrated else {}
+                load(row.check)(self.view, quant, **self._own(row), **measured)
+
+    def _own(self, row: Format) -> dict[str, Any]:
+        """What the format's converter takes beside what all take."""
+        options = self.options
+        if row.calibrated:
+            return {"tensor_types": options.tensor_types, "imatrix": self._importance}
+        if row.solved:
+            return {"group_size": options.group_size, "symmetric": options.symmetric}
+        return {}
 
     def _target(self, row: Format, quant: str) -> Path:
         return self.options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
@@ -146,9 +165,9 @@ class _Run:
             overwrite=options.overwrite,
         ) as work:  # fmt: skip
             merged = self.view.on(self.view.merge_base)
-            own: dict[str, Any] = {}
-            if row.calibrated:
-                own = {"tensor_types": options.tensor_types, "imatrix": self._importance}
+            own = self._own(row)
+            if quant in row.solved:
+                own["calibration"], work.facts["calibration"] = self._calibration(target)
             work.facts |= load(row.converter)(merged, work.path, quant, options.threads, **own)
             proof = merged.proof()
             converted = time.perf_counter() - started
@@ -156,6 +175,7 @@ class _Run:
                 "seconds": round(converted, 2), "proof": to_json(proof), "merge_base": self._why,
                 "parity": checks.run(row, quant, work.path, merged),
             }  # fmt: skip
+        stage.remove(_blocks_of(target))
         manifest = stage.read_manifest(target)
         assert manifest is not None
         self._write_modelfile(row, target, manifest)
@@ -177,7 +197,22 @@ class _Run:
                 frozen["imatrix"] = Path(options.imatrix).name
             if options.tensor_types:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
+        if quant in row.solved:
+            frozen["damp"], frozen["calibration_tokens"] = options.damp, options.calibration_tokens
+            frozen["calibration"] = options.calibration.name if options.calibration else "auto"
+        if quant in row.solved and not row.calibrated:
+            frozen["group_size"], frozen["symmetric"] = options.group_size, options.symmetric
         return frozen
+
+    def _calibration(self, target: Path) -> tuple[Calibration, dict[str, Any]]:
+        """What GPTQ learns from, and the facts about it."""
+        options = self.options
+        sequences = decide.sample(self.view, self.chats, options.calibration_tokens)
+        found = Calibration(sequences, _blocks_of(target), options.damp, options.offload)
+        tokens = sum(map(len, sequences))
+        facts = {"of": self.chats.name, "sequences": len(sequences), "tokens": tokens,
+                 "sha256": found.fingerprint()}  # fmt: skip
+        return found, facts
 
     def _write_modelfile(self, row: Format, target: Path, manifest: Manifest) -> None:
         file = target.with_suffix(".Modelfile")
@@ -201,9 +236,15 @@ class _Run:
         self.view = self.view.on(chosen)
         if options.imatrix == "auto":
             path = decide.own_imatrix(
-                self.view, self.chats, options.out, options.threads, self.parents
-            )
+                self.view, self.chats, options.calibration_tokens, options.out, options.threads,
+                self.parents,
+            )  # fmt: skip
             self._importance = imatrix.read(path)
+
+
+def _blocks_of(target: Path) -> Path:
+    """Where GPTQ keeps what is done of an artifact until it is complete."""
+    return target.with_name(f".{target.name}.blocks")
 
 
 def _check_files(options: ExportOptions) -> None:
@@ -215,8 +256,6 @@ def _check_files(options: ExportOptions) -> None:
         raise InputError(f"{home} is a file, not a folder", "choose another --out")
     if not os.access(home, os.W_OK):
         raise InputError(f"{home} cannot be written to", "choose another --out")
-    if options.calibration and options.imatrix != "auto":
-        raise InputError("--calibration is only for --imatrix auto", "add it, or leave both out")
     for path, name in (
         (options.validation, "--validation"),
         (options.calibration, "--calibration"),
@@ -250,6 +289,12 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
     if (options.imatrix or options.tensor_types) and not any(row.calibrated for row in rows):
         asked = "--imatrix" if options.imatrix else "--tensor-type"
         raise FormatError(f"{asked} is not for format {rows[0].name}", "--format gguf takes it")
+    calibrates = options.imatrix == "auto" or any(quant in row.solved for row, quant in wanted)
+    if options.calibration and not calibrates:
+        raise InputError(
+            "--calibration is for --imatrix auto and for GPTQ",
+            "add --imatrix auto or --quant gptq-q4_0, or leave it out",
+        )
     if options.tensor_types and all(quant in UNQUANTIZED for _, quant in wanted):
         raise FormatError(
             f"--tensor-type changes nothing in {wanted[0][1]}", "such as --quant q8_0 beside it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ class Format:
     """module:function that refuses beforehand what the converter could not write"""
     calibrated: bool = False
     """takes an importance matrix and types for single tensors"""
+    solved: tuple[str, ...] = ()
+    """quantizations that GPTQ makes: they need something to calibrate on"""
     prepare: str = ""
     """module:function of `prepare(path, threads)`: makes what the runtime opens, if it is not there"""
     reference: str = ""
@@ -47,9 +50,10 @@ FORMATS = {
             suffix=".gguf",
             quants=(
                 "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0",
-                "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs", "q4_1", "q4_0", "q3_k_l", "q3_k_m", "iq3_m",
-                "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
+                "gptq-q4_k_m", "q4_k_m", "q4_k_s", "gptq-q4_0", "iq4_nl", "iq4_xs", "q4_1", "q4_0",
+                "q3_k_l", "q3_k_m", "iq3_m", "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
             ),
+            solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
             check="edgeft.converters.gguf:check",
             calibrated=True,
@@ -70,6 +74,8 @@ FORMATS = {
             suffix="",
             quants=("8bit", "4bit", "3bit", "2bit"),
             default=("4bit",),
+            check="edgeft.converters.gptq:check",
+            solved=("8bit", "4bit", "3bit", "2bit"),
             prepare="edgeft.runtimes.gptq:repacked",
             reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
@@ -84,14 +90,21 @@ def format_named(name: str) -> Format:
         raise FormatError(f"unknown format {name!r}", did_you_mean(name, FORMATS)) from None
 
 
-def check_quants(row: Format, quants: tuple[str, ...]) -> tuple[str, ...]:
-    """`quants` in the table's spelling, from the most to the least exact, each once."""
-    wanted = {quant.lower() for quant in quants} or set(row.default)
-    for quant in wanted - set(row.quants):
+def check_quants(rows: Sequence[Format], quants: tuple[str, ...]) -> list[tuple[Format, str]]:
+    """Of each format those of `quants` that it has, from the most to the least exact, each once; its
+    default where it has none of them. FormatError for one that no format has."""
+    wanted = {quant.lower() for quant in quants}
+    known = [quant for row in rows for quant in row.quants]
+    for quant in wanted - set(known):
+        names = " or ".join(row.name for row in rows)
         raise FormatError(
-            f"format {row.name} has no quantization {quant!r}", did_you_mean(quant, row.quants)
+            f"format {names} has no quantization {quant!r}", did_you_mean(quant, known)
         )
-    return tuple(quant for quant in row.quants if quant in wanted)
+    found = []
+    for row in rows:
+        own = wanted & set(row.quants) or set(row.default)
+        found += [(row, quant) for quant in row.quants if quant in own]
+    return found
 
 
 def format_of(path: Path) -> Format:

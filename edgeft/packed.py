@@ -77,7 +77,7 @@ def pack(codes: Codes, offset: int = 1) -> dict[str, npt.NDArray[Any]]:
     """
     bits, top = codes.bits, 2**codes.bits - 1
     rows, columns = codes.codes.shape
-    span = _span(bits)
+    span = whole_words(bits)
     if rows % span or columns % span:
         raise ValueError(
             f"{bits} bits need multiples of {span}, not {rows} rows x {columns} columns"
@@ -125,7 +125,7 @@ def zeros(
 ) -> npt.NDArray[np.uint8]:
     """What `unpack` says of them, without a look at the codes."""
     count, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
-    wanted, span = np.arange(count)[rows], _span(bits)
+    wanted, span = np.arange(count)[rows], whole_words(bits)
     used, which = np.unique(wanted // span, return_inverse=True)
     words = span * bits // 32
     columns = (used[:, None] * words + np.arange(words)).reshape(-1)
@@ -142,7 +142,7 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int]:
         )
         bits, rest = divmod(32 * words, columns)
         fits = not rest and bits in BITS and width == rows
-        fits = fits and not rows % _span(bits) and not columns % _span(bits)
+        fits = fits and not rows % whole_words(bits) and not columns % whole_words(bits)
         if not fits or shapes["qzeros"] != (groups, rows * bits // 32):
             raise ValueError
     except (ValueError, ZeroDivisionError):
@@ -166,6 +166,20 @@ def quantization_config(
         "pack_dtype": "int32",
     }
     return made | more
+
+
+def layout(
+    shape: tuple[int, ...], bits: int, group_size: int
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """The four tensors of a layer of (rows, columns): safetensors' type and shape of each."""
+    rows, columns = shape
+    groups = 1 if group_size == -1 else columns // group_size
+    return {
+        "qweight": ("I32", (columns * bits // 32, rows)),
+        "qzeros": ("I32", (groups, rows * bits // 32)),
+        "scales": ("F16", (groups, rows)),
+        "g_idx": ("I32", (columns,)),
+    }
 
 
 def settings(config: Mapping[str, Any], where: Path) -> Settings:
@@ -192,7 +206,7 @@ def settings(config: Mapping[str, Any], where: Path) -> Settings:
     return Settings(bits, OFFSETS[layout], bool(config.get("dynamic")))
 
 
-def _span(bits: int) -> int:
+def whole_words(bits: int) -> int:
     """Codes after which a word ends together with one of them."""
     if bits not in BITS:
         raise ValueError(f"{bits} bits are none of {BITS}")
@@ -205,7 +219,7 @@ def _words(stored: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
 
 def _to_words(fields: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32]:
     """(count, n) -> (count * bits / 32, n)."""
-    span, (count, width) = _span(bits), fields.shape
+    span, (count, width) = whole_words(bits), fields.shape
     blocks = fields.reshape(count // span, span, width)
     words = np.zeros((len(blocks), span * bits // 32, width), np.uint32)
     for i in range(span):
@@ -219,7 +233,7 @@ def _to_words(fields: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint32
 
 def _from_words(words: npt.NDArray[np.uint32], bits: int) -> npt.NDArray[np.uint8]:
     """(count * bits / 32, n) -> (count, n)."""
-    span, (count, width) = _span(bits), words.shape
+    span, (count, width) = whole_words(bits), words.shape
     per_span = span * bits // 32
     blocks = words.reshape(count // per_span, per_span, width)
     fields = np.empty((len(blocks), span, width), np.uint8)

@@ -137,10 +137,10 @@ def writing(
                 if old.exists():
                     os.replace(old, target)
                 raise
-            _remove(old)
+            remove(old)
         _fsync(target.parent)
     finally:
-        _remove(temp)
+        remove(temp)
         if made_parent:
             with contextlib.suppress(OSError):
                 target.parent.rmdir()  # only where nothing came of it
@@ -179,9 +179,16 @@ def check_not_foreign(file: Path, overwrite: bool) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is either the old text or the new one."""
+    with whole_file(path) as temp:
+        temp.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A place to write a file that is then `path`, whole; for one that needs no manifest."""
     temp = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
-        temp.write_text(text, encoding="utf-8")
+        yield temp
         _fsync(temp)
         os.replace(temp, path)
         _fsync(path.parent)
@@ -199,7 +206,7 @@ def scratch(folder: Path) -> Iterator[Path]:
     try:
         yield temp
     finally:
-        _remove(temp)
+        remove(temp)
 
 
 def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
@@ -313,10 +320,11 @@ def _sweep(target: Path) -> None:
             if match[2] and not target.exists():
                 os.replace(path, target)
             else:
-                _remove(path)
+                remove(path)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import comma_list, configurable, json_option, print_json
+from edgeft.cli._options import comma_list, configurable, finite, json_option, print_json
 from edgeft.errors import InputError
 
 
@@ -68,15 +68,17 @@ def _tensor_types(
     default=("gguf",),
     show_default=True,
     callback=comma_list,
-    help="gguf (for llama.cpp) or hf (a merged Hugging Face folder); repeatable.",
+    help="gguf (for llama.cpp), gptq (4-bit codes for transformers, vLLM and GPTQModel) or hf (a "
+    "merged Hugging Face folder); repeatable.",
 )
 @click.option(
     "--quant",
     "quants",
     multiple=True,
     callback=comma_list,
-    help="Types of the weights, such as f16,q8_0,q4_k_m, from exact to small; repeatable.  "
-    "[default: q4_k_m, for hf f32]",
+    help="Types of the weights, such as f16,q8_0,q4_k_m, from exact to small; gptq-q4_0 and "
+    "gptq-q4_k_m are calibrated; of gptq 8bit, 4bit, 3bit, 2bit; repeatable.  [default: q4_k_m, for "
+    "gptq 4bit, for hf f32]",
 )
 @click.option(
     "--merge-base",
@@ -105,9 +107,43 @@ def _tensor_types(
 )
 @click.option(
     "--calibration",
-    type=click.Path(path_type=Path),
-    help="Chats for --imatrix auto.  [default: those of the training]",
+    metavar="auto|FILE",
+    default="auto",
+    show_default=True,
+    help="What GPTQ and --imatrix auto learn from: a file of chats (.json, .jsonl) or of plain text; "
+    "auto, the chats of the training.",
 )
+@click.option(
+    "--calibration-tokens",
+    type=click.IntRange(min=1),
+    default=65_536,
+    show_default=True,
+    help="How much of it, at most.",
+)
+@click.option(
+    "--group-size",
+    type=click.Choice(["auto", "32", "64", "128", "-1"]),
+    default="auto",
+    show_default=True,
+    help="Of --format gptq: columns that share a scale, -1 for a whole row; auto, the largest that "
+    "divides every layer.",
+)
+@click.option(
+    "--symmetric/--asymmetric",
+    default=True,
+    show_default=True,
+    help="Of --format gptq: whether zero lies in the middle of the codes.",
+)
+@click.option(
+    "--damp",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.01,
+    show_default=True,
+    callback=finite,
+    help="Of GPTQ: how much of the mean is added to the Hessian's diagonal; it grows by itself where "
+    "that is not enough.",
+)
+@click.option("--offload", is_flag=True, help="GPTQ keeps its activations on disk, not in memory.")
 @click.option(
     "--tensor-type",
     "tensor_types",
@@ -128,12 +164,13 @@ def _tensor_types(
 @click.option("--overwrite", is_flag=True, help="Replace artifacts of another run.")
 @json_option
 @configurable
-def command(threads: int | None, as_json: bool, **options: Any) -> None:
+def command(threads: int | None, group_size: str, as_json: bool, **options: Any) -> None:
     """Merge in float32 and write each artifact in one pass, then prove that it is the model.
 
     \b
     edgeft merge-export --adapter adapter --out out --format gguf --quant q4_k_m,q8_0,f16
-    edgeft merge-export --adapter adapter --out out --quant iq4_xs --imatrix auto
+    edgeft merge-export --adapter adapter --out out --quant gptq-q4_0
+    edgeft merge-export --adapter adapter --out out --format gptq --quant 4bit --group-size 128
     """
     from edgeft.adapter import Weighted
     from edgeft.export import ExportOptions, export
@@ -141,6 +178,9 @@ def command(threads: int | None, as_json: bool, **options: Any) -> None:
     options["adapter"] = tuple(Weighted(path, weight) for path, weight in options["adapter"])
     if threads:
         options["threads"] = threads
+    chosen = options["calibration"]
+    options["calibration"] = None if chosen == "auto" else Path(chosen)
+    options["group_size"] = None if group_size == "auto" else int(group_size)
     artifacts = export(ExportOptions(**options))
     if as_json:
         print_json({"artifacts": [

@@ -1,0 +1,112 @@
+"""Merged view -> a folder of GPTQ, as transformers, vLLM and GPTQModel read it.
+
+    convert(merged, out, "4bit", threads=2, calibration=calibration)
+
+Linear layers become codes in AutoGPTQ's layout (`edgeft.packed`), all other weights float16. Groups
+are of neighbouring columns whatever the order was in which they were quantized: a reader may ignore
+g_idx, and ggml's blocks can hold the same codes (`edgeft.coded`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft import packed
+from edgeft.checkpoint import Array, Spec, write_safetensors
+from edgeft.converters._folder import blocks, finish
+from edgeft.errors import FormatError
+from edgeft.gptq import Calibration, Solved, linears, quantize
+from edgeft.merge import Merged, sampled
+from edgeft.solver import Uniform
+
+SIZES = (128, 64, 32)
+"""columns of a group, by preference"""
+STORED = "F16"
+
+
+def convert(
+    merged: Merged,
+    out: Path,
+    quant: str,
+    threads: int,
+    calibration: Calibration,
+    group_size: int | None = None,
+    symmetric: bool = True,
+) -> dict[str, Any]:
+    """Write the folder; returns facts for the manifest.
+
+    `group_size`: columns that share a scale, -1 for all of them; None: the largest of SIZES that
+    divides every layer.
+    """
+    kind = _kind(merged, quant, group_size, symmetric)
+    solved = quantize(merged, dict.fromkeys(linears(merged), kind), calibration, threads)
+    specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
+    arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
+    write_safetensors(out / "model.safetensors", specs, arrays)
+    about = packed.quantization_config(
+        kind.bits, kind.columns, kind.symmetric, damp_percent=calibration.damp
+    )
+    finish(merged, out, "float16", quantization_config=about)
+    (out / "quantize_config.json").write_text(json.dumps(about, indent=1) + "\n")
+    return {"layers": len(linears(merged)), "group_size": kind.columns, **solved.facts()}
+
+
+def check(
+    merged: Merged, quant: str, group_size: int | None = None, symmetric: bool = True
+) -> None:
+    """FormatError for what `convert` would refuse."""
+    _kind(merged, quant, group_size, symmetric)
+
+
+def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
+    bits = int(quant.removesuffix("bit"))
+    shapes = {name: merged.shapes[name] for name in linears(merged)}
+    span = packed.whole_words(bits)
+    for name, (rows, columns) in shapes.items():
+        if rows % span or columns % span:
+            raise FormatError(
+                f"{bits}-bit codes of {name} do not fill whole words: {rows} x {columns}",
+                f"multiples of {span} are needed; --format gguf has other types",
+            )
+    widths = {columns for _, columns in shapes.values()}
+    fitting = [size for size in SIZES if not any(width % size for width in widths)]
+    size = group_size or next(iter(fitting), -1)
+    bad = next((width for width in widths if size != -1 and width % size), None)
+    if bad:
+        raise FormatError(
+            f"groups of {size} do not divide a layer of {bad} columns",
+            f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
+        )
+    return Uniform(bits, size, symmetric)
+
+
+def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:
+    if name not in solved:
+        yield Spec(name, STORED, merged.shapes[name])
+        return
+    for part, (dtype, shape) in packed.layout(merged.shapes[name], kind.bits, kind.columns).items():
+        yield Spec(name.removesuffix("weight") + part, dtype, shape)
+
+
+def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Any]:
+    if name not in solved:
+        yield blocks(merged, name, STORED)
+        return
+    codes = _codes(solved, name, kind)
+    rows = sampled(*merged.shapes[name])
+    given: Array = merged.rows(name, rows)
+    merged.landed(name, lambda read: read(name, rows), given, codes.take(rows).values())
+    yield from packed.pack(codes).values()
+
+
+def _codes(solved: Solved, name: str, kind: Uniform) -> packed.Codes:
+    stored = solved.read(name)
+    columns = stored["codes"].shape[1]
+    size = columns if kind.columns == -1 else kind.columns
+    groups = (np.arange(columns) // size).astype(np.int32)
+    return packed.Codes(stored["codes"], stored["scales"], stored["zeros"], groups, kind.bits)

@@ -1,0 +1,190 @@
+"""GPTQ of a merged model: block after block, each on what the quantized ones before it make.
+
+    kinds = {name: Uniform(4, 128, True) for name in linears(merged)}
+    solved = quantize(merged, kinds, Calibration(sequences, work), threads=2)
+    solved.read("model.layers.0.mlp.up_proj.weight")["codes"]
+
+Every block that is done lies in a file of `work`: a run that was stopped goes on with the block
+where it stopped, and comes to the same result. Blocks that are done are only computed again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeft import stage
+from edgeft.blockwise import Block, Blocks, Group, stage_of
+from edgeft.merge import Merged
+from edgeft.progress import Progress
+from edgeft.solver import DAMP, Arrays, Kind, solve
+
+LEAST = 64
+"""inputs below which a matrix is rounded as if all inputs were alike"""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What the quantizer learns from, and where it keeps what is done."""
+
+    sequences: Sequence[Sequence[int]]
+    """token ids"""
+    work: Path
+    """folder for the blocks that are done; made here, removed by the caller"""
+    damp: float = DAMP
+    offload: bool = False
+    """activations in a file instead of memory"""
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for ids in self.sequences:
+            digest.update(np.asarray(ids, "<i4").tobytes() + b"\n")
+        return digest.hexdigest()
+
+
+class Solved:
+    """What came of it, read tensor by tensor from the files of the blocks."""
+
+    def __init__(self) -> None:
+        self.plain: list[str] = []
+        """weights that saw too few inputs: of experts that hardly any token was sent to"""
+        self.damp = 0.0
+        """the most that a Hessian needed to be inverted"""
+        self._file: dict[str, Path] = {}
+
+    def facts(self) -> dict[str, Any]:
+        """For the manifest."""
+        return {"quantized": len(self._file), "rounded": len(self.plain), "damp": self.damp}
+
+    def add(self, path: Path) -> None:
+        """A block's file."""
+        from safetensors import safe_open
+
+        with safe_open(path, framework="np") as file:
+            about = file.metadata()
+            self._file |= {key.rpartition(":")[0]: path for key in file.keys()}  # noqa: SIM118
+        self.plain += json.loads(about["plain"])
+        self.damp = max(self.damp, float(about["damp"]))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file
+
+    def read(self, name: str, rows: Any = slice(None)) -> Arrays:
+        """Rows of the arrays that store a weight of the checkpoint, by what its kind calls them."""
+        from safetensors import safe_open
+
+        with safe_open(self._file[name], framework="np") as file:
+            keys = [key for key in file.keys() if key.rpartition(":")[0] == name]  # noqa: SIM118
+            return {key.rpartition(":")[2]: file.get_tensor(key)[rows] for key in keys}
+
+
+def linears(merged: Merged) -> list[str]:
+    """The weights of the checkpoint that can be quantized: every linear layer of every block, those
+    of each expert, too, but no router, embedding or output layer."""
+    return [
+        name
+        for name, shape in merged.shapes.items()
+        if len(shape) == 2 and stage_of(merged.card, name) is not None
+    ]
+
+
+def quantize(
+    merged: Merged, kinds: Mapping[str, Kind], calibration: Calibration, threads: int
+) -> Solved:
+    """Quantize the weights of the checkpoint that `kinds` names.
+
+    ProofError where the model computes what are no numbers, FormatError for a family that
+    transformers does not compute.
+    """
+    import torch
+
+    work, solved = calibration.work, Solved()
+    _claim(work, {
+        "kinds": {name: repr(kind) for name, kind in kinds.items()}, "damp": calibration.damp,
+        "calibration": calibration.fingerprint(), "merge_base": merged.merge_base,
+        "threads": threads, "torch": torch.__version__,
+    })  # fmt: skip
+    offload = work if calibration.offload else None
+    blocks = Blocks(merged, calibration.sequences, threads, offload)
+    with Progress("quantizing, blocks", len(blocks)) as bar, torch.inference_mode():
+        for block in blocks:
+            path = work / f"block-{block.number:04}.safetensors"
+            if path.is_file():
+                _restore(block, path, kinds)
+            else:
+                _solve(block, kinds, calibration.damp, path)
+            solved.add(path)
+            bar.update(1)
+    return solved
+
+
+def _solve(block: Block, kinds: Mapping[str, Kind], damp: float, path: Path) -> None:
+    """Quantize a block in place, and keep how in a file."""
+    import torch
+
+    stored: Arrays = {}
+    plain: list[str] = []
+    most = 0.0
+    for stage_ in block.stages():
+        for group in block.gather(stage_):
+            hessian = group.hessian if group.seen >= LEAST else torch.eye(len(group.hessian))
+            for kind, parts in _by_kind(group, kinds).items():
+                if group.seen < LEAST:
+                    plain += [name for name, _ in parts]
+                weight = torch.cat([rows for _, rows in parts])
+                found = solve(weight, hessian, kind, damp)
+                most = max(most, found.damp)
+                start = 0
+                for name, rows in parts:
+                    own = slice(start, start + len(rows))
+                    rows.copy_(found.values[own])
+                    stored |= {f"{name}:{key}": array[own] for key, array in found.stored.items()}
+                    start = own.stop
+    _save(path, stored, {"plain": json.dumps(plain), "damp": str(most)})
+
+
+def _by_kind(group: Group, kinds: Mapping[str, Kind]) -> dict[Kind, list[tuple[str, Any]]]:
+    """The weights that read the same inputs, by the kind of grid that each is to have."""
+    found: dict[Kind, list[tuple[str, Any]]] = {}
+    for product in group.products:
+        for name, rows in product.parts():
+            if name in kinds:
+                found.setdefault(kinds[name], []).append((name, rows))
+    return found
+
+
+def _restore(block: Block, path: Path, kinds: Mapping[str, Kind]) -> None:
+    """Give a block the weights that it was quantized to."""
+    import torch
+
+    solved = Solved()
+    solved.add(path)
+    for product in block.products:
+        for name, rows in product.parts():
+            if name in kinds:
+                rows.copy_(torch.from_numpy(kinds[name].values(solved.read(name))))
+
+
+def _claim(work: Path, key: dict[str, Any]) -> None:
+    """Keep what was done under the same key, and nothing else."""
+    text = json.dumps(key, sort_keys=True)
+    path = work / "key.json"
+    if work.is_dir() and not (path.is_file() and path.read_text() == text):
+        shutil.rmtree(work)
+    work.mkdir(parents=True, exist_ok=True)
+    stage.write_text(path, text)
+
+
+def _save(path: Path, stored: Arrays, about: dict[str, str]) -> None:
+    from safetensors.numpy import save_file
+
+    whole = {key: np.ascontiguousarray(array) for key, array in stored.items()}
+    with stage.whole_file(path) as temp:
+        save_file(whole, temp, about)

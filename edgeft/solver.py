@@ -1,0 +1,306 @@
+"""GPTQ of one matrix: round column by column, and let the columns to come make up for the error.
+
+    solved = solve(weight, hessian, Uniform(bits=4, columns=32, symmetric=True))
+    solved.values                    # what became of the weight
+    solved.stored                    # the arrays that hold it
+
+Frantar et al., arXiv 2210.17323: of the matrices on a grid find one whose products with the inputs
+differ little. The scales of a group of columns are fitted when it is reached, to what the columns
+have become by then. Groups come in the order of their largest input, and so do the columns in each:
+the important ones find the most others to make up for them, and a group still is of neighbours
+(group-aware reordering, arXiv 2505.14638).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft import ggml, grids
+from edgeft.errors import ProofError
+
+if TYPE_CHECKING:
+    from gguf import GGMLQuantizationType
+
+Arrays = dict[str, npt.NDArray[Any]]
+
+IMP = "cond"
+ORDER = "gar"
+LAZY = 128
+"""columns after which the rest of the matrix is brought up to date"""
+DAMP = 0.01
+"""share of the mean diagonal that is added to the diagonal"""
+TRIES = 5
+"""with ten times as much damping each, until the Hessian can be inverted"""
+SHARES = (0.7, 1.12, 22)
+"""first, last and number of the steps that are tried, as shares of the one that cuts nothing off"""
+REFINED = 2
+"""times that the best step is fitted to its codes"""
+
+
+@dataclass
+class Scales:
+    """The grid of some columns: code * step + low, torch (runs, rows)."""
+
+    step: Any
+    low: Any
+    run: int
+    """columns that share a step"""
+    levels: int
+    made: Any
+    """what the kind needs to store them"""
+
+
+class Kind(Protocol):
+    """A kind of grid."""
+
+    @property
+    def columns(self) -> int:
+        """That get their scales together; -1: all."""
+
+    def fit(self, values: Any, importance: Any) -> Scales:
+        """`values` torch (columns, rows), `importance` (columns,)."""
+
+    def store(self, codes: npt.NDArray[np.uint8], made: list[Any]) -> Arrays:
+        """`codes` (rows, columns) and what the groups' scales are made of, in their order."""
+
+    def values(self, stored: Arrays) -> npt.NDArray[np.float32]:
+        """What `stored` says, (rows, columns)."""
+
+
+@dataclass(frozen=True)
+class Solved:
+    values: Any
+    """torch (rows, columns), float32: exactly what `stored` says"""
+    stored: Arrays
+    """by the kind"""
+    damp: float
+    """that was needed"""
+
+
+def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
+    """`weight` torch (rows, columns) and `hessian` (columns, columns), both float32.
+
+    Columns whose input is always zero are rounded like any other, and make up for nothing.
+    ProofError where the Hessian is not finite: the model computes what are no numbers.
+    """
+    import torch
+
+    rows, columns = weight.shape
+    unit = columns if kind.columns == -1 else kind.columns
+    hessian = hessian.clone()
+    diagonal = hessian.diagonal()
+    if not torch.isfinite(diagonal).all():
+        raise ProofError("the inputs of a layer are not finite", "are the base's weights whole?")
+    diagonal[diagonal == 0] = diagonal.mean() or 1.0
+    order = _order(diagonal, unit)
+    factor, damp = _factor(hessian[order][:, order], damp)
+    importance = (
+        factor.diagonal() ** -2
+        if IMP == "cond"
+        else diagonal[order]
+        if IMP == "diag"
+        else (factor.diagonal() ** -2 * diagonal[order]).sqrt()
+    )
+    left = weight.T[order].contiguous()
+    codes = np.empty((columns, rows), np.uint8)
+    values = torch.empty_like(left)
+    made: list[Any] = [None] * (columns // unit)
+    natural = order.view(-1, unit).argsort(dim=1)
+    scales: Any = None
+    for start in range(0, columns, max(LAZY // unit, 1) * unit):
+        stop = min(start + max(LAZY // unit, 1) * unit, columns)
+        now, errors = left[start:stop], torch.empty_like(left[start:stop])
+        for i in range(stop - start):
+            if (start + i) % unit == 0:
+                group = (start + i) // unit
+                places = natural[group]
+                scales = kind.fit(now[i : i + unit][places], importance[start + i :][places])
+                made[int(order[start + i]) // unit] = scales.made
+                inverse = torch.where(scales.step == 0, 0, 1 / scales.step)
+            own = int(order[start + i]) % unit // scales.run
+            step, low = scales.step[own], scales.low[own]
+            code = ((now[i] - low) * inverse[own]).round_().clamp_(0, scales.levels - 1)
+            codes[start + i] = code.numpy()
+            values[start + i] = code.mul_(step).add_(low)
+            errors[i] = (now[i] - values[start + i]) / factor[start + i, start + i]
+            if i + 1 < stop - start:
+                now[i + 1 :].addr_(factor[start + i, start + i + 1 : stop], errors[i], alpha=-1)
+        if stop < columns:
+            left[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+    back = order.argsort()
+    stored = kind.store(np.ascontiguousarray(codes[back.numpy()].T), made)
+    return Solved(values[back].T.contiguous(), stored, damp)
+
+
+def _order(diagonal: Any, unit: int) -> Any:
+    """Groups by their largest diagonal element, the columns in each likewise."""
+    import torch
+
+    if ORDER == "none":
+        return torch.arange(len(diagonal))
+    groups = diagonal.view(-1, unit)
+    first = groups.amax(1).argsort(stable=True, descending=True)
+    within = groups.argsort(dim=1, descending=True, stable=True)
+    return (torch.arange(len(groups))[:, None] * unit + within)[first].reshape(-1)
+
+
+def _factor(hessian: Any, damp: float) -> tuple[Any, float]:
+    """The upper Cholesky factor of the inverse, and the damping that it took."""
+    import torch
+
+    mean = hessian.diagonal().mean()
+    for attempt in range(TRIES):
+        wanted = damp * 10**attempt
+        damped = hessian.clone()
+        damped.diagonal().add_(wanted * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed:
+            inverse = torch.cholesky_inverse(lower)
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+        if not failed and torch.isfinite(factor).all():
+            return factor, wanted
+    raise ProofError("the Hessian of a layer cannot be inverted", "more or other --calibration")
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """GPTQ's own: a half-precision scale per group, and a zero where it is not symmetric."""
+
+    bits: int
+    columns: int
+    symmetric: bool
+
+    def fit(self, values: Any, importance: Any) -> Scales:
+        import torch
+
+        levels = 2**self.bits
+        search = _symmetric if self.symmetric else _asymmetric
+        step, zero = search(values, importance[:, None], levels)
+        made = step.half().numpy(), zero.to(torch.uint8).numpy()
+        return Scales(step[None], (-zero * step)[None], values.shape[0], levels, made)
+
+    def store(self, codes: npt.NDArray[np.uint8], made: list[Any]) -> Arrays:
+        scales, zeros = (np.stack(column, axis=1) for column in zip(*made, strict=True))
+        return {"codes": codes, "scales": scales, "zeros": zeros}
+
+    def values(self, stored: Arrays) -> npt.NDArray[np.float32]:
+        codes, scales, zeros = stored["codes"], stored["scales"], stored["zeros"]
+        each = codes.shape[1] // scales.shape[1]
+        step, zero = (np.repeat(part.astype(np.float32), each, 1) for part in (scales, zeros))
+        found: npt.NDArray[np.float32] = (codes - zero) * step
+        return found
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A type of ggml's, with the scales that its own kernel finds."""
+
+    qtype: GGMLQuantizationType
+
+    @property
+    def columns(self) -> int:
+        from gguf import GGML_QUANT_SIZES
+
+        return int(GGML_QUANT_SIZES[self.qtype][0])
+
+    def fit(self, values: Any, importance: Any) -> Scales:
+        import torch
+
+        rows = values.T.contiguous().numpy()
+        weights = (importance / importance.mean()).numpy()
+        data = ggml.quantize(rows, self.qtype, torch.get_num_threads(), weights)
+        grid = grids.grid_of(data, self.qtype)
+        step, low = (torch.from_numpy(part.T.copy()) for part in (grid.step, grid.low))
+        return Scales(step, low, grid.run, grid.levels, data)
+
+    def store(self, codes: npt.NDArray[np.uint8], made: list[Any]) -> Arrays:
+        return {"data": grids.with_codes(np.concatenate(made, axis=1), codes, self.qtype)}
+
+    def values(self, stored: Arrays) -> npt.NDArray[np.float32]:
+        data = stored["data"]
+        grid, codes = grids.grid_of(data, self.qtype), grids.codes_of(data, self.qtype)
+        return grids.values(grid, codes)
+
+
+class _Best:
+    """Of several scales for the columns of a group the one that costs each row the least."""
+
+    def __init__(self, values: Any, importance: Any, levels: int) -> None:
+        import torch
+
+        self.values, self.importance, self.levels = values, importance, levels
+        self.cost = torch.full_like(values[0], torch.inf)
+        self.step = torch.zeros_like(values[0])
+        self.zero = torch.full_like(values[0], levels // 2)
+
+    def codes(self, step: Any, zero: Any) -> Any:
+        """What the values become with it, as multiples of the step."""
+        inverse = (1 / step).masked_fill_(step == 0, 0)
+        rounded = (self.values * inverse).round_()
+        return rounded.clamp_(-zero, self.levels - 1 - zero)
+
+    def attempt(self, step: Any, zero: Any) -> None:
+        import torch
+
+        error = self.codes(step, zero).mul_(step).sub_(self.values)
+        cost = error.square_().mul_(self.importance).sum(0)
+        better = cost < self.cost
+        self.cost = torch.where(better, cost, self.cost)
+        self.step = torch.where(better, step, self.step)
+        self.zero = torch.where(better, zero, self.zero)
+
+    def refine(self, rounded: Any) -> None:
+        """The step that fits the codes of the best one so far (least squares)."""
+        import torch
+
+        for _ in range(REFINED):
+            codes = self.codes(self.step, self.zero)
+            size = (codes * codes * self.importance).sum(0)
+            along = (codes * self.values * self.importance).sum(0)
+            self.attempt(rounded(torch.where(size > 0, along / size, self.step)), self.zero)
+
+
+def _symmetric(values: Any, importance: Any, levels: int) -> tuple[Any, Any]:
+    """(step, zero), torch (rows,): the step is negative where the largest value is positive, as the
+    codes reach one step further below zero than above."""
+    best = _Best(values, importance, levels)
+    extreme = values.gather(0, values.abs().argmax(0, keepdim=True))[0]
+    for share in np.linspace(*SHARES):
+        best.attempt(_half(extreme * (share / -(levels // 2))), best.zero)
+    best.refine(_half)
+    return best.step, best.zero
+
+
+def _asymmetric(values: Any, importance: Any, levels: int) -> tuple[Any, Any]:
+    """The zero is one of the codes but the first, which the file format cannot hold as a zero."""
+    best = _Best(values, importance, levels)
+    low, high = values.amin(0).clamp_max(0), values.amax(0).clamp_min(0)
+
+    def rounded(step: Any) -> Any:
+        return _half(step if levels > 16 else _short(step, 11 - levels.bit_length() + 1))
+
+    for share in np.linspace(*SHARES):
+        step = rounded((high - low) * (share / (levels - 1)))
+        inverse = (1 / step).masked_fill_(step == 0, 0)
+        zero = (-low * share * inverse).round_().clamp_(1, levels - 1)
+        best.attempt(step, zero)
+    best.refine(rounded)
+    return best.step, best.zero
+
+
+def _half(step: Any) -> Any:
+    """As it will be stored."""
+    return step.half().float()
+
+
+def _short(step: Any, bits: int) -> Any:
+    """Rounded to so many significant bits, so that step * zero is a half-precision number, too: then
+    ggml's types with a minimum hold the same values."""
+    import torch
+
+    mantissa, exponent = torch.frexp(step)
+    return torch.ldexp((mantissa * 2**bits).round_(), exponent - bits)
