@@ -18,6 +18,7 @@ transformers takes for a reason to keep them apart (masking_utils.py: `find_pack
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,7 @@ HESSIANS = 2 << 30
 PANEL = 512
 """columns of a Hessian that are computed at a time, down to its diagonal only"""
 STAGES = (
-    r"attn_(q|k|v|qkv)(_a|_a_mqa)?",
+    r"attn_(q|k|v|qkv|q_a|kv_a_mqa)",
     r"attn_(q|kv|k|v)_b",
     r"attn_output",
     r"ffn_(gate|up)(_exps|_shexp)?",
@@ -88,7 +89,7 @@ class Blocks:
 
         FormatError for a family that transformers does not compute.
         """
-        if not sequences:
+        if not any(map(len, sequences)):
             raise InputError("there are no conversations to calibrate on")
         torch = require("torch", "gptq")
         torch.set_num_threads(threads)
@@ -116,6 +117,7 @@ class Blocks:
             block = Block(self, number, layer)
             yield block
             block.run()
+            block.products.clear()
             layer.to("meta")
 
     def _begin(self, packs: list[list[Sequence[int]]]) -> None:
@@ -134,13 +136,13 @@ class Blocks:
             positions = np.concatenate([np.arange(len(part)) for part in pack])
             span = slice(start, start + len(ids))
             calls: list[Call] = []
-            with _recorded(base.layers, calls), contextlib.suppress(_Enough):
+            recorded = _recorded(base.layers, self.states[span], calls)
+            with recorded, contextlib.suppress(_Enough):
                 base(
                     input_ids=torch.from_numpy(ids)[None],
                     position_ids=torch.from_numpy(positions)[None],
                     use_cache=False,
                 )
-            self.states[span] = calls[0].states
             self.rows.append((span, calls))
             start = span.stop
         embedding.to("meta")
@@ -148,10 +150,8 @@ class Blocks:
 
 @dataclass
 class Call:
-    """How the model calls a block."""
+    """What the model calls a block with, after the states."""
 
-    states: Any
-    """the first argument, of the first block only"""
     others: tuple[Any, ...]
     named: dict[str, Any]
 
@@ -201,6 +201,14 @@ class Block:
         found = {id(product) for group in watch.groups for product in group.products}
         left = [product for product in products if id(product) not in found]
         return watch.groups + [Group([p], torch.zeros(p.weight.shape[1:] * 2)) for p in left]
+
+    def fingerprint(self) -> str:
+        """Of all its weights as they are now."""
+        digest = hashlib.sha256()
+        for name, weight in self._layer.state_dict().items():
+            digest.update(name.encode())
+            digest.update(weight.reshape(-1).numpy())
+        return digest.hexdigest()
 
     def run(self) -> None:
         """Put what the block makes of the states in their place."""
@@ -283,11 +291,14 @@ def _linear(watch: Callable[[Any, Any], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _recorded(layers: Any, calls: list[Call]) -> Iterator[None]:
-    """The blocks note how they are called instead of computing."""
+def _recorded(layers: Any, first: Any, calls: list[Call]) -> Iterator[None]:
+    """The blocks note how they are called instead of computing; `first` becomes the states that the
+    first one is given."""
 
     def record(states: Any, *others: Any, **named: Any) -> Any:
-        calls.append(Call(None if calls else states[0], others, named))
+        if not calls:
+            first.copy_(states[0])
+        calls.append(Call(others, named))
         if len(calls) == len(layers):
             raise _Enough
         return states
@@ -313,7 +324,10 @@ def _skeleton(merged: Merged) -> Any:
 
 
 def _fill(merged: Merged, number: int, layer: Any) -> Iterator[Product]:
-    """Give a block of the skeleton its weights."""
+    """Give a block of the skeleton its weights.
+
+    In memory of torch's own, as products may be a bit off where an array is aligned differently.
+    """
     import torch
 
     card = merged.card
@@ -324,7 +338,7 @@ def _fill(merged: Merged, number: int, layer: Any) -> Iterator[Product]:
         general, numbers = models.generalize(name)
         if general not in card.fused:
             stored = in_checkpoint(card, name)
-            state[own] = torch.from_numpy(merged.tensor(stored)).view(empty.shape)
+            state[own] = torch.from_numpy(merged.tensor(stored)).view(empty.shape).clone()
             stage = stage_of(card, stored)
             if stage is not None and empty.ndim == 2:
                 yield Product((stored,), state[own], stage)
@@ -359,7 +373,7 @@ def _packed(sequences: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
     """Rows of neighbouring sequences, none longer than WIDTH unless it is a single one."""
     packs: list[list[Sequence[int]]] = []
     room = 0
-    for ids in sequences:
+    for ids in filter(len, sequences):
         if len(ids) > room:
             packs.append([])
             room = WIDTH

@@ -5,14 +5,15 @@
     solved.read("model.layers.0.mlp.up_proj.weight")["codes"]
 
 Every block that is done lies in a file of `work`: a run that was stopped goes on with the block
-where it stopped, and comes to the same result. Blocks that are done are only computed again.
+where it stopped, and comes to the same result. Blocks that are done are only computed again. A
+file names what it was made of, by a hash that runs over the options, the first block's inputs and
+the weights of all blocks up to its own; one of anything else is made anew.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import stage
+from edgeft import __version__, stage
 from edgeft.blockwise import Block, Blocks, Group, stage_of
+from edgeft.errors import ProofError
 from edgeft.merge import Merged
 from edgeft.progress import Progress
 from edgeft.solver import DAMP, Arrays, Kind, solve
@@ -67,11 +69,11 @@ class Solved:
         """A block's file."""
         from safetensors import safe_open
 
+        about = _about(path)
         with safe_open(path, framework="np") as file:
-            about = file.metadata()
             self._file |= {key.rpartition(":")[0]: path for key in file.keys()}  # noqa: SIM118
-        self.plain += json.loads(about["plain"])
-        self.damp = max(self.damp, float(about["damp"]))
+        self.plain += about["plain"]
+        self.damp = max(self.damp, about["damp"])
 
     def __contains__(self, name: str) -> bool:
         return name in self._file
@@ -106,27 +108,32 @@ def quantize(
     import torch
 
     work, solved = calibration.work, Solved()
-    _claim(work, {
-        "kinds": {name: repr(kind) for name, kind in kinds.items()}, "damp": calibration.damp,
-        "calibration": calibration.fingerprint(), "merge_base": merged.merge_base,
-        "threads": threads, "torch": torch.__version__,
-    })  # fmt: skip
+    work.mkdir(parents=True, exist_ok=True)
     offload = work if calibration.offload else None
     blocks = Blocks(merged, calibration.sequences, threads, offload)
+    options = {
+        "kinds": {name: repr(kind) for name, kind in kinds.items()}, "damp": calibration.damp,
+        "calibration": calibration.fingerprint(), "config": merged.config, "threads": threads,
+        "torch": torch.__version__, "edgeft": __version__,
+    }  # fmt: skip
+    origin = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    origin.update(blocks.states.view(-1).numpy())
     with Progress("quantizing, blocks", len(blocks)) as bar, torch.inference_mode():
         for block in blocks:
             path = work / f"block-{block.number:04}.safetensors"
-            if path.is_file():
+            origin.update(block.fingerprint().encode())
+            if _about(path).get("origin") == origin.hexdigest():
                 _restore(block, path, kinds)
             else:
-                _solve(block, kinds, calibration.damp, path)
+                stored, about = _solve(block, kinds, calibration.damp)
+                _save(path, stored, about | {"origin": origin.hexdigest()})
             solved.add(path)
             bar.update(1)
     return solved
 
 
-def _solve(block: Block, kinds: Mapping[str, Kind], damp: float, path: Path) -> None:
-    """Quantize a block in place, and keep how in a file."""
+def _solve(block: Block, kinds: Mapping[str, Kind], damp: float) -> tuple[Arrays, dict[str, Any]]:
+    """Quantize a block in place; what is to be kept of it, and about it."""
     import torch
 
     stored: Arrays = {}
@@ -139,7 +146,10 @@ def _solve(block: Block, kinds: Mapping[str, Kind], damp: float, path: Path) -> 
                 if group.seen < LEAST:
                     plain += [name for name, _ in parts]
                 weight = torch.cat([rows for _, rows in parts])
-                found = solve(weight, hessian, kind, damp)
+                try:
+                    found = solve(weight, hessian, kind, damp)
+                except ProofError as error:
+                    raise ProofError(f"{parts[0][0]}: {error.message}", error.hint) from None
                 most = max(most, found.damp)
                 start = 0
                 for name, rows in parts:
@@ -147,7 +157,7 @@ def _solve(block: Block, kinds: Mapping[str, Kind], damp: float, path: Path) -> 
                     rows.copy_(found.values[own])
                     stored |= {f"{name}:{key}": array[own] for key, array in found.stored.items()}
                     start = own.stop
-    _save(path, stored, {"plain": json.dumps(plain), "damp": str(most)})
+    return stored, {"plain": plain, "damp": most}
 
 
 def _by_kind(group: Group, kinds: Mapping[str, Kind]) -> dict[Kind, list[tuple[str, Any]]]:
@@ -172,19 +182,21 @@ def _restore(block: Block, path: Path, kinds: Mapping[str, Kind]) -> None:
                 rows.copy_(torch.from_numpy(kinds[name].values(solved.read(name))))
 
 
-def _claim(work: Path, key: dict[str, Any]) -> None:
-    """Keep what was done under the same key, and nothing else."""
-    text = json.dumps(key, sort_keys=True)
-    path = work / "key.json"
-    if work.is_dir() and not (path.is_file() and path.read_text() == text):
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    stage.write_text(path, text)
+def _about(path: Path) -> dict[str, Any]:
+    """What a block's file says about itself, {} where there is no whole one."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="np") as file:
+            found: dict[str, Any] = json.loads(file.metadata()["about"])
+            return found
+    except (OSError, SafetensorError, TypeError, KeyError):
+        return {}
 
 
-def _save(path: Path, stored: Arrays, about: dict[str, str]) -> None:
+def _save(path: Path, stored: Arrays, about: dict[str, Any]) -> None:
     from safetensors.numpy import save_file
 
     whole = {key: np.ascontiguousarray(array) for key, array in stored.items()}
     with stage.whole_file(path) as temp:
-        save_file(whole, temp, about)
+        save_file(whole, temp, {"about": json.dumps(about)})

@@ -13,6 +13,7 @@ the important ones find the most others to make up for them, and a group still i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -85,25 +86,31 @@ def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
     """`weight` torch (rows, columns) and `hessian` (columns, columns), both float32.
 
     Columns whose input is always zero are rounded like any other, and make up for nothing.
-    ProofError where the Hessian is not finite: the model computes what are no numbers.
+    ProofError where one of them is not finite (the model computes what are no numbers), or a weight
+    too large for its scale.
     """
     import torch
 
     rows, columns = weight.shape
     unit = columns if kind.columns == -1 else kind.columns
-    hessian = hessian.clone()
     diagonal = hessian.diagonal()
-    if not torch.isfinite(diagonal).all():
-        raise ProofError("the inputs of a layer are not finite", "are the base's weights whole?")
-    diagonal[diagonal == 0] = diagonal.mean() or 1.0
+    if not (torch.isfinite(diagonal).all() and torch.isfinite(weight).all()):
+        raise ProofError(
+            "weights or inputs of a layer are not finite", "are the base's weights whole?"
+        )
+    # Only its proportions matter, and what is about 1 neither overflows nor vanishes when squared.
+    hessian = hessian / (diagonal.double().mean().item() or 1.0)
+    diagonal = hessian.diagonal()
+    diagonal[diagonal == 0] = 1.0
     order = _order(diagonal, unit)
-    factor, damp = _factor(hessian[order][:, order], damp)
+    hessian = hessian[order][:, order]
+    factor, damp = _factor(hessian, damp)
     importance = (
         factor.diagonal() ** -2
         if IMP == "cond"
-        else diagonal[order]
+        else hessian.diagonal()
         if IMP == "diag"
-        else (factor.diagonal() ** -2 * diagonal[order]).sqrt()
+        else (factor.diagonal() ** -2 * hessian.diagonal()).sqrt()
     )
     left = weight.T[order].contiguous()
     codes = np.empty((columns, rows), np.uint8)
@@ -111,14 +118,13 @@ def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
     made: list[Any] = [None] * (columns // unit)
     natural = order.view(-1, unit).argsort(dim=1)
     scales: Any = None
-    for start in range(0, columns, max(LAZY // unit, 1) * unit):
-        stop = min(start + max(LAZY // unit, 1) * unit, columns)
+    for start, stop in _spans(columns, unit):
         now, errors = left[start:stop], torch.empty_like(left[start:stop])
         for i in range(stop - start):
             if (start + i) % unit == 0:
                 group = (start + i) // unit
                 places = natural[group]
-                scales = kind.fit(now[i : i + unit][places], importance[start + i :][places])
+                scales = kind.fit(left[start + i :][places], importance[start + i :][places])
                 made[int(order[start + i]) // unit] = scales.made
                 inverse = torch.where(scales.step == 0, 0, 1 / scales.step)
             own = int(order[start + i]) % unit // scales.run
@@ -134,6 +140,15 @@ def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
     back = order.argsort()
     stored = kind.store(np.ascontiguousarray(codes[back.numpy()].T), made)
     return Solved(values[back].T.contiguous(), stored, damp)
+
+
+def _spans(columns: int, unit: int) -> Iterator[tuple[int, int]]:
+    """What is done at a time: some whole units, or a part of a large one."""
+    width = max(LAZY // unit, 1) * unit
+    for first in range(0, columns, width):
+        last = min(first + width, columns)
+        for start in range(first, last, LAZY):
+            yield start, min(start + LAZY, last)
 
 
 def _order(diagonal: Any, unit: int) -> Any:
@@ -179,7 +194,10 @@ class Uniform:
 
         levels = 2**self.bits
         search = _symmetric if self.symmetric else _asymmetric
-        step, zero = search(values, importance[:, None], levels)
+        best = search(values, importance[:, None], levels)
+        if not torch.isfinite(best.cost).all():
+            raise ProofError("a weight is too large for a scale in half precision")
+        step, zero = best.step, best.zero
         made = step.half().numpy(), zero.to(torch.uint8).numpy()
         return Scales(step[None], (-zero * step)[None], values.shape[0], levels, made)
 
@@ -212,7 +230,10 @@ class Blocks:
 
         rows = values.T.contiguous().numpy()
         weights = (importance / importance.mean()).numpy()
-        data = ggml.quantize(rows, self.qtype, torch.get_num_threads(), weights)
+        try:
+            data = ggml.quantize(rows, self.qtype, torch.get_num_threads(), weights)
+        except ValueError as error:
+            raise ProofError(str(error)) from None
         grid = grids.grid_of(data, self.qtype)
         step, low = (torch.from_numpy(part.T.copy()) for part in (grid.step, grid.low))
         return Scales(step, low, grid.run, grid.levels, data)
@@ -264,18 +285,18 @@ class _Best:
             self.attempt(rounded(torch.where(size > 0, along / size, self.step)), self.zero)
 
 
-def _symmetric(values: Any, importance: Any, levels: int) -> tuple[Any, Any]:
-    """(step, zero), torch (rows,): the step is negative where the largest value is positive, as the
-    codes reach one step further below zero than above."""
+def _symmetric(values: Any, importance: Any, levels: int) -> _Best:
+    """The step is negative where the largest value is positive, as the codes reach one step further
+    below zero than above."""
     best = _Best(values, importance, levels)
     extreme = values.gather(0, values.abs().argmax(0, keepdim=True))[0]
     for share in np.linspace(*SHARES):
         best.attempt(_half(extreme * (share / -(levels // 2))), best.zero)
     best.refine(_half)
-    return best.step, best.zero
+    return best
 
 
-def _asymmetric(values: Any, importance: Any, levels: int) -> tuple[Any, Any]:
+def _asymmetric(values: Any, importance: Any, levels: int) -> _Best:
     """The zero is one of the codes but the first, which the file format cannot hold as a zero."""
     best = _Best(values, importance, levels)
     low, high = values.amin(0).clamp_max(0), values.amax(0).clamp_min(0)
@@ -289,7 +310,7 @@ def _asymmetric(values: Any, importance: Any, levels: int) -> tuple[Any, Any]:
         zero = (-low * share * inverse).round_().clamp_(1, levels - 1)
         best.attempt(step, zero)
     best.refine(rounded)
-    return best.step, best.zero
+    return best
 
 
 def _half(step: Any) -> Any:
