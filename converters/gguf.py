@@ -35,7 +35,7 @@ from edgeft.errors import FormatError
 from edgeft.gptq import Calibration, Solved, linears, quantize
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
-from edgeft.solver import Blocks
+from edgeft.solver import Ggml
 
 SOLVED = "gptq-"
 """before the name of a quantization: its linear layers are quantized by GPTQ"""
@@ -146,7 +146,7 @@ def convert(
 class _InBlocks:
     """`Coded` of what GPTQ solved within ggml's types."""
 
-    def __init__(self, solved: Solved, kinds: Mapping[str, Blocks]) -> None:
+    def __init__(self, solved: Solved, kinds: Mapping[str, Ggml]) -> None:
         self._solved, self._kinds = solved, kinds
         self._whole = functools.lru_cache(8)(lambda source: solved.read(source)["data"])
 
@@ -164,7 +164,7 @@ def _solved(
     """The linear layers whose types hold evenly spaced values, quantized by GPTQ."""
     can = set(linears(merged))
     kinds = {
-        part.source: Blocks(made.types[name])
+        part.source: Ggml(made.types[name])
         for name, target in made.targets.items()
         for part in target.parts
         if part.source in can and part.transform.picks and grids.supports(made.types[name])

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-IMP = "cond"
-ORDER = "gar"
 LAZY = 128
 """columns after which the rest of the matrix is brought up to date"""
 DAMP = 0.01
@@ -105,13 +103,8 @@ def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
     order = _order(diagonal, unit)
     hessian = hessian[order][:, order]
     factor, damp = _factor(hessian, damp)
-    importance = (
-        factor.diagonal() ** -2
-        if IMP == "cond"
-        else hessian.diagonal()
-        if IMP == "diag"
-        else (factor.diagonal() ** -2 * hessian.diagonal()).sqrt()
-    )
+    # What an error in a column costs once all columns after it have made up for it.
+    importance = factor.diagonal() ** -2
     left = weight.T[order].contiguous()
     codes = np.empty((columns, rows), np.uint8)
     values = torch.empty_like(left)
@@ -155,8 +148,6 @@ def _order(diagonal: Any, unit: int) -> Any:
     """Groups by their largest diagonal element, the columns in each likewise."""
     import torch
 
-    if ORDER == "none":
-        return torch.arange(len(diagonal))
     groups = diagonal.view(-1, unit)
     first = groups.amax(1).argsort(stable=True, descending=True)
     within = groups.argsort(dim=1, descending=True, stable=True)
@@ -214,7 +205,7 @@ class Uniform:
 
 
 @dataclass(frozen=True)
-class Blocks:
+class Ggml:
     """A type of ggml's, with the scales that its own kernel finds."""
 
     qtype: GGMLQuantizationType

@@ -12,7 +12,7 @@ import torch
 
 from edgeft import ggml, grids, solver
 from edgeft.errors import ProofError
-from edgeft.solver import Arrays, Blocks, Kind, Scales, Uniform, solve
+from edgeft.solver import Arrays, Ggml, Kind, Scales, Uniform, solve
 
 Matrix = npt.NDArray[np.float64]
 
@@ -22,7 +22,7 @@ QTYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K"
 def blocks(name: str) -> Blocks:
     from gguf import GGMLQuantizationType
 
-    return Blocks(GGMLQuantizationType[name])
+    return Ggml(GGMLQuantizationType[name])
 
 
 def sample(
