@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,8 @@ STAGES = (
     r"ffn_down(_exps|_shexp)?",
 )
 """GGUF names of a block's linear layers, in the order in which they read each other"""
+ATTENDED = 3
+"""the first stage after attention"""
 
 
 @dataclass(frozen=True)
@@ -98,12 +101,10 @@ class Blocks:
         with quiet_libraries(), torch.inference_mode():
             self._model = _skeleton(merged)
             shape = (self.tokens, self._model.config.hidden_size)
-            if offload:
-                file = offload / "activations"
-                file.touch()
-                self.states = torch.from_file(str(file), True, shape[0] * shape[1]).view(shape)
-            else:
-                self.states = torch.empty(shape)
+            self.states = _buffer(shape, offload and offload / "states")
+            """the inputs of the block that is next, (tokens, hidden size)"""
+            self.attended = _buffer(shape, offload and offload / "attended")
+            """what attention makes of them, once it is quantized"""
             self.rows: list[tuple[slice, list[Call]]] = []
             """which states are a row, and how each block is called with it"""
             self._begin(_packed(sequences))
@@ -117,7 +118,7 @@ class Blocks:
             block = Block(self, number, layer)
             yield block
             block.run()
-            block.products.clear()
+            block.close()
             layer.to("meta")
 
     def _begin(self, packs: list[list[Sequence[int]]]) -> None:
@@ -165,10 +166,16 @@ class Block:
         self._layer = layer
         self.products = list(_fill(blocks.merged, number, layer))
         """what can be quantized"""
+        self._span = slice(0)
+        """the states that are computed with"""
+        self._kept: list[Any] = []
+        """modules that are not computed again"""
 
     def stages(self) -> Iterator[list[Product]]:
         """Products that are to be quantized together, as many as there is memory for."""
         for stage in range(len(STAGES)):
+            if stage == ATTENDED:
+                self._keep_attention()
             batch: list[Product] = []
             size = 0
             for product in (p for p in self.products if p.stage == stage):
@@ -218,8 +225,43 @@ class Block:
             for span, calls in self._blocks.rows:
                 self._blocks.states[span] = self._call(span, calls)[0]
 
+    def close(self) -> None:
+        """Forget the weights."""
+        self.products.clear()
+        for module in self._kept:
+            del module.forward
+
+    def _keep_attention(self) -> None:
+        """Compute attention once more for each row; nothing before it changes any more."""
+        for module in self._layer.children():
+            own = {parameter.data_ptr() for parameter in module.parameters()}
+            stages = {p.stage for p in self.products if p.weight.data_ptr() in own}
+            if stages and max(stages) < ATTENDED:
+                module.forward = self._once(module.forward)
+                self._kept.append(module)
+                return
+
+    def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A function of the states that looks its result up, where it has been computed."""
+        attended, done = self._blocks.attended, set[int]()
+        rest: tuple[None, ...] | None = None
+
+        def looked_up(*given: Any, **named: Any) -> Any:
+            nonlocal rest
+            if self._span.start not in done:
+                made = forward(*given, **named)
+                states = made
+                if isinstance(made, tuple):  # attention weights, which no one has asked for
+                    states, rest = made[0], (None,) * (len(made) - 1)
+                attended[self._span] = states[0]
+                done.add(self._span.start)
+            found = attended[self._span][None]
+            return found if rest is None else (found, *rest)
+
+        return looked_up
+
     def _call(self, span: slice, calls: list[Call]) -> Any:
-        call = calls[self.number]
+        self._span, call = span, calls[self.number]
         made = self._layer(self._blocks.states[span][None], *call.others, **call.named)
         return made[0] if isinstance(made, tuple) else made
 
@@ -310,6 +352,16 @@ def _recorded(layers: Any, first: Any, calls: list[Call]) -> Iterator[None]:
     finally:
         for layer in layers:
             del layer.forward
+
+
+def _buffer(shape: tuple[int, int], file: Path | None) -> Any:
+    """Zeros, in a file where one is given."""
+    import torch
+
+    if file is None:
+        return torch.zeros(shape)
+    file.touch()
+    return torch.from_file(str(file), True, math.prod(shape)).view(shape)
 
 
 def _skeleton(merged: Merged) -> Any:

@@ -36,6 +36,8 @@ TRIES = 5
 """with ten times as much damping each, until the Hessian can be inverted"""
 SHARES = (0.7, 1.12, 22)
 """first, last and number of the steps that are tried, as shares of the one that cuts nothing off"""
+ONE_SCALE = {"Q4_0": 16, "Q5_0": 32, "Q8_0": 256}
+"""ggml's types whose blocks are a float16 scale and as many levels around zero"""
 REFINED = 2
 """times that the best step is fitted to its codes"""
 
@@ -186,9 +188,7 @@ class Uniform:
         levels = 2**self.bits
         search = _symmetric if self.symmetric else _asymmetric
         best = search(values, importance[:, None], levels)
-        if not torch.isfinite(best.cost).all():
-            raise ProofError("a weight is too large for a scale in half precision")
-        step, zero = best.step, best.zero
+        step, zero = best.checked(), best.zero
         made = step.half().numpy(), zero.to(torch.uint8).numpy()
         return Scales(step[None], (-zero * step)[None], values.shape[0], levels, made)
 
@@ -206,7 +206,8 @@ class Uniform:
 
 @dataclass(frozen=True)
 class Ggml:
-    """A type of ggml's, with the scales that its own kernel finds."""
+    """A type of ggml's. Where a block has one scale it is searched for as in `Uniform`; the scales
+    of the K-quants, which are codes themselves, are those that ggml's kernel finds."""
 
     qtype: GGMLQuantizationType
 
@@ -219,15 +220,28 @@ class Ggml:
     def fit(self, values: Any, importance: Any) -> Scales:
         import torch
 
-        rows = values.T.contiguous().numpy()
-        weights = (importance / importance.mean()).numpy()
-        try:
-            data = ggml.quantize(rows, self.qtype, torch.get_num_threads(), weights)
-        except ValueError as error:
-            raise ProofError(str(error)) from None
+        data = self._scaled(values, importance)
         grid = grids.grid_of(data, self.qtype)
         step, low = (torch.from_numpy(part.T.copy()) for part in (grid.step, grid.low))
         return Scales(step, low, grid.run, grid.levels, data)
+
+    def _scaled(self, values: Any, importance: Any) -> npt.NDArray[np.uint8]:
+        """A block for each row, with its scales; the codes do not matter yet."""
+        import torch
+
+        if self.qtype.name in ONE_SCALE:
+            from gguf import GGML_QUANT_SIZES
+
+            best = _symmetric(values, importance[:, None], ONE_SCALE[self.qtype.name])
+            data = np.zeros((values.shape[1], GGML_QUANT_SIZES[self.qtype][1]), np.uint8)
+            data[:, :2] = best.checked().half().numpy()[:, None].view(np.uint8)
+            return data
+        rows = values.T.contiguous().numpy()
+        weights = (importance / importance.mean()).numpy()
+        try:
+            return ggml.quantize(rows, self.qtype, torch.get_num_threads(), weights)
+        except ValueError as error:
+            raise ProofError(str(error)) from None
 
     def store(self, codes: npt.NDArray[np.uint8], made: list[Any]) -> Arrays:
         return {"data": grids.with_codes(np.concatenate(made, axis=1), codes, self.qtype)}
@@ -264,6 +278,14 @@ class _Best:
         self.cost = torch.where(better, cost, self.cost)
         self.step = torch.where(better, step, self.step)
         self.zero = torch.where(better, zero, self.zero)
+
+    def checked(self) -> Any:
+        """The best step, if there is one."""
+        import torch
+
+        if not torch.isfinite(self.cost).all():
+            raise ProofError("a weight is too large for a scale in half precision")
+        return self.step
 
     def refine(self, rounded: Any) -> None:
         """The step that fits the codes of the best one so far (least squares)."""

@@ -246,8 +246,8 @@ def test_offload_changes_nothing(make: Family, tmp_path: Path) -> None:
     for _ in zip(inside, outside, strict=True):
         assert (inside.states == outside.states).all()
     size = 4 * inside.states.numel()
-    assert (tmp_path / "activations").stat().st_size == size
-    stored = np.fromfile(tmp_path / "activations", "<f4")
+    assert (tmp_path / "states").stat().st_size == size
+    stored = np.fromfile(tmp_path / "states", "<f4")
     assert np.array_equal(stored, outside.states.numpy().reshape(-1))
 
 
