@@ -9,7 +9,8 @@ Every row of `ROWS` whose type this version knows is exported into --out; what i
 kept. Then all rows are compared with the f16 file, token by token on the same ids
 (`edgeft.benchmarks.fidelity`): on the answers of the chats that training held out, and on plain
 text. With an adapter the task is asked, too. Speeds are of processes of their own, the rounds
-alternating. `--dither` takes the weights of an embedded base off the 4-bit grid that they lie on.
+alternating. `--dither` takes the weights of an embedded base off the 4-bit grid that they lie on;
+`--padded` gives a Llama base widths that 256 divides, which the K-quants need.
 
 The second table pairs rows on the same sequences and items: its errors are those of the
 differences. Ends in one JSON line.
@@ -34,6 +35,7 @@ from edgeft.adapter import Weighted
 from edgeft.base import resolve
 from edgeft.benchmarks import fidelity, quality, speed
 from edgeft.benchmarks.fidelity import Estimate, Fidelity, Measured
+from edgeft.benchmarks.padded import pad
 from edgeft.benchmarks.paired import Paired, mid_p
 from edgeft.dataset import fingerprint
 from edgeft.errors import EdgeftError, InputError
@@ -83,6 +85,7 @@ class Options:
     out: Path
     adapter: Path | None = None
     dither: int | None = None
+    padded: bool = False
     merge_base: Any = "auto"
     validation: Path | None = None
     calibration: Path | None = None
@@ -134,6 +137,8 @@ def run(options: Options, rows: Sequence[Row]) -> tuple[list[Result], dict[str, 
         raise InputError("there is nothing to measure on", "--adapter, --text or both")
     adapters = (Weighted(options.adapter),) if options.adapter else ()
     base = resolve(options.base, options.dither)
+    if options.padded:
+        base = pad(base, options.out / "padded")
     artifacts = make(options, rows, adapters, str(base))
     on: dict[str, Any] = {"merge_base": artifacts[0].manifest.facts["merge_base"]}
     with contextlib.ExitStack() as stack:
@@ -319,6 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--adapter", type=Path, help="without one the base is measured as it is")
     parser.add_argument("--out", type=Path, required=True, help="folder for the artifacts")
     parser.add_argument("--dither", type=int, metavar="SEED", help="move the base off its grid")
+    parser.add_argument("--padded", action="store_true", help="in a shape that 256 divides")
     parser.add_argument("--merge-base", choices=["auto", "w16", "nf4", "fp4"], default="auto")
     parser.add_argument("--validation", type=Path, help="chats to compare on [what training held]")
     parser.add_argument("--calibration", type=Path, help="chats to calibrate on [the training's]")
@@ -343,6 +349,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "machine": report.machine(),
         "base": options.base,
         "dither": options.dither,
+        "padded": options.padded,
         "adapter": stage.identity(options.adapter) if options.adapter else None,
         "on": on,
         "rows": [result.to_json() for result in results],
