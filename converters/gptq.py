@@ -49,7 +49,7 @@ def convert(
     arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
     write_safetensors(out / "model.safetensors", specs, arrays)
     about = packed.quantization_config(
-        kind.bits, kind.columns, kind.symmetric, damp_percent=calibration.damp
+        kind.bits, kind.columns, kind.symmetric, damp_percent=calibration.damp, **_left(merged)
     )
     finish(merged, out, "float16", quantization_config=about)
     (out / "quantize_config.json").write_text(json.dumps(about, indent=1) + "\n")
@@ -65,15 +65,15 @@ def check(
 
 def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
     bits = int(quant.removesuffix("bit"))
-    shapes = {name: merged.shapes[name] for name in linears(merged)}
+    shapes = [(name, *merged.shapes[name]) for name in linears(merged)]
     span = packed.whole_words(bits)
-    for name, (rows, columns) in shapes.items():
+    for name, rows, columns in shapes:
         if rows % span or columns % span:
             raise FormatError(
                 f"{bits}-bit codes of {name} do not fill whole words: {rows} x {columns}",
                 f"multiples of {span} are needed; --format gguf has other types",
             )
-    widths = {columns for _, columns in shapes.values()}
+    widths = sorted({columns for _, _, columns in shapes})
     fitting = [size for size in SIZES if not any(width % size for width in widths)]
     size = group_size or next(iter(fitting), -1)
     bad = next((width for width in widths if size != -1 and width % size), None)
@@ -83,6 +83,29 @@ def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -
             f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
         )
     return Uniform(bits, size, symmetric)
+
+
+def _left(merged: Merged) -> dict[str, Any]:
+    """Where matrices of a block stay as they are, such as routers: settings that tell readers so.
+
+    vLLM and GPTQModel leave out what `dynamic` names with "-:"; optimum, which loads for
+    transformers, takes for quantized what ends like an entry of its list of lists.
+    https://github.com/vllm-project/vllm/blob/02239f5e05f4c7ace9e2bf85e59d800e6fb25a9e/vllm/model_executor/layers/quantization/utils/gptq_utils.py#L65-L87
+    """
+    solved = dict.fromkeys(linears(merged))
+    left = [
+        name
+        for name, shape in merged.shapes.items()
+        if len(shape) == 2 and name not in solved
+        and any(place.startswith("blk.") for place in merged.card.gguf_names(name)[0])
+    ]  # fmt: skip
+    if not left:
+        return {}
+    kept, quantized = (sorted({name.split(".")[-2] for name in some}) for some in (left, solved))
+    return {
+        "dynamic": {rf"-:.*\.{end}$": {} for end in kept},
+        "modules_in_block_to_quantize": [quantized],
+    }
 
 
 def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:

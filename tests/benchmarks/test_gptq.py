@@ -39,11 +39,14 @@ def test_the_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base, adapter, _ = make("llama")
-    chats = make_chats(tmp_path / "chats.jsonl", 12)
+    learned, held = make_chats(tmp_path / "chats.jsonl", 24), tmp_path / "held.jsonl"
+    lines = learned.read_text().splitlines(keepends=True)
+    learned.write_text("".join(lines[:12]))
+    held.write_text("".join(lines[12:]))
     monkeypatch.setattr(gptq, "ROWS", ROWS)
     arguments = ["--base", base, "--adapter", adapter, "--out", tmp_path / "out", "--text", text,
-                 "--chunks", 3, "--chats", 10, "--validation", chats, "--calibration", chats, "--limit", 2,
-                 "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
+                 "--chunks", 3, "--chats", 10, "--validation", held, "--calibration", learned,
+                 "--limit", 2, "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
     gptq.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
