@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import stage
+from edgeft import models, stage
 from edgeft.blockwise import Block, Blocks, Group, stage_of
+from edgeft.errors import require
 from edgeft.merge import Merged
 from edgeft.progress import Progress
 from edgeft.solver import DAMP, Arrays, Kind, solve
@@ -188,3 +190,21 @@ def _save(path: Path, stored: Arrays, about: dict[str, str]) -> None:
     whole = {key: np.ascontiguousarray(array) for key, array in stored.items()}
     with stage.whole_file(path) as temp:
         save_file(whole, temp, about)
+
+
+def check_computes(merged: Merged) -> None:
+    """MissingExtra or FormatError where `quantize` could not compute the model."""
+    for package in ("torch", "transformers", "accelerate"):
+        require(package, "gptq")
+    models.transformers_class(merged.config)
+
+
+def footprint(merged: Merged, tokens: int, offload: bool) -> tuple[int, int]:
+    """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
+    shapes = [merged.shapes[name] for name in linears(merged)]
+    weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
+    block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
+    hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
+    activations = 4 * tokens * hidden
+    disk = weights + weights // 8 + offload * activations
+    return disk, 2 * block + 6 * 4 * width**2 + (not offload) * activations + 500_000_000

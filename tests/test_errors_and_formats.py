@@ -99,7 +99,9 @@ def test_an_unknown_quant_has_a_hint() -> None:
     assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, gptq-q4_0")
     with pytest.raises(FormatError, match="format hf has no quantization 'q8_0'"):
         check_quants([hf], ("q8_0",))
-    with pytest.raises(FormatError, match="format gptq or hf has no quantization '4bits'") as caught:
+    with pytest.raises(
+        FormatError, match="format gptq or hf has no quantization '4bits'"
+    ) as caught:
         check_quants([gptq, hf], ("4bits",))
     assert caught.value.hint.startswith("did you mean '4bit'? known: 2bit, 3bit")
 

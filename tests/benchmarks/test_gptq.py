@@ -72,8 +72,8 @@ def test_the_program(
     with pytest.raises(SystemExit, match="nothing to measure on"):
         gptq.main(["--base", str(base), "--out", str(tmp_path / "out")])
     gptq.make(
-        Options(str(base), tmp_path / "out", adapter, merge_base="w16", calibration=chats,
-                validation=chats, threads=1),
+        Options(str(base), tmp_path / "out", adapter, merge_base="w16", calibration=learned,
+                validation=held, threads=1),
         gptq.known(ROWS), (gptq.Weighted(adapter),), str(base),
     )  # fmt: skip
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.gguf")}
