@@ -130,7 +130,7 @@ class _Run:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
             if quant in row.solved:
-                disk, memory = footprint(self.view, sum(map(len, self._sequences)), options.offload)
+                disk, memory = footprint(self.view, self._sequences, options.offload)
                 spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
                 stage.preflight(options.out, f"GPTQ for {quant}", disk, memory, spare)
             if row.check:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import models, stage
-from edgeft.blockwise import Block, Blocks, Group, stage_of
+from edgeft.blockwise import WIDTH, Block, Blocks, Group, stage_of
 from edgeft.errors import require
 from edgeft.merge import Merged
 from edgeft.progress import Progress
@@ -199,12 +199,14 @@ def check_computes(merged: Merged) -> None:
     models.transformers_class(merged.config)
 
 
-def footprint(merged: Merged, tokens: int, offload: bool) -> tuple[int, int]:
+def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool) -> tuple[int, int]:
     """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
     shapes = [merged.shapes[name] for name in linears(merged)]
     weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
     block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
-    activations = 4 * tokens * hidden
+    activations = 4 * hidden * sum(map(len, sequences))
+    masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
-    return disk, 2 * block + 6 * 4 * width**2 + (not offload) * activations + 500_000_000
+    memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
+    return disk, memory + 500_000_000  # torch's own

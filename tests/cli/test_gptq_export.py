@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -137,7 +139,9 @@ def test_what_it_is_thought_to_take(make: Family) -> None:
 
     merged = open_merged(make("llama")[0], None)
     weights = sum(merged.shapes[name][0] * merged.shapes[name][1] for name in gptq.linears(merged))
-    (disk, memory), (more, less) = (gptq.footprint(merged, 10_000, way) for way in (False, True))
+    (disk, memory), (more, less) = (
+        gptq.footprint(merged, [[0] * 10_000], way) for way in (False, True)
+    )
     assert more - disk == memory - less == 10_000 * 64 * 4
     assert weights < disk < 1.2 * weights
 
@@ -233,6 +237,20 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     assert ran.code == 0, ran.err
     assert hashes(tmp_path / "killed") == hashes(tmp_path / "whole")
     assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+
+
+def test_the_commands_of_the_readme(
+    edgeft: Run, make: Family, tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make("llama")
+    shutil.copytree(adapter, tmp_path / "adapter")
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", readme, re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        here = ["--base", base, "--calibration", chats, "--no-live"]
+        assert edgeft(*shlex.split(command), *here).code == 0
 
 
 def test_two_formats_at_once_and_every_command(export: Export, edgeft: Run, tmp_path: Path) -> None:
