@@ -97,6 +97,26 @@ def linears(merged: Merged) -> list[str]:
     ]
 
 
+def check_computes(merged: Merged) -> None:
+    """MissingExtra or FormatError where `quantize` could not compute the model."""
+    for package in ("torch", "transformers", "accelerate"):
+        require(package, "gptq")
+    models.transformers_class(merged.config)
+
+
+def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool) -> tuple[int, int]:
+    """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
+    shapes = [merged.shapes[name] for name in linears(merged)]
+    weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
+    block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
+    hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
+    activations = 4 * hidden * sum(map(len, sequences))
+    masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
+    disk = weights + weights // 8 + offload * activations
+    memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
+    return disk, memory + 500_000_000  # torch's own
+
+
 def quantize(
     merged: Merged, kinds: Mapping[str, Kind], calibration: Calibration, threads: int
 ) -> Solved:
@@ -190,23 +210,3 @@ def _save(path: Path, stored: Arrays, about: dict[str, str]) -> None:
     whole = {key: np.ascontiguousarray(array) for key, array in stored.items()}
     with stage.whole_file(path) as temp:
         save_file(whole, temp, about)
-
-
-def check_computes(merged: Merged) -> None:
-    """MissingExtra or FormatError where `quantize` could not compute the model."""
-    for package in ("torch", "transformers", "accelerate"):
-        require(package, "gptq")
-    models.transformers_class(merged.config)
-
-
-def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool) -> tuple[int, int]:
-    """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
-    shapes = [merged.shapes[name] for name in linears(merged)]
-    weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
-    block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
-    hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
-    activations = 4 * hidden * sum(map(len, sequences))
-    masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
-    disk = weights + weights // 8 + offload * activations
-    memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
-    return disk, memory + 500_000_000  # torch's own

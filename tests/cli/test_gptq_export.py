@@ -213,7 +213,7 @@ cli.main({arguments!r})
 """
 
 
-@pytest.mark.parametrize(("kind", "counts"), [("gptq", (2, 3)), ("gguf", (5,))])
+@pytest.mark.parametrize(("kind", "counts"), [("gptq", (2, 3)), ("gguf", (4,))])
 def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path, kind: str, counts: tuple[int, ...]
 ) -> None:
