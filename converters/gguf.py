@@ -32,7 +32,7 @@ from edgeft.converters._metadata import metadata, rope_factors
 from edgeft.converters._mixture import FILE_TYPE, mixture, needs_importance
 from edgeft.converters._tensors import Target, targets
 from edgeft.errors import FormatError
-from edgeft.gptq import Calibration, Solved, linears, quantize
+from edgeft.gptq import Calibration, Solved, check_computes, linears, quantize
 from edgeft.imatrix import Imatrix
 from edgeft.merge import Merged
 from edgeft.solver import Ggml
@@ -206,6 +206,8 @@ def check(
     measured: bool = False,
 ) -> None:
     """FormatError for what `convert` would refuse; `measured`: importance comes only later."""
+    if quant.startswith(SOLVED):
+        check_computes(merged)
     quant = quant.removeprefix(SOLVED)
     made = plan(merged, quant, tensor_types, measured or imatrix is not None)
     if measured:

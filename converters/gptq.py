@@ -20,7 +20,7 @@ from edgeft import packed
 from edgeft.checkpoint import Array, Spec, write_safetensors
 from edgeft.converters._folder import blocks, finish
 from edgeft.errors import FormatError
-from edgeft.gptq import Calibration, Solved, linears, quantize
+from edgeft.gptq import Calibration, Solved, check_computes, linears, quantize
 from edgeft.merge import Merged, sampled
 from edgeft.solver import Uniform
 
@@ -49,40 +49,73 @@ def convert(
     arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
     write_safetensors(out / "model.safetensors", specs, arrays)
     about = packed.quantization_config(
-        kind.bits, kind.columns, kind.symmetric, damp_percent=calibration.damp
-    )
+        kind.bits, kind.columns, kind.symmetric, checkpoint_format=_layout(kind),
+        damp_percent=calibration.damp, **_left(merged),
+    )  # fmt: skip
     finish(merged, out, "float16", quantization_config=about)
     (out / "quantize_config.json").write_text(json.dumps(about, indent=1) + "\n")
-    return {"layers": len(linears(merged)), "group_size": kind.columns, **solved.facts()}
+    return {"group_size": kind.columns, **solved.facts()}
 
 
 def check(
     merged: Merged, quant: str, group_size: int | None = None, symmetric: bool = True
 ) -> None:
-    """FormatError for what `convert` would refuse."""
+    """FormatError or MissingExtra for what `convert` would refuse."""
     _kind(merged, quant, group_size, symmetric)
+    check_computes(merged)
 
 
 def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
     bits = int(quant.removesuffix("bit"))
-    shapes = {name: merged.shapes[name] for name in linears(merged)}
-    span = packed.whole_words(bits)
-    for name, (rows, columns) in shapes.items():
+    span, widths = packed.whole_words(bits), set()
+    for name in linears(merged):
+        rows, columns = merged.shapes[name]
+        widths.add(columns)
         if rows % span or columns % span:
             raise FormatError(
                 f"{bits}-bit codes of {name} do not fill whole words: {rows} x {columns}",
                 f"multiples of {span} are needed; --format gguf has other types",
             )
-    widths = {columns for _, columns in shapes.values()}
     fitting = [size for size in SIZES if not any(width % size for width in widths)]
     size = group_size or next(iter(fitting), -1)
-    bad = next((width for width in widths if size != -1 and width % size), None)
+    bad = next((width for width in sorted(widths) if size != -1 and width % size), None)
     if bad:
         raise FormatError(
             f"groups of {size} do not divide a layer of {bad} columns",
             f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
         )
     return Uniform(bits, size, symmetric)
+
+
+def _layout(kind: Uniform) -> str:
+    """v2 where zeros are not all the same: GPTQModel takes those of v1 from itself alone.
+
+    https://github.com/ModelCloud/GPTQModel/blob/07e4066bc2be496653104f79ea65a70687248558/gptqmodel/models/loader.py
+    """
+    return "gptq" if kind.symmetric else "gptq_v2"
+
+
+def _left(merged: Merged) -> dict[str, Any]:
+    """Where matrices of a block stay as they are, such as routers: settings that tell readers so.
+
+    vLLM and GPTQModel leave out what `dynamic` names with "-:"; optimum, which loads for
+    transformers, takes for quantized what ends like an entry of its list of lists.
+    https://github.com/vllm-project/vllm/blob/02239f5e05f4c7ace9e2bf85e59d800e6fb25a9e/vllm/model_executor/layers/quantization/utils/gptq_utils.py#L65-L87
+    """
+    solved = dict.fromkeys(linears(merged))
+    left = [
+        name
+        for name, shape in merged.shapes.items()
+        if len(shape) == 2 and name not in solved
+        and any(place.startswith("blk.") for place in merged.card.gguf_names(name)[0])
+    ]  # fmt: skip
+    if not left:
+        return {}
+    kept, quantized = (sorted({name.split(".")[-2] for name in some}) for some in (left, solved))
+    return {
+        "dynamic": {rf"-:.*\.{end}$": {} for end in kept},
+        "modules_in_block_to_quantize": [quantized],
+    }
 
 
 def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:
@@ -101,7 +134,7 @@ def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterato
     rows = sampled(*merged.shapes[name])
     given: Array = merged.rows(name, rows)
     merged.landed(name, lambda read: read(name, rows), given, codes.take(rows).values())
-    yield from packed.pack(codes).values()
+    yield from packed.pack(codes, packed.OFFSETS[_layout(kind)]).values()
 
 
 def _codes(solved: Solved, name: str, kind: Uniform) -> packed.Codes:

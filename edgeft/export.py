@@ -9,6 +9,7 @@ open), check the landing proof, and hold the finished file to the tokenizer and 
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from edgeft.checkpoint import READABLE, Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
 from edgeft.formats import Format, check_quants, format_named, load
-from edgeft.gptq import Calibration
+from edgeft.gptq import Calibration, footprint
 from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
 from edgeft.progress import say
@@ -128,6 +129,10 @@ class _Run:
         elif options.imatrix and todo:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
+            if quant in row.solved:
+                disk, memory = footprint(self.view, self._sequences, options.offload)
+                spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
+                stage.preflight(options.out, f"GPTQ for {quant}", disk, memory, spare)
             if row.check:
                 measured = {"measured": auto} if row.calibrated else {}
                 load(row.check)(self.view, quant, **self._own(row), **measured)
@@ -153,6 +158,7 @@ class _Run:
         target, frozen = self._target(row, quant), self._frozen(row, quant)
         done = self._done(row, quant)
         if done:
+            stage.remove(_blocks_of(target))  # a run may have been killed after its last step
             say(f"{target} is complete, nothing to do")
             self._write_modelfile(row, target, done)
             return Artifact(target, row.name, quant, done)
@@ -204,10 +210,14 @@ class _Run:
             frozen["group_size"], frozen["symmetric"] = options.group_size, options.symmetric
         return frozen
 
+    @functools.cached_property
+    def _sequences(self) -> list[list[int]]:
+        """What GPTQ learns from."""
+        return decide.sample(self.view, self.chats, self.options.calibration_tokens)
+
     def _calibration(self, target: Path) -> tuple[Calibration, dict[str, Any]]:
         """What GPTQ learns from, and the facts about it."""
-        options = self.options
-        sequences = decide.sample(self.view, self.chats, options.calibration_tokens)
+        options, sequences = self.options, self._sequences
         found = Calibration(sequences, _blocks_of(target), options.damp, options.offload)
         tokens = sum(map(len, sequences))
         facts = {"of": self.chats.name, "sequences": len(sequences), "tokens": tokens,
@@ -286,10 +296,20 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
                 f"the {view.card.family} family cannot be exported as {row.name}",
                 f"it can as {', '.join(view.card.formats)}",
             )
-    if (options.imatrix or options.tensor_types) and not any(row.calibrated for row in rows):
-        asked = "--imatrix" if options.imatrix else "--tensor-type"
-        raise FormatError(f"{asked} is not for format {rows[0].name}", "--format gguf takes it")
-    calibrates = options.imatrix == "auto" or any(quant in row.solved for row, quant in wanted)
+    solves = any(quant in row.solved for row, quant in wanted)
+    for option, given, of in (
+        ("--imatrix", options.imatrix, "gguf"),
+        ("--tensor-type", options.tensor_types, "gguf"),
+        ("--group-size", options.group_size, "gptq"),
+        ("--asymmetric", not options.symmetric, "gptq"),
+    ):
+        if given and all(row.name != of for row in rows):
+            raise FormatError(
+                f"{option} is not for format {rows[0].name}", f"--format {of} takes it"
+            )
+    if options.offload and not solves:
+        raise FormatError("--offload is for GPTQ", "such as --quant gptq-q4_0")
+    calibrates = options.imatrix == "auto" or solves
     if options.calibration and not calibrates:
         raise InputError(
             "--calibration is for --imatrix auto and for GPTQ",
@@ -332,6 +352,11 @@ def _tell(
         say(
             f"  as the live model on {live['prompts']} prompts: KL {live['kl']:.2g}, same first "
             f"choice {live['same_top']:.1%}{found}"
+        )
+    if rounded := manifest.facts.get("rounded"):
+        say(
+            f"  {rounded} of {manifest.facts['quantized']} layers saw too few tokens for GPTQ and "
+            "were rounded: more --calibration-tokens, or other chats"
         )
     if without := manifest.facts.get("without_importance"):
         say(f"  the importance matrix has nothing for {without} of the quantized tensors")

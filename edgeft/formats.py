@@ -97,9 +97,9 @@ def check_quants(rows: Sequence[Format], quants: tuple[str, ...]) -> list[tuple[
     known = [quant for row in rows for quant in row.quants]
     for quant in wanted - set(known):
         names = " or ".join(row.name for row in rows)
-        raise FormatError(
-            f"format {names} has no quantization {quant!r}", did_you_mean(quant, known)
-        )
+        other = next((row.name for row in FORMATS.values() if quant in row.quants), None)
+        hint = f"--format {other} has" if other else did_you_mean(quant, known)
+        raise FormatError(f"format {names} has no quantization {quant!r}", hint)
     found = []
     for row in rows:
         own = wanted & set(row.quants) or set(row.default)

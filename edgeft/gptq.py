@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import __version__, stage
-from edgeft.blockwise import Block, Blocks, Group, stage_of
-from edgeft.errors import ProofError
+from edgeft import __version__, models, stage
+from edgeft.blockwise import WIDTH, Block, Blocks, Group, stage_of
+from edgeft.errors import ProofError, require
 from edgeft.merge import Merged
 from edgeft.progress import Progress
 from edgeft.solver import DAMP, Arrays, Kind, solve
@@ -95,6 +96,26 @@ def linears(merged: Merged) -> list[str]:
         for name, shape in merged.shapes.items()
         if len(shape) == 2 and stage_of(merged.card, name) is not None
     ]
+
+
+def check_computes(merged: Merged) -> None:
+    """MissingExtra or FormatError where `quantize` could not compute the model."""
+    for package in ("torch", "transformers", "accelerate"):
+        require(package, "gptq")
+    models.transformers_class(merged.config)
+
+
+def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool) -> tuple[int, int]:
+    """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
+    shapes = [merged.shapes[name] for name in linears(merged)]
+    weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
+    block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
+    hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
+    activations = 4 * hidden * sum(map(len, sequences))
+    masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
+    disk = weights + weights // 8 + offload * activations
+    memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
+    return disk, memory + 500_000_000  # torch's own
 
 
 def quantize(

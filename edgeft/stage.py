@@ -209,7 +209,13 @@ def scratch(folder: Path) -> Iterator[Path]:
         remove(temp)
 
 
-def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
+def preflight(
+    folder: Path,
+    what: str,
+    disk: int = 0,
+    memory: int = 0,
+    spare: str = "take a smaller model or context",
+) -> None:
     """Refuse before the work starts when `disk` or `memory` bytes cannot be had."""
     home = folder
     while not home.exists():
@@ -224,7 +230,7 @@ def preflight(folder: Path, what: str, disk: int = 0, memory: int = 0) -> None:
     if memory > available:
         raise ResourceError(
             f"{what} needs about {human(memory)} of memory, {human(available)} is available",
-            "close other programs, or take a smaller model or context",
+            f"close other programs, or {spare}",
         )
 
 

@@ -169,7 +169,7 @@ def transformers_class(config: dict[str, Any]) -> Any:
     if found is None:
         raise FormatError(
             f"transformers has no {name}, and code that comes with a model is never run",
-            "merge-export --format gguf makes a file that runs",
+            "merge-export --format gguf --quant q4_k_m makes a file that runs",
         )
     return found
 

@@ -17,6 +17,7 @@ from edgeft.dataset import (
     fingerprint,
     load_examples,
     split,
+    text_calibration,
 )
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
@@ -354,3 +355,14 @@ def test_calibration_cuts_what_is_long_and_what_is_over(chat: ChatTemplate) -> N
     assert sorted(cut) == sorted(ids[:30] for ids in whole)
     assert calibration(examples, chat, letters, budget=7) == [whole[0][:7]]
     assert calibration(examples, chat, letters, budget=0) == []
+
+
+def test_plain_text_is_calibrated_on_in_pieces_spread_over_it() -> None:
+    ids = list(range(1000))
+    pieces = text_calibration(ids, [7], budget=300, size=100)
+    assert [piece[:2] for piece in pieces] == [[7, 0], [7, 330 // 99 * 99], [7, 6 * 99]]
+    assert all(len(piece) == 100 for piece in pieces)
+    whole = text_calibration(ids, [], budget=10_000, size=100)
+    assert [token for piece in whole for token in piece] == ids
+    assert text_calibration(ids[:5], [7], size=100) == [[7, 0, 1, 2, 3, 4]], "shorter than a piece"
+    assert len(text_calibration(ids, [7], budget=1, size=100)) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from edgeft import errors, formats
 from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra, did_you_mean, require
-from edgeft.formats import FORMATS, check_quants, format_named, format_of
+from edgeft.formats import FORMATS, Format, check_quants, format_named, format_of
 
 
 def test_an_error_is_one_line_with_its_hint() -> None:
@@ -73,19 +73,37 @@ def test_format_named() -> None:
     assert str(caught.value) == "unknown format 'guff' (did you mean 'gguf'? known: gguf, gptq, hf)"
 
 
+def names(rows: list[Format], *quants: str) -> list[str]:
+    return [f"{row.name} {quant}" for row, quant in check_quants(rows, quants)]
+
+
 def test_quants_come_from_the_most_to_the_least_exact() -> None:
-    row = FORMATS["gguf"]
-    assert check_quants(row, ("q4_0", "Q8_0", "f16", "q8_0")) == ("f16", "q8_0", "q4_0")
-    assert check_quants(row, ()) == row.default == ("q4_k_m",)
-    assert check_quants(row, tuple(reversed(row.quants))) == row.quants
+    gguf = FORMATS["gguf"]
+    found = names([gguf], "q4_0", "Q8_0", "f16", "q8_0")
+    assert found == ["gguf f16", "gguf q8_0", "gguf q4_0"]
+    assert names([gguf]) == ["gguf q4_k_m"]
+    assert names([gguf], *reversed(gguf.quants)) == [f"gguf {quant}" for quant in gguf.quants]
+
+
+def test_each_format_takes_its_own_quants_and_else_its_default() -> None:
+    rows = [FORMATS["gguf"], FORMATS["gptq"], FORMATS["hf"]]
+    assert names(rows) == ["gguf q4_k_m", "gptq 4bit", "hf f32"]
+    assert names(rows, "3bit", "8bit") == ["gguf q4_k_m", "gptq 8bit", "gptq 3bit", "hf f32"]
+    assert names(rows, "4bit", "f16") == ["gguf f16", "gptq 4bit", "hf f16"]
 
 
 def test_an_unknown_quant_has_a_hint() -> None:
+    gguf, gptq, hf = FORMATS["gguf"], FORMATS["gptq"], FORMATS["hf"]
     with pytest.raises(FormatError, match="format gguf has no quantization 'q4_km'") as caught:
-        check_quants(FORMATS["gguf"], ("q8_0", "Q4_KM"))
-    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, iq3_m")
+        check_quants([gguf], ("q8_0", "Q4_KM"))
+    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, gptq-q4_0")
     with pytest.raises(FormatError, match="format hf has no quantization 'q8_0'"):
-        check_quants(FORMATS["hf"], ("q8_0",))
+        check_quants([hf], ("q8_0",))
+    with pytest.raises(
+        FormatError, match="format gptq or hf has no quantization '4bits'"
+    ) as caught:
+        check_quants([gptq, hf], ("4bits",))
+    assert caught.value.hint.startswith("did you mean '4bit'? known: 2bit, 3bit")
 
 
 def test_format_of(tmp_path: Path) -> None:
@@ -124,3 +142,4 @@ def test_the_table_names_what_exists(name: str) -> None:
     assert inspect.isclass(formats.load(row.runtime))
     assert set(row.default) <= set(row.quants) and row.default
     assert all(quant == quant.lower() for quant in row.quants)
+    assert set(row.solved) <= set(row.quants)

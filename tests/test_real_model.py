@@ -95,6 +95,12 @@ def test_the_commands_of_the_readme_run_as_printed(tmp_path: Path, home: Path) -
         wanted = 4 if " ab " in command else 0
         assert done.returncode == wanted, f"{command}\n{done.stderr}"
         outputs.append(done.stdout)
-    chat = outputs[next(i for i, c in enumerate(commands) if "edgeft chat" in c)]
-    assert chat.strip()
-    assert "INCONCLUSIVE" in outputs[-1]
+    chat, verdict = (
+        next(
+            out
+            for out, command in zip(outputs, commands, strict=True)
+            if f"edgeft {name}" in command
+        )
+        for name in ("chat", "ab")
+    )
+    assert chat.strip() and "INCONCLUSIVE" in verdict

@@ -136,7 +136,7 @@ def _tensor_types(
 )
 @click.option(
     "--damp",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
     default=0.01,
     show_default=True,
     callback=finite,

@@ -39,11 +39,14 @@ def test_the_program(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     base, adapter, _ = make("llama")
-    chats = make_chats(tmp_path / "chats.jsonl", 12)
+    learned, held = make_chats(tmp_path / "chats.jsonl", 24), tmp_path / "held.jsonl"
+    lines = learned.read_text().splitlines(keepends=True)
+    learned.write_text("".join(lines[:12]))
+    held.write_text("".join(lines[12:]))
     monkeypatch.setattr(gptq, "ROWS", ROWS)
     arguments = ["--base", base, "--adapter", adapter, "--out", tmp_path / "out", "--text", text,
-                 "--chunks", 3, "--chats", 10, "--validation", chats, "--calibration", chats, "--limit", 2,
-                 "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
+                 "--chunks", 3, "--chats", 10, "--validation", held, "--calibration", learned,
+                 "--limit", 2, "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
     gptq.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
@@ -69,8 +72,8 @@ def test_the_program(
     with pytest.raises(SystemExit, match="nothing to measure on"):
         gptq.main(["--base", str(base), "--out", str(tmp_path / "out")])
     gptq.make(
-        Options(str(base), tmp_path / "out", adapter, merge_base="w16", calibration=chats,
-                validation=chats, threads=1),
+        Options(str(base), tmp_path / "out", adapter, merge_base="w16", calibration=learned,
+                validation=held, threads=1),
         gptq.known(ROWS), (gptq.Weighted(adapter),), str(base),
     )  # fmt: skip
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.gguf")}
