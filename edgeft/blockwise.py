@@ -21,6 +21,7 @@ import contextlib
 import hashlib
 import math
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,9 +102,9 @@ class Blocks:
         with quiet_libraries(), torch.inference_mode():
             self._model = _skeleton(merged)
             shape = (self.tokens, self._model.config.hidden_size)
-            self.states = _buffer(shape, offload and offload / "states")
+            self.states = _buffer(shape, offload)
             """the inputs of the block that is next, (tokens, hidden size)"""
-            self.attended = _buffer(shape, offload and offload / "attended")
+            self.attended = _buffer(shape, offload)
             """what attention makes of them, once it is quantized"""
             self.rows: list[tuple[slice, list[Call]]] = []
             """which states are a row, and how each block is called with it"""
@@ -354,14 +355,14 @@ def _recorded(layers: Any, first: Any, calls: list[Call]) -> Iterator[None]:
             del layer.forward
 
 
-def _buffer(shape: tuple[int, int], file: Path | None) -> Any:
-    """Zeros, in a file where one is given."""
+def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
+    """Zeros, on the disk where a folder is given: in a file that has no name and ends with us."""
     import torch
 
-    if file is None:
+    if folder is None:
         return torch.zeros(shape)
-    file.touch()
-    return torch.from_file(str(file), True, math.prod(shape)).view(shape)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        return torch.from_file(file.name, True, math.prod(shape)).view(shape)
 
 
 def _skeleton(merged: Merged) -> Any:

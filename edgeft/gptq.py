@@ -111,7 +111,7 @@ def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool)
     weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
     block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
-    activations = 4 * hidden * sum(map(len, sequences))
+    activations = 2 * 4 * hidden * sum(map(len, sequences))
     masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
     memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
