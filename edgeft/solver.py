@@ -34,8 +34,9 @@ DAMP = 0.01
 """share of the mean diagonal that is added to the diagonal"""
 TRIES = 5
 """with ten times as much damping each, until the Hessian can be inverted"""
-SHARES = (0.7, 1.12, 22)
-"""first, last and number of the steps that are tried, as shares of the one that cuts nothing off"""
+SHARES, COARSE = (0.7, 1.12, 22), (0.4, 1.12, 37)
+"""first, last and number of the steps that are tried, as shares of the one that cuts nothing off; with
+up to 8 levels it pays to cut more off"""
 ONE_SCALE = {"Q4_0": 16, "Q5_0": 32, "Q8_0": 256}
 """ggml's types whose blocks are a float16 scale and as many levels around zero"""
 REFINED = 2
@@ -291,6 +292,7 @@ class _Best:
         """The step that fits the codes of the best one so far (least squares)."""
         import torch
 
+        self.checked()
         for _ in range(REFINED):
             codes = self.codes(self.step, self.zero)
             size = (codes * codes * self.importance).sum(0)
@@ -303,7 +305,7 @@ def _symmetric(values: Any, importance: Any, levels: int) -> _Best:
     below zero than above."""
     best = _Best(values, importance, levels)
     extreme = values.gather(0, values.abs().argmax(0, keepdim=True))[0]
-    for share in np.linspace(*SHARES):
+    for share in np.linspace(*(SHARES if levels > 8 else COARSE)):
         best.attempt(_half(extreme * (share / -(levels // 2))), best.zero)
     best.refine(_half)
     return best
@@ -317,7 +319,7 @@ def _asymmetric(values: Any, importance: Any, levels: int) -> _Best:
     def rounded(step: Any) -> Any:
         return _half(step if levels > 16 else _short(step, 11 - levels.bit_length() + 1))
 
-    for share in np.linspace(*SHARES):
+    for share in np.linspace(*(SHARES if levels > 8 else COARSE)):
         step = rounded((high - low) * (share / (levels - 1)))
         inverse = (1 / step).masked_fill_(step == 0, 0)
         zero = (-low * share * inverse).round_().clamp_(1, levels - 1)
