@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 
 from edgeft import ggml, grids, solver
 from edgeft.errors import ProofError
 from edgeft.solver import Arrays, Ggml, Kind, Scales, Uniform, solve
+
+torch: Any = pytest.importorskip("torch")
 
 Matrix = npt.NDArray[np.float64]
 
