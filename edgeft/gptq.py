@@ -211,7 +211,7 @@ def _about(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="np") as file:
             found: dict[str, Any] = json.loads(file.metadata()["about"])
             return found
-    except (OSError, SafetensorError, TypeError, KeyError):
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return {}
 
 

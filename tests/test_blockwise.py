@@ -170,6 +170,29 @@ def test_a_stage_reads_what_the_one_before_it_became(make: Family) -> None:
     assert apart(output.hessian, means.T @ means) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "case", ["llama", "pythia", "pythia-sequential", "gemma2", "mixtral", "deepseek3"]
+)
+def test_attention_is_kept_as_it_became(make: Family, case: str) -> None:
+    """Weights that change stage by stage against a block that had them from the start."""
+    base, adapter, _ = make(case)
+    merged = open_merged(base, adapter)
+    sequences = conversations(merged, 200, 500, 90)
+    stepwise, atonce = Blocks(merged, sequences, 1), Blocks(merged, sequences, 1)
+    for changed, fixed in zip(stepwise, atonce, strict=True):
+        for product in fixed.products:
+            product.weight.mul_(1.1)
+        own = {product.names: product for product in fixed.products}
+        for stage in changed.stages():
+            found = changed.gather(stage)
+            wanted = fixed.gather([own[product.names] for product in stage])
+            for one, other in zip(found, wanted, strict=True):
+                assert one.seen == other.seen and (one.hessian == other.hessian).all()
+            for product in stage:
+                product.weight.mul_(1.1)
+    assert (stepwise.states == atonce.states).all()
+
+
 @pytest.mark.parametrize("lengths", [(60, 200), (1,)])
 def test_experts(make: Family, lengths: tuple[int, ...]) -> None:
     """Routed by hand; one that is never chosen, as two of them are for one token, saw nothing."""
