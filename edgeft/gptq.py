@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import __version__, models, stage
-from edgeft.blockwise import WIDTH, Block, Blocks, Group, stage_of
+from edgeft.blockwise import HESSIANS, WIDTH, Block, Blocks, Group, stage_of
 from edgeft.errors import ProofError, require
 from edgeft.merge import Merged
 from edgeft.progress import Progress
@@ -109,12 +109,14 @@ def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool)
     """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
     shapes = [merged.shapes[name] for name in linears(merged)]
     weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
-    block = 4 * weights // (1 + max(models.generalize(name)[1][0] for name in linears(merged)))
+    layers = 1 + max(models.generalize(name)[1][0] for name in linears(merged))
+    hessians = min(HESSIANS, sum(4 * columns**2 for _, columns in shapes) // layers)
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
     activations = 2 * 4 * hidden * sum(map(len, sequences))
     masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
-    memory = 2 * block + 6 * 4 * width**2 + masks + (not offload) * activations
+    memory = 2 * 4 * weights // layers + 6 * 4 * width**2 + hessians + masks
+    memory += (not offload) * activations
     return disk, memory + 500_000_000  # torch's own
 
 

@@ -323,7 +323,7 @@ def _asymmetric(values: Any, importance: Any, levels: int) -> _Best:
     low, high = values.amin(0).clamp_max(0), values.amax(0).clamp_min(0)
 
     def rounded(step: Any) -> Any:
-        return _half(step if levels > 16 else _short(step, 11 - levels.bit_length() + 1))
+        return _half(step if levels > 16 else _short(step, 12 - levels.bit_length()))
 
     for share in np.linspace(*(SHARES if levels > 8 else COARSE)):
         step = rounded((high - low) * (share / (levels - 1)))

@@ -77,7 +77,8 @@ def textbook(
         for group in groups
         for column in sorted(range(group * unit, (group + 1) * unit), key=lambda c: -diagonal[c])
     ]
-    damped = hessian + damp * diagonal.mean() * np.eye(columns)
+    shrunk = (1 - solver.SHRINK) * hessian + solver.SHRINK * np.diag(diagonal)
+    damped = shrunk + damp * diagonal.mean() * np.eye(columns)
     factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
     left = weight.copy()
     codes = np.zeros(weight.shape, np.uint8)
