@@ -55,7 +55,7 @@ class ExportOptions:
     """a file in llama.cpp's format, or auto: collected on the chats that were learned"""
     calibration: Path | None = None
     """chats or plain text for GPTQ and for `imatrix` auto; default: the chats of the training"""
-    calibration_tokens: int = 65_536
+    calibration_tokens: int = 32_768
     """of it that are used at most"""
     group_size: int | None = None
     """of GPTQ's own format: columns that share a scale, -1 for all; None: 128, 64 or 32"""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-SHRINK = 0.2
+SHRINK = 0.3
 """how far the Hessian goes from what was measured to its diagonal: of the many ways in which inputs
 hang together, a sample and one kind of text show some that others do not have (shrinkage to a
 diagonal target, Ledoit and Wolf, https://doi.org/10.1016/S0047-259X(03)00096-4). At 1 there is no

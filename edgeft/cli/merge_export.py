@@ -116,7 +116,7 @@ def _tensor_types(
 @click.option(
     "--calibration-tokens",
     type=click.IntRange(min=1),
-    default=65_536,
+    default=32_768,
     show_default=True,
     help="How much of it, at most.",
 )
