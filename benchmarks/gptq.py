@@ -335,8 +335,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="only so many of its items")
     parser.add_argument("--rounds", type=int, default=Options.rounds, help="of speeds; 0 = none")
     parser.add_argument("--threads", type=int, default=Options.threads)
-    options = Options(**vars(parser.parse_args(arguments)))
-    rows = known(ROWS)
+    names = [row.name for row in ROWS]
+    parser.add_argument("--row", action="append", choices=names, help="only these, and f16")
+    chosen = vars(parser.parse_args(arguments))
+    only = chosen.pop("row") or names
+    options = Options(**chosen)
+    rows = [row for row in known(ROWS) if row.name in ("f16", *only)]
     try:
         results, on = run(options, rows)
     except EdgeftError as error:
