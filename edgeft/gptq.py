@@ -211,8 +211,8 @@ def _about(path: Path) -> dict[str, Any]:
 
     try:
         with safe_open(path, framework="np") as file:
-            found: dict[str, Any] = json.loads(file.metadata()["about"])
-            return found
+            found = json.loads(file.metadata()["about"])
+            return found if isinstance(found, dict) else {}
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return {}
 

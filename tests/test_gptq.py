@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Family
+from safetensors.numpy import save
 
 from edgeft import blockwise, gptq
 from edgeft.errors import ProofError
@@ -104,6 +109,39 @@ def stop(block: blockwise.Block) -> None:
     raise KeyboardInterrupt
 
 
+DIES = """
+import os, signal, sys
+import safetensors.numpy
+from edgeft import gptq, merge, solver
+def dies(tensors, path, about):
+    if "block-0001" not in path.name:
+        return real(tensors, path, about)
+    path.write_bytes(b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+real, safetensors.numpy.save_file = safetensors.numpy.save_file, dies
+merged = merge.open_merged(*map(gptq.Path, {folders!r}))
+kinds = dict.fromkeys(gptq.linears(merged), solver.Uniform(4, 32, True))
+gptq.quantize(merged, kinds, gptq.Calibration({sequences!r}, gptq.Path({work!r})), threads=1)
+"""
+
+
+def test_a_killed_run_comes_to_the_same(
+    make: Family, merged: Merged, solved_layers: list[int], tmp_path: Path
+) -> None:
+    """In a process of its own, in the middle of writing the second block."""
+    sequences = conversations(merged, 200, 90, 150)
+    quantize(merged, every(merged), Calibration(sequences, tmp_path / "whole"), threads=1)
+    work, folders = tmp_path / "killed", [str(folder) for folder in make("llama")[:2]]
+    code = DIES.format(folders=folders, sequences=sequences, work=str(work))
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert list(hashes(work)) == ["block-0000.safetensors"]
+    solved_layers.clear()
+    quantize(merged, every(merged), Calibration(sequences, work), threads=1)
+    assert len(solved_layers) == 4, "of the second block"
+    assert hashes(work) == hashes(tmp_path / "whole")
+
+
 def test_blocks_of_anything_else_are_made_anew(
     merged: Merged, make: Family, solved_layers: list[int], tmp_path: Path
 ) -> None:
@@ -125,9 +163,39 @@ def test_blocks_of_anything_else_are_made_anew(
         assert len(solved_layers) == 8
         assert calibration == Calibration(sequences, work) or hashes(work) != before
     assert hashes(work) == before
-    (work / "block-0001.safetensors").write_bytes(b"half of it")
-    quantize(merged, every(merged), Calibration(sequences, work), threads=1)
-    assert hashes(work) == before, "a damaged file is no block"
+
+
+def test_what_is_no_such_block_is_made_anew(
+    merged: Merged, solved_layers: list[int], tmp_path: Path
+) -> None:
+    """Half a file, another block's, and files that are not ours and say nothing or nonsense."""
+    calibration = Calibration(conversations(merged, 200, 90), tmp_path)
+    quantize(merged, every(merged), calibration, threads=1)
+    before, (first, second) = hashes(tmp_path), sorted(tmp_path.glob("block-*"))
+    array = np.zeros(3, np.float32)
+    foreign = [save({"a": array}, {"about": text}) for text in ("{}", "[]", "null", "{half")]
+    for data in (second.read_bytes()[:-1], second.read_bytes()[:50], first.read_bytes(), b"",
+                 bytes(range(256)), save({"a": array}), *foreign):  # fmt: skip
+        second.write_bytes(data)
+        solved_layers.clear()
+        quantize(merged, every(merged), calibration, threads=1)
+        assert len(solved_layers) == 4 and hashes(tmp_path) == before
+
+
+def test_the_most_damping_is_told(
+    merged: Merged, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all layers, and of those that are done already, too."""
+    needed = iter([0.01, 0.1, 0.01, 1.0, 0.01, 0.1, 0.01, 0.01])
+    real = gptq.solve
+
+    def harder(*given: Any) -> Any:
+        return dataclasses.replace(real(*given), damp=next(needed))
+
+    monkeypatch.setattr(gptq, "solve", harder)
+    calibration = Calibration(conversations(merged, 200), tmp_path)
+    for _ in range(2):
+        assert quantize(merged, every(merged), calibration, threads=1).facts()["damp"] == 1.0
 
 
 def test_experts_that_saw_too_little_are_rounded(make: Family, tmp_path: Path) -> None:
@@ -142,6 +210,8 @@ def test_experts_that_saw_too_little_are_rounded(make: Family, tmp_path: Path) -
     steps = np.repeat(np.abs(solved.read(name)["scales"].astype(np.float32)), 32, axis=1)
     inside = np.abs(kept - weight) <= 0.5 * steps * 1.01
     assert inside.mean() > 0.9, "to the nearest, apart from what was cut off"
+    again = quantize(merged, every(merged), calibration, threads=1)
+    assert again.plain == solved.plain, "it is known of blocks that are done, too"
 
 
 def test_weights_that_are_no_numbers_are_named(

@@ -67,8 +67,9 @@ class Seen:
 
 def textbook(
     weight: Matrix, hessian: Matrix, unit: int, damp: float, fitted: list[tuple[Any, Scales]]
-) -> npt.NDArray[np.uint8]:
-    """Codes by the scales that were fitted, which must have been to what the columns were then."""
+) -> tuple[npt.NDArray[np.uint8], Matrix]:
+    """Codes by the scales that were fitted, and how far the columns were from what they were fitted
+    to: of each row the largest difference."""
     columns = len(hessian)
     diagonal = hessian.diagonal()
     groups = sorted(range(columns // unit), key=lambda g: -diagonal[g * unit :][:unit].max())
@@ -82,12 +83,13 @@ def textbook(
     factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
     left = weight.copy()
     codes = np.zeros(weight.shape, np.uint8)
+    apart = np.zeros(len(weight))
     for i, column in enumerate(order):
         if i % unit == 0:
             start = column // unit * unit
             values, scales = fitted[i // unit]
-            near = np.isclose(values.T, left[:, start : start + unit], atol=1e-5)
-            assert near.all(1).mean() > 0.75, "a tie changes its row"
+            given = np.abs(values.T.numpy() - left[:, start : start + unit])
+            apart = np.maximum(apart, given.max(1))
             step, low = (np.asarray(part, np.float64) for part in (scales.step, scales.low))
         run = (column - start) // scales.run
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -96,7 +98,7 @@ def textbook(
         error = (left[:, column] - (code * step[run] + low[run])) / factor[i, i]
         rest = order[i + 1 :]
         left[:, rest] -= np.outer(error, factor[i, i + 1 :])
-    return codes
+    return codes, apart
 
 
 @pytest.mark.parametrize(
@@ -113,14 +115,19 @@ def textbook(
     ],
     ids=str,
 )
-def test_codes_are_the_textbooks(kind: Kind, columns: int) -> None:
-    weight, hessian = sample(24, columns)
+@pytest.mark.parametrize("bits", [32, 64])
+def test_codes_are_the_textbooks(kind: Kind, columns: int, bits: int) -> None:
+    """In float64 all of them. In float32 a value halfway between two may go to the other, and then
+    the rest of its row differs; with 8 bits, where the steps are small, that happens."""
+    weight, hessian = (part.to(getattr(torch, f"float{bits}")) for part in sample(24, columns))
     seen = Seen(kind)
     solved = solve(weight, hessian, seen, damp=0.05)
     unit = columns if kind.columns == -1 else kind.columns
-    wanted = textbook(weight.double().numpy(), hessian.double().numpy(), unit, 0.05, seen.fitted)
-    same = (solved.stored["codes"] == wanted).mean()
-    assert same > 0.98, "more than a tie and what came of it"
+    wanted, apart = textbook(
+        weight.double().numpy(), hessian.double().numpy(), unit, 0.05, seen.fitted
+    )
+    same = (solved.stored["codes"] == wanted).all(1) & (apart < (1e-5 if bits == 32 else 1e-10))
+    assert same.all() if bits == 64 else same.mean() > 0.9
     assert solved.damp == 0.05
 
 
