@@ -306,7 +306,7 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
         live, base = live[:, :width], base[:, :width]
         change, found = _centred(live - base), _centred(got - base)
         pairs.append((float(np.vdot(change, found)), float(np.vdot(change, change))))
-        kl += divergence(live, got).tolist()
+        kl += divergence(live.astype(np.float64), got.astype(np.float64)).tolist()
         largest = max(largest, float(np.abs(_centred(got - live)).max()))
         agree += int((got.argmax(1) == live.argmax(1)).sum())
     beta, error = ratio(pairs)

@@ -129,13 +129,13 @@ class _Run:
         elif options.imatrix and todo:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
+            if row.check:
+                measured = {"measured": auto} if row.calibrated else {}
+                load(row.check)(self.view, quant, **self._own(row), **measured)
             if quant in row.solved:
                 disk, memory = footprint(self.view, self._sequences, options.offload)
                 spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
                 stage.preflight(options.out, f"GPTQ for {quant}", disk, memory, spare)
-            if row.check:
-                measured = {"measured": auto} if row.calibrated else {}
-                load(row.check)(self.view, quant, **self._own(row), **measured)
 
     def _own(self, row: Format) -> dict[str, Any]:
         """What the format's converter takes beside what all take."""
@@ -174,7 +174,13 @@ class _Run:
             own = self._own(row)
             if quant in row.solved:
                 own["calibration"], work.facts["calibration"] = self._calibration(target)
-            work.facts |= load(row.converter)(merged, work.path, quant, options.threads, **own)
+            try:
+                made = load(row.converter)(merged, work.path, quant, options.threads, **own)
+            except KeyboardInterrupt:
+                if _blocks_of(target).is_dir():
+                    say("stopped: the same command goes on with the block where it was")
+                raise
+            work.facts |= made
             proof = merged.proof()
             converted = time.perf_counter() - started
             work.facts |= {

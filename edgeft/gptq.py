@@ -27,7 +27,7 @@ from edgeft.blockwise import HESSIANS, WIDTH, Block, Blocks, Group, stage_of
 from edgeft.errors import ProofError, require
 from edgeft.merge import Merged
 from edgeft.progress import Progress
-from edgeft.solver import DAMP, Arrays, Kind, solve
+from edgeft.solver import DAMP, SHRINK, Arrays, Kind, solve
 
 LEAST = 64
 """inputs below which a matrix is rounded as if all inputs were alike"""
@@ -137,7 +137,7 @@ def quantize(
     options = {
         "kinds": {name: repr(kind) for name, kind in kinds.items()}, "damp": calibration.damp,
         "calibration": calibration.fingerprint(), "config": merged.config, "threads": threads,
-        "torch": torch.__version__, "edgeft": __version__,
+        "torch": torch.__version__, "edgeft": __version__, "shrink": SHRINK, "least": LEAST,
     }  # fmt: skip
     origin = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     origin.update(blocks.states.view(-1).numpy())
