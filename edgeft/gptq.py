@@ -115,7 +115,7 @@ def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool)
     activations = 2 * 4 * hidden * sum(map(len, sequences))
     masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
-    memory = 2 * 4 * weights // layers + 6 * 4 * width**2 + hessians + masks
+    memory = 2 * 4 * weights // layers + 12 * 4 * width**2 + hessians + masks
     memory += (not offload) * activations
     return disk, memory + 500_000_000  # torch's own
 
