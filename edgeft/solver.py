@@ -128,7 +128,7 @@ def solve(weight: Any, hessian: Any, kind: Kind, damp: float = DAMP) -> Solved:
                 places = natural[group]
                 scales = kind.fit(left[start + i :][places], importance[start + i :][places])
                 made[int(order[start + i]) // unit] = scales.made
-                inverse = torch.where(scales.step == 0, 0, 1 / scales.step)
+                inverse = _inverse(scales.step)
             own = int(order[start + i]) % unit // scales.run
             step, low = scales.step[own], scales.low[own]
             code = ((now[i] - low) * inverse[own]).round_().clamp_(0, scales.levels - 1)
@@ -272,8 +272,7 @@ class _Best:
 
     def codes(self, step: Any, zero: Any) -> Any:
         """What the values become with it, as multiples of the step."""
-        inverse = (1 / step).masked_fill_(step == 0, 0)
-        rounded = (self.values * inverse).round_()
+        rounded = (self.values * _inverse(step)).round_()
         return rounded.clamp_(-zero, self.levels - 1 - zero)
 
     def attempt(self, step: Any, zero: Any) -> None:
@@ -311,7 +310,7 @@ def _symmetric(values: Any, importance: Any, levels: int) -> _Best:
     below zero than above."""
     best = _Best(values, importance, levels)
     extreme = values.gather(0, values.abs().argmax(0, keepdim=True))[0]
-    for share in np.linspace(*(SHARES if levels > 8 else COARSE)):
+    for share in _shares(levels):
         best.attempt(_half(extreme * (share / -(levels // 2))), best.zero)
     best.refine(_half)
     return best
@@ -325,13 +324,21 @@ def _asymmetric(values: Any, importance: Any, levels: int) -> _Best:
     def rounded(step: Any) -> Any:
         return _half(step if levels > 16 else _short(step, 12 - levels.bit_length()))
 
-    for share in np.linspace(*(SHARES if levels > 8 else COARSE)):
+    for share in _shares(levels):
         step = rounded((high - low) * (share / (levels - 1)))
-        inverse = (1 / step).masked_fill_(step == 0, 0)
-        zero = (-low * share * inverse).round_().clamp_(1, levels - 1)
+        zero = (-low * share * _inverse(step)).round_().clamp_(1, levels - 1)
         best.attempt(step, zero)
     best.refine(rounded)
     return best
+
+
+def _shares(levels: int) -> npt.NDArray[np.float64]:
+    return np.linspace(*(SHARES if levels > 8 else COARSE))
+
+
+def _inverse(step: Any) -> Any:
+    """0 where the step is: nothing but zero is a multiple of it."""
+    return (1 / step).masked_fill_(step == 0, 0)
 
 
 def _half(step: Any) -> Any:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 from edgeft import __version__, stage
 from edgeft.base import home
@@ -26,15 +27,8 @@ from edgeft.runtimes.gguf import GGUFRuntime
 class GPTQRuntime(GGUFRuntime):
     """Its options are those of `GGUFRuntime`."""
 
-    def __init__(
-        self,
-        path: Path,
-        threads: int | None = None,
-        context: int | None = None,
-        exact: bool = False,
-        repack: bool = True,
-    ) -> None:
-        super().__init__(repacked(path, threads), threads, context, exact, repack)
+    def __init__(self, path: Path, threads: int | None = None, **how: Any) -> None:
+        super().__init__(repacked(path, threads), threads, **how)
 
 
 def repacked(folder: Path, threads: int | None = None) -> Path:
