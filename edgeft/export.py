@@ -207,6 +207,8 @@ class _Run:
         if row.calibrated:
             if options.imatrix:
                 frozen["imatrix"] = Path(options.imatrix).name
+            if options.imatrix == "auto":
+                frozen["calibration_tokens"] = options.calibration_tokens
             if options.tensor_types:
                 frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
         if quant in row.solved:
