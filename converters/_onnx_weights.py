@@ -22,7 +22,7 @@ from edgeft.checkpoint import Array
 from edgeft.converters import _nbits as nbits
 from edgeft.deferred import evaluate, leaves
 from edgeft.gptq import Solved
-from edgeft.merge import Merged, sampled
+from edgeft.merge import Merged, Reader, Take, sampled
 from edgeft.progress import Progress
 from edgeft.solver import Uniform
 
@@ -35,6 +35,8 @@ HEAD = "/lm_head/MatMul"
 EMBEDDING = "model.embed_tokens.weight"
 SENSITIVE = re.compile(r"/(qkv_proj|v_proj|down_proj)/")
 """products that lose most by rounding"""
+FEW = 8
+"""tensors in a matrix of which all are looked at; of more, as experts are, only adapted ones"""
 PARTS = ("codes", "scales", "zeros")
 """of a matrix in a MatMulNBits"""
 INT8 = 4
@@ -73,9 +75,14 @@ class Weights:
     def write(self) -> None:
         products = [node for node in self._graph if node.op_type == "MatMul"
                     and node.inputs[1].name in self._deferred]  # fmt: skip
-        with Progress("writing, matrices", len(products)) as bar:
+        mixtures = [node for node in self._graph if node.op_type == "MoE"]
+        with Progress("writing, matrices", len(products) + len(mixtures)) as bar:
             for node in products:
                 self._product(node)
+                bar.update(1)
+            for node in mixtures:
+                if self._rule.layers:
+                    self._experts(node, self._rule.layers.bits)
                 bar.update(1)
         for name in list(self._deferred):
             self._plain(name)
@@ -100,6 +107,8 @@ class Weights:
     def _kind(self, node: str) -> Uniform | None:
         if node == HEAD:
             return self._rule.head
+        if "/router/" in node:  # small, and what it gets wrong costs whole experts
+            return None
         number = re.search(r"/layers\.(\d+)/", node)
         matters = number is not None and _matters(int(number[1]), self._count)
         if self._rule.sensitive and matters and SENSITIVE.search(node):
@@ -119,13 +128,33 @@ class Weights:
         if node.name == HEAD:
             self._look_up(stored, codes.bits, block)
 
+    def _experts(self, node: Any, bits: int) -> None:
+        """A MoE becomes a QMoE. The rows of all experts are one matrix."""
+        states, router, gate_up, _, down = node.inputs
+        inputs: list[Any] = [states, router]
+        for weight in (gate_up, down):
+            matrix = self._deferred.pop(weight.name)
+            count, rows, columns = matrix.shape
+            flat = matrix.reshape(count * rows, columns)
+            codes, block = self._coded(flat, self._even(bits))
+            parts = nbits.arrays(codes, block)
+            shaped = [None if part is None else part.reshape(count, rows, -1) for part in parts[:2]]
+            base = weight.name.removesuffix(".weight")
+            inputs += [self._keep(f"{base}.{name}", part)
+                       for name, part in zip(PARTS, shaped, strict=False)]  # fmt: skip
+            inputs.append(None)
+        kept = {name: entry.value for name, entry in node.attributes.items()}
+        self._become(node, "QMoE", inputs[:-1], **kept, expert_weight_bits=bits, block_size=block)
+        for weight in (gate_up, down):
+            self._graph.initializers.pop(weight.name)
+
     def _look_up(self, head: list[Any], bits: int, block: int) -> None:
         """The embedding: of the output layer's codes, if it is the same weight, else of its own."""
         lookup = next(node for node in self._graph if node.op_type == "Gather"
                       and node.inputs[0].name == EMBEDDING)  # fmt: skip
         matrix = self._deferred.pop(EMBEDDING)
         if not self._merged.tied:
-            codes, block = self._coded(matrix, Uniform(bits, block, symmetric=True))
+            codes, block = self._coded(matrix, self._even(bits))
             head = self._store("model.embed_tokens", codes, block)
         codes_of, *others = head
         tensor = codes_of.const_value
@@ -136,6 +165,11 @@ class Weights:
             bits=nbits.width(bits), block_size=block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
         self._graph.initializers.pop(EMBEDDING)
+
+    def _even(self, bits: int) -> Uniform:
+        """The recipe's block with zero in the middle."""
+        assert self._rule.layers is not None
+        return Uniform(bits, self._rule.layers.columns, symmetric=True)
 
     def _plain(self, name: str, transposed: bool = False) -> None:
         """In float32; `transposed`: it is stored as (columns, rows) of the checkpoint."""
@@ -192,17 +226,36 @@ class Weights:
             return found.reshape(-1, found.shape[-1])
 
         given, kept = (values.reshape(-1, values.shape[-1]) for values in (given, kept))
+        numbers = {name: number for number, name in enumerate(names)}
+        if len(names) > 1:
+            owners = by_rows(lambda name: self._all(name, np.int16(numbers[name])))[:, 0]
+        else:
+            owners = np.zeros(len(given), np.int16)
         for name in names:
-            rows = np.arange(len(given))
-            if len(names) > 1:
-                rows = np.flatnonzero(by_rows(self._marked(name))[:, 0])
+            if len(names) > FEW and not self._merged.adapted(name):
+                continue
+            rows = np.flatnonzero(owners == numbers[name])
             rows = rows[sampled(len(rows), given.shape[1])]
-            self._merged.landed(name, _taken(by_rows, rows), given[rows], kept[rows])
+            self._merged.landed(name, self._taken(by_rows, name, rows), given[rows], kept[rows])
 
-    def _marked(self, wanted: str) -> Callable[[str], npt.NDArray[np.bool_]]:
-        """Reads true for one tensor and false for all others."""
-        shapes = self._merged.shapes
-        return lambda name: np.broadcast_to(np.bool_(name == wanted), shapes[name])
+    def _taken(
+        self, by_rows: Callable[[Any], Array], name: str, rows: npt.NDArray[np.intp]
+    ) -> Take:
+        """How the rows of a matrix that come from one tensor come from any reader of it."""
+
+        def take(read: Reader) -> Array:
+            def only(leaf: str) -> npt.NDArray[Any]:
+                if leaf == name:
+                    return read(leaf, slice(None))
+                return self._all(leaf, np.float32(0))
+
+            return by_rows(only)[rows]
+
+        return take
+
+    def _all(self, name: str, value: np.generic) -> npt.NDArray[Any]:
+        """A tensor's shape, full of one value."""
+        return np.broadcast_to(value, self._merged.shapes[name])
 
     def _store(self, base: str, codes: packed.Codes, block: int) -> list[Any]:
         arrays = zip(PARTS, nbits.arrays(codes, block), strict=True)
@@ -245,10 +298,6 @@ def _seen_as(tensor: Any, shape: tuple[int, ...]) -> Any:
     return ir.ExternalTensor(
         tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=ir.Shape(shape), name=""
     )
-
-
-def _taken(by_rows: Callable[[Any], Array], rows: npt.NDArray[np.intp]) -> Callable[[Any], Array]:
-    return lambda read: by_rows(lambda name: read(name, slice(None)))[rows]
 
 
 def _matters(layer: int, layers: int) -> bool:

@@ -110,6 +110,7 @@ def _built(merged: Merged, out: Path) -> Any:
     with quiet_libraries(), contextlib.redirect_stdout(None), contextlib.redirect_stderr(None):
         config = config_of(merged)
         config._name_or_path = str(merged.tokenizer)
+        kind = ir.DataType.FLOAT
 
         class Builder(builder_class(config)):  # type: ignore[misc]
             def load_weights(self, _: str) -> Any:
@@ -118,10 +119,10 @@ def _built(merged: Merged, out: Path) -> Any:
             def make_initializer(self, tensor: Any, /, name: str, **how: Any) -> None:
                 if is_deferred(tensor):
                     self.deferred[name] = tensor
+                    how["to"] = kind
                 super().make_initializer(tensor, name, **how)
 
-        options = {"prune_lm_head": True, "hf_token": False}
-        kind = ir.DataType.FLOAT
+        options = {"prune_lm_head": True, "windowed_kv_cache": False, "hf_token": False}
         builder = Builder(config, kind, kind, "cpu", str(out), options)
         builder.deferred = {}
         builder.make_model("")

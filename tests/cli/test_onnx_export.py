@@ -36,7 +36,7 @@ def export(edgeft: Run, base: Path, out: Path, *more: object) -> dict[str, Any]:
 def test_every_quantization_is_proved_and_smaller_than_the_one_before(
     edgeft: Run, make: Family, chats: Path, tmp_path: Path
 ) -> None:
-    base, adapter, live = make("llama")
+    base, adapter, _ = make("llama")
     made = export(
         edgeft, base, tmp_path, "--adapter", adapter, "--calibration", chats,
         "--quant", "f32,int8,int4-mixed,gptq-int4,int4",
@@ -44,7 +44,10 @@ def test_every_quantization_is_proved_and_smaller_than_the_one_before(
     assert list(made) == ["f32", "int8", "int4-mixed", "gptq-int4", "int4"]
     kl = {quant: entry["parity"]["live"]["kl"] for quant, entry in made.items()}
     assert kl["f32"] < 1e-9 and kl["f32"] < kl["int8"] < kl["int4-mixed"] < kl["int4"]
-    assert made["f32"]["parity"]["greedy"]["tokens"] and not made["f32"]["parity"]["greedy"]["near_ties"]
+    assert (
+        made["f32"]["parity"]["greedy"]["tokens"]
+        and not made["f32"]["parity"]["greedy"]["near_ties"]
+    )
     assert made["f32"]["proof"]["tensors"] == 14 and abs(made["f32"]["proof"]["beta"] - 1) < 1e-6
     size = {quant: ONNXGraph(Path(entry["path"])).size for quant, entry in made.items()}
     assert size["f32"] > size["int8"] > size["int4-mixed"] > size["gptq-int4"] == size["int4"]

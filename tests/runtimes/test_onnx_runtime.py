@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def test_the_answers_are_those_of_transformers(model: Any, reference: Any) -> No
         ids = model.encode(text)
         wanted, got = (list(m.stream(ids, limits)) for m in (reference, model))
         assert [token.id for token in got] == [token.id for token in wanted]
-    assert all(a.seconds <= b.seconds for a, b in zip(got, got[1:], strict=False))
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(got))
     whole = model._tokenizer.decode([token.id for token in got], skip_special_tokens=False)
     assert whole.startswith("".join(token.text for token in got).removesuffix("\ufffd"))
 
@@ -98,7 +99,9 @@ def test_the_cache_grows_up_to_the_context(folder: Path, reference: Any) -> None
         next(small.stream(ids, Limits()))
 
 
-def test_a_reply_ends_at_a_stop_or_at_the_limit(model: Any, tiny_base: Path, tmp_path: Path) -> None:
+def test_a_reply_ends_at_a_stop_or_at_the_limit(
+    model: Any, tiny_base: Path, tmp_path: Path
+) -> None:
     ids = model.encode(TEXT)
     free = [t.id for t in model.stream(ids, Limits(max_tokens=12, past_stops=True))]
     (reply,) = model.replies([ids], Limits(max_tokens=12, past_stops=True))
