@@ -45,13 +45,20 @@ INT8 = 4
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which grid each matrix is rounded to; None: it stays in float32."""
+    """Bits of each matrix's codes; 0: it stays in float32."""
 
-    layers: Uniform | None
-    head: Uniform | None
+    layers: int
+    head: int
     """of embedding and output layer"""
-    sensitive: Uniform | None = None
-    """of the most sensitive products of the layers that matter most, if that is another one"""
+    sensitive: int
+    """of the most sensitive products of the layers that matter most"""
+    block: int
+    """columns that share a scale"""
+
+    @property
+    def kind(self) -> Uniform:
+        """What GPTQ solves the layers for."""
+        return Uniform(self.layers, self.block, symmetric=True)
 
 
 class Weights:
@@ -82,7 +89,7 @@ class Weights:
                 bar.update(1)
             for node in mixtures:
                 if self._rule.layers:
-                    self._experts(node, self._rule.layers.bits)
+                    self._experts(node)
                 bar.update(1)
         for name in list(self._deferred):
             self._plain(name)
@@ -92,9 +99,9 @@ class Weights:
                 self._keep(name, tensor.numpy())
 
     def _product(self, node: Any) -> None:
-        name, kind = node.inputs[1].name, self._kind(node.name)
-        if kind:
-            self._on_codes(node, name, kind)
+        name, bits = node.inputs[1].name, self._bits(node.name)
+        if bits:
+            self._on_codes(node, name, bits)
         elif node.name == HEAD and self._merged.tied:
             # The embedding is read as it lies there.
             del self._deferred[name]
@@ -104,20 +111,18 @@ class Weights:
         else:
             self._plain(name, transposed=True)
 
-    def _kind(self, node: str) -> Uniform | None:
+    def _bits(self, node: str) -> int:
         if node == HEAD:
             return self._rule.head
         if "/router/" in node:  # small, and what it gets wrong costs whole experts
-            return None
+            return 0
         number = re.search(r"/layers\.(\d+)/", node)
         matters = number is not None and _matters(int(number[1]), self._count)
-        if self._rule.sensitive and matters and SENSITIVE.search(node):
-            return self._rule.sensitive
-        return self._rule.layers
+        return self._rule.sensitive if matters and SENSITIVE.search(node) else self._rule.layers
 
-    def _on_codes(self, node: Any, name: str, kind: Uniform) -> None:
+    def _on_codes(self, node: Any, name: str, bits: int) -> None:
         matrix = self._deferred.pop(name).T
-        codes, block = self._coded(matrix, kind)
+        codes, block = self._coded(matrix, bits)
         base = name.removesuffix(".weight")
         stored = self._store(base, codes, block)
         self._become(
@@ -128,7 +133,7 @@ class Weights:
         if node.name == HEAD:
             self._look_up(stored, codes.bits, block)
 
-    def _experts(self, node: Any, bits: int) -> None:
+    def _experts(self, node: Any) -> None:
         """A MoE becomes a QMoE. The rows of all experts are one matrix."""
         states, router, gate_up, _, down = node.inputs
         inputs: list[Any] = [states, router]
@@ -136,7 +141,7 @@ class Weights:
             matrix = self._deferred.pop(weight.name)
             count, rows, columns = matrix.shape
             flat = matrix.reshape(count * rows, columns)
-            codes, block = self._coded(flat, self._even(bits))
+            codes, block = self._coded(flat, self._rule.layers)
             parts = nbits.arrays(codes, block)
             shaped = [None if part is None else part.reshape(count, rows, -1) for part in parts[:2]]
             base = weight.name.removesuffix(".weight")
@@ -144,7 +149,14 @@ class Weights:
                        for name, part in zip(PARTS, shaped, strict=False)]  # fmt: skip
             inputs.append(None)
         kept = {name: entry.value for name, entry in node.attributes.items()}
-        self._become(node, "QMoE", inputs[:-1], **kept, expert_weight_bits=bits, block_size=block)
+        self._become(
+            node,
+            "QMoE",
+            inputs[:-1],
+            **kept,
+            expert_weight_bits=nbits.width(codes.bits),
+            block_size=block,
+        )
         for weight in (gate_up, down):
             self._graph.initializers.pop(weight.name)
 
@@ -154,7 +166,7 @@ class Weights:
                       and node.inputs[0].name == EMBEDDING)  # fmt: skip
         matrix = self._deferred.pop(EMBEDDING)
         if not self._merged.tied:
-            codes, block = self._coded(matrix, self._even(bits))
+            codes, block = self._coded(matrix, bits)
             head = self._store("model.embed_tokens", codes, block)
         codes_of, *others = head
         tensor = codes_of.const_value
@@ -166,11 +178,6 @@ class Weights:
         )  # fmt: skip
         self._graph.initializers.pop(EMBEDDING)
 
-    def _even(self, bits: int) -> Uniform:
-        """The recipe's block with zero in the middle."""
-        assert self._rule.layers is not None
-        return Uniform(bits, self._rule.layers.columns, symmetric=True)
-
     def _plain(self, name: str, transposed: bool = False) -> None:
         """In float32; `transposed`: it is stored as (columns, rows) of the checkpoint."""
         matrix = self._deferred.pop(name)
@@ -179,7 +186,7 @@ class Weights:
         self._landed(matrix, values, values)
         self._keep(name, values.T if transposed else values)
 
-    def _coded(self, matrix: Any, kind: Uniform) -> tuple[packed.Codes, int]:
+    def _coded(self, matrix: Any, bits: int) -> tuple[packed.Codes, int]:
         """Codes of a matrix and their block: given ones, or the nearest."""
         self.facts["matrices"] += 1
         values = evaluate(matrix, self._merged.tensor)
@@ -188,7 +195,8 @@ class Weights:
         block = nbits.block_of(codes.groups) if codes else None
         if codes is None or block is None:
             self.facts["inexact"] += bool(parts)
-            codes, block = nbits.rounded(values, kind), kind.columns
+            block = self._rule.block
+            codes = nbits.rounded(values, bits, block)
         else:
             self.facts["coded"] += 1
         self._landed(matrix, values, codes.values()[:, : values.shape[1]])
@@ -213,8 +221,8 @@ class Weights:
         return packed.Codes(codes_, scales, zeros, groups.astype(np.int32), first.bits)
 
     def _codes_of(self, name: str) -> packed.Codes | None:
-        if self._solved and self._rule.layers and name in self._solved:
-            return self._rule.layers.coded(self._solved.read(name))
+        if self._solved and name in self._solved:
+            return self._rule.kind.coded(self._solved.read(name))
         return self._merged.codes(name)
 
     def _landed(self, matrix: Any, given: Array, kept: Array) -> None:

@@ -24,13 +24,14 @@ from edgeft.errors import FormatError, require
 from edgeft.gptq import Calibration, linears, quantize
 from edgeft.merge import Merged
 from edgeft.progress import quiet_libraries, say
-from edgeft.solver import Uniform
 from edgeft.template import ChatTemplate, eos_ids, id_to_token
 
 PACKAGES = (
     "onnx", "onnxruntime", "onnxruntime_genai", "onnx_ir", "torch", "transformers", "accelerate",
 )  # fmt: skip
 CONFIG = "genai_config.json"
+BITS = {"f32": (0, 0, 0), "int8": (8, 8, 8), "int4-mixed": (4, 8, 8), "int4": (4, 8, 4)}
+"""quantization -> bits of layers, of embedding and head, of the layers' most sensitive products"""
 BLOCK = 32
 """columns that share a scale, unless another number is asked for"""
 LONGEST = 4096
@@ -54,9 +55,8 @@ def convert(
 
     torch.set_num_threads(threads)
     rule, solved = _recipe(quant, group_size or BLOCK), None
-    if calibration and rule.layers:
-        kinds = dict.fromkeys(linears(merged), rule.layers)
-        solved = quantize(merged, kinds, calibration, threads)
+    if calibration:
+        solved = quantize(merged, dict.fromkeys(linears(merged), rule.kind), calibration, threads)
     builder = _built(merged, out)
     with (out / DATA).open("wb") as file:
         weights = Weights(merged, builder, file, rule, solved)
@@ -90,17 +90,9 @@ def check(merged: Merged, quant: str, group_size: int | None = None) -> None:
         builder_class(config_of(merged))
 
 
-def _recipe(quant: str, size: int) -> Recipe:
-    eight = Uniform(8, size, symmetric=True)
-    match quant:
-        case "f32":
-            return Recipe(None, None)
-        case "int8":
-            return Recipe(eight, eight)
-        case "int4-mixed":
-            return Recipe(Uniform(4, size, symmetric=False), eight, eight)
-        case _:
-            return Recipe(Uniform(4, size, symmetric=True), eight)
+def _recipe(quant: str, block: int) -> Recipe:
+    layers, head, sensitive = BITS[quant.removeprefix("gptq-")]
+    return Recipe(layers, head, sensitive, block)
 
 
 def _built(merged: Merged, out: Path) -> Any:

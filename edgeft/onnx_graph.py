@@ -34,6 +34,8 @@ class ONNXGraph:
             decoder = model["decoder"]
             self.context, self.vocabulary = int(model["context_length"]), int(model["vocab_size"])
             self.head = int(decoder["head_size"])
+            stops = model["eos_token_id"]
+            self.stops = {int(stop) for stop in (stops if isinstance(stops, list) else [stops])}
             self.file = folder / decoder["filename"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(

@@ -60,13 +60,6 @@ class Scales:
     made: Any
     """what the kind needs to store them"""
 
-    def codes(self, values: Any) -> Any:
-        """The nearest ones; `values` torch (columns, rows) of one run, uint8."""
-        import torch
-
-        found = ((values - self.low) * _inverse(self.step)).round_()
-        return found.clamp_(0, self.levels - 1).to(torch.uint8)
-
 
 class Kind(Protocol):
     """A kind of grid."""

@@ -25,7 +25,7 @@ from edgeft.errors import EdgeftError, InputError, require
 from edgeft.generation import choose, common_prefix
 from edgeft.onnx_graph import ONNXGraph, unloadable
 from edgeft.records import Limits, Reply, Token
-from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer
+from edgeft.template import ChatTemplate, encoder, load_tokenizer
 
 Logits = npt.NDArray[np.float32]
 
@@ -48,7 +48,7 @@ class ONNXRuntime:
         self._threads = threads or len(os.sched_getaffinity(0))
         self.encode = encoder(path)
         self._tokenizer = load_tokenizer(path)
-        self._stops = set(eos_ids(path))
+        self._stops = self._graph.stops
         self.chat = ChatTemplate.from_folder(path)
         self.vocab_size = self._graph.vocabulary
         self.context = min(self._graph.context, context or 4096)
