@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +24,7 @@ from edgeft.runtimes import open_runtime
 from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
 
+README = Path(__file__).parents[2] / "README.md"
 TEXT = "turn on the lamp in room 17, then the lamp on 3 äöü 今天"
 
 
@@ -149,6 +153,25 @@ def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
         want = [token.id for token in model.stream(ids, Limits(max_tokens=6, past_stops=True))]
         got = [token.id for token in plain.stream(ids, Limits(max_tokens=6, past_stops=True))]
     assert got == want
+
+
+def test_the_readmes_example_needs_nothing_but_onnxruntime(
+    folder: Path, model: Any, tmp_path: Path
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    (example,) = (block for block in blocks if "onnxruntime.InferenceSession" in block)
+    assert set(re.findall(r"^import (\w+)", example, re.MULTILINE)) == {
+        "json", "numpy", "onnxruntime", "tokenizers"
+    }  # fmt: skip
+    prompt = model.chat.render([Message("user", "turn off the bedroom lamp")])
+    assert repr(prompt)[1:-1] in example
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "onnx-int4").symlink_to(folder)
+    command = [sys.executable, "-c", example]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tokens = [token.id for token in model.stream(model.encode(prompt), Limits(max_tokens=64))]
+    assert done.stdout == model._tokenizer.decode(tokens) + "\n"
 
 
 def _edit(folder: Path, change: Callable[[Any], None]) -> None:

@@ -1,0 +1,74 @@
+"""The comparison with ONNX on a tiny model: every row is made and measured, and the line is JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import make_chats
+
+from edgeft.benchmarks import chain, onnx
+from edgeft.records import Memory, Speed
+
+Family = Callable[[str], tuple[Path, Path, Any]]
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Speeds without a process; the names of what was measured."""
+    seen: list[str] = []
+
+    def speed(path: Path, threads: int) -> tuple[Speed, Memory]:
+        seen.append(path.name)
+        return Speed(0.1, 0.01, 1000.0 + len(seen), 100.0, 256, 64, 5), Memory(10**8, 10**7)
+
+    monkeypatch.setattr(onnx.speed, "measure", speed)
+    return seen
+
+
+def test_the_program(
+    make: Family, tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, adapter, _ = make("llama")
+    text, chats = tmp_path / "text.txt", make_chats(tmp_path / "chats.jsonl", 6)
+    text.write_text("turn on the lamp in room 17, then the other one. " * 60)
+    onnx.main([
+        "--base", str(base), "--adapter", str(adapter), "--out", str(tmp_path / "out"),
+        "--text", str(text), "--chunks", "2", "--validation", str(chats), "--rounds", "2",
+        "--limit", "2", "--row", "q4_0", "--row", "onnx int4", "--row", "onnx f32",
+    ])  # fmt: skip
+    out = capsys.readouterr().out
+    line = json.loads(out.splitlines()[-1])
+    names = ["torch f32", "q4_0", "onnx f32", "onnx int4", *onnx.BUILDER]
+    assert [row["name"] for row in line["rows"]] == names
+    assert all(name in out for name in names)
+    assert len(measured) == 2 * len(names) and measured[: len(names)] == measured[len(names) :]
+    reference, _, whole, rounded, *built = line["rows"]
+    assert reference["text"] is None and reference["accuracy"] is not None
+    assert whole["text"]["kl"]["value"] < 1e-6 < rounded["text"]["kl"]["value"]
+    assert whole["chats"]["kl"]["value"] < 1e-6 < built[0]["chats"]["kl"]["value"]
+    assert whole["prefill_tps"] == [1003.0, 1003.0 + len(names)]
+    assert f"{whole['prefill_tps'][0] + len(names) / 2:.0f} (1003-" in out
+
+
+def test_random_weights_in_a_real_shape(
+    tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "qwen2-tiny" in chain.SHAPES
+    onnx.main(["--shape", "qwen2-tiny", "--out", str(tmp_path), "--rounds", "1",
+               "--row", "onnx int4", "--row", "onnx gptq-int4"])  # fmt: skip
+    line = json.loads(capsys.readouterr().out.splitlines()[-1])
+    names = [row["name"] for row in line["rows"]]
+    assert names == ["torch f32", "onnx int4", *onnx.BUILDER], "nothing to calibrate on"
+    assert all(row["chats"] is row["accuracy"] is None for row in line["rows"])
+
+
+def test_a_mistake_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        onnx.main(["--base", "no-such", "--out", str(tmp_path)])
+    assert "no such base model" in str(stopped.value.code)
+    assert dataclasses.fields(onnx.Result)
