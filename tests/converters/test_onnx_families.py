@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,8 @@ from edgeft.errors import FormatError
 
 pytest.importorskip("onnxruntime_genai")
 
-VOCABULARY = 96
+VOCABULARY = SMALL["intermediate_size"]
+"""so that another matrix has as many rows as the head"""
 LENGTH, START = 60, 40
 """of the text, which is longer than every window and original context, and of its first part"""
 
@@ -47,6 +49,7 @@ MORE = {
     "pythia-no-bias": Tiny("GPTNeoXConfig", NEOX | {
         "attention_bias": False, "tie_word_embeddings": True}),
     "glm-wide": Tiny("GlmConfig", GLM | {"head_dim": 32, "attention_bias": True}),
+    "gemma-96": Tiny("GemmaConfig", SMALL | {"hidden_size": 96, "head_dim": 32}),
     "gemma2-erf": Tiny("Gemma2Config", SMALL | SLIDING | {
         "head_dim": 32, "attention_bias": True, "hidden_activation": "gelu"}),
     "llama-leftovers": Tiny("LlamaConfig", SMALL | {
@@ -161,11 +164,26 @@ def test_graphs_are_made_before_there_are_weights(
 ) -> None:
     switch_as(CASES[case], monkeypatch)
     model = model_of(CASES[case]).to("meta")
-    before, path = copy.deepcopy(model.config.to_dict()), list(sys.path)
+    before = copy.deepcopy(model.config.to_dict())
     builder = build(model, tmp_path)
     assert {value.name for value in builder.model.graph.outputs} > {"logits"}
     assert model.config.to_dict() == before
-    assert sys.path == path
+
+
+def test_layers_without_experts_have_shapes_of_their_own(tmp_path: Path) -> None:
+    tiny = CASES["qwen2_moe-dense"]
+    values = build(model_of(tiny), tmp_path).values
+    dense, shared = (values[f"/model/layers.{i}/mlp/Mul/output_0"].shape[-1] for i in (0, 1))
+    assert dense == tiny.options["intermediate_size"]
+    assert shared == tiny.options["shared_expert_intermediate_size"]
+
+
+def test_the_builder_leaves_the_import_path_alone() -> None:
+    code = (
+        "import sys; from edgeft.converters._onnx_graphs import graphs; path = list(sys.path); "
+        "graphs(); assert sys.path == path"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("case", ["llama", "gemma3", "pythia", "mixtral"])
