@@ -14,8 +14,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeft import packed
 from edgeft.checkpoint import Array, Spec, write_safetensors
 from edgeft.converters._folder import blocks, finish
@@ -130,16 +128,8 @@ def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterato
     if name not in solved:
         yield blocks(merged, name, STORED)
         return
-    codes = _codes(solved, name, kind)
+    codes = kind.coded(solved.read(name))
     rows = sampled(*merged.shapes[name])
     given: Array = merged.rows(name, rows)
     merged.landed(name, lambda read: read(name, rows), given, codes.take(rows).values())
     yield from packed.pack(codes, packed.OFFSETS[_layout(kind)]).values()
-
-
-def _codes(solved: Solved, name: str, kind: Uniform) -> packed.Codes:
-    stored = solved.read(name)
-    columns = stored["codes"].shape[1]
-    size = columns if kind.columns == -1 else kind.columns
-    groups = (np.arange(columns) // size).astype(np.int32)
-    return packed.Codes(stored["codes"], stored["scales"], stored["zeros"], groups, kind.bits)

@@ -49,6 +49,8 @@ STAGES = (
     r"ffn_down(_exps|_shexp)?",
 )
 """GGUF names of a block's linear layers, in the order in which they read each other"""
+CHANGED = ("vocab_size", "tie_word_embeddings")
+"""keys of config.json that an adapter may change"""
 ATTENDED = 3
 """the first stage after attention"""
 
@@ -100,7 +102,7 @@ class Blocks:
         self.merged = merged
         self.tokens = sum(map(len, sequences))
         with quiet_libraries(), torch.inference_mode():
-            self._model = _skeleton(merged)
+            self._model = skeleton(merged)
             shape = (self.tokens, self._model.config.hidden_size)
             self.states = _buffer(shape, offload)
             """the inputs of the block that is next, (tokens, hidden size)"""
@@ -365,14 +367,22 @@ def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
         return torch.from_file(file.name, True, math.prod(shape)).view(shape)
 
 
-def _skeleton(merged: Merged) -> Any:
+def config_of(merged: Merged) -> Any:
+    """transformers' configuration of the merged model."""
+    transformers = require("transformers", "gptq")
+    own = {key: merged.config[key] for key in CHANGED if key in merged.config}
+    config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True, **own)
+    vars(config).pop("quantization_config", None)  # the view's values are in no codes
+    return config
+
+
+def skeleton(merged: Merged) -> Any:
     """The model without memory: its parameters are names and shapes."""
-    transformers, accelerate = require("transformers", "gptq"), require("accelerate", "gptq")
+    accelerate = require("accelerate", "gptq")
     architecture = models.transformers_class(merged.config)
-    config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True)
     with accelerate.init_empty_weights(include_buffers=False):
         return architecture._from_config(
-            config, dtype="float32", experts_implementation="eager"
+            config_of(merged), dtype="float32", experts_implementation="eager"
         ).eval()
 
 

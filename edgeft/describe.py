@@ -18,6 +18,7 @@ from edgeft.adapter_config import read_adapter_config
 from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import InputError, TemplateError
 from edgeft.formats import format_of
+from edgeft.onnx_graph import ONNXGraph
 from edgeft.runtimes import check_as_made
 from edgeft.template import ALPACA, ChatTemplate, read_json
 
@@ -32,7 +33,8 @@ def describe(path: Path) -> dict[str, Any]:
     if (path / "adapter_config.json").is_file():
         return _adapter(path) | _lineage(path)
     if (path / "config.json").is_file():
-        return _folder(path) | _lineage(path)
+        onnx = format_of(path).name == "onnx"
+        return (_onnx if onnx else _folder)(path) | _lineage(path)
     if not path.exists():
         raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
     raise InputError(
@@ -113,6 +115,24 @@ def _folder(path: Path) -> dict[str, Any]:
         },
         **({"gptq": stored} if stored else {}),
         "tensors": _kinds(kinds) | {"weights": f"{sum(sizes[1] for sizes in kinds.values()):,}"},
+        "tokenizer": {"stops": list(chat.stops)},
+        "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
+    }
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    graph, chat = ONNXGraph(path), ChatTemplate.from_folder(path)
+    config = read_json(path / "config.json")
+    return {
+        "model": {
+            "format": "onnx",
+            "architectures": config.get("architectures", []),
+            "opset": graph.opset,
+            "size": stage.human(graph.size),
+            "context": graph.context,
+            "vocabulary": graph.vocabulary,
+        },
+        "operators": graph.operators(),
         "tokenizer": {"stops": list(chat.stops)},
         "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
     }

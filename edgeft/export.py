@@ -23,7 +23,7 @@ from edgeft.base import resolve
 from edgeft.checkpoint import READABLE, Checkpoint
 from edgeft.checks import Checks
 from edgeft.errors import FormatError, InputError
-from edgeft.formats import Format, check_quants, format_named, load
+from edgeft.formats import FORMATS, Format, check_quants, format_named, load
 from edgeft.gptq import Calibration, footprint
 from edgeft.merge import Merged, Proof, adapter_manifest, open_merged, to_json
 from edgeft.modelfile import modelfile
@@ -116,7 +116,7 @@ class _Run:
             )
             if row.name == "gguf" and not stage.read_manifest(target):
                 stage.check_not_foreign(target.with_suffix(".Modelfile"), options.overwrite)
-        auto = options.imatrix == "auto" and any(row.calibrated for row, _ in todo)
+        auto = options.imatrix == "auto" and any("imatrix" in row.takes for row, _ in todo)
         solved = any(quant in row.solved for row, quant in todo)
         if (auto or solved) and not self.chats.calibrates:
             what = "GPTQ" if solved else "an importance matrix"
@@ -130,7 +130,7 @@ class _Run:
             self._importance = imatrix.read(Path(options.imatrix))
         for row, quant in todo:
             if row.check:
-                measured = {"measured": auto} if row.calibrated else {}
+                measured = {"measured": auto} if "imatrix" in row.takes else {}
                 load(row.check)(self.view, quant, **self._own(row), **measured)
             if quant in row.solved:
                 disk, memory = footprint(self.view, self._sequences, options.offload)
@@ -139,12 +139,8 @@ class _Run:
 
     def _own(self, row: Format) -> dict[str, Any]:
         """What the format's converter takes beside what all take."""
-        options = self.options
-        if row.calibrated:
-            return {"tensor_types": options.tensor_types, "imatrix": self._importance}
-        if row.solved:
-            return {"group_size": options.group_size, "symmetric": options.symmetric}
-        return {}
+        given = {name: getattr(self.options, name) for name in row.takes}
+        return given | ({"imatrix": self._importance} if "imatrix" in given else {})
 
     def _target(self, row: Format, quant: str) -> Path:
         return self.options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
@@ -204,7 +200,7 @@ class _Run:
         weights = [adapter.weight for adapter in options.adapter]
         if weights not in ([], [1.0]):
             frozen["weights"] = weights
-        if row.calibrated:
+        if "imatrix" in row.takes:
             if options.imatrix:
                 frozen["imatrix"] = Path(options.imatrix).name
             if options.imatrix == "auto":
@@ -214,8 +210,8 @@ class _Run:
         if quant in row.solved:
             frozen["damp"], frozen["calibration_tokens"] = options.damp, options.calibration_tokens
             frozen["calibration"] = options.calibration.name if options.calibration else "auto"
-        if quant in row.solved and not row.calibrated:
-            frozen["group_size"], frozen["symmetric"] = options.group_size, options.symmetric
+        frozen |= {name: getattr(options, name) for name in row.takes
+                   if name in ("group_size", "symmetric")}  # fmt: skip
         return frozen
 
     @functools.cached_property
@@ -305,15 +301,16 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
                 f"it can as {', '.join(view.card.formats)}",
             )
     solves = any(quant in row.solved for row, quant in wanted)
-    for option, given, of in (
-        ("--imatrix", options.imatrix, "gguf"),
-        ("--tensor-type", options.tensor_types, "gguf"),
-        ("--group-size", options.group_size, "gptq"),
-        ("--asymmetric", not options.symmetric, "gptq"),
+    for option, given, name in (
+        ("--imatrix", options.imatrix, "imatrix"),
+        ("--tensor-type", options.tensor_types, "tensor_types"),
+        ("--group-size", options.group_size, "group_size"),
+        ("--asymmetric", not options.symmetric, "symmetric"),
     ):
-        if given and all(row.name != of for row in rows):
+        if given and all(name not in row.takes for row in rows):
+            others = " and ".join(row.name for row in FORMATS.values() if name in row.takes)
             raise FormatError(
-                f"{option} is not for format {rows[0].name}", f"--format {of} takes it"
+                f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
             )
     if options.offload and not solves:
         raise FormatError("--offload is for GPTQ", "such as --quant gptq-q4_0")

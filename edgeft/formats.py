@@ -30,8 +30,8 @@ class Format:
     default: tuple[str, ...]
     check: str = ""
     """module:function that refuses beforehand what the converter could not write"""
-    calibrated: bool = False
-    """takes an importance matrix and types for single tensors"""
+    takes: tuple[str, ...] = ()
+    """options of `edgeft.export.ExportOptions` that are for some formats only"""
     solved: tuple[str, ...] = ()
     """quantizations that GPTQ makes: they need something to calibrate on"""
     prepare: str = ""
@@ -56,7 +56,7 @@ FORMATS = {
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
             check="edgeft.converters.gguf:check",
-            calibrated=True,
+            takes=("imatrix", "tensor_types"),
         ),
         Format(
             name="hf",
@@ -75,9 +75,21 @@ FORMATS = {
             quants=("8bit", "4bit", "3bit", "2bit"),
             default=("4bit",),
             check="edgeft.converters.gptq:check",
+            takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
             prepare="edgeft.runtimes.gptq:repacked",
             reference="edgeft.runtimes.reference:ReferenceRuntime",
+        ),
+        Format(
+            name="onnx",
+            converter="edgeft.converters.onnx:convert",
+            runtime="edgeft.runtimes.onnx:ONNXRuntime",
+            suffix="",
+            quants=("f32", "int8", "int4-mixed", "gptq-int4", "int4"),
+            default=("int4",),
+            check="edgeft.converters.onnx:check",
+            takes=("group_size",),
+            solved=("gptq-int4",),
         ),
     )
 }  # fmt: skip
@@ -111,13 +123,15 @@ def format_of(path: Path) -> Format:
     """The format of an artifact on disk."""
     if path.suffix == ".gguf" and path.is_file():
         return FORMATS["gguf"]
+    if (path / "genai_config.json").is_file():
+        return FORMATS["onnx"]
     if (path / "config.json").is_file():
         return FORMATS["gptq" if _is_gptq(path) else "hf"]
     if not path.exists():
         raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
     raise InputError(
         f"{path} is not a model that edgeft can run",
-        "a .gguf file, or a folder with config.json and safetensors",
+        "a .gguf file, or a folder with config.json and safetensors or model.onnx",
     )
 
 

@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models, stage
+from edgeft import models, packed, stage
 from edgeft.adapter import Weighted, read_adapters
 from edgeft.adapter_tokenizer import tokenizer_folder
 from edgeft.changes import Change
@@ -190,6 +190,12 @@ class Merged:
         if change and change.whole:
             return change.whole.by_rows()[rows]
         return self._base.rows(self._source.get(name, name), rows)
+
+    def codes(self, name: str) -> packed.Codes | None:
+        """Those of a layer that GPTQ quantized and no adapter changes; None for any other tensor."""
+        if name in self._changes or self.merge_base != "w16":
+            return None
+        return self._weights.codes(self._source.get(name, name))
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to it; a tensor that was saved whole has none."""

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import ggml, grids
+from edgeft import ggml, grids, packed
 from edgeft.errors import ProofError
 
 if TYPE_CHECKING:
@@ -203,12 +203,14 @@ class Uniform:
         scales, zeros = (np.stack(column, axis=1) for column in zip(*made, strict=True))
         return {"codes": codes, "scales": scales, "zeros": zeros}
 
-    def values(self, stored: Arrays) -> npt.NDArray[np.float32]:
+    def coded(self, stored: Arrays) -> packed.Codes:
         codes, scales, zeros = stored["codes"], stored["scales"], stored["zeros"]
-        each = codes.shape[1] // scales.shape[1]
-        step, zero = (np.repeat(part.astype(np.float32), each, 1) for part in (scales, zeros))
-        found: npt.NDArray[np.float32] = (codes - zero) * step
-        return found
+        columns = codes.shape[1]
+        groups = np.arange(columns, dtype=np.int32) // (columns // scales.shape[1])
+        return packed.Codes(codes, scales, zeros, groups, self.bits)
+
+    def values(self, stored: Arrays) -> npt.NDArray[np.float32]:
+        return self.coded(stored).values()
 
 
 @dataclass(frozen=True)

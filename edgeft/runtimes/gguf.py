@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 from edgeft import stage
 from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.generation import common_prefix
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ALPACA, ChatTemplate
 
@@ -150,7 +151,7 @@ class GGUFRuntime:
 
     def _rewind(self, ids: list[int]) -> None:
         """Drop from the context what `ids` does not begin with."""
-        same = len(ids) if self._held == ids else _shared(self._held, ids)
+        same = len(ids) if self._held == ids else common_prefix(self._held, ids)
         memory = self._lib.llama_get_memory(self._alive(self._context))
         if not self._lib.llama_memory_seq_rm(memory, 0, same, -1):
             # A recurrent model cannot take back a part of what it has read.
@@ -233,7 +234,7 @@ class GGUFRuntime:
             return None
 
         # One sequence more keeps the beginning that all prompts share.
-        shared = min(_shared(prompts[0], prompt[:-1]) for prompt in prompts)
+        shared = min(common_prefix(prompts[0], prompt[:-1]) for prompt in prompts)
         if shared:
             self._feed(context, prompts[0][:shared], 0, width)
         waiting = list(enumerate(map(list, prompts)))[::-1]
@@ -424,12 +425,6 @@ def _batches(
                 batch = []
     if batch:
         yield batch
-
-
-def _shared(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    pairs = enumerate(zip(a, b, strict=False))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
 
 @contextlib.contextmanager

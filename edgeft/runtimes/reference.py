@@ -25,6 +25,7 @@ import numpy.typing as npt
 from edgeft import models
 from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import FormatError, InputError, require
+from edgeft.generation import choose
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
@@ -102,7 +103,7 @@ class ReferenceRuntime:
             with torch.inference_mode():
                 out = self._model(pending, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
-            token = _choose(out.logits[0, -1].numpy(), limits, draw)
+            token = choose(out.logits[0, -1].numpy(), limits, draw)
             if token in self._stops and not limits.past_stops:
                 return
             produced.append(token)
@@ -181,14 +182,3 @@ def _of_codes(path: Path) -> Weights:
     """The tensors of a folder of GPTQ, which transformers alone would not read."""
     stored, card = Checkpoint(path), models.card_for(read_json(path / "config.json"))
     return ((name, stored.read(name)) for name in stored.tensors if not card.ignores(name))
-
-
-def _choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:
-    """Greedy, or nucleus sampling (arXiv 1904.09751)."""
-    if limits.temperature <= 0:
-        return int(logits.argmax())
-    order = np.argsort(-logits)
-    scaled = (logits[order] - logits[order[0]]) / limits.temperature
-    share = np.exp(scaled) / np.exp(scaled).sum()
-    keep = int(np.searchsorted(np.cumsum(share), limits.top_p)) + 1
-    return int(draw.choice(order[:keep], p=share[:keep] / share[:keep].sum()))

@@ -1,269 +1,180 @@
-"""ONNX graphs of every family, run by ONNX Runtime and held to transformers' logits."""
+"""Every family as ONNX in float32, with its live adapter, held to transformers' logits."""
 
 from __future__ import annotations
 
-import copy
-import subprocess
-import sys
+import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pytest
-from families import CHATGLM, GLM, LONGROPE, NEOX, SLIDING, SMALL, SPARSE, TINY, Tiny
+from families import TEXT, TINY, make_tiny
 
-from edgeft.converters import _onnx_families
-from edgeft.converters._onnx_families import builder_class
+from edgeft import models
+from edgeft.converters import _onnx_weights
+from edgeft.converters import onnx as converter
+from edgeft.converters._onnx_weights import Weights
+from edgeft.deferred import evaluate, leaves
 from edgeft.errors import FormatError
+from edgeft.merge import open_merged
+from edgeft.records import Limits
+from edgeft.runtimes.onnx import ONNXRuntime
+from edgeft.runtimes.reference import ReferenceRuntime
 
-pytest.importorskip("onnxruntime_genai")
+Family = Callable[[str], tuple[Path, Path, Any]]
 
-VOCABULARY = SMALL["intermediate_size"]
-"""so that another matrix has as many rows as the head"""
-LENGTH, START = 60, 40
-"""of the text, which is longer than every window and original context, and of its first part"""
-
-SLIDES = SMALL | {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
-MORE = {
-    "mistral-slides": Tiny("MistralConfig", SMALL | {"sliding_window": 8}),
-    "phi3-slides": Tiny("Phi3Config", SMALL | {"sliding_window": 8}),
-    "phi4-long": Tiny("Phi3Config", SMALL | {
-        "hidden_size": 256, "original_max_position_embeddings": 32, "rope_parameters": LONGROPE | {
-            "partial_rotary_factor": 0.75, "long_factor": [4.0] * 24, "short_factor": [1.5] * 24,
-            "attention_factor": 1.3}}, std=0.05),
-    "qwen2-slides": Tiny("Qwen2Config", SLIDES),
-    "qwen3-slides": Tiny("Qwen3Config", SLIDES | {"head_dim": 32, "attention_bias": True}),
-    "qwen2_moe-dense": Tiny("Qwen2MoeConfig", SPARSE | {
-        "shared_expert_intermediate_size": 48, "mlp_only_layers": [0], "norm_topk_prob": True}),
-    "qwen3_moe-slides": Tiny("Qwen3MoeConfig", SPARSE | {
-        "use_sliding_window": True, "sliding_window": 8, "norm_topk_prob": False}),
-    "mixtral-slides": Tiny("MixtralConfig", SMALL | {"num_local_experts": 4, "sliding_window": 8}),
-    "olmoe-clipped": Tiny("OlmoeConfig", SMALL | {
-        "num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.5, "norm_topk_prob": True}),
-    "smollm3-slides": Tiny("SmolLM3Config", SLIDES | {
-        "num_hidden_layers": 4, "attention_bias": True, "mlp_bias": True}),
-    "pythia-wide": Tiny("GPTNeoXConfig", NEOX | {"hidden_size": 128, "num_attention_heads": 2}),
-    "pythia-no-bias": Tiny("GPTNeoXConfig", NEOX | {
-        "attention_bias": False, "tie_word_embeddings": True}),
-    "glm-wide": Tiny("GlmConfig", GLM | {"head_dim": 32, "attention_bias": True}),
-    "gemma-96": Tiny("GemmaConfig", SMALL | {"hidden_size": 96, "head_dim": 32}),
-    "gemma2-erf": Tiny("Gemma2Config", SMALL | SLIDING | {
-        "head_dim": 32, "attention_bias": True, "hidden_activation": "gelu"}),
-    "llama-leftovers": Tiny("LlamaConfig", SMALL | {
-        "sliding_window": 8, "layer_types": ["sliding_attention"] * 2, "clip_qkv": 0.1,
-        "hidden_activation": "gelu", "hidden_act": "silu", "partial_rotary_factor": 1.0}),
-    "olmo-head-24": Tiny("OlmoConfig", SMALL | {
-        "hidden_size": 96, "clip_qkv": 0.5, "attention_bias": True}),
-    "llama-head-8": Tiny("LlamaConfig", SMALL | {"head_dim": 8, "hidden_act": "gelu_new"}),
+WIDE: dict[str, Any] = {"head_dim": 32}
+LONG: dict[str, Any] = {"short_factor": [1.5] * 24, "long_factor": [4.0] * 24}
+FITTING: dict[str, dict[str, Any]] = {
+    "mistral": WIDE, "qwen3": WIDE, "qwen3_moe": WIDE, "glm": WIDE, "glm4": WIDE,
+    "pythia": {"hidden_size": 256}, "pythia-sequential": {"hidden_size": 256},
+    "phi4-mini": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters":
+                  TINY["phi4-mini"].options["rope_parameters"] | LONG},
 }  # fmt: skip
-"""beside the recipes that are held to llama.cpp"""
-REFUSED = [case for case, tiny in TINY.items() if tiny.config.startswith("Deepseek")]
-CASES = {
-    case: tiny for case, tiny in (TINY | MORE).items()
-    if case not in REFUSED and tiny.config != CHATGLM
-}  # fmt: skip
+"""options of tiny models whose heads are too small for onnxruntime's attention"""
 
-Array = npt.NDArray[Any]
+REFUSED = ("chatglm2-32k", "chatglm3-32k", "deepseek2", "deepseek2-lite", "deepseek3")
+CASES = [case for case in TINY if case not in REFUSED]
 
 
-def model_of(tiny: Tiny) -> Any:
-    import torch
-    import transformers
+@pytest.fixture(scope="module")
+def fitting(make: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    def build(case: str) -> tuple[Path, Path, Any]:
+        if case not in FITTING:
+            return make(case)
+        tiny = dataclasses.replace(TINY[case], options=TINY[case].options | FITTING[case])
+        return make_tiny(tmp_path_factory.mktemp(case), tiny)
 
-    config = getattr(transformers, tiny.config)(
-        vocab_size=VOCABULARY, eos_token_id=2, bos_token_id=1, pad_token_id=2,
-        **copy.deepcopy(tiny.options),
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
-    model.config.architectures = [type(model).__name__]
-    for name, weight in model.named_parameters():
-        torch.nn.init.normal_(weight, float("norm.weight" in name), tiny.std)
-    return model.eval()
-
-
-def build(model: Any, folder: Path) -> Any:
-    import onnx_ir as ir
-
-    kind = ir.DataType.FLOAT
-    builder = builder_class(model.config)(model.config, kind, kind, "cpu", str(folder), {})
-    builder.load_weights = lambda _: model
-    builder.make_model("")
-    return builder
-
-
-def open_session(builder: Any, folder: Path) -> Callable[[], Callable[[Array], Array]]:
-    """Runs that begin without a past; each takes ids and gives their logits."""
-    import onnxruntime
-
-    folder.mkdir(exist_ok=True)
-    builder.save_model(str(folder))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(folder / "model.onnx", options)
-    inputs = [value.name for value in session.get_inputs()]
-    outputs = [value.name for value in session.get_outputs()]
-
-    def begin() -> Callable[[Array], Array]:
-        none = np.zeros((1, builder.num_kv_heads, 0, builder.head_size), np.float32)
-        feed = {name: none for name in inputs if name.startswith("past")}
-        done = 0
-
-        def run(ids: Array) -> Array:
-            nonlocal done
-            before, done = done, done + len(ids)
-            new = {
-                "input_ids": ids[None], "attention_mask": np.ones((1, done), np.int64),
-                "position_ids": np.arange(before, done)[None],
-            }  # fmt: skip
-            feed.update((name, value) for name, value in new.items() if name in inputs)
-            got = dict(zip(outputs, session.run(None, feed), strict=True))
-            for name in feed.keys() - new.keys():
-                feed[name] = got[name.replace("past_key_values", "present")]
-            return np.asarray(got["logits"][0])
-
-        return run
-
-    return begin
-
-
-def logits(model: Any, ids: Array) -> Array:
-    import torch
-
-    with torch.inference_mode():
-        return np.asarray(model(torch.tensor(ids)[None]).logits[0].numpy())
-
-
-def switch_as(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    if original := tiny.options.get("original_max_position_embeddings"):
-        monkeypatch.setattr(_onnx_families, "_SWITCH", original)
+    return build
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_graphs_have_the_logits_of_transformers(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_logits_are_those_of_the_live_adapter(
+    fitting: Family, tmp_path: Path, case: str
 ) -> None:
-    switch_as(CASES[case], monkeypatch)
-    model = model_of(CASES[case])
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, LENGTH)
-    wanted, begin = logits(model, ids), open_session(build(model, tmp_path), tmp_path)
-    assert np.abs(begin()(ids) - wanted).max() < 1e-4
-    run = begin()
-    steps = [run(ids[:START]), *(run(ids[i : i + 1]) for i in range(START, LENGTH))]
-    assert np.abs(np.concatenate(steps) - wanted).max() < 1e-4
-    short = ids[:14]  # longrope has other factors here
-    assert np.abs(begin()(short) - logits(model, short)).max() < 1e-4
+    base, adapter, _ = fitting(case)
+    merged = open_merged(base, adapter)
+    converter.check(merged, "f32")
+    converter.convert(merged, tmp_path, "f32", threads=1)
+    assert abs(merged.proof().beta - 1) < 1e-3
+    with (
+        ReferenceRuntime(base, adapters=[(adapter, 1.0)]) as live,
+        ONNXRuntime(tmp_path, threads=1) as model,
+    ):
+        ids = (model.encode(TEXT) * 9)[: min(model.context, 240)]
+        wanted, got = live.logits(ids), model.logits(ids)
+        assert np.abs(got - wanted).max() < 1e-3
+        with live.without_adapter():
+            assert np.abs(live.logits(ids) - wanted).max() > 0.1, "the adapter changes nothing"
+        # One token after the other, with what the cache holds, is the same.
+        limits = Limits(max_tokens=4, past_stops=True)
+        for length in (len(ids) // 2, len(ids) - 5):
+            answer = [token.id for token in model.stream(ids[:length], limits)]
+            assert answer == [token.id for token in live.stream(ids[:length], limits)]
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_graphs_are_made_before_there_are_weights(
-    case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    switch_as(CASES[case], monkeypatch)
-    model = model_of(CASES[case]).to("meta")
-    before = copy.deepcopy(model.config.to_dict())
-    builder = build(model, tmp_path)
-    assert {value.name for value in builder.model.graph.outputs} > {"logits"}
-    assert model.config.to_dict() == before
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a conversion leaves of each matrix, by its name in the checkpoint."""
+    found: dict[str, Any] = {}
+    plain = Weights._landed
 
+    def landed(self: Weights, matrix: Any, given: Any, kept: Any) -> None:
+        plain(self, matrix, given, kept)
+        shapes, names = self._merged.shapes, leaves(matrix)
+        kept = kept.reshape(-1, kept.shape[-1])
 
-def test_layers_without_experts_have_shapes_of_their_own(tmp_path: Path) -> None:
-    tiny = CASES["qwen2_moe-dense"]
-    values = build(model_of(tiny), tmp_path).values
-    dense, shared = (values[f"/model/layers.{i}/mlp/Mul/output_0"].shape[-1] for i in (0, 1))
-    assert dense == tiny.options["intermediate_size"]
-    assert shared == tiny.options["shared_expert_intermediate_size"]
+        def of(number: Callable[[str], Any]) -> Any:
+            read = evaluate(matrix, lambda name: np.broadcast_to(number(name), shapes[name]))
+            return read.reshape(kept.shape)[:, 0]
 
+        owner = of(lambda name: np.int32(names.index(name)))
+        row = of(lambda name: np.arange(shapes[name][0], dtype=np.int32)[:, None])
+        for i, name in enumerate(names):
+            values = found.setdefault(name, np.full(shapes[name], np.nan, np.float32))
+            values[row[owner == i]] = kept[owner == i]
 
-def test_the_builder_leaves_the_import_path_alone() -> None:
-    code = (
-        "import sys; from edgeft.converters._onnx_graphs import graphs; path = list(sys.path); "
-        "graphs(); assert sys.path == path"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize("case", ["llama", "gemma3", "pythia", "mixtral"])
-def test_onnxruntime_genai_runs_them_and_takes_tokens_back(case: str, tmp_path: Path) -> None:
-    import onnxruntime_genai as og
-
-    model = model_of(CASES[case])
-    builder = build(model, tmp_path)
-    builder.save_model(str(tmp_path))
-    builder.make_genai_config(model.config, {}, str(tmp_path))
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, LENGTH)
-    wanted = logits(model, ids)
-    runtime = og.Model(str(tmp_path))
-    parameters = og.GeneratorParams(runtime)
-    parameters.set_search_options(max_length=LENGTH)
-    generator = og.Generator(runtime, parameters)
-    for first, last in ((0, 30), (30, 31), (31, 50), (5, 40)):
-        if first == 5:
-            generator.rewind_to(5)
-        generator.append_tokens(ids[first:last].astype(np.int32))
-        assert np.abs(generator.get_logits()[0, -1] - wanted[last - 1]).max() < 1e-4
-
-
-def test_onnxruntime_genai_changes_the_factors_of_longrope(tmp_path: Path) -> None:
-    import onnxruntime_genai as og
-
-    start, total = 4095, 4099
-    model = model_of(Tiny("Phi3Config", SMALL | {
-        "max_position_embeddings": 8192, "original_max_position_embeddings": 4096,
-        "rope_parameters": LONGROPE}))  # fmt: skip
-    model.set_attn_implementation("sdpa")
-    builder = build(model, tmp_path)
-    builder.save_model(str(tmp_path))
-    builder.make_genai_config(model.config, {}, str(tmp_path))
-    runtime = og.Model(str(tmp_path))
-    parameters = og.GeneratorParams(runtime)
-    parameters.set_search_options(max_length=total, min_length=total)
-    generator = og.Generator(runtime, parameters)
-    ids = np.random.default_rng(0).integers(3, VOCABULARY, start)
-    generator.append_tokens(ids.astype(np.int32))
-    while not generator.is_done():
-        generator.generate_next_token()
-    ids = generator.get_sequence(0).astype(np.int64)
-    assert len(ids) == total
-    assert ids[start] == logits(model, ids[:start])[-1].argmax()
-    assert ids[4096] == logits(model, ids[:4096])[-1].argmax()
-    assert list(ids[4097:]) == list(logits(model, ids[:-1])[-2:].argmax(-1))
+    monkeypatch.setattr(Weights, "_landed", landed)
+    return found
 
 
 @pytest.mark.parametrize(
-    ("config", "options", "word"),
+    "case",
     [
-        ("LlamaConfig", {"rope_parameters": {
-            "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
-        ("LlamaConfig", {"hidden_act": "relu6"}, "relu6"),
-        ("LlamaConfig", {"head_dim": 12}, "12"),
-        ("MixtralConfig", {"num_local_experts": 4, "hidden_act": "gelu"}, "gelu"),
-        ("GemmaConfig", {"use_bidirectional_attention": True}, "bidirectional"),
-        ("Phi3Config", TINY["phi3-long"].options, "4096 tokens, this model at 32"),
-    ],
-)  # fmt: skip
-def test_what_no_graph_computes_is_refused(config: str, options: dict[str, Any], word: str) -> None:
-    import transformers
-
-    made = getattr(transformers, config)(**copy.deepcopy(SMALL | options))
-    made.architectures = [config.replace("Config", "ForCausalLM")]
-    with pytest.raises(FormatError, match=word):
-        builder_class(made)
-
-
-@pytest.mark.parametrize(
-    ("architecture", "word"),
-    [
-        ("DeepseekV3ForCausalLM", "latent attention"),
-        ("DeepseekV2ForCausalLM", "latent attention"),
-        ("ChatGLMModel", "has no class"),
-        ("ChatGLMForConditionalGeneration", "has no class"),
-        ("Olmo9ForCausalLM", "did you mean"),
+        "llama",
+        "qwen2",
+        "phi3",
+        "mixtral",
+        "qwen2_moe",
+        "qwen3_moe",
+        "olmoe",
+        "pythia",
+        "gemma3",
+        "glm4",
     ],
 )
-def test_families_without_a_graph_are_refused(architecture: str, word: str) -> None:
-    with pytest.raises(FormatError, match=word):
-        builder_class(SimpleNamespace(architectures=[architecture]))
+@pytest.mark.parametrize("quant", ["int8", "int4-mixed", "int4"])
+def test_rounded_weights_compute_what_they_say(
+    fitting: Family,
+    tmp_path: Path,
+    kept: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
+    quant: str,
+) -> None:
+    monkeypatch.setattr(_onnx_weights, "INT8", 1)  # inputs in float32: another rounding is left out
+    base, _, _ = fitting(case)
+    merged = open_merged(base, None)
+    converter.convert(merged, tmp_path, quant, threads=1)
+    values = [(name, kept.get(name, merged.tensor(name))) for name in merged.shapes]
+    changed = sum(not np.array_equal(value, merged.tensor(name)) for name, value in values)
+    routers = sum("router" in name or "gate." in name for name in kept)
+    assert changed == len(kept) - routers and changed >= 10
+    with (
+        ReferenceRuntime(base, weights=values) as reference,
+        ONNXRuntime(tmp_path, threads=1) as model,
+    ):
+        ids = model.encode(TEXT)
+        wanted, got = reference.logits(ids), model.logits(ids)
+    # With weights of 8 bits onnxruntime's QMoE rounds its inputs, too, and cannot be told not to.
+    if quant == "int8" and merged.card.fused:
+        assert np.abs(got - wanted).mean() < 0.05 * wanted.std()
+    else:
+        assert np.abs(got - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_computed_is_refused_at_once(make: Family, tmp_path: Path, case: str) -> None:
+    base, _, _ = make(case)
+    assert "onnx" not in models.card_for(open_merged(base, None).config).formats
+
+
+@pytest.mark.parametrize(
+    ("case", "changes", "says"),
+    [
+        ("mistral", {}, "no heads of 24 columns"),
+        ("pythia", {}, "does not rotate 4 of 16 columns"),
+        ("llama", {"architectures": ["NoSuchForCausalLM"]}, "builder has no NoSuchForCausalLM"),
+    ],
+)
+def test_a_setting_that_onnxruntime_lacks_is_named(
+    make: Family, case: str, changes: dict[str, Any], says: str
+) -> None:
+    from edgeft.blockwise import config_of
+    from edgeft.converters._onnx_families import builder_class
+
+    config = config_of(open_merged(make(case)[0], None))
+    for key, value in changes.items():
+        setattr(config, key, value)
+    with pytest.raises(FormatError, match=says) as refused:
+        builder_class(config)
+    assert "gguf" in (refused.value.hint or "")
+
+
+def test_a_longrope_model_reads_what_its_short_factors_reach(make: Family, tmp_path: Path) -> None:
+    base, _, _ = make("phi3-long")
+    converter.convert(open_merged(base, None), tmp_path, "f32", threads=1)
+    told = json.loads((tmp_path / "genai_config.json").read_text())
+    assert told["model"]["context_length"] == 32 == told["search"]["max_length"]
