@@ -80,10 +80,6 @@ ALLOWED = {
     ("edgeft.converters", "edgeft.merge"): "a converter consumes the Merged view",
     ("edgeft.dataset", "edgeft.template"): "examples become ids through the one chat template",
     ("edgeft.converters.gguf", "edgeft.converters._blocks"): "its writer, private to it",
-    (
-        "edgeft.converters._onnx_families",
-        "edgeft.converters._onnx_graphs",
-    ): "checks before it builds",
     ("edgeft.converters.hf", "edgeft.converters._folder"): "what folders have in common",
     ("edgeft.converters.gptq", "edgeft.converters._folder"): "likewise",
     ("edgeft.converters._blocks", "edgeft.converters._tensors"): "a block is a part of a tensor",
