@@ -158,8 +158,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "qwen3_moe",
         "olmoe",
         "pythia",
+        "pythia-wide",
         "gemma3",
         "glm4",
+        "glm4-wide",
     ],
 )
 @pytest.mark.parametrize("quant", ["int8", "int4-mixed", "int4"])
