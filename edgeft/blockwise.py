@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import models
+from edgeft import chatglm, models
 from edgeft.adapter_tensors import in_checkpoint
 from edgeft.errors import InputError, require
 from edgeft.merge import Merged
@@ -98,6 +98,7 @@ class Blocks:
         if not any(map(len, sequences)):
             raise InputError("there are no conversations to calibrate on")
         torch = require("torch", "gptq")
+        models.transformers_class(merged.config)
         torch.set_num_threads(threads)
         self.merged = merged
         self.tokens = sum(map(len, sequences))
@@ -370,6 +371,8 @@ def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
 def config_of(merged: Merged) -> Any:
     """transformers' configuration of the merged model."""
     transformers = require("transformers", "gptq")
+    if merged.card.family == chatglm.FAMILY:
+        return chatglm.glm_config(merged.config)
     own = {key: merged.config[key] for key in CHANGED if key in merged.config}
     config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True, **own)
     vars(config).pop("quantization_config", None)  # the view's values are in no codes
@@ -379,10 +382,11 @@ def config_of(merged: Merged) -> Any:
 def skeleton(merged: Merged) -> Any:
     """The model without memory: its parameters are names and shapes."""
     accelerate = require("accelerate", "gptq")
-    architecture = models.transformers_class(merged.config)
+    config = config_of(merged)
+    architecture = models.transformers_class({"architectures": config.architectures})
     with accelerate.init_empty_weights(include_buffers=False):
         return architecture._from_config(
-            config_of(merged), dtype="float32", experts_implementation="eager"
+            config, dtype="float32", experts_implementation="eager"
         ).eval()
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import models
+from edgeft import chatglm, models
 from edgeft.adapter_tensors import in_checkpoint
 from edgeft.blockwise import skeleton
 from edgeft.errors import InputError
@@ -39,20 +39,29 @@ def deferred_model(merged: Merged) -> Any:
     modules = dict(model.named_modules())
     for full, empty in model.named_parameters(remove_duplicate=False):
         module, _, own = full.rpartition(".")
-        name = in_checkpoint(merged.card, full)
-        if merged.tied and name == merged.card.hf_name("output.weight"):
-            name = merged.card.hf_name("token_embd.weight") or name
+        name, rows = _source(merged, full)
         general, numbers = models.generalize(full)
         if general in merged.card.fused:
             values = _experts(merged, general, numbers, len(empty))
         elif name not in merged.shapes:
             raise InputError(f"the model has no weights for {name}")
         elif empty.ndim == 1:
-            values = torch.from_numpy(merged.tensor(name))
+            values = torch.from_numpy(merged.tensor(name))[rows]
         else:
             values = _leaf(name, merged.shapes[name])
+            values = values if rows == slice(None) else values[rows]
         modules[module]._parameters[own] = torch.nn.Parameter(values, requires_grad=False)
     return model
+
+
+def _source(merged: Merged, full: str) -> tuple[str, slice]:
+    """Which tensor of the checkpoint a parameter is, or which rows of one."""
+    if merged.card.family == chatglm.FAMILY:
+        return chatglm.glm_source(merged.config, full)
+    name = in_checkpoint(merged.card, full)
+    if merged.tied and name == merged.card.hf_name("output.weight"):
+        name = merged.card.hf_name("token_embd.weight") or name
+    return name, slice(None)
 
 
 def is_deferred(value: Any) -> bool:

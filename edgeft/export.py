@@ -58,7 +58,7 @@ class ExportOptions:
     calibration_tokens: int = 32_768
     """of it that are used at most"""
     group_size: int | None = None
-    """of GPTQ's own format: columns that share a scale, -1 for all; None: 128, 64 or 32"""
+    """of GPTQ's own format and of ONNX: columns that share a scale, -1 for all; None: the format's"""
     symmetric: bool = True
     """of GPTQ's own format"""
     damp: float = 0.01

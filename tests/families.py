@@ -6,6 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import json
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -221,3 +223,13 @@ def half_gelu(model: Any) -> None:
     assert len(found) == model.config.num_hidden_layers
     for part in found:
         part.register_forward_hook(table)
+
+
+@contextlib.contextmanager
+def exact_gelu(live: Any) -> Iterator[None]:
+    """GELU as it is defined, and not as `half_gelu` makes it."""
+    with contextlib.ExitStack() as stack:
+        for part in live.modules():
+            if "GELU" in type(part).__name__:
+                stack.enter_context(mock.patch.object(part, "_forward_hooks", OrderedDict()))
+        yield

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
-from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -13,7 +10,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from conftest import Family
-from families import CHATGLM, TINY
+from families import CHATGLM, TINY, exact_gelu
 
 from edgeft import blockwise
 from edgeft.blockwise import Blocks, stage_of
@@ -36,7 +33,7 @@ def alone(live: Any, sequences: Sequences) -> list[Any]:
     of each conversation by itself, side by side."""
     import torch
 
-    with torch.inference_mode(), without_tables(live):
+    with torch.inference_mode(), exact_gelu(live):
         found = [
             live.base_model.model.base_model(
                 torch.tensor([ids]), output_hidden_states=True
@@ -44,16 +41,6 @@ def alone(live: Any, sequences: Sequences) -> list[Any]:
             for ids in sequences
         ]
     return [torch.cat([states[0] for states in level]) for level in zip(*found, strict=True)]
-
-
-@contextlib.contextmanager
-def without_tables(live: Any) -> Iterator[None]:
-    """GELU as it is defined, and not as `families.half_gelu` makes it."""
-    with contextlib.ExitStack() as stack:
-        for part in live.modules():
-            if "GELU" in type(part).__name__:
-                stack.enter_context(mock.patch.object(part, "_forward_hooks", OrderedDict()))
-        yield
 
 
 def apart(states: Any, wanted: Any) -> float:

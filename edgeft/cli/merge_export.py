@@ -41,7 +41,9 @@ def _tensor_types(
     return tuple(found)
 
 
-@click.command("merge-export", short_help="Merge and quantize: adapter -> GGUF, proved to be it.")
+@click.command(
+    "merge-export", short_help="Merge and quantize: adapter -> GGUF or ONNX, proved to be it."
+)
 @click.option(
     "--adapter",
     multiple=True,
@@ -68,8 +70,8 @@ def _tensor_types(
     default=("gguf",),
     show_default=True,
     callback=comma_list,
-    help="gguf (for llama.cpp), gptq (4-bit codes for transformers, vLLM and GPTQModel) or hf (a "
-    "merged Hugging Face folder); repeatable.",
+    help="gguf (for llama.cpp), onnx (for ONNX Runtime), gptq (4-bit codes for transformers, vLLM and "
+    "GPTQModel) or hf (a merged Hugging Face folder); repeatable.",
 )
 @click.option(
     "--quant",
@@ -77,8 +79,8 @@ def _tensor_types(
     multiple=True,
     callback=comma_list,
     help="Types of the weights, such as f16,q8_0,q4_k_m, from exact to small; gptq-q4_0 and "
-    "gptq-q4_k_m are calibrated; of gptq 8bit, 4bit, 3bit, 2bit; repeatable.  [default: q4_k_m, for "
-    "gptq 4bit, for hf f32]",
+    "gptq-q4_k_m are calibrated; of onnx f32, int8, int4-mixed, gptq-int4, int4; of gptq 8bit, 4bit, "
+    "3bit, 2bit; repeatable.  [default: q4_k_m, for onnx int4, for gptq 4bit, for hf f32]",
 )
 @click.option(
     "--merge-base",
@@ -125,8 +127,8 @@ def _tensor_types(
     type=click.Choice(["auto", "32", "64", "128", "-1"]),
     default="auto",
     show_default=True,
-    help="Of --format gptq: columns that share a scale, -1 for a whole row; auto, the largest that "
-    "divides every layer.",
+    help="Of --format gptq and onnx: columns that share a scale, -1 for a whole row (gptq); auto, the "
+    "largest that divides every layer, for onnx 32.",
 )
 @click.option(
     "--symmetric/--asymmetric",
@@ -171,6 +173,7 @@ def command(threads: int | None, group_size: str, as_json: bool, **options: Any)
     edgeft merge-export --adapter adapter --out out --format gguf --quant q4_k_m,q8_0,f16
     edgeft merge-export --adapter adapter --out out --quant gptq-q4_0
     edgeft merge-export --adapter adapter --out out --format gptq --quant 4bit --group-size 128
+    edgeft merge-export --adapter adapter --out out --format onnx --quant int4
     """
     from edgeft.adapter import Weighted
     from edgeft.export import ExportOptions, export
