@@ -10,6 +10,7 @@ computed, whatever their kind, and sliding windows are those that it would use.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import sys
 from collections.abc import Iterator
@@ -20,8 +21,13 @@ from edgeft.errors import FormatError
 
 PLAIN = "llama"
 """onnxruntime-genai's name for a decoder without peculiarities"""
-HEAD = 16
+HEAD = 8
 """a head's size has to be a multiple of it, for onnxruntime's attention"""
+TURNED = 16
+"""a multiple of columns that the attention rotates by itself; others are rotated before it"""
+ROPES = ("default", "linear", "llama3", "yarn", "longrope")
+"""kinds whose angles are the same however long the text is, or are kept to a length"""
+ACTIVATIONS = ("silu", "gelu", "gelu_new", "gelu_pytorch_tanh")
 
 
 def builder_class(config: Any) -> Any:
@@ -34,15 +40,41 @@ def builder_class(config: Any) -> Any:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size % HEAD:
         raise FormatError(f"onnxruntime's attention has no heads of {size} columns", hint)
-    if name == "OlmoeForCausalLM" and config.clip_qkv:
-        raise FormatError("the builder's OLMoE does not clip queries, keys and values", hint)
-    share = config.rope_parameters.get("partial_rotary_factor", 1.0)
-    turned = int(size * share)
-    if turned % HEAD:
-        raise FormatError(
-            f"onnxruntime's attention does not rotate {turned} of {size} columns", hint
-        )
+    for rope in ropes(config):
+        if rope["rope_type"] not in ROPES:
+            raise FormatError(f"a graph has no rope of the type {rope['rope_type']!r}", hint)
+    mixture = any(hasattr(config, count) for count in ("num_experts", "num_local_experts"))
+    act = activation(config)
+    if act not in (("silu",) if mixture else ACTIVATIONS):
+        raise FormatError(f"onnxruntime does not compute {act!r} in a {name}", hint)
+    if getattr(config, "use_bidirectional_attention", False):
+        raise FormatError(f"onnxruntime's attention does not look ahead, as this {name} does", hint)
     return found
+
+
+def ropes(config: Any) -> list[dict[str, Any]]:
+    """Settings of the rope: one for all layers, or one for each type of layer."""
+    found = config.rope_parameters
+    return [found] if "rope_type" in found else [found[kind] for kind in set(config.layer_types)]
+
+
+def activation(config: Any) -> str:
+    """Gemma 2 and 3 have another name for it, which means nothing in other families."""
+    name = "hidden_act" if "hidden_act" in _declared(config) else "hidden_activation"
+    return str(getattr(config, name))
+
+
+def layer_types(config: Any) -> list[str]:
+    """By the settings that transformers' class declares; others may be left over from training."""
+    declared = _declared(config)
+    if "layer_types" in declared:
+        return list(config.layer_types)
+    slides = "sliding_window" in declared and config.sliding_window
+    return ["sliding_attention" if slides else "full_attention"] * config.num_hidden_layers
+
+
+def _declared(config: Any) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}
 
 
 @contextlib.contextmanager
@@ -76,8 +108,8 @@ def _classes() -> dict[str, Any]:
                 config, "layer_norm_eps", self.layernorm_attrs["epsilon"]
             )
             self.layernorm_attrs["epsilon"] = epsilon
-            if getattr(config, "layer_types", None) is None and self.window_size > 0:
-                self.layer_types = ["sliding_attention"] * config.num_hidden_layers
+            self.layer_types = layer_types(config)
+            self.activation = activation(config)
             self.model_type = self.runs_as or self.model_type
 
         runs_as = ""
@@ -89,8 +121,10 @@ def _classes() -> dict[str, Any]:
         def make_rope_init(self, config: Any) -> None:
             """Its tables come from transformers."""
             rope = config.rope_parameters
-            self.by_type = isinstance(next(iter(rope.values()), None), dict)
-            if not self.by_type and rope.get("rope_type") == "longrope":
+            self.by_type = "rope_type" not in rope
+            share = ropes(config)[0].get("partial_rotary_factor", 1.0)
+            self.turned = int(self.head_size * share)
+            if not self.by_type and rope["rope_type"] == "longrope":
                 # Longer texts have other tables from their first token on, which a graph has not.
                 self.context_length = self.original_context_length = int(
                     rope.get("original_max_position_embeddings")
@@ -100,6 +134,18 @@ def _classes() -> dict[str, Any]:
         def make_context_length_init(self, config: Any) -> None:
             super().make_context_length_init(config)
             self.window_size = getattr(config, "sliding_window", None) or -1
+            for rope in ropes(config):
+                if rope["rope_type"] == "yarn":  # Qwen's max_position_embeddings is without it
+                    length = int(rope["factor"] * rope["original_max_position_embeddings"])
+                    self.context_length = max(self.context_length, length)
+
+        def is_fused_rope_supported(self) -> bool:
+            return self.turned % TURNED == 0
+
+        def is_packed_matmul_supported(self) -> bool:
+            """What is rotated before the attention has to lie apart; norms see to that, too."""
+            apart = self.is_fused_rope_supported() or self.qk_norm
+            return bool(apart and super().is_packed_matmul_supported())
 
         def make_attention_init(self, config: Any) -> None:
             self.attention_attrs["q_norm"] = self.attention_attrs["k_norm"] = self.qk_norm
@@ -125,7 +171,19 @@ def _classes() -> dict[str, Any]:
                 for name, table in zip(names, tables, strict=True):
                     half = table[0, :, : table.shape[-1] // 2]
                     self.make_initializer(half.contiguous(), name)
-            return names
+            if self.attention_attrs["use_rope_in_attn"]:
+                return names
+            for part, heads in (("q", self.num_attn_heads), ("k", self.num_kv_heads)):
+                name = f"/model/layers.{layer_id}/attn/{part}_rotary/RotaryEmbedding"
+                path, output = self.attention_attrs[f"{part}_path"], f"{name}/output_0"
+                self.make_node(
+                    "RotaryEmbedding", [path, self.input_names["position_ids"], *names], [output],
+                    name=name, domain="com.microsoft", interleaved=self.rope_attrs["interleaved"],
+                    num_heads=heads, rotary_embedding_dim=self.turned,
+                )  # fmt: skip
+                self.make_value(output, self.io_dtype, self.values[path].shape)
+                self.attention_attrs[f"{part}_path"] = output
+            return "", ""
 
         def get_attention_op_attributes(self, **named: Any) -> dict[str, Any]:
             found: dict[str, Any] = super().get_attention_op_attributes(**named)
@@ -173,24 +231,15 @@ def _classes() -> dict[str, Any]:
     class Gemma3(Gemma2):
         qk_norm, runs_as = True, "gemma3_text"
 
-    class Olmo(Exact):
-        """Norms without weights; queries, keys and values may be clipped."""
+    class Clipped(Exact):
+        """Queries, keys and values may be clipped before they are rotated."""
 
         def __init__(self, config: Any, *how: Any) -> None:
             super().__init__(config, *how)
-            self.layernorm_attrs |= {"simple": False, "epsilon": 1e-5}
             self.clip = config.clip_qkv
 
-        def make_layernorm(self, layer_id: int, layernorm: Any, **how: Any) -> None:
-            size = self.hidden_size
-            plain = SimpleNamespace(weight=torch.ones(size), bias=torch.zeros(size))
-            super().make_layernorm(layer_id, plain, **how)
-
-        def make_attention_input_proj(self, layer_id: int, *args: Any, **named: Any) -> None:
-            super().make_attention_input_proj(layer_id, *args, **named)
-            if self.clip is None:
-                return
-            for key in ("q_path", "k_path", "v_path"):
+        def make_attention_qk_rope(self, layer_id: int, **named: Any) -> tuple[str, str]:
+            for key in ("q_path", "k_path", "v_path") if self.clip is not None else ():
                 path = self.attention_attrs[key]
                 if path:
                     name = f"/model/layers.{layer_id}/attn/{key}/Clip"
@@ -199,6 +248,19 @@ def _classes() -> dict[str, Any]:
                     shape = self.values[path].shape
                     self.make_clip(name, [path, *bounds], self.io_dtype, shape)
                     self.attention_attrs[key] = f"{name}/output_0"
+            return super().make_attention_qk_rope(layer_id, **named)
+
+    class Olmo(Clipped):
+        """Norms without weights."""
+
+        def __init__(self, config: Any, *how: Any) -> None:
+            super().__init__(config, *how)
+            self.layernorm_attrs |= {"simple": False, "epsilon": 1e-5}
+
+        def make_layernorm(self, layer_id: int, layernorm: Any, **how: Any) -> None:
+            size = self.hidden_size
+            plain = SimpleNamespace(weight=torch.ones(size), bias=torch.zeros(size))
+            super().make_layernorm(layer_id, plain, **how)
 
     class FullWidth(Exact):
         """Queries and keys are normed before they are cut into heads."""
@@ -303,10 +365,13 @@ def _classes() -> dict[str, Any]:
             self.layernorm_attrs["add_offset"] = 0
 
         def make_layer(self, layer_id: int, layer: Any) -> None:
-            layer.pre_feedforward_layernorm = layer.post_attention_layernorm
-            layer.post_attention_layernorm = layer.post_self_attn_layernorm
-            layer.post_feedforward_layernorm = layer.post_mlp_layernorm
-            super().make_layer(layer_id, layer)
+            as_gemma = SimpleNamespace(
+                input_layernorm=layer.input_layernorm, self_attn=layer.self_attn, mlp=layer.mlp,
+                post_attention_layernorm=layer.post_self_attn_layernorm,
+                pre_feedforward_layernorm=layer.post_attention_layernorm,
+                post_feedforward_layernorm=layer.post_mlp_layernorm,
+            )  # fmt: skip
+            super().make_layer(layer_id, as_gemma)
 
     class SmolLM3(Exact):
         """Every fourth layer does not rotate."""
@@ -326,7 +391,6 @@ def _classes() -> dict[str, Any]:
         def __init__(self, config: Any, *how: Any) -> None:
             super().__init__(config, *how)
             self.normalized = bool(getattr(config, "norm_topk_prob", True))
-            self.wide = getattr(config, "shared_expert_intermediate_size", 0)
 
         def get_moe_module(self, layer_id: int, layer: Any) -> Any:
             return layer.mlp
@@ -361,9 +425,13 @@ def _classes() -> dict[str, Any]:
             output = f"{base}/MoE/output_0"
             if not self.normalized:
                 output = self.scaled(base, output, len(gate_up))
-            if self.wide:
+            if hasattr(moe, "shared_expert"):
                 output = self.added(f"{base}/Add", output, self.shared(layer_id, moe, root_input))
             self.layernorm_attrs["skip_input"] = output
+
+        def make_mlp(self, layer_id: int, mlp: Any, root_input: str) -> None:
+            self.intermediate_size = len(mlp.gate_proj.weight)  # not that of an expert
+            super().make_mlp(layer_id, mlp, root_input)
 
         def scaled(self, base: str, path: str, experts: int) -> str:
             """Times the share of the chosen experts: QMoE makes them sum to 1, asked for it or not."""
@@ -381,9 +449,7 @@ def _classes() -> dict[str, Any]:
         def shared(self, layer_id: int, moe: Any, root_input: str) -> str:
             """An expert that every token goes to, and how much of it each takes."""
             base = f"/model/layers.{layer_id}/moe/shared"
-            width, self.intermediate_size = self.intermediate_size, self.wide
             self.make_mlp(layer_id, moe.shared_expert, root_input)
-            self.intermediate_size = width
             self.make_matmul(moe.shared_expert_gate, f"{base}/router/MatMul", root_input)
             shape = self.make_hidden_state_shape(last_dim=1)
             gate = f"{base}/router/MatMul/output_0"
@@ -395,8 +461,8 @@ def _classes() -> dict[str, Any]:
     class Qwen3Moe(Mixture):
         qk_norm = True
 
-    class Olmoe(Mixture, FullWidth):
-        """As OLMo 2 reads queries and keys."""
+    class Olmoe(Mixture, FullWidth, Clipped):
+        """As OLMo 2 reads queries and keys, clipped as OLMo does."""
 
     return {
         "LlamaForCausalLM": Exact, "MistralForCausalLM": Exact, "Qwen2ForCausalLM": Exact,

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import TEXT, TINY, exact_gelu, make_tiny
+from families import MOE, SLIDING, SMALL, SPARSE, TEXT, TINY, Tiny, exact_gelu, make_tiny
 
 from edgeft import models
 from edgeft.converters import _onnx_weights
 from edgeft.converters import onnx as converter
+from edgeft.converters._onnx_families import builder_class
 from edgeft.converters._onnx_weights import Weights
 from edgeft.deferred import evaluate, leaves
 from edgeft.errors import FormatError
@@ -35,19 +36,47 @@ FITTING: dict[str, dict[str, Any]] = {
     "phi4-mini": {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1, "rope_parameters":
                   TINY["phi4-mini"].options["rope_parameters"] | LONG},
 }  # fmt: skip
-"""options of tiny models whose heads are too small for onnxruntime's attention"""
+"""options of tiny models whose heads are too small to be rotated by onnxruntime's attention"""
+SLIDES = SMALL | {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
+MORE = {
+    f"{case}-wide": dataclasses.replace(TINY[case], options=TINY[case].options | options)
+    for case, options in FITTING.items()
+} | {
+    "mistral-slides": Tiny("MistralConfig", SLIDES),
+    "phi3-slides": Tiny("Phi3Config", SMALL | {"sliding_window": 8}),
+    "qwen2-slides": Tiny("Qwen2Config", SLIDES),
+    "qwen3-slides": Tiny("Qwen3Config", SLIDES | {"head_dim": 32, "attention_bias": True}),
+    "smollm3-slides": Tiny("SmolLM3Config", SLIDES | {
+        "num_hidden_layers": 4, "attention_bias": True, "mlp_bias": True}),
+    "mixtral-slides": Tiny("MixtralConfig", SLIDES | {"num_local_experts": 4}, MOE),
+    "qwen3_moe-slides": Tiny("Qwen3MoeConfig", SPARSE | {
+        "use_sliding_window": True, "sliding_window": 8, "norm_topk_prob": False}, MOE),
+    "qwen2_moe-dense": Tiny("Qwen2MoeConfig", SPARSE | {
+        "shared_expert_intermediate_size": 48, "mlp_only_layers": [0], "norm_topk_prob": True}, MOE),
+    "olmoe-clipped": Tiny("OlmoeConfig", SMALL | {
+        "num_experts": 4, "num_experts_per_tok": 2, "clip_qkv": 0.5, "norm_topk_prob": True}, MOE),
+    "olmo-narrow": Tiny("OlmoConfig", SMALL | {
+        "hidden_size": 96, "clip_qkv": 0.5, "attention_bias": True}),
+    "gemma-96": Tiny("GemmaConfig", SMALL | {"hidden_size": 96, "head_dim": 32}),
+    "gemma2-erf": Tiny("Gemma2Config", SMALL | SLIDING | {
+        "head_dim": 32, "attention_bias": True, "hidden_activation": "gelu"}),
+    "llama-narrow": Tiny("LlamaConfig", SMALL | {"head_dim": 8, "hidden_act": "gelu_new"}),
+    "llama-leftovers": Tiny("LlamaConfig", SMALL | {
+        "sliding_window": 8, "layer_types": ["sliding_attention"] * 2, "clip_qkv": 0.1,
+        "hidden_activation": "gelu"}),
+}  # fmt: skip
+"""settings that no recipe for llama.cpp has, and heads that are rotated in another place"""
 
 REFUSED = ("deepseek2", "deepseek2-lite", "deepseek3")
-CASES = [case for case in TINY if case not in REFUSED]
+CASES = [case for case in [*TINY, *MORE] if case not in REFUSED]
 
 
 @pytest.fixture(scope="module")
 def fitting(make: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
     def build(case: str) -> tuple[Path, Path, Any]:
-        if case not in FITTING:
-            return make(case)
-        tiny = dataclasses.replace(TINY[case], options=TINY[case].options | FITTING[case])
-        return make_tiny(tmp_path_factory.mktemp(case), tiny)
+        if case in MORE:
+            return make_tiny(tmp_path_factory.mktemp(case), MORE[case])
+        return make(case)
 
     return build
 
@@ -116,8 +145,10 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "qwen3_moe",
         "olmoe",
         "pythia",
+        "pythia-wide",
         "gemma3",
         "glm4",
+        "glm4-wide",
     ],
 )
 @pytest.mark.parametrize("quant", ["int8", "int4-mixed", "int4"])
@@ -157,29 +188,41 @@ def test_what_is_not_computed_is_refused_at_once(make: Family, tmp_path: Path, c
 
 
 @pytest.mark.parametrize(
-    ("case", "changes", "says"),
+    ("config", "changes", "says"),
     [
-        ("mistral", {}, "no heads of 24 columns"),
-        ("pythia", {}, "does not rotate 4 of 16 columns"),
-        ("llama", {"architectures": ["NoSuchForCausalLM"]}, "builder has no NoSuchForCausalLM"),
+        ("Llama", {"head_dim": 12}, "no heads of 12 columns"),
+        ("Llama", {"architectures": ["NoSuchForCausalLM"]}, "builder has no NoSuchForCausalLM"),
+        ("Llama", {"rope_parameters": {
+            "rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "rope of the type 'dynamic'"),
+        ("Llama", {"hidden_act": "relu6"}, "does not compute 'relu6'"),
+        ("Mixtral", {"hidden_act": "gelu"}, "does not compute 'gelu'"),
+        ("Gemma", {"use_bidirectional_attention": True}, "does not look ahead"),
     ],
-)
+)  # fmt: skip
 def test_a_setting_that_onnxruntime_lacks_is_named(
-    make: Family, case: str, changes: dict[str, Any], says: str
+    config: str, changes: dict[str, Any], says: str
 ) -> None:
-    from edgeft.blockwise import config_of
-    from edgeft.converters._onnx_families import builder_class
+    import transformers
 
-    config = config_of(open_merged(make(case)[0], None))
-    for key, value in changes.items():
-        setattr(config, key, value)
+    options = SMALL | {"architectures": [f"{config}ForCausalLM"]} | changes
     with pytest.raises(FormatError, match=says) as refused:
-        builder_class(config)
-    assert "gguf" in (refused.value.hint or "")
+        builder_class(getattr(transformers, f"{config}Config")(**options))
+    assert "gguf" in refused.value.hint
 
 
-def test_a_longrope_model_reads_what_its_short_factors_reach(make: Family, tmp_path: Path) -> None:
-    base, _, _ = make("phi3-long")
+def test_layers_without_experts_have_shapes_of_their_own(fitting: Family, tmp_path: Path) -> None:
+    base, _, _ = fitting("qwen2_moe-dense")
+    values = converter._built(open_merged(base, None), tmp_path).values
+    dense, shared = (values[f"/model/layers.{i}/mlp/Mul/output_0"].shape[-1] for i in (0, 1))
+    assert (dense, shared) == (SMALL["intermediate_size"], 48)
+
+
+@pytest.mark.parametrize(("case", "length"), [("phi3-long", 32), ("qwen2-yarn", 64)])
+def test_a_model_reads_what_the_tables_of_its_rope_reach(
+    make: Family, tmp_path: Path, case: str, length: int
+) -> None:
+    """The short factors of longrope, and all that YaRN stretches."""
+    base, _, _ = make(case)
     converter.convert(open_merged(base, None), tmp_path, "f32", threads=1)
     told = json.loads((tmp_path / "genai_config.json").read_text())
-    assert told["model"]["context_length"] == 32 == told["search"]["max_length"]
+    assert told["model"]["context_length"] == length == told["search"]["max_length"]
