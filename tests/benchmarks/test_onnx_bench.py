@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tiny import make_chats
 
 from edgeft.benchmarks import chain, onnx
 from edgeft.records import Memory, Speed
-
-Family = Callable[[str], tuple[Path, Path, Any]]
 
 
 @pytest.fixture
@@ -31,11 +27,12 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_program(
-    make: Family, tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    base, adapter, _ = make("llama")
+    chain.make_model(tmp_path, chain.SHAPES["qwen2-tiny"])
+    base, adapter = tmp_path / "base", tmp_path / "adapter"
     text, chats = tmp_path / "text.txt", make_chats(tmp_path / "chats.jsonl", 6)
-    text.write_text("turn on the lamp in room 17, then the other one. " * 60)
+    text.write_text("turn on the lamp in room 17, then the other one. " * 200)
     onnx.main([
         "--base", str(base), "--adapter", str(adapter), "--out", str(tmp_path / "out"),
         "--text", str(text), "--chunks", "2", "--validation", str(chats), "--rounds", "2",
@@ -49,8 +46,8 @@ def test_the_program(
     assert len(measured) == 2 * len(names) and measured[: len(names)] == measured[len(names) :]
     reference, _, whole, rounded, *built = line["rows"]
     assert reference["text"] is None and reference["accuracy"] is not None
-    assert whole["text"]["kl"]["value"] < 1e-6 < rounded["text"]["kl"]["value"]
-    assert whole["chats"]["kl"]["value"] < 1e-6 < built[0]["chats"]["kl"]["value"]
+    assert whole["text"]["kl"]["value"] < rounded["text"]["kl"]["value"] / 100
+    assert whole["chats"]["kl"]["value"] < built[0]["chats"]["kl"]["value"] / 100
     assert whole["prefill_tps"] == [1003.0, 1003.0 + len(names)]
     assert f"{whole['prefill_tps'][0] + len(names) / 2:.0f} (1003-" in out
 

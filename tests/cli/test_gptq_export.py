@@ -106,7 +106,7 @@ def test_a_family_that_transformers_does_not_have(
 ) -> None:
     given = ["--base", make("chatglm2-32k")[0], "--out", tmp_path / "out", "--calibration", chats]
     for options, says in (
-        (["--format", "gptq"], "cannot be exported as gptq (it can as gguf)"),
+        (["--format", "gptq"], "cannot be exported as gptq (it can as gguf, onnx)"),
         (["--quant", "gptq-q4_0"], "transformers has no ChatGLMModel"),
     ):
         refused(edgeft("merge-export", *given, *options), says, tmp_path / "out")
