@@ -42,6 +42,8 @@ BUILDER = {
     "builder's k-quant mixed": ["algo_config=k_quant_mixed"],
 }
 """rows of what the builder makes by itself, and the options that it is given"""
+TOGETHER = 4
+"""models that are open at a time, beside the reference"""
 WIDE = {"group_size": 64}
 ROWS = (
     Row("torch f32", "f32", "hf", format="hf"),
@@ -137,11 +139,17 @@ def compare(
     with contextlib.ExitStack() as stack:
         reference = stack.enter_context(open_runtime(first.path, options.threads, gptq.LONGEST))
         sequences = gptq.texts(options, adapters, reference, {})
-        for result in others:
-            with open_runtime(result.path, options.threads, gptq.LONGEST) as model:
+        for start in range(0, len(others), TOGETHER):
+            some = others[start : start + TOGETHER]
+            with contextlib.ExitStack() as opened:
+                models = [
+                    opened.enter_context(open_runtime(result.path, options.threads, gptq.LONGEST))
+                    for result in some
+                ]
                 for name, items in sequences.items():
-                    title = f"{result.name} ({name})"
-                    setattr(result, name, fidelity.compare(reference, [model], items, title)[0])
+                    found = fidelity.compare(reference, models, items, f"fidelity ({name})")
+                    for result, figure in zip(some, found, strict=True):
+                        setattr(result, name, figure)
 
 
 def table(results: Sequence[Result]) -> str:
