@@ -31,6 +31,9 @@ Logits = npt.NDArray[np.float32]
 
 ROOM = 512
 """tokens that the first cache has room for; each further one has twice as many"""
+SPIN = "50"
+"""microseconds that a thread waits for work before it sleeps; with onnxruntime's own, much longer
+time threads of two programs on the same cores keep each other from working (benchmarks/LOG.md)"""
 
 
 class ONNXRuntime:
@@ -60,7 +63,10 @@ class ONNXRuntime:
         # Not that one is known on Linux.
         getattr(genai, "disable_telemetry_events", lambda: None)()
         self._genai = genai
-        options: dict[str, Any] = {"intra_op_num_threads": self._threads}
+        options: dict[str, Any] = {
+            "intra_op_num_threads": self._threads,
+            "session.intra_op.spin_duration_us": SPIN,
+        }
         if not repack:
             options["session.disable_prepacking"] = "1"
         try:
