@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import packed
-from edgeft.checkpoint import Array
+from edgeft.checkpoint import Array, Rows
 from edgeft.converters import _nbits as nbits
 from edgeft.deferred import evaluate, leaves
 from edgeft.gptq import Solved
@@ -183,7 +183,8 @@ class Weights:
         matrix = self._deferred.pop(name)
         matrix = matrix.T if transposed else matrix
         values = evaluate(matrix, self._merged.tensor)
-        self._landed(matrix, values, values)
+        by_rows = values.reshape(-1, values.shape[-1])
+        self._landed(matrix, values, lambda rows: by_rows[rows])
         self._keep(name, values.T if transposed else values)
 
     def _coded(self, matrix: Any, bits: int) -> tuple[packed.Codes, int]:
@@ -199,7 +200,8 @@ class Weights:
             codes = nbits.rounded(values, bits, block)
         else:
             self.facts["coded"] += 1
-        self._landed(matrix, values, codes.values()[:, : values.shape[1]])
+        width = values.shape[1]
+        self._landed(matrix, values, lambda rows: codes.take(rows).values()[:, :width])
         return codes, block
 
     def _given(self, matrix: Any, parts: dict[str, packed.Codes]) -> packed.Codes | None:
@@ -225,15 +227,16 @@ class Weights:
             return self._rule.kind.coded(self._solved.read(name))
         return self._merged.codes(name)
 
-    def _landed(self, matrix: Any, given: Array, kept: Array) -> None:
-        """Report to the proof what became of each of the checkpoint's tensors in a matrix."""
+    def _landed(self, matrix: Any, given: Array, kept: Callable[[Rows], Array]) -> None:
+        """Report to the proof what became of each of the checkpoint's tensors in a matrix: of some
+        rows what went in, and what `kept` says is left of them."""
         names = leaves(matrix)
 
         def by_rows(read: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
             found = evaluate(matrix, read)
             return found.reshape(-1, found.shape[-1])
 
-        given, kept = (values.reshape(-1, values.shape[-1]) for values in (given, kept))
+        given = given.reshape(-1, given.shape[-1])
         numbers = {name: number for number, name in enumerate(names)}
         if len(names) > 1:
             owners = by_rows(lambda name: self._all(name, np.int16(numbers[name])))[:, 0]
@@ -244,7 +247,7 @@ class Weights:
                 continue
             rows = np.flatnonzero(owners == numbers[name])
             rows = rows[sampled(len(rows), given.shape[1])]
-            self._merged.landed(name, self._taken(by_rows, name, rows), given[rows], kept[rows])
+            self._merged.landed(name, self._taken(by_rows, name, rows), given[rows], kept(rows))
 
     def _taken(
         self, by_rows: Callable[[Any], Array], name: str, rows: npt.NDArray[np.intp]

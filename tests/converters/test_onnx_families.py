@@ -118,7 +118,7 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     def landed(self: Weights, matrix: Any, given: Any, kept: Any) -> None:
         plain(self, matrix, given, kept)
         shapes, names = self._merged.shapes, leaves(matrix)
-        kept = kept.reshape(-1, kept.shape[-1])
+        kept = kept(np.arange(given.size // given.shape[-1]))
 
         def of(number: Callable[[str], Any]) -> Any:
             read = evaluate(matrix, lambda name: np.broadcast_to(number(name), shapes[name]))
