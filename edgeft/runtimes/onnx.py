@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.generation import choose, common_prefix
-from edgeft.onnx_graph import ONNXGraph, unloadable
+from edgeft.onnx_graph import FATAL, ONNXGraph, unloadable
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, load_tokenizer
 
@@ -60,7 +60,9 @@ class ONNXRuntime:
         # Not that one is known on Linux.
         getattr(genai, "disable_telemetry_events", lambda: None)()
         self._genai = genai
-        options: dict[str, Any] = {"intra_op_num_threads": self._threads}
+        options: dict[str, Any] = {
+            "intra_op_num_threads": self._threads, "log_severity_level": FATAL,
+        }  # fmt: skip
         if not repack:
             options["session.disable_prepacking"] = "1"
         try:
@@ -83,7 +85,10 @@ class ONNXRuntime:
                 feeds[given.name] = np.arange(len(ids))[None]
             else:
                 feeds[given.name] = np.zeros((1, given.shape[1], 0, self._graph.head), np.float32)
-        (rows,) = session.run(["logits"], feeds)
+        try:
+            (rows,) = session.run(["logits"], feeds)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's own, of no common kind
+            raise unloadable(self.path, error) from None
         return np.asarray(rows[0, -(last or len(ids)) :], np.float32)
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
@@ -105,6 +110,12 @@ class ONNXRuntime:
 
     def _read(self, ids: list[int], end: int) -> Logits:
         """What follows `ids`, of which only what the cache does not hold yet is computed."""
+        try:
+            return self._computed(ids, end)
+        except RuntimeError as error:
+            raise unloadable(self.path, error) from None
+
+    def _computed(self, ids: list[int], end: int) -> Logits:
         writer = self._writer_for(end)
         same = min(common_prefix(self._held, ids), len(ids) - 1)
         if same < len(self._held):
@@ -123,7 +134,10 @@ class ONNXRuntime:
             self._writer, self._held = None, []
             self._room = max(ROOM, 1 << (tokens - 1).bit_length())
             params = self._genai.GeneratorParams(self._model)
-            params.set_search_options(max_length=min(self._room, self.context), batch_size=1)
+            room = min(self._room, self.context)
+            params.set_search_options(
+                max_length=room, batch_size=1, num_beams=1, num_return_sequences=1, min_length=0
+            )
             self._writer = self._genai.Generator(self._model, params)
         return self._writer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -147,6 +148,16 @@ def test_int4_on_untied_embeddings_runs_on_its_own_values(
         assert token.id == got[-1].argmax()
 
 
+def test_a_folder_does_not_choose_how_replies_are_searched(
+    folder: Path, model: Any, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    _config(copy, lambda config: config["search"].update(num_beams=4, num_return_sequences=2))
+    with open_runtime(copy) as other:
+        ids, limits = model.encode(TEXT), Limits(max_tokens=4, past_stops=True)
+        assert other.replies([ids], limits) == model.replies([ids], limits)
+
+
 def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
     ids = model.encode(TEXT)
     with ONNXRuntime(folder, repack=False) as plain:
@@ -229,6 +240,36 @@ def _foreign_code(folder: Path) -> None:
         custom_ops_library="evil.so"))  # fmt: skip
 
 
+def _hidden_code(folder: Path) -> None:
+    path = folder / "genai_config.json"
+    options = '"session_options": {'
+    foreign = options + '"custom_ops_library": "evil.so"}, ' + options
+    path.write_text(path.read_text().replace(options, foreign))
+
+
+def _files_elsewhere(name: str) -> Callable[[Path], None]:
+    return lambda folder: _config(folder, lambda config: config["model"]["decoder"][
+        "session_options"].update({name: str(folder.parent / "written")}))  # fmt: skip
+
+
+def _set(part: str, name: str, value: Any) -> Callable[[Path], None]:
+    def change(config: Any) -> None:
+        model = config["model"]
+        {"model": model, "decoder": model["decoder"]}[part][name] = value
+
+    return lambda folder: _config(folder, change)
+
+
+def _place(key: str, value: str) -> Callable[[Path], None]:
+    def change(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == key:
+                    entry.value = value
+
+    return lambda folder: _edit(folder, change)
+
+
 def _graph_elsewhere(folder: Path) -> None:
     _config(folder, lambda config: config["model"]["decoder"].update(filename="../model.onnx"))
 
@@ -258,18 +299,35 @@ def _config(folder: Path, change: Callable[[Any], Any]) -> None:
         (_data_elsewhere, "its weights lack '../secret'"),
         (_unknown_operator, "NoSuchOperator"),
         (_foreign_code, "has custom_ops_library"),
+        (_hidden_code, "has an entry twice"),
+        (_files_elsewhere("enable_profiling"), "has enable_profiling"),
+        (_files_elsewhere("session.model_external_initializers_file_folder_path"), "has session."),
+        (_set("model", "vision", {"filename": "model.onnx"}), "has vision"),
+        (_set("model", "context_length", float("inf")), "says nothing of a decoder"),
+        (_set("model", "vocab_size", 3), "has not all of its stops"),
+        (_set("model", "vocab_size", 10**6), "cannot load"),
+        (_set("decoder", "head_size", 8), "cannot load"),
+        (_place("offset", "x"), "does not say where"),
+        (_place("length", "-1"), "does not say where"),
         (_graph_elsewhere, "lacks model.onnx"),
         (_no_decoder, "says nothing of a decoder"),
         (_no_json, "genai_config.json"),
     ],
 )
 def test_what_is_damaged_is_refused_in_one_line(
-    edgeft: Callable[..., Any], folder: Path, tmp_path: Path, damage: Any, says: str
+    edgeft: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Any,
+    says: str,
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert format_of(copy).name == "onnx"
     damage(copy)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     ran = edgeft("chat", copy)
+    assert not (tmp_path / "written").exists()
     assert ran.code == 1 and says in ran.err, ran.err
     assert ran.err.count("\n") == 1 and ran.err.startswith("edgeft: error: ")
     assert ran.err.endswith(")\n"), "no hint"
