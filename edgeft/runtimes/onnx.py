@@ -56,6 +56,7 @@ class ONNXRuntime:
         self._writer: Any = None
         self._room = 0
         self._held: list[int] = []
+        require("onnxruntime", "onnx")  # which the other imports
         genai = require("onnxruntime_genai", "onnx")
         # Not that one is known on Linux.
         getattr(genai, "disable_telemetry_events", lambda: None)()
@@ -112,8 +113,12 @@ class ONNXRuntime:
         """What follows `ids`, of which only what the cache does not hold yet is computed."""
         try:
             return self._computed(ids, end)
-        except RuntimeError as error:
-            raise unloadable(self.path, error) from None
+        except BaseException as error:
+            # Stopped on the way, the cache holds nobody knows how much.
+            self._writer, self._held = None, []
+            if isinstance(error, RuntimeError):
+                raise unloadable(self.path, error) from None
+            raise
 
     def _computed(self, ids: list[int], end: int) -> Logits:
         writer = self._writer_for(end)

@@ -91,6 +91,27 @@ def test_a_stream_that_is_left_and_one_between_disturb_no_other(folder: Path) ->
         assert [list(ids) for ids in zip(*((a.id, b.id) for a, b in pair), strict=True)] == alone
 
 
+def test_a_prompt_whose_reading_is_stopped_changes_no_answer(folder: Path) -> None:
+    with ONNXRuntime(folder) as model:
+        ids = model.encode(TEXT)
+        wanted = model._read(list(ids), len(ids))
+        writer = model._writer
+
+        class Stopped:
+            rewind_to = writer.rewind_to
+
+            def append_tokens(self, tokens: Any) -> None:
+                writer.append_tokens(tokens)
+                raise KeyboardInterrupt  # as Python does it after the call
+
+        model._writer = Stopped()
+        with pytest.raises(KeyboardInterrupt):
+            model._read(ids[:5] + ids[:5], len(ids))
+        if model._writer:
+            model._writer = writer
+        np.testing.assert_array_equal(model._read(list(ids), len(ids)), wanted)
+
+
 def test_the_cache_grows_up_to_the_context(folder: Path, reference: Any) -> None:
     with open_runtime(folder, context=300) as small:
         assert small.context == 300
@@ -122,6 +143,17 @@ def test_a_reply_ends_at_a_stop_or_at_the_limit(
     with open_runtime(folder) as stopping:
         first, second = stopping.replies([ids, ids], Limits(max_tokens=12), seen.append)
     assert first == second and first.ids == tuple(free[:at]) and first.stopped and seen == [1, 2]
+
+
+def test_stops_beyond_the_vocabulary_are_left_out(tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    end = json.loads((base / "config.json").read_text())["eos_token_id"]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 9000]}))
+    folder = write(base, tmp_path / "onnx")
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["model"]["eos_token_id"] == [end]
+    with open_runtime(folder) as model:
+        assert next(model.stream([1], Limits(max_tokens=1, past_stops=True)))
 
 
 def test_sampling_follows_its_seed(model: Any) -> None:
