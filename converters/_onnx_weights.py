@@ -175,8 +175,8 @@ class Weights:
                       and node.inputs[0].name == EMBEDDING)  # fmt: skip
         matrix = self._deferred.pop(EMBEDDING)
         if not self._merged.tied:
-            codes, block = self._coded(matrix, bits)
-            head = self._store("model.embed_tokens", codes, block)
+            codes, block = self._coded(matrix, self._rule.head)
+            bits, head = codes.bits, self._store("model.embed_tokens", codes, block)
         codes_of, *others = head
         tensor = codes_of.const_value
         rows, blocks, size = tensor.shape
@@ -204,7 +204,7 @@ class Weights:
         codes = self._given(matrix, parts)
         block = nbits.block_of(codes.groups) if codes else None
         if codes is None or block is None:
-            self.facts["inexact"] += bool(parts)
+            self.facts["inexact"] += len(parts) == len(leaves(matrix))
             block = self._rule.block
             codes = nbits.rounded(values, bits, block)
         else:
