@@ -56,6 +56,12 @@ def block_of(groups: npt.NDArray[np.int32]) -> int | None:
     return None
 
 
+def cut(codes: packed.Codes, columns: int, block: int, bits: int) -> packed.Codes:
+    """The same values as codes of `bits` or more, filled up to whole ones of a smaller block."""
+    end = -(-columns // block) * block
+    return packed.Codes(codes.codes[:, :end], codes.scales, codes.zeros, codes.groups[:end], bits)
+
+
 def arrays(
     codes: packed.Codes, block: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:

@@ -136,27 +136,36 @@ class Weights:
     def _experts(self, node: Any) -> None:
         """A MoE becomes a QMoE. The rows of all experts are one matrix."""
         states, router, gate_up, _, down = node.inputs
-        inputs: list[Any] = [states, router]
+        shapes, coded, blocks = [], [], []
         for weight in (gate_up, down):
             matrix = self._deferred.pop(weight.name)
             count, rows, columns = matrix.shape
-            flat = matrix.reshape(count * rows, columns)
-            codes, block = self._coded(flat, self._rule.layers)
-            parts = nbits.arrays(codes, block)
-            shaped = [None if part is None else part.reshape(count, rows, -1) for part in parts[:2]]
+            codes, block = self._coded(matrix.reshape(count * rows, columns), self._rule.layers)
+            shapes.append((count, rows, columns))
+            coded.append(codes)
+            blocks.append(block)
+        bits, block = max(nbits.width(codes.bits) for codes in coded), min(blocks)
+        parts: list[dict[str, Any]] = []
+        for weight, shape, codes in zip((gate_up, down), shapes, coded, strict=True):
             base = weight.name.removesuffix(".weight")
-            inputs += [self._keep(f"{base}.{name}", part)
-                       for name, part in zip(PARTS, shaped, strict=False)]  # fmt: skip
-            inputs.append(None)
+            arrays = nbits.arrays(nbits.cut(codes, shape[2], block, bits), block)
+            shaped = {name: array.reshape(*shape[:2], -1)
+                      for name, array in zip(PARTS, arrays, strict=True)
+                      if array is not None}  # fmt: skip
+            # Other than a MatMulNBits it wants the last block without what fills it up.
+            shaped["codes"] = shaped["codes"][..., : -(-shape[2] * bits // 8)]
+            parts.append({name: self._keep(f"{base}.{name}", array)
+                          for name, array in shaped.items()})  # fmt: skip
+        inputs = [states, router]
+        for part in parts:
+            inputs += [part["codes"], part["scales"], None]
+        zeros = [part.get("zeros") for part in parts]
+        if any(zero is not None for zero in zeros):
+            inputs += [None, None, None, *zeros]
+        else:
+            inputs.pop()
         kept = {name: entry.value for name, entry in node.attributes.items()}
-        self._become(
-            node,
-            "QMoE",
-            inputs[:-1],
-            **kept,
-            expert_weight_bits=nbits.width(codes.bits),
-            block_size=block,
-        )
+        self._become(node, "QMoE", inputs, **kept, expert_weight_bits=bits, block_size=block)
         for weight in (gate_up, down):
             self._graph.initializers.pop(weight.name)
 
@@ -166,8 +175,8 @@ class Weights:
                       and node.inputs[0].name == EMBEDDING)  # fmt: skip
         matrix = self._deferred.pop(EMBEDDING)
         if not self._merged.tied:
-            codes, block = self._coded(matrix, bits)
-            head = self._store("model.embed_tokens", codes, block)
+            codes, block = self._coded(matrix, self._rule.head)
+            bits, head = codes.bits, self._store("model.embed_tokens", codes, block)
         codes_of, *others = head
         tensor = codes_of.const_value
         rows, blocks, size = tensor.shape
@@ -175,6 +184,7 @@ class Weights:
         self._become(
             lookup, "GatherBlockQuantized", [flat, lookup.inputs[1], *others],
             bits=nbits.width(bits), block_size=block, gather_axis=0, quantize_axis=1,
+            columns=matrix.shape[1] if matrix.shape[1] % block else None,
         )  # fmt: skip
         self._graph.initializers.pop(EMBEDDING)
 
@@ -195,7 +205,7 @@ class Weights:
         codes = self._given(matrix, parts)
         block = nbits.block_of(codes.groups) if codes else None
         if codes is None or block is None:
-            self.facts["inexact"] += bool(parts)
+            self.facts["inexact"] += len(parts) == len(leaves(matrix))
             block = self._rule.block
             codes = nbits.rounded(values, bits, block)
         else:
@@ -272,13 +282,20 @@ class Weights:
         arrays = zip(PARTS, nbits.arrays(codes, block), strict=True)
         return [self._keep(f"{base}.{part}", array) for part, array in arrays if array is not None]
 
-    def _become(self, node: Any, op: str, inputs: list[Any], **attributes: Any) -> None:
-        """Put another operator of ONNX Runtime's in the place of a node."""
+    def _become(
+        self, node: Any, op: str, inputs: list[Any], columns: int | None = None, **attributes: Any
+    ) -> None:
+        """Put another operator of ONNX Runtime's in the place of a node; `columns`: how many of its
+        output's are kept."""
         import onnx_ir as ir
 
-        new = ir.node(op, inputs, attributes, domain="com.microsoft", name=f"{node.name}_{op}")
+        new = [ir.node(op, inputs, attributes, domain="com.microsoft", name=f"{node.name}_{op}")]
+        if columns is not None:
+            bounds = [self._give(f"{node.name}.{name}", ir.tensor(np.array([value]), name=name))
+                      for name, value in (("start", 0), ("end", columns), ("axis", -1))]  # fmt: skip
+            new.append(ir.node("Slice", [*new[0].outputs, *bounds], name=f"{node.name}_Slice"))
         ir.convenience.replace_nodes_and_values(
-            self._graph, node, [node], [new], node.outputs, new.outputs
+            self._graph, node, [node], new, node.outputs, new[-1].outputs
         )
 
     def _keep(self, name: str, array: npt.NDArray[Any]) -> Any:

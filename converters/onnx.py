@@ -138,6 +138,7 @@ def _configure(merged: Merged, out: Path) -> None:
     chat = ChatTemplate.from_folder(out)
     known = {text: i for i, text in id_to_token(out).items()}
     stops = [*eos_ids(out), *(known[stop] for stop in chat.stops if stop in known)]
+    stops = [stop for stop in stops if 0 <= stop < merged.vocabulary]  # the engine takes no others
     model, search = config["model"], config["search"]
     model["eos_token_id"] = list(dict.fromkeys(stops)) or model["eos_token_id"]
     model["bos_token_id"] = known.get(chat.bos_token, model["bos_token_id"])

@@ -18,9 +18,18 @@ from edgeft.template import read_json
 CONFIG = "genai_config.json"
 CUT = "/lm_head/prune/"
 """names of the nodes that take the last token's state"""
+FATAL = 4
+"""what onnxruntime logs; its errors are raised, too"""
 WIDTHS = {"bits": "bits", "block_size": "columns"}
-FOREIGN = ("custom_ops_library", "ep_library", "adapters")
-"""settings that would load code or other weights"""
+KNOWN = {
+    "": ("model", "search"),
+    "model": ("decoder", "type", "eos_token_id"),
+    "decoder": ("filename", "inputs", "outputs", "session_options"),
+    "session_options": ("log_id",),
+    "search": (),
+}
+"""part of the settings -> what may be more than a number in it; whatever else onnxruntime-genai
+knows may load code or other weights, or write files"""
 
 
 class ONNXGraph:
@@ -29,6 +38,7 @@ class ONNXGraph:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         config = read_json(folder / CONFIG)
+        self._check_settings(config)
         try:
             model = config["model"]
             decoder = model["decoder"]
@@ -37,20 +47,42 @@ class ONNXGraph:
             stops = model["eos_token_id"]
             self.stops = {int(stop) for stop in (stops if isinstance(stops, list) else [stops])}
             self.file = folder / decoder["filename"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise InputError(
                 f"{folder / CONFIG} says nothing of a decoder: {error!r}", "export it again"
             ) from None
-        text = json.dumps(config)
-        for setting in FOREIGN:
-            if f'"{setting}"' in text:
-                raise InputError(
-                    f"{folder / CONFIG} has {setting}", "code that comes with a model is never run"
-                )
+        if not all(0 <= stop < self.vocabulary for stop in self.stops):
+            raise InputError(
+                f"{folder / CONFIG}: a vocabulary of {self.vocabulary} has not all of its stops",
+                "export it again",
+            )
         if self.file.parent != folder or not self.file.is_file():
             raise InputError(f"{folder} lacks {self.file.name}", "export it again")
         self._proto = self._parsed()
         self._check_data()
+
+    def _check_settings(self, config: dict[str, Any]) -> None:
+        """InputError for what the engine should not be given."""
+        path = self.folder / CONFIG
+
+        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            """The engine heeds every one of several entries of a name, Python only the last."""
+            found = dict(pairs)
+            if len(found) < len(pairs):
+                raise InputError(f"{path} has an entry twice", "export it again")
+            return found
+
+        if path.is_file():
+            json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
+        parts = [("", config)]
+        for part, settings in parts:
+            for name, value in settings.items():
+                if isinstance(value, dict) and name in KNOWN:
+                    parts.append((name, value))
+                elif value and isinstance(value, (str, list, dict)) and name not in KNOWN[part]:
+                    raise InputError(
+                        f"{path} has {name}", "code that comes with a model is never run"
+                    )
 
     def _parsed(self) -> Any:
         onnx = require("onnx", "onnx")
@@ -81,7 +113,15 @@ class ONNXGraph:
             if file.parent != self.folder or not file.is_file():
                 raise InputError(f"{self.file}: its weights lack {place.get('location')!r}",
                                  "keep all files of the folder together")  # fmt: skip
-            end = int(place.get("offset", 0)) + int(place.get("length", 0))
+            try:
+                start, length = int(place.get("offset", 0)), int(place.get("length", 0))
+            except ValueError:
+                start = length = -1
+            if min(start, length) < 0:
+                raise InputError(
+                    f"{self.file} does not say where {tensor.name} lies", "export it again"
+                )
+            end = start + length
             if end > file.stat().st_size:
                 raise InputError(
                     f"{file} is truncated: {file.stat().st_size} of at least {end} bytes",
@@ -133,7 +173,7 @@ class ONNXGraph:
                     dims[1].dim_param = "sequence_length"
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3
+        options.log_severity_level = FATAL
         folder = "session.model_external_initializers_file_folder_path"
         options.add_session_config_entry(folder, str(self.folder.absolute()))
         try:

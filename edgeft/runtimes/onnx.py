@@ -23,7 +23,7 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.generation import choose, common_prefix
-from edgeft.onnx_graph import ONNXGraph, unloadable
+from edgeft.onnx_graph import FATAL, ONNXGraph, unloadable
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, load_tokenizer
 
@@ -59,12 +59,14 @@ class ONNXRuntime:
         self._writer: Any = None
         self._room = 0
         self._held: list[int] = []
+        require("onnxruntime", "onnx")  # which the other imports
         genai = require("onnxruntime_genai", "onnx")
         # Not that one is known on Linux.
         getattr(genai, "disable_telemetry_events", lambda: None)()
         self._genai = genai
         options: dict[str, Any] = {
             "intra_op_num_threads": self._threads,
+            "log_severity_level": FATAL,
             "session.intra_op.spin_duration_us": SPIN,
         }
         if not repack:
@@ -89,7 +91,10 @@ class ONNXRuntime:
                 feeds[given.name] = np.arange(len(ids))[None]
             else:
                 feeds[given.name] = np.zeros((1, given.shape[1], 0, self._graph.head), np.float32)
-        (rows,) = session.run(["logits"], feeds)
+        try:
+            (rows,) = session.run(["logits"], feeds)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's own, of no common kind
+            raise unloadable(self.path, error) from None
         return np.asarray(rows[0, -(last or len(ids)) :], np.float32)
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
@@ -111,6 +116,16 @@ class ONNXRuntime:
 
     def _read(self, ids: list[int], end: int) -> Logits:
         """What follows `ids`, of which only what the cache does not hold yet is computed."""
+        try:
+            return self._computed(ids, end)
+        except BaseException as error:
+            # Stopped on the way, the cache holds nobody knows how much.
+            self._writer, self._held = None, []
+            if isinstance(error, RuntimeError):
+                raise unloadable(self.path, error) from None
+            raise
+
+    def _computed(self, ids: list[int], end: int) -> Logits:
         writer = self._writer_for(end)
         same = min(common_prefix(self._held, ids), len(ids) - 1)
         if same < len(self._held):
@@ -129,7 +144,10 @@ class ONNXRuntime:
             self._writer, self._held = None, []
             self._room = max(ROOM, 1 << (tokens - 1).bit_length())
             params = self._genai.GeneratorParams(self._model)
-            params.set_search_options(max_length=min(self._room, self.context), batch_size=1)
+            room = min(self._room, self.context)
+            params.set_search_options(
+                max_length=room, batch_size=1, num_beams=1, num_return_sequences=1, min_length=0
+            )
             self._writer = self._genai.Generator(self._model, params)
         return self._writer
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import make_chats, write_gptq
+from families import TINY, make_tiny
+from tiny import make_chats, some_codes, write_gptq
 
 from edgeft import stage
 from edgeft.checkpoint import Checkpoint
+from edgeft.merge import Merged
 from edgeft.onnx_graph import ONNXGraph
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
@@ -134,6 +136,27 @@ def test_an_adapter_on_a_base_of_gptq_is_rounded_anew(
     folder, _ = write_gptq(base, tmp_path / "gptq")
     made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter)["int4"]
     assert made["coded"] == 0 and made["proof"]["tensors"] == 14
+
+
+def test_a_matrix_that_is_adapted_in_part_is_not_said_to_lack_blocks(
+    edgeft: Run, tmp_path: Path
+) -> None:
+    base, adapter, _ = make_tiny(tmp_path, TINY["llama"], target_modules=["q_proj"])
+    folder, _ = write_gptq(base, tmp_path / "gptq")
+    made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-live")["int4"]
+    assert (made["coded"], made["inexact"]) == (8, 0)
+
+
+def test_an_embedding_does_not_have_the_bits_of_the_heads_codes(
+    edgeft: Run, make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, _, _ = make("llama")
+    head = some_codes(*Checkpoint(base).tensors["lm_head.weight"].shape, 2, 32, True)
+    monkeypatch.setattr(Merged, "codes", lambda _, name: head if name.startswith("lm_") else None)
+    made = export(edgeft, base, tmp_path, "--no-live")["int4"]
+    kinds = ONNXGraph(Path(made["path"])).operators()
+    assert kinds["MatMulNBits (2 bits, 32 columns)"] == 1
+    assert kinds["GatherBlockQuantized (8 bits, 32 columns)"] == 1
 
 
 @pytest.mark.parametrize(

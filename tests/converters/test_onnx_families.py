@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from families import MOE, SLIDING, SMALL, SPARSE, TEXT, TINY, Tiny, exact_gelu, make_tiny
+from tiny import write_gptq
 
 from edgeft import models
 from edgeft.converters import _onnx_weights
@@ -37,11 +38,17 @@ FITTING: dict[str, dict[str, Any]] = {
                   TINY["phi4-mini"].options["rope_parameters"] | LONG},
 }  # fmt: skip
 """options of tiny models whose heads are too small to be rotated by onnxruntime's attention"""
+NARROW: dict[str, Any] = {"hidden_size": 72, "head_dim": 16, "intermediate_size": 100}
+"""widths that no block divides"""
 SLIDES = SMALL | {"sliding_window": 8, "use_sliding_window": True, "max_window_layers": 1}
 MORE = {
     f"{case}-wide": dataclasses.replace(TINY[case], options=TINY[case].options | options)
     for case, options in FITTING.items()
 } | {
+    "llama-72": Tiny("LlamaConfig", SMALL | NARROW),
+    "qwen2-72": Tiny("Qwen2Config", SMALL | NARROW | {"tie_word_embeddings": True}),
+    "qwen2_moe-72": Tiny("Qwen2MoeConfig", SPARSE | NARROW | {
+        "moe_intermediate_size": 20, "shared_expert_intermediate_size": 36}, MOE),
     "mistral-slides": Tiny("MistralConfig", SLIDES),
     "phi3-slides": Tiny("Phi3Config", SMALL | {"sliding_window": 8}),
     "qwen2-slides": Tiny("Qwen2Config", SLIDES),
@@ -149,6 +156,9 @@ def kept(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         "gemma3",
         "glm4",
         "glm4-wide",
+        "llama-72",
+        "qwen2-72",
+        "qwen2_moe-72",
     ],
 )
 @pytest.mark.parametrize("quant", ["int8", "int4-mixed", "int4"])
@@ -179,6 +189,36 @@ def test_rounded_weights_compute_what_they_say(
         assert np.abs(got - wanted).mean() < 0.05 * wanted.std()
     else:
         assert np.abs(got - wanted).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "symmetric"),
+    [(4, 32, True), (4, 32, False), (3, 32, True), (2, 16, False), (4, -1, False)],
+)
+def test_experts_on_codes_of_gptq_compute_what_they_say(
+    make: Family,
+    tmp_path: Path,
+    kept: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    bits: int,
+    group: int,
+    symmetric: bool,
+) -> None:
+    monkeypatch.setattr(_onnx_weights, "INT8", 1)
+    base, _, _ = make("qwen3_moe-tied")
+    folder, _ = write_gptq(base, tmp_path / "gptq", bits, group, symmetric)
+    merged, out = open_merged(folder, None), tmp_path / "out"
+    out.mkdir()
+    facts = converter.convert(merged, out, "int4", threads=1)
+    assert facts["coded"] == facts["matrices"] - 1 and not facts["inexact"]  # but the embedding
+    values = [(name, kept.get(name, merged.tensor(name))) for name in merged.shapes]
+    with (
+        ReferenceRuntime(base, weights=values) as reference,
+        ONNXRuntime(out, threads=1) as model,
+    ):
+        ids = model.encode(TEXT)
+        wanted, got = reference.logits(ids), model.logits(ids)
+    assert np.abs(got - wanted).max() < 1e-3 * wanted.std()
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import re
@@ -90,6 +91,27 @@ def test_a_stream_that_is_left_and_one_between_disturb_no_other(folder: Path) ->
         assert [list(ids) for ids in zip(*((a.id, b.id) for a, b in pair), strict=True)] == alone
 
 
+def test_a_prompt_whose_reading_is_stopped_changes_no_answer(folder: Path) -> None:
+    with ONNXRuntime(folder) as model:
+        ids = model.encode(TEXT)
+        wanted = model._read(list(ids), len(ids))
+        writer = model._writer
+
+        class Stopped:
+            rewind_to = writer.rewind_to
+
+            def append_tokens(self, tokens: Any) -> None:
+                writer.append_tokens(tokens)
+                raise KeyboardInterrupt  # as Python does it after the call
+
+        model._writer = Stopped()
+        with pytest.raises(KeyboardInterrupt):
+            model._read(ids[:5] + ids[:5], len(ids))
+        if model._writer:
+            model._writer = writer
+        np.testing.assert_array_equal(model._read(list(ids), len(ids)), wanted)
+
+
 def test_the_cache_grows_up_to_the_context(folder: Path, reference: Any) -> None:
     with open_runtime(folder, context=300) as small:
         assert small.context == 300
@@ -123,6 +145,17 @@ def test_a_reply_ends_at_a_stop_or_at_the_limit(
     assert first == second and first.ids == tuple(free[:at]) and first.stopped and seen == [1, 2]
 
 
+def test_stops_beyond_the_vocabulary_are_left_out(tiny_base: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    end = json.loads((base / "config.json").read_text())["eos_token_id"]
+    (base / "generation_config.json").write_text(json.dumps({"eos_token_id": [end, 9000]}))
+    folder = write(base, tmp_path / "onnx")
+    config = json.loads((folder / "genai_config.json").read_text())
+    assert config["model"]["eos_token_id"] == [end]
+    with open_runtime(folder) as model:
+        assert next(model.stream([1], Limits(max_tokens=1, past_stops=True)))
+
+
 def test_sampling_follows_its_seed(model: Any) -> None:
     ids = model.encode(TEXT)
 
@@ -145,6 +178,16 @@ def test_int4_on_untied_embeddings_runs_on_its_own_values(
         assert 0.01 < apart < 0.5
         token = next(model.stream(ids, Limits(max_tokens=1, past_stops=True)))
         assert token.id == got[-1].argmax()
+
+
+def test_a_folder_does_not_choose_how_replies_are_searched(
+    folder: Path, model: Any, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    _config(copy, lambda config: config["search"].update(num_beams=4, num_return_sequences=2))
+    with open_runtime(copy) as other:
+        ids, limits = model.encode(TEXT), Limits(max_tokens=4, past_stops=True)
+        assert other.replies([ids], limits) == model.replies([ids], limits)
 
 
 def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
@@ -229,6 +272,36 @@ def _foreign_code(folder: Path) -> None:
         custom_ops_library="evil.so"))  # fmt: skip
 
 
+def _hidden_code(folder: Path) -> None:
+    path = folder / "genai_config.json"
+    options = '"session_options": {'
+    foreign = options + '"custom_ops_library": "evil.so"}, ' + options
+    path.write_text(path.read_text().replace(options, foreign))
+
+
+def _files_elsewhere(name: str) -> Callable[[Path], None]:
+    return lambda folder: _config(folder, lambda config: config["model"]["decoder"][
+        "session_options"].update({name: str(folder.parent / "written")}))  # fmt: skip
+
+
+def _set(part: str, name: str, value: Any) -> Callable[[Path], None]:
+    def change(config: Any) -> None:
+        model = config["model"]
+        {"model": model, "decoder": model["decoder"]}[part][name] = value
+
+    return lambda folder: _config(folder, change)
+
+
+def _place(key: str, value: str) -> Callable[[Path], None]:
+    def change(model: Any) -> None:
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == key:
+                    entry.value = value
+
+    return lambda folder: _edit(folder, change)
+
+
 def _graph_elsewhere(folder: Path) -> None:
     _config(folder, lambda config: config["model"]["decoder"].update(filename="../model.onnx"))
 
@@ -258,18 +331,35 @@ def _config(folder: Path, change: Callable[[Any], Any]) -> None:
         (_data_elsewhere, "its weights lack '../secret'"),
         (_unknown_operator, "NoSuchOperator"),
         (_foreign_code, "has custom_ops_library"),
+        (_hidden_code, "has an entry twice"),
+        (_files_elsewhere("enable_profiling"), "has enable_profiling"),
+        (_files_elsewhere("session.model_external_initializers_file_folder_path"), "has session."),
+        (_set("model", "vision", {"filename": "model.onnx"}), "has vision"),
+        (_set("model", "context_length", float("inf")), "says nothing of a decoder"),
+        (_set("model", "vocab_size", 3), "has not all of its stops"),
+        (_set("model", "vocab_size", 10**6), "cannot load"),
+        (_set("decoder", "head_size", 8), "cannot load"),
+        (_place("offset", "x"), "does not say where"),
+        (_place("length", "-1"), "does not say where"),
         (_graph_elsewhere, "lacks model.onnx"),
         (_no_decoder, "says nothing of a decoder"),
         (_no_json, "genai_config.json"),
     ],
 )
 def test_what_is_damaged_is_refused_in_one_line(
-    edgeft: Callable[..., Any], folder: Path, tmp_path: Path, damage: Any, says: str
+    edgeft: Callable[..., Any],
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    damage: Any,
+    says: str,
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     assert format_of(copy).name == "onnx"
     damage(copy)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("hi\n"))
     ran = edgeft("chat", copy)
+    assert not (tmp_path / "written").exists()
     assert ran.code == 1 and says in ran.err, ran.err
     assert ran.err.count("\n") == 1 and ran.err.startswith("edgeft: error: ")
     assert ran.err.endswith(")\n"), "no hint"
