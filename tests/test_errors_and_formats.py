@@ -70,7 +70,10 @@ def test_format_named() -> None:
     assert format_named("GGUF") is FORMATS["gguf"]
     with pytest.raises(FormatError) as caught:
         format_named("guff")
-    assert str(caught.value) == "unknown format 'guff' (did you mean 'gguf'? known: gguf, gptq, hf)"
+    assert (
+        str(caught.value)
+        == "unknown format 'guff' (did you mean 'gguf'? known: gguf, gptq, hf, onnx)"
+    )
 
 
 def names(rows: list[Format], *quants: str) -> list[str]:
