@@ -216,6 +216,7 @@ def test_every_command_takes_the_folder(
     told = edgeft("ab", folder, whole, "--items", tiny_chats, "--scorer", "json")
     assert told.code in (0, 3, 4), told.err
     assert stage.read_manifest(folder) is not None
+    assert stage.identity(folder) != stage.identity(whole), "scores are kept by identity"
     moved = folder.rename(tmp_path / "elsewhere")
     with open_runtime(moved) as model, ReferenceRuntime(tiny_base) as reference:
         assert model.chat == reference.chat
