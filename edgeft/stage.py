@@ -293,7 +293,10 @@ def identity(target: Path) -> str:
 
 
 def _counts(name: str) -> bool:
-    return name.endswith((".json", ".safetensors", ".onnx", ".data", ".jinja")) and name != "manifest.json"
+    return (
+        name.endswith((".json", ".safetensors", ".onnx", ".data", ".jinja"))
+        and name != "manifest.json"
+    )
 
 
 def _part(target: Path, name: str) -> Path:
