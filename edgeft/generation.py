@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.records import Limits
+from edgeft.records import Limits, Reply, Token
 
 
 def choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:
@@ -25,3 +25,22 @@ def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
     """How many tokens both begin with."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
+
+
+def in_turn(
+    stream: Callable[[Sequence[int], Limits], Iterator[Token]],
+    prompts: Sequence[Sequence[int]],
+    limits: Limits,
+    room: Callable[[Sequence[int]], int],
+    progress: Callable[[int], None] | None,
+) -> list[Reply]:
+    """Answer one prompt after the other; `room`: tokens that its answer may have, so that one of
+    fewer has stopped."""
+    replies = []
+    for number, prompt in enumerate(prompts, 1):
+        tokens = list(stream(prompt, limits))
+        text, ids = "".join(token.text for token in tokens), tuple(token.id for token in tokens)
+        replies.append(Reply(text, ids, stopped=len(ids) < room(prompt)))
+        if progress:
+            progress(number)
+    return replies

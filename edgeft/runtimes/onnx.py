@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
-from edgeft.generation import choose, common_prefix
+from edgeft.generation import choose, common_prefix, in_turn
 from edgeft.onnx_graph import FATAL, ONNXGraph, unloadable
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, load_tokenizer
@@ -61,7 +61,6 @@ class ONNXRuntime:
         self._held: list[int] = []
         require("onnxruntime", "onnx")  # which the other imports
         genai = require("onnxruntime_genai", "onnx")
-        # Not that one is known on Linux.
         getattr(genai, "disable_telemetry_events", lambda: None)()
         self._genai = genai
         options: dict[str, Any] = {
@@ -158,15 +157,11 @@ class ONNXRuntime:
         progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
         """One after the other; what a prompt begins with like the one before is not read again."""
-        replies = []
-        for number, prompt in enumerate(prompts, 1):
-            tokens = list(self.stream(prompt, limits))
-            text, ids = "".join(token.text for token in tokens), tuple(t.id for t in tokens)
-            room = min(limits.max_tokens, self.context + 1 - len(prompt))
-            replies.append(Reply(text, ids, stopped=len(ids) < room))
-            if progress:
-                progress(number)
-        return replies
+
+        def room(prompt: Sequence[int]) -> int:
+            return min(limits.max_tokens, self.context + 1 - len(prompt))
+
+        return in_turn(self.stream, prompts, limits, room, progress)
 
     def close(self) -> None:
         self._writer = self._all = self._model = None

@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgeft import models
 from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import FormatError, InputError, require
-from edgeft.generation import choose
+from edgeft.generation import choose, in_turn
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
@@ -119,15 +119,7 @@ class ReferenceRuntime:
         limits: Limits,
         progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
-        replies = []
-        for prompt in prompts:
-            tokens = list(self.stream(prompt, limits))
-            text = "".join(token.text for token in tokens)
-            ids = tuple(token.id for token in tokens)
-            replies.append(Reply(text, ids, stopped=len(ids) < limits.max_tokens))
-            if progress:
-                progress(len(replies))
-        return replies
+        return in_turn(self.stream, prompts, limits, lambda _: limits.max_tokens, progress)
 
     def close(self) -> None:
         self._model = None

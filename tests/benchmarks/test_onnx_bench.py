@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -68,4 +67,3 @@ def test_a_mistake_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as stopped:
         onnx.main(["--base", "no-such", "--out", str(tmp_path)])
     assert "no such base model" in str(stopped.value.code)
-    assert dataclasses.fields(onnx.Result)
