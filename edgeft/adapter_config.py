@@ -36,6 +36,9 @@ MERGED = {
 UNCHANGED_BASE = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 """values of init_lora_weights that leave the base's weights as they are"""
 
+CHANGED = ("vocab_size", "tie_word_embeddings")
+"""keys of a base's config.json that an adapter may change"""
+
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
     """The configuration of an adapter that edgeft can merge.

@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import chatglm, models
+from edgeft.adapter_config import CHANGED
 from edgeft.adapter_tensors import in_checkpoint
 from edgeft.errors import InputError, require
 from edgeft.merge import Merged
@@ -49,8 +50,6 @@ STAGES = (
     r"ffn_down(_exps|_shexp)?",
 )
 """GGUF names of a block's linear layers, in the order in which they read each other"""
-CHANGED = ("vocab_size", "tie_word_embeddings")
-"""keys of config.json that an adapter may change"""
 ATTENDED = 3
 """the first stage after attention"""
 

@@ -23,15 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
+from edgeft.adapter_config import CHANGED
 from edgeft.checkpoint import Checkpoint, quantization
 from edgeft.errors import FormatError, InputError, require
 from edgeft.generation import choose, in_turn
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
 from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
-
-_MERGED = ("vocab_size", "tie_word_embeddings")
-"""keys of config.json that an adapter may change"""
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 
@@ -64,7 +62,7 @@ class ReferenceRuntime:
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
                 )
             else:
-                changed = {key: value for key, value in (config or {}).items() if key in _MERGED}
+                changed = {key: value for key, value in (config or {}).items() if key in CHANGED}
                 own = transformers.AutoConfig.from_pretrained(
                     path, local_files_only=True, **changed
                 )
