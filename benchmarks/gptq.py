@@ -235,7 +235,7 @@ def table(results: Sequence[Result]) -> str:
             stage.human(quality.size_of(result.artifact.path)),
             *_fidelity_cells(result.chats),
             *_fidelity_cells(result.text),
-            report.percent(result.score.correct) if result.score else "-",
+            f"{result.score.accuracy:.1%}" if result.score else "-",
             _speed(result.speeds),
         ]
         for result in results
@@ -284,7 +284,7 @@ def versus(results: Sequence[Result]) -> list[dict[str, Any]]:
                 "surprise": fidelity.apart(mine, its, "surprise"),
             }  # fmt: skip
         if result.score and other.score:
-            flips = Paired.count(other.score.correct, result.score.correct)
+            flips = Paired.count(other.score.values, result.score.values)
             entry["task"] = {"won": flips.won, "lost": flips.lost, "mid_p": mid_p(flips)}
         found.append(entry)
     return found

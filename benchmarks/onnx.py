@@ -168,7 +168,7 @@ def table(results: Sequence[Result]) -> str:
         rows.append([
             result.name, stage.human(quality.size_of(result.path)), *speeds, _kl(result.chats),
             _kl(text), f"{text.top1.value:.1%}" if text else "-",
-            report.percent(result.score.correct) if result.score else "-",
+            f"{result.score.accuracy:.1%}" if result.score else "-",
         ])  # fmt: skip
     return report.table(head, rows)
 

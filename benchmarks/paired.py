@@ -70,8 +70,9 @@ class Paired:
             raise ValueError(f"the cells {cells} add up to {sum(cells)}, not to n = {self.n}")
 
     @classmethod
-    def count(cls, baseline: Sequence[bool], candidate: Sequence[bool]) -> "Paired":
-        """Count the cells from two item-by-item score sequences in the same order."""
+    def count(cls, baseline: Sequence[float], candidate: Sequence[float]) -> "Paired":
+        """Count the cells from two item-by-item score sequences in the same order: true or 1 is
+        right, false or 0 wrong."""
         if len(baseline) != len(candidate):
             raise ValueError(
                 f"the models were scored on different numbers of items: "

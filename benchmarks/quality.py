@@ -112,7 +112,7 @@ def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = No
     if kept.is_file() and not asking.fresh:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(kept.read_text())
-            raw |= {"replies": tuple(raw["replies"]), "correct": tuple(raw["correct"])}
+            raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
             return Score(**raw | {"arm": _arm(artifact.stem, shots)})
     with open_runtime(artifact, threads=asking.threads) as model:
         score = answer(model, items, shots, artifact.stem)
@@ -139,10 +139,11 @@ def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
         items=fingerprint(items.examples),
         scorer=items.scorer,
         replies=tuple(reply.text for reply in replies),
-        correct=tuple(
-            reply.stopped and score(reply.text, example.answer)
+        values=tuple(
+            float(reply.stopped and score(reply.text, example.answer))
             for reply, example in zip(replies, items.examples, strict=True)
         ),
+        stopped=tuple(reply.stopped for reply in replies),
         seconds=round(time.perf_counter() - started, 2),
     )
 

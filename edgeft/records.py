@@ -156,12 +156,15 @@ class Score:
     """sha256 of the items, the order included"""
     scorer: str
     replies: tuple[str, ...]
-    correct: tuple[bool, ...]
+    values: tuple[float, ...]
+    """per item, from 0 to 1; a scorer of right and wrong gives 1 and 0"""
+    stopped: tuple[bool, ...]
+    """per item: did the model end its turn? An answer that was cut off counts as 0"""
     seconds: float
 
     @property
     def accuracy(self) -> float:
-        return sum(self.correct) / len(self.correct)
+        return sum(self.values) / len(self.values)
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,69 @@ class Measurement:
     speed: Speed | None
     memory: Memory | None
     score: Score | None
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One model of a comparison, and all that was found out about it; None = not measured."""
+
+    name: str
+    kind: str
+    """base, few-shot, baseline or candidate"""
+    path: str
+    size: int
+    """bytes on disk"""
+    identity: str
+    """sha256 that names the artifact (`edgeft.stage.identity`)"""
+    accuracy: float | None = None
+    interval: tuple[float, float] | None = None
+    """of the accuracy, at 95 %"""
+    stopped: float | None = None
+    """share of the answers that ended by themselves"""
+    speed: dict[str, Any] | None = None
+    memory: dict[str, Any] | None = None
+    fidelity: dict[str, Any] | None = None
+    """name of a text -> `edgeft.benchmarks.fidelity.Fidelity.to_json()`"""
+    verdict: dict[str, Any] | None = None
+    """`edgeft.benchmarks.paired.Verdict.to_json()`, of candidates"""
+    retention: dict[str, Any] | None = None
+    """how much of the fine-tune's gain is left, where the base was measured"""
+    slices: tuple[dict[str, Any], ...] = ()
+    """per tag: {tag, n, accuracy, interval, baseline, lost, won}"""
+    losses: tuple[dict[str, Any], ...] = ()
+    """the worst: {prompt, wanted, baseline, answer, tags}"""
+    lineage: tuple[dict[str, Any], ...] = ()
+    """from the artifact to its roots: {role, name, identity, options}"""
+    pareto: bool = False
+    """no other candidate is both smaller and better"""
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a report shows: the decision first, then all that it rests on."""
+
+    outcome: str
+    """PASS, FAIL or INCONCLUSIVE"""
+    ship: str | None
+    """name of the arm to ship"""
+    reason: str
+    task: dict[str, Any]
+    """{name, items, identity, scorer, margin}"""
+    arms: tuple[Arm, ...]
+    machine: dict[str, Any]
+    safety: dict[str, Any] | None = None
+    """refusals: {name, arms: {arm: {unsafe, refused, safe, answered, outcome, reason}}}"""
+    floor: dict[str, Any] | None = None
+    """the baseline against itself, with another number of threads: {threads, flips, n, kl}"""
+    commands: tuple[str, ...] = ()
+    """to do it all again"""
+    notes: tuple[str, ...] = ()
+    edgeft: str = ""
+    created: str = ""
+    schema: int = SCHEMA
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -51,12 +51,8 @@ def _bench_row(row: Measurement) -> list[str]:
         f"{speed.prefill_tps:.0f}" if speed else "-",
         f"{speed.decode_tps:.0f}" if speed else "-",
         human(memory.peak) if memory else "-",
-        percent(score.correct) if score else "-",
+        f"{score.accuracy:.1%}" if score else "-",
     ]
-
-
-def percent(correct: Sequence[bool]) -> str:
-    return f"{sum(correct) / len(correct):.1%}"
 
 
 def verdict_text(candidate: str, baseline: str, verdict: Verdict) -> str:

@@ -48,12 +48,12 @@ def command(
     items = quality.load_items(how)
     before = quality.measure(baseline, items, how)
     after = quality.measure(candidate, items, how)
-    verdict = judge(Paired.count(before.correct, after.correct), margin)
+    verdict = judge(Paired.count(before.values, after.values), margin)
     if as_json:
         arms = {"candidate": str(candidate), "baseline": str(baseline)}
         accuracy = {"candidate_accuracy": after.accuracy, "baseline_accuracy": before.accuracy}
         print_json({**arms, **accuracy, **verdict.to_json()})
     else:
-        one, other = (f"{s.arm} ({report.percent(s.correct)})" for s in (after, before))
+        one, other = (f"{s.arm} ({s.accuracy:.1%})" for s in (after, before))
         click.echo(report.verdict_text(one, other, verdict))
     ctx.exit(verdict.exit_code)

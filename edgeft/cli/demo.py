@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -110,7 +111,7 @@ def _table(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> s
         speed, memory = row["speed"], row["memory"]
         cells.append([
             name,
-            report.percent(row["score"]["correct"]),
+            f"{statistics.mean(row['score']['values']):.1%}",
             human(row["size"]),
             human(memory["peak"]) if memory else "",
             f"{speed['prefill_tps']:.0f}" if speed else "",
