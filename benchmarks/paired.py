@@ -40,8 +40,8 @@ PASS_Z = 1.751
 # time (n = 62, M = 5 points), 2.05 at most 4.4 % in exact sums for 1 to 5 points.
 FAIL_Z = 2.05
 
-# (1.751 + normal quantile of the power) squared.
-_ITEMS_FACTOR = {0.8: 6.7, 0.9: 9.2}
+_POWER_Z = {0.8: 0.8416, 0.9: 1.2816}
+"""power -> its normal quantile"""
 _EXACT_BINOMIAL_LIMIT = 1000
 _EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
@@ -123,6 +123,14 @@ def tango_z(p: Paired, d: float) -> float:
 
 def _tango_z_nonnegative(n: int, x: int, y: int, d: float) -> float:
     numerator = x - y - n * d
+    variance = _constrained_variance(n, x, y, d)
+    if variance > 0.0:
+        return numerator / math.sqrt(variance)
+    return math.copysign(math.inf, numerator) if numerator else 0.0
+
+
+def _constrained_variance(n: float, x: float, y: float, d: float) -> float:
+    """Of x - y, where the true difference is d >= 0."""
     a = 2.0 * n
     b = -x - y + (2 * n - x + y) * d
     c = -y * d * (1.0 - d)
@@ -132,10 +140,7 @@ def _tango_z_nonnegative(n: int, x: int, y: int, d: float) -> float:
         q = -2.0 * c / (b + root)
     else:
         q = (root - b) / (2.0 * a)
-    variance = n * (2.0 * q + d * (1.0 - d))
-    if variance > 0.0:
-        return numerator / math.sqrt(variance)
-    return math.copysign(math.inf, numerator) if numerator else 0.0
+    return n * (2.0 * q + d * (1.0 - d))
 
 
 def lower_bound(p: Paired, z: float = PASS_Z) -> float:
@@ -242,18 +247,18 @@ def minimum_items(margin: float) -> int:
 def items_needed(psi: float, margin: float, power: float = 0.8) -> int:
     """About how many items an equally good candidate with flip rate ``psi`` needs to pass.
 
-    n ~ 6.7 psi / M^2 (9.2 for power .9), the normal approximation with the variance psi of an
-    item difference, but never below :func:`minimum_items`.  It is a planning figure: with few
-    flips it is optimistic, because the test then uses a larger variance (at psi = 2 % and
-    M = 5 points the exact power at the 59 items it names is .59, and .8 takes about 110).
+    n = ((1.751 sqrt(v) + z_power sqrt(psi)) / M)^2, with v the variance of an item that the test itself
+    assumes, under the constraint of a loss of M: with few flips it is far larger than psi.  Never
+    below :func:`minimum_items`.
     """
     if not 0.0 <= psi <= 1.0:
         raise ValueError(f"a flip rate lies in [0, 1], not {psi}")
-    if power not in _ITEMS_FACTOR:
-        raise ValueError(f"power must be one of {sorted(_ITEMS_FACTOR)}, not {power}")
+    if power not in _POWER_Z:
+        raise ValueError(f"power must be one of {sorted(_POWER_Z)}, not {power}")
     minimum = minimum_items(margin)
-    # Rounded first, so that an exact quotient is not pushed up one item by its last bit.
-    return max(minimum, math.ceil(round(_ITEMS_FACTOR[power] * psi / margin**2, 6)))
+    v = _constrained_variance(1, psi / 2, psi / 2, margin)
+    root = (PASS_Z * math.sqrt(v) + _POWER_Z[power] * math.sqrt(psi)) / margin
+    return max(minimum, math.ceil(root**2))
 
 
 @dataclass(frozen=True)
@@ -364,15 +369,15 @@ def _items_to_settle(p: Paired, margin: float) -> int:
     """Items an INCONCLUSIVE comparison needs for a decision; always more than it had.
 
     First the number for an equally good candidate.  Where that many were already run, the rates
-    seen are taken as real: at fixed rates z grows with sqrt(n), and the rule of
-    :func:`items_needed` asks for z^2 = 6.7 on average.
+    seen are taken as real: at fixed rates z grows with sqrt(n), and power .8 asks for
+    z = 1.751 + .8416 on average.
     """
     needed = items_needed(p.flip_rate, margin)
     if needed > p.n:
         return needed
     # Here 0 < z <= PASS_Z: an observed loss of the margin on this many items is significant, so
     # it was a FAIL.
-    return math.ceil(p.n * _ITEMS_FACTOR[0.8] / tango_z(p, -margin) ** 2)
+    return math.ceil(p.n * (PASS_Z + _POWER_Z[0.8]) ** 2 / tango_z(p, -margin) ** 2)
 
 
 def _points(fraction: float) -> str:

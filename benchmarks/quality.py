@@ -19,18 +19,21 @@ import hashlib
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeft import __version__, stage
 from edgeft.base import home
-from edgeft.benchmarks.fidelity import answers, log_likelihood
+from edgeft.benchmarks.fidelity import Floats, Measured, answers, log_likelihood
+from edgeft.benchmarks.scorers import CHOICE, scorer_named
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.dataset import encode, fingerprint, load_examples
-from edgeft.errors import FormatError, InputError, did_you_mean
+from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.progress import Progress
 from edgeft.records import Example, Limits, Message, Score
@@ -50,6 +53,10 @@ class Items:
     """system prompt for arms that were not fine-tuned"""
     shots_from: tuple[Example, ...] = ()
     """examples that few-shot prompts are drawn from"""
+
+    def part(self, numbers: Sequence[int]) -> Items:
+        """Only these items, in this order."""
+        return dataclasses.replace(self, examples=tuple(self.examples[i] for i in numbers))
 
 
 @dataclass(frozen=True)
@@ -88,14 +95,17 @@ def load_items(asking: Asking) -> Items:
         raise InputError(
             f"no such suite or file: {name}", f"suites: {', '.join(suite_names())}; or a JSONL file"
         )
-    if scorer and scorer not in SCORERS:
-        raise FormatError(f"unknown scorer {scorer!r}", did_you_mean(scorer, SCORERS))
-    return dataclasses.replace(
+    items = dataclasses.replace(
         items,
         examples=items.examples[: asking.limit],
         scorer=scorer or items.scorer,
         max_tokens=asking.max_tokens or items.max_tokens,
     )
+    if items.scorer != CHOICE:
+        scorer_named(items.scorer)
+    elif bare := [example for example in items.examples if len(example.choices) < 2]:
+        raise InputError(f"{name}: item {bare[0].line} has no choices", "choices: [text, text]")
+    return items
 
 
 def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = None) -> Score:
@@ -125,27 +135,59 @@ def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
     """The uncached part of `measure`, over an open runtime."""
     arm = _arm(name, shots)
     lead = [] if shots is None else _lead(items, shots)
-    prompts = [
-        model.encode(model.chat.render([*lead, *example.prompt])) for example in items.examples
-    ]
     started = time.perf_counter()
-    with Progress(f"answering ({arm})", len(prompts)) as bar:
-        replies = model.replies(
-            prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
-        )
-    score = SCORERS[items.scorer]
+    with Progress(f"answering ({arm})", len(items.examples)) as bar:
+        how = _chosen if items.scorer == CHOICE else _written
+        replies, stopped, values = how(model, items, lead, bar)
     return Score(
         arm=arm,
         items=fingerprint(items.examples),
         scorer=items.scorer,
-        replies=tuple(reply.text for reply in replies),
-        values=tuple(
-            float(reply.stopped and score(reply.text, example.answer))
-            for reply, example in zip(replies, items.examples, strict=True)
-        ),
-        stopped=tuple(reply.stopped for reply in replies),
+        replies=tuple(replies),
+        values=tuple(values),
+        stopped=tuple(stopped),
         seconds=round(time.perf_counter() - started, 2),
     )
+
+
+Answers = tuple[list[str], list[bool], list[float]]
+"""replies, whether the model ended them, their scores"""
+
+
+def _written(model: Runtime, items: Items, lead: list[Message], bar: Progress) -> Answers:
+    prompts = [
+        model.encode(model.chat.render([*lead, *example.prompt])) for example in items.examples
+    ]
+    replies = model.replies(
+        prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
+    )
+    score = scorer_named(items.scorer)
+    values = [
+        float(reply.stopped and score(reply.text, example.answer))
+        for reply, example in zip(replies, items.examples, strict=True)
+    ]
+    return [reply.text for reply in replies], [reply.stopped for reply in replies], values
+
+
+def _chosen(model: Runtime, items: Items, lead: list[Message], bar: Progress) -> Answers:
+    """The likeliest of the choices, each as a whole turn with the token that ends it: the probability
+    that the model says just this, so that no choice gains by being short or the start of another."""
+    replies = []
+    for example in items.examples:
+        turns = [
+            dataclasses.replace(
+                example, messages=(*lead, *example.prompt, Message("assistant", choice))
+            )
+            for choice in example.choices
+        ]
+        likely = [_last_turn(model, turn) for turn in turns]
+        replies.append(example.choices[likely.index(max(likely))])
+        bar.update(1)
+    values = [
+        float(reply == example.answer)
+        for reply, example in zip(replies, items.examples, strict=True)
+    ]
+    return replies, [True] * len(replies), values
 
 
 def _arm(name: str, shots: int | None) -> str:
@@ -156,33 +198,24 @@ def answer_nll(model: Runtime, examples: Sequence[Example]) -> float:
     """Mean negative log-likelihood of the answer tokens, nats per token, stop token included."""
     total, count = 0.0, 0
     for example in examples:
-        item = answers(encode(example, model.chat, model.encode))
-        found = log_likelihood(model.logits(item.ids)[item.rows], item.next_ids)
+        found = _likelihoods(model, answers(encode(example, model.chat, model.encode)))
         total -= float(found.sum())
         count += len(found)
     return total / count
 
 
-def json_equal(reply: str, wanted: str) -> bool:
-    """The reply is one JSON value, equal to the wanted one; a Markdown fence is forgiven."""
-    text = reply.strip().removeprefix("```json").removeprefix("```").removesuffix("```")
-    try:
-        return _canonical(text) == _canonical(wanted)
-    except (ValueError, RecursionError):
-        return False
+def _last_turn(model: Runtime, example: Example) -> float:
+    """Log-likelihood of the last answer with the token that ends it, nats."""
+    item = answers(encode(example, model.chat, model.encode))
+    (breaks,) = np.nonzero(np.diff(item.rows) > 1)
+    rows = item.rows[breaks[-1] + 1 :] if len(breaks) else item.rows
+    return float(_likelihoods(model, Measured(item.ids, rows)).sum())
 
 
-def exact(reply: str, wanted: str) -> bool:
-    """Equal but for the white space around it."""
-    return reply.strip() == wanted.strip()
-
-
-SCORERS: dict[str, Callable[[str, str], bool]] = {"json": json_equal, "exact": exact}
-
-
-def _canonical(text: str) -> str:
-    """JSON numbers are one kind, so 30 equals 30.0, and true does not equal 1."""
-    return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
+def _likelihoods(model: Runtime, item: Measured) -> Floats:
+    first = int(item.rows[0])
+    rows = model.logits(item.ids, last=len(item.ids) - first)[item.rows - first]
+    return log_likelihood(rows, item.next_ids)
 
 
 def _lead(items: Items, shots: int) -> list[Message]:
@@ -201,8 +234,9 @@ def _lead(items: Items, shots: int) -> list[Message]:
 
 
 def _key(artifact: Path, items: Items, shots: int | None) -> str:
+    own = Path(items.scorer.partition(":")[0])
     parts: list[Any] = [
-        __version__,
+        stage.sha256(own) if own.suffix == ".py" else "", __version__,
         version("llama-cpp-python"), stage.identity(artifact), fingerprint(items.examples), items.scorer,
         items.max_tokens, shots, items.instructions if shots is not None else "",
         fingerprint(items.shots_from) if shots else "",

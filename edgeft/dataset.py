@@ -1,10 +1,13 @@
 """Data files -> conversations -> token ids, and the splits.
 
-Three row shapes are read, from JSON (an array) or JSONL (one object per line):
+Four row shapes are read, from JSON (an array) or JSONL (one object per line):
 
     {"instruction": …, "input": …, "output": …, "system": …}      alpaca
     {"messages": [{"role": …, "content": …}, …]}                   chat messages
     {"conversations": [{"from": "human", "value": …}, …]}          sharegpt
+    {"prompt": …, "answer": …}                                     questions
+
+Each may have `tags`, and `choices` of which the answer is one.
 
 Every example ends with the assistant's answer. Broken rows are a DataError with file and line.
 """
@@ -157,6 +160,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for example in examples:
         turns = [[message.role, message.content] for message in example.messages]
+        turns += [list(example.choices)] if example.choices else []
         digest.update(json.dumps(turns).encode() + b"\n")
     return digest.hexdigest()
 
@@ -195,20 +199,29 @@ def _example(path: Path, line: int, row: Any) -> Example:
         messages = _turns(path, line, row.get("messages") or row.get("conversations"))
     elif "instruction" in row:
         messages = _alpaca(path, line, row)
+    elif "prompt" in row and "answer" in row:
+        turns = [{"role": "user", "content": row["prompt"]},
+                 {"role": "assistant", "content": row["answer"]}]  # fmt: skip
+        messages = _turns(path, line, turns)
     else:
         raise DataError(
             path,
             line,
             f"unknown row with keys {', '.join(sorted(map(str, row))) or '(none)'}",
-            "alpaca (instruction, output), messages or conversations",
+            "alpaca (instruction, output), messages, conversations, or prompt and answer",
         )
     if messages[-1].role != "assistant" or not messages[-1].content.strip():
         raise DataError(path, line, "the last turn is not an assistant's answer")
     if not any(message.role == "user" for message in messages):
         raise DataError(path, line, "there is no user turn")
-    if not isinstance(row.get("tags") or [], list):
-        raise DataError(path, line, "tags is not a list")
-    return Example(messages, tags=tuple(map(str, row.get("tags") or ())), line=line)
+    lists = {key: row.get(key) or [] for key in ("tags", "choices")}
+    for key, value in lists.items():
+        if not isinstance(value, list):
+            raise DataError(path, line, f"{key} is not a list")
+    tags, choices = (tuple(map(str, value)) for value in lists.values())
+    if choices and messages[-1].content not in choices:
+        raise DataError(path, line, "the answer is none of the choices")
+    return Example(messages, tags, line, choices)
 
 
 def _alpaca(path: Path, line: int, row: dict[str, Any]) -> tuple[Message, ...]:

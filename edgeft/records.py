@@ -32,6 +32,8 @@ class Example:
     tags: tuple[str, ...] = ()
     line: int = 0
     """line (or item number) in its file, from 1"""
+    choices: tuple[str, ...] = ()
+    """answers to choose from, of which one is the right one"""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

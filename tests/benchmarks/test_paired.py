@@ -242,11 +242,18 @@ def test_fewest_items_that_can_pass(margin: float, items: int) -> None:
     assert judge(table(items - 1, 0, 0), margin).outcome == "INCONCLUSIVE"
 
 
-def test_items_needed_follows_the_rule_above_the_minimum() -> None:
-    assert items_needed(0.06, 0.05) == math.ceil(6.7 * 0.06 / 0.0025) == 161
-    assert items_needed(0.06, 0.05, power=0.9) == 221
-    assert items_needed(0.02, 0.01) == 1340
-    assert items_needed(0.02, 0.05) == 59
+@pytest.mark.parametrize(
+    ("margin", "exact"),
+    [(0.05, (110, 156, 195, 292)), (0.03, (236, 353, 500, 750)), (0.02, (450, 755, 1010, 1680))],
+)
+def test_items_needed_is_near_the_exact_numbers(margin: float, exact: tuple[int, ...]) -> None:
+    """`exact`: fewest items of power .8 by exact sums, at flip rates of 2, 4, 6 and 10 %."""
+    for psi, wanted in zip((0.02, 0.04, 0.06, 0.10), exact, strict=True):
+        assert 0.99 * wanted <= items_needed(psi, margin) <= 1.07 * wanted
+        assert items_needed(psi, margin, power=0.9) > items_needed(psi, margin)
+
+
+def test_items_needed_refuses_nonsense() -> None:
     with pytest.raises(ValueError, match="power"):
         items_needed(0.06, 0.05, power=0.95)
     for psi in (-0.1, 1.1, math.nan):
@@ -389,8 +396,8 @@ def test_inconclusive_names_the_items_it_needs() -> None:
     verdict = judge(table(100, 4, 2))
     assert verdict.outcome == "INCONCLUSIVE"
     assert verdict.exit_code == 4
-    assert verdict.items_needed == items_needed(0.06, 0.05) == 161
-    assert "needs about 161 items at your flip rate of 6.0 %" in verdict.reason
+    assert verdict.items_needed == items_needed(0.06, 0.05) == 205
+    assert "needs about 205 items at your flip rate of 6.0 %" in verdict.reason
 
 
 def test_inconclusive_after_enough_items_counts_the_loss_seen() -> None:
@@ -403,7 +410,7 @@ def test_inconclusive_after_enough_items_counts_the_loss_seen() -> None:
     factor = verdict.items_needed / 400
     scaled = table(round(400 * factor), round(14 * factor), 0)
     assert judge(scaled, 0.05).outcome == "PASS"
-    assert tango_z(scaled, -0.05) ** 2 == pytest.approx(6.7, rel=0.05)
+    assert tango_z(scaled, -0.05) ** 2 == pytest.approx(6.72, rel=0.05)
 
 
 def test_a_loss_of_exactly_the_margin_is_not_an_escape() -> None:
@@ -415,7 +422,7 @@ def test_a_loss_of_exactly_the_margin_is_not_an_escape() -> None:
     # Three losses can still be chance.
     verdict = judge(table(60, 3, 0), 0.05)
     assert verdict.outcome == "INCONCLUSIVE"
-    assert verdict.items_needed == 134
+    assert verdict.items_needed == 183
 
 
 def test_too_few_items_cannot_certify() -> None:
