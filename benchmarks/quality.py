@@ -53,6 +53,8 @@ class Items:
     """system prompt for arms that were not fine-tuned"""
     shots_from: tuple[Example, ...] = ()
     """examples that few-shot prompts are drawn from"""
+    may_be_cut: bool = False
+    """whether an answer counts that max_tokens cut off"""
 
     def part(self, numbers: Sequence[int]) -> Items:
         """Only these items, in this order."""
@@ -65,6 +67,8 @@ class Asking:
 
     items: str | None = None
     """name of an embedded suite, or a data file"""
+    examples: Path | None = None
+    """data file that few-shot prompts are drawn from; None = the suite's"""
     scorer: str | None = None
     """None = the suite's, else exact"""
     limit: int | None = None
@@ -95,6 +99,8 @@ def load_items(asking: Asking) -> Items:
         raise InputError(
             f"no such suite or file: {name}", f"suites: {', '.join(suite_names())}; or a JSONL file"
         )
+    if asking.examples:
+        items = dataclasses.replace(items, shots_from=tuple(load_examples(asking.examples)))
     items = dataclasses.replace(
         items,
         examples=items.examples[: asking.limit],
@@ -163,7 +169,7 @@ def _written(model: Runtime, items: Items, lead: list[Message], bar: Progress) -
     )
     score = scorer_named(items.scorer)
     values = [
-        float(reply.stopped and score(reply.text, example.answer))
+        score(reply.text, example.answer) if reply.stopped or items.may_be_cut else 0.0
         for reply, example in zip(replies, items.examples, strict=True)
     ]
     return [reply.text for reply in replies], [reply.stopped for reply in replies], values

@@ -246,3 +246,14 @@ class Release:
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Release:
+        """The inverse of `to_json`; TypeError or KeyError for what is none."""
+        arms = []
+        for arm in raw["arms"]:
+            listed = ("slices", "losses", "lineage", "interval")
+            lists = {key: tuple(arm[key]) for key in listed if arm.get(key) is not None}
+            arms.append(Arm(**arm | lists))
+        lists = {key: tuple(raw[key]) for key in ("commands", "notes")}
+        return cls(**raw | lists | {"arms": tuple(arms)})

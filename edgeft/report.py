@@ -7,16 +7,12 @@ The tables are aligned Markdown: readable in a terminal, and in a README as they
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from edgeft.records import Measurement
+from edgeft.records import Arm, Measurement, Release
 from edgeft.stage import human
-
-if TYPE_CHECKING:
-    from edgeft.benchmarks.paired import Verdict
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -55,22 +51,43 @@ def _bench_row(row: Measurement) -> list[str]:
     ]
 
 
-def verdict_text(candidate: str, baseline: str, verdict: Verdict) -> str:
-    """The verdict for people, a few short lines, the decision first."""
-    flips = verdict.lost + verdict.won
-    low, high = points(verdict.lower), points(verdict.upper)
-    lines = [
-        f"{verdict.outcome}: {candidate} against {baseline}",
-        f"  {verdict.reason}",
-        f"  flips {flips} of {verdict.n} ({verdict.flip_rate:.1%})",
-        f"  difference {points(verdict.difference)}, bounds {low} to {high}",
-        f"  margin {verdict.margin:.1%}, mid-p {verdict.mid_p:.3f}",
+def release_text(release: Release) -> str:
+    """The decision first, then the arms, for a terminal."""
+    ship = f": ship {release.ship}" if release.ship else ""
+    notes = [f"  {note}" for note in release.notes]
+    return "\n".join(
+        [f"{release.outcome}{ship}", f"  {release.reason}", "", arms_table(release.arms), *notes]
+    )
+
+
+def arms_table(arms: Sequence[Arm]) -> str:
+    """What was measured of any arm."""
+    head = ["model", "accuracy", "size", "peak memory", "prefill t/s", "decode t/s", "lost", "won",
+            "difference", "gain left", "verdict"]  # fmt: skip
+    rows = [_arm_row(arm) for arm in arms]
+    used = [i for i in range(len(head)) if i < 3 or any(row[i] for row in rows)]
+    return table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+
+
+def _arm_row(arm: Arm) -> list[str]:
+    speed, memory, verdict, kept = arm.speed, arm.memory, arm.verdict or {}, arm.retention or {}
+    return [
+        arm.name,
+        f"{arm.accuracy:.1%}" if arm.accuracy is not None else "",
+        human(arm.size),
+        human(memory["peak"]) if memory else "",
+        f"{speed['prefill_tps']:.0f}" if speed else "",
+        f"{speed['decode_tps']:.0f}" if speed else "",
+        str(verdict.get("lost", "")),
+        str(verdict.get("won", "")),
+        f"{points(verdict['difference'])} (≥ {points(verdict['lower'])})" if verdict else "",
+        f"{kept['value']:.0%}" if kept.get("value") is not None else "",
+        verdict.get("outcome", ""),
     ]
-    return "\n".join(lines)
 
 
 def points(share: float) -> str:
-    return f"{share * 100:+.1f} points" if math.isfinite(share) else "-"
+    return f"{share * 100:+.1f} points"
 
 
 def machine() -> dict[str, Any]:

@@ -260,6 +260,10 @@ def human(size: float) -> str:
     return f"{size:.1f} TB"
 
 
+def text_sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def sha256(path: Path) -> str:
     """Of a file's content; read once per process as long as the file is the same."""
     now = path.stat()

@@ -63,7 +63,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.modelfile",
     ),
     ("edgeft.benchmarks", "edgeft.activations"),
-    ("edgeft.export", "edgeft.report", "edgeft.describe", "edgeft.decide", "edgeft.checks"),
+    (
+        "edgeft.export",
+        "edgeft.report",
+        "edgeft.describe",
+        "edgeft.decide",
+        "edgeft.checks",
+        "edgeft.release",
+    ),
     ("edgeft.cli",),
     ("edgeft.__main__",),
 )
@@ -136,6 +143,7 @@ ALLOWED = {
     ("edgeft.converters.gguf", "edgeft.converters._vocab"): "its vocabulary, private to it",
     ("edgeft.export", "edgeft.decide"): "what it measures before it writes",
     ("edgeft.export", "edgeft.checks"): "what it holds the finished file to",
+    ("edgeft.release", "edgeft.report"): "which machine it was decided on",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
 """(importer, imported) inside one layer -> why"""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +36,16 @@ def asking(function: F) -> F:
     """Add the options of `edgeft.benchmarks.quality.Asking`, apart from --items."""
     for option in reversed(
         (
-            click.option("--scorer", help="json or exact.  [default: the suite's, else exact]"),
+            click.option(
+                "--scorer",
+                help="exact, json, numeric, regex, contains, choice, chrf, rouge-l, or a Python file "
+                "with score(reply, wanted).  [default: the suite's, else exact]",
+            ),
+            click.option(
+                "--examples",
+                type=click.Path(path_type=Path),
+                help="Data that few-shot prompts are drawn from.  [default: the suite's]",
+            ),
             click.option(
                 "--limit", type=click.IntRange(min=1), help="Only the first so many items."
             ),
@@ -52,6 +62,10 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
         function
     )
+
+
+def as_typed_command(argv: list[str]) -> str:
+    return shlex.join(["edgeft", *argv[1:]])
 
 
 def print_json(value: Any) -> None:

