@@ -123,18 +123,34 @@ def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = No
     format_of(artifact)
     if shots and len(items.shots_from) < shots:
         raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
-    key = _key(artifact, items, shots)
-    kept = home() / "scores" / f"{key}.json"
-    if kept.is_file() and not asking.fresh:
-        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
-            raw: dict[str, Any] = json.loads(kept.read_text())
-            raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
-            return Score(**raw | {"arm": _arm(artifact.stem, shots)})
+    found = None if asking.fresh else kept(artifact, items, shots)
+    if found:
+        return found
     with open_runtime(artifact, threads=asking.threads) as model:
         score = answer(model, items, shots, artifact.stem)
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    stage.write_text(kept, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    keep(artifact, items, score, shots)
     return score
+
+
+def kept(artifact: Path, items: Items, shots: int | None = None) -> Score | None:
+    """The score that an earlier `measure` kept."""
+    file = _kept_file(artifact, items, shots)
+    if file.is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
+            raw: dict[str, Any] = json.loads(file.read_text())
+            raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
+            return Score(**raw | {"arm": _arm(artifact.stem, shots)})
+    return None
+
+
+def keep(artifact: Path, items: Items, score: Score, shots: int | None = None) -> None:
+    file = _kept_file(artifact, items, shots)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    stage.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+
+
+def _kept_file(artifact: Path, items: Items, shots: int | None) -> Path:
+    return home() / "scores" / f"{_key(artifact, items, shots)}.json"
 
 
 def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:

@@ -16,7 +16,7 @@ import dataclasses
 import difflib
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,9 +30,10 @@ from edgeft.benchmarks.quality import Asking, Items
 from edgeft.benchmarks.refusals import load_refusals
 from edgeft.benchmarks.retention import RHO, retention
 from edgeft.benchmarks.sequential import Sequential
+from edgeft.benchmarks.workers import Together
 from edgeft.errors import InputError
 from edgeft.formats import format_of
-from edgeft.records import Arm, Example, Release, Score
+from edgeft.records import Arm, Example, Memory, Release, Score, Speed
 
 WORST = 20
 """lost items that are shown"""
@@ -62,20 +63,37 @@ class Gate:
     """measure speed and memory too"""
 
 
-def gate(options: Gate, asking: Asking, commands: Sequence[str] = ()) -> Release:
-    """Measure every arm that the decision needs. InputError before any work for what is no artifact."""
+def gate(
+    options: Gate,
+    asking: Asking,
+    commands: Sequence[str] = (),
+    measured: Mapping[Path, tuple[Speed, Memory]] | None = None,
+    together: Together | None = None,
+) -> Release:
+    """Measure every arm that the decision needs. InputError before any work for what is no artifact.
+
+    `measured`: speed and memory that are known already; `together` may answer for several candidates
+    at a time, in the order in which they are tested.
+    """
     for path in (*options.candidates, options.baseline, *filter(None, [options.base])):
         format_of(path)
     if options.baseline in options.candidates:
         raise InputError(
             f"{options.baseline} is candidate and baseline", "the last one is compared to"
         )
-    return _Gate(options, asking).run(tuple(commands))
+    return _Gate(options, asking, dict(measured or {}), together).run(tuple(commands))
 
 
 class _Gate:
-    def __init__(self, options: Gate, asking: Asking) -> None:
+    def __init__(
+        self,
+        options: Gate,
+        asking: Asking,
+        measured: dict[Path, tuple[Speed, Memory]],
+        together: Together | None,
+    ) -> None:
         self.options, self.asking = options, asking
+        self.measured, self.together = measured, together
         items = quality.load_items(asking)
         self.margin = options.margin or default_margin(len(items.examples))
         if options.early_stop:  # the order must not tell anything
@@ -96,7 +114,9 @@ class _Gate:
         arms = [self._arm(name, options.base, score, kind)
                 for (name, kind), score in base.items() if options.base]  # fmt: skip
         judged: list[Arm] = []
-        for path in ordered:
+        for number, path in enumerate(ordered):
+            if self.together and not options.early_stop:
+                self.together(ordered[number:], self.items, self.asking)
             judged.append(self._candidate(path, full, best))
             if not _passed(judged[-1], self.safety):
                 break
@@ -220,9 +240,10 @@ class _Gate:
 
     def _arm(self, name: str, path: Path, score: Score | None, kind: str) -> Arm:
         timing = memory = None
-        if self.options.speed and kind in ("baseline", "candidate"):
-            measured = speed.measure(path, self.asking.threads)
-            timing, memory = (dataclasses.asdict(part) for part in measured)
+        if self.options.speed and kind in ("baseline", "candidate") and path not in self.measured:
+            self.measured[path] = speed.measure(path, self.asking.threads)
+        if path in self.measured and kind in ("baseline", "candidate"):
+            timing, memory = (dataclasses.asdict(part) for part in self.measured[path])
         return Arm(
             name=name, kind=kind, path=str(path), size=quality.size_of(path),
             identity=stage.identity(path),

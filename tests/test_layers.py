@@ -70,6 +70,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.decide",
         "edgeft.checks",
         "edgeft.release",
+        "edgeft.search",
     ),
     ("edgeft.cli",),
     ("edgeft.__main__",),
@@ -143,6 +144,8 @@ ALLOWED = {
     ("edgeft.converters.gguf", "edgeft.converters._vocab"): "its vocabulary, private to it",
     ("edgeft.export", "edgeft.decide"): "what it measures before it writes",
     ("edgeft.export", "edgeft.checks"): "what it holds the finished file to",
+    ("edgeft.search", "edgeft.export"): "makes what it chooses from",
+    ("edgeft.search", "edgeft.release"): "by the gate",
     ("edgeft.release", "edgeft.report"): "which machine it was decided on",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }

@@ -8,9 +8,14 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import as_typed_command, asking, configurable, json_option, print_json
-
-EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+from edgeft.cli._options import (
+    EXIT_CODES,
+    as_typed_command,
+    asking,
+    configurable,
+    json_option,
+    print_json,
+)
 
 
 @click.command("ab", short_help="Release gate: candidates against a baseline on the same items.")

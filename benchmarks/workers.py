@@ -1,0 +1,80 @@
+"""Scores of several artifacts at a time: in processes of this machine, or on a Ray cluster.
+
+    with workers(jobs=2) as together:
+        together([Path("q8_0.gguf"), Path("q4_k_m.gguf")], items, asking)   # kept, for quality.measure
+
+The scores come to where `quality.measure` keeps its own, so whoever asks for one later finds it there.
+Nodes of a cluster need edgeft and the same files under the same paths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import multiprocessing
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from edgeft.benchmarks import quality
+from edgeft.benchmarks.quality import Asking, Items
+from edgeft.errors import ResourceError, require
+from edgeft.records import Score
+
+Together = Callable[[Sequence[Path], Items, Asking], None]
+
+
+@contextlib.contextmanager
+def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together]:
+    """`jobs` artifacts at a time, the cores shared out among them; `ray`: address of a cluster, or
+    `local` to start one here."""
+    if ray:
+        with _cluster(ray) as run:
+            yield _keeping(run, jobs)
+    elif jobs > 1:
+        # A fork would take along what llama.cpp's threads hold.
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+            yield _keeping(lambda calls: list(pool.map(_measured, calls)), jobs)
+    else:
+        yield lambda paths, items, asking: None
+
+
+Call = tuple[Path, Items, Asking]
+
+
+def _keeping(run: Callable[[list[Call]], list[Score]], jobs: int) -> Together:
+    def together(paths: Sequence[Path], items: Items, asking: Asking) -> None:
+        todo = [path for path in paths[:jobs] if quality.kept(path, items) is None]
+        threads = asking.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
+        own = dataclasses.replace(asking, threads=threads)
+        scores = run([(path, items, own) for path in todo])
+        for path, score in zip(todo, scores, strict=True):
+            quality.keep(path, items, score)
+
+    return together
+
+
+def _measured(call: Call) -> Score:
+    path, items, asking = call
+    return quality.measure(path, items, asking)
+
+
+@contextlib.contextmanager
+def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
+    ray: Any = require("ray", "ray")
+    where = None if address == "local" else address
+    try:
+        ray.init(where, include_dashboard=False if where is None else None, log_to_driver=False,
+                 logging_level="error")  # fmt: skip
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        told = f"no Ray cluster at {address}: {reason}"
+        raise ResourceError(told, "ray start --head, or --ray local") from None
+    try:
+        remote = ray.remote(_measured)
+        yield lambda calls: list(ray.get([remote.remote(call) for call in calls]))
+    finally:
+        ray.shutdown()

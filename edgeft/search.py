@@ -1,0 +1,103 @@
+"""The smallest artifact of a fine-tune that fits the machine and passes the gate.
+
+    found = search(Search(ExportOptions(adapter=…, out=Path("out")), max_size=200_000_000), asking)
+    found.ship                                     # "q4_k_m.gguf"
+
+Every candidate is exported, then weighed and timed, one after the other; what does not fit the budget
+is out. The rest goes to the gate (`edgeft.release`) from the largest to the smallest file, up to the
+first that does not pass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeft.benchmarks import quality, speed
+from edgeft.benchmarks.quality import Asking
+from edgeft.benchmarks.workers import workers
+from edgeft.errors import ResourceError
+from edgeft.export import ExportOptions, export
+from edgeft.formats import check_quants, format_named
+from edgeft.progress import say
+from edgeft.records import Memory, Release, Speed
+from edgeft.release import Gate, gate
+from edgeft.stage import human
+
+BASELINE = "f16"
+LINEUP = {
+    "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0", "q3_k_m", "q2_k"),
+    "onnx": ("int8", "int4-mixed", "int4"),
+    "gptq": ("8bit", "4bit", "3bit"),
+}
+"""what is tried of a format where no quantization is named"""
+
+
+@dataclass(frozen=True)
+class Search:
+    export: ExportOptions
+    """`quants` empty: `LINEUP`"""
+    margin: float | None = None
+    early_stop: bool = False
+    max_size: int | None = None
+    """bytes on disk"""
+    max_memory: int | None = None
+    """bytes at the peak, mapped weights included"""
+    min_tps: float | None = None
+    """tokens per second of decoding"""
+    jobs: int = 1
+    """candidates that are asked at a time"""
+    ray: str | None = None
+
+
+def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Release:
+    """ResourceError where nothing fits the budget."""
+    quality.load_items(asking)  # before the long work
+    own = options.export
+    plain = dataclasses.replace(own, formats=("gguf",), quants=(BASELINE,))
+    baseline = export(plain)[0].path
+    candidates = [path for path in _candidates(own) if path != baseline]
+    measured: dict[Path, tuple[Speed, Memory]] = {}
+    notes = []
+    for path in sorted(candidates, key=quality.size_of, reverse=True):
+        size = quality.size_of(path)
+        if options.max_size and size > options.max_size:
+            why = f"{human(size)}, over --max-size {human(options.max_size)}"
+        else:
+            say(f"timing {path.name}")
+            measured[path] = speed.measure(path, asking.threads)
+            why = _over(options, *measured[path])
+        if why:
+            notes.append(f"{path.name} does not fit: {why}")
+            say(notes[-1])
+            measured.pop(path, None)
+    if not measured:
+        raise ResourceError("nothing fits the budget", "; ".join(notes))
+    fitting = tuple(measured)
+    measured[baseline] = speed.measure(baseline, asking.threads)
+    chosen = Gate(fitting, baseline, margin=options.margin, early_stop=options.early_stop)
+    with workers(options.jobs, options.ray) as together:
+        found = gate(chosen, asking, commands, measured, together)
+    return dataclasses.replace(found, notes=(*notes, *found.notes))
+
+
+def _candidates(options: ExportOptions) -> list[Path]:
+    found = []
+    rows = [format_named(name) for name in options.formats]
+    named = check_quants(rows, options.quants) if options.quants else []
+    for row in rows:
+        quants = tuple(quant for own, quant in named if own is row) or LINEUP[row.name]
+        own_options = dataclasses.replace(options, formats=(row.name,), quants=quants)
+        found += [artifact.path for artifact in export(own_options)]
+    return found
+
+
+def _over(options: Search, timing: Speed, memory: Memory) -> str:
+    """What of the budget is exceeded, "" if nothing is."""
+    if options.max_memory and memory.peak > options.max_memory:
+        return f"{human(memory.peak)} at the peak, over --max-memory {human(options.max_memory)}"
+    if options.min_tps and timing.decode_tps < options.min_tps:
+        return f"{timing.decode_tps:.0f} tokens/s, below --min-tps {options.min_tps:g}"
+    return ""
