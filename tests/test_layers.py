@@ -82,6 +82,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 INSIDE = {
     "edgeft.train": "its files are one stage",
     "edgeft.benchmarks": "the measurements build on each other and on the suites",
+    "edgeft.report": "the page is made of the tables and the plots",
 }
 """packages whose files may import each other freely -> why"""
 

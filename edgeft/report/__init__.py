@@ -1,18 +1,25 @@
-"""Measurements and verdicts -> a table for people and JSON for programs.
+"""Measurements and verdicts -> tables and a page for people, JSON for programs.
 
     print(table(["artifact", "size"], [["q4_k_m", "105.5 MB"]]))
+    write(release, Path("report"))              # report.html, report.json, report.md
+    read(Path("report/report.json"))            # the release again
 
 The tables are aligned Markdown: readable in a terminal, and in a README as they are.
 """
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.records import Arm, Measurement, Release
-from edgeft.stage import human
+from edgeft.errors import InputError
+from edgeft.records import SCHEMA, Arm, Measurement, Release
+from edgeft.stage import human, write_text
+
+JSON = "report.json"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -112,3 +119,49 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "llama_cpp": version("llama-cpp-python"),
     }
+
+
+def write(release: Release, folder: Path) -> Path:
+    """report.json, report.md and report.html in `folder`, each whole; the page, which is returned, is
+    the last. Nothing is written before all three are made."""
+    from edgeft.report.page import html, markdown
+
+    raw = _plain(release.to_json())
+    release = Release.from_json(raw)
+    text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files = {JSON: text, "report.md": markdown(release), "report.html": html(release)}
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        write_text(folder / name, content)
+    return folder / "report.html"
+
+
+def read(file: Path) -> Release:
+    """A release from its report.json; InputError for anything else."""
+    hint = f"--report of edgeft ab or edgeft search writes {JSON}"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {file}", hint) from None
+    except IsADirectoryError:
+        raise InputError(f"{file} is a folder", f"name the {JSON} in it") from None
+    except ValueError as error:
+        raise InputError(f"{file} is not JSON: {error}", hint) from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise InputError(f"{file} was written by a newer edgeft", "upgrade edgeft")
+    try:
+        return Release.from_json(raw)
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{file} is no report: {error}", hint) from None
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and UTF-8 can say: no number that is not finite, no half of a surrogate pair."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
