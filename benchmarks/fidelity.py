@@ -5,8 +5,8 @@
     q4, q8 = compare(f16, [q4_model, q8_model], sequences)
     q4.kl.value, q4.kl.error, apart(q4, q8, "kl")
 
-All models read one sequence after the other, so nothing is stored and only two models' logits of
-one sequence are in memory. Tokens of one sequence depend on each other; standard errors are
+All models read one sequence after the other, so that only two models' logits of one sequence are in
+memory. The reference may be a model, or what `edgeft.benchmarks.baseline` kept of one. Tokens of one sequence depend on each other; standard errors are
 therefore the jackknife's over the sequences, and those of a difference between two models pair
 them by sequence.
 """
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeft.benchmarks.kl_statistics import Tokens, statistics
 from edgeft.dataset import IGNORED, Encoded, encode
 from edgeft.errors import InputError, ProofError
 from edgeft.progress import Progress
@@ -78,6 +80,10 @@ class Fidelity:
     """of the model on the true tokens"""
     sums: dict[str, Floats] = field(repr=False)
     """per sequence: tokens, and of each figure the sum over them"""
+    each: Tokens | None = field(default=None, repr=False)
+    """of each token"""
+    bound: bool = False
+    """whether `kl` is of a kept baseline, and so at most the true one"""
 
     @property
     def perplexity_ratio(self) -> float:
@@ -85,8 +91,53 @@ class Fidelity:
 
     def to_json(self) -> dict[str, Any]:
         raw = asdict(self) | {"perplexity_ratio": self.perplexity_ratio}
-        del raw["sums"]
+        del raw["sums"], raw["each"]
+        if self.each:
+            raw["llama_perplexity"] = statistics(self.each)
         return raw
+
+
+class Told(Protocol):
+    """What a reference says of one sequence."""
+
+    @property
+    def top(self) -> Integers:
+        """The likeliest token of each row that counts."""
+
+    @property
+    def nll(self) -> Floats:
+        """Of the true tokens, nats."""
+
+    def divergence(self, got: Logits) -> Floats:
+        """Of a model's logits of the same rows from the reference's, nats."""
+
+
+class Reference(Protocol):
+    """A model, as `Live` has it, or what was kept of one (`edgeft.benchmarks.baseline`)."""
+
+    vocab_size: int
+
+    def told(self, item: Measured) -> Told: ...
+
+
+class Live:
+    """An open runtime as the reference."""
+
+    def __init__(self, model: Runtime) -> None:
+        self._model, self.vocab_size = model, model.vocab_size
+
+    def told(self, item: Measured) -> Told:
+        return _Rows(logits_of(self._model, item), item)
+
+
+class _Rows:
+    def __init__(self, rows: Logits, item: Measured) -> None:
+        self._rows = rows
+        self.top = rows.argmax(1)
+        self.nll = -log_likelihood(rows, item.next_ids)
+
+    def divergence(self, got: Logits) -> Floats:
+        return divergence(self._rows, got)
 
 
 def chat_answers(
@@ -122,13 +173,27 @@ def text_chunks(
     return [Measured([*lead, *ids[at + len(lead) : at + size]], rows) for at in starts]
 
 
+def file_chunks(path: Path, model: Runtime, chunks: int, size: int = CHUNK) -> list[Measured]:
+    """`text_chunks` of a text file, with the bos where the model's vocabulary asks for one."""
+    try:
+        ids = model.encode(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise InputError(f"cannot read {path}: {reason}", "plain text in UTF-8") from None
+    adds_bos = getattr(model, "adds_bos", False)
+    bos = model.encode(model.chat.bos_token)[0] if adds_bos else None
+    return text_chunks(ids, chunks, size, bos)
+
+
 def compare(
-    reference: Runtime,
+    reference: Runtime | Reference,
     models: Sequence[Runtime],
     sequences: Sequence[Measured],
     title: str = "fidelity",
 ) -> list[Fidelity]:
     """Each model against the reference, on the same ids."""
+    kept = hasattr(reference, "told")
+    teller: Reference = reference if kept else Live(reference)  # type: ignore[assignment, arg-type]
     for model in models:
         if model.vocab_size != reference.vocab_size:
             sizes = f"{model.vocab_size} tokens, the reference {reference.vocab_size}"
@@ -140,23 +205,22 @@ def compare(
     total = sum(len(item.ids) for item in sequences) * (1 + len(models))
     with Progress(title, total) as bar:
         for item in sequences:
-            wanted = _logits(reference, item)
-            nll = -log_likelihood(wanted, item.next_ids)
+            wanted = teller.told(item)
             bar.update(len(item.ids), units=len(item.ids))
             for model, rows in zip(models, found, strict=True):
-                got = _logits(model, item)
+                got = logits_of(model, item)
                 its_nll = -log_likelihood(got, item.next_ids)
                 rows.append({
-                    "kl": divergence(wanted, got),
-                    "top1": (wanted.argmax(1) == got.argmax(1)).astype(np.float64),
-                    "surprise": its_nll - nll,
+                    "kl": wanted.divergence(got),
+                    "top1": (wanted.top == got.argmax(1)).astype(np.float64),
+                    "surprise": its_nll - wanted.nll,
                     "nll": its_nll,
                 })  # fmt: skip
                 bar.update(len(item.ids), units=len(item.ids))
-    return list(map(_summary, found))
+    return [_summary(rows, kept) for rows in found]
 
 
-def _logits(model: Runtime, item: Measured) -> Logits:
+def logits_of(model: Runtime, item: Measured) -> Logits:
     """The rows that count."""
     first = int(item.rows[0])
     ids = item.ids[: int(item.rows[-1]) + 1]
@@ -164,8 +228,10 @@ def _logits(model: Runtime, item: Measured) -> Logits:
     return rows if len(rows) == len(item.rows) else rows[item.rows - first]
 
 
-def _summary(rows: Sequence[dict[str, Floats]]) -> Fidelity:
-    kl = np.concatenate([row["kl"] for row in rows])
+def _summary(rows: Sequence[dict[str, Floats]], kept: bool) -> Fidelity:
+    kl, nll, surprise_each, same = (
+        np.concatenate([row[name] for row in rows]) for name in ("kl", "nll", "surprise", "top1")
+    )
     if not np.isfinite(kl).all():
         raise ProofError("a model computes logits that are no numbers")
     sums = {name: np.array([row[name].sum() for row in rows]) for name in rows[0]}
@@ -173,7 +239,10 @@ def _summary(rows: Sequence[dict[str, Floats]]) -> Fidelity:
     kl_mean, top1, surprise = (_over(sums[key], sums["tokens"]) for key in get_args(Figure))
     perplexity = float(np.exp(sums["nll"].sum() / len(kl)))
     p99 = float(np.quantile(kl, 0.99))
-    return Fidelity(len(kl), len(rows), kl_mean, top1, surprise, p99, perplexity, sums)
+    each = Tokens(kl, nll, nll - surprise_each, same)
+    return Fidelity(
+        len(kl), len(rows), kl_mean, top1, surprise, p99, perplexity, sums, each, bound=kept
+    )
 
 
 def apart(model: Fidelity, other: Fidelity, figure: Figure) -> Estimate:
@@ -237,6 +306,14 @@ def log_likelihood(rows: Logits, ids: Integers) -> Floats:
         return found
 
     return _blocks(chosen, rows, ids)
+
+
+def log_softmax(rows: Logits) -> Floats:
+    """In double precision, so for some rows at a time."""
+    whole = rows.astype(np.float64)
+    whole -= whole.max(axis=1, keepdims=True)
+    whole -= np.log(np.exp(whole).sum(axis=1, keepdims=True))
+    return whole
 
 
 def _blocks(

@@ -204,10 +204,7 @@ def texts(
     elif adapters:
         say(f"no chats to compare on: {own.why_no_validation} (--validation FILE)")
     if options.text:
-        ids = model.encode(options.text.read_text(encoding="utf-8"))
-        adds_bos = getattr(model, "adds_bos", False)
-        bos = model.encode(model.chat.bos_token)[0] if adds_bos else None
-        found["text"] = fidelity.text_chunks(ids, options.chunks, bos=bos)
+        found["text"] = fidelity.file_chunks(options.text, model, options.chunks)
         on["text"] = {"sha256": stage.sha256(options.text), "chunks": options.chunks,
                       "tokens": _tokens(found["text"])}  # fmt: skip
     return found

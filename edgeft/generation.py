@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -36,11 +37,13 @@ def in_turn(
 ) -> list[Reply]:
     """Answer one prompt after the other; `room`: tokens that its answer may have, so that one of
     fewer has stopped."""
-    replies = []
+    replies, start = [], time.perf_counter()
     for number, prompt in enumerate(prompts, 1):
+        waited = time.perf_counter() - start
         tokens = list(stream(prompt, limits))
         text, ids = "".join(token.text for token in tokens), tuple(token.id for token in tokens)
-        replies.append(Reply(text, ids, stopped=len(ids) < room(prompt)))
+        seconds = tuple(waited + token.seconds for token in tokens)
+        replies.append(Reply(text, ids, len(ids) < room(prompt), seconds))
         if progress:
             progress(number)
     return replies

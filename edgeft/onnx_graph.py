@@ -149,6 +149,31 @@ class ONNXGraph:
         files = {self.file, *(self.folder / name for name in self._locations())}
         return sum(file.stat().st_size for file in files)
 
+    def bytes_per_token(self, context: int) -> int:
+        """That are read to write one: all constants but those that only a look-up reads, of experts
+        the share that a token is sent to, and keys and values of `context` tokens."""
+        graph = self._proto.graph
+        used: dict[str, float] = {}
+        for node in graph.node:
+            for name in node.input:
+                share = 0.0 if node.op_type.startswith("Gather") else 1.0
+                used[name] = max(used.get(name, 0.0), share)
+        sent = {entry.i for node in graph.node if node.op_type in ("MoE", "QMoE")
+                for entry in node.attribute if entry.name == "k"}  # fmt: skip
+        experts = {name for node in graph.node if node.op_type in ("MoE", "QMoE")
+                   for name in node.input[2:]}  # fmt: skip
+        total = 0.0
+        for tensor in graph.initializer:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            size = int(place.get("length", 0)) or len(tensor.raw_data)
+            if tensor.name in experts and sent:
+                size = size * max(sent) // tensor.dims[0]
+            total += used.get(tensor.name, 0.0) * size
+        for value in graph.output[1:]:
+            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+            total += 4 * dims[1] * dims[3] * context
+        return int(total)
+
     def _locations(self) -> set[str]:
         return {entry.value for tensor in self._proto.graph.initializer
                 for entry in tensor.external_data if entry.key == "location"}  # fmt: skip

@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+SAMPLES = 200
+"""of a distribution that a report shows"""
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,41 @@ class Reply:
     ids: tuple[int, ...]
     stopped: bool
     """True when the model ended its turn, False when max_tokens cut it off"""
+    seconds: tuple[float, ...] = field(default=(), compare=False)
+    """of each token, since all the prompts were given"""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Latency of one way of use: `clients` prompts given at the same moment, in each of `runs` runs.
+
+    Three numbers are the 50th, 95th and 99th percentile over all answers.
+    """
+
+    prompt: int
+    """tokens"""
+    new: int
+    """tokens of each answer"""
+    clients: int
+    runs: int
+    ttft: tuple[float, float, float]
+    """s to the first token, tokenization included"""
+    itl: tuple[float, float, float]
+    """ms between two tokens of an answer"""
+    tpot_ms: float
+    """median over the answers of an answer's mean time per token after the first"""
+    e2e: tuple[float, float, float]
+    """s to the last token"""
+    prefill_tps: float
+    """prompt tokens per second of one client, the median"""
+    decode_tps: float
+    """tokens per second of one client after the first, the median"""
+    aggregate_tps: float
+    """tokens per second of all clients together, the median"""
+    noise: dict[str, float] = field(default_factory=dict)
+    """coefficient of variation over the runs, of ttft, decode and e2e"""
+    against: dict[str, dict[str, float]] = field(default_factory=dict)
+    """the same over the baseline's: {ratio, low, high}, at 95 %; none where either is too noisy"""
 
 
 @dataclass(frozen=True)
@@ -128,6 +165,7 @@ class Speed:
     """One artifact's speed on this machine; medians of `runs` runs."""
 
     load_s: float
+    """files in the page cache"""
     ttft_s: float
     """time to first token for a prompt of `prompt_tokens`, tokenization included"""
     prefill_tps: float
@@ -137,6 +175,13 @@ class Speed:
     prompt_tokens: int
     new_tokens: int
     runs: int
+    load_cold_s: float | None = None
+    """files not in the page cache"""
+    cells: tuple[Cell, ...] = ()
+    itl_ms: tuple[float, ...] = ()
+    """times between tokens, at most `SAMPLES` of them"""
+    roofline: dict[str, float] | None = None
+    """{bandwidth_gbs, bytes_per_token, share}: decode is bound by what must be read per token"""
 
 
 @dataclass(frozen=True)
@@ -147,6 +192,12 @@ class Memory:
     """resident set, mapped weights included"""
     anonymous: int
     """the part that cannot be dropped under pressure"""
+    file: int = 0
+    """pages of files, which the system can drop and read again"""
+    pss: int = 0
+    """proportional set size: a page that several processes map counts in part"""
+    smallest: int | None = None
+    """limit of a cgroup under which decoding keeps 95 % of its speed; None = not measured"""
 
 
 @dataclass(frozen=True)
@@ -180,6 +231,8 @@ class Measurement:
     speed: Speed | None
     memory: Memory | None
     score: Score | None
+    fidelity: dict[str, Any] = field(default_factory=dict)
+    """name of a text -> `edgeft.benchmarks.fidelity.Fidelity.to_json()`"""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -1,4 +1,4 @@
-"""`edgeft bench`: load time, TTFT, tokens/s, memory, size and task accuracy in one table."""
+"""`edgeft bench`: load time, latency, memory, size, fidelity and task accuracy in tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,13 @@ import click
 from edgeft.cli._options import asking, configurable, json_option, print_json
 
 
-@click.command("bench", short_help="Speed, memory and task accuracy of artifacts, in one table.")
+@click.command("bench", short_help="Speed, memory, fidelity and accuracy of artifacts, in tables.")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--baseline",
+    type=click.Path(path_type=Path),
+    help="The fp16 model that all are compared with, or what --keep made of one.",
+)
 @click.option("--items", help="Embedded suite (smart_home) or a JSONL file; none = no accuracy.")
 @asking
 @click.option(
@@ -20,41 +25,80 @@ from edgeft.cli._options import asking, configurable, json_option, print_json
     help="Ask as a base model is asked: with instructions and so many examples.",
 )
 @click.option(
-    "--speed/--no-speed",
-    "with_speed",
-    default=True,
+    "--speed/--no-speed", default=True, show_default=True, help="Measure speed and memory too."
+)
+@click.option("--grid", is_flag=True, help="3 prompt lengths x 2 answer lengths x 1, 2, 4 clients.")
+@click.option(
+    "--runs",
+    type=click.IntRange(min=2),
+    default=20,
     show_default=True,
-    help="Measure speed and memory too.",
+    help="Of each use, at most.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="For each use, after which no further run begins (5 runs are made in any case).",
+)
+@click.option(
+    "--max-noise",
+    "noise",
+    type=click.FloatRange(0, min_open=True),
+    default=0.05,
+    show_default=True,
+    help="Coefficient of variation above which nothing is compared.",
+)
+@click.option(
+    "--smallest-memory",
+    "smallest",
+    is_flag=True,
+    help="Find the smallest memory limit that keeps 95 % of the speed (needs the right to make "
+    "cgroups).",
+)
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Plain text: perplexity and KL divergence from --baseline.",
+)
+@click.option(
+    "--chunks", type=click.IntRange(min=2), default=40, show_default=True, help="Of 512 tokens."
+)
+@click.option(
+    "--chats",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Conversations: the same on their answers, under the model's template.",
+)
+@click.option(
+    "--keep",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Keep the baseline's distributions in this file (.logprobs), to be a --baseline.",
 )
 @json_option
 @configurable
-def command(
-    artifacts: tuple[Path, ...], shots: int | None, with_speed: bool, as_json: bool, **asked: Any
-) -> None:
-    """Measure artifacts on this machine; the first is usually the fp16 model.
+def command(runs: int, seconds: float, noise: float, as_json: bool, **options: Any) -> None:
+    """Measure artifacts on this machine, each in a process of its own, by turns.
 
     \b
-    edgeft bench out/f16.gguf out/q8_0.gguf out/q4_k_m.gguf --items smart_home
+    edgeft bench out/q8_0.gguf out/q4_k_m.gguf --baseline out/f16.gguf --items smart_home
+    edgeft bench out/q4_k_m.gguf --baseline out/f16.gguf --text wiki.txt --chats chats.jsonl
     """
     from edgeft import report
-    from edgeft.benchmarks import quality, speed
-    from edgeft.formats import format_of
-    from edgeft.records import Measurement
+    from edgeft.benchmarks.baseline import SUFFIX
+    from edgeft.benchmarks.bench import Bench, bench
+    from edgeft.benchmarks.quality import Asking
+    from edgeft.benchmarks.speed import Effort
+    from edgeft.report.measured import bench_text
 
-    how = quality.Asking(**asked)
-    if shots is not None and not how.items:
+    own = {name: options.pop(name) for name in list(options) if name in Bench.__dataclass_fields__}
+    how = Asking(**options)
+    if own["shots"] is not None and not how.items:
         raise click.UsageError("--shots needs --items")
-    items = quality.load_items(how) if how.items else None
-    for artifact in artifacts:
-        format_of(artifact)
-    rows = []
-    for artifact in artifacts:
-        score = quality.measure(artifact, items, how, shots) if items else None
-        timing, memory = speed.measure(artifact, how.threads) if with_speed else (None, None)
-        name = score.arm if score else artifact.stem
-        size = quality.size_of(artifact)
-        rows.append(Measurement(name, str(artifact), size, timing, memory, score))
+    if own["keep"] and own["keep"].suffix != SUFFIX:
+        raise click.UsageError(f"--keep needs a file that ends in {SUFFIX}")
+    rows = bench(Bench(effort=Effort(runs=runs, seconds=seconds, noise=noise), **own), how)
     if as_json:
         print_json({"machine": report.machine(), "rows": [row.to_json() for row in rows]})
         return
-    click.echo(report.bench_table(rows))
+    click.echo(bench_text(rows))

@@ -204,7 +204,7 @@ class GGUFRuntime:
         width = max(1, min(SLOTS, len(prompts), MEMORY * self.context // longest - 1))
         context = self._new_context(longest * (width + 1), sequences=width + 1, rows=1)
         try:
-            answers = self._answers(context, prompts, width, limits.max_tokens)
+            answers = self._answers(context, prompts, width, limits)
             for done, (index, reply) in enumerate(answers, start=1):
                 replies[index] = reply
                 if progress:
@@ -214,7 +214,7 @@ class GGUFRuntime:
         return replies
 
     def _answers(
-        self, context: Any, prompts: Sequence[Sequence[int]], width: int, max_tokens: int
+        self, context: Any, prompts: Sequence[Sequence[int]], width: int, limits: Limits
     ) -> Iterator[tuple[int, Reply]]:
         """Continuous batching: when an answer ends, the next prompt takes its place.
 
@@ -224,13 +224,18 @@ class GGUFRuntime:
         tokens: so prompts are read one by one, and the sequences in use stay without gaps.
         """
         memory = self._lib.llama_get_memory(context)
+        start = time.perf_counter()
+        times: list[list[float]] = [[] for _ in prompts]
 
         def take(index: int, ids: list[int], token: int) -> Reply | None:
-            stopped = self._lib.llama_vocab_is_eog(self._vocab, token)
-            ids += [] if stopped else [token]
+            stopped = self._lib.llama_vocab_is_eog(self._vocab, token) and not limits.past_stops
+            if not stopped:
+                ids.append(token)
+                times[index].append(time.perf_counter() - start)
             new = ids[len(prompts[index]) :]
-            if stopped or len(new) == max_tokens or len(ids) > self.context:
-                return Reply("".join(map(self._decoder(), new)), tuple(new), stopped)
+            if stopped or len(new) == limits.max_tokens or len(ids) > self.context:
+                text = "".join(map(self._decoder(), new))
+                return Reply(text, tuple(new), stopped, tuple(times[index]))
             return None
 
         # One sequence more keeps the beginning that all prompts share.

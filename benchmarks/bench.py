@@ -1,0 +1,158 @@
+"""What `edgeft bench` does: speed, memory, fidelity and accuracy of artifacts, beside the fp16 model.
+
+    rows = bench(Bench((Path("q4_k_m.gguf"),), baseline=Path("f16.gguf"), text=Path("wiki.txt")), asking)
+    rows[1].fidelity["text"]["kl"]                       # {"value": 0.0712, "error": 0.0013}
+
+The baseline, where it is a model, is the first row. It is also compared with itself, run by another
+number of threads: what differs there is the floor, below which no difference means anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft.benchmarks import baseline, fidelity, memory, quality, speed
+from edgeft.benchmarks.fidelity import Fidelity, Measured
+from edgeft.benchmarks.quality import Asking
+from edgeft.benchmarks.speed import EFFORT, GRID, QUICK, Effort
+from edgeft.dataset import load_examples
+from edgeft.errors import InputError
+from edgeft.formats import format_of
+from edgeft.progress import say
+from edgeft.records import Measurement, Memory, Speed
+from edgeft.runtimes import Runtime, open_runtime
+
+TOGETHER = 4
+"""models that are open at a time, beside the baseline"""
+ROOM = 4096
+"""tokens of a conversation that is still compared"""
+FLOOR = "the baseline again"
+
+
+@dataclass(frozen=True)
+class Bench:
+    artifacts: tuple[Path, ...]
+    baseline: Path | None = None
+    """a model, or what `keep` made of one"""
+    speed: bool = True
+    grid: bool = False
+    """all 18 uses instead of one"""
+    effort: Effort = EFFORT
+    smallest: bool = False
+    """find the smallest memory limit, too"""
+    text: Path | None = None
+    """plain text to compare on"""
+    chunks: int = 40
+    """of 512 tokens"""
+    chats: Path | None = None
+    """conversations to compare on, of which only the answers count"""
+    keep: Path | None = None
+    """where to keep the baseline's distributions"""
+    shots: int | None = None
+
+
+def bench(options: Bench, asking: Asking) -> list[Measurement]:
+    """One row per artifact. InputError before any work for what is no artifact."""
+    kept = options.baseline is not None and options.baseline.suffix == baseline.SUFFIX
+    live = None if kept else options.baseline
+    paths = list(dict.fromkeys([*([live] if live else []), *options.artifacts]))
+    for path in paths:
+        format_of(path)
+    if (options.text or options.chats) and not options.baseline:
+        raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")
+    if options.keep and not (live and (options.text or options.chats)):
+        raise InputError("nothing to keep", "--baseline f16.gguf and --text or --chats")
+    items = quality.load_items(asking) if asking.items else None
+    scores = [quality.measure(path, items, asking, options.shots) if items else None
+              for path in paths]  # fmt: skip
+    found = _fidelity(options, paths, live, asking.threads)
+    speeds, memories = _speeds(options, paths, live, asking.threads)
+    return [
+        Measurement(
+            name=score.arm if score else path.stem, path=str(path), size=quality.size_of(path),
+            speed=timing, memory=used, score=score,
+            fidelity={name: figure.to_json() for name, figure in found.get(path, {}).items()},
+        )
+        for path, score, timing, used in zip(paths, scores, speeds, memories, strict=True)
+    ]  # fmt: skip
+
+
+def _speeds(
+    options: Bench, paths: Sequence[Path], live: Path | None, threads: int | None
+) -> tuple[Sequence[Speed | None], Sequence[Memory | None]]:
+    if not options.speed:
+        nothing = [None] * len(paths)
+        return nothing, nothing
+    colds, memories = [], []
+    for path in paths:
+        say(f"memory of {path.name}")
+        cold, used = memory.measure(path, threads)
+        if options.smallest:
+            used = dataclasses.replace(used, smallest=memory.smallest(path, used, threads))
+        colds.append(round(cold, 3))
+        memories.append(used)
+    cells = GRID if options.grid else QUICK
+    speeds = speed.compare(paths, cells, live, threads, options.effort)
+    return [dataclasses.replace(s, load_cold_s=c)
+            for s, c in zip(speeds, colds, strict=True)], memories  # fmt: skip
+
+
+def _fidelity(
+    options: Bench, paths: Sequence[Path], live: Path | None, threads: int | None
+) -> dict[Path, dict[str, Fidelity]]:
+    if not (options.text or options.chats):
+        return {}
+    found: dict[Path, dict[str, Fidelity]] = {}
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(open_runtime(live or paths[0], threads, ROOM))
+        sequences = _sequences(options, reader)
+        if options.keep:
+            every = [item for items in sequences.values() for item in items]
+            baseline.save(options.keep, reader, every, str(live))
+        stored = None
+        if live is None:
+            assert options.baseline
+            every = [item for items in sequences.values() for item in items]
+            stored = baseline.Stored(options.baseline, every)
+        others = [path for path in paths if path != live]
+        for start in range(0, max(len(others), 1), TOGETHER):
+            some = others[start : start + TOGETHER]
+            with contextlib.ExitStack() as opened:
+                models = {path: opened.enter_context(open_runtime(path, threads, ROOM))
+                          for path in some}  # fmt: skip
+                if live and start == 0:
+                    models[live] = opened.enter_context(_again(live, threads))
+                for name, items in sequences.items():
+                    title = f"fidelity ({name})"
+                    figures = fidelity.compare(
+                        stored or reader, list(models.values()), items, title
+                    )
+                    for path, figure in zip(models, figures, strict=True):
+                        found.setdefault(path, {})[name] = figure
+    return found
+
+
+def _sequences(options: Bench, reader: Runtime) -> dict[str, list[Measured]]:
+    found = {}
+    if options.text:
+        found["text"] = fidelity.file_chunks(options.text, reader, options.chunks)
+    if options.chats:
+        chats = load_examples(options.chats)
+        found["chats"] = fidelity.chat_answers(chats, reader.chat, reader.encode, ROOM)
+    return found
+
+
+def _again(path: Path, threads: int | None) -> Any:
+    """The same model, run by another number of threads."""
+    return open_runtime(path, other_threads(threads), ROOM)
+
+
+def other_threads(threads: int | None) -> int:
+    own = threads or len(os.sched_getaffinity(0))
+    return own - 1 if own > 1 else 2

@@ -1,0 +1,143 @@
+"""What `edgeft bench` found -> tables.
+
+print(bench_text(rows))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from edgeft.records import Cell, Measurement
+from edgeft.report import table
+from edgeft.stage import human
+
+
+def bench_text(rows: Sequence[Measurement]) -> str:
+    """One table of all, then those of what was asked for."""
+    parts = [
+        _overview(rows),
+        _titled("Against the first, median and 95 % interval", _ratios(rows)),
+        _titled("Latency: 50th, 95th and 99th percentile", _grid(rows)),
+        _titled("Memory", _memory(rows)),
+        _titled("Next tokens against the baseline's, ± one standard error", _fidelity(rows)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _titled(title: str, body: str) -> str:
+    return f"{title}:\n\n{body}" if body else ""
+
+
+def _overview(rows: Sequence[Measurement]) -> str:
+    head = ["artifact", "size", "load cold", "warm", "TTFT", "prefill t/s", "decode t/s",
+            "of the ceiling", "peak memory", "accuracy"]  # fmt: skip
+    body = []
+    for row in rows:
+        speed, memory, score = row.speed, row.memory, row.score
+        top = speed.roofline if speed else None
+        cold = speed.load_cold_s if speed else None
+        body.append([
+            row.name,
+            human(row.size),
+            f"{cold:.2f} s" if cold is not None else "",
+            f"{speed.load_s:.2f} s" if speed else "",
+            f"{speed.ttft_s * 1000:.0f} ms" if speed else "",
+            f"{speed.prefill_tps:.0f}" if speed else "",
+            f"{speed.decode_tps:.0f}" if speed else "",
+            f"{top['share']:.0%}" if top else "",
+            human(memory.peak) if memory else "",
+            f"{score.accuracy:.1%}" if score else "",
+        ])  # fmt: skip
+    text = _used(head, body)
+    tops = [row.speed.roofline for row in rows if row.speed and row.speed.roofline]
+    if tops:
+        text += f"\n\nThe ceiling is what {tops[0]['bandwidth_gbs']:.1f} GB/s of reading allow."
+    return text
+
+
+def _ratios(rows: Sequence[Measurement]) -> str:
+    body = []
+    for row in rows:
+        cells = row.speed.cells if row.speed else ()
+        for cell in cells:
+            if cell.against or (row is not rows[0] and any(_compared(other) for other in rows)):
+                body.append([row.name, _use(cell), *(_ratio(cell, name) for name in cell.noise)])
+    return table(["artifact", "use", "TTFT", "time per token", "end to end"], body) if body else ""
+
+
+def _compared(row: Measurement) -> bool:
+    return any(cell.against for cell in row.speed.cells) if row.speed else False
+
+
+def _ratio(cell: Cell, name: str) -> str:
+    found = cell.against.get(name)
+    if found is None:
+        return f"too noisy ({cell.noise[name]:.0%})"
+    return f"x {found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+
+
+def _grid(rows: Sequence[Measurement]) -> str:
+    body = [
+        [
+            row.name, _use(cell), _three(cell.ttft, 1000), _three(cell.itl, 1),
+            f"{cell.tpot_ms:.1f}", _three(cell.e2e, 1000), f"{cell.aggregate_tps:.0f}",
+            f"{max(cell.noise.values()):.0%}", str(cell.runs),
+        ]
+        for row in rows
+        for cell in (row.speed.cells if row.speed else ())
+    ]  # fmt: skip
+    head = ["artifact", "use", "TTFT ms", "between tokens ms", "per token ms", "end to end ms",
+            "t/s of all", "noise", "runs"]  # fmt: skip
+    return table(head, body) if body else ""
+
+
+def _use(cell: Cell) -> str:
+    clients = f", {cell.clients} clients" if cell.clients > 1 else ""
+    return f"{cell.prompt} + {cell.new}{clients}"
+
+
+def _three(values: Sequence[float], factor: float) -> str:
+    return " / ".join(f"{value * factor:.3g}" for value in values)
+
+
+def _memory(rows: Sequence[Measurement]) -> str:
+    body = []
+    for row in rows:
+        if used := row.memory:
+            small = human(used.smallest) if used.smallest else ""
+            body.append([row.name, *map(human, (used.peak, used.anonymous, used.file, used.pss)),
+                         small])  # fmt: skip
+    head = ["artifact", "peak", "anonymous", "of files", "proportional", "smallest limit"]
+    return _used(head, body)
+
+
+def _fidelity(rows: Sequence[Measurement]) -> str:
+    body = []
+    for number, row in enumerate(rows):
+        for name, found in row.fidelity.items():
+            again = " again, other threads" if number == 0 and not found["bound"] else ""
+            body.append([
+                row.name + again, name, ("≥ " if found["bound"] else "") + _estimate(found["kl"]),
+                f"{found['kl_p99']:.3g}", _percent(found["top1"]),
+                f"{found['perplexity']:.4g}", f"{found['perplexity_ratio']:.4f}",
+                str(found["tokens"]),
+            ])  # fmt: skip
+    head = ["artifact", "on", "KL, nats", "99 %", "same top", "perplexity", "ratio", "tokens"]
+    return table(head, body) if body else ""
+
+
+def _estimate(found: dict[str, Any]) -> str:
+    return f"{found['value']:.3g} ± {found['error']:.1g}"
+
+
+def _percent(found: dict[str, Any]) -> str:
+    return f"{found['value']:.1%} ± {found['error']:.1%}"
+
+
+def _used(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """Without the columns in which nothing stands."""
+    if not body:
+        return ""
+    used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in body)]
+    return table([head[i] for i in used], [[row[i] for i in used] for row in body])
