@@ -134,12 +134,11 @@ def _cell(use: Use, runs: Sequence[Run], base: Sequence[Run] | None, effort: Eff
     whole = [wait for run in runs for wait in run.e2e]
     columns = {name: [figure(run) for run in runs] for name, figure in FIGURES.items()}
     noise = {name: _variation(column) for name, column in columns.items()}
-    against = {}
+    against: dict[str, dict[str, float]] = {}
     for name, figure in FIGURES.items() if base else ():
-        assert base
-        other = [figure(run) for run in base]
-        if max(noise[name], _variation(other)) <= effort.noise:
-            against[name] = ratio_of_medians(columns[name], other)
+        other = [figure(run) for run in base or ()]
+        calm = max(noise[name], _variation(other)) <= effort.noise
+        against[name] = ratio_of_medians(columns[name], other) if calm else {}
     return Cell(
         **vars(use), runs=len(runs), ttft=_percentiles(first), e2e=_percentiles(whole),
         itl=_percentiles([1000 * gap for gap in gaps]),

@@ -157,7 +157,7 @@ class Cell:
     noise: dict[str, float] = field(default_factory=dict)
     """coefficient of variation over the runs, of ttft, decode and e2e"""
     against: dict[str, dict[str, float]] = field(default_factory=dict)
-    """the same over the baseline's: {ratio, low, high}, at 95 %; none where either is too noisy"""
+    """the same over the baseline's: {ratio, low, high}, at 95 %; {} where either is too noisy"""
 
 
 @dataclass(frozen=True)

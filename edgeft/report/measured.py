@@ -57,23 +57,19 @@ def _overview(rows: Sequence[Measurement]) -> str:
 
 
 def _ratios(rows: Sequence[Measurement]) -> str:
-    body = []
-    for row in rows:
-        cells = row.speed.cells if row.speed else ()
-        for cell in cells:
-            if cell.against or (row is not rows[0] and any(_compared(other) for other in rows)):
-                body.append([row.name, _use(cell), *(_ratio(cell, name) for name in cell.noise)])
+    body = [
+        [row.name, _use(cell), *(_ratio(cell, name) for name in ("ttft", "decode", "e2e"))]
+        for row in rows
+        for cell in (row.speed.cells if row.speed else ())
+        if cell.against
+    ]
     return table(["artifact", "use", "TTFT", "time per token", "end to end"], body) if body else ""
 
 
-def _compared(row: Measurement) -> bool:
-    return any(cell.against for cell in row.speed.cells) if row.speed else False
-
-
 def _ratio(cell: Cell, name: str) -> str:
-    found = cell.against.get(name)
-    if found is None:
-        return f"too noisy ({cell.noise[name]:.0%})"
+    found = cell.against[name]
+    if not found:
+        return "too noisy"
     return f"x {found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
 
 

@@ -1,0 +1,207 @@
+"""Latency: what a child process measures, who takes turns, and what is compared."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft.benchmarks import memory, roofline, speed
+from edgeft.benchmarks.speed import Effort
+from edgeft.benchmarks.timed import Run, Timed, Use, once
+from edgeft.errors import EdgeftError, InputError
+from edgeft.records import Limits
+from edgeft.runtimes import open_runtime
+
+SHORT = Use(prompt=24, new=6)
+TWO = Use(prompt=24, new=6, clients=2)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    from edgeft.export import ExportOptions, export
+
+    out = tmp_path_factory.mktemp("speed")
+    options = ExportOptions(out=out, base=str(tiny_base), quants=("f16",), live=False)
+    return export(options)[0].path
+
+
+def test_a_use_has_its_tokens_and_prompts_of_its_own(artifact: Path) -> None:
+    asked: list[list[int]] = []
+    with open_runtime(artifact, threads=1, context=128) as model:
+        stream = model.stream
+
+        def seen(ids: Any, limits: Limits) -> Any:
+            asked.append(list(ids))
+            return stream(ids, limits)
+
+        model.stream = seen  # type: ignore[method-assign]
+        one, other = once(model, SHORT, 1), once(model, SHORT, 2)
+        both = once(model, TWO, 3)
+    assert [len(ids) for ids in asked] == [24, 24] and asked[0] != asked[1]
+    for run in (one, other):
+        assert len(run.ttft) == len(run.e2e) == 1 and len(run.gaps[0]) == SHORT.new - 1
+        assert run.e2e[0] == pytest.approx(run.ttft[0] + sum(run.gaps[0]))
+    assert len(both.ttft) == 2 and both.tokens == 12
+    assert both.ttft[1] > both.ttft[0], "the second prompt is read after the first"
+
+
+def test_a_child_measures_and_says_what_is_wrong(artifact: Path, tmp_path: Path) -> None:
+    with Timed(artifact, threads=1, context=128) as model:
+        assert model.loaded() > 0
+        assert model.run(TWO, 0).tokens == 12
+        with pytest.raises(EdgeftError, match="the context only 128"):
+            model.run(Use(prompt=200, new=1), 1)
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + b"\0" * 64)
+    with Timed(broken) as model, pytest.raises(EdgeftError, match=r"cannot measure .*broken.gguf"):
+        model.loaded()
+
+
+class Turns:
+    """Children whose runs take given times; who was asked is written down."""
+
+    def __init__(self, name: str, seconds: list[float], log: list[str]) -> None:
+        self.name, self.seconds, self.log = name, seconds, log
+
+    def run(self, use: Use, number: int) -> Run:
+        self.log.append(self.name)
+        pace = self.seconds[number % len(self.seconds)]
+        return Run((2 * pace,), ((pace, pace),), (4 * pace,))
+
+
+def test_models_take_turns_forth_and_back() -> None:
+    log: list[str] = []
+    models: Any = [Turns(name, [0.1], log) for name in "ab"]
+    runs = speed._rounds(models, SHORT, Effort(runs=2, least=2, warm=1, seconds=100))
+    assert "".join(log) == "ba" + "ab" + "ba"
+    assert [len(one) for one in runs] == [2, 2]
+
+
+def test_time_ends_the_runs_but_not_the_least() -> None:
+    models: Any = [Turns("a", [0.1], [])]
+    runs = speed._rounds(models, SHORT, Effort(runs=50, least=7, warm=0, seconds=0))
+    assert len(runs[0]) == 7
+
+
+def test_ratio_and_interval_are_of_paired_rounds() -> None:
+    base = [1.0, 1.2, 1.1, 5.0, 1.3, 1.05, 1.15, 1.25]
+    found = speed.ratio_of_medians([2 * value for value in base], base)
+    assert found == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
+    other = speed.ratio_of_medians([3.0, 2.1, 2.2, 2.0, 2.4, 2.3, 2.6, 1.9], base)
+    assert other["low"] < other["ratio"] < other["high"]
+
+
+def test_noise_forbids_a_comparison() -> None:
+    effort = Effort(noise=0.05)
+    calm = [Run((0.2,), ((0.1, 0.1),), (0.4,)) for _ in range(6)]
+    wild = [Run((0.2,), ((pace, pace),), (0.4,)) for pace in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2)]
+    cell = speed._cell(SHORT, calm, wild, effort)
+    assert cell.against["ttft"]["ratio"] == 1 and cell.against["decode"] == {}
+    assert speed._cell(SHORT, wild, calm, effort).against["decode"] == {}
+    assert speed._cell(SHORT, wild, calm, effort).noise["decode"] > 0.3
+    assert all(speed._cell(SHORT, calm, calm, effort).against.values())
+    assert not speed._cell(SHORT, calm, None, effort).against
+
+
+def test_percentiles_and_rates_by_hand() -> None:
+    runs = [Run((0.5, 1.0), ((0.1, 0.1), (0.2, 0.2)), (0.7, 1.4))] * 3
+    cell = speed._cell(TWO, runs, None, Effort())
+    assert cell.ttft[0] == 0.75 and cell.e2e[2] == 1.4
+    assert cell.tpot_ms == 150 and cell.decode_tps == 6.7
+    assert cell.aggregate_tps == round(6 / 1.4, 1)
+    assert cell.prefill_tps == 24 / 0.75
+
+
+def test_one_artifact_quickly(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "QUICK", (SHORT,))
+    monkeypatch.setattr(memory, "USE", SHORT)
+    found, used = speed.measure(artifact, threads=1)
+    assert found.load_cold_s and found.load_s > 0 and found.decode_tps > 0
+    assert (found.prompt_tokens, found.new_tokens, found.runs) == (24, 6, 5)
+    assert 0 < len(found.itl_ms) <= 200 and list(found.itl_ms) == sorted(found.itl_ms)
+    assert found.roofline and found.roofline["share"] > 0
+    assert used.peak >= used.anonymous > 10**6 and used.file > 0 and used.pss > 0
+
+
+def test_bytes_that_a_token_reads(artifact: Path) -> None:
+    """All of the file but its header: the embedding is the head, too."""
+    size = artifact.stat().st_size
+    without = roofline._gguf(artifact, context=0)
+    assert 0.5 * size < without < size
+    layers, heads, width = 2, 2, 16
+    assert roofline._gguf(artifact, context=10) - without == 10 * layers * heads * width * 2 * 2
+    assert roofline.bandwidth(1) > 1e8
+
+
+def test_bytes_of_experts_and_of_a_table_that_is_looked_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tensor:
+        def __init__(self, size: int, row_bytes: int) -> None:
+            self.size, self.row_bytes = size, row_bytes
+
+    class Header:
+        meta = {"general.architecture": "x", "x.expert_count": 8, "x.expert_used_count": 2}
+        tensors = {
+            "token_embd.weight": Tensor(1000, 10), "output.weight": Tensor(1000, 10),
+            "blk.0.ffn_up_exps.weight": Tensor(800, 10),
+        }  # fmt: skip
+
+    monkeypatch.setattr(roofline.gguf_header, "read", lambda _: Header())
+    assert roofline._gguf(tmp_path, context=0) == 10 + 1000 + 200
+
+
+@pytest.mark.skipif(
+    not (os.geteuid() == 0 and any((root / "cgroup.procs").exists() and os.access(root, os.W_OK)
+                                   for root, *_ in memory.ROOTS)),
+    reason="needs the right to make cgroups",
+)  # fmt: skip
+def test_a_limit_that_is_too_small_is_seen(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "USE", SHORT)
+    used = memory.measure(artifact, threads=1)[1]
+    assert memory._decode(artifact, 2 * used.peak + 10**8, 1) > 0
+    assert memory._decode(artifact, used.anonymous // 4, 1) == 0
+
+
+def test_bench_command(
+    artifact: Path, edgeft: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    monkeypatch.setattr(speed, "QUICK", (SHORT,))
+    monkeypatch.setattr("edgeft.benchmarks.bench.QUICK", (SHORT, TWO))
+    monkeypatch.setattr(memory, "USE", SHORT)
+    again = tmp_path / "again.gguf"
+    again.write_bytes(artifact.read_bytes())
+    words = ("bench", again, "--baseline", artifact, "--runs", 5, "--threads", 1)
+    done = edgeft(*words, "--max-noise", 9, "--json")
+    assert done.code == 0, done.err
+    base, own = json.loads(done.out)["rows"]
+    assert base["path"] == str(artifact) and not base["speed"]["cells"][0]["against"]
+    assert [cell["clients"] for cell in own["speed"]["cells"]] == [1, 2]
+    ratio = own["speed"]["cells"][0]["against"]["decode"]
+    assert ratio["low"] <= ratio["ratio"] <= ratio["high"]
+    shown = edgeft(*words, "--max-noise", 0.000001)
+    assert "too noisy" in shown.out and "24 + 6, 2 clients" in shown.out
+    assert "anonymous" in shown.out and "of the ceiling" in shown.out
+
+
+def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words " * 10)
+    for words, says in (
+        ((artifact, "--text", text, "--no-speed"), "nothing to compare"),
+        ((artifact, "--keep", tmp_path / "x.logprobs"), "nothing to keep"),
+        ((artifact, "--text", text, "--baseline", artifact), "has 0 pieces of 512 tokens"),
+        ((artifact, "--text", tmp_path / "none", "--baseline", artifact), "cannot read"),
+        ((tmp_path / "none.gguf",), "no such artifact"),
+    ):
+        done = edgeft("bench", *words)
+        assert done.code == 1 and says in done.err and done.err.count("\n") <= 2, done.err
+    assert isinstance(InputError("x"), EdgeftError)
