@@ -12,13 +12,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from edgeft.benchmarks import baseline, fidelity, memory, quality, speed
-from edgeft.benchmarks.fidelity import Fidelity, Measured
+from edgeft.benchmarks.fidelity import Fidelity, Measured, Reference
 from edgeft.benchmarks.quality import Asking
 from edgeft.benchmarks.speed import EFFORT, GRID, QUICK, Effort
 from edgeft.dataset import load_examples
@@ -32,7 +31,9 @@ TOGETHER = 4
 """models that are open at a time, beside the baseline"""
 ROOM = 4096
 """tokens of a conversation that is still compared"""
-FLOOR = "the baseline again"
+
+Compared = dict[Path, dict[str, Fidelity]]
+"""artifact -> name of a text -> how far it is"""
 
 
 @dataclass(frozen=True)
@@ -105,36 +106,45 @@ def _speeds(
 
 def _fidelity(
     options: Bench, paths: Sequence[Path], live: Path | None, threads: int | None
-) -> dict[Path, dict[str, Fidelity]]:
+) -> Compared:
     if not (options.text or options.chats):
         return {}
-    found: dict[Path, dict[str, Fidelity]] = {}
-    with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(open_runtime(live or paths[0], threads, ROOM))
+    with open_runtime(live or paths[0], threads, ROOM) as reader:
         sequences = _sequences(options, reader)
+        every = [item for items in sequences.values() for item in items]
         if options.keep:
-            every = [item for items in sequences.values() for item in items]
             baseline.save(options.keep, reader, every, str(live))
-        stored = None
+        reference: Runtime | Reference = reader
         if live is None:
             assert options.baseline
-            every = [item for items in sequences.values() for item in items]
-            stored = baseline.Stored(options.baseline, every)
+            reference = baseline.Stored(options.baseline, every)
         others = [path for path in paths if path != live]
-        for start in range(0, max(len(others), 1), TOGETHER):
-            some = others[start : start + TOGETHER]
-            with contextlib.ExitStack() as opened:
-                models = {path: opened.enter_context(open_runtime(path, threads, ROOM))
-                          for path in some}  # fmt: skip
-                if live and start == 0:
-                    models[live] = opened.enter_context(_again(live, threads))
-                for name, items in sequences.items():
-                    title = f"fidelity ({name})"
-                    figures = fidelity.compare(
-                        stored or reader, list(models.values()), items, title
-                    )
-                    for path, figure in zip(models, figures, strict=True):
-                        found.setdefault(path, {})[name] = figure
+        return compared(reference, others, sequences, threads, live)
+
+
+def compared(
+    reference: Runtime | Reference,
+    others: Sequence[Path],
+    sequences: Mapping[str, Sequence[Measured]],
+    threads: int | None = None,
+    again: Path | None = None,
+) -> Compared:
+    """Each of the artifacts against the reference, some at a time; `again`: the reference's own, which
+    another number of threads then runs."""
+    found: Compared = {}
+    for start in range(0, max(len(others), 1), TOGETHER):
+        with contextlib.ExitStack() as opened:
+            models = {path: opened.enter_context(open_runtime(path, threads, ROOM))
+                      for path in others[start : start + TOGETHER]}  # fmt: skip
+            if again and start == 0:
+                models[again] = opened.enter_context(
+                    open_runtime(again, other_threads(threads), ROOM)
+                )
+            for name, items in sequences.items():
+                title = f"fidelity ({name})"
+                figures = fidelity.compare(reference, list(models.values()), items, title)
+                for path, figure in zip(models, figures, strict=True):
+                    found.setdefault(path, {})[name] = figure
     return found
 
 
@@ -146,11 +156,6 @@ def _sequences(options: Bench, reader: Runtime) -> dict[str, list[Measured]]:
         chats = load_examples(options.chats)
         found["chats"] = fidelity.chat_answers(chats, reader.chat, reader.encode, ROOM)
     return found
-
-
-def _again(path: Path, threads: int | None) -> Any:
-    """The same model, run by another number of threads."""
-    return open_runtime(path, other_threads(threads), ROOM)
 
 
 def other_threads(threads: int | None) -> int:

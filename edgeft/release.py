@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import __version__, report, stage
-from edgeft.benchmarks import quality, speed
+from edgeft.benchmarks import bench, quality, speed
+from edgeft.benchmarks.fidelity import chat_answers
 from edgeft.benchmarks.graded import judge_graded
 from edgeft.benchmarks.paired import Paired, Verdict, default_margin, judge, wilson
 from edgeft.benchmarks.quality import Asking, Items
@@ -34,6 +35,7 @@ from edgeft.benchmarks.workers import Together
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.records import Arm, Example, Memory, Release, Score, Speed
+from edgeft.runtimes import open_runtime
 
 WORST = 20
 """lost items that are shown"""
@@ -61,6 +63,10 @@ class Gate:
     """CSV of prompts to refuse and to answer"""
     speed: bool = False
     """measure speed and memory too"""
+    fidelity: bool = False
+    """compare the next tokens on the items' answers with the baseline's, too"""
+    floor: bool = False
+    """answer by the baseline again, with another number of threads: what differs by chance alone"""
 
 
 def gate(
@@ -129,10 +135,13 @@ class _Gate:
             self._arm(path.name, path, None, "candidate") for path in ordered[len(judged) :]
         ]
         outcome, ship, reason = _decision(judged, self.safety)
+        found = self._fidelity([Path(arm.path) for arm in judged]) if options.fidelity else {}
+        floor = self._floor(full, found) if options.floor else None
+        judged = [dataclasses.replace(arm, fidelity=found.get(Path(arm.path))) for arm in judged]
         return Release(
             outcome=outcome, ship=ship, reason=reason, task=self._task(full),
             arms=_with_pareto([*arms, *judged, *untested]), machine=report.machine(),
-            safety=self._safety(), commands=commands, notes=tuple(self.notes),
+            safety=self._safety(), floor=floor, commands=commands, notes=tuple(self.notes),
             edgeft=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
 
@@ -237,6 +246,27 @@ class _Gate:
         if not self.options.refusals:
             return None
         return {"name": self.options.refusals.name, "arms": self.safety}
+
+    def _fidelity(self, candidates: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+        """On the answers of the items, which are the user's own completions."""
+        baseline, threads = self.options.baseline, self.asking.threads
+        with open_runtime(baseline, threads, bench.ROOM) as reader:
+            answers = chat_answers(self.items.examples, reader.chat, reader.encode, bench.ROOM)
+            again = baseline if self.options.floor else None
+            found = bench.compared(reader, candidates, {"answers": answers}, threads, again)
+        return {path: {name: figure.to_json() for name, figure in own.items()}
+                for path, own in found.items()}  # fmt: skip
+
+    def _floor(self, full: Score, found: dict[Path, dict[str, Any]]) -> dict[str, Any]:
+        """The baseline against itself."""
+        path, threads = self.options.baseline, bench.other_threads(self.asking.threads)
+        items = self.items.part(range(len(full.values)))
+        with open_runtime(path, threads) as model:
+            again = quality.answer(model, items, None, f"{path.stem}, {threads} threads")
+        flips = sum(a != b for a, b in zip(full.values, again.values, strict=True))
+        own = found.get(path, {}).get("answers")
+        kl = own["kl"]["value"] if own else None
+        return {"threads": threads, "flips": flips, "n": len(full.values), "kl": kl}
 
     def _arm(self, name: str, path: Path, score: Score | None, kind: str) -> Arm:
         timing = memory = None

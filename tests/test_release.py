@@ -13,6 +13,7 @@ from tiny import make_base
 from edgeft.benchmarks import quality
 from edgeft.benchmarks.quality import Asking
 from edgeft.export import ExportOptions, export
+from edgeft.records import Release
 from edgeft.release import Gate, gate
 
 WORDS = [
@@ -110,6 +111,19 @@ def test_early_stop_asks_fewer_items(arms: dict[str, Path], items: Path) -> None
     assert arm.verdict is not None and arm.verdict["n"] < 80
     assert "decided after" in found.reason
     assert found.task["items"] == arm.verdict["n"]
+
+
+def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
+    options = Gate((arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, floor=True)
+    release = gate(options, ask(items))
+    assert release.floor and release.floor["flips"] == 0 and release.floor["n"] == 80
+    assert abs(release.floor["kl"]) < 1e-6
+    own, other = (
+        next(arm for arm in release.arms if arm.name == f"{name}.gguf") for name in ("f16", "q8_0")
+    )
+    assert own.fidelity and own.fidelity["answers"]["kl"]["value"] < 1e-4
+    assert other.fidelity and other.fidelity["answers"]["kl"]["value"] > 1e-2
+    assert Release.from_json(json.loads(json.dumps(release.to_json()))).floor == release.floor
 
 
 def test_what_is_left_of_the_gain(arms: dict[str, Path], items: Path) -> None:

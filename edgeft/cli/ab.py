@@ -56,6 +56,16 @@ from edgeft.cli._options import (
 @click.option("--early-stop", is_flag=True, help="Stop as soon as the items seen decide.")
 @click.option("--speed/--no-speed", default=False, help="Measure speed and memory too.")
 @click.option(
+    "--fidelity/--no-fidelity",
+    default=False,
+    help="KL divergence from the baseline on the items' answers, too.",
+)
+@click.option(
+    "--floor/--no-floor",
+    default=False,
+    help="The baseline against itself with other threads, too: what differs by chance.",
+)
+@click.option(
     "--report",
     "folder",
     type=click.Path(path_type=Path, file_okay=False),

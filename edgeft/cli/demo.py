@@ -64,7 +64,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")
     _step("chat", files[-1], feed=SPOKEN)
     release = _step("ab", *files[:0:-1], files[0], "--base", base / "f16.gguf", "--shots", SHOTS,
-                    "--items", SUITE, "--speed", "--report", out / "report", "--json",
+                    "--items", SUITE, "--speed", "--fidelity", "--floor", "--report", out / "report", "--json",
                     *cut)  # fmt: skip
     seconds = round(time.perf_counter() - started)
     if as_json:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -140,18 +141,15 @@ def test_bytes_that_a_token_reads(artifact: Path) -> None:
 def test_bytes_of_experts_and_of_a_table_that_is_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Tensor:
-        def __init__(self, size: int, row_bytes: int) -> None:
-            self.size, self.row_bytes = size, row_bytes
+    def tensor(size: int) -> Any:
+        return SimpleNamespace(size=size, row_bytes=10)
 
-    class Header:
-        meta = {"general.architecture": "x", "x.expert_count": 8, "x.expert_used_count": 2}
-        tensors = {
-            "token_embd.weight": Tensor(1000, 10), "output.weight": Tensor(1000, 10),
-            "blk.0.ffn_up_exps.weight": Tensor(800, 10),
-        }  # fmt: skip
-
-    monkeypatch.setattr(roofline.gguf_header, "read", lambda _: Header())
+    header = SimpleNamespace(
+        meta={"general.architecture": "x", "x.expert_count": 8, "x.expert_used_count": 2},
+        tensors={"token_embd.weight": tensor(1000), "output.weight": tensor(1000),
+                 "blk.0.ffn_up_exps.weight": tensor(800)},
+    )  # fmt: skip
+    monkeypatch.setattr(roofline.gguf_header, "read", lambda _: header)
     assert roofline._gguf(tmp_path, context=0) == 10 + 1000 + 200
 
 
@@ -160,9 +158,7 @@ def test_bytes_of_experts_and_of_a_table_that_is_looked_up(
                                    for root, *_ in memory.ROOTS)),
     reason="needs the right to make cgroups",
 )  # fmt: skip
-def test_a_limit_that_is_too_small_is_seen(
-    artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_limit_that_is_too_small_is_seen(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "USE", SHORT)
     used = memory.measure(artifact, threads=1)[1]
     assert memory._decode(artifact, 2 * used.peak + 10**8, 1) > 0
