@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import multiprocessing
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from edgeft.benchmarks.quality import Asking, Items
 from edgeft.errors import ResourceError, require
 from edgeft.records import Score
 
+PATIENCE = 5.0
+"""s until a cluster must have answered"""
 Together = Callable[[Sequence[Path], Items, Asking], None]
 
 
@@ -67,9 +70,12 @@ def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
     ray: Any = require("ray", "ray")
     where = None if address == "local" else address
     try:
+        if where and ":" in where:  # for one that does not answer, Ray would wait for minutes
+            host, _, port = where.rpartition("/")[2].rpartition(":")
+            socket.create_connection((host, int(port)), PATIENCE).close()
         ray.init(where, include_dashboard=False if where is None else None, log_to_driver=False,
                  logging_level="error")  # fmt: skip
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         told = f"no Ray cluster at {address}: {reason}"
         raise ResourceError(told, "ray start --head, or --ray local") from None

@@ -94,7 +94,8 @@ def _use(cell: Cell) -> str:
 
 
 def _three(values: Sequence[float], factor: float) -> str:
-    return " / ".join(f"{value * factor:.3g}" for value in values)
+    scaled = [value * factor for value in values]
+    return " / ".join(f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in scaled)
 
 
 def _memory(rows: Sequence[Measurement]) -> str:
