@@ -16,7 +16,7 @@ HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>{{ 7 * 7 }}"
 LONG = "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft" * 3
 SIZES = {"f16": 270_900_000, "q8_0": 144_800_000, "q6_k": 124_500_000, "q4_k_m": 105_500_000,
          "iq4_xs": 97_300_000, "q3_k_m": 93_500_000, "q2_k": 81_200_000}  # fmt: skip
-CHANGES = {"q8_0": (1, 1), "q6_k": (2, 3), "q4_k_m": (5, 4), "iq4_xs": (12, 5), "q3_k_m": (31, 4)}
+CHANGES = {"q8_0": (1, 1), "q6_k": (2, 3), "q4_k_m": (5, 4), "iq4_xs": (12, 5)}
 """quant -> lost and won"""
 LOSSES: tuple[dict[str, Any], ...] = (
     {
@@ -64,7 +64,7 @@ def sample() -> Release:
         _arm("base, instructions only", "base", 270_900_000, 9),
         _arm("base, 4 examples", "few-shot", 270_900_000, 118),
         dataclasses.replace(
-            _arm("f16.gguf", "baseline", SIZES["f16"], right), pareto=True, **_measured("f16", rng)
+            _arm("f16.gguf", "baseline", SIZES["f16"], right), **_measured("f16", rng)
         ),
     ]
     for quant, (lost, won) in CHANGES.items():
@@ -75,18 +75,18 @@ def sample() -> Release:
             dataclasses.replace(
                 _arm(f"{quant}.gguf", "candidate", SIZES[quant], right - lost + won),
                 verdict=judge(paired).to_json(), retention=kept.to_json(),
-                pareto=quant not in ("q8_0",), slices=_slices(rng, right),
+                pareto=quant != "q8_0", slices=_slices(rng, right),
                 losses=LOSSES[:lost] if lost > 1 else LOSSES[:1], **_measured(quant, rng),
                 fidelity=_fidelity(paired.lost / 150),
             )
         )  # fmt: skip
-    arms.append(_arm("q2_k.gguf", "candidate", SIZES["q2_k"], None))
-    shipped = arms[6]
-    assert shipped.verdict
+    for quant in ("q3_k_m", "q2_k"):
+        arms.append(_arm(f"{quant}.gguf", "candidate", SIZES[quant], None))
+    best, last = arms[5].verdict, arms[6].verdict
+    assert best and last
     return Release(
         outcome="PASS", ship="q4_k_m.gguf",
-        reason=f"{arms[5].verdict['reason']} iq4_xs.gguf, the next smaller one, is "  # type: ignore[index]
-        f"{shipped.verdict['outcome']}.",
+        reason=f"{best['reason']} iq4_xs.gguf, the next smaller one, is {last['outcome']}.",
         task={"name": "smart_home", "items": N, "identity": "5e" * 32, "scorer": "json",
               "margin": 0.03},
         arms=tuple(arms),
@@ -104,7 +104,8 @@ def sample() -> Release:
             "edgeft ab demo/q8_0.gguf demo/q4_k_m.gguf demo/f16.gguf --base demo/base/f16.gguf "
             "--shots 4 --items smart_home --speed --report demo/report",
         ),
-        notes=("q2_k.gguf was not tested: the sequence ended before it",),
+        notes=tuple(f"{quant}.gguf was not tested: the sequence ended before it"
+                    for quant in ("q3_k_m", "q2_k")),
         edgeft="0.1.0", created="2026-11-27T17:40:00+00:00",
     )  # fmt: skip
 

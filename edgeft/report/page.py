@@ -42,7 +42,7 @@ def html(release: Release) -> str:
         shown_first=[by_id[key] for key in ordered],
         quality_plot=_quality(tested, baseline), speed_plot=_speed(release.arms),
         memory_plot=_memory(release.arms), latency_plot=_latency(release.arms),
-        texts=_texts(release.arms), floor_kl=_floor(release.floor),
+        forest_plot=_forest(tested), texts=_texts(release.arms), floor_kl=_floor(release.floor),
     )  # fmt: skip
 
 
@@ -117,11 +117,13 @@ def rounded(value: Any, digits: int = 3) -> str:
     number = _number(value)
     if number is None:
         return ""
-    if number == 0 or abs(number) < 1e-4:
-        return f"{number:.{digits - 1}g}"
+    if number == 0:
+        return "0"
+    if abs(number) < 1e-4:
+        return f"{number:.{digits - 1}g}".replace("e-0", "e-")
     whole = len(str(int(abs(number)))) if abs(number) >= 1 else 0
     if not whole:
-        return f"{number:.{digits}g}"
+        return f"{number:#.{digits}g}"
     return f"{number:,.{max(digits - whole, 0)}f}"
 
 
@@ -133,7 +135,7 @@ def seconds(value: Any) -> str:
 
 
 def _points(value: Any) -> str:
-    return report.points(value) if _number(value) is not None else ""
+    return report.points(value).replace("-", "−") if _number(value) is not None else ""
 
 
 def _size(value: Any) -> str:
@@ -157,6 +159,14 @@ def _tick(size: float) -> str:
     return human(size).replace(".0 ", " ") if size else "0"
 
 
+def _signed(points: float) -> str:
+    return f"{points:+.4g}".replace("-", "−") if round(points, 6) else "0"
+
+
+def _short(name: str) -> str:
+    return name.removesuffix(".gguf")
+
+
 def _arm_look(arm: Arm) -> str:
     return "baseline" if arm.kind == "baseline" else _look((arm.verdict or {}).get("outcome"))
 
@@ -167,24 +177,42 @@ def _quality(tested: Sequence[Arm], baseline: Arm | None) -> Markup | None:
     The whiskers are the paired test's bounds: a candidate passes where its lower end is above the
     band's. Intervals of each accuracy alone would be far wider, as the items are the same.
     """
-    shown = [plots.Point(arm.name, arm.size, 100 * own["difference"], _arm_look(arm),
-                         100 * own["lower"], 100 * own["upper"], arm.pareto)
-             for arm in tested if (own := arm.verdict)]  # fmt: skip
+    shown = _differences(tested)
     if not shown:
         return None
-    margin = max((arm.verdict or {}).get("margin") or 0 for arm in tested)
+    margin = _margin(tested)
     if baseline:
-        point = plots.Point(baseline.name, baseline.size, 0, "baseline", joined=baseline.pareto)
+        point = plots.Point(
+            _short(baseline.name), baseline.size, 0, "baseline", joined=baseline.pareto
+        )
         shown.append(point)
     return plots.scatter(
-        "quality", "Quality against size", shown, _tick, lambda v: f"{v:+.4g}" if v else "0",
-        "size on disk", "accuracy against the baseline, points",
-        line=0.0, band=(-100 * margin, 0.0) if margin else None,
+        "quality", "Quality against size", shown, _tick, _signed, "size on disk",
+        "accuracy against the baseline, points", line=0.0,
+        band=(-margin, 0.0) if margin else None,
     )  # fmt: skip
 
 
+def _differences(tested: Sequence[Arm]) -> list[plots.Point]:
+    return [plots.Point(_short(arm.name), arm.size, 100 * own["difference"], _arm_look(arm),
+                        100 * own["lower"], 100 * own["upper"], arm.pareto)
+            for arm in tested if (own := arm.verdict)]  # fmt: skip
+
+
+def _margin(tested: Sequence[Arm]) -> float:
+    """In points."""
+    return 100 * max((arm.verdict or {}).get("margin") or 0 for arm in tested)
+
+
+def _forest(tested: Sequence[Arm]) -> Markup | None:
+    if not tested or not _margin(tested):
+        return None
+    rows = _differences(tested)
+    return plots.forest("forest", "Difference from the baseline", rows, _margin(tested), _signed)
+
+
 def _speed(arms: Sequence[Arm]) -> Markup | None:
-    shown = [plots.Point(arm.name, arm.size, arm.speed["decode_tps"], _arm_look(arm))
+    shown = [plots.Point(_short(arm.name), arm.size, arm.speed["decode_tps"], _arm_look(arm))
              for arm in arms if arm.speed and arm.speed.get("decode_tps")]  # fmt: skip
     if not shown:
         return None
@@ -220,9 +248,14 @@ def _latency(arms: Sequence[Arm]) -> Markup | None:
         samples = tuple(own.get("itl_ms") or ())
         if len(samples) > 1:
             cuts = statistics.quantiles(samples, n=100, method="inclusive")
-            rows.append(plots.Strip(arm.name, samples, (cuts[49], cuts[94], cuts[98])))
+            known = cuts[49], cuts[94], cuts[98]
         elif cells := [cell for cell in own.get("cells") or () if cell.get("itl")]:
-            rows.append(plots.Strip(arm.name, (), tuple(cells[0]["itl"])))
+            known = tuple(cells[0]["itl"])
+        else:
+            continue
+        named = zip(("p50", "p95", "p99"), known, strict=True)
+        says = " · ".join(f"{name} {rounded(value)}" for name, value in named)
+        rows.append(plots.Strip(arm.name, f"{says} ms", samples, known))
     if not rows:
         return None
     return plots.strips("latency", "Time between tokens", rows, lambda v: f"{v:.3g} ms")

@@ -1,6 +1,6 @@
 """Figures as inline SVG: no script, no colours of their own (the page's style has them, light and dark).
 
-    scatter("quality", "Quality against size", points, x=human, y=points_text, band=(-5, 0))
+    scatter("speed", "Speed against size", points, human, str, "size", "tokens per second")
 
 Every figure is drawn 340 units wide, near its width on a phone; text comes in escaped. A figure has a
 title and a description for those who do not see it; its numbers are in the page's tables, too.
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 340
-LETTER = 5.6
-"""mean width of a letter of a label"""
+LETTER = 6.0
+"""width of a letter of a label, on the large side"""
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom"""
@@ -49,6 +49,7 @@ class Bar:
 @dataclass(frozen=True)
 class Strip:
     name: str
+    says: str
     samples: tuple[float, ...]
     quantiles: tuple[float, ...]
     """50, 95 and 99 %"""
@@ -87,6 +88,16 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     return [i * step for i in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
+def round_sizes(low: float, high: float) -> list[float]:
+    """Round numbers from `low` to `high` for a logarithmic axis."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 8)):
+        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(found) > 2:
+            return found
+    return ticks(low, high, 3)
+
+
 def scatter(
     name: str,
     title: str,
@@ -100,7 +111,7 @@ def scatter(
     curve: Callable[[float], float] | None = None,
     from_zero: bool = False,
 ) -> Markup:
-    """Points with whiskers, the best of them joined; x starts at 0.
+    """Points with whiskers, the best of them joined; x, which is positive, is logarithmic.
 
     `line` is the baseline, `band` what is still allowed, `curve` a limit as a function of x.
     """
@@ -110,10 +121,10 @@ def scatter(
     low, high = min(heights), max(heights)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
     low, high = (0.0, high * 1.15 or 1.0) if from_zero else (low - room, high + room)
-    widest = max(p.x for p in points) * 1.12 or 1.0
+    first, last = min(p.x for p in points) / 1.12, max(p.x for p in points) * 1.12
 
     def across(value: float) -> float:
-        return left + (right - left) * value / widest
+        return left + (right - left) * math.log(value / first) / math.log(last / first)
 
     def down(value: float) -> float:
         return bottom - (bottom - top) * (value - low) / (high - low)
@@ -127,9 +138,10 @@ def scatter(
         at = down(value)
         parts.append(element("line", class_="grid", x1=left, x2=right, y1=at, y2=at))
         parts.append(element("text", y(value), x=left - 5, y=at + 3.5, text_anchor="end"))
-    for value in ticks(0, widest):
+    for value in round_sizes(first, last):
         at = across(value)
-        anchor = "start" if value == 0 else "end" if at > right - 20 else "middle"
+        anchor = "end" if at > right - 20 else "middle"
+        parts.append(element("line", class_="axis", x1=at, x2=at, y1=bottom, y2=bottom + 3))
         parts.append(element("text", x(value), x=at, y=bottom + 14, text_anchor=anchor))
     parts.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
     parts.append(element("text", y_name, class_="name", x=2, y=12))
@@ -138,7 +150,7 @@ def scatter(
         at = down(line)
         parts.append(element("line", class_="reference", x1=left, x2=right, y1=at, y2=at))
     if curve:
-        steps = (widest * i / 120 for i in range(1, 121))
+        steps = (first * (last / first) ** (i / 100) for i in range(101))
         seen = [(v, curve(v)) for v in steps]
         path = [f"{across(v):.1f},{down(h):.1f}" for v, h in seen if low <= h <= high]
         parts.append(element("polyline", class_="limit", points=" ".join(path)))
@@ -151,13 +163,48 @@ def scatter(
         taken.append((cx - 5, cy - 5, cx + 5, cy + 5))
         if p.low is not None and p.high is not None:
             ends = down(p.high), down(p.low)
-            taken.append((cx - 2, ends[0], cx + 2, ends[1]))
+            taken.append((cx - 4, ends[0], cx + 4, ends[1]))
             parts.append(_whisker(cx, *ends))
     parts += [_point(p, across(p.x), down(p.y), f"{x(p.x)}, {y(p.y)}") for p in points]
     for p in points:
         parts.append(_label(p, across(p.x), down(p.y), taken, (left, top - 8, right, bottom)))
     told = "; ".join(f"{p.name}: {x(p.x)}, {y(p.y)}" for p in points)
     return figure(name, title, f"{y_name} against {x_name}. {told}.", bottom + 36, parts)
+
+
+def forest(name: str, title: str, rows: Sequence[Point], margin: float, says: Says) -> Markup:
+    """Differences (y of the points) from 0 with their intervals, against the margin, a loss."""
+    ends = [v for p in rows for v in (p.y, p.low, p.high) if v is not None]
+    low, high = min(*ends, -margin), max(*ends, 0.0)
+    room = (high - low) * 0.08 or 1.0
+    low, high = low - room, high + room
+    left, right, bottom = 92, WIDTH - 8, 22.0 * len(rows) + 22
+
+    def across(value: float) -> float:
+        return left + (right - left) * (value - low) / (high - low)
+
+    parts = [element("rect", class_="band", x=across(-margin), y=16,
+                     width=across(0) - across(-margin), height=bottom - 16)]  # fmt: skip
+    for look, value in (("margin", -margin), ("reference", 0.0)):
+        at = across(value)
+        parts.append(element("line", class_=look, x1=at, x2=at, y1=16, y2=bottom))
+    parts.append(element("text", f"margin {says(-margin)}", x=across(-margin), y=11,
+                         text_anchor="end" if across(-margin) > 200 else "middle"))  # fmt: skip
+    for value in ticks(low, high):
+        at = across(value)
+        parts.append(element("text", says(value), x=at, y=bottom + 14, text_anchor="middle"))
+    parts.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
+    for number, p in enumerate(rows):
+        y = 22.0 * number + 29
+        label = short(p.name, 16)
+        parts.append(element("text", label, element("title", p.name), class_="row", x=2, y=y + 3.5))
+        if p.low is not None and p.high is not None:
+            path = f"M{across(p.low):.1f} {y - 4:.1f}v8M{across(p.low):.1f} {y:.1f}"
+            path += f"H{across(p.high):.1f}M{across(p.high):.1f} {y - 4:.1f}v8"
+            parts.append(element("path", class_="whisker", d=path))
+        parts.append(_point(p, across(p.y), y, says(p.y)))
+    told = "; ".join(f"{p.name}: {says(p.y)}" for p in rows)
+    return figure(name, title, f"Margin {says(-margin)}. {told}.", bottom + 20, parts)
 
 
 def bars(name: str, title: str, rows: Sequence[Bar], says: Says) -> Markup:
@@ -182,17 +229,14 @@ def bars(name: str, title: str, rows: Sequence[Bar], says: Says) -> Markup:
     return figure(name, title, f"{told}.", 34 * len(rows) + 20, parts)
 
 
-def strips(name: str, title: str, rows: Sequence[Strip], says: Says) -> Markup:
+def strips(name: str, title: str, rows: Sequence[Strip], tick: Says) -> Markup:
     """Every sample a thin line, a bar from the median to 95 %, lines at the median, 95 and 99 %."""
     widest = max(value for row in rows for value in (*row.samples, *row.quantiles)) * 1.03 or 1.0
     scale = (WIDTH - 8) / widest
-    parts, told = [], []
+    parts = []
     for number, row in enumerate(rows):
         y = 40.0 * number + 12
-        named = ("p50", "p95", "p99")
-        figures = [f"{q} {says(v)}" for q, v in zip(named, row.quantiles, strict=False)]
-        told.append(f"{row.name}: {', '.join(figures)}")
-        parts += _row_text(row.name, " · ".join(figures), y)
+        parts += _row_text(row.name, row.says, y)
         for value in row.samples:
             at = 2 + value * scale
             parts.append(element("line", class_="sample", x1=at, x2=at, y1=y + 6, y2=y + 22))
@@ -201,8 +245,9 @@ def strips(name: str, title: str, rows: Sequence[Strip], says: Says) -> Markup:
                              width=max(ends[1] - ends[0], 0.5), height=6))  # fmt: skip
         for at, look in zip(ends, ("median", "tail", "tail"), strict=False):
             parts.append(element("line", class_=look, x1=at, x2=at, y1=y + 5, y2=y + 23))
-    parts += _ruler(widest, scale, 40.0 * len(rows) + 2, says)
-    return figure(name, title, f"{'; '.join(told)}.", 40 * len(rows) + 20, parts)
+    parts += _ruler(widest, scale, 40.0 * len(rows) + 2, tick)
+    told = "; ".join(f"{row.name}: {row.says}" for row in rows)
+    return figure(name, title, f"{told}.", 40 * len(rows) + 20, parts)
 
 
 def interval(
@@ -281,7 +326,7 @@ def _label(p: Point, x: float, y: float, taken: list[Box], area: Box) -> Markup:
 
 
 def _text_box(x: float, y: float, width: float) -> Box:
-    return x, y - 5, x + width, y + 5
+    return x - 2, y - 5, x + width + 2, y + 5
 
 
 def _overlap(a: Box, b: Box) -> float:
