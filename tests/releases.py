@@ -101,8 +101,7 @@ def sample() -> Release:
         floor={"threads": 1, "flips": 0, "n": N, "kl": 2.3e-6},
         commands=(
             "edgeft merge-export --adapter demo/adapter --out demo --quant f16,q8_0,q4_k_m",
-            "edgeft ab demo/q8_0.gguf demo/q4_k_m.gguf demo/f16.gguf --base demo/base/f16.gguf "
-            "--shots 4 --items smart_home --speed --report demo/report",
+            "edgeft ab demo/q8_0.gguf demo/q4_k_m.gguf demo/f16.gguf --items smart_home --speed",
         ),
         notes=tuple(f"{quant}.gguf was not tested: the sequence ended before it"
                     for quant in ("q3_k_m", "q2_k")),
@@ -154,8 +153,13 @@ def _measured(quant: str, rng: random.Random) -> dict[str, Any]:
              "prompt_tokens": 256, "new_tokens": 64, "runs": 5, "cells": cells, "itl_ms": itl,
              "roofline": {"bandwidth_gbs": 9.4, "bytes_per_token": size, "share": 0.62}}  # fmt: skip
     anonymous = 74_000_000
-    memory = {"peak": size + anonymous + 9_000_000, "anonymous": anonymous,
-              "file": size + 9_000_000, "pss": size + anonymous, "smallest": size + 60_000_000}
+    memory = {
+        "peak": size + anonymous + 9_000_000,
+        "anonymous": anonymous,
+        "file": size + 9_000_000,
+        "pss": size + anonymous,
+        "smallest": size + 60_000_000,
+    }
     return {"speed": speed, "memory": memory}
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import math
 import re
 import statistics
 from collections.abc import Sequence
@@ -95,7 +96,7 @@ def _environment() -> jinja2.Environment:
 
 def _number(value: Any) -> float | None:
     """None for what is no finite number."""
-    return float(value) if isinstance(value, int | float) and value == value else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def percent(value: Any, digits: int = 1) -> str:
@@ -181,7 +182,7 @@ def _quality(tested: Sequence[Arm], baseline: Arm | None) -> Markup | None:
     if not shown:
         return None
     margin = _margin(tested)
-    if baseline:
+    if baseline and baseline.size > 0:
         point = plots.Point(
             _short(baseline.name), baseline.size, 0, "baseline", joined=baseline.pareto
         )
@@ -194,9 +195,15 @@ def _quality(tested: Sequence[Arm], baseline: Arm | None) -> Markup | None:
 
 
 def _differences(tested: Sequence[Arm]) -> list[plots.Point]:
+    def hundredfold(value: Any) -> float | None:
+        number = _number(value)
+        return None if number is None else 100 * number
+
     return [plots.Point(_short(arm.name), arm.size, 100 * own["difference"], _arm_look(arm),
-                        100 * own["lower"], 100 * own["upper"], arm.pareto)
-            for arm in tested if (own := arm.verdict)]  # fmt: skip
+                        hundredfold(own.get("lower")), hundredfold(own.get("upper")), arm.pareto)
+            for arm in tested
+            if (own := arm.verdict) and _number(own.get("difference")) is not None
+            and arm.size > 0]  # fmt: skip
 
 
 def _margin(tested: Sequence[Arm]) -> float:
@@ -205,15 +212,15 @@ def _margin(tested: Sequence[Arm]) -> float:
 
 
 def _forest(tested: Sequence[Arm]) -> Markup | None:
-    if not tested or not _margin(tested):
-        return None
     rows = _differences(tested)
+    if not rows or not _margin(tested):
+        return None
     return plots.forest("forest", "Difference from the baseline", rows, _margin(tested), _signed)
 
 
 def _speed(arms: Sequence[Arm]) -> Markup | None:
     shown = [plots.Point(_short(arm.name), arm.size, arm.speed["decode_tps"], _arm_look(arm))
-             for arm in arms if arm.speed and arm.speed.get("decode_tps")]  # fmt: skip
+             for arm in arms if arm.speed and arm.speed.get("decode_tps") and arm.size > 0]  # fmt: skip
     if not shown:
         return None
     bandwidth = [arm.speed["roofline"]["bandwidth_gbs"] for arm in arms
@@ -265,7 +272,8 @@ def _interval(one: dict[str, Any], start: float) -> Markup:
     """The cell of a slice."""
     if not one.get("interval"):
         return Markup("")
-    return plots.interval(one["accuracy"], *one["interval"], one.get("baseline"), start)
+    low, high = one["interval"]
+    return plots.interval(one["accuracy"], low, high, one.get("baseline"), start)
 
 
 def _texts(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:

@@ -91,7 +91,11 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
 def round_sizes(low: float, high: float) -> list[float]:
     """Round numbers from `low` to `high` for a logarithmic axis."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for steps in ((1, 2, 5), (1, 1.5, 2, 3, 5, 7), (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 8)):
+    for steps in (
+        (1, 2, 5),
+        (1, 1.5, 2, 3, 5, 7),
+        (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 8),
+    ):
         found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
         if len(found) > 2:
             return found
@@ -273,7 +277,9 @@ def short(name: str, most: int) -> str:
 
 def _row_text(name: str, says: str, y: float) -> list[Markup]:
     room = int((WIDTH - len(says) * LETTER - 16) / LETTER)
-    label = element("text", short(name, max(room, 6)), element("title", name), class_="row", x=2, y=y)
+    label = element(
+        "text", short(name, max(room, 6)), element("title", name), class_="row", x=2, y=y
+    )
     return [label, element("text", says, x=WIDTH - 6, y=y, text_anchor="end")]
 
 
