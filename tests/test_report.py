@@ -332,6 +332,14 @@ def test_the_command_makes_the_page_again(edgeft: Callable[..., Any], tmp_path: 
     assert (tmp_path / "two/report.html").read_text() == before
 
 
+def test_another_report_is_not_overwritten(edgeft: Callable[..., Any], tmp_path: Path) -> None:
+    page_of_bare = report.write(bare(), tmp_path).read_text()
+    (tmp_path / "old.json").write_text(json.dumps(sample().to_json()))
+    ran = edgeft("report", tmp_path / "old.json")
+    assert ran.code == 2 and "--out" in ran.err
+    assert (tmp_path / "report.html").read_text() == page_of_bare
+
+
 def spoiled(**changes: Any) -> str:
     return json.dumps(sample().to_json() | changes)
 
@@ -361,7 +369,7 @@ def test_bad_input_is_one_line(
 ) -> None:
     file = tmp_path / "other.json"
     file.write_bytes(text.encode("latin-1", "backslashreplace"))
-    ran = edgeft("report", file)
+    ran = edgeft("report", file, "--out", tmp_path)
     assert (ran.code, ran.out) == (1, "") and says in ran.err and ran.err.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["other.json"]
 

@@ -14,7 +14,7 @@ from edgeft.cli._options import configurable, json_option, print_json
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the three files.  [default: the one of FILE]",
+    help="Folder for the three files.  [default: that of FILE, if it is a report.json]",
 )
 @json_option
 @configurable
@@ -26,6 +26,10 @@ def command(file: Path, out: Path | None, as_json: bool) -> None:
     """
     from edgeft import report
 
+    if out is None and file.name != report.JSON:
+        raise click.UsageError(
+            f"--out FOLDER: {file.name} is no {report.JSON}"
+        )  # of another release
     release = report.read(file)
     page = report.write(release, out or file.parent)
     if as_json:
