@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import time
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -232,6 +233,13 @@ def test_differing_words(before: str, after: str, left: list[str], right: list[s
     assert "".join(text for _, text in other) == after
     assert [text for differs, text in one if differs] == left
     assert [text for differs, text in other if differs] == right
+
+
+def test_a_reply_that_repeats_itself_takes_no_time() -> None:
+    started = time.process_time()
+    one, other = page.difference("{ " * 800, "} { " * 400)
+    assert time.process_time() - started < 2
+    assert "".join(text for _, text in one + other) == "{ " * 800 + "} { " * 400
 
 
 @pytest.mark.parametrize(

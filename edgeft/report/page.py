@@ -63,11 +63,15 @@ def markdown(release: Release) -> str:
 
 
 def difference(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
-    """Both texts in pieces, with the words that only one of them has marked."""
+    """Both texts in pieces, with the words that only one of them has marked.
+
+    In long texts a word that is everywhere begins no match: a reply that repeats itself to its end
+    would take minutes.
+    """
     one, other = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (before, after))
     left: list[Segment] = []
     right: list[Segment] = []
-    matcher = difflib.SequenceMatcher(None, one, other, autojunk=len(one) > 2000)
+    matcher = difflib.SequenceMatcher(None, one, other, autojunk=True)
     for kind, a, b, c, d in matcher.get_opcodes():
         if a < b:
             left.append((kind != "equal", "".join(one[a:b])))
