@@ -145,6 +145,15 @@ def test_names_are_hostile_too(field: str) -> None:
     assert read.open == [] and not {"script", "img", "b"} & {tag for tag, _ in read.tags}
 
 
+def test_a_pass_on_the_items_does_not_hide_lost_refusals() -> None:
+    release = sample()
+    assert release.safety
+    release.safety["arms"]["q4_k_m.gguf"]["outcome"] = "FAIL"
+    text = " ".join(Reader(page.html(release)).text.split())
+    assert "q4_k_m.gguf ship PASS refusals: FAIL" in text
+    assert "refusals: " not in Reader(page.html(sample())).text
+
+
 def test_the_policy_allows_nothing_but_the_own_style(full: Reader) -> None:
     policy = next(a["content"] for t, a in full.tags if t == "meta" and "http-equiv" in a)
     assert policy is not None and policy.startswith("default-src 'none'")
