@@ -31,6 +31,11 @@ def test_the_wheel_holds_the_package_and_runs_anywhere(tmp_path: Path) -> None:
         "from edgeft.benchmarks.suites import load_suite\n"
         f"assert p.__file__.startswith({str(site)!r}), p.__file__\n"
         "assert load_suite('smart_home').test.is_file() and m.cards() and m.sources()\n"
+        "from pathlib import Path\n"
+        "from edgeft import records, report\n"
+        "empty = records.Release('PASS', None, '', {}, (), {})\n"
+        "assert '<style>' in report.write(empty, Path('report')).read_text()\n"
+        "assert (Path(report.__file__).parent / 'SCHEMA.md').is_file()\n"
         "from edgeft.cli import main\nmain(['--help'])\n"
     )
     env = os.environ | {"PYTHONPATH": str(site)}

@@ -24,6 +24,7 @@ JSON = "report.json"
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Aligned Markdown: the first column to the left, the others to the right."""
+    head, *rows = ([_cell(text) for text in row] for row in (head, *rows))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
     def line(cells: Sequence[str]) -> str:
@@ -35,6 +36,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         [f"{'-' * (widths[0] + 2)}", *(f"{'-' * (width + 1)}:" for width in widths[1:])]
     ) + "|"  # fmt: skip
     return "\n".join([line(head), rule, *(line(row) for row in rows)])
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def bench_table(rows: Sequence[Measurement]) -> str:
@@ -77,14 +82,16 @@ def arms_table(arms: Sequence[Arm]) -> str:
 
 
 def _arm_row(arm: Arm) -> list[str]:
-    speed, memory, verdict, kept = arm.speed, arm.memory, arm.verdict or {}, arm.retention or {}
+    speed, memory, verdict, kept = (
+        part or {} for part in (arm.speed, arm.memory, arm.verdict, arm.retention)
+    )
     return [
         arm.name,
         f"{arm.accuracy:.1%}" if arm.accuracy is not None else "",
         human(arm.size),
-        human(memory["peak"]) if memory else "",
-        f"{speed['prefill_tps']:.0f}" if speed else "",
-        f"{speed['decode_tps']:.0f}" if speed else "",
+        human(memory["peak"]) if memory.get("peak") else "",
+        f"{speed['prefill_tps']:.0f}" if speed.get("prefill_tps") else "",
+        f"{speed['decode_tps']:.0f}" if speed.get("decode_tps") else "",
         str(verdict.get("lost", "")),
         str(verdict.get("won", "")),
         f"{points(verdict['difference'])} (≥ {points(verdict['lower'])})" if verdict else "",
@@ -122,22 +129,29 @@ def machine() -> dict[str, Any]:
 
 
 def write(release: Release, folder: Path) -> Path:
-    """report.json, report.md and report.html in `folder`, each whole; the page, which is returned, is
-    the last. Nothing is written before all three are made."""
+    """report.json, report.md and report.html in `folder`, each whole; returns the page.
+
+    The JSON (SCHEMA.md says what is in it) comes first: hours of measuring outlive whatever keeps
+    the others from being made. They show what it says and nothing else.
+    """
     from edgeft.report.page import html, markdown
 
     raw = _plain(release.to_json())
     release = Release.from_json(raw)
-    text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    files = {JSON: text, "report.md": markdown(release), "report.html": html(release)}
     folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        write_text(folder / name, content)
+    text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / JSON, text + "\n")
+    write_text(folder / "report.md", markdown(release))
+    write_text(folder / "report.html", html(release))
     return folder / "report.html"
 
 
 def read(file: Path) -> Release:
     """A release from its report.json; InputError for anything else."""
+    import jinja2
+
+    from edgeft.report.page import html, markdown
+
     hint = f"--report of edgeft ab or edgeft search writes {JSON}"
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
@@ -145,15 +159,22 @@ def read(file: Path) -> Release:
         raise InputError(f"no such file: {file}", hint) from None
     except IsADirectoryError:
         raise InputError(f"{file} is a folder", f"name the {JSON} in it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON: {error}", hint) from None
     schema = raw.get("schema") if isinstance(raw, dict) else None
-    if isinstance(schema, int) and schema > SCHEMA:
+    if type(schema) is not int or schema < 1:
+        raise InputError(f"{file} is no report: it has no schema", hint)
+    if schema > SCHEMA:
         raise InputError(f"{file} was written by a newer edgeft", "upgrade edgeft")
+    wrong = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+             jinja2.TemplateError)  # fmt: skip
     try:
-        return Release.from_json(raw)
-    except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{file} is no report: {error}", hint) from None
+        release = Release.from_json(_plain(raw))
+        html(release)  # what the parts hold is seen by making something of them
+        markdown(release)
+    except wrong as error:
+        raise InputError(f"{file} is no report: {_cell(str(error))}", hint) from None
+    return release
 
 
 def _plain(value: Any) -> Any:

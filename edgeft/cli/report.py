@@ -1,0 +1,38 @@
+"""`edgeft report`: the page of a release once more, from its report.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeft.cli._options import configurable, json_option, print_json
+
+
+@click.command("report", short_help="The page and the note again, from a report.json.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for the three files.  [default: that of FILE, if it is a report.json]",
+)
+@json_option
+@configurable
+def command(file: Path, out: Path | None, as_json: bool) -> None:
+    """Make report.html and report.md of what `edgeft ab` or `edgeft search` wrote with --report.
+
+    \b
+    edgeft report report/report.json --out page
+    """
+    from edgeft import report
+
+    if out is None and file.name != report.JSON:
+        raise click.UsageError(
+            f"--out FOLDER: {file.name} is no {report.JSON}"
+        )  # of another release
+    release = report.read(file)
+    page = report.write(release, out or file.parent)
+    if as_json:
+        print_json({"page": str(page), "outcome": release.outcome, "ship": release.ship})
+    else:
+        click.echo(page)
