@@ -371,7 +371,7 @@ def _losses(examples: Sequence[Example], before: Score, after: Score) -> tuple[d
     """The worst first: by what the score fell, then by how unlike the replies are."""
 
     def badness(i: int) -> tuple[float, float]:
-        alike = difflib.SequenceMatcher(None, before.replies[i], after.replies[i], autojunk=False)
+        alike = difflib.SequenceMatcher(None, before.replies[i], after.replies[i])
         return after.values[i] - before.values[i], alike.ratio()
 
     lost = [i for i, (a, b) in enumerate(zip(before.values, after.values, strict=True)) if b < a]

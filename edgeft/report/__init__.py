@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.records import SCHEMA, Arm, Measurement, Release
+from edgeft.records import SCHEMA, Arm, Release
 from edgeft.stage import human, write_text
 
 JSON = "report.json"
@@ -40,27 +40,6 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def bench_table(rows: Sequence[Measurement]) -> str:
-    head = [
-        "artifact", "size", "load", "TTFT", "prefill t/s", "decode t/s", "peak memory", "accuracy"
-    ]  # fmt: skip
-    return table(head, [_bench_row(row) for row in rows])
-
-
-def _bench_row(row: Measurement) -> list[str]:
-    speed, memory, score = row.speed, row.memory, row.score
-    return [
-        row.name,
-        human(row.size),
-        f"{speed.load_s:.2f} s" if speed else "-",
-        f"{speed.ttft_s * 1000:.0f} ms" if speed else "-",
-        f"{speed.prefill_tps:.0f}" if speed else "-",
-        f"{speed.decode_tps:.0f}" if speed else "-",
-        human(memory.peak) if memory else "-",
-        f"{score.accuracy:.1%}" if score else "-",
-    ]
 
 
 def release_text(release: Release) -> str:
