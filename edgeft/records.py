@@ -105,6 +105,30 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How one token is chosen from what the model says of all; the defaults choose the likeliest."""
+
+    temperature: float = 0.0
+    """0 = greedy"""
+    top_p: float = 1.0
+    top_k: int = 0
+    """choose among so many; 0 = among all"""
+    min_p: float = 0.0
+    """choose among those that have at least this share of the likeliest one's probability"""
+    repeat_penalty: float = 1.0
+    """divides the logits of tokens that were there before; 1 = none"""
+    frequency_penalty: float = 0.0
+    """subtracted from a token's logit for each time that it was there"""
+    presence_penalty: float = 0.0
+    """subtracted once"""
+    seed: int = 0
+    bias: tuple[tuple[int, float], ...] = ()
+    """(token id, added to its logit)"""
+    grammar: str = ""
+    """GBNF that the answer follows, from its rule root"""
+
+
+@dataclass(frozen=True)
 class Token:
     """One streamed token; every command that times a reply reads these."""
 

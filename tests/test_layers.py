@@ -62,7 +62,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.runtimes",
         "edgeft.modelfile",
     ),
-    ("edgeft.benchmarks", "edgeft.activations"),
+    ("edgeft.benchmarks", "edgeft.activations", "edgeft.server"),
     (
         "edgeft.export",
         "edgeft.report",
@@ -81,6 +81,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 INSIDE = {
     "edgeft.train": "its files are one stage",
+    "edgeft.server": "its files are one program",
     "edgeft.benchmarks": "the measurements build on each other and on the suites",
     "edgeft.report": "the page is made of the tables and the plots",
 }
@@ -120,6 +121,7 @@ ALLOWED = {
     ("edgeft.benchmarks.gptq_cost", "edgeft.report"): "a program of its own, likewise",
     ("edgeft.coded", "edgeft.packed"): "codes become blocks",
     ("edgeft.coded", "edgeft.checkpoint"): "of a folder of them",
+    ("edgeft.runtimes.gguf", "edgeft.runtimes.sequences"): "its context for a scheduler",
     ("edgeft.runtimes.gptq", "edgeft.runtimes.gguf"): "it runs what was repacked",
     ("edgeft.runtimes.gptq", "edgeft.base"): "which is kept where imported bases are",
     ("edgeft.runtimes.gptq", "edgeft.merge"): "and is the base alone, as the converter sees it",

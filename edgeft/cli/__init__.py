@@ -19,8 +19,8 @@ from edgeft import __version__
 from edgeft.errors import EdgeftError, did_you_mean
 
 COMMANDS = (
-    "demo", "train-qlora", "merge-export", "search", "inspect", "chat", "bench", "ab", "report",
-    "models",
+    "demo", "train-qlora", "merge-export", "search", "inspect", "chat", "serve", "bench", "ab",
+    "report", "models",
 )  # fmt: skip
 """in the order of use; a command is `edgeft/cli/<name with _>.py` with a `command` in it"""
 

@@ -32,6 +32,7 @@ from edgeft import stage
 from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.generation import common_prefix
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.sequences import Sequences
 from edgeft.template import ALPACA, ChatTemplate
 
 Logits = npt.NDArray[np.float32]
@@ -91,6 +92,11 @@ class GGUFRuntime:
             self._space_prefix = value.value == b"true" if known else by_default
             self.vocab_size: int = lib.llama_vocab_n_tokens(self._vocab)
             self.adds_bos: bool = lib.llama_vocab_get_add_bos(self._vocab)
+            ends = map(
+                lib.llama_vocab_is_eog, itertools.repeat(self._vocab), range(self.vocab_size)
+            )
+            self.ends = frozenset(i for i, is_end in enumerate(ends) if is_end)
+            """ids that end a turn"""
             self.chat = self._chat_template()
             trained: int = lib.llama_model_n_ctx_train(self._model)
             self.context = context or min(trained, 4096)
@@ -124,7 +130,7 @@ class GGUFRuntime:
         return self._generate(list(ids), limits, time.perf_counter())
 
     def _generate(self, ids: list[int], limits: Limits, start: float) -> Iterator[Token]:
-        text = self._decoder()
+        text = self.decoder()
         end = min(len(ids) + limits.max_tokens, self.context + 1)
         sampler = self._sampler(limits) if limits.temperature > 0 else None
         try:
@@ -133,7 +139,7 @@ class GGUFRuntime:
                 token = int(self._read(ids).argmax())
                 if sampler:
                     token = self._lib.llama_sampler_sample(sampler, self._context, -1)
-                if not limits.past_stops and self._lib.llama_vocab_is_eog(self._vocab, token):
+                if not limits.past_stops and token in self.ends:
                     return
                 ids.append(token)
                 yield Token(token, text(token), time.perf_counter() - start)
@@ -174,7 +180,6 @@ class GGUFRuntime:
 
         They lie in llama.cpp's memory: the next call overwrites them.
         """
-        self._errors.clear()
         batch = self._alive(self._batch)
         batch.n_tokens = len(tokens)
         outputs = outputs or len(tokens)
@@ -182,12 +187,16 @@ class GGUFRuntime:
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
             batch.logits[i] = i >= len(tokens) - outputs
-        if code := self._lib.llama_decode(context, batch):
-            reason = _reason(self._errors) or f"llama_decode returned {code}"
-            raise EdgeftError(f"llama.cpp could not run the model: {reason}")
+        self._run(context, batch)
         shape = (outputs, self.vocab_size)
         rows: Logits = np.ctypeslib.as_array(self._lib.llama_get_logits(context), shape)
         return rows
+
+    def _run(self, context: Any, batch: Any) -> None:
+        self._errors.clear()
+        if code := self._lib.llama_decode(context, batch):
+            reason = _reason(self._errors) or f"llama_decode returned {code}"
+            raise EdgeftError(f"llama.cpp could not run the model: {reason}")
 
     def replies(
         self,
@@ -228,13 +237,13 @@ class GGUFRuntime:
         times: list[list[float]] = [[] for _ in prompts]
 
         def take(index: int, ids: list[int], token: int) -> Reply | None:
-            stopped = self._lib.llama_vocab_is_eog(self._vocab, token) and not limits.past_stops
+            stopped = token in self.ends and not limits.past_stops
             if not stopped:
                 ids.append(token)
                 times[index].append(time.perf_counter() - start)
             new = ids[len(prompts[index]) :]
             if stopped or len(new) == limits.max_tokens or len(ids) > self.context:
-                text = "".join(map(self._decoder(), new))
+                text = "".join(map(self.decoder(), new))
                 return Reply(text, tuple(new), stopped, tuple(times[index]))
             return None
 
@@ -309,6 +318,17 @@ class GGUFRuntime:
         finally:
             lib.llama_free(context)
 
+    def sequences(self, count: int) -> Sequences:
+        """A context for `count` conversations side by side, for whoever schedules them. The runtime
+        gives its own one up for that: `encode` and `decoder` are what still works."""
+        if self._context:
+            self._lib.llama_free(self._context)
+            self._context = None
+        cells = self.context * count
+        context = self._new_context(cells, sequences=count, rows=1)
+        run = functools.partial(self._run, context)
+        return Sequences(self._lib, context, self._vocab, run, count, self.context)
+
     def close(self) -> None:
         if self._batch:
             self._lib.llama_batch_free(self._batch)
@@ -376,16 +396,16 @@ class GGUFRuntime:
         lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(limits.seed & 0xFFFFFFFF))
         return chain
 
-    def _decoder(self) -> Callable[[int], str]:
+    def decoder(self) -> Callable[[int], str]:
         """The tokens of one answer, one after the other -> the text that each completes.
 
         SentencePiece writes a space before the first word, which is not part of the answer.
         """
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         strip = itertools.chain([int(self._space_prefix)], itertools.repeat(0))
-        return lambda token: utf8.decode(self._piece(token, next(strip)))
+        return lambda token: utf8.decode(self.piece(token, next(strip)))
 
-    def _piece(self, token: int, strip: int = 0) -> bytes:
+    def piece(self, token: int, strip: int = 0) -> bytes:
         room = 1024  # Runs of spaces are the longest tokens, at some hundred bytes.
         buffer = ctypes.create_string_buffer(room)
         count = self._lib.llama_token_to_piece(self._vocab, token, buffer, room, strip, True)
@@ -395,10 +415,9 @@ class GGUFRuntime:
         lib, vocab = self._lib, self._vocab
 
         def text(token: int) -> str:
-            return self._piece(token).decode("utf-8", "replace") if token >= 0 else ""
+            return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
 
         eos = text(lib.llama_vocab_eos(vocab))
-        ends = [i for i in range(self.vocab_size) if lib.llama_vocab_is_eog(vocab, i)]
         source = lib.llama_model_chat_template(self._model, None)
         number = ctypes.create_string_buffer(16)
         key = b"tokenizer.ggml.unknown_token_id"
@@ -407,7 +426,9 @@ class GGUFRuntime:
             source=source.decode("utf-8", "replace") if source else ALPACA,
             bos_token=text(lib.llama_vocab_bos(vocab)),
             eos_token=eos,
-            stops=tuple(stop for stop in dict.fromkeys([eos, *map(text, ends)]) if stop),
+            stops=tuple(
+                stop for stop in dict.fromkeys([eos, *map(text, sorted(self.ends))]) if stop
+            ),
             unk_token=text(int(number.value)) if known else "",
             pad_token=text(lib.llama_vocab_pad(vocab)),
         )

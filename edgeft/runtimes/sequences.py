@@ -1,0 +1,227 @@
+"""Many sequences in one context of llama.cpp, for a scheduler that decides what is computed when.
+
+    with GGUFRuntime(path) as model, model.sequences(4) as many:
+        many.read(0, ids)                                  # a prompt, or a part of it
+        token = many.choose(0, many.sampler(Sampling()))   # what follows it
+        many.step([(0, token), (3, other)])                # one token each
+
+Each sequence has its own part of the cache: in a unified one attention adds its terms in an order
+that depends on the neighbours. llama.cpp then computes only sequences with neighbouring numbers
+together. Used by one thread; samplers may be made and freed in others.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.errors import InputError, ResourceError
+from edgeft.records import Sampling
+
+Logits = npt.NDArray[np.float32]
+
+
+class Sequences:
+    def __init__(
+        self,
+        lib: Any,
+        context: Any,
+        vocab: Any,
+        run: Callable[[Any], None],
+        count: int,
+        length: int,
+    ) -> None:
+        """`run`: decode a llama_batch or raise. `length`: tokens that each sequence may have."""
+        self._lib, self._context, self._vocab, self._run = lib, context, vocab, run
+        self.count, self.length = count, length
+        self.held: list[list[int]] = [[] for _ in range(count)]
+        """the tokens of each sequence; read only"""
+        self._memory = lib.llama_get_memory(context)
+        self._room: int = lib.llama_n_batch(context)
+        self._batch = lib.llama_batch_init(self._room, 0, 1)
+        self._size: int = lib.llama_vocab_n_tokens(vocab)
+        self._rows: Logits = np.empty((0, self._size), np.float32)
+        self._seen: tuple[Any, int] = (None, 0)
+        self._candidates = np.empty(self._size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+
+    def read(self, number: int, ids: Sequence[int], outputs: int = 1) -> None:
+        """Append `ids` to a sequence; `rows` then tells what follows each of the last `outputs`."""
+        held = self.held[number]
+        self._decode([(token, i, number) for i, token in enumerate(ids, len(held))], outputs)
+        held.extend(ids)
+
+    def step(self, tokens: Sequence[tuple[int, int]]) -> None:
+        """(number of the sequence, token) in the order of the numbers; a row for each of them."""
+        self._decode([(token, len(self.held[n]), n) for n, token in tokens], len(tokens))
+        for number, token in tokens:
+            self.held[number].append(token)
+
+    @property
+    def rows(self) -> Logits:
+        """(outputs, vocabulary), in llama.cpp's memory: the next call overwrites them."""
+        return self._rows
+
+    def keep(self, number: int, length: int) -> int:
+        """Forget all but the beginning of a sequence; the length that is left.
+
+        That is 0 for a recurrent model, which cannot take back a part of what it has read.
+        """
+        if not self._lib.llama_memory_seq_rm(self._memory, number, length, -1):
+            self._lib.llama_memory_seq_rm(self._memory, number, -1, -1)
+            length = 0
+        del self.held[number][length:]
+        return length
+
+    def copy(self, source: int, target: int) -> None:
+        """Make one sequence as another, which costs as much as moving its whole part of the cache."""
+        self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
+        self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        self.held[target][:] = self.held[source]
+
+    def sampler(self, sampling: Sampling) -> Sampler:
+        return Sampler(self._lib, self._vocab, self._size, self.length, sampling)
+
+    def choose(self, row: int, sampler: Sampler) -> int:
+        """The next token by a row of logits."""
+        if sampler.grammar:
+            return self._constrained(self._rows[row], sampler)
+        if not sampler.chain:
+            # llama.cpp's greedy sampler would copy the vocabulary first.
+            return int(self._rows[row].argmax())
+        # Counted from the end, outputs are meant and not tokens.
+        index = row - len(self._rows)
+        return int(self._lib.llama_sampler_sample(sampler.chain, self._context, index))
+
+    def _constrained(self, row: Logits, sampler: Sampler) -> int:
+        """The chain's choice where the grammar allows it, which is the rule; else its choice among
+        what the grammar allows, for which the grammar looks at the whole vocabulary."""
+        token = self._chosen(row, sampler.chain)
+        if not sampler.allows(token):
+            token = self._chosen(row, sampler.grammar, sampler.chain)
+            if not sampler.allows(token):
+                raise ResourceError(
+                    "no token of the vocabulary continues what the grammar asks for"
+                )
+        if not self._lib.llama_vocab_is_eog(self._vocab, token):
+            sampler.accept(token)
+        return token
+
+    def _chosen(self, row: Logits, *samplers: Any) -> int:
+        every = self._candidates
+        every["id"], every["logit"], every["p"] = np.arange(self._size), row, 0
+        array = _array(self._lib, every)
+        for sampler in samplers:
+            self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
+        return int(array.data[array.selected].id)
+
+    def _decode(self, tokens: Sequence[tuple[int, int, int]], outputs: int) -> None:
+        """(id, position, sequence); logits after the last `outputs` of them."""
+        if not self._context:
+            raise ValueError("the sequences are closed")
+        if len(tokens) > self._room:
+            raise ValueError(f"{len(tokens)} tokens at a time, {self._room} are possible")
+        batch = self._batch
+        batch.n_tokens = len(tokens)
+        first = len(tokens) - outputs
+        for i, (token, position, number) in enumerate(tokens):
+            batch.token[i], batch.pos[i] = token, position
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, number
+            batch.logits[i] = i >= first
+        try:
+            self._run(batch)
+        except BaseException:
+            for number in {number for _, _, number in tokens}:
+                self.keep(number, len(self.held[number]))
+            raise
+        pointer = self._lib.llama_get_logits(self._context)
+        seen = (ctypes.cast(pointer, ctypes.c_void_p).value, outputs)
+        if seen != self._seen:
+            self._seen = seen
+            self._rows = np.ctypeslib.as_array(pointer, (outputs, self._size))
+
+    def close(self) -> None:
+        if self._context:
+            self._lib.llama_batch_free(self._batch)
+            self._lib.llama_free(self._context)
+        self._context = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Sampler:
+    """llama.cpp's samplers of one answer: they remember what was chosen. Free it in the end."""
+
+    def __init__(self, lib: Any, vocab: Any, size: int, length: int, how: Sampling) -> None:
+        self._lib = lib
+        self.chain: Any = None
+        """None: the likeliest token, of which no sampler is needed"""
+        self.grammar: Any = None
+        if how.grammar:
+            text = how.grammar.encode("utf-8", "replace")
+            self.grammar = lib.llama_sampler_init_grammar(vocab, text, b"root")
+            if not self.grammar:
+                raise InputError("llama.cpp does not understand the grammar", "simplify the schema")
+        penalties = how.repeat_penalty, how.frequency_penalty, how.presence_penalty
+        parts = []
+        if how.bias:
+            biases = (lib.llama_logit_bias * len(how.bias))(*how.bias)
+            parts.append(lib.llama_sampler_init_logit_bias(size, len(how.bias), biases))
+        if penalties != (1, 0, 0):
+            parts.append(lib.llama_sampler_init_penalties(size, length, *penalties))
+        if how.temperature > 0:
+            # The order of transformers: the temperature changes what top_p keeps.
+            parts.append(lib.llama_sampler_init_temp(how.temperature))
+            if how.top_k:
+                parts.append(lib.llama_sampler_init_top_k(how.top_k))
+            if how.top_p < 1:
+                parts.append(lib.llama_sampler_init_top_p(how.top_p, 1))
+            if how.min_p:
+                parts.append(lib.llama_sampler_init_min_p(how.min_p, 1))
+            parts.append(lib.llama_sampler_init_dist(how.seed & 0xFFFFFFFF))
+        elif parts or self.grammar:
+            parts.append(lib.llama_sampler_init_greedy())
+        if parts:
+            self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
+            for part in parts:
+                lib.llama_sampler_chain_add(self.chain, part)
+
+    def allows(self, token: int) -> bool:
+        """May the grammar go on with this token?"""
+        one = np.array([(token, 0, 0)], [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        self._lib.llama_sampler_apply(self.grammar, ctypes.byref(_array(self._lib, one)))
+        return bool(np.isfinite(one["logit"][0]))
+
+    def accept(self, token: int) -> None:
+        for sampler in (self.grammar, self.chain):
+            self._lib.llama_sampler_accept(sampler, token)
+
+    def close(self) -> None:
+        for sampler in (self.grammar, self.chain):
+            if sampler:
+                self._lib.llama_sampler_free(sampler)
+        self.grammar = self.chain = None
+
+
+def _array(lib: Any, tokens: npt.NDArray[Any]) -> Any:
+    """A llama_token_data_array over numpy's memory."""
+    data = tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
+    return lib.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+
+
+def log_probabilities(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:
+    """Of `token`, and (id, log probability) of the `top` likeliest, the likeliest first."""
+    highest = row.max()
+    norm = float(highest + np.log(np.exp(row - highest).sum(dtype=np.float64)))
+    best: list[int] = []
+    if top:
+        near = np.argpartition(row, -top)[-top:]
+        best = near[np.argsort(-row[near], kind="stable")].tolist()
+    return float(row[token]) - norm, [(i, float(row[i]) - norm) for i in best]

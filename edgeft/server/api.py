@@ -1,0 +1,424 @@
+"""The endpoints: read, check, ask the engine, answer.
+
+    app = Api([engine], Options()).app()
+
+Everything that is wrong with a request is 4xx with OpenAI's error body; 429 where the queue is full.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from edgeft import __version__
+from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.progress import say
+from edgeft.server import ask
+from edgeft.server.engine import Engine
+from edgeft.server.jobs import Busy, Event, Job, Want
+from edgeft.server.metrics import Log, Metrics, memory
+from edgeft.server.replies import ChatShape, Shape, together, usage
+from edgeft.server.safety import App, Guard, Receive, Rules, Scope, Send, error_body
+from edgeft.server.schemas import (
+    BODY,
+    Body,
+    Chat,
+    Completion,
+    Detokenize,
+    Generation,
+    Tokenize,
+    refuse_unsupported,
+)
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+PAGE = Path(__file__).with_name("page.html")
+PATIENCE = 30.0
+"""seconds for a body to come, and for a chunk to be taken"""
+B = TypeVar("B", bound=Body)
+
+
+@dataclass(frozen=True)
+class Options:
+    rules: Rules = field(default_factory=Rules)
+    max_tokens: int | None = None
+    """of an answer; None = the context"""
+    log_prompts: bool = False
+    quiet: bool = False
+
+
+class Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str, code: str, retry: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.retry = status, message, code, retry
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_exceeded" if self.status == 429 else kind
+        return error_body(self.message, self.code, kind)
+
+
+def refusal(error: EdgeftError) -> Refusal:
+    match error:
+        case Busy():
+            return Refusal(429, str(error), "queue_full", error.seconds)
+        case ask.TooLong():
+            return Refusal(400, str(error), "context_length_exceeded")
+        case InputError():
+            return Refusal(400, str(error), "invalid_value")
+        case ResourceError():
+            return Refusal(503, str(error), "unavailable")
+    return Refusal(500, str(error), "engine_error")
+
+
+class Api:
+    def __init__(self, engines: Sequence[Engine], options: Options) -> None:
+        self.engines = {engine.name: engine for engine in engines}
+        self.options = options
+        self.metrics = Metrics()
+
+    def app(self) -> App:
+        from starlette.applications import Starlette
+        from starlette.exceptions import HTTPException
+        from starlette.responses import JSONResponse
+        from starlette.routing import Route
+
+        async def refused(request: Request, error: Any) -> Response:
+            headers = {"retry-after": str(error.retry)} if error.retry else {}
+            if error.status in (408, 413):  # what is still on its way is not read
+                headers["connection"] = "close"
+            return JSONResponse(error.body, error.status, headers)
+
+        async def unknown(request: Request, error: Any) -> Response:
+            body = error_body(f"{error.detail}: {request.method} {request.url.path}", "not_found")
+            return JSONResponse(body, error.status_code, error.headers)
+
+        async def defect(request: Request, error: Any) -> Response:
+            say(f"error: {type(error).__name__}: {error}")
+            return JSONResponse(error_body("the server failed", "defect", "server_error"), 500)
+
+        post, get = ["POST"], ["GET"]
+        routes = [
+            Route("/", self.page, methods=get),
+            Route("/health", self.health, methods=get),
+            Route("/metrics", self.tell_metrics, methods=get),
+            Route("/v1/models", self.models, methods=get),
+            Route("/v1/models/{name:path}", self.model, methods=get),
+            Route("/v1/chat/completions", self.chat, methods=post),
+            Route("/v1/completions", self.completions, methods=post),
+            Route("/v1/embeddings", self.embeddings, methods=post),
+            Route("/tokenize", self.tokenize, methods=post),
+            Route("/detokenize", self.detokenize, methods=post),
+        ]
+        handlers = {Refusal: refused, HTTPException: unknown, Exception: defect}
+        inner: Any = Starlette(routes=routes, exception_handlers=handlers)
+        inner.router.redirect_slashes = False
+        return Log(Guard(inner, self.options.rules), self.metrics, self.options.quiet)
+
+    async def page(self, request: Request) -> Response:
+        from starlette.responses import HTMLResponse, PlainTextResponse
+
+        if not PAGE.is_file():
+            return PlainTextResponse(f"edgeft {__version__}: ask POST /v1/chat/completions\n")
+        policy = (
+            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+            "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+            "frame-ancestors 'none'"
+        )
+        headers = {
+            "content-security-policy": policy,
+            "x-content-type-options": "nosniff",
+            "referrer-policy": "no-referrer",
+            "cache-control": "no-cache",
+        }
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+
+    async def health(self, request: Request) -> Response:
+        counts = [engine.counts for engine in self.engines.values()]
+        return _json({
+            "status": "ok",
+            "running": sum(count.running for count in counts),
+            "waiting": sum(count.waiting for count in counts),
+            "slots": sum(count.slots for count in counts),
+            "memory": memory(),
+        })  # fmt: skip
+
+    async def tell_metrics(self, request: Request) -> Response:
+        from starlette.responses import PlainTextResponse
+
+        text = self.metrics.text(self.engines.values())
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
+
+    async def models(self, request: Request) -> Response:
+        return _json({"object": "list", "data": list(map(self._card, self.engines.values()))})
+
+    async def model(self, request: Request) -> Response:
+        return _json(self._card(self._engine(request.path_params["name"])))
+
+    async def embeddings(self, request: Request) -> Response:
+        raise Refusal(501, "the models here give no embeddings", "not_implemented")
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await _body(request, Tokenize)
+        engine = self._engine(body.model)
+        ids = await asyncio.to_thread(engine.runtime.encode, body.content)
+        return _json({"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context})
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await _body(request, Detokenize)
+        runtime = self._engine(body.model).runtime
+        piece = getattr(runtime, "piece", None)
+        if piece is None:
+            raise Refusal(501, "this artifact's engine cannot do that", "not_implemented")
+        if any(token >= runtime.vocab_size for token in body.tokens):
+            raise Refusal(400, f"token ids are below {runtime.vocab_size}", "invalid_value")
+        data = b"".join(map(piece, body.tokens))
+        return _json({"content": data.decode("utf-8", "replace")})
+
+    async def chat(self, request: Request) -> Any:
+        body = await _body(request, Chat)
+        engine = self._engine(body.model)
+        wants = await self._wants(ask.chat, body, engine)
+        shape = ChatShape(engine.name, getattr(engine.runtime, "piece", None))
+        if self.options.log_prompts:
+            say(f"asked: {json.dumps([m.text for m in body.messages], ensure_ascii=False)}")
+        return await self._answer(request, engine, body, wants, 1, shape)
+
+    async def completions(self, request: Request) -> Any:
+        body = await _body(request, Completion)
+        engine = self._engine(body.model)
+        wants = await self._wants(ask.completion, body, engine)
+        prompts = len(wants) // (body.n or 1)
+        piece = getattr(engine.runtime, "piece", None)
+        shape = Shape(engine.name, piece)
+        echoed: list[str] = []
+        if body.echo:
+            if piece is None:
+                raise Refusal(400, "the engine of this artifact has no echo", "invalid_value")
+            texts = (b"".join(map(piece, want.ids)) for want in wants)
+            echoed = [text.decode("utf-8", "replace") for text in texts]
+        if self.options.log_prompts:
+            say(f"asked: {json.dumps(body.prompt, ensure_ascii=False)}")
+        return await self._answer(request, engine, body, wants, prompts, shape, echoed)
+
+    def _engine(self, name: str | None) -> Engine:
+        if not name:
+            return next(iter(self.engines.values()))
+        if name not in self.engines:
+            known = ", ".join(self.engines)
+            raise Refusal(404, f"no model {name[:100]!r}; known: {known}", "model_not_found")
+        return self.engines[name]
+
+    def _card(self, engine: Engine) -> dict[str, Any]:
+        return {
+            "id": engine.name,
+            "object": "model",
+            "created": 0,
+            "owned_by": "edgeft",
+            "max_model_len": engine.runtime.context,
+        }
+
+    async def _wants(
+        self, make: Callable[[B, Engine, int], list[Want]], body: B, engine: Engine
+    ) -> list[Want]:
+        limit = min(self.options.max_tokens or engine.runtime.context, engine.runtime.context)
+        try:
+            return await asyncio.to_thread(make, body, engine, limit)
+        except EdgeftError as error:
+            raise refusal(error) from None
+
+    async def _answer(
+        self,
+        request: Request,
+        engine: Engine,
+        body: Generation,
+        wants: list[Want],
+        prompts: int,
+        shape: Shape,
+        echoed: Sequence[str] = (),
+    ) -> Any:
+        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+
+        def sink(index: int) -> Callable[[Event], None]:
+            return lambda event: queue.put_nowait((index, event))
+
+        jobs = ask.jobs(wants, sink)
+        try:
+            if wants[0].sampling.grammar:
+                await asyncio.to_thread(engine.check, jobs[0])
+            engine.submit(jobs)
+        except EdgeftError as error:
+            raise refusal(error) from None
+
+        def finished() -> None:
+            for job in jobs:
+                if job.first is not None:
+                    self.metrics.first_token(job.first)
+            new, prompt = sum(job.new for job in jobs), sum(len(job.want.ids) for job in jobs)
+            request.scope["edgeft"] = f", {prompt} + {new} tokens"
+
+        if not body.stream:
+            events = await _all(request, jobs, queue)
+            finished()
+            return _whole(jobs, prompts, shape, events, echoed)
+        options = body.stream_options
+        use = functools.partial(usage, jobs, prompts) if options and options.include_usage else None
+        return _Stream(_chunks(jobs, queue, shape, echoed, use), jobs, finished)
+
+
+def _json(value: Any) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value)
+
+
+async def _body(request: Request, kind: type[B]) -> B:
+    """The request's JSON as what it must be; Refusal for all else."""
+    from pydantic import ValidationError
+
+    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if given != "application/json":
+        raise Refusal(415, "the Content-Type must be application/json", "unsupported_media_type")
+    data = bytearray()
+    try:
+        async with asyncio.timeout(PATIENCE):
+            async for part in request.stream():
+                data += part
+                if len(data) > BODY:
+                    raise Refusal(413, f"a body has {BODY} bytes at most", "body_too_large")
+    except TimeoutError:
+        raise Refusal(408, "the body did not come", "timeout") from None
+    try:
+        body = kind.model_validate_json(bytes(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"])
+        told = f"{where}: {first['msg']}" if where else first["msg"]
+        raise Refusal(400, told[:500], "invalid_value") from None
+    if isinstance(body, Generation):
+        raw = json.loads(data)
+        if name := refuse_unsupported(raw):
+            raise Refusal(400, f"{name} is not supported", "unsupported")
+    return body
+
+
+async def _gone(receive: Receive) -> None:
+    """Returns when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.asynccontextmanager
+async def _watched(receive: Receive, jobs: Sequence[Job]) -> AsyncIterator[None]:
+    """Cancel the jobs as soon as nobody listens any more."""
+
+    def cancel(*_: object) -> None:
+        for job in jobs:
+            job.cancel()
+
+    watch = asyncio.ensure_future(_gone(receive))
+    watch.add_done_callback(cancel)
+    try:
+        yield
+    finally:
+        watch.cancel()
+        cancel()
+
+
+async def _all(
+    request: Request, jobs: Sequence[Job], queue: asyncio.Queue[tuple[int, Event]]
+) -> list[list[Event]]:
+    events: list[list[Event]] = [[] for _ in jobs]
+    left = len(jobs)
+    async with _watched(request.receive, jobs):
+        while left:
+            index, event = await queue.get()
+            events[index].append(event)
+            left -= bool(event.finish)
+    return events
+
+
+def _whole(
+    jobs: Sequence[Job],
+    prompts: int,
+    shape: Shape,
+    events: list[list[Event]],
+    echoed: Sequence[str],
+) -> Response:
+    choices = []
+    for index, one in enumerate(map(together, events)):
+        if one.error:
+            raise refusal(one.error)
+        if one.finish == "cancelled":
+            raise Refusal(503, "the answer was cancelled", "cancelled")
+        text = echoed[index] + one.text if echoed else one.text
+        choices.append(shape.choice(index, Event(text, one.tokens, one.finish)))
+    return _json(shape.whole(choices, usage(jobs, prompts)))
+
+
+async def _chunks(
+    jobs: Sequence[Job],
+    queue: asyncio.Queue[tuple[int, Event]],
+    shape: Shape,
+    echoed: Sequence[str],
+    use: Callable[[], dict[str, Any]] | None,
+) -> AsyncIterator[bytes]:
+    """Server-sent events; what came while the client was slow goes out together."""
+    more: dict[str, Any] = {"usage": None} if use else {}
+    for index in range(len(jobs)):
+        if first := shape.first(index):
+            yield shape.data(first, **more)
+        if echoed:
+            yield shape.data([shape.part(index, Event(echoed[index]))], **more)
+    left = len(jobs)
+    while left:
+        ready = [await queue.get()]
+        while not queue.empty():
+            ready.append(queue.get_nowait())
+        parts = []
+        for index, event in ready:
+            left -= bool(event.finish)
+            if event.error or event.finish == "cancelled":
+                error = event.error or ResourceError("the answer was cancelled")
+                body = json.dumps(refusal(error).body, ensure_ascii=False)
+                parts.append(f"data: {body}\n\n".encode("utf-8", "replace"))
+            else:
+                parts.append(shape.data([shape.part(index, event)], **more))
+        yield b"".join(parts)
+    end = shape.data([], usage=use()) if use else b""
+    yield end + b"data: [DONE]\n\n"
+
+
+class _Stream:
+    """A response of server-sent events that cancels its jobs when the client goes."""
+
+    def __init__(
+        self, chunks: AsyncIterator[bytes], jobs: Sequence[Job], finished: Callable[[], None]
+    ) -> None:
+        self.chunks, self.jobs, self.finished = chunks, jobs, finished
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        async with _watched(receive, self.jobs):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            with contextlib.suppress(TimeoutError):
+                async for chunk in self.chunks:
+                    async with asyncio.timeout(PATIENCE):
+                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.finished()

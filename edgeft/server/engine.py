@@ -1,0 +1,365 @@
+"""A thread per model that computes answers, and the bounded queue before it.
+
+`Engine` is the queue and the thread; `Batching` computes many answers at a time on llama.cpp.
+A step is one token for each running answer and at most `CHUNK` tokens of prompts, so that running
+answers flow on while a long prompt is read. A sequence keeps its tokens after its answer: the next
+turn of a conversation is given to it and reads only what is new.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from edgeft.errors import EdgeftError, ResourceError
+from edgeft.generation import common_prefix
+from edgeft.progress import say
+from edgeft.runtimes import Runtime
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.sequences import Sampler, log_probabilities
+from edgeft.server.jobs import Busy, Chosen, Event, Job, StopText
+
+CHUNK = 128
+"""tokens of prompts that are read in one step"""
+ECHO = 32
+"""likewise, where each token's logits are wanted"""
+REUSE = 16
+"""tokens that a prompt must share with a free sequence to be given to it for that"""
+Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Since the start, and now."""
+
+    requests: int
+    prompt_tokens: int
+    reused_tokens: int
+    new_tokens: int
+    seconds: float
+    """spent computing"""
+    running: int
+    waiting: int
+    slots: int
+
+
+def _directly(events: list[tuple[Callable[[Event], None], Event]]) -> None:
+    for sink, event in events:
+        sink(event)
+
+
+class Turns:
+    """A lock that is given in the order of asking: engines of several models share the cores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asking: deque[threading.Lock] = deque()
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        mine = threading.Lock()
+        mine.acquire()
+        with self._lock:
+            self._asking.append(mine)
+            if self._asking[0] is mine:
+                mine.release()
+        mine.acquire()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking.popleft()
+                if self._asking:
+                    self._asking[0].release()
+
+
+class Engine:
+    """The queue, the thread and the counts; a subclass computes."""
+
+    slots = 1
+    can: frozenset[str] = frozenset()
+    """what the engine can do besides temperature, top_p and seed"""
+
+    def __init__(self, name: str, runtime: Runtime, queue: int, turns: Turns | None = None) -> None:
+        """`queue`: answers that may wait for a slot."""
+        self.name = name
+        self.runtime = runtime
+        self.post: Post = _directly
+        """where the events of a step go to, set before the first job"""
+        self._bound = queue
+        self._turn = turns or Turns()
+        self._waiting: deque[Job] = deque()
+        self._awake = threading.Condition()
+        self._events: list[tuple[Callable[[Event], None], Event]] = []
+        self._closed = False
+        self._seconds_each = 1.0
+        self._totals = dict.fromkeys(
+            ("requests", "prompt_tokens", "reused_tokens", "new_tokens"), 0
+        )
+        self._computing = 0.0
+        self._thread = threading.Thread(target=self._work, name=f"engine {name}", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def check(self, job: Job) -> None:
+        """InputError for what cannot be computed, before it waits in the queue."""
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """All of them or none. Busy where the queue is full."""
+        with self._awake:
+            if self._closed:
+                raise ResourceError("the server shuts down")
+            ahead = len(self._waiting) + self.running
+            if ahead >= self._bound + self.slots:
+                seconds = self._seconds_each * (len(self._waiting) + 1) / self.slots
+                raise Busy(min(60, max(1, math.ceil(seconds))))
+            self._waiting.extend(jobs)
+            self._awake.notify()
+
+    @property
+    def counts(self) -> Counts:
+        return Counts(
+            **self._totals,
+            seconds=self._computing,
+            running=self.running,
+            waiting=len(self._waiting),
+            slots=self.slots,
+        )
+
+    def cancel_all(self) -> None:
+        with self._awake:
+            for job in [*self._waiting, *self._jobs()]:
+                job.cancel()
+            self._awake.notify()
+
+    def close(self) -> None:
+        """Cancel what runs and end the thread."""
+        with self._awake:
+            self._closed = True
+            self._awake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._free()
+
+    @property
+    def running(self) -> int:
+        return len(self._jobs())
+
+    def _jobs(self) -> list[Job]:
+        """Those that have a slot."""
+        raise NotImplementedError
+
+    def _compute(self) -> None:
+        """Give waiting jobs a place, do one step for the running ones, tell what came."""
+        raise NotImplementedError
+
+    def _fail(self, error: EdgeftError) -> None:
+        """End the running jobs with an error."""
+        raise NotImplementedError
+
+    def _free(self) -> None:
+        raise NotImplementedError
+
+    def _work(self) -> None:
+        while True:
+            with self._awake:
+                while not (self._closed or self._waiting or self.running):
+                    self._awake.wait()
+            if self._closed:
+                self.cancel_all()
+            started = time.perf_counter()
+            try:
+                self._forget()
+                self._compute()
+            except EdgeftError as error:
+                self._fail(error)
+            except Exception as error:  # noqa: BLE001  the thread must go on
+                say(f"error: {self.name}: {error!r}")
+                self._fail(EdgeftError(f"the engine failed: {error!r}"))
+            self._computing += time.perf_counter() - started
+            self._flush()
+            if self._closed and not self._waiting and not self.running:
+                return
+
+    def _forget(self) -> None:
+        """Make room in the queue where nobody waits any more."""
+        if any(job.cancelled for job in list(self._waiting)):
+            with self._awake:
+                gone = [job for job in self._waiting if job.cancelled]
+                self._waiting = deque(job for job in self._waiting if not job.cancelled)
+            for job in gone:
+                self._end(job, "cancelled")
+
+    def _next(self) -> Job | None:
+        with self._awake:
+            return self._waiting.popleft() if self._waiting else None
+
+    def _tell(self, job: Job, event: Event) -> None:
+        self._events.append((job.sink, event))
+
+    def _flush(self) -> None:
+        if self._events:
+            events, self._events = self._events, []
+            self.post(events)
+
+    def _end(self, job: Job, finish: str, text: str = "", tokens: tuple[Chosen, ...] = (),
+             error: EdgeftError | None = None) -> None:  # fmt: skip
+        job.finish = finish
+        seconds = time.perf_counter() - job.created
+        self._seconds_each += 0.2 * (seconds - self._seconds_each)
+        totals = self._totals
+        totals["requests"] += 1
+        totals["prompt_tokens"] += len(job.want.ids)
+        totals["reused_tokens"] += job.reused
+        totals["new_tokens"] += job.new
+        self._tell(job, Event(text, tokens, finish, error))
+
+
+class _Slot:
+    """An answer on its sequence."""
+
+    def __init__(self, job: Job, number: int, sampler: Sampler, decode: Callable[[int], str]):
+        self.job, self.number, self.sampler, self.decode = job, number, sampler, decode
+        self.stops = StopText(job.want.stop)
+        self.last: int | None = None
+        """the newest token, which the next step reads; None while the prompt is read"""
+
+
+class Batching(Engine):
+    can = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "past_stops"})
+
+    def __init__(
+        self, name: str, runtime: GGUFRuntime, slots: int, queue: int, turns: Turns | None = None
+    ) -> None:
+        super().__init__(name, runtime, queue, turns)
+        self.slots = slots
+        self._many = runtime.sequences(slots)
+        self._decoder, self._ends = runtime.decoder, runtime.ends
+        self._slots: dict[int, _Slot] = {}
+        self._used = [0.0] * slots
+        """when each sequence was last written to"""
+
+    def check(self, job: Job) -> None:
+        if job.want.sampling.grammar:
+            self._many.sampler(job.want.sampling).close()
+
+    def _jobs(self) -> list[Job]:
+        return [slot.job for slot in list(self._slots.values())]
+
+    def _compute(self) -> None:
+        for slot in list(self._slots.values()):
+            if slot.job.cancelled:
+                self._leave(slot, "cancelled")
+        while len(self._slots) < self.slots and (job := self._next()):
+            self._take(job)
+        if any(slot.last is not None for slot in self._slots.values()):
+            with self._turn():
+                self._step()
+            self._flush()  # the texts are on their way while the prompts are read
+        budget = CHUNK
+        for slot in sorted(self._slots.values(), key=lambda slot: slot.job.created):
+            if slot.last is None and budget > 0:
+                with self._turn():
+                    budget -= self._read(slot, budget)
+
+    def _take(self, job: Job) -> None:
+        """Give a job the free sequence that begins most like its prompt, else the one that was
+        unused for longest."""
+        want, held = job.want, self._many.held
+        prompt = [] if want.echo else want.ids[:-1]
+        shared = [common_prefix(tokens, prompt) for tokens in held]
+        free = [i for i in range(self.slots) if i not in self._slots]
+        number = max(free, key=lambda i: (shared[i] if shared[i] >= REUSE else 0, -self._used[i]))
+        best = max(range(self.slots), key=shared.__getitem__)
+        # A copy moves the whole sequence, which takes as long as reading some tokens does.
+        if shared[best] > shared[number] + max(REUSE, self._many.length // 32):
+            self._many.copy(best, number)
+        try:
+            sampler = self._many.sampler(want.sampling)
+        except EdgeftError as error:
+            self._end(job, "error", error=error)
+            return
+        job.reused = self._many.keep(
+            number, max(shared[number], common_prefix(held[number], prompt))
+        )
+        self._slots[number] = _Slot(job, number, sampler, self._decoder())
+
+    def _read(self, slot: _Slot, budget: int) -> int:
+        """A part of a prompt; how many tokens it had."""
+        want, job = slot.job.want, slot.job
+        begin = len(self._many.held[slot.number])
+        # Borders in the same places, whoever else is running.
+        size = ECHO if want.echo else CHUNK
+        end = min(len(want.ids), (begin // size + 1) * size)
+        if end - begin > budget:
+            return budget
+        part = want.ids[begin:end]
+        self._many.read(slot.number, part, len(part) if want.echo else 1)
+        rows = self._many.rows
+        if want.echo:
+            top = want.top or 0
+            first = () if begin else (Chosen(want.ids[0], None, []),)
+            later = (
+                Chosen(token, *log_probabilities(row, token, top))
+                for row, token in zip(rows, want.ids[begin + 1 : end + 1], strict=False)
+            )
+            self._tell(job, Event(tokens=(*first, *later)))
+        if end == len(want.ids):
+            if want.max_tokens:
+                self._choose(slot, len(rows) - 1)
+            else:
+                self._leave(slot, "length")
+        return len(part)
+
+    def _step(self) -> None:
+        running = sorted((n, slot) for n, slot in self._slots.items() if slot.last is not None)
+        self._many.step([(number, slot.last) for number, slot in running if slot.last is not None])
+        for row, (_, slot) in enumerate(running):
+            self._choose(slot, row)
+
+    def _choose(self, slot: _Slot, row: int) -> None:
+        """The next token of an answer, and what it means for it."""
+        job, want = slot.job, slot.job.want
+        try:
+            token = self._many.choose(row, slot.sampler)
+        except EdgeftError as error:
+            self._leave(slot, "error", error=error)
+            return
+        if job.first is None:
+            job.first = time.perf_counter() - job.created
+        if token in self._ends and not want.past_stops:
+            self._leave(slot, "stop", slot.stops.rest())
+            return
+        chosen: tuple[Chosen, ...] = ()
+        if want.top is not None:
+            chosen = (Chosen(token, *log_probabilities(self._many.rows[row], token, want.top)),)
+        job.new += 1
+        slot.last = token
+        text = slot.stops.push(slot.decode(token))
+        if slot.stops.hit:
+            self._leave(slot, "stop", text, chosen)
+        elif job.new == want.max_tokens or len(want.ids) + job.new > self._many.length:
+            self._leave(slot, "length", text + slot.stops.rest(), chosen)
+        elif text or chosen:
+            self._tell(job, Event(text, chosen))
+
+    def _leave(self, slot: _Slot, finish: str, text: str = "", tokens: tuple[Chosen, ...] = (),
+               error: EdgeftError | None = None) -> None:  # fmt: skip
+        del self._slots[slot.number]
+        self._used[slot.number] = time.perf_counter()
+        slot.sampler.close()
+        self._end(slot.job, finish, text, tokens, error)
+
+    def _fail(self, error: EdgeftError) -> None:
+        for slot in list(self._slots.values()):
+            self._leave(slot, "error", error=error)
+
+    def _free(self) -> None:
+        self._many.close()
+        self.runtime.close()

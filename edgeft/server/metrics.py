@@ -1,0 +1,102 @@
+"""What the server tells about itself: Prometheus' text format, and a line per request on stderr."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from edgeft.progress import say
+from edgeft.server.engine import Engine
+from edgeft.server.safety import App, Message, Receive, Scope, Send
+
+BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""seconds, of the time to the first token"""
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.answers: Counter[int] = Counter()
+        """HTTP status -> requests"""
+        self._first = [0] * (len(BOUNDS) + 1)
+        self._first_sum = 0.0
+
+    def first_token(self, seconds: float) -> None:
+        self._first[bisect_left(BOUNDS, seconds)] += 1
+        self._first_sum += seconds
+
+    def text(self, engines: Iterable[Engine]) -> str:
+        lines: list[str] = []
+
+        def family(name: str, kind: str, help_: str, values: Iterable[tuple[str, float]]) -> None:
+            lines.extend([f"# HELP edgeft_{name} {help_}", f"# TYPE edgeft_{name} {kind}"])
+            lines.extend(f"edgeft_{name}{labels} {value:g}" for labels, value in values)
+
+        status = [(f'{{status="{code}"}}', n) for code, n in sorted(self.answers.items())]
+        family("http_requests_total", "counter", "Answered requests.", status)
+        counts = [(f'{{model="{_escaped(e.name)}"}}', e.counts) for e in engines]
+        for name, kind, help_ in (
+            ("requests", "counter", "Finished answers."),
+            ("prompt_tokens", "counter", "Tokens of prompts."),
+            ("reused_tokens", "counter", "Tokens of prompts that were in the cache."),
+            ("new_tokens", "counter", "Generated tokens."),
+            ("seconds", "counter", "Time spent computing."),
+            ("running", "gauge", "Answers that have a slot."),
+            ("waiting", "gauge", "Answers that wait for a slot."),
+            ("slots", "gauge", "Answers that can run at a time."),
+        ):
+            values = [(label, float(getattr(count, name))) for label, count in counts]
+            family(f"{name}_total" if kind == "counter" else name, kind, help_, values)
+        family("resident_bytes", "gauge", "Memory of the process.", [("", memory())])
+        name, total = "edgeft_first_token_seconds", 0
+        lines.extend([f"# HELP {name} Time to the first token.", f"# TYPE {name} histogram"])
+        for bound, count in zip([*map(str, BOUNDS), "+Inf"], self._first, strict=True):
+            total += count
+            lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
+        lines.extend([f"{name}_sum {self._first_sum:.6f}", f"{name}_count {total}", ""])
+        return "\n".join(lines)
+
+
+class Log:
+    """Counts every request and says one line about it, without what was asked."""
+
+    def __init__(self, app: App, metrics: Metrics, quiet: bool = False) -> None:
+        self.app, self.metrics, self.quiet = app, metrics, quiet
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, status = time.perf_counter(), 0
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self.metrics.answers[status] += 1
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            if not self.quiet:
+                seconds = time.perf_counter() - started
+                # Printable, so that nobody writes lines of his own into the log.
+                path = ascii(scope["path"])[1:-1][:200]
+                told = scope.get("edgeft", "")
+                say(f"{scope['method'][:16]} {path} {status} {seconds * 1000:.0f} ms{told}")
+
+
+def memory() -> int:
+    """Resident memory of this process in bytes, 0 where the system does not tell."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

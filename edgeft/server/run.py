@@ -1,0 +1,176 @@
+"""Open the artifacts, listen, serve until a signal, and end in order."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import ipaddress
+import signal
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import InputError, ResourceError, require
+from edgeft.progress import say
+from edgeft.runtimes import open_runtime
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.server.engine import Batching, Engine, Post, Turns
+from edgeft.server.safety import Rules
+
+CONNECTIONS = 512
+"""at a time; more are answered with 503"""
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    artifacts: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    port: int = 8080
+    """0 = any that is free"""
+    key: str = field(default="", repr=False)
+    slots: int = 4
+    """answers at a time, for each artifact"""
+    queue: int = 32
+    """answers that may wait"""
+    threads: int | None = None
+    context: int | None = None
+    """tokens of each conversation"""
+    max_tokens: int | None = None
+    allow_host: tuple[str, ...] = ()
+    cors: tuple[str, ...] = ()
+    grace: float = 10.0
+    """seconds that running answers have to finish after SIGTERM"""
+    log_prompts: bool = False
+    quiet: bool = False
+
+    def check(self) -> None:
+        if not _is_loopback(self.host) and not self.key:
+            raise InputError(
+                f"{self.host} can be reached from other machines, which needs a key",
+                "EDGEFT_API_KEY or --api-key-file",
+            )
+        for origin in self.cors:
+            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                told = f"--cors {origin!r} is no origin"
+                raise InputError(told, "such as https://example.org, without a path")
+
+
+def serve(options: ServeOptions) -> None:
+    """Returns after SIGTERM or SIGINT."""
+    options.check()
+    for module in ("uvicorn", "starlette", "pydantic"):
+        require(module, "serve")
+    listening = contextlib.closing(listen(options.host, options.port))
+    with listening as bound, engines(options) as opened:
+        asyncio.run(_serve(options, opened, bound))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=256)
+    except OSError as error:
+        hint = "another program listens there; choose another --port"
+        raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
+    except OverflowError:
+        raise InputError(f"{port} is no port", "0 to 65535") from None
+
+
+@contextlib.contextmanager
+def engines(options: ServeOptions) -> Iterator[list[Engine]]:
+    """One per artifact, started; closed in the end."""
+    turns = Turns()
+    with contextlib.ExitStack() as stack:
+        opened: list[Engine] = []
+        for name, path in names(options.artifacts).items():
+            runtime = open_runtime(path, options.threads, options.context)
+            stack.callback(runtime.close)
+            engine: Engine
+            if isinstance(runtime, GGUFRuntime):
+                engine = Batching(name, runtime, options.slots, options.queue, turns)
+            else:
+                from edgeft.server.turns import OneByOne
+
+                engine = OneByOne(name, runtime, options.queue, turns)
+            engine.start()
+            stack.callback(engine.close)
+            opened.append(engine)
+        yield opened
+
+
+def names(artifacts: Sequence[Path]) -> dict[str, Path]:
+    """By their files' names, with the folder's where two have the same."""
+    found: dict[str, Path] = {}
+    for path in artifacts:
+        stem = path.stem if path.suffix == ".gguf" else path.name
+        name = stem if stem not in found else f"{path.absolute().parent.name}/{stem}"
+        if name in found:
+            raise InputError(f"two artifacts are called {name}", "rename one of them")
+        found[name] = path
+    return found
+
+
+async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.socket) -> None:
+    import uvicorn
+
+    from edgeft.server.api import Api, Options
+
+    hosts = frozenset({options.host, socket.gethostname().lower(), *options.allow_host})
+    rules = Rules(options.key, hosts, frozenset(options.cors))
+    how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
+    loop = asyncio.get_running_loop()
+    for engine in opened:
+        engine.post = poster(loop)
+    config = uvicorn.Config(
+        Api(opened, how).app(),
+        http="h11",  # which bounds the headers
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(options.grace) + 2,
+    )
+    server = uvicorn.Server(config)
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+
+    def stop() -> None:
+        server.should_exit = True
+        for engine in opened:
+            loop.call_later(options.grace, engine.cancel_all)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    host, port = bound.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    listed = ", ".join(engine.name for engine in opened)
+    say(f"serving {listed} on http://{shown}:{port} (Ctrl-C ends it)")
+    await server.serve(sockets=[bound])
+
+
+def poster(loop: asyncio.AbstractEventLoop) -> Post:
+    """Events go to their sinks in the loop, all of a step at once."""
+
+    def deliver(events: Any) -> None:
+        for sink, event in events:
+            sink(event)
+
+    def post(events: Any) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
+            loop.call_soon_threadsafe(functools.partial(deliver, events))
+
+    return post
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,138 @@
+"""What may be asked: the bodies of OpenAI's API, in strict types and within limits.
+
+Unknown fields are ignored, as OpenAI's own server ignores them; fields that would change the answer
+and are not supported are refused by `refuse_unsupported`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+BODY = 1_000_000
+"""bytes of a request at most"""
+STOPS = 16
+CHOICES = 64
+"""answers to one request at most: prompts times n"""
+MESSAGES = 1000
+TOP = 20
+
+Text = Annotated[str, StringConstraints(max_length=BODY)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+Ids = Annotated[list[Id], Field(max_length=BODY)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="ignore")
+
+
+class StreamOptions(Body):
+    include_usage: bool = False
+
+
+class Generation(Body):
+    """What chat and text completions have in common."""
+
+    model: Text | None = None
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    temperature: Annotated[Finite, Field(ge=0, le=10)] | None = None
+    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**20)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    logit_bias: (
+        Annotated[dict[str, Annotated[Finite, Field(ge=-100, le=100)]], Field(max_length=1024)]
+        | None
+    ) = None
+    ignore_eos: bool = False
+    """go on behind the model's stops, as vLLM and llama-server have it: for timing"""
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+class TextPart(Body):
+    type: Literal["text"]
+    text: Text
+
+
+class ChatMessage(Body):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = None
+
+    @model_validator(mode="after")
+    def _only_an_answer_is_without_content(self) -> ChatMessage:
+        if self.content is None and self.role != "assistant":
+            raise ValueError(f"a message of the {self.role} needs content")
+        return self
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, list):
+            return "".join(part.text for part in self.content)
+        return self.content or ""
+
+
+class JsonSchema(Body):
+    name: Annotated[str, StringConstraints(max_length=64)] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+
+class Chat(Generation):
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES)]
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
+    response_format: ResponseFormat | None = None
+
+
+class Completion(Generation):
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=CHOICES)]
+    )
+    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = 16
+    logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
+    echo: bool | None = None
+
+
+class Tokenize(Body):
+    model: Text | None = None
+    content: Text
+
+
+class Detokenize(Body):
+    model: Text | None = None
+    tokens: Ids
+
+
+UNSUPPORTED = ("tools", "functions", "suffix", "audio", "modalities", "prediction")
+
+
+def refuse_unsupported(raw: dict[str, Any]) -> str | None:
+    """The first field that asks for something that no model here can do."""
+    for name in UNSUPPORTED:
+        if raw.get(name) and raw[name] != ["text"]:
+            return name
+    if raw.get("best_of") not in (None, raw.get("n") or 1):
+        return "best_of"
+    return None
