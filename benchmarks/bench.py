@@ -44,6 +44,8 @@ class Bench:
     speed: bool = True
     grid: bool = False
     """all 18 uses instead of one"""
+    through: str = "runtime"
+    """or server: latency over the HTTP stream of `edgeft serve`"""
     effort: Effort = EFFORT
     smallest: bool = False
     """find the smallest memory limit, too"""
@@ -99,7 +101,7 @@ def _speeds(
         colds.append(round(cold, 3))
         memories.append(used)
     cells = GRID if options.grid else QUICK
-    speeds = speed.compare(paths, cells, live, threads, options.effort)
+    speeds = speed.compare(paths, cells, live, threads, options.effort, options.through)
     return [dataclasses.replace(s, load_cold_s=c)
             for s, c in zip(speeds, colds, strict=True)], memories  # fmt: skip
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -90,7 +89,7 @@ def _decode(artifact: Path, limit: int | None, threads: int | None) -> float:
             runs = [model.run(USE, i) for i in (1, 2, 3)]
         except EdgeftError:
             return 0.0
-        return max(1 / statistics.mean(run.gaps[0]) for run in runs)
+        return max(1 / run.paces[0] for run in runs)
 
 
 @contextlib.contextmanager

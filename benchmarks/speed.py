@@ -25,7 +25,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.benchmarks import memory, roofline
-from edgeft.benchmarks.timed import Run, Timed, Use
+from edgeft.benchmarks.served import Served
+from edgeft.benchmarks.timed import Child, Run, Timed, Use
 from edgeft.progress import Progress
 from edgeft.records import SAMPLES, Cell, Memory, Speed
 
@@ -39,7 +40,7 @@ DRAWS = 2000
 """of a bootstrap"""
 FIGURES: dict[str, Callable[[Run], float]] = {
     "ttft": lambda run: statistics.mean(run.ttft),
-    "decode": lambda run: statistics.mean(gap for gaps in run.gaps for gap in gaps),
+    "decode": lambda run: statistics.mean(run.paces or [0.0]),
     "e2e": lambda run: max(run.e2e),
 }
 """seconds of one run that are compared; less is better"""
@@ -77,14 +78,16 @@ def compare(
     baseline: Path | None = None,
     threads: int | None = None,
     effort: Effort = EFFORT,
+    through: str = "runtime",
 ) -> list[Speed]:
-    """Of each artifact all `cells`; the figures of `Speed` itself are those of `QUICK`, or the first."""
+    """Of each artifact all `cells`, by its runtime or `through="server"`; the figures of `Speed` itself are those of `QUICK`, or the first."""
     room = max(cell.prompt + cell.new for cell in cells) + 64
     with contextlib.ExitStack() as stack:
-        models = []
+        models: list[Child] = []
         loads = []
+        child = Served if through == "server" else Timed
         for artifact in artifacts:
-            models.append(stack.enter_context(Timed(artifact, threads, room)))
+            models.append(stack.enter_context(child(artifact, threads, room)))
             loads.append(models[-1].loaded())
         rounds = [_rounds(models, use, effort) for use in cells]
     number = artifacts.index(baseline) if baseline in artifacts else None
@@ -100,13 +103,13 @@ def compare(
         speeds.append(Speed(
             load_s=round(load, 3), ttft_s=own.ttft[0], prefill_tps=own.prefill_tps,
             decode_tps=own.decode_tps, prompt_tokens=own.prompt, new_tokens=own.new, runs=own.runs,
-            cells=tuple(found), itl_ms=_thinned(rounds[main][i]),
+            cells=tuple(found), itl_ms=_thinned(rounds[main][i]), through=through,
             roofline=top.share(own.decode_tps) if top and own.clients == 1 else None,
         ))  # fmt: skip
     return speeds
 
 
-def _rounds(models: Sequence[Timed], use: Use, effort: Effort) -> list[list[Run]]:
+def _rounds(models: Sequence[Child], use: Use, effort: Effort) -> list[list[Run]]:
     """Of each model the runs that count."""
     found: list[list[Run]] = [[] for _ in models]
     title = f"{use.prompt} + {use.new} tokens, {use.clients} at a time"
@@ -129,7 +132,7 @@ def _rounds(models: Sequence[Timed], use: Use, effort: Effort) -> list[list[Run]
 
 def _cell(use: Use, runs: Sequence[Run], base: Sequence[Run] | None, effort: Effort) -> Cell:
     gaps = [gap for run in runs for own in run.gaps for gap in own]
-    paces = [statistics.mean(own) for run in runs for own in run.gaps if own]
+    paces = [pace for run in runs for pace in run.paces]
     first = [wait for run in runs for wait in run.ttft]
     whole = [wait for run in runs for wait in run.e2e]
     columns = {name: [figure(run) for run in runs] for name, figure in FIGURES.items()}

@@ -10,12 +10,14 @@ own, so that no cache of a former one helps.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -47,70 +49,55 @@ class Run:
 
     ttft: tuple[float, ...]
     gaps: tuple[tuple[float, ...], ...]
-    """between the tokens of each answer"""
+    """between the pieces of each answer, which are its tokens where each ends a character"""
     e2e: tuple[float, ...]
+    counts: tuple[int, ...]
+    """tokens of each answer"""
+
+    @classmethod
+    def of(
+        cls, times: Sequence[Sequence[float]], counts: Sequence[int], before: float = 0.0
+    ) -> Run:
+        """`times` at which the pieces came; `before`: what the prompts' tokens took."""
+        gaps = tuple(tuple(b - a for a, b in itertools.pairwise(one)) for one in times)
+        first, last = (tuple(before + one[at] for one in times) for at in (0, -1))
+        return cls(first, gaps, last, tuple(counts))
 
     @property
     def tokens(self) -> int:
-        return sum(len(gaps) + 1 for gaps in self.gaps)
+        return sum(self.counts)
+
+    @property
+    def paces(self) -> list[float]:
+        """Of each answer the mean time per token after the first."""
+        return [
+            (last - first) / (count - 1)
+            for first, last, count in zip(self.ttft, self.e2e, self.counts, strict=True)
+            if count > 1
+        ]
 
 
-class Timed:
-    """The process, seen from the one that asks."""
+class Child:
+    """A process that is measured; it ends with the block."""
 
-    def __init__(
-        self, artifact: Path, threads: int | None = None, context: int | None = None,
-        limit: str | None = None,
-    ) -> None:  # fmt: skip
-        """`limit`: a file of a cgroup (`cgroup.procs`) that the process goes into before it loads.
-        EdgeftError with the process's reason where the artifact cannot be loaded."""
-        row = format_of(artifact)
-        if row.prepare:  # once, and not while the clock runs
-            load(row.prepare)(artifact, threads)
-        command = [sys.executable, "-P", "-m", "edgeft.benchmarks.timed", str(artifact),
-                   json.dumps({"threads": threads, "context": context, "limit": limit})]  # fmt: skip
-        self._artifact = artifact
-        self._process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def __init__(self, artifact: Path, process: subprocess.Popen[str]) -> None:
+        self.artifact, self.process = artifact, process
 
     @property
     def pid(self) -> int:
-        return self._process.pid
+        return self.process.pid
 
     def loaded(self) -> float:
         """Seconds that loading took; waits for it."""
-        return float(self._line()["load_s"])
+        raise NotImplementedError
 
     def run(self, use: Use, number: int) -> Run:
         """`number`: of the run, which makes its prompts."""
-        assert self._process.stdin
-        try:
-            self._process.stdin.write(json.dumps({**vars(use), "number": number}) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass  # its reason is on stderr
-        raw = self._line()
-        gaps = tuple(map(tuple, raw["gaps"]))
-        return Run(tuple(raw["ttft"]), gaps, tuple(raw["e2e"]))
-
-    def _line(self) -> dict[str, Any]:
-        assert self._process.stdout and self._process.stderr
-        line = self._process.stdout.readline()
-        if not line:
-            said = self._process.stderr.read().strip().splitlines()
-            reason = said[-1] if said else f"exit code {self._process.wait()}"
-            raise EdgeftError(f"cannot measure {self._artifact}: {reason}")
-        raw: dict[str, Any] = json.loads(line)
-        return raw
+        raise NotImplementedError
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self.process.kill()
+        self.process.communicate()
 
     def __enter__(self) -> Self:
         return self
@@ -124,6 +111,53 @@ class Timed:
         self.close()
 
 
+def prepare(artifact: Path, threads: int | None) -> None:
+    """What is made once, and not while the clock runs. InputError for what is no artifact."""
+    row = format_of(artifact)
+    if row.prepare:
+        load(row.prepare)(artifact, threads)
+
+
+class Timed(Child):
+    """A process that answers by the runtime alone, without a server."""
+
+    def __init__(
+        self, artifact: Path, threads: int | None = None, context: int | None = None,
+        limit: str | None = None,
+    ) -> None:  # fmt: skip
+        """`limit`: a file of a cgroup (`cgroup.procs`) that the process goes into before it loads.
+        EdgeftError with the process's reason where the artifact cannot be loaded."""
+        prepare(artifact, threads)
+        command = [sys.executable, "-P", "-m", "edgeft.benchmarks.timed", str(artifact),
+                   json.dumps({"threads": threads, "context": context, "limit": limit})]  # fmt: skip
+        pipe = subprocess.PIPE
+        super().__init__(
+            artifact, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+        )
+
+    def loaded(self) -> float:
+        return float(self._line()["load_s"])
+
+    def run(self, use: Use, number: int) -> Run:
+        assert self.process.stdin
+        with contextlib.suppress(BrokenPipeError):  # its reason is on stderr
+            self.process.stdin.write(json.dumps({**vars(use), "number": number}) + "\n")
+            self.process.stdin.flush()
+        raw = self._line()
+        return Run(tuple(raw["ttft"]), tuple(map(tuple, raw["gaps"])), tuple(raw["e2e"]),
+                   tuple(raw["counts"]))  # fmt: skip
+
+    def _line(self) -> dict[str, Any]:
+        assert self.process.stdout and self.process.stderr
+        line = self.process.stdout.readline()
+        if not line:
+            said = self.process.stderr.read().strip().splitlines()
+            reason = said[-1] if said else f"exit code {self.process.wait()}"
+            raise EdgeftError(f"cannot measure {self.artifact}: {reason}")
+        raw: dict[str, Any] = json.loads(line)
+        return raw
+
+
 def once(model: Runtime, use: Use, number: int) -> Run:
     """One use of an open runtime."""
     started = time.perf_counter()
@@ -131,20 +165,20 @@ def once(model: Runtime, use: Use, number: int) -> Run:
     tokenized = time.perf_counter() - started
     limits = Limits(max_tokens=use.new, past_stops=True)
     if use.clients == 1:
-        times = [tuple(token.seconds for token in model.stream(prompts[0], limits))]
+        times = [[token.seconds for token in model.stream(prompts[0], limits)]]
     else:
-        times = [reply.seconds for reply in model.replies(prompts, limits)]
-    gaps = tuple(tuple(b - a for a, b in itertools.pairwise(one)) for one in times)
-    return Run(
-        tuple(tokenized + one[0] for one in times),
-        gaps,
-        tuple(tokenized + one[-1] for one in times),
-    )
+        times = [list(reply.seconds) for reply in model.replies(prompts, limits)]
+    return Run.of(times, [len(one) for one in times], before=tokenized)
 
 
 def _prompt(model: Runtime, tokens: int, name: str) -> list[int]:
-    text = model.chat.render([Message("user", f"{name} {WORDS * (tokens // 8 + 1)}")])
+    text = model.chat.render([Message("user", asked_for(tokens, name))])
     return model.encode(f"{name} {text}")[:tokens]
+
+
+def asked_for(tokens: int, name: str) -> str:
+    """A text of at least so many tokens that begins with its name."""
+    return f"{name} {WORDS * (tokens // 8 + 1)}"
 
 
 def main(artifact: str, settings: str) -> None:

@@ -201,6 +201,8 @@ class Speed:
     runs: int
     load_cold_s: float | None = None
     """files not in the page cache"""
+    through: str = "runtime"
+    """or server, over HTTP"""
     cells: tuple[Cell, ...] = ()
     itl_ms: tuple[float, ...] = ()
     """times between tokens, at most `SAMPLES` of them"""

@@ -29,6 +29,13 @@ from edgeft.cli._options import asking, configurable, json_option, print_json
 )
 @click.option("--grid", is_flag=True, help="3 prompt lengths x 2 answer lengths x 1, 2, 4 clients.")
 @click.option(
+    "--through",
+    type=click.Choice(["runtime", "server"]),
+    default="runtime",
+    show_default=True,
+    help="server: latency as the clients of edgeft serve see it, over HTTP.",
+)
+@click.option(
     "--runs",
     type=click.IntRange(min=2),
     default=20,

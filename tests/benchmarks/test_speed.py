@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft.benchmarks import memory, roofline, speed
+from edgeft.benchmarks.served import Served
 from edgeft.benchmarks.speed import Effort
 from edgeft.benchmarks.timed import Run, Timed, Use, once
 from edgeft.errors import EdgeftError, InputError
@@ -71,7 +72,7 @@ class Turns:
     def run(self, use: Use, number: int) -> Run:
         self.log.append(self.name)
         pace = self.seconds[number % len(self.seconds)]
-        return Run((2 * pace,), ((pace, pace),), (4 * pace,))
+        return Run.of([[2 * pace, 3 * pace, 4 * pace]], [3])
 
 
 def test_models_take_turns_forth_and_back() -> None:
@@ -98,10 +99,11 @@ def test_ratio_and_interval_are_of_paired_rounds() -> None:
 
 def test_noise_forbids_a_comparison() -> None:
     effort = Effort(noise=0.05)
-    calm = [Run((0.2,), ((0.1, 0.1),), (0.4,)) for _ in range(6)]
-    wild = [Run((0.2,), ((pace, pace),), (0.4,)) for pace in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2)]
+    calm = [Run.of([[0.2, 0.3, 0.4]], [3]) for _ in range(6)]
+    wild = [Run.of([[0.2, 0.2 + p, 0.2 + 2 * p]], [3]) for p in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2)]
     cell = speed._cell(SHORT, calm, wild, effort)
     assert cell.against["ttft"]["ratio"] == 1 and cell.against["decode"] == {}
+    assert cell.against["e2e"] == {}
     assert speed._cell(SHORT, wild, calm, effort).against["decode"] == {}
     assert speed._cell(SHORT, wild, calm, effort).noise["decode"] > 0.3
     assert all(speed._cell(SHORT, calm, calm, effort).against.values())
@@ -109,7 +111,7 @@ def test_noise_forbids_a_comparison() -> None:
 
 
 def test_percentiles_and_rates_by_hand() -> None:
-    runs = [Run((0.5, 1.0), ((0.1, 0.1), (0.2, 0.2)), (0.7, 1.4))] * 3
+    runs = [Run.of([[0.5, 0.6, 0.7], [1.0, 1.2, 1.4]], [3, 3])] * 3
     cell = speed._cell(TWO, runs, None, Effort())
     assert cell.ttft[0] == 0.75 and cell.e2e[2] == 1.4
     assert cell.tpot_ms == 150 and cell.decode_tps == 6.7
@@ -186,6 +188,16 @@ def test_bench_command(
     shown = edgeft(*words, "--max-noise", 0.000001)
     assert "too noisy" in shown.out and "24 + 6, 2 clients" in shown.out
     assert "anonymous" in shown.out and "of the ceiling" in shown.out
+
+
+def test_through_the_server(artifact: Path) -> None:
+    with Served(artifact, threads=1, context=128) as model:
+        assert model.loaded() > 0
+        run = model.run(TWO, 0)
+        assert len(run.ttft) == 2 and run.counts == (6, 6)
+        assert all(0 < first < last for first, last in zip(run.ttft, run.e2e, strict=True))
+        with pytest.raises(EdgeftError, match="400"):
+            model.run(Use(prompt=200, new=1), 1)
 
 
 def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_path: Path) -> None:
