@@ -176,13 +176,14 @@ def text_chunks(
 def file_chunks(path: Path, model: Runtime, chunks: int, size: int = CHUNK) -> list[Measured]:
     """`text_chunks` of a text file, with the bos where the model's vocabulary asks for one."""
     try:
-        ids = model.encode(path.read_text(encoding="utf-8"))
+        ids = model.encode(path.read_bytes().decode("utf-8"))  # line ends as they are
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise InputError(f"cannot read {path}: {reason}", "plain text in UTF-8") from None
-    adds_bos = getattr(model, "adds_bos", False)
-    bos = model.encode(model.chat.bos_token)[0] if adds_bos else None
-    return text_chunks(ids, chunks, size, bos)
+    if not getattr(model, "adds_bos", False):
+        return text_chunks(ids, chunks, size)
+    bos = model.encode(model.chat.bos_token)[0]
+    return text_chunks([bos, *ids], chunks, size, bos)
 
 
 def compare(
