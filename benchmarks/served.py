@@ -52,6 +52,10 @@ class Served(Child):
                 return time.perf_counter() - self._started
         raise EdgeftError(f"cannot measure {self.artifact}: {said.strip()}")
 
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
     def run(self, use: Use, number: int) -> Run:
         prompts = []
         for client in range(use.clients):
