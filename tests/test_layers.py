@@ -70,6 +70,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.decide",
         "edgeft.checks",
         "edgeft.release",
+        "edgeft.human",
         "edgeft.search",
     ),
     ("edgeft.cli",),
@@ -81,6 +82,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 INSIDE = {
     "edgeft.train": "its files are one stage",
+    "edgeft.human": "votes, their count and the page are one thing",
     "edgeft.benchmarks": "the measurements build on each other and on the suites",
 }
 """packages whose files may import each other freely -> why"""
@@ -146,6 +148,7 @@ ALLOWED = {
     ("edgeft.export", "edgeft.checks"): "what it holds the finished file to",
     ("edgeft.search", "edgeft.export"): "makes what it chooses from",
     ("edgeft.search", "edgeft.release"): "by the gate",
+    ("edgeft.human", "edgeft.report"): "its tables",
     ("edgeft.release", "edgeft.report"): "which machine it was decided on",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }
