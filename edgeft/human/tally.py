@@ -161,7 +161,9 @@ def text(result: Result) -> str:
             f"  {total.wins} won, {total.losses} lost, {total.ties} tied "
             f"({total.bad} both bad, {total.identical} identical answers, not asked)"
         )
-        lines.append(f"  win rate {_share(total.rate, total.interval)}, a tie as half")
+        lines.append(
+            f"  win rate {_share(total.rate, total.interval)} at 95 % confidence, a tie as half"
+        )
     if total.decided is not None:
         decided = _share(total.decided, total.decided_interval)
         lines.append(f"  without ties {decided}; sign test mid-p {total.mid_p:.2g}")
