@@ -82,8 +82,8 @@ def chat(browser: Any, stub: Stub) -> Iterator[Opened]:
 def test_an_answer_is_streamed_and_measured(chat: Opened, stub: Stub) -> None:
     c = chat()
     assert c.say("Hello there, who are you?").inner_text() == "You said: Hello there, who are you?"
-    facts = c.page.locator(".facts").inner_text()
-    assert "tokens/s · first after" in facts and "12 tokens" in facts
+    facts = c.page.locator("article.assistant .actions").inner_text()
+    assert "tokens/s · first token after" in facts and "12 tokens" in facts
     c.page.get_by_text("Memory 312 MB").wait_for()
     c.say("And now?")
     (first, second) = stub.asked
@@ -101,7 +101,7 @@ def test_stop_keeps_what_was_said(chat: Opened, stub: Stub) -> None:
     assert c.page.get_by_role("button", name="Regenerate").count() == 0
     c.page.keyboard.press("Escape")
     assert c.answered().inner_text().startswith("and so on")
-    assert "stopped" in c.page.locator(".facts").inner_text()
+    assert "stopped" in c.page.locator("article.assistant .actions").inner_text()
     assert stub.left.wait(5)
     c.write("slow")
     c.button("Stop").click()
@@ -201,9 +201,9 @@ def test_two_models_side_by_side(chat: Opened, stub: Stub) -> None:
     c.page.get_by_label("Compare").check()
     c.page.get_by_label("Second model").select_option("small.gguf")
     c.say("hi")
-    assert c.page.locator(".columns.two .model").all_inner_texts() == ["large.gguf", "small.gguf"]
+    assert c.page.locator(".pair .model").all_inner_texts() == ["large.gguf", "small.gguf"]
     assert [asked["model"] for asked in stub.asked] == ["large.gguf", "small.gguf"]
-    one, other = (c.page.locator(".columns.two > div").nth(i).bounding_box() for i in (0, 1))
+    one, other = (c.page.locator(".pair .columns > div").nth(i).bounding_box() for i in (0, 1))
     assert one["y"] == other["y"] and one["x"] < other["x"]
     c.button("Settings").click()
     c.page.get_by_label("Two models answer").select_option("at once")
