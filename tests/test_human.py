@@ -438,6 +438,7 @@ def test_a_vote_from_the_command_line(
     questions: Path,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("BROWSER", "some")
     command = ("ab", *arms, "--items", questions, "--human", "--json", "--max-tokens", 8)
 
     monkeypatch.setattr(webbrowser, "open", a_rater("left", 0, interrupt))

@@ -10,6 +10,8 @@ sides, without a name; votes are kept as they are made, so a later run goes on w
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,10 +71,16 @@ def _ask(booth: Booth, voting: Voting) -> None:
     with serving(booth, voting.port) as url:
         say(f"{len(booth.queue)} pairs to vote on, kept in {booth.file.path}")
         say(f"{url} (Ctrl-C ends with the result so far)")
-        if voting.browser:
+        if voting.browser and _has_screen():
             webbrowser.open(url)
         with contextlib.suppress(KeyboardInterrupt):
             booth.ended.wait()
+
+
+def _has_screen() -> bool:
+    """Elsewhere the default browser would be one that takes over the terminal."""
+    names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
+    return sys.platform != "linux" or any(os.environ.get(name) for name in names)
 
 
 def _names(one: Path, other: Path) -> tuple[str, str]:

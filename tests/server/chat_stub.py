@@ -80,7 +80,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.server.left.set()
 
     def _event(self, event: dict[str, Any]) -> None:
-        self.wfile.write(f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())
+        """In two parts, which may end within a character or a line break."""
+        line = f": comment\r\ndata: {json.dumps(event, ensure_ascii=False)}\r\n\r\n".encode()
+        cut = len(line) * 2 // 3 if len(self.server.asked) % 2 else len(line) - 1
+        self.wfile.write(line[:cut])
+        self.wfile.flush()
+        time.sleep(0.001)
+        self.wfile.write(line[cut:])
 
     def _refused(self) -> bool:
         key = self.server.key

@@ -94,6 +94,36 @@ def test_an_answer_is_streamed_and_measured(chat: Opened, stub: Stub) -> None:
     assert c.problems == []
 
 
+def test_a_stream_may_be_cut_anywhere(chat: Opened, stub: Stub) -> None:
+    stub.replies["go"] = "né 日本語 🙂 " * 60
+    c = chat()
+    assert c.say("go").inner_text() == stub.replies["go"].strip()
+    assert c.say("go").inner_text() == stub.replies["go"].strip()
+    stub.replies["longest"] = "never ending"
+    c.say("longest")
+    assert "cut off at max_tokens" in c.page.locator("article").last.inner_text()
+
+
+def test_a_page_closed_in_the_middle_keeps_what_was_said(chat: Opened, stub: Stub) -> None:
+    c = chat()
+    c.write("slow")
+    c.page.get_by_text("and so on and so on").wait_for()
+    c.page.reload()
+    assert c.said()[1].startswith("and so on")
+    assert "stopped" in c.page.locator("article.assistant").inner_text()
+    assert stub.left.wait(5)
+    assert c.say("hi").inner_text() == "You said: hi" and c.problems == []
+
+
+def test_no_model_loses_no_message(chat: Opened, stub: Stub) -> None:
+    stub.models = []
+    c = chat()
+    c.write("precious")
+    c.page.get_by_role("alert").filter(has_text="no model").wait_for()
+    assert c.page.get_by_label("Message", exact=True).input_value() == "precious"
+    assert c.said() == [] and c.problems == []
+
+
 def test_stop_keeps_what_was_said(chat: Opened, stub: Stub) -> None:
     c = chat()
     c.write("slow")
