@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.sentencepiece",
         "edgeft.gguf_header",
         "edgeft.generation",
+        "edgeft.webpage",
     ),
     (
         "edgeft.stage",

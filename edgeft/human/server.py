@@ -10,11 +10,8 @@ our origin as JSON, and no other origin is allowed to read answers.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
-import re
 import secrets
 import socketserver
 import threading
@@ -26,6 +23,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.human.booth import Booth, Refused
+from edgeft.webpage import content_policy
 
 BODY = 4096
 """bytes of a request, at most"""
@@ -69,21 +67,6 @@ def serving(booth: Booth, port: int) -> Iterator[str]:
             yield server.url
         finally:
             server.shutdown()
-
-
-def content_policy(page: bytes) -> str:
-    """A Content-Security-Policy under which only the page's own script and style run."""
-
-    def hashes(tag: bytes) -> str:
-        found = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in found)
-        return " ".join(f"'sha256-{digest}'" for digest in digests)
-
-    return (
-        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')}; "
-        "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
-        "frame-ancestors 'none'"
-    )
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeft
-from edgeft.human.server import content_policy
+from edgeft.webpage import content_policy
 
 PAGE = Path(edgeft.__file__).parent / "server" / "page.html"
 
