@@ -293,7 +293,7 @@ def test_a_key_is_asked_for(chat: Opened, stub: Stub) -> None:
 
 MARKDOWN = """# Pumps
 
-A **heat pump** moves *heat*, `not` air; snake_case_name stays, ***both*** too.
+A **heat pump** moves *heat*, `not` air; snake_case_name stays, ***both*** too; *out **in** out*.
 See [the page](https://example.org/a_(b)) or https://example.org/x.
 
 1. First
@@ -325,8 +325,8 @@ def test_markdown(chat: Opened, stub: Stub) -> None:
         found: list[str] = said.locator(selector).all_inner_texts()
         return found
 
-    assert texts("h3") == ["Pumps"] and texts("strong") == ["heat pump", "both", "one"]
-    assert texts("em") == ["heat", "both"] and texts("s") == ["gone"]
+    assert texts("h3") == ["Pumps"] and texts("strong") == ["heat pump", "both", "in", "one"]
+    assert texts("em") == ["heat", "both", "out in out"] and texts("s") == ["gone"]
     assert texts("p code") == ["not"] and texts("td") == ["1", "x"] and texts("th") == ["a", "b"]
     assert texts("ol > li > ul > li") == ["inner one", "inner two"]
     assert said.locator("ol").count() == 1 and said.locator("ol > li").count() == 2
