@@ -100,6 +100,7 @@ def test_a_torn_last_line_is_dropped_and_voting_goes_on(
         assert [vote.item for vote in file.votes] == [3]
         file.add(Vote(4, "b", "", "b"))
     assert "in part" in capsys.readouterr().err
+    assert path.read_bytes().startswith(whole) and path.read_bytes().count(b"k") == 0
     with VotesFile(path, make_pairs()) as file:
         assert [vote.item for vote in file.votes] == [3, 4]
 
