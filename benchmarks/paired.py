@@ -199,7 +199,7 @@ def mid_p(p: Paired) -> float:
     return min(1.0, math.exp(log_p))
 
 
-def wilson(k: int, n: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(k: float, n: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson (1927) score interval of the proportion k / n."""
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k = {k}, n = {n}")

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.sentencepiece",
         "edgeft.gguf_header",
         "edgeft.generation",
+        "edgeft.webpage",
     ),
     (
         "edgeft.stage",
@@ -70,6 +71,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.decide",
         "edgeft.checks",
         "edgeft.release",
+        "edgeft.human",
         "edgeft.search",
     ),
     ("edgeft.cli",),
@@ -82,6 +84,7 @@ LAYER = {name: number for number, names in enumerate(LAYERS) for name in names}
 INSIDE = {
     "edgeft.train": "its files are one stage",
     "edgeft.server": "its files are one program",
+    "edgeft.human": "votes, their count and the page are one thing",
     "edgeft.benchmarks": "the measurements build on each other and on the suites",
     "edgeft.report": "the page is made of the tables and the plots",
 }
@@ -149,6 +152,7 @@ ALLOWED = {
     ("edgeft.export", "edgeft.checks"): "what it holds the finished file to",
     ("edgeft.search", "edgeft.export"): "makes what it chooses from",
     ("edgeft.search", "edgeft.release"): "by the gate",
+    ("edgeft.human", "edgeft.report"): "its tables",
     ("edgeft.release", "edgeft.report"): "which machine it was decided on",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
 }

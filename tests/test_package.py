@@ -128,7 +128,7 @@ def test_constraints_pin_every_dependency() -> None:
     for line in (ROOT / "constraints.txt").read_text().splitlines():
         if line and not line.startswith("#"):
             name, _, pinned = line.partition("==")
-            assert re.fullmatch(r"\d+(\.\d+)*", pinned), f"not an exact pin: {line}"
+            assert re.fullmatch(r"\d+(\.\d+)*(\.post\d+)?", pinned), f"not an exact pin: {line}"
             pins[normal(name)] = pinned
     project = PYPROJECT["project"]
     groups = [project["dependencies"], *project["optional-dependencies"].values()]

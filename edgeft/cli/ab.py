@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from edgeft.cli._options import (
     EXIT_CODES,
@@ -16,6 +17,12 @@ from edgeft.cli._options import (
     json_option,
     print_json,
 )
+
+if TYPE_CHECKING:
+    from edgeft.benchmarks.quality import Asking
+
+VOTING = ("votes", "rater", "port", "no_browser")
+"""options that only --human has"""
 
 
 @click.command("ab", short_help="Release gate: candidates against a baseline on the same items.")
@@ -71,6 +78,20 @@ from edgeft.cli._options import (
     type=click.Path(path_type=Path, file_okay=False),
     help="Folder for report.html, report.json and report.md.",
 )
+@click.option("--human", is_flag=True, help="People vote blindly on two artifacts, in a browser.")
+@click.option(
+    "--votes",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --human: JSONL file that votes are kept in.  [default: A-B.votes.jsonl]",
+)
+@click.option("--rater", default="", help="With --human: who votes, where several people do.")
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    help="With --human: of the page.  [default: a free one]",
+)
+@click.option("--no-browser", is_flag=True, help="With --human: only print the page's address.")
 @json_option
 @configurable
 @click.pass_context
@@ -79,6 +100,7 @@ def command(
     /,
     artifacts: tuple[Path, ...],
     folder: Path | None,
+    human: bool,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -91,6 +113,9 @@ def command(
     \b
     edgeft ab out/q4_k_m.gguf out/f16.gguf --items smart_home
     edgeft ab out/q8_0.gguf out/q4_k_m.gguf out/f16.gguf --items items.jsonl --report report
+    edgeft ab out/q4_k_m.gguf out/f16.gguf --items items.jsonl --human
+
+    With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
     """
     from edgeft import report
     from edgeft.benchmarks.quality import Asking
@@ -98,6 +123,11 @@ def command(
 
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
+    voting = {name: options.pop(name) for name in VOTING}
+    _check_given(ctx, human, set(Gate.__dataclass_fields__) | {"folder"})
+    if human:
+        kept = {name: options[name] for name in Asking.__dataclass_fields__}
+        ctx.exit(_vote(artifacts, Asking(**kept), as_json, **voting))
     own = {name: options.pop(name) for name in list(options) if name in Gate.__dataclass_fields__}
     chosen = Gate(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
     release = gate(chosen, Asking(**options), [as_typed_command(sys.argv)])
@@ -108,3 +138,33 @@ def command(
     else:
         click.echo(report.release_text(release))
     ctx.exit(EXIT_CODES[release.outcome])
+
+
+def _check_given(ctx: click.Context, human: bool, gating: set[str]) -> None:
+    """Usage error for an option that the chosen kind of comparison would ignore."""
+    for param in ctx.command.params:
+        given = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
+        if given and param.name in (gating if human else VOTING):
+            needs = "cannot be combined with" if human else "needs"
+            raise click.UsageError(f"{param.opts[-1]} {needs} --human")
+
+
+def _vote(
+    artifacts: tuple[Path, ...],
+    asking: Asking,
+    as_json: bool,
+    votes: Path | None,
+    rater: str,
+    port: int,
+    no_browser: bool,
+) -> int:
+    from edgeft.human import Voting, compare, text
+
+    if len(artifacts) != 2:
+        raise click.UsageError("--human compares exactly two artifacts")
+    result = compare(*artifacts, asking, Voting(votes, rater, port, not no_browser))
+    if as_json:
+        print_json(result.to_json())
+    else:
+        click.echo(text(result))
+    return 0 if result.total.n else EXIT_CODES["INCONCLUSIVE"]

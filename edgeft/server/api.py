@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeft import __version__
 from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.progress import say
 from edgeft.server import ask
@@ -35,6 +34,7 @@ from edgeft.server.schemas import (
     Tokenize,
     refuse_unsupported,
 )
+from edgeft.webpage import content_policy
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -127,22 +127,16 @@ class Api:
         return Log(Guard(inner, self.options.rules), self.metrics, self.options.quiet)
 
     async def page(self, request: Request) -> Response:
-        from starlette.responses import HTMLResponse, PlainTextResponse
+        from starlette.responses import HTMLResponse
 
-        if not PAGE.is_file():
-            return PlainTextResponse(f"edgeft {__version__}: ask POST /v1/chat/completions\n")
-        policy = (
-            "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-            "img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
-            "frame-ancestors 'none'"
-        )
+        page = PAGE.read_bytes()
         headers = {
-            "content-security-policy": policy,
+            "content-security-policy": content_policy(page),
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
             "cache-control": "no-cache",
         }
-        return HTMLResponse(PAGE.read_text(encoding="utf-8"), headers=headers)
+        return HTMLResponse(page, headers=headers)
 
     async def health(self, request: Request) -> Response:
         counts = [engine.counts for engine in self.engines.values()]
