@@ -43,6 +43,8 @@ class ServeOptions:
     cors: tuple[str, ...] = ()
     grace: float = 10.0
     """seconds that running answers have to finish after SIGTERM"""
+    isolate: bool = True
+    """compute so that an answer does not depend on what else is running"""
     log_prompts: bool = False
     quiet: bool = False
 
@@ -86,11 +88,15 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
     with contextlib.ExitStack() as stack:
         opened: list[Engine] = []
         for name, path in names(options.artifacts).items():
-            runtime = open_runtime(path, options.threads, options.context)
+            # Repacked weights are multiplied with other kernels from four rows on.
+            repack = not options.isolate
+            runtime = open_runtime(path, options.threads, options.context, repack=repack)
             stack.callback(runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
-                engine = Batching(name, runtime, options.slots, options.queue, turns)
+                engine = Batching(
+                    name, runtime, options.slots, options.queue, turns, options.isolate
+                )
             else:
                 from edgeft.server.turns import OneByOne
 
