@@ -83,26 +83,31 @@ class Sequences:
         enable sgemm for prompt processing"), and for eight rows of K-quants (tiled/tiled.cpp:
         `ggml_tiled_min_batch`). The former is met by pairing a lone token, the latter by `width`.
         """
+        lib, model = self._lib, self._lib.llama_get_model(self._context)
+        # In a small model two kernels often round to the same bits.
+        values = lib.llama_model_n_embd(model) * lib.llama_model_n_layer(model)
+        rounds = max(1, min(16, 2**15 // values))
         count = min(self.count, 9)
         for number in range(count):
             self.read(number, [(number * 31 + i * 7) % self._size for i in range(8)])
 
-        def stepped(numbers: Sequence[int]) -> Logits:
-            self.step([(number, number % self._size) for number in numbers])
-            rows = self.rows.copy()
-            for number in numbers:
-                self.keep(number, 8)
-            return rows
+        def stepped(width: int) -> Logits:
+            rows = []
+            for turn, begin in itertools.product(range(rounds), range(0, count, width)):
+                numbers = range(begin, min(begin + width, count))
+                self.step([(n, (n * 13 + turn) % self._size) for n in numbers])
+                rows.append(self.rows.copy())
+                for number in numbers:
+                    self.keep(number, 8)
+            return np.concatenate(rows)
 
-        pair = stepped(range(2)) if count > 1 else None
-        self.paired = pair is not None and self._takes_back and (stepped([0]) != pair[:1]).any()
-        alone = np.concatenate([stepped([number]) for number in range(count)])
-        for width in (count, 7, 3, 2):
-            if width <= count and (stepped(range(width)) == alone[:width]).all():
-                self.width = self.count if width == count else width
-                break
-        else:
-            self.width = 1
+        alone = stepped(1)
+        if self._takes_back and count > 1 and (stepped(2) != alone).any():
+            self.paired = True
+            alone = stepped(1)
+        widths = [width for width in (count, 7, 3, 2) if width <= count]
+        width = next((width for width in widths if (stepped(width) == alone).all()), 1)
+        self.width = self.count if width == count else width
         for number in range(count):
             self.keep(number, 0)
 
