@@ -49,6 +49,8 @@ class Sequences:
         self._batch = lib.llama_batch_init(self._room, 0, 1)
         self._size: int = lib.llama_vocab_n_tokens(vocab)
         self._rows: Logits = np.empty((0, self._size), np.float32)
+        self._at: list[int] | None = None
+        """where the wanted ones are among `_rows`; None = all"""
         self._seen: tuple[Any, int] = (None, 0)
         model = lib.llama_get_model(context)
         recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
@@ -86,7 +88,7 @@ class Sequences:
         lib, model = self._lib, self._lib.llama_get_model(self._context)
         # In a small model two kernels often round to the same bits.
         values = lib.llama_model_n_embd(model) * lib.llama_model_n_layer(model)
-        rounds = max(1, min(16, 2**15 // values))
+        rounds = max(1, min(16, 2**17 // values))
         count = min(self.count, 9)
         for number in range(count):
             self.read(number, [(number * 31 + i * 7) % self._size for i in range(8)])
@@ -114,7 +116,11 @@ class Sequences:
     @property
     def rows(self) -> Logits:
         """(outputs, vocabulary), in llama.cpp's memory: the next call overwrites them."""
-        return self._rows
+        return self._rows if self._at is None else self._rows[self._at]
+
+    def row(self, number: int) -> Logits:
+        row: Logits = self._rows[number if self._at is None else self._at[number]]
+        return row
 
     def keep(self, number: int, length: int) -> int:
         """Forget all but the beginning of a sequence; the length that is left.
@@ -141,12 +147,12 @@ class Sequences:
     def choose(self, row: int, sampler: Sampler) -> int:
         """The next token by a row of logits."""
         if sampler.grammar:
-            return self._constrained(self._rows[row], sampler)
+            return self._constrained(self.row(row), sampler)
         if not sampler.chain:
             # llama.cpp's greedy sampler would copy the vocabulary first.
-            return int(self._rows[row].argmax())
+            return int(self.row(row).argmax())
         # Counted from the end, outputs are meant and not tokens.
-        index = row - len(self._rows)
+        index = (row if self._at is None else self._at[row]) - len(self._rows)
         return int(self._lib.llama_sampler_sample(sampler.chain, self._context, index))
 
     def _constrained(self, row: Logits, sampler: Sampler) -> int:
@@ -172,11 +178,16 @@ class Sequences:
         return int(array.data[array.selected].id)
 
     def _decode(self, tokens: Sequence[Entry], outputs: int) -> None:
-        """(id, position, sequence); logits after the last `outputs` of them."""
+        """Logits after the last `outputs` tokens."""
         extra = self._extra(tokens) if len(tokens) == outputs and self._takes_back else []
         try:
-            every = sorted([*tokens, *extra], key=lambda entry: entry[2]) if extra else tokens
-            self._compute(every, extra, outputs)
+            if extra:
+                every = sorted([*tokens, *extra], key=lambda entry: entry[2])
+                self._compute(every, len(every))
+                self._at = [i for i, entry in enumerate(every) if entry not in extra]
+            else:
+                self._compute(tokens, outputs)
+                self._at = None
         except BaseException:
             for number in {number for _, _, number in tokens}:
                 self.keep(number, len(self.held[number]))
@@ -186,7 +197,8 @@ class Sequences:
                 self._lib.llama_memory_seq_rm(self._memory, number, position, -1)
 
     def _extra(self, tokens: Sequence[Entry]) -> list[Entry]:
-        """Tokens of other sequences that let llama.cpp compute these together."""
+        """Tokens of other sequences that let llama.cpp compute these together. They are outputs, too:
+        the last block is computed for outputs only."""
         numbers = [number for _, _, number in tokens]
         if len(set(numbers)) < len(numbers):
             return []  # a part of a prompt
@@ -204,19 +216,18 @@ class Sequences:
             gaps |= {number for number in near if number is not None}
         return [(0, len(self.held[number]), number) for number in sorted(gaps)]
 
-    def _compute(self, tokens: Sequence[Entry], extra: Sequence[Entry], outputs: int) -> None:
+    def _compute(self, tokens: Sequence[Entry], outputs: int) -> None:
         if not self._context:
             raise ValueError("the sequences are closed")
         if len(tokens) > self._room:
             raise ValueError(f"{len(tokens)} tokens at a time, {self._room} are possible")
         batch = self._batch
         batch.n_tokens = len(tokens)
-        first = len(tokens) - outputs - len(extra)
-        silent = {number for _, _, number in extra}
+        first = len(tokens) - outputs
         for i, (token, position, number) in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, number
-            batch.logits[i] = i >= first and number not in silent
+            batch.logits[i] = i >= first
         self._run(batch)
         pointer = self._lib.llama_get_logits(self._context)
         seen = (ctypes.cast(pointer, ctypes.c_void_p).value, outputs)

@@ -355,7 +355,7 @@ class Batching(Engine):
             return
         chosen: tuple[Chosen, ...] = ()
         if want.top is not None:
-            chosen = (Chosen(token, *log_probabilities(self._many.rows[row], token, want.top)),)
+            chosen = (Chosen(token, *log_probabilities(self._many.row(row), token, want.top)),)
         job.new += 1
         slot.last = token
         text = slot.stops.push(slot.decode(token))
