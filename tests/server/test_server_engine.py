@@ -17,7 +17,7 @@ from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.server import engine as engine_module
 from edgeft.server.engine import Batching, Turns
-from edgeft.server.grammar import of_any_json, of_schema
+from edgeft.server.grammar import of_any_json, of_schema, repeats
 from edgeft.server.jobs import Busy, Event, Job, StopText, Want
 from edgeft.server.turns import OneByOne
 
@@ -252,6 +252,7 @@ def test_a_grammar_is_followed_and_ends_the_answer(engine: Batching) -> None:
     [
         {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
         {"type": "string", "pattern": "^" + "a" * 200 + "$"},
+        {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"},
         {"$ref": "https://example.org/schema.json"},
         {"$ref": "#/nowhere"},
         {"type": "nonsense"},
@@ -263,6 +264,14 @@ def test_a_grammar_is_followed_and_ends_the_answer(engine: Batching) -> None:
 def test_schemas_that_are_none_are_user_errors(schema: dict[str, object]) -> None:
     with pytest.raises(InputError):
         of_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [("^((a?){9}b){9}$", 90), (r"^\d{4}-[a-z{]{2}\(x$", 9), ("a*b+", 8), ("^(((a*)*)*)*$", 256)],
+)
+def test_the_size_of_a_pattern(pattern: str, size: float) -> None:
+    assert repeats(pattern) == size
 
 
 def test_a_deep_schema_is_refused() -> None:
