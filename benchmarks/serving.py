@@ -83,15 +83,19 @@ class Reply:
     lines: list[bytes] = field(default_factory=list)
     end: float = 0.0
 
-    @property
-    def pieces(self) -> list[float]:
-        """Times of the pieces with text in them, read after the clock has stopped."""
-        found = []
-        for at, line in zip(self.times, self.lines, strict=True):
-            with contextlib.suppress(ValueError, KeyError, IndexError):
-                if json.loads(line[6:])["choices"][0]["text"]:
-                    found.append(at)
-        return found
+    def texts(self) -> list[float]:
+        """Times of the pieces with text in them."""
+        choices = [json.loads(line[6:])["choices"] for line in self.lines]
+        return [
+            at for at, found in zip(self.times, choices, strict=True) if found and found[0]["text"]
+        ]
+
+    def tokens(self, most: int) -> int:
+        """A piece may have none of the text or that of many tokens; an answer that was cut off has
+        as many as it could have."""
+        ends = [choice["finish_reason"] for line in self.lines
+                for choice in json.loads(line[6:])["choices"]]  # fmt: skip
+        return most if "length" in ends else len(self.texts())
 
 
 @dataclass(frozen=True)
@@ -210,16 +214,15 @@ async def one_round(options: Options, port: int, clients: int, seed: int) -> Rou
     started = time.perf_counter()
     replies = await asyncio.gather(*(ask(port, one) for one in bodies))
     seconds = time.perf_counter() - started
-    pieces = [reply.pieces for reply in replies]
-    if any(
-        reply.status != 200 or len(times) < 2 for reply, times in zip(replies, pieces, strict=True)
-    ):
-        raise EdgeftError(f"a request failed: {[reply.status for reply in replies]}")
-    return Round(
-        tps=sum(map(len, pieces)) / seconds,
-        ttft=tuple(times[0] for times in pieces),
-        decode=statistics.median((len(t) - 1) / (t[-1] - t[0]) for t in pieces),
-    )
+    if any(reply.status != 200 for reply in replies):
+        raise EdgeftError(f"requests failed: {[reply.status for reply in replies]}")
+    # Read only now that the clock has stopped.
+    times = [reply.texts() for reply in replies]
+    counts = [reply.tokens(options.tokens) for reply in replies]
+    if min(counts) < 2 or not all(times):
+        raise EdgeftError(f"the answers are too short to be timed: {counts} tokens")
+    rates = [(n - 1) / (t[-1] - t[0]) for n, t in zip(counts, times, strict=True)]
+    return Round(sum(counts) / seconds, tuple(t[0] for t in times), statistics.median(rates))
 
 
 def loop(options: Options) -> float:
@@ -236,9 +239,12 @@ def loop(options: Options) -> float:
         "ids = (l.llama_token * prompt)(*range(100, 100 + prompt))\n"
         "l.llama_decode(c, l.llama_batch_get_one(ids, prompt))\n"
         "one = (l.llama_token * 1)(100)\n"
+        "size = l.llama_vocab_n_tokens(l.llama_model_get_vocab(m))\n"
         "l.llama_decode(c, l.llama_batch_get_one(one, 1))\n"
         "start = time.perf_counter()\n"
-        "for _ in range(tokens): l.llama_decode(c, l.llama_batch_get_one(one, 1))\n"
+        "for i in range(tokens):\n"
+        "    one[0] = i * 7919 % size\n"
+        "    l.llama_decode(c, l.llama_batch_get_one(one, 1))\n"
         "print(tokens / (time.perf_counter() - start))\n"
     )
     numbers = map(str, (options.threads, 64, options.tokens))
