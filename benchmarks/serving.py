@@ -9,8 +9,8 @@ seconds from the first request to the last token, prompts included. TTFT: from a
 its first text. Decoding writes a token for each running answer per pass over the weights: several
 clients share a pass where the server batches, and wait for each other where it does not.
 
-`loop` is llama_decode alone, a token after the other, with nothing chosen or sent: what llama-bench
-measures. --soak runs edgeft.benchmarks.soak instead. Ends in one JSON line.
+`loop` is llama_decode alone, a token after the other, with nothing chosen or sent, as llama-bench
+measures it; --llama-bench runs that itself. --soak runs edgeft.benchmarks.soak instead. Ends in one JSON line.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ class Options:
     context: int = 1024
     """tokens of each conversation"""
     llama_server: str | None = None
-    """path of llama.cpp's program"""
+    llama_bench: str | None = None
+    """paths of llama.cpp's programs"""
     isolate: bool = True
     """as edgeft serve's option"""
 
@@ -227,6 +228,8 @@ async def one_round(options: Options, port: int, clients: int, seed: int) -> Rou
 
 def loop(options: Options) -> float:
     """Tokens per second of llama_decode alone, in a process of its own."""
+    if options.llama_bench:
+        return llama_bench(options, options.llama_bench)
     code = (
         "import sys, time, llama_cpp as l\n"
         "path, threads, prompt, tokens = sys.argv[1], *map(int, sys.argv[2:])\n"
@@ -253,6 +256,16 @@ def loop(options: Options) -> float:
     if done.returncode:
         raise EdgeftError(f"the loop failed: {done.stderr.strip()[-200:]}")
     return float(done.stdout)
+
+
+def llama_bench(options: Options, program: str) -> float:
+    command = [program, "-m", str(options.artifact), "-t", str(options.threads), "-p", "0",
+               "-n", str(options.tokens), "-r", "1", "-o", "json"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    try:
+        return float(json.loads(done.stdout)[-1]["avg_ts"])
+    except (ValueError, LookupError):
+        raise EdgeftError(f"llama-bench failed: {done.stderr.strip()[-200:]}") from None
 
 
 def run(options: Options) -> dict[str, Any]:
@@ -320,6 +333,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--llama-server", metavar="PROGRAM", help="llama.cpp's own, where it is built"
     )
+    parser.add_argument("--llama-bench", metavar="PROGRAM", help="likewise, instead of the loop")
     parser.add_argument("--no-isolate", dest="isolate", action="store_false")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="run edgeft.benchmarks.soak")
     chosen = vars(parser.parse_args(arguments))

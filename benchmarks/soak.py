@@ -5,8 +5,8 @@
 Of the requests a quarter leaves in the middle, some read slowly, some are too large or no JSON at
 all; the rest is read to its end. Reported: crashes (the process is gone, or an answer is 5xx), slots
 that are not free when all clients have left, the drift of the resident memory between the first and
-the last quarter of the samples, and how soon a slot is free after its client left, as another
-client's wait: /health is asked until fewer answers run.
+the last quarter of the samples, and how soon a slot is free after its client left: the seconds until
+/metrics counts one more cancelled answer, asked for by one client at a time.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class _Soak:
         self.memory: list[int] = []
         self.freed: list[float] = []
         self.stuck = 0
+        self._leaving = asyncio.Lock()
 
     async def run(self) -> None:
         watching = asyncio.create_task(self._watch())
@@ -116,16 +117,18 @@ class _Soak:
         self.statuses[int(status.split()[1]) if status else 0] += 1
         for _ in range(12):
             await reader.readline()
-        before = (await self._metric("requests_total")) if status.split()[1:2] == [b"200"] else None
-        left = time.perf_counter()
-        writer.close()
-        if before is None:
+        if status.split()[1:2] != [b"200"]:
+            writer.close()
             return
-        # An answer of 900 tokens ends early only because it was cancelled; others may end as well,
-        # which makes this a lower bound that the p95 of many is not misled by.
-        while await self._metric("requests_total") <= before and time.perf_counter() - left < 10:
-            await asyncio.sleep(0.01)
-        self.freed.append(time.perf_counter() - left)
+        async with self._leaving:
+            before = await self._metric("cancelled_total")
+            left = time.perf_counter()
+            writer.close()
+            while await self._metric("cancelled_total") <= before:
+                if time.perf_counter() - left > 10:
+                    break
+                await asyncio.sleep(0.005)
+            self.freed.append(time.perf_counter() - left)
 
     async def _read_slowly(self, body: dict[str, Any], pause: float) -> None:
         reader, writer = await self._open(json.dumps(body).encode())

@@ -40,6 +40,8 @@ class Counts:
     """Since the start, and now."""
 
     requests: int
+    cancelled: int
+    """of them"""
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
@@ -100,9 +102,8 @@ class Engine:
         self._events: list[tuple[Callable[[Event], None], Event]] = []
         self._closed = False
         self._seconds_each = 1.0
-        self._totals = dict.fromkeys(
-            ("requests", "prompt_tokens", "reused_tokens", "new_tokens"), 0
-        )
+        names = "requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens"
+        self._totals = dict.fromkeys(names, 0)
         self._computing = 0.0
         self._thread = threading.Thread(target=self._work, name=f"engine {name}", daemon=True)
 
@@ -217,6 +218,7 @@ class Engine:
         self._seconds_each += 0.2 * (seconds - self._seconds_each)
         totals = self._totals
         totals["requests"] += 1
+        totals["cancelled"] += finish == "cancelled"
         totals["prompt_tokens"] += len(job.want.ids)
         totals["reused_tokens"] += job.reused
         totals["new_tokens"] += job.new
