@@ -32,6 +32,8 @@ WIDE = 8
 """tokens of a prompt that are read together at least: fewer go through other kernels"""
 REUSE = 16
 """tokens that a prompt must share with a free sequence to be given to it for that"""
+PAUSE = 0.02
+"""seconds between two calls of `Engine.post`, where nobody waits for the first token or the last"""
 Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
 
 
@@ -99,7 +101,8 @@ class Engine:
         self._turn = turns or Turns()
         self._waiting: deque[Job] = deque()
         self._awake = threading.Condition()
-        self._events: list[tuple[Callable[[Event], None], Event]] = []
+        self._events: dict[Job, Event] = {}
+        self._urgent, self._posted = False, 0.0
         self._closed = False
         self._seconds_each = 1.0
         names = "requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens"
@@ -204,12 +207,18 @@ class Engine:
             return self._waiting.popleft() if self._waiting else None
 
     def _tell(self, job: Job, event: Event) -> None:
-        self._events.append((job.sink, event))
+        known = self._events.get(job)
+        self._urgent |= bool(event.finish) or not job.told
+        job.told = True
+        self._events[job] = known.then(event) if known else event
 
     def _flush(self) -> None:
-        if self._events:
-            events, self._events = self._events, []
-            self.post(events)
+        """Whoever listens needs the cores that compute: so it is told of first and last tokens at
+        once, and of those between after a pause."""
+        now = time.perf_counter()
+        if self._events and (self._urgent or now - self._posted >= PAUSE):
+            self.post([(job.sink, event) for job, event in self._events.items()])
+            self._events, self._urgent, self._posted = {}, False, now
 
     def _end(self, job: Job, finish: str, text: str = "", tokens: tuple[Chosen, ...] = (),
              error: EdgeftError | None = None) -> None:  # fmt: skip

@@ -187,6 +187,7 @@ def test_running_answers_flow_on_while_a_long_prompt_is_read(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "CHUNK", 16)
+    monkeypatch.setattr(engine_module, "PAUSE", 0.0)
     engine = open_engine(artifacts["f32"], slots=2)
     try:
         order: queue.SimpleQueue[str] = queue.SimpleQueue()
