@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,7 +18,7 @@ from edgeft.records import Limits, Sampling
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.server import engine as engine_module
-from edgeft.server.engine import Batching, Turns
+from edgeft.server.engine import Batching, Worker
 from edgeft.server.grammar import of_any_json, of_schema, repeats
 from edgeft.server.jobs import Busy, Event, Job, StopText, Want
 from edgeft.server.turns import OneByOne
@@ -33,9 +35,7 @@ def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def open_engine(path: Path, slots: int = 4, waiting: int = 8, isolated: bool = True) -> Batching:
     runtime = open_runtime(path, threads=1, context=256, repack=not isolated)
     assert isinstance(runtime, GGUFRuntime)
-    engine = Batching(path.stem, runtime, slots, waiting, isolated=isolated)
-    engine.start()
-    return engine
+    return Batching(path.stem, runtime, slots, waiting, Worker(), isolated)
 
 
 @pytest.fixture(scope="module")
@@ -330,8 +330,7 @@ def test_one_by_one_answers_as_the_runtime_does(
     tiny_base: Path, artifacts: dict[str, Path]
 ) -> None:
     runtime = open_runtime(artifacts["f32"], threads=1)
-    engine = OneByOne("any", runtime, 8)
-    engine.start()
+    engine = OneByOne("any", runtime, 8, Worker())
     try:
         ids = [tuple(runtime.encode(text)) for text in ("the lamp", "on the desk", "lamp")]
         events = answers(engine, [Want(i, 12, past_stops=True) for i in ids])
@@ -344,21 +343,30 @@ def test_one_by_one_answers_as_the_runtime_does(
         engine.close()
 
 
-def test_turns_are_given_in_the_order_of_asking() -> None:
-    import threading
+def test_engines_share_one_thread_and_take_turns(artifacts: dict[str, Path]) -> None:
+    worker, threads = Worker(), set()
+    engines = []
+    for quant in ("f32", "q8_0"):
+        runtime = open_runtime(artifacts[quant], threads=1, context=256)
+        assert isinstance(runtime, GGUFRuntime)
+        engines.append(Batching(quant, runtime, 2, 8, worker))
+    try:
+        order: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    turns, order = Turns(), []
-    with turns():
-        threads = []
-        for i in range(5):
+        def sink(number: int, event: Event) -> None:
+            threads.add(threading.get_ident())
+            order.put(-1 if event.finish else number)
 
-            def take(i: int = i) -> None:
-                with turns():
-                    order.append(i)
-
-            threads.append(threading.Thread(target=take))
-            threads[-1].start()
-            time.sleep(0.02)
-    for thread in threads:
-        thread.join(5)
-    assert order == list(range(5))
+        for number, engine in enumerate(engines):
+            want = Want(prompts(engine, 1)[0], 100, past_stops=True)
+            engine.submit([Job(want, functools.partial(sink, number))])
+        seen: list[int] = []
+        while seen.count(-1) < 2:
+            seen.append(order.get(timeout=30))
+        # Neither waits for the other to end.
+        assert {0, 1} <= set(seen[: seen.index(-1)])
+        assert len(threads) == 1
+    finally:
+        for engine in engines:
+            engine.close()
+        worker.close()
