@@ -19,6 +19,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import socket
 import statistics
@@ -316,7 +317,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 def quantile(ordered: Sequence[float], share: float) -> float:
     """Of sorted values: the smallest that at least this share of them do not exceed."""
-    return ordered[min(len(ordered) - 1, max(0, -(-int(share * len(ordered) * 1000) // 1000) - 1))]
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
