@@ -161,7 +161,7 @@ class Conversation:
     def speed(self) -> str:
         """Of the last reply: tokens/s after the first token, and the time to it."""
         if not self.tokens:
-            return "no reply yet"
+            return "an empty reply" if self.prompt_tokens else "no reply yet"
         first, last = self.tokens[0].seconds, self.tokens[-1].seconds
         rate = (len(self.tokens) - 1) / (last - first) if last > first else 0.0
         return (
@@ -170,8 +170,8 @@ class Conversation:
 
     @property
     def stats(self) -> str:
-        if not self.tokens:
-            return "no reply yet"
+        if not self.prompt_tokens:
+            return self.speed
         used = self.prompt_tokens + len(self.tokens)
         return (
             f"prompt {self.prompt_tokens} tokens, {self.speed}, "

@@ -7,6 +7,7 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,14 +104,7 @@ def command(artifact: Path, **given: Any) -> None:
         open_runtime(artifact, options.threads, options.context, options.exact) as runtime,
         answering(runtime) as model,
     ):
-        # Ctrl-C stops a reply, but these end the conversation, whose history is then kept.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _leave)
         talk(Conversation(model, options.system, options.limits), options)
-
-
-def _leave(*_: object) -> None:
-    raise click.Abort
 
 
 def talk(conversation: Conversation, options: ChatOptions) -> None:
@@ -120,6 +114,10 @@ def talk(conversation: Conversation, options: ChatOptions) -> None:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+    if threading.current_thread() is threading.main_thread():
+        # Ctrl-C stops a reply; these end the conversation, and its history is kept.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _leave)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         say(f"{options.artifact.name}, /help for commands, Ctrl-D to leave")
@@ -135,6 +133,10 @@ def talk(conversation: Conversation, options: ChatOptions) -> None:
                 if not terminal:
                     raise
                 say(f"error: {error}" if isinstance(error, EdgeftError) else "stopped")
+
+
+def _leave(*_: object) -> None:
+    raise click.Abort
 
 
 def _piped() -> Generator[str]:
