@@ -69,6 +69,11 @@ class Terminal:
         self.type(text + "\r")
         return self.until(wanted)
 
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt. Python misses one that comes before its readline waits for keys."""
+        time.sleep(0.3)
+        self.type(CTRL_C)
+
     def ends(self) -> int:
         """The exit status; what is left on the screen is read first."""
         deadline = time.monotonic() + 30
@@ -150,7 +155,7 @@ def test_ctrl_c_in_a_block_forgets_it(terminal: Open) -> None:
     screen.ask('"""one', ". ")
     screen.type("two\r")
     screen.until(". ")
-    screen.type(CTRL_C)
+    screen.interrupt()
     screen.ask("three", "THREE\r\n")
     assert "ONE" not in screen.all
 
@@ -173,7 +178,7 @@ def test_ctrl_c_stops_the_reply_and_keeps_what_came(terminal: Open, tmp_path: Pa
     screen.ask("and you", "AND YOU\r\n")
     screen.ask("/save talk.jsonl", "saved to")
     screen.until("> ")
-    screen.type(CTRL_C)
+    screen.interrupt()
     assert screen.ends() == 0
     (example,) = load_examples(tmp_path / "talk.jsonl")
     assert [m.role for m in example.messages] == ["user", "assistant"] * 2
