@@ -52,7 +52,7 @@ def test_the_links_are_relative(name: str) -> None:
 def test_data_files_are_packaged() -> None:
     data = PYPROJECT["tool"]["setuptools"]["package-data"]
     for file in tracked():
-        if file.suffix == ".py" or file.name == "LOG.md":
+        if file.suffix in (".py", ".png") or file.name == "LOG.md":
             continue
         package = ".".join(file.parts[:-1])
         package = package if package.startswith("edgeft") else f"edgeft.{package}"

@@ -64,6 +64,13 @@ from edgeft.errors import InputError
     callback=finite,
     help="Seconds that running answers have after SIGTERM.",
 )
+@click.option(
+    "--isolate/--no-isolate",
+    default=True,
+    show_default=True,
+    help="Compute so that an answer is the same whatever else is running; without, llama.cpp may use "
+    "kernels that read long prompts faster.",
+)
 @click.option("--log-prompts", is_flag=True, help="Write what is asked to stderr, too.")
 @click.option("--quiet", is_flag=True, help="No line per request.")
 @configurable

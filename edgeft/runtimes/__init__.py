@@ -59,13 +59,18 @@ class Runtime(Protocol):
 
 
 def open_runtime(
-    path: Path, threads: int | None = None, context: int | None = None, exact: bool = False
+    path: Path,
+    threads: int | None = None,
+    context: int | None = None,
+    exact: bool = False,
+    repack: bool = True,
 ) -> Runtime:
     """Open an artifact with the runtime that the formats table names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
-    model allow up to 4096. `exact`: by the reference, in float32. TemplateError where the artifact
-    no longer carries the chat template and the stops that its manifest names.
+    model allow up to 4096. `exact`: by the reference, in float32. `repack`: whether the engine may
+    copy weights into an order that it multiplies faster. TemplateError where the artifact no longer
+    carries the chat template and the stops that its manifest names.
     """
     row = format_of(path)
     if exact and not row.reference:
@@ -74,7 +79,8 @@ def open_runtime(
             f"a folder of {' or '.join(name for name, row in FORMATS.items() if row.reference)}",
         )
     entry = row.reference if exact else row.runtime
-    runtime: Runtime = load(entry)(path, threads=threads, context=context)
+    how = {} if repack or entry == row.reference else {"repack": False}
+    runtime: Runtime = load(entry)(path, threads=threads, context=context, **how)
     try:
         check_as_made(path, runtime.chat)
     except EdgeftError:

@@ -318,16 +318,23 @@ class GGUFRuntime:
         finally:
             lib.llama_free(context)
 
-    def sequences(self, count: int) -> Sequences:
+    def sequences(self, count: int, isolated: bool = True) -> Sequences:
         """A context for `count` conversations side by side, for whoever schedules them. The runtime
-        gives its own one up for that: `encode` and `decoder` are what still works."""
+        gives its own one up for that: `encode` and `decoder` are what still works.
+
+        `isolated`: without flash attention, which splits the keys of a lone token among the threads,
+        but not those of several (ggml-cpu/ops.cpp: `use_split_kv_path`).
+        """
         if self._context:
             self._lib.llama_free(self._context)
             self._context = None
         cells = self.context * count
-        context = self._new_context(cells, sequences=count, rows=1)
+        context = self._new_context(cells, sequences=count, rows=1, flash=not isolated)
         run = functools.partial(self._run, context)
-        return Sequences(self._lib, context, self._vocab, run, count, self.context)
+        many = Sequences(self._lib, context, self._vocab, run, count, self.context)
+        if isolated:
+            many.settle()
+        return many
 
     def close(self) -> None:
         if self._batch:
@@ -357,7 +364,9 @@ class GGUFRuntime:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
             raise InputError(problem, "shorten it or raise --context")
 
-    def _new_context(self, cells: int, sequences: int, rows: int, callback: Any = None) -> Any:
+    def _new_context(
+        self, cells: int, sequences: int, rows: int, callback: Any = None, flash: bool = True
+    ) -> Any:
         stage.preflight(Path(), f"a context of {cells} tokens", memory=self._cache_bytes(cells))
         params = self._lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
@@ -365,7 +374,8 @@ class GGUFRuntime:
         params.n_outputs_max_per_seq = rows
         if self._exact:
             params.type_k = params.type_v = 0  # ggml.h: GGML_TYPE_F32
-            params.flash_attn_type = 0  # which rounds to float16 on the way
+        if self._exact or not flash:
+            params.flash_attn_type = 0  # it rounds to float16 on the way
         params.n_threads = params.n_threads_batch = self._threads
         if callback:
             params.cb_eval = callback

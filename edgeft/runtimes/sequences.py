@@ -7,12 +7,14 @@
 
 Each sequence has its own part of the cache: in a unified one attention adds its terms in an order
 that depends on the neighbours. llama.cpp then computes only sequences with neighbouring numbers
-together. Used by one thread; samplers may be made and freed in others.
+together; a gap of one is filled with a token that is taken back. Used by one thread; samplers may be
+made and freed in others.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Self
 
@@ -23,6 +25,8 @@ from edgeft.errors import InputError, ResourceError
 from edgeft.records import Sampling
 
 Logits = npt.NDArray[np.float32]
+Entry = tuple[int, int, int]
+"""(id, position, sequence)"""
 
 
 class Sequences:
@@ -45,13 +49,26 @@ class Sequences:
         self._batch = lib.llama_batch_init(self._room, 0, 1)
         self._size: int = lib.llama_vocab_n_tokens(vocab)
         self._rows: Logits = np.empty((0, self._size), np.float32)
+        self._at: list[int] | None = None
+        """where the wanted ones are among `_rows`; None = all"""
         self._seen: tuple[Any, int] = (None, 0)
+        model = lib.llama_get_model(context)
+        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
+        self._takes_back = not recurrent
+        self.width = count
+        """so many sequences step together"""
+        self.prompts = [0] * count
+        """tokens at the beginning of each sequence that were read and not stepped to"""
+        self.paired = False
+        """a lone token is computed beside one that is taken back"""
         self._candidates = np.empty(self._size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
 
     def read(self, number: int, ids: Sequence[int], outputs: int = 1) -> None:
         """Append `ids` to a sequence; `rows` then tells what follows each of the last `outputs`."""
         held = self.held[number]
         self._decode([(token, i, number) for i, token in enumerate(ids, len(held))], outputs)
+        if self.prompts[number] == len(held):
+            self.prompts[number] += len(ids)
         held.extend(ids)
 
     def step(self, tokens: Sequence[tuple[int, int]]) -> None:
@@ -60,10 +77,50 @@ class Sequences:
         for number, token in tokens:
             self.held[number].append(token)
 
+    def settle(self) -> None:
+        """Find out how many sequences may step together so that each gets, bit for bit, what it
+        gets alone; to be asked before anything is read.
+
+        ggml has other kernels for one row of float16 than for several (llamafile/sgemm.cpp: "only
+        enable sgemm for prompt processing"), and for eight rows of K-quants (tiled/tiled.cpp:
+        `ggml_tiled_min_batch`). The former is met by pairing a lone token, the latter by `width`.
+        """
+        lib, model = self._lib, self._lib.llama_get_model(self._context)
+        # In a small model two kernels often round to the same bits.
+        values = lib.llama_model_n_embd(model) * lib.llama_model_n_layer(model)
+        rounds = max(1, min(16, 2**17 // values))
+        count = min(self.count, 9)
+        for number in range(count):
+            self.read(number, [(number * 31 + i * 7) % self._size for i in range(8)])
+
+        def stepped(width: int) -> Logits:
+            rows = []
+            for turn, begin in itertools.product(range(rounds), range(0, count, width)):
+                numbers = range(begin, min(begin + width, count))
+                self.step([(n, (n * 13 + turn) % self._size) for n in numbers])
+                rows.append(self.rows.copy())
+                for number in numbers:
+                    self.keep(number, 8)
+            return np.concatenate(rows)
+
+        alone = stepped(1)
+        if self._takes_back and count > 1 and (stepped(2) != alone).any():
+            self.paired = True
+            alone = stepped(1)
+        widths = [width for width in (count, 7, 3, 2) if width <= count]
+        width = next((width for width in widths if (stepped(width) == alone).all()), 1)
+        self.width = self.count if width == count else width
+        for number in range(count):
+            self.keep(number, 0)
+
     @property
     def rows(self) -> Logits:
         """(outputs, vocabulary), in llama.cpp's memory: the next call overwrites them."""
-        return self._rows
+        return self._rows if self._at is None else self._rows[self._at]
+
+    def row(self, number: int) -> Logits:
+        row: Logits = self._rows[number if self._at is None else self._at[number]]
+        return row
 
     def keep(self, number: int, length: int) -> int:
         """Forget all but the beginning of a sequence; the length that is left.
@@ -74,6 +131,7 @@ class Sequences:
             self._lib.llama_memory_seq_rm(self._memory, number, -1, -1)
             length = 0
         del self.held[number][length:]
+        self.prompts[number] = min(self.prompts[number], length)
         return length
 
     def copy(self, source: int, target: int) -> None:
@@ -81,6 +139,7 @@ class Sequences:
         self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
         self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
         self.held[target][:] = self.held[source]
+        self.prompts[target] = self.prompts[source]
 
     def sampler(self, sampling: Sampling) -> Sampler:
         return Sampler(self._lib, self._vocab, self._size, self.length, sampling)
@@ -88,12 +147,12 @@ class Sequences:
     def choose(self, row: int, sampler: Sampler) -> int:
         """The next token by a row of logits."""
         if sampler.grammar:
-            return self._constrained(self._rows[row], sampler)
+            return self._constrained(self.row(row), sampler)
         if not sampler.chain:
             # llama.cpp's greedy sampler would copy the vocabulary first.
-            return int(self._rows[row].argmax())
+            return int(self.row(row).argmax())
         # Counted from the end, outputs are meant and not tokens.
-        index = row - len(self._rows)
+        index = (row if self._at is None else self._at[row]) - len(self._rows)
         return int(self._lib.llama_sampler_sample(sampler.chain, self._context, index))
 
     def _constrained(self, row: Logits, sampler: Sampler) -> int:
@@ -118,8 +177,46 @@ class Sequences:
             self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def _decode(self, tokens: Sequence[tuple[int, int, int]], outputs: int) -> None:
-        """(id, position, sequence); logits after the last `outputs` of them."""
+    def _decode(self, tokens: Sequence[Entry], outputs: int) -> None:
+        """Logits after the last `outputs` tokens."""
+        extra = self._extra(tokens) if len(tokens) == outputs and self._takes_back else []
+        try:
+            if extra:
+                every = sorted([*tokens, *extra], key=lambda entry: entry[2])
+                self._compute(every, len(every))
+                self._at = [i for i, entry in enumerate(every) if entry not in extra]
+            else:
+                self._compute(tokens, outputs)
+                self._at = None
+        except BaseException:
+            for number in {number for _, _, number in tokens}:
+                self.keep(number, len(self.held[number]))
+            raise
+        finally:
+            for _, position, number in extra:
+                self._lib.llama_memory_seq_rm(self._memory, number, position, -1)
+
+    def _extra(self, tokens: Sequence[Entry]) -> list[Entry]:
+        """Tokens of other sequences that let llama.cpp compute these together. They are outputs, too:
+        the last block is computed for outputs only."""
+        numbers = [number for _, _, number in tokens]
+        if len(set(numbers)) < len(numbers):
+            return []  # a part of a prompt
+
+        def possible(number: int) -> bool:
+            return 0 <= number < self.count and len(self.held[number]) < self.length
+
+        gaps = {a + 1 for a, b in itertools.pairwise(numbers) if b == a + 2 and possible(a + 1)}
+        if len(gaps) + len(numbers) > self.width:
+            gaps.clear()
+        if self.paired:
+            present = gaps.union(numbers)
+            lone = [n for n in numbers if not present & {n - 1, n + 1}]
+            near = (next(filter(possible, (n + 1, n - 1)), None) for n in lone)
+            gaps |= {number for number in near if number is not None}
+        return [(0, len(self.held[number]), number) for number in sorted(gaps)]
+
+    def _compute(self, tokens: Sequence[Entry], outputs: int) -> None:
         if not self._context:
             raise ValueError("the sequences are closed")
         if len(tokens) > self._room:
@@ -131,12 +228,7 @@ class Sequences:
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, number
             batch.logits[i] = i >= first
-        try:
-            self._run(batch)
-        except BaseException:
-            for number in {number for _, _, number in tokens}:
-                self.keep(number, len(self.held[number]))
-            raise
+        self._run(batch)
         pointer = self._lib.llama_get_logits(self._context)
         seen = (ctypes.cast(pointer, ctypes.c_void_p).value, outputs)
         if seen != self._seen:

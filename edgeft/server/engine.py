@@ -28,6 +28,8 @@ CHUNK = 128
 """tokens of prompts that are read in one step"""
 ECHO = 32
 """likewise, where each token's logits are wanted"""
+WIDE = 8
+"""tokens of a prompt that are read together at least: fewer go through other kernels"""
 REUSE = 16
 """tokens that a prompt must share with a free sequence to be given to it for that"""
 Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
@@ -235,11 +237,18 @@ class Batching(Engine):
     can = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "past_stops"})
 
     def __init__(
-        self, name: str, runtime: GGUFRuntime, slots: int, queue: int, turns: Turns | None = None
+        self,
+        name: str,
+        runtime: GGUFRuntime,
+        slots: int,
+        queue: int,
+        turns: Turns | None = None,
+        isolated: bool = True,
     ) -> None:
         super().__init__(name, runtime, queue, turns)
         self.slots = slots
-        self._many = runtime.sequences(slots)
+        self._isolated = isolated
+        self._many = runtime.sequences(slots, isolated)
         self._decoder, self._ends = runtime.decoder, runtime.ends
         self._slots: dict[int, _Slot] = {}
         self._used = [0.0] * slots
@@ -271,9 +280,9 @@ class Batching(Engine):
     def _take(self, job: Job) -> None:
         """Give a job the free sequence that begins most like its prompt, else the one that was
         unused for longest."""
-        want, held = job.want, self._many.held
-        prompt = [] if want.echo else want.ids[:-1]
-        shared = [common_prefix(tokens, prompt) for tokens in held]
+        want = job.want
+        prompt = [] if want.echo else want.ids[: -WIDE if self._isolated else -1]
+        shared = [self._common(number, prompt) for number in range(self.slots)]
         free = [i for i in range(self.slots) if i not in self._slots]
         number = max(free, key=lambda i: (shared[i] if shared[i] >= REUSE else 0, -self._used[i]))
         best = max(range(self.slots), key=shared.__getitem__)
@@ -285,20 +294,24 @@ class Batching(Engine):
         except EdgeftError as error:
             self._end(job, "error", error=error)
             return
-        job.reused = self._many.keep(
-            number, max(shared[number], common_prefix(held[number], prompt))
-        )
+        job.reused = self._many.keep(number, self._common(number, prompt))
         self._slots[number] = _Slot(job, number, sampler, self._decoder())
+
+    def _common(self, number: int, prompt: Sequence[int]) -> int:
+        """Tokens that a sequence has in common with a prompt. What was stepped to went through other
+        kernels than a prompt does: isolated, it is read again."""
+        same = common_prefix(self._many.held[number], prompt)
+        return min(same, self._many.prompts[number]) if self._isolated else same
 
     def _read(self, slot: _Slot, budget: int) -> int:
         """A part of a prompt; how many tokens it had."""
         want, job = slot.job.want, slot.job
         begin = len(self._many.held[slot.number])
-        # Borders in the same places, whoever else is running.
-        size = ECHO if want.echo else CHUNK
-        end = min(len(want.ids), (begin // size + 1) * size)
-        if end - begin > budget:
-            return budget
+        end = begin + (ECHO if want.echo else CHUNK)
+        if end + WIDE > len(want.ids):
+            end = len(want.ids)
+        if end - begin > budget and budget < CHUNK:
+            return budget  # as a whole in the next step
         part = want.ids[begin:end]
         self._many.read(slot.number, part, len(part) if want.echo else 1)
         rows = self._many.rows
@@ -318,10 +331,14 @@ class Batching(Engine):
         return len(part)
 
     def _step(self) -> None:
-        running = sorted((n, slot) for n, slot in self._slots.items() if slot.last is not None)
-        self._many.step([(number, slot.last) for number, slot in running if slot.last is not None])
-        for row, (_, slot) in enumerate(running):
-            self._choose(slot, row)
+        running = [self._slots[number] for number in sorted(self._slots)]
+        running = [slot for slot in running if slot.last is not None]
+        parts = -(-len(running) // self._many.width)
+        for i in range(parts):
+            part = running[len(running) * i // parts : len(running) * (i + 1) // parts]
+            self._many.step([(slot.number, slot.last or 0) for slot in part])
+            for row, slot in enumerate(part):
+                self._choose(slot, row)
 
     def _choose(self, slot: _Slot, row: int) -> None:
         """The next token of an answer, and what it means for it."""
@@ -338,7 +355,7 @@ class Batching(Engine):
             return
         chosen: tuple[Chosen, ...] = ()
         if want.top is not None:
-            chosen = (Chosen(token, *log_probabilities(self._many.rows[row], token, want.top)),)
+            chosen = (Chosen(token, *log_probabilities(self._many.row(row), token, want.top)),)
         job.new += 1
         slot.last = token
         text = slot.stops.push(slot.decode(token))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from edgeft.errors import InputError
@@ -16,6 +17,8 @@ COUNTS, COUNT = ("minItems", "maxItems", "minLength", "maxLength"), 1000
 """numbers that a grammar repeats its rules by, and the largest of them"""
 PATTERN = 128
 """characters of a regular expression"""
+REPEATS = 200
+"""atoms that it has when its repetitions, one in the other, are written out"""
 
 
 def of_any_json() -> str:
@@ -41,6 +44,32 @@ def of_schema(schema: dict[str, Any]) -> str:
     return grammar
 
 
+def repeats(pattern: str) -> float:
+    """How large a regular expression is with its repetitions written out, where `*` and `+` count as
+    4. llama.cpp follows every way through it at once.
+
+    >>> repeats("^((a?){9}b){9}$")
+    90.0
+    """
+    sums, last = [0.0], 0.0
+    for match in re.finditer(r"\\.|\[(?:\\.|[^\]])*\]|\{(\d+)?,?(\d+)?\}|.", pattern, re.DOTALL):
+        token = match[0]
+        if token == "(":
+            sums.append(0.0)
+            last = 0.0
+        elif token == ")" and len(sums) > 1:
+            last = sums.pop()
+            sums[-1] += last
+        elif token in ("*", "+") or len(token) > 2 and token[0] == "{":
+            times = 4.0 if token in "*+" else max(1.0, *(float(n or 0) for n in match.groups()))
+            sums[-1] += last * (times - 1)
+            last *= times
+        elif token not in "^$?|":
+            last = 1.0
+            sums[-1] += last
+    return sum(sums)
+
+
 def _check(value: Any, depth: int) -> None:
     if depth > DEPTH:
         raise InputError(f"the schema is nested deeper than {DEPTH}")
@@ -48,8 +77,11 @@ def _check(value: Any, depth: int) -> None:
         for key, inner in value.items():
             if key in COUNTS and isinstance(inner, (int, float)) and not 0 <= inner <= COUNT:
                 raise InputError(f"{key} of a schema is between 0 and {COUNT}")
-            if key == "pattern" and isinstance(inner, str) and len(inner) > PATTERN:
-                raise InputError(f"a pattern of a schema has {PATTERN} characters at most")
+            if key == "pattern" and isinstance(inner, str):
+                if len(inner) > PATTERN:
+                    raise InputError(f"a pattern of a schema has {PATTERN} characters at most")
+                if repeats(inner) > REPEATS:
+                    raise InputError("a pattern of a schema repeats too much", "simplify it")
             if key == "$ref" and isinstance(inner, str) and not inner.startswith("#"):
                 raise InputError("a $ref of a schema points into the same schema")
             _check(inner, depth + 1)

@@ -43,6 +43,8 @@ class ServeOptions:
     cors: tuple[str, ...] = ()
     grace: float = 10.0
     """seconds that running answers have to finish after SIGTERM"""
+    isolate: bool = True
+    """compute so that an answer does not depend on what else is running"""
     log_prompts: bool = False
     quiet: bool = False
 
@@ -86,11 +88,15 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
     with contextlib.ExitStack() as stack:
         opened: list[Engine] = []
         for name, path in names(options.artifacts).items():
-            runtime = open_runtime(path, options.threads, options.context)
+            # Repacked weights are multiplied with other kernels from four rows on.
+            repack = not options.isolate
+            runtime = open_runtime(path, options.threads, options.context, repack=repack)
             stack.callback(runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
-                engine = Batching(name, runtime, options.slots, options.queue, turns)
+                engine = Batching(
+                    name, runtime, options.slots, options.queue, turns, options.isolate
+                )
             else:
                 from edgeft.server.turns import OneByOne
 
@@ -114,30 +120,8 @@ def names(artifacts: Sequence[Path]) -> dict[str, Path]:
 
 
 async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.socket) -> None:
-    import uvicorn
-
-    from edgeft.server.api import Api, Options
-
-    hosts = frozenset({options.host, socket.gethostname().lower(), *options.allow_host})
-    rules = Rules(options.key, hosts, frozenset(options.cors))
-    how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
+    server = listener(options, opened)
     loop = asyncio.get_running_loop()
-    for engine in opened:
-        engine.post = poster(loop)
-    config = uvicorn.Config(
-        Api(opened, how).app(),
-        http="h11",  # which bounds the headers
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="error",
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.grace) + 2,
-    )
-    server = uvicorn.Server(config)
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
 
     def stop() -> None:
         server.should_exit = True
@@ -151,6 +135,35 @@ async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.sock
     listed = ", ".join(engine.name for engine in opened)
     say(f"serving {listed} on http://{shown}:{port} (Ctrl-C ends it)")
     await server.serve(sockets=[bound])
+
+
+def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
+    """The uvicorn.Server of these engines, whose events come to the running loop."""
+    import uvicorn
+
+    from edgeft.server.api import Api, Options
+
+    hosts = frozenset({options.host, socket.gethostname().lower(), *options.allow_host})
+    rules = Rules(options.key, hosts, frozenset(options.cors))
+    how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
+    for engine in opened:
+        engine.post = poster(asyncio.get_running_loop())
+    config = uvicorn.Config(
+        Api(opened, how).app(),
+        http="h11",  # which bounds the headers
+        ws="none",
+        lifespan="off",
+        access_log=False,
+        log_level="error",
+        server_header=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=int(options.grace) + 2,
+    )
+    server = uvicorn.Server(config)
+    # Its own handlers would raise the signal again when all is done.
+    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+    return server
 
 
 def poster(loop: asyncio.AbstractEventLoop) -> Post:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from edgeft import report
+
 
 @pytest.mark.slow
 def test_demo_ends_with_its_table_and_a_second_run_skips(tmp_path: Path) -> None:
@@ -17,8 +19,12 @@ def test_demo_ends_with_its_table_and_a_second_run_skips(tmp_path: Path) -> None
     assert first.returncode == 0, first.stderr
     rows = [line for line in first.stdout.splitlines() if line.startswith("|")]
     assert len(rows) == 2 + 5
-    assert "fine-tuned, q4_k_m.gguf" in rows[-1]
-    assert rows[-1].split("|")[-2].strip() in {"PASS", "FAIL", "INCONCLUSIVE"}
+    assert rows[-1].startswith("| q4_k_m.gguf") and rows[2].startswith("| base, instructions only")
+    outcome = first.stdout.strip().split(maxsplit=1)[0].rstrip(":")
+    assert outcome in {"PASS", "FAIL", "INCONCLUSIVE"}
+    made = report.read(tmp_path / "demo/report/report.json")
+    assert made.outcome == outcome and made.floor and made.arms[-2].fidelity
+    assert outcome in (tmp_path / "demo/report/report.html").read_text(encoding="utf-8")
     assert "$ edgeft train-qlora --base smollm2-135m" in first.stderr
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr

@@ -271,7 +271,7 @@ def test_two_formats_at_once_and_every_command(export: Export, edgeft: Run, tmp_
     assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
     how = ["--items", items, "--limit", 20, "--max-tokens", 4, "--json"]
     ran = edgeft("ab", folder, out / "f16.gguf", *how)
-    assert json.loads(ran.out)["candidate"] == str(folder), ran.err
+    assert json.loads(ran.out)["arms"][-1]["path"] == str(folder), ran.err
     (row,) = json.loads(edgeft("bench", folder, "--json").out)["rows"]
     assert row["name"] == "gptq-4bit" and row["speed"]["decode_tps"] > 0
     assert json.loads(edgeft("inspect", folder, "--json").out)["gptq"]["bits"] == 4

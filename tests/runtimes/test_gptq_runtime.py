@@ -139,9 +139,9 @@ def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: 
         assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
     how = ["--items", items, "--limit", 20, "--max-tokens", 4]
     ran = edgeft("ab", folder, runtime.repacked(folder), *how, "--json")
-    verdict = json.loads(ran.out)
-    assert verdict["candidate"] == str(folder)
-    assert verdict["candidate_accuracy"] == verdict["baseline_accuracy"]
+    baseline, candidate = json.loads(ran.out)["arms"]
+    assert candidate["path"] == str(folder)
+    assert candidate["accuracy"] == baseline["accuracy"]
     (row,) = json.loads(edgeft("bench", folder, "--json").out)["rows"]
     assert row["name"] == "4bit" and row["speed"]["decode_tps"] > 0
     facts = json.loads(edgeft("inspect", folder, "--json").out)

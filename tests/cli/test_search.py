@@ -1,0 +1,87 @@
+"""`edgeft search` on a tiny model: what fits, what passes, and what is said of the rest."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeft import report
+from edgeft.benchmarks import quality, speed
+from edgeft.benchmarks.quality import Asking
+from edgeft.export import ExportOptions, export
+from edgeft.records import Memory, Speed
+
+SIZES: dict[str, tuple[int, float]] = {"q8_0": (90, 50), "q4_0": (60, 80), "q2_k": (50, 10)}
+"""quantization -> megabytes at the peak and tokens per second, as if measured"""
+
+
+@pytest.fixture(scope="module")
+def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
+    """80 questions; the answer is what f16 finds the likeliest."""
+    folder = tmp_path_factory.mktemp("search")
+    f16 = export(ExportOptions(out=folder, base=str(tiny_base), quants=("f16",), live=False))[0]
+    path = folder / "items.jsonl"
+    words = ["river", "boat", "house", "child", "stone", "lamp", "door", "bird"]
+    rows = [{"prompt": f"{i} {words[i % 8]}", "answer": words[i % 8],
+             "choices": [words[i % 8], words[(i + 3) % 8]]} for i in range(80)]  # fmt: skip
+    path.write_text("\n".join(map(json.dumps, rows)))
+    asking = Asking(str(path), scorer="choice")
+    chosen = quality.measure(f16.path, quality.load_items(asking), asking)
+    for row, reply in zip(rows, chosen.replies, strict=True):
+        row["answer"] = reply
+    path.write_text("\n".join(map(json.dumps, rows)))
+    return path
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    asked: list[str] = []
+
+    def measure(artifact: Path, threads: int | None = None) -> tuple[Speed, Memory]:
+        asked.append(artifact.stem)
+        peak, tps = SIZES.get(artifact.stem, (120, 30))
+        return Speed(0.1, 0.01, 1000, tps, 256, 64, 5), Memory(peak * 10**6, 10**7)
+
+    monkeypatch.setattr(speed, "measure", measure)
+    return asked
+
+
+def test_what_fits_is_gated_from_large_to_small(
+    edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--items", items, "--scorer",
+             "choice", "--quant", "q8_0,q4_0,q2_k", "--max-memory", "100M", "--min-tps", 20,
+             "--report", tmp_path / "report")  # fmt: skip
+    done = edgeft(*words, "--json")
+    found = json.loads(done.out)
+    assert timed == ["q8_0", "q4_0", "q2_k", "f16"]
+    assert found["notes"][0] == "q2_k.gguf does not fit: 10 tokens/s, below --min-tps 20"
+    arms = {arm["name"]: arm for arm in found["arms"]}
+    assert arms["q8_0.gguf"]["verdict"]["outcome"] == "PASS", arms["q8_0.gguf"]["verdict"]
+    assert "q2_k.gguf" not in arms and arms["f16.gguf"]["kind"] == "baseline"
+    assert done.code == 0 and found["outcome"] == "PASS" and found["ship"] in arms
+    assert report.read(tmp_path / "report/report.json").ship == found["ship"]
+    assert arms["q8_0.gguf"]["memory"]["peak"] == 90 * 10**6
+    again = edgeft(*words)
+    assert again.code == 0 and "PASS: ship" in again.out and "nothing to do" in again.err
+
+
+def test_nothing_fits_or_nothing_is_right(
+    edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
+) -> None:
+    words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--quant", "q8_0")
+    done = edgeft(*words, "--items", items, "--scorer", "choice", "--max-size", "1k")
+    assert done.code == 1 and "nothing fits the budget" in done.err and timed == []
+    for more, code, says in (
+        (("--items", tmp_path / "none.jsonl"), 1, "no such suite or file"),
+        (("--items", items, "--max-size", "big"), 2, "is no size"),
+        (("--items", items, "--min-tps", "0"), 2, "min-tps"),
+        (("--items", items, "--format", "guff"), 1, "gguf"),
+    ):
+        done = edgeft(*words, *more)
+        assert done.code == code and says in done.err, done.err
+    assert not list((tmp_path / "out").glob("*.partial*"))

@@ -1,0 +1,363 @@
+"""The engine without HTTP: many answers at a time are the single ones, whatever else happens."""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from serving import exported
+
+from edgeft.errors import EdgeftError, InputError
+from edgeft.records import Limits, Sampling
+from edgeft.runtimes import open_runtime
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.server import engine as engine_module
+from edgeft.server.engine import Batching, Turns
+from edgeft.server.grammar import of_any_json, of_schema, repeats
+from edgeft.server.jobs import Busy, Event, Job, StopText, Want
+from edgeft.server.turns import OneByOne
+
+
+@pytest.fixture(scope="module")
+def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    quants = ("f32", "f16", "q8_0")
+    return dict(
+        zip(quants, exported(tiny_base, tmp_path_factory.mktemp("q"), *quants), strict=True)
+    )
+
+
+def open_engine(path: Path, slots: int = 4, waiting: int = 8, isolated: bool = True) -> Batching:
+    runtime = open_runtime(path, threads=1, context=256, repack=not isolated)
+    assert isinstance(runtime, GGUFRuntime)
+    engine = Batching(path.stem, runtime, slots, waiting, isolated=isolated)
+    engine.start()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine(artifacts: dict[str, Path]) -> Iterator[Batching]:
+    engine = open_engine(artifacts["f32"])
+    yield engine
+    engine.close()
+
+
+def answers(engine: Batching | OneByOne, wants: Sequence[Want]) -> list[list[Event]]:
+    """All at once; the events of each."""
+    came: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    jobs = [Job(w, lambda event, i=i: came.put((i, event))) for i, w in enumerate(wants)]  # type: ignore[misc]
+    engine.submit(jobs)
+    events: list[list[Event]] = [[] for _ in wants]
+    left = len(wants)
+    while left:
+        index, event = came.get(timeout=60)
+        events[index].append(event)
+        left -= bool(event.finish)
+    return events
+
+
+def ids_of(events: Sequence[Event]) -> list[int]:
+    return [token.id for event in events for token in event.tokens]
+
+
+def text_of(events: Sequence[Event]) -> str:
+    return "".join(event.text for event in events)
+
+
+def prompts(engine: Batching, count: int) -> list[tuple[int, ...]]:
+    """Of different lengths, some with the same beginning."""
+    texts = [f"{'the lamp on ' * (i % 3)}{i} {'é' * (i * 17 % 60)} thing" for i in range(count)]
+    return [tuple(engine.runtime.encode(text)) for text in texts]
+
+
+@pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])
+def test_answers_side_by_side_are_those_alone(artifacts: dict[str, Path], quant: str) -> None:
+    engine = open_engine(artifacts[quant], slots=8)
+    try:
+        wants = [Want(ids, 24, top=3, past_stops=True) for ids in prompts(engine, 8)]
+        alone = [answers(engine, [want])[0] for want in wants]
+        for together in (2, 4, 8):
+            for i in range(0, 8, together):
+                for one, events in zip(
+                    alone[i:], answers(engine, wants[i : i + together]), strict=False
+                ):
+                    # The probabilities too, bit for bit.
+                    assert [event.tokens for event in events] == [event.tokens for event in one]
+    finally:
+        engine.close()
+
+
+def test_greedy_answers_are_the_runtimes(artifacts: dict[str, Path], engine: Batching) -> None:
+    with open_runtime(artifacts["f32"], threads=1) as runtime:
+        for ids in prompts(engine, 4):
+            wanted = [token.id for token in runtime.stream(ids, Limits(20, past_stops=True))]
+            events = answers(engine, [Want(ids, 20, top=0, past_stops=True)])[0]
+            assert ids_of(events) == wanted
+
+
+def test_a_cached_beginning_changes_nothing_and_is_not_read_again(
+    artifacts: dict[str, Path],
+) -> None:
+    for isolated in (True, False):
+        engine = open_engine(artifacts["f32"], slots=2, isolated=isolated)
+        try:
+            ids = tuple(engine.runtime.encode("the lamp on the thirty-first floor, " * 4))
+            first = answers(engine, [Want(ids, 10, top=2, past_stops=True)])[0]
+            turn = (*ids, *ids_of(first), *engine.runtime.encode(" and then the other lamp"))
+            want = Want(turn, 10, top=2, past_stops=True)
+            seen = engine.counts.reused_tokens
+            second = answers(engine, [want])[0]
+            reused = engine.counts.reused_tokens - seen
+            assert reused == (len(ids) if isolated else len(ids) + 9)
+            for number in range(2):
+                engine._many.keep(number, 0)
+            fresh = answers(engine, [want])[0]
+            assert ids_of(second) == ids_of(fresh)
+            if isolated:
+                assert [e.tokens for e in second] == [e.tokens for e in fresh]
+        finally:
+            engine.close()
+
+
+def test_a_beginning_is_copied_from_a_running_answer(artifacts: dict[str, Path]) -> None:
+    engine = open_engine(artifacts["f32"], slots=2)
+    try:
+        shared = tuple(engine.runtime.encode("be brief and turn on what you are told to. " * 3))
+        wants = [
+            Want((*shared, *engine.runtime.encode(f"lamp {i} please now")), 12, top=0)
+            for i in (1, 2)
+        ]
+        alone = [ids_of(answers(engine, [want])[0]) for want in wants]
+        for number in range(2):
+            engine._many.keep(number, 0)
+        before = engine.counts.reused_tokens
+        came: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        engine.submit([Job(replace(wants[0], max_tokens=60, past_stops=True), came.put)])
+        came.get(timeout=30)
+        assert ids_of(answers(engine, [wants[1]])[0]) == alone[1]
+        while not came.get(timeout=30).finish:
+            pass
+        assert engine.counts.reused_tokens - before >= len(shared)
+    finally:
+        engine.close()
+
+
+def test_a_cancelled_answer_frees_its_slot(engine: Batching) -> None:
+    ids = prompts(engine, 1)[0]
+    came: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    job = Job(Want(ids, 200, past_stops=True), came.put)
+    engine.submit([job])
+    came.get(timeout=30)
+    job.cancel()
+    ended = time.perf_counter()
+    while not (event := came.get(timeout=30)).finish:
+        pass
+    assert event.finish == "cancelled" and job.new < 200
+    assert time.perf_counter() - ended < 1
+    assert engine.counts.running == 0
+
+
+def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -> None:
+    engine = open_engine(artifacts["f32"], slots=1, waiting=2)
+    try:
+        came: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        want = Want(prompts(engine, 1)[0], 200, past_stops=True)
+        jobs = [Job(want, came.put) for _ in range(3)]
+        for job in jobs:
+            engine.submit([job])
+        with pytest.raises(Busy) as busy:
+            engine.submit([Job(want, came.put)])
+        assert 1 <= busy.value.seconds <= 60
+        for job in jobs[1:]:
+            job.cancel()
+        until = time.perf_counter() + 10
+        while engine.counts.waiting and time.perf_counter() < until:
+            time.sleep(0.01)
+        engine.submit([Job(replace(want, max_tokens=1), came.put)])
+        jobs[0].cancel()
+    finally:
+        engine.close()
+    assert engine.counts.running == engine.counts.waiting == 0
+
+
+def test_running_answers_flow_on_while_a_long_prompt_is_read(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "CHUNK", 16)
+    engine = open_engine(artifacts["f32"], slots=2)
+    try:
+        order: queue.SimpleQueue[str] = queue.SimpleQueue()
+        runs = Want(prompts(engine, 1)[0], 100, past_stops=True, top=0)
+        engine.submit(
+            [Job(runs, lambda event: order.put("running" if not event.finish else "end"))]
+        )
+        assert order.get(timeout=30) == "running"
+        long = Want(tuple(engine.runtime.encode("abcdefgh" * 25)), 1, past_stops=True)
+        engine.submit([Job(long, lambda event: order.put("long"))])
+        between = 0
+        while order.get(timeout=30) != "long":
+            between += 1
+        assert between >= 200 // 16 - 2
+    finally:
+        engine.close()
+
+
+def test_a_seed_fixes_an_answer_whoever_is_beside_it(engine: Batching) -> None:
+    ids = prompts(engine, 3)
+    how = Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01, seed=7)
+    want = Want(ids[1], 20, how, top=0, past_stops=True)
+    other = Want(ids[2], 20, replace(how, seed=8), top=0, past_stops=True)
+    (alone,) = answers(engine, [want])
+    beside, _ = answers(engine, [want, other])
+    assert ids_of(alone) == ids_of(beside)
+    (again,) = answers(engine, [replace(want, sampling=replace(how, seed=9))])
+    assert ids_of(again) != ids_of(alone)
+
+
+def test_penalties_and_bias_change_what_is_chosen(engine: Batching) -> None:
+    want = Want(prompts(engine, 1)[0], 30, top=0, past_stops=True)
+    plain = ids_of(answers(engine, [want])[0])
+    how = Sampling(frequency_penalty=2.0, presence_penalty=2.0, repeat_penalty=1.5)
+    varied = ids_of(answers(engine, [replace(want, sampling=how)])[0])
+    assert len(set(varied)) > len(set(plain))
+    (events,) = answers(engine, [replace(want, sampling=Sampling(bias=((77, 100.0),)))])
+    assert set(ids_of(events)) == {77}
+
+
+def test_a_grammar_is_followed_and_ends_the_answer(engine: Batching) -> None:
+    schema = {
+        "type": "object",
+        "properties": {"on": {"type": "boolean"}, "room": {"enum": ["hall", "den"]}},
+        "required": ["on", "room"],
+        "additionalProperties": False,
+    }
+    import json
+
+    ids = prompts(engine, 5)
+    for temperature in (0.0, 1.0):
+        how = Sampling(temperature=temperature, grammar=of_schema(schema), seed=3)
+        for events in answers(engine, [Want(i, 150, how) for i in ids]):
+            assert events[-1].finish == "stop", text_of(events)
+            value = json.loads(text_of(events))
+            assert isinstance(value["on"], bool) and value["room"] in ("hall", "den")
+    (events,) = answers(engine, [Want(ids[0], 40, Sampling(grammar=of_any_json()))])
+    assert text_of(events).startswith("{")
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "array", "items": {"type": "string"}, "minItems": 10**9},
+        {"type": "string", "pattern": "^" + "a" * 200 + "$"},
+        {"type": "string", "pattern": "^((((a?){9}){9}){9}){9}$"},
+        {"$ref": "https://example.org/schema.json"},
+        {"$ref": "#/nowhere"},
+        {"type": "nonsense"},
+        {"enum": ["x" * 20_000]},
+        {"type": "string", "minLength": -1},
+        {"properties": 3},
+    ],
+)
+def test_schemas_that_are_none_are_user_errors(schema: dict[str, object]) -> None:
+    with pytest.raises(InputError):
+        of_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "size"),
+    [("^((a?){9}b){9}$", 90), (r"^\d{4}-[a-z{]{2}\(x$", 9), ("a*b+", 8), ("^(((a*)*)*)*$", 256)],
+)
+def test_the_size_of_a_pattern(pattern: str, size: float) -> None:
+    assert repeats(pattern) == size
+
+
+def test_a_deep_schema_is_refused() -> None:
+    deep: dict[str, object] = {"type": "string"}
+    for _ in range(100):
+        deep = {"type": "array", "items": deep}
+    with pytest.raises(InputError, match="nested"):
+        of_schema(deep)
+
+
+def test_a_broken_grammar_is_refused_before_it_waits(engine: Batching) -> None:
+    job = Job(Want((1, 2), 4, Sampling(grammar="root ::= (")), lambda event: None)
+    with pytest.raises(InputError, match="grammar"):
+        engine.check(job)
+
+
+def test_stop_texts_over_the_borders_of_tokens(engine: Batching) -> None:
+    want = Want(prompts(engine, 1)[0], 40, past_stops=True)
+    whole = text_of(answers(engine, [want])[0])
+    stop = whole[10:14]
+    (events,) = answers(engine, [replace(want, stop=(stop, "never that"))])
+    assert text_of(events) == whole[: whole.find(stop)]
+    assert events[-1].finish == "stop"
+
+
+def test_what_may_begin_a_stop_text_is_held_back() -> None:
+    stops = StopText(("###", "\n\n"))
+    assert [stops.push(text) for text in ("a#", "#b", "\n", "c##")] == ["a", "##b", "", "\nc"]
+    assert stops.rest() == "##" and not stops.hit
+    assert stops.push("x\n") + stops.push("\ny") == "x" and stops.hit
+
+
+def test_an_error_of_the_engine_ends_what_runs_and_nothing_else(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(artifacts["f32"], slots=2)
+    try:
+        want = Want(prompts(engine, 1)[0], 5, past_stops=True, top=0)
+        wanted = ids_of(answers(engine, [want])[0])
+        step = engine._many.step
+
+        def broken(tokens: Sequence[tuple[int, int]]) -> None:
+            monkeypatch.setattr(engine._many, "step", step)
+            raise EdgeftError("no memory")
+
+        monkeypatch.setattr(engine._many, "step", broken)
+        (events,) = answers(engine, [want])
+        assert events[-1].finish == "error" and "no memory" in str(events[-1].error)
+        assert ids_of(answers(engine, [want])[0]) == wanted
+    finally:
+        engine.close()
+
+
+def test_one_by_one_answers_as_the_runtime_does(
+    tiny_base: Path, artifacts: dict[str, Path]
+) -> None:
+    runtime = open_runtime(artifacts["f32"], threads=1)
+    engine = OneByOne("any", runtime, 8)
+    engine.start()
+    try:
+        ids = [tuple(runtime.encode(text)) for text in ("the lamp", "on the desk", "lamp")]
+        events = answers(engine, [Want(i, 12, past_stops=True) for i in ids])
+        with open_runtime(artifacts["f32"], threads=1) as other:
+            for one, prompt in zip(events, ids, strict=True):
+                stream = other.stream(prompt, Limits(12, past_stops=True))
+                assert text_of(one) == "".join(token.text for token in stream)
+                assert one[-1].finish == "length"
+    finally:
+        engine.close()
+
+
+def test_turns_are_given_in_the_order_of_asking() -> None:
+    import threading
+
+    turns, order = Turns(), []
+    with turns():
+        threads = []
+        for i in range(5):
+
+            def take(i: int = i) -> None:
+                with turns():
+                    order.append(i)
+
+            threads.append(threading.Thread(target=take))
+            threads[-1].start()
+            time.sleep(0.02)
+    for thread in threads:
+        thread.join(5)
+    assert order == list(range(5))
