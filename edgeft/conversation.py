@@ -1,6 +1,6 @@
 """A conversation with an artifact: its turns, the model that answers them, and its file.
 
-    with open_runtime(path) as runtime, answering(runtime) as model:
+    with answering(path) as model:
         chat = Conversation(model, "", Limits())
         print("".join(chat.ask("turn off the lamp")))
         chat.save(Path("chat.jsonl"))
@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import queue
 import time
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -23,10 +24,11 @@ from edgeft.errors import InputError
 from edgeft.records import Limits, Message, Token
 
 if TYPE_CHECKING:
-    from edgeft.runtimes import Runtime
-    from edgeft.runtimes.gguf import GGUFRuntime
-    from edgeft.runtimes.sequences import Sequences
+    from edgeft.server.engine import Engine
     from edgeft.template import ChatTemplate
+
+UNTOLD = -1
+"""id of a token of which only the text is known"""
 
 
 class Model(Protocol):
@@ -180,47 +182,62 @@ class Conversation:
 
 
 @contextlib.contextmanager
-def answering(runtime: Runtime) -> Iterator[Model]:
-    """The model of a conversation: a GGUF file as the server runs it, else the runtime itself."""
+def answering(
+    path: Path,
+    threads: int | None = None,
+    context: int | None = None,
+    exact: bool = False,
+    isolate: bool = True,
+) -> Iterator[Model]:
+    """Open an artifact for a conversation: what llama.cpp runs in the server's engine, so that it
+    answers the same there and here; else in its runtime. The options are those of `open_runtime` and
+    of `edgeft.server.run.ServeOptions`."""
+    from edgeft.formats import format_of, load
+    from edgeft.runtimes import open_runtime
     from edgeft.runtimes.gguf import GGUFRuntime
+    from edgeft.server.run import ServeOptions, engines
 
-    if isinstance(runtime, GGUFRuntime):
-        with runtime.sequences(1) as sequence:
-            yield OneSequence(runtime, sequence)
-    else:
-        yield runtime
+    if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
+        with open_runtime(path, threads, context, exact) as runtime:
+            yield runtime
+        return
+    options = ServeOptions((path,), slots=1, queue=8, threads=threads, context=context,
+                           isolate=isolate)  # fmt: skip
+    with engines(options) as (engine,):
+        yield OnlyClient(engine)
 
 
-class OneSequence:
-    """A GGUF file read and sampled as `edgeft serve` does it for one client.
+class OnlyClient:
+    """The one client of a server's engine."""
 
-    The borders between the parts of a prompt are the server's, too: with others, llama.cpp rounds
-    in another way, and an answer may differ.
-    """
-
-    def __init__(self, runtime: GGUFRuntime, sequence: Sequences) -> None:
+    def __init__(self, engine: Engine) -> None:
+        runtime = engine.runtime
         self.chat, self.context, self.encode = runtime.chat, runtime.context, runtime.encode
-        self._decoder, self._ends = runtime.decoder, runtime.ends
-        self._one = sequence
+        self._engine = engine
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
-        from edgeft.generation import common_prefix
-        from edgeft.server.engine import CHUNK
+        from edgeft.server.jobs import Event, Job, Want
 
-        start, text = time.perf_counter(), self._decoder()
-        sampler = self._one.sampler(limits.sampling)
+        events: queue.SimpleQueue[tuple[Event, int, float]] = queue.SimpleQueue()
+
+        def sink(event: Event) -> None:  # in the engine's thread
+            events.put((event, job.new, time.perf_counter() - job.created))
+
+        want = Want(tuple(ids), limits.max_tokens, limits.sampling, past_stops=limits.past_stops)
+        job = Job(want, sink)
+        self._engine.submit([job])
+        told, finish = 0, ""
         try:
-            begin = self._one.keep(0, common_prefix(self._one.held[0], ids[:-1]))
-            while begin < len(ids):
-                end = (begin // CHUNK + 1) * CHUNK
-                self._one.read(0, ids[begin:end])
-                begin = end
-            for left in reversed(range(min(limits.max_tokens, self.context + 1 - len(ids)))):
-                token = self._one.choose(0, sampler)
-                if token in self._ends and not limits.past_stops:
-                    return
-                yield Token(token, text(token), time.perf_counter() - start)
-                if left:
-                    self._one.step([(0, token)])
+            while not finish:
+                event, new, seconds = events.get()
+                finish = event.finish
+                if event.error:
+                    raise event.error
+                # The engine tells of a token when it completes some text.
+                for text in [""] * (new - told - 1) + [event.text] * (
+                    new > told or bool(event.text)
+                ):
+                    yield Token(UNTOLD, text, seconds)
+                told = new
         finally:
-            sampler.close()
+            job.cancel()

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.conversation import Conversation, OneSequence, answering
+from edgeft.conversation import Conversation, OnlyClient, answering
 from edgeft.dataset import load_examples
-from edgeft.errors import DataError, InputError
+from edgeft.errors import DataError, EdgeftError, InputError
 from edgeft.generation import choose
 from edgeft.records import Limits, Message, Sampling, Token
-from edgeft.runtimes import open_runtime
 from edgeft.template import ChatTemplate
 
 
@@ -168,9 +167,7 @@ def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path
 
 
-LONG = "lamp kitchen bedroom " * 6
-"""more tokens than the server reads at a time; with its answer fewer than 256, from where on ggml
-adds up the attention of a single sequence in parts, and rounds otherwise than in company"""
+LONG = "lamp kitchen bedroom " * 12
 HOW = [
     Sampling(),
     Sampling(temperature=1.5, seed=3),
@@ -192,7 +189,7 @@ def served(
     def job(number: int, ids: Sequence[int]) -> Job:
         return Job(Want(tuple(ids), 40, how), lambda event: events.put((number, event)))
 
-    engine = Batching("tiny", GGUFRuntime(artifact, 2), 4, 8)
+    engine = Batching("tiny", GGUFRuntime(artifact, 2, repack=False), 4, 8)
     engine.start()
     answers = []
     try:
@@ -214,19 +211,16 @@ def test_the_server_answers_the_same(artifact: Path, how: Sampling) -> None:
     limits = Limits(40, how.temperature, how.top_p, how.seed, top_k=how.top_k, min_p=how.min_p)
     assert limits.sampling == how
     prompts, alone = [], []
-    with open_runtime(artifact, 2) as runtime:
-        # Each in a new cache: after a beginning that is there already, llama.cpp rounds otherwise.
+    with answering(artifact, 2) as model:
         for text in ("lamp", LONG, "off"):
-            with answering(runtime) as model:
-                assert isinstance(model, OneSequence)
-                alone += say(Conversation(model, "", limits), text)
-                prompts.append(model.encode(model.chat.render([Message("user", text)])))
+            alone += say(Conversation(model, "", limits), text)
+            prompts.append(model.encode(model.chat.render([Message("user", text)])))
     assert max(map(len, prompts)) > 128 and all(alone)
     assert served(artifact, [prompts], how) == [alone]
 
 
 def test_the_server_answers_the_second_turn_the_same(artifact: Path) -> None:
-    with open_runtime(artifact, 2) as runtime, answering(runtime) as model:
+    with answering(artifact, 2) as model:
         chat = Conversation(model, "", Limits(40))
         said = say(chat, LONG, "off")
         asked = [chat.turns[:1], chat.turns[:3]]
@@ -234,45 +228,57 @@ def test_the_server_answers_the_second_turn_the_same(artifact: Path) -> None:
     assert served(artifact, turns, Sampling()) == [[text] for text in said]
 
 
+def test_tokens_are_counted_and_timed_whatever_text_they_have(artifact: Path) -> None:
+    """Random tokens are parts of characters more often than not."""
+    with answering(artifact, 2) as model:
+        ids = model.encode("lamp")
+        tokens = list(model.stream(ids, Limits(60, 3.0, past_stops=True)))
+        assert len(tokens) == 60 and any(not token.text for token in tokens)
+        assert [t.seconds for t in tokens] == sorted(t.seconds for t in tokens)
+
+
+def test_a_reply_that_is_left_makes_room_for_the_next(artifact: Path) -> None:
+    with answering(artifact, 2) as model:
+        expected = say(Conversation(model, "", Limits(20)), LONG)
+        for _ in range(5):
+            chat = Conversation(model, "", Limits(400, 3.0))
+            reply = chat.ask(LONG)
+            next(reply)
+            reply.close()
+            assert [turn.role for turn in chat.turns] == ["user", "assistant"]
+            assert len(chat.turns[1].content) < 400
+        assert say(Conversation(model, "", Limits(20)), LONG) == expected
+
+
 def test_the_second_turn_reads_only_what_is_new(artifact: Path) -> None:
-    with open_runtime(artifact, 2) as runtime, answering(runtime) as model:
-        assert isinstance(model, OneSequence)
-        read: list[int] = []
-        plain = model._one.read
-        model._one.read = lambda n, ids, outputs=1: read.append(len(ids)) or plain(n, ids)  # type: ignore[method-assign, func-returns-value, assignment]
+    with answering(artifact, 2) as model:
+        assert isinstance(model, OnlyClient)
         chat = Conversation(model, "", Limits(4))
         say(chat, LONG)
-        first = sum(read)
-        assert first == chat.prompt_tokens and max(read) == 128
+        first = chat.prompt_tokens
         say(chat, "lamp")
-        assert sum(read) - first < 40 < chat.prompt_tokens
-
-
-def test_an_interrupted_reply_leaves_a_sequence_that_goes_on(artifact: Path) -> None:
-    with open_runtime(artifact, 2) as runtime:
-        with answering(runtime) as model:
-            expected = say(Conversation(model, "", Limits(20)), LONG)
-        with answering(runtime) as model:
-            assert isinstance(model, OneSequence)
-            calls = iter([True, True, False])
-            plain = model._one._run
-
-            def run(batch: Any) -> None:
-                plain(batch)
-                if not next(calls, True):
-                    raise KeyboardInterrupt
-
-            model._one._run = run
-            with pytest.raises(KeyboardInterrupt):
-                say(Conversation(model, "", Limits(20)), LONG)
-            assert say(Conversation(model, "", Limits(20)), LONG) == expected
+        assert model._engine.counts.reused_tokens >= first - 8
 
 
 def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
-    with open_runtime(artifact, 2, 64) as runtime, answering(runtime) as model:
+    with answering(artifact, 2, 64) as model:
         ids = model.encode("lamp")
         tokens = list(model.stream(ids, Limits(500, past_stops=True)))
     assert len(tokens) == 65 - len(ids)
+
+
+def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited(artifact: Path) -> None:
+    with answering(artifact, 2) as model:
+        assert isinstance(model, OnlyClient)
+        model._engine._many._run = broken  # type: ignore[attr-defined]
+        chat = Conversation(model, "", Limits(4))
+        with pytest.raises(EdgeftError, match="out of order"):
+            say(chat, "lamp")
+        assert not chat.turns
+
+
+def broken(batch: Any) -> None:
+    raise EdgeftError("out of order")
 
 
 def test_top_k_and_min_p_leave_only_likely_tokens() -> None:

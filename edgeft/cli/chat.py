@@ -38,6 +38,8 @@ class ChatOptions:
     context: int | None = None
     """tokens; None = what the runtime chooses"""
     exact: bool = False
+    isolate: bool = True
+    """compute as the server does by default"""
     stats: bool = False
 
     @property
@@ -87,6 +89,13 @@ class ChatOptions:
     help="Tokens that the conversation may have.  [default: up to 4096]",
 )
 @click.option("--exact", is_flag=True, help="Compute a folder in float32 by torch, slowly.")
+@click.option(
+    "--isolate/--no-isolate",
+    default=True,
+    show_default=True,
+    help="Compute as `edgeft serve` does, whose answers are then the same; without, llama.cpp may use "
+    "kernels that read long prompts faster.",
+)
 @click.option("--stats", is_flag=True, help="Tokens/s after every reply, on stderr.")
 @configurable
 def command(artifact: Path, **given: Any) -> None:
@@ -97,13 +106,9 @@ def command(artifact: Path, **given: Any) -> None:
     edgeft chat out/q4_k_m.gguf
     echo "turn off the bedroom lamp" | edgeft chat out/q4_k_m.gguf
     """
-    from edgeft.runtimes import open_runtime
-
     options = ChatOptions(artifact, **given)
-    with (
-        open_runtime(artifact, options.threads, options.context, options.exact) as runtime,
-        answering(runtime) as model,
-    ):
+    how = (options.threads, options.context, options.exact, options.isolate)
+    with answering(artifact, *how) as model:
         talk(Conversation(model, options.system, options.limits), options)
 
 
