@@ -12,13 +12,15 @@ from edgeft.records import Limits, Reply, Token
 
 
 def choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:
-    """One token by the logits of the vocabulary: greedy, or nucleus sampling (arXiv 1904.09751)."""
+    """One token by the logits of the vocabulary: greedy, or sampled among the top k, the nucleus
+    (arXiv 1904.09751) and what min-p leaves (arXiv 2407.01082)."""
     if limits.temperature <= 0:
         return int(logits.argmax())
-    order = np.argsort(-logits)
+    order = np.argsort(-logits)[: limits.top_k or None]
     scaled = (logits[order] - logits[order[0]]) / limits.temperature
     share = np.exp(scaled) / np.exp(scaled).sum()
     keep = int(np.searchsorted(np.cumsum(share), limits.top_p)) + 1
+    keep = min(keep, int(np.count_nonzero(share >= limits.min_p * share[0])))
     return int(draw.choice(order[:keep], p=share[:keep] / share[:keep].sum()))
 
 

@@ -102,6 +102,14 @@ class Limits:
     seed: int = 0
     past_stops: bool = False
     """go on behind a stop token, for timing a fixed number of tokens"""
+    top_k: int = 0
+    """choose among so many; 0 = among all"""
+    min_p: float = 0.0
+    """choose among those that have at least this share of the likeliest one's probability"""
+
+    @property
+    def sampling(self) -> Sampling:
+        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, seed=self.seed)
 
 
 @dataclass(frozen=True)

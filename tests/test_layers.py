@@ -73,6 +73,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "edgeft.release",
         "edgeft.human",
         "edgeft.search",
+        "edgeft.conversation",
     ),
     ("edgeft.cli",),
     ("edgeft.__main__",),
@@ -156,6 +157,8 @@ ALLOWED = {
     ("edgeft.human", "edgeft.report"): "its tables",
     ("edgeft.release", "edgeft.report"): "which machine it was decided on",
     ("edgeft.cli", "edgeft.cli._options"): "the options that commands share",
+    ("edgeft.cli.chat", "edgeft.cli._prompt"): "its keyboard, private to it",
+    ("edgeft.cli.chat", "edgeft.cli._chat_commands"): "its commands, likewise",
 }
 """(importer, imported) inside one layer -> why"""
 

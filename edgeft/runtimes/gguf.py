@@ -32,7 +32,7 @@ from edgeft import stage
 from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.generation import common_prefix
 from edgeft.records import Limits, Reply, Token
-from edgeft.runtimes.sequences import Sequences
+from edgeft.runtimes.sequences import Sampler, Sequences
 from edgeft.template import ALPACA, ChatTemplate
 
 Logits = npt.NDArray[np.float32]
@@ -132,20 +132,20 @@ class GGUFRuntime:
     def _generate(self, ids: list[int], limits: Limits, start: float) -> Iterator[Token]:
         text = self.decoder()
         end = min(len(ids) + limits.max_tokens, self.context + 1)
-        sampler = self._sampler(limits) if limits.temperature > 0 else None
+        sampler = Sampler(self._lib, self._vocab, self.vocab_size, self.context, limits.sampling)
         try:
             while len(ids) < end:
-                # llama.cpp's greedy sampler would copy the vocabulary first.
-                token = int(self._read(ids).argmax())
-                if sampler:
-                    token = self._lib.llama_sampler_sample(sampler, self._context, -1)
+                row = self._read(ids)
+                if sampler.chain:
+                    token = self._lib.llama_sampler_sample(sampler.chain, self._context, -1)
+                else:  # llama.cpp's greedy sampler would copy the vocabulary first.
+                    token = int(row.argmax())
                 if not limits.past_stops and token in self.ends:
                     return
                 ids.append(token)
                 yield Token(token, text(token), time.perf_counter() - start)
         finally:
-            if sampler:
-                self._lib.llama_sampler_free(sampler)
+            sampler.close()
 
     def _read(self, ids: list[int]) -> Logits:
         """What follows `ids`, of which only what the context does not hold yet is decoded."""
@@ -396,15 +396,6 @@ class GGUFRuntime:
         return int(
             4 * cells * lib.llama_model_n_layer(model) * lib.llama_model_n_embd(model) * shared
         )
-
-    def _sampler(self, limits: Limits) -> Any:
-        lib = self._lib
-        chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
-        # The order of transformers: the temperature changes what top_p keeps.
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_temp(limits.temperature))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_top_p(limits.top_p, 1))
-        lib.llama_sampler_chain_add(chain, lib.llama_sampler_init_dist(limits.seed & 0xFFFFFFFF))
-        return chain
 
     def decoder(self) -> Callable[[int], str]:
         """The tokens of one answer, one after the other -> the text that each completes.

@@ -103,7 +103,10 @@ class ONNXRuntime:
     def _generate(self, ids: list[int], limits: Limits, start: float) -> Iterator[Token]:
         from tokenizers.decoders import DecodeStream
 
-        text, draw = DecodeStream(skip_special_tokens=False), np.random.default_rng(limits.seed)
+        text, draw = (
+            DecodeStream(skip_special_tokens=False),
+            np.random.default_rng(limits.seed & 0xFFFFFFFF),
+        )
         end = min(len(ids) + limits.max_tokens, self.context + 1)
         while len(ids) < end:
             token = choose(self._read(ids, end), limits, draw)

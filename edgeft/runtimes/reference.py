@@ -96,7 +96,7 @@ class ReferenceRuntime:
         started = time.perf_counter()
         pending, shown, produced = torch.tensor([list(ids)]), "", []
         cache: Any = None
-        draw = np.random.default_rng(limits.seed)
+        draw = np.random.default_rng(limits.seed & 0xFFFFFFFF)
         for _ in range(min(limits.max_tokens, self.context - len(ids))):
             with torch.inference_mode():
                 out = self._model(pending, past_key_values=cache, use_cache=True)
