@@ -6,6 +6,7 @@ import contextlib
 import json
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,7 @@ def test_lines_of_the_log_cannot_be_forged(
     import asyncio
 
     scope = {"type": "http", "method": "GET", "path": "/x\nedgeft: all is well\x1b[2J"}
-    asyncio.run(Log(app, Metrics())(scope, nothing, nothing))
+    with ThreadPoolExecutor(1) as pool:  # this thread may have a browser's loop
+        pool.submit(lambda: asyncio.run(Log(app, Metrics())(scope, nothing, nothing))).result()
     err = capfd.readouterr().err
     assert err.count("\n") == 1 and "\x1b" not in err

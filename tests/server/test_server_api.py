@@ -19,6 +19,7 @@ from serving import Served, exported, running
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime, open_runtime
 from edgeft.server import api as api_module
+from edgeft.webpage import content_policy
 
 
 @pytest.fixture(scope="module")
@@ -271,16 +272,10 @@ def test_the_key_is_needed_and_never_shown(served: Served) -> None:
         assert json.loads(data)["error"]["type"] == "authentication_error"
 
 
-def test_the_page_is_served_where_there_is_one(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(api_module, "PAGE", tmp_path / "page.html")
-    status, data, _ = served.ask("GET", "/")
-    assert status == 200 and b"/v1/chat/completions" in data
-    (tmp_path / "page.html").write_text("<title>é</title>", encoding="utf-8")
+def test_the_page_is_served_under_its_own_policy(served: Served) -> None:
     status, data, headers = served.ask("GET", "/")
-    assert status == 200 and data.decode() == "<title>é</title>"
-    assert "default-src 'none'" in headers["content-security-policy"]
+    assert status == 200 and data == api_module.PAGE.read_bytes()
+    assert headers["content-security-policy"] == content_policy(data)
 
 
 def test_a_page_of_an_allowed_origin_may_ask(artifacts: list[Path]) -> None:
