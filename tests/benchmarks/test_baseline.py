@@ -132,7 +132,8 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
     assert found.each is not None
     rows: list[list[Any]] = []
     for path in paths:
-        llama = Llama(str(path), n_ctx=512, n_batch=512, logits_all=True, verbose=False)
+        llama = Llama(str(path), n_ctx=512, n_batch=512, logits_all=True, flash_attn=True,
+                      verbose=False)  # fmt: skip
         own = []
         for item in items:
             llama.reset()
@@ -152,6 +153,8 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
         ("RMS Δp", ((-nll).exp() - (-base).exp()).square().mean().sqrt()),
         ("same top p", (p.argmax(-1) == q.argmax(-1)).double().mean()),
     ):  # fmt: skip
-        print(name, told[name][0], float(wanted))
-        assert told[name][0] == pytest.approx(float(wanted), rel=2e-3), name
+        # ggml's 4-bit products of another number of rows differ in their last bits.
+        assert told[name][0] == pytest.approx(float(wanted), rel=5e-3), name
+    assert told["mean KLD"][0] == pytest.approx(float(kl.mean()), rel=5e-4)
+    assert told["mean PPL(base)"][0] == pytest.approx(float(base.mean().exp()), rel=1e-6)
     assert 0.01 < told["mean KLD"][0] < 0.5
