@@ -258,6 +258,11 @@ def test_a_seed_fixes_an_answer_whoever_is_beside_it(engine: Batching) -> None:
     (alone,) = answers(engine, [want])
     beside, _ = answers(engine, [want, other])
     assert ids_of(alone) == ids_of(beside)
+    for narrow in (replace(how, top_p=0.0), replace(how, min_p=1.0), replace(how, top_k=1)):
+        greedy, likeliest = answers(
+            engine, [replace(want, sampling=Sampling()), replace(want, sampling=narrow)]
+        )
+        assert ids_of(greedy) == ids_of(likeliest)
     (again,) = answers(engine, [replace(want, sampling=replace(how, seed=9))])
     assert ids_of(again) != ids_of(alone)
 
