@@ -1,7 +1,7 @@
 """The thread that computes answers, and the bounded queue of each model before it.
 
 `Worker` is the thread and `Engine` the queue; `Batching` computes many answers at a time on llama.cpp.
-A step is one token for each running answer and at most `CHUNK` tokens of prompts, so that running
+A step is one token for each running answer and at most `BESIDE` tokens of prompts, so that running
 answers flow on while a long prompt is read. A sequence keeps its tokens after its answer: the next
 turn of a conversation is given to it and reads only what is new.
 """
@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 CHUNK = 128
 """tokens of prompts that are read in one step"""
+BESIDE = 64
+"""likewise, where answers are running"""
 ECHO = 32
 """likewise, where each token's logits are wanted"""
 WIDE = 8
@@ -299,18 +301,23 @@ class Batching(Engine):
         return [slot.job for slot in list(self._slots.values())]
 
     def _compute(self) -> None:
-        for slot in list(self._slots.values()):
-            if slot.job.cancelled:
-                self._leave(slot, "cancelled")
+        self._drop()
         while len(self._slots) < self.slots and (job := self._next()):
             self._take(job)
+        budget = CHUNK
         if any(slot.last is not None for slot in self._slots.values()):
             self._step()
+            self._drop()
             self._flush()  # the texts are on their way while the prompts are read
-        budget = CHUNK
+            budget = min(CHUNK, BESIDE)
         for slot in sorted(self._slots.values(), key=lambda slot: slot.job.created):
             if slot.last is None and budget > 0:
                 budget -= self._read(slot, budget)
+
+    def _drop(self) -> None:
+        for slot in list(self._slots.values()):
+            if slot.job.cancelled:
+                self._leave(slot, "cancelled")
 
     def _take(self, job: Job) -> None:
         """Give a job the free sequence that begins most like its prompt, else the one that was
@@ -342,11 +349,11 @@ class Batching(Engine):
         """A part of a prompt; how many tokens it had."""
         want, job = slot.job.want, slot.job
         begin = len(self._many.held[slot.number])
-        end = begin + (ECHO if want.echo else CHUNK)
+        end = begin + min(ECHO if want.echo else CHUNK, budget)
         if end + WIDE > len(want.ids):
             end = len(want.ids)
-        if end - begin > budget and budget < CHUNK:
-            return budget  # as a whole in the next step
+        elif end - begin < WIDE:
+            return budget  # in the next step
         part = want.ids[begin:end]
         self._many.read(slot.number, part, len(part) if want.echo else 1)
         rows = self._many.rows

@@ -43,9 +43,9 @@ class Generation(Body):
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=10)] | None = None
-    top_p: Annotated[Finite, Field(gt=0, le=1)] | None = None
+    top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1, le=2**20)] | None = None
-    min_p: Annotated[Finite, Field(ge=0, lt=1)] | None = None
+    min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     repeat_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
