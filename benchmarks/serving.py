@@ -3,6 +3,7 @@
     python -m edgeft.benchmarks.serving q4_k_m.gguf --threads 2
     python -m edgeft.benchmarks.serving q4_k_m.gguf --threads 2 --soak 600
 
+llama-cpp-python's server needs its own extra: pip install 'llama-cpp-python[server]'.
 All servers run at once and are idle but for the one that is asked; the rounds alternate. Each client
 sends one streamed completion with a prompt of its own. Throughput: all generated tokens by the
 seconds from the first request to the last token, prompts included. TTFT: from a client's request to
@@ -52,6 +53,7 @@ WORDS = [
     "counted",
     "them",
 ]
+OWN: dict[str, list[str]] = {"edgeft": [], "edgeft --no-isolate": ["--no-isolate"]}
 START = 120.0
 """seconds that a server has to come up"""
 
@@ -71,8 +73,6 @@ class Options:
     llama_server: str | None = None
     llama_bench: str | None = None
     """paths of llama.cpp's programs"""
-    isolate: bool = True
-    """as edgeft serve's option"""
 
 
 @dataclass
@@ -113,12 +113,15 @@ def commands(options: Options, ports: dict[str, int]) -> dict[str, list[str]]:
     """name -> how to start it."""
     path, threads = str(options.artifact), str(options.threads)
     most = max(options.clients)
-    made = {
-        "edgeft": [
-            sys.executable, "-P", "-m", "edgeft", "serve", path, "--port", str(ports["edgeft"]),
+    own = {
+        name: [
+            sys.executable, "-P", "-m", "edgeft", "serve", path, "--port", str(ports[name]),
             "--threads", threads, "--slots", str(most), "--context", str(options.context),
-            "--quiet", "--isolate" if options.isolate else "--no-isolate",
-        ],
+            "--quiet", *more,
+        ]
+        for name, more in OWN.items()
+    }  # fmt: skip
+    made = own | {
         "llama-cpp-python": [
             sys.executable, "-P", "-m", "llama_cpp.server", "--model", path,
             "--port", str(ports["llama-cpp-python"]), "--n_threads", threads,
@@ -271,7 +274,7 @@ def llama_bench(options: Options, program: str) -> float:
 
 def run(options: Options) -> dict[str, Any]:
     """name -> clients -> {tps, ttft, decode} of every round, and the loop's."""
-    ports = {name: free_port() for name in ("edgeft", "llama-cpp-python", "llama-server")}
+    ports = {name: free_port() for name in (*OWN, "llama-cpp-python", "llama-server")}
     found: dict[str, dict[int, list[Round]]] = {}
     loops = []
     with contextlib.ExitStack() as stack:
@@ -335,7 +338,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--llama-server", metavar="PROGRAM", help="llama.cpp's own, where it is built"
     )
     parser.add_argument("--llama-bench", metavar="PROGRAM", help="likewise, instead of the loop")
-    parser.add_argument("--no-isolate", dest="isolate", action="store_false")
     parser.add_argument("--soak", type=float, metavar="SECONDS", help="run edgeft.benchmarks.soak")
     chosen = vars(parser.parse_args(arguments))
     seconds = chosen.pop("soak")
