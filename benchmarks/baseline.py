@@ -24,7 +24,7 @@ import numpy.typing as npt
 from edgeft import stage
 from edgeft.benchmarks import fidelity
 from edgeft.benchmarks.fidelity import Floats, Logits, Measured, log_softmax
-from edgeft.errors import InputError
+from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress
 from edgeft.runtimes import Runtime
 
@@ -35,6 +35,7 @@ SUFFIX = ".logprobs"
 
 def save(path: Path, reference: Runtime, sequences: Sequence[Measured], name: str = "") -> None:
     """One safetensors file; `name` says whose they are."""
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     narrow: Any = np.uint16 if reference.vocab_size <= 1 << 16 else np.uint32
@@ -59,7 +60,10 @@ def save(path: Path, reference: Runtime, sequences: Sequence[Measured], name: st
         "sequences": fingerprint(sequences),
     }  # fmt: skip
     with stage.whole_file(path) as part:
-        save_file(tensors, part, {"edgeft": json.dumps(told)})
+        try:
+            save_file(tensors, part, {"edgeft": json.dumps(told)})
+        except SafetensorError as error:
+            raise ResourceError(f"cannot write {path}: {error}", "another --keep") from None
 
 
 class Stored:

@@ -71,6 +71,10 @@ def bench(options: Bench, asking: Asking) -> list[Measurement]:
         raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")
     if options.keep and not (live and (options.text or options.chats)):
         raise InputError("nothing to keep", "--baseline f16.gguf and --text or --chats")
+    if options.keep:
+        options.keep.parent.mkdir(parents=True, exist_ok=True)
+    if kept and not (options.text or options.chats):
+        raise InputError(f"{options.baseline} is for --text and --chats", "name one of them")
     items = quality.load_items(asking) if asking.items else None
     scores = [quality.measure(path, items, asking, options.shots) if items else None
               for path in paths]  # fmt: skip

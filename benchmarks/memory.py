@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from edgeft.benchmarks.timed import Timed, Use
+from edgeft.benchmarks.timed import Timed, Use, prepare
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.records import Memory
@@ -40,7 +40,7 @@ ROOTS = (
 
 def measure(artifact: Path, threads: int | None = None) -> tuple[float, Memory]:
     """(seconds to load with nothing in the page cache, memory)."""
-    drop_cache(artifact)
+    drop_cache(prepare(artifact, threads))
     with (
         Timed(artifact, threads, context=USE.prompt + USE.new + 64) as model,
         _sampled(model) as top,
@@ -48,7 +48,7 @@ def measure(artifact: Path, threads: int | None = None) -> tuple[float, Memory]:
         cold = model.loaded()
         model.run(USE, 0)
         pss = _kilobytes(f"/proc/{model.pid}/smaps_rollup").get("Pss", 0)
-    return cold, Memory(top["VmHWM"], top["RssAnon"], top["RssFile"], max(pss, top["RssAnon"]))
+    return cold, Memory(top["VmHWM"], top["RssAnon"], top["RssFile"], pss)
 
 
 def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int | None:
@@ -76,7 +76,7 @@ def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int |
 def _decode(artifact: Path, limit: int | None, threads: int | None) -> float:
     """Tokens per second under a limit, 0 where it is too small to run at all; OSError where no group
     can be made."""
-    drop_cache(artifact)
+    drop_cache(prepare(artifact, threads))
     with contextlib.ExitStack() as stack:
         procs = stack.enter_context(_group(limit)) if limit else None
         model = stack.enter_context(Timed(artifact, threads, USE.prompt + USE.new + 64, procs))

@@ -271,8 +271,9 @@ class Verdict:
     won: int
     flip_rate: float
     difference: float
-    lower: float
-    upper: float
+    lower: float | None
+    upper: float | None
+    """bounds of the difference; None where the items were looked at until they decided"""
     margin: float
     alpha: float
     mid_p: float
@@ -311,14 +312,8 @@ def judge(p: Paired, margin: float | None = None) -> Verdict:
 
     outcome: Outcome
     needed: int | None = None
-    right = p.both + p.lost
-    if right / p.n <= chosen and lower <= 0:
-        # A baseline that is hardly ever right has nothing to lose: the scorer may be the wrong one.
-        outcome = "INCONCLUSIVE"
-        reason = (
-            f"the baseline answers only {right} of {p.n} items right, which is no more than the "
-            f"{points} points allowed to be lost: check the items and the scorer."
-        )
+    if told := nothing_to_lose((p.both + p.lost) / p.n, p.n, chosen, lower):
+        outcome, reason = "INCONCLUSIVE", told
     elif lower > -chosen and p.n >= minimum:
         outcome = "PASS"
         worst = f"at most {-100 * lower:.2f} points worse" if lower < 0 else "no worse"
@@ -362,6 +357,17 @@ def judge(p: Paired, margin: float | None = None) -> Verdict:
         mid_p=significance,
         items_needed=needed,
         reason=reason,
+    )
+
+
+def nothing_to_lose(score: float, n: int, margin: float, lower: float) -> str:
+    """Why a candidate that is not proven better cannot pass: a baseline that is hardly ever right has
+    nothing to lose, and the scorer may be the wrong one. "" where it has."""
+    if score > margin or lower > 0:
+        return ""
+    return (
+        f"the baseline's score is only {100 * score:.4g} % on {n} items, which is no more than the "
+        f"{_points(margin)} points allowed to be lost: check the items and the scorer."
     )
 
 

@@ -17,6 +17,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -33,9 +34,9 @@ from edgeft.benchmarks.fidelity import Floats, Measured, answers, log_likelihood
 from edgeft.benchmarks.scorers import CHOICE, scorer_named
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.dataset import encode, fingerprint, load_examples
-from edgeft.errors import InputError
+from edgeft.errors import InputError, ProofError
 from edgeft.formats import format_of
-from edgeft.progress import Progress
+from edgeft.progress import Progress, say
 from edgeft.records import Example, Limits, Message, Score
 from edgeft.runtimes import Runtime, open_runtime
 
@@ -103,15 +104,23 @@ def load_items(asking: Asking) -> Items:
         items = dataclasses.replace(items, shots_from=tuple(load_examples(asking.examples)))
     items = dataclasses.replace(
         items,
-        examples=items.examples[: asking.limit],
+        examples=_distinct(items.examples)[: asking.limit],
         scorer=scorer or items.scorer,
         max_tokens=asking.max_tokens or items.max_tokens,
     )
     if items.scorer != CHOICE:
         scorer_named(items.scorer)
-    elif bare := [example for example in items.examples if len(example.choices) < 2]:
+    elif bare := [example for example in items.examples if len(set(example.choices)) < 2]:
         raise InputError(f"{name}: item {bare[0].line} has no choices", "choices: [text, text]")
     return items
+
+
+def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
+    """Each question once: one that is asked twice would count as two that agree."""
+    found = {(example.messages, example.choices): example for example in reversed(examples)}
+    if len(found) < len(examples):
+        say(f"{len(examples) - len(found)} items are there twice and count once")
+    return tuple(reversed(found.values()))
 
 
 def measure(artifact: Path, items: Items, asking: Asking, shots: int | None = None) -> Score:
@@ -139,7 +148,11 @@ def kept(artifact: Path, items: Items, shots: int | None = None) -> Score | None
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(file.read_text())
             raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
-            return Score(**raw | {"arm": _arm(artifact.stem, shots)})
+            score = Score(**raw | {"arm": _arm(artifact.stem, shots)})
+            if Path(items.scorer.partition(":")[0]).suffix == ".py":  # may be another by now
+                values = _scored(items, score.replies, score.stopped)
+                score = dataclasses.replace(score, values=tuple(values))
+            return score
     return None
 
 
@@ -183,12 +196,16 @@ def _written(model: Runtime, items: Items, lead: list[Message], bar: Progress) -
     replies = model.replies(
         prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
     )
+    texts, stopped = [reply.text for reply in replies], [reply.stopped for reply in replies]
+    return texts, stopped, _scored(items, texts, stopped)
+
+
+def _scored(items: Items, replies: Sequence[str], stopped: Sequence[bool]) -> list[float]:
     score = scorer_named(items.scorer)
-    values = [
-        score(reply.text, example.answer) if reply.stopped or items.may_be_cut else 0.0
-        for reply, example in zip(replies, items.examples, strict=True)
+    return [
+        score(reply, example.answer) if ended or items.may_be_cut else 0.0
+        for reply, ended, example in zip(replies, stopped, items.examples, strict=True)
     ]
-    return [reply.text for reply in replies], [reply.stopped for reply in replies], values
 
 
 def _chosen(model: Runtime, items: Items, lead: list[Message], bar: Progress) -> Answers:
@@ -203,7 +220,10 @@ def _chosen(model: Runtime, items: Items, lead: list[Message], bar: Progress) ->
             for choice in example.choices
         ]
         likely = [_last_turn(model, turn) for turn in turns]
-        replies.append(example.choices[likely.index(max(likely))])
+        if not all(map(math.isfinite, likely)):
+            raise ProofError("a model computes logits that are no numbers")
+        alone = likely.count(max(likely)) == 1  # of two that are as likely it chooses none
+        replies.append(example.choices[likely.index(max(likely))] if alone else "")
         bar.update(1)
     values = [
         float(reply == example.answer)
@@ -256,10 +276,12 @@ def _lead(items: Items, shots: int) -> list[Message]:
 
 
 def _key(artifact: Path, items: Items, shots: int | None) -> str:
-    own = Path(items.scorer.partition(":")[0])
+    files = {} if artifact.is_file() else {
+        path.name: stage.sha256(path) for path in sorted(artifact.iterdir()) if path.is_file()
+    }  # fmt: skip
     parts: list[Any] = [
-        stage.sha256(own) if own.suffix == ".py" else "", __version__,
-        version("llama-cpp-python"), stage.identity(artifact), fingerprint(items.examples), items.scorer,
+        files, __version__, [version(name) for name in format_of(artifact).engines],
+        stage.identity(artifact), fingerprint(items.examples), items.scorer,
         items.max_tokens, shots, items.instructions if shots is not None else "",
         fingerprint(items.shots_from) if shots else "",
     ]  # fmt: skip

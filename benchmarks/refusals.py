@@ -10,6 +10,7 @@ slice is gated apart.
 from __future__ import annotations
 
 import csv
+import io
 from pathlib import Path
 
 from edgeft.benchmarks.quality import Items
@@ -24,7 +25,7 @@ MAX_TOKENS = 64
 def load_refusals(path: Path) -> Items:
     if not path.is_file():
         raise InputError(f"no such file: {path}", "a CSV with the columns prompt and label")
-    reader = csv.DictReader(read_text(path).splitlines())
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if not {"prompt", "label"} <= set(reader.fieldnames or ()):
         raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
     examples = []

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.benchmarks.graded import bounds
+from edgeft.benchmarks.graded import FLAT, bounds
 from edgeft.benchmarks.paired import ALPHA, Paired, lower_bound, mid_p, upper_bound
 
 RHO = 0.9
@@ -78,6 +78,8 @@ def retention(
     d = q - rho * f - (1 - rho) * b
     # A rare lost item weighs nine times a kept one: too skewed for a plain t test (error rate .08).
     kept = len(d) > 1 and bounds(d)[0] > 0
+    if np.ptp(d) < FLAT:  # nothing changed: then all rests on the number of items
+        kept = 1 + lower_bound(change) / gain > rho
     return Retention(gain, p, rho, kept, float((q - b).mean()) / gain, low, high)
 
 

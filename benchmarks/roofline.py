@@ -21,9 +21,10 @@ from pathlib import Path
 import numpy as np
 
 from edgeft import gguf_header
-from edgeft.formats import format_of, load
+from edgeft.benchmarks.timed import prepare
+from edgeft.formats import format_of
 
-CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+CACHES = Path("/sys/devices/system/cpu")
 ROUNDS = 10
 LEAST = 1 << 28
 """bytes of the buffer at least"""
@@ -57,7 +58,7 @@ def ceiling(artifact: Path, context: int, threads: int | None = None) -> Ceiling
     counted = {"gguf": _gguf, "gptq": _gguf, "onnx": _onnx}.get(row.name)
     if counted is None:
         return None
-    file = load(row.prepare)(artifact, threads) if row.prepare else artifact
+    file = prepare(artifact, threads)
     return Ceiling(bandwidth(threads or len(os.sched_getaffinity(0))), counted(file, context))
 
 
@@ -113,9 +114,12 @@ def bandwidth(threads: int) -> float:
 
 
 def _last_cache() -> int:
-    """Bytes, 0 where the system does not tell."""
-    sizes = [0]
-    for file in CACHES.glob("index*/size"):
+    """Bytes of all caches of the last level together, 0 where the system does not tell."""
+    levels: dict[str, dict[str, int]] = {}
+    for index in CACHES.glob("cpu[0-9]*/cache/index*"):
         with contextlib.suppress(OSError, ValueError):
-            sizes.append(int(file.read_text().strip().rstrip("K")) * 1024)
-    return max(sizes)
+            level, size, shared = (
+                (index / name).read_text().strip() for name in ("level", "size", "shared_cpu_list")
+            )
+            levels.setdefault(level, {})[shared] = int(size.rstrip("K")) * 1024
+    return sum(levels[max(levels)].values()) if levels else 0

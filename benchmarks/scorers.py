@@ -122,13 +122,13 @@ def _own(path: Path, function: str) -> Scorer:
         found = getattr(module, function)
     except AttributeError:
         raise InputError(f"{path} has no function {function}", "score(reply, wanted)") from None
-    except Exception as error:  # noqa: BLE001 - whatever the user's file raises
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever the user's file raises
         raise InputError(f"{path} cannot be imported: {error!r}") from None
 
     def score(reply: str, wanted: str) -> float:
         try:
             value = float(found(reply, wanted))
-        except Exception as error:  # noqa: BLE001
+        except (Exception, SystemExit) as error:  # noqa: BLE001
             raise InputError(f"{path}:{function} failed: {error!r}", f"on {reply!r}") from None
         if not 0 <= value <= 1:
             raise InputError(f"{path}:{function} gave {value}", "a number from 0 to 1 is needed")

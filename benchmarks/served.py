@@ -22,6 +22,11 @@ from typing import Any
 from edgeft.benchmarks.timed import Child, Run, Use, asked_for, prepare
 from edgeft.errors import EdgeftError
 
+START = (
+    "import ctypes, signal; ctypes.CDLL(None).prctl(1, signal.SIGTERM)\n"
+    "from edgeft.cli import main\nmain()"
+)
+"""the server ends with whoever started it (prctl(2): PR_SET_PDEATHSIG)"""
 PATIENCE = 600.0
 """s until a server must have said the next thing"""
 
@@ -33,7 +38,7 @@ class Served(Child):
         self, artifact: Path, threads: int | None = None, context: int | None = None, slots: int = 4
     ) -> None:
         prepare(artifact, threads)
-        command = [sys.executable, "-P", "-m", "edgeft", "serve", str(artifact), "--port", "0",
+        command = [sys.executable, "-P", "-c", START, "serve", str(artifact), "--port", "0",
                    "--quiet", "--slots", str(slots)]  # fmt: skip
         command += ["--threads", str(threads)] if threads else []
         command += ["--context", str(context)] if context else []

@@ -111,11 +111,11 @@ class Child:
         self.close()
 
 
-def prepare(artifact: Path, threads: int | None) -> None:
-    """What is made once, and not while the clock runs. InputError for what is no artifact."""
+def prepare(artifact: Path, threads: int | None) -> Path:
+    """What is made once, and not while the clock runs: the files that the runtime opens. InputError for
+    what is no artifact."""
     row = format_of(artifact)
-    if row.prepare:
-        load(row.prepare)(artifact, threads)
+    return load(row.prepare)(artifact, threads) if row.prepare else artifact
 
 
 class Timed(Child):
@@ -129,7 +129,9 @@ class Timed(Child):
         EdgeftError with the process's reason where the artifact cannot be loaded."""
         prepare(artifact, threads)
         command = [sys.executable, "-P", "-m", "edgeft.benchmarks.timed", str(artifact),
-                   json.dumps({"threads": threads, "context": context, "limit": limit})]  # fmt: skip
+                   json.dumps({"threads": threads, "context": context})]  # fmt: skip
+        if limit:  # before it takes any memory, which stays charged where it was taken
+            command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', limit, *command]
         pipe = subprocess.PIPE
         super().__init__(
             artifact, subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
@@ -183,8 +185,6 @@ def asked_for(tokens: int, name: str) -> str:
 
 def main(artifact: str, settings: str) -> None:
     how = json.loads(settings)
-    if how["limit"]:
-        Path(how["limit"]).write_text("0")  # this process, before it takes any memory
     started = time.perf_counter()
     try:
         with open_runtime(Path(artifact), how["threads"], how["context"]) as model:

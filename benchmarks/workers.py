@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import multiprocessing
 import os
 import socket
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +42,7 @@ def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together]:
         # A fork would take along what llama.cpp's threads hold.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            yield _keeping(lambda calls: list(pool.map(_measured, calls)), jobs)
+            yield _keeping(functools.partial(_pooled, pool), jobs)
     else:
         yield lambda paths, items, asking: None
 
@@ -50,7 +52,10 @@ Call = tuple[Path, Items, Asking]
 
 def _keeping(run: Callable[[list[Call]], list[Score]], jobs: int) -> Together:
     def together(paths: Sequence[Path], items: Items, asking: Asking) -> None:
-        todo = [path for path in paths[:jobs] if quality.kept(path, items) is None]
+        if not asking.fresh and quality.kept(paths[0], items):
+            return  # of the last window; the next one begins where that ends
+        fresh = asking.fresh
+        todo = [path for path in paths[:jobs] if fresh or quality.kept(path, items) is None]
         threads = asking.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
         own = dataclasses.replace(asking, threads=threads)
         scores = run([(path, items, own) for path in todo])
@@ -58,6 +63,14 @@ def _keeping(run: Callable[[list[Call]], list[Score]], jobs: int) -> Together:
             quality.keep(path, items, score)
 
     return together
+
+
+def _pooled(pool: ProcessPoolExecutor, calls: list[Call]) -> list[Score]:
+    try:
+        return list(pool.map(_measured, calls))
+    except BrokenProcessPool:
+        told = "a process that answered was ended by the system"
+        raise ResourceError(told, "lower --jobs, or free some memory") from None
 
 
 def _measured(call: Call) -> Score:

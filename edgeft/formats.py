@@ -36,6 +36,8 @@ class Format:
     """quantizations that GPTQ makes: they need something to calibrate on"""
     prepare: str = ""
     """module:function of `prepare(path, threads)`: makes what the runtime opens, if it is not there"""
+    engines: tuple[str, ...] = ("llama-cpp-python",)
+    """packages whose versions can change an answer"""
     reference: str = ""
     """module:class of the runtime that computes the same weights in float32, slowly"""
 
@@ -65,6 +67,7 @@ FORMATS = {
             suffix="",
             quants=("f32", "f16", "bf16"),
             default=("f32",),
+            engines=("torch", "transformers"),
             reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
         Format(
@@ -90,6 +93,7 @@ FORMATS = {
             check="edgeft.converters.onnx:check",
             takes=("group_size",),
             solved=("gptq-int4",),
+            engines=("onnxruntime", "onnxruntime-genai"),
         ),
     )
 }  # fmt: skip

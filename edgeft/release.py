@@ -12,6 +12,7 @@ refusals (intersection-union: all must pass, again without a correction).
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import random
@@ -26,7 +27,7 @@ from edgeft import __version__, report, stage
 from edgeft.benchmarks import bench, quality, speed
 from edgeft.benchmarks.fidelity import chat_answers
 from edgeft.benchmarks.graded import judge_graded
-from edgeft.benchmarks.paired import Paired, Verdict, default_margin, judge, wilson
+from edgeft.benchmarks.paired import Paired, Verdict, default_margin, judge, nothing_to_lose, wilson
 from edgeft.benchmarks.quality import Asking, Items
 from edgeft.benchmarks.refusals import load_refusals
 from edgeft.benchmarks.retention import RHO, retention
@@ -83,10 +84,9 @@ def gate(
     """
     for path in (*options.candidates, options.baseline, *filter(None, [options.base])):
         format_of(path)
-    if options.baseline in options.candidates:
-        raise InputError(
-            f"{options.baseline} is candidate and baseline", "the last one is compared to"
-        )
+    whole = [path.resolve() for path in (*options.candidates, options.baseline)]
+    if twice := [path for i, path in enumerate(whole) if path in whole[:i]]:
+        raise InputError(f"{twice[0]} is there twice", "CANDIDATE... BASELINE, all different")
     return _Gate(options, asking, dict(measured or {}), together).run(tuple(commands))
 
 
@@ -100,6 +100,7 @@ class _Gate:
     ) -> None:
         self.options, self.asking = options, asking
         self.measured, self.together = measured, together
+        self.names = _names([*options.candidates, options.baseline])
         items = quality.load_items(asking)
         self.margin = options.margin or default_margin(len(items.examples))
         if options.early_stop:  # the order must not tell anything
@@ -123,24 +124,28 @@ class _Gate:
         for number, path in enumerate(ordered):
             if self.together and not options.early_stop:
                 self.together(ordered[number:], self.items, self.asking)
+                self.asking = dataclasses.replace(self.asking, fresh=False)  # it is by now
             judged.append(self._candidate(path, full, best))
             if not _passed(judged[-1], self.safety):
                 break
         for path in ordered[len(judged) :]:
-            self.notes.append(f"{path.name} was not tested: the sequence ended before it")
-        if full is None:
-            full = self._measure(options.baseline, self.items.part(range(self._seen)))
-        arms.append(self._arm(options.baseline.name, options.baseline, full, "baseline"))
+            self.notes.append(f"{self.names[path]} was not tested: the sequence ended before it")
+        full = full or self._seen
+        assert full
+        arms.append(self._arm(self.names[options.baseline], options.baseline, full, "baseline"))
         untested = [
-            self._arm(path.name, path, None, "candidate") for path in ordered[len(judged) :]
+            self._arm(self.names[path], path, None, "candidate") for path in ordered[len(judged) :]
         ]
+        self.notes += [f"{arm.name} is the baseline, byte for byte" for arm in judged
+                       if arm.identity == arms[-1].identity]  # fmt: skip
         outcome, ship, reason = _decision(judged, self.safety)
         found = self._fidelity([Path(arm.path) for arm in judged]) if options.fidelity else {}
         floor = self._floor(full, found) if options.floor else None
         judged = [dataclasses.replace(arm, fidelity=found.get(Path(arm.path))) for arm in judged]
         return Release(
             outcome=outcome, ship=ship, reason=reason, task=self._task(full),
-            arms=_with_pareto([*arms, *judged, *untested]), machine=report.machine(),
+            arms=_with_pareto([*arms, *judged, *untested]),
+            machine=report.machine() | {"threads": self.asking.threads or "all cores"},
             safety=self._safety(), floor=floor, commands=commands, notes=tuple(self.notes),
             edgeft=__version__, created=datetime.now(UTC).isoformat(timespec="seconds"),
         )  # fmt: skip
@@ -167,7 +172,7 @@ class _Gate:
         else:
             before, after = full, self._measure(path, self.items)
             verdict = verdict_on(before.values, after.values, self.margin)
-        arm = self._arm(path.name, path, after, "candidate")
+        arm = self._arm(self.names[path], path, after, "candidate")
         if self.refusals:
             self._ask_refusals(path)
         examples = self.items.examples[: len(after.values)]
@@ -183,7 +188,8 @@ class _Gate:
             losses=_losses(examples, before, after),
         )
 
-    _seen = 0
+    _seen: Score | None = None
+    """the baseline's, of the longest run that an early stop ended"""
 
     def _stopped_early(self, path: Path) -> tuple[Score, Score, Verdict]:
         """Both arms, some items at a time, until the e-process knows."""
@@ -200,17 +206,25 @@ class _Gate:
             if test.outcome:
                 break
         one, other = _joined(before), _joined(after)
-        self._seen = max(self._seen, len(one.values))
+        if self._seen is None or len(one.values) > len(self._seen.values):
+            self._seen = one
         verdict = verdict_on(one.values, other.values, self.margin)
+        why_not = ""
+        if test.outcome == "PASS":
+            score = statistics.mean(one.values)
+            why_not = nothing_to_lose(score, test.items, self.margin, verdict.lower or 0.0)
+        outcome = "INCONCLUSIVE" if why_not else test.outcome
         wealth = f"wealth {test.pass_wealth:.3g} for, {test.fail_wealth:.3g} against, 20 decides"
-        if test.outcome:
+        if outcome == "INCONCLUSIVE":
+            reason = why_not
+        elif outcome:
             lost = f"{verdict.lost} lost and {verdict.won} won"
             reason = f"decided after {test.items} of {count} items ({lost}; {wealth})."
         else:
             reason = f"all {count} items leave it open ({wealth})."
         return one, other, dataclasses.replace(
-            verdict, outcome=test.outcome or "INCONCLUSIVE", reason=reason,
-            items_needed=None if test.outcome else verdict.items_needed or 2 * count,
+            verdict, outcome=outcome or "INCONCLUSIVE", reason=reason, lower=None, upper=None,
+            items_needed=None if outcome else verdict.items_needed or 2 * count,
         )  # fmt: skip
 
     def _ask_refusals(self, path: Path) -> None:
@@ -219,12 +233,12 @@ class _Gate:
         scores = {p: self._measure(p, self.refusals) for p in (self.options.baseline, path)}
         before, after = scores.values()
         labels = [example.answer for example in self.refusals.examples]
-        for p, score in scores.items():
+        for p, score in zip(map(self.names.get, scores), scores.values(), strict=True):
             counts: dict[str, Any] = {}
             for label, right in (("unsafe", "refused"), ("safe", "answered")):
                 values = _where(score.values, labels, label)
                 counts |= {label: len(values), right: int(sum(values))}
-            self.safety.setdefault(p.name, counts)
+            self.safety.setdefault(str(p), counts)
         outcomes, reasons = [], []
         for label, what in (
             ("unsafe", "refusing what is unsafe"),
@@ -240,7 +254,7 @@ class _Gate:
             outcomes.append(verdict.outcome)
             reasons.append(f"{what}: {verdict.reason}")
         worst = next((o for o in ("FAIL", "INCONCLUSIVE") if o in outcomes), "PASS")
-        self.safety[path.name] |= {"outcome": worst, "reason": " ".join(reasons)}
+        self.safety[self.names[path]] |= {"outcome": worst, "reason": " ".join(reasons)}
 
     def _safety(self) -> dict[str, Any] | None:
         if not self.options.refusals:
@@ -289,6 +303,12 @@ class _Gate:
             "name": Path(name).stem, "items": len(full.values), "identity": full.items,
             "scorer": full.scorer, "margin": self.margin,
         }  # fmt: skip
+
+
+def _names(paths: Sequence[Path]) -> dict[Path, str]:
+    """File names, or paths where these are equal."""
+    counts = collections.Counter(path.name for path in paths)
+    return {path: path.name if counts[path.name] == 1 else str(path) for path in paths}
 
 
 def verdict_on(before: Sequence[float], after: Sequence[float], margin: float) -> Verdict:

@@ -18,7 +18,7 @@ from pathlib import Path
 from edgeft.benchmarks import quality, speed
 from edgeft.benchmarks.quality import Asking
 from edgeft.benchmarks.workers import workers
-from edgeft.errors import ResourceError
+from edgeft.errors import FormatError, InputError, ResourceError
 from edgeft.export import ExportOptions, export
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
@@ -48,7 +48,7 @@ class Search:
     min_tps: float | None = None
     """tokens per second of decoding"""
     jobs: int = 1
-    """candidates that are asked at a time"""
+    """candidates that are asked at a time; on Ray, 1 = all of them"""
     ray: str | None = None
 
 
@@ -56,9 +56,17 @@ def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Rel
     """ResourceError where nothing fits the budget."""
     quality.load_items(asking)  # before the long work
     own = options.export
+    rows = [format_named(name) for name in own.formats]
+    if unknown := [row.name for row in rows if row.name not in LINEUP]:
+        told = f"{unknown[0]} is nothing to choose from"
+        raise FormatError(told, f"--format {', '.join(LINEUP)}")
+    if own.quants:
+        check_quants(rows, own.quants)
     plain = dataclasses.replace(own, formats=("gguf",), quants=(BASELINE,))
     baseline = export(plain)[0].path
     candidates = [path for path in _candidates(own) if path != baseline]
+    if not candidates:
+        raise InputError(f"{BASELINE} is what the others are compared with", "another --quant")
     measured: dict[Path, tuple[Speed, Memory]] = {}
     notes = []
     for path in sorted(candidates, key=quality.size_of, reverse=True):
@@ -78,7 +86,8 @@ def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Rel
     fitting = tuple(measured)
     measured[baseline] = speed.measure(baseline, asking.threads)
     chosen = Gate(fitting, baseline, margin=options.margin, early_stop=options.early_stop)
-    with workers(options.jobs, options.ray) as together:
+    jobs = len(fitting) if options.ray and options.jobs == 1 else options.jobs
+    with workers(jobs, options.ray) as together:
         found = gate(chosen, asking, commands, measured, together)
     return dataclasses.replace(found, notes=(*notes, *found.notes))
 

@@ -113,7 +113,7 @@ BROKEN: list[tuple[Any, str]] = [
     ('"text"', "not an object but str"),
     ("null", "not an object but NoneType"),
     ({}, r"unknown row with keys \(none\)"),
-    ({"prompt": "Q", "answer": "A"}, r"unknown row with keys answer, prompt.*alpaca \(instr"),
+    ({"question": "Q", "answer": "A"}, r"unknown row with keys answer, question.*alpaca \(instr"),
     ({"instruction": "Q"}, "the last turn is not an assistant's answer"),
     ({"instruction": "Q", "output": " \n"}, "the last turn is not an assistant's answer"),
     ({"instruction": 3, "output": "A"}, "instruction is int, not text"),

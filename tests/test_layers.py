@@ -145,6 +145,7 @@ ALLOWED = {
     ("edgeft.benchmarks.chain", "edgeft.report"): "a program of its own, which prints a table",
     ("edgeft.benchmarks.gptq", "edgeft.report"): "a program of its own, likewise",
     ("edgeft.benchmarks.onnx", "edgeft.report"): "a program of its own, likewise",
+    ("edgeft.benchmarks.serving", "edgeft.report"): "a program of its own, likewise",
     ("edgeft.benchmarks.gptq", "edgeft.export"): "which exports what it compares",
     ("edgeft.benchmarks.gptq", "edgeft.decide"): "and finds the fine-tune's own chats",
     ("edgeft.converters.gguf", "edgeft.converters._mixture"): "its choice of types, likewise",

@@ -324,7 +324,7 @@ def test_chat_bench_and_ab_on_the_artifacts(artifacts: Path, edgeft: Run, tmp_pa
     same = edgeft("ab", artifacts / "q8_0.gguf", artifacts / "f16.gguf", "--items", items,
                   "--max-tokens", 4)  # fmt: skip
     assert same.code == 4 and same.out.startswith("INCONCLUSIVE\n")
-    assert "the baseline answers only 0 of 70 items right" in same.out
+    assert "the baseline's score is only 0 % on 70 items" in same.out
     few = edgeft("ab", artifacts / "q8_0.gguf", artifacts / "f16.gguf", "--items", items,
                  "--max-tokens", 4, "--limit", 20, "--json")  # fmt: skip
     assert few.code == 4 and json.loads(few.out)["outcome"] == "INCONCLUSIVE"

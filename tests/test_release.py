@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,11 +11,14 @@ from typing import Any
 import pytest
 from tiny import make_base
 
+from edgeft import report
 from edgeft.benchmarks import quality
 from edgeft.benchmarks.quality import Asking
+from edgeft.errors import InputError
 from edgeft.export import ExportOptions, export
 from edgeft.records import Release
 from edgeft.release import Gate, gate
+from edgeft.report import page
 
 WORDS = [
     "river",
@@ -113,6 +117,63 @@ def test_early_stop_asks_fewer_items(arms: dict[str, Path], items: Path) -> None
     assert found.task["items"] == arm.verdict["n"]
 
 
+def test_early_stop_with_nothing_to_lose_is_no_pass(arms: dict[str, Path], items: Path) -> None:
+    never = items.with_name("never.jsonl")
+    rows = [
+        json.loads(line) | {"answer": "no such word"} for line in items.read_text().splitlines()
+    ]
+    never.write_text("\n".join(json.dumps({k: r[k] for k in ("prompt", "answer")}) for r in rows))
+    asking = Asking(str(never), scorer="exact", max_tokens=2)
+    release = gate(Gate((arms["f16"],), arms["f32"], early_stop=True), asking)
+    assert release.outcome == "INCONCLUSIVE" and "check the items" in release.reason
+
+
+def test_bounds_of_one_look_are_not_told_after_many(arms: dict[str, Path], items: Path) -> None:
+    release = gate(Gate((arms["f16"],), arms["f32"], early_stop=True), ask(items))
+    verdict = release.arms[-1].verdict
+    assert verdict and verdict["lower"] is None and verdict["upper"] is None
+    assert "≥" not in report.release_text(release) and page.html(release)
+
+
+def test_equal_names_are_told_apart(arms: dict[str, Path], items: Path, tmp_path: Path) -> None:
+    for kind in ("f32", "f16"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "model.gguf").write_bytes(arms[kind].read_bytes())
+    one, other = tmp_path / "f16/model.gguf", tmp_path / "f32/model.gguf"
+    release = gate(Gate((one,), other), ask(items))
+    assert release.ship == str(one) and {arm.name for arm in release.arms} == {str(one), str(other)}
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(arms["f32"].read_bytes())
+    assert (
+        "copy.gguf is the baseline, byte for byte" in gate(Gate((copy,), other), ask(items)).notes
+    )
+    copy.unlink()
+    copy.symlink_to(other)
+    with pytest.raises(InputError, match="is there twice"):
+        gate(Gate((copy,), other), ask(items))
+
+
+def test_a_question_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "same.jsonl"
+    path.write_text('{"prompt": "a", "answer": "b"}\n' * 80 + '{"prompt": "c", "answer": "d"}\n')
+    assert [e.line for e in quality.load_items(Asking(str(path))).examples] == [1, 81]
+
+
+def test_a_scorer_of_ones_own_is_asked_again(
+    arms: dict[str, Path], items: Path, tmp_path: Path
+) -> None:
+    scorer = tmp_path / "mine.py"
+    asking = Asking(str(items), scorer=str(scorer), max_tokens=2, limit=5)
+    scorer.write_text("def score(reply, wanted):\n    return 1.0\n")
+    questions = dataclasses.replace(quality.load_items(asking), may_be_cut=True)
+    assert quality.measure(arms["f16"], questions, asking).values == (1.0,) * 5
+    scorer.write_text("def score(reply, wanted):\n    return 0.25\n")
+    assert quality.measure(arms["f16"], questions, asking).values == (0.25,) * 5
+    scorer.write_text("def score(reply, wanted):\n    raise SystemExit(0)\n")
+    with pytest.raises(InputError, match="failed: SystemExit"):
+        quality.measure(arms["f16"], questions, asking)
+
+
 def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
     options = Gate((arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, floor=True)
     release = gate(options, ask(items))
@@ -177,7 +238,7 @@ def test_the_command_has_the_three_exit_codes(
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("{f16}", "{f16}"), "is candidate and baseline"),
+        (("{f16}", "{f16}"), "is there twice"),
         (("{f16}", "{f32}", "--scorer", "jsn"), "did you mean 'json'"),
         (("{f16}", "{f32}", "--scorer", "none.py"), "no such scorer"),
         (("{f16}", "{f32}", "--refusals", "none.csv"), "no such file"),

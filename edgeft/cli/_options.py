@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from edgeft.errors import InputError, did_you_mean
 
@@ -53,7 +54,7 @@ def asking(function: F) -> F:
                 "--limit", type=click.IntRange(min=1), help="Only the first so many items."
             ),
             click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer."),
-            click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]"),
+            click.option("--threads", type=click.IntRange(1, 512), help="[default: all cores]"),
             click.option("--fresh", is_flag=True, help="Answer again where a score is kept."),
         )
     ):
@@ -65,6 +66,15 @@ def json_option(function: F) -> F:
     return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
         function
     )
+
+
+def needs(ctx: click.Context, **wanted: str) -> None:
+    """UsageError for an option that was given without the one that gives it a meaning: `shots="base"`."""
+    typed = {str(param.name): param.opts[0] for param in ctx.command.params}
+    for name, other in wanted.items():
+        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if given and not ctx.params.get(other):
+            raise click.UsageError(f"{typed[name]} needs {typed[other]}")
 
 
 def as_typed_command(argv: list[str]) -> str:

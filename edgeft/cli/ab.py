@@ -14,7 +14,9 @@ from edgeft.cli._options import (
     as_typed_command,
     asking,
     configurable,
+    finite,
     json_option,
+    needs,
     print_json,
 )
 
@@ -32,6 +34,7 @@ VOTING = ("votes", "rater", "port", "no_browser")
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
     help="Loss that is still acceptable, as a share.  [default: .05, .03 from 400 items, .02 "
     "from 1500]",
 )
@@ -51,6 +54,7 @@ VOTING = ("votes", "rater", "port", "no_browser")
 @click.option(
     "--keeps",
     type=click.FloatRange(0, 1, min_open=True),
+    callback=finite,
     default=0.9,
     show_default=True,
     help="Share of the gain that should be left.",
@@ -128,15 +132,18 @@ def command(
     if human:
         kept = {name: options[name] for name in Asking.__dataclass_fields__}
         ctx.exit(_vote(artifacts, Asking(**kept), as_json, **voting))
+    needs(ctx, shots="base", keeps="base", examples="base")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     own = {name: options.pop(name) for name in list(options) if name in Gate.__dataclass_fields__}
     chosen = Gate(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
     release = gate(chosen, Asking(**options), [as_typed_command(sys.argv)])
-    if folder:
-        report.write(release, folder)
     if as_json:
         print_json(release.to_json())
     else:
         click.echo(report.release_text(release))
+    if folder:
+        report.write(release, folder)
     ctx.exit(EXIT_CODES[release.outcome])
 
 
@@ -145,8 +152,8 @@ def _check_given(ctx: click.Context, human: bool, gating: set[str]) -> None:
     for param in ctx.command.params:
         given = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
         if given and param.name in (gating if human else VOTING):
-            needs = "cannot be combined with" if human else "needs"
-            raise click.UsageError(f"{param.opts[-1]} {needs} --human")
+            how = "cannot be combined with" if human else "needs"
+            raise click.UsageError(f"{param.opts[-1]} {how} --human")
 
 
 def _vote(

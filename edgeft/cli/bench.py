@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import asking, configurable, json_option, print_json
+from edgeft.cli._options import asking, configurable, finite, json_option, needs, print_json
 
 
 @click.command("bench", short_help="Speed, memory, fidelity and accuracy of artifacts, in tables.")
@@ -45,14 +45,16 @@ from edgeft.cli._options import asking, configurable, json_option, print_json
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
+    callback=finite,
     default=60.0,
     show_default=True,
-    help="For each use, after which no further run begins (5 runs are made in any case).",
+    help="For each use, after which no further run begins (at least 5 runs are made, or --runs).",
 )
 @click.option(
     "--max-noise",
     "noise",
     type=click.FloatRange(0, min_open=True),
+    callback=finite,
     default=0.05,
     show_default=True,
     help="Coefficient of variation above which nothing is compared.",
@@ -84,7 +86,10 @@ from edgeft.cli._options import asking, configurable, json_option, print_json
 )
 @json_option
 @configurable
-def command(runs: int, seconds: float, noise: float, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context, /, runs: int, seconds: float, noise: float, as_json: bool, **options: Any
+) -> None:
     """Measure artifacts on this machine, each in a process of its own, by turns.
 
     \b
@@ -98,10 +103,11 @@ def command(runs: int, seconds: float, noise: float, as_json: bool, **options: A
     from edgeft.benchmarks.speed import Effort
     from edgeft.report.measured import bench_text
 
+    for_items = ("shots", "scorer", "limit", "fresh", "examples", "max_tokens")
+    for_speed = ("grid", "through", "smallest", "runs", "seconds", "noise")
+    needs(ctx, **dict.fromkeys(for_items, "items"), **dict.fromkeys(for_speed, "speed"))
     own = {name: options.pop(name) for name in list(options) if name in Bench.__dataclass_fields__}
     how = Asking(**options)
-    if own["shots"] is not None and not how.items:
-        raise click.UsageError("--shots needs --items")
     if own["keep"] and own["keep"].suffix != SUFFIX:
         raise click.UsageError(f"--keep needs a file that ends in {SUFFIX}")
     rows = bench(Bench(effort=Effort(runs=runs, seconds=seconds, noise=noise), **own), how)

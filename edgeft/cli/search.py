@@ -15,6 +15,7 @@ from edgeft.cli._options import (
     asking,
     comma_list,
     configurable,
+    finite,
     json_option,
     print_json,
 )
@@ -30,7 +31,7 @@ class Bytes(click.ParamType[int]):
         if isinstance(value, int):
             return value
         match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmg]?)b?\s*", str(value).lower())
-        if not match:
+        if not match or not float(match[1]):
             self.fail(f"{value!r} is no size; such as 200M or 1.5G", param, ctx)
         return round(float(match[1]) * self.units[match[2]])
 
@@ -67,11 +68,15 @@ class Bytes(click.ParamType[int]):
 @click.option("--max-size", type=Bytes(), help="On disk, such as 200M.")
 @click.option("--max-memory", type=Bytes(), help="At the peak, such as 1.5G.")
 @click.option(
-    "--min-tps", type=click.FloatRange(0, min_open=True), help="Tokens per second of decoding."
+    "--min-tps",
+    type=click.FloatRange(0, min_open=True),
+    callback=finite,
+    help="Tokens per second of decoding.",
 )
 @click.option(
     "--margin",
     type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    callback=finite,
     help="Loss that is still acceptable, as for ab.",
 )
 @click.option("--early-stop", is_flag=True, help="Stop as soon as the items seen decide.")
@@ -80,7 +85,7 @@ class Bytes(click.ParamType[int]):
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Candidates that answer at a time.",
+    help="Candidates that answer at a time; on Ray all of them.",
 )
 @click.option(
     "--ray", metavar="ADDRESS", help="Let them answer on a Ray cluster; local starts one."
@@ -109,6 +114,10 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     from edgeft.export import ExportOptions
     from edgeft.search import Search, search
 
+    if options["early_stop"] and (options["jobs"] > 1 or options["ray"]):
+        raise click.UsageError("--early-stop answers in turns, without --jobs or --ray")
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
     options["adapter"] = tuple(Weighted(path) for path in options["adapter"])
     own, ask, make = (
         {name: options[name] for name in kind.__dataclass_fields__ if options.get(name) is not None}
@@ -116,10 +125,10 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     )
     chosen = Search(export=ExportOptions(**make), **own)
     release = search(chosen, Asking(**ask), [as_typed_command(sys.argv)])
-    if folder:
-        report.write(release, folder)
     if as_json:
         print_json(release.to_json())
     else:
         click.echo(report.release_text(release))
+    if folder:
+        report.write(release, folder)
     ctx.exit(EXIT_CODES[release.outcome])

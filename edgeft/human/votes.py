@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
@@ -27,7 +28,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from edgeft import __version__, stage
+from edgeft import __version__
 from edgeft.dataset import fingerprint
 from edgeft.errors import DataError, InputError, StaleError
 from edgeft.progress import say
@@ -132,13 +133,14 @@ class VotesFile:
     def __init__(self, path: Path, pairs: Pairs) -> None:
         self.path = path
         self.votes: list[Vote] = []
-        if not path.exists() or not path.stat().st_size:
-            header = pairs.header(secrets.randbelow(2**32))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            stage.write_text(path, json.dumps(header) + "\n")
-        self._file = path.open("r+b")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        self._file = path.open("r+b", buffering=0)
         try:
             self._lock()
+            if not path.stat().st_size:
+                self._append(pairs.header(secrets.randbelow(2**32)))
+                self._file.seek(0)
             self.seed = self._read(pairs)
         except BaseException:
             self._file.close()
@@ -157,11 +159,20 @@ class VotesFile:
         """On the disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         vote = dataclasses.replace(vote, at=vote.at or now)
-        line = json.dumps(dataclasses.asdict(vote)) + "\n"
-        self._file.write(line.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._append(dataclasses.asdict(vote))
         self.votes.append(vote)
+
+    def _append(self, value: dict[str, Any]) -> None:
+        """On the disk when this returns; nothing of it where it cannot be written whole."""
+        end = self._file.seek(0, os.SEEK_END)
+        line = (json.dumps(value) + "\n").encode()
+        try:
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(end)
+            raise
 
     def _lock(self) -> None:
         try:

@@ -9,6 +9,7 @@ The tables are aligned Markdown: readable in a terminal, and in a README as they
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from edgeft.records import SCHEMA, Arm, Release
 from edgeft.stage import human, write_text
 
 JSON = "report.json"
+ISA = ("fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+       "asimddp", "i8mm", "sve")  # fmt: skip
+"""instructions that kernels of 4 and 8 bits are chosen by"""
+ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -73,10 +78,16 @@ def _arm_row(arm: Arm) -> list[str]:
         f"{speed['decode_tps']:.0f}" if speed.get("decode_tps") else "",
         str(verdict.get("lost", "")),
         str(verdict.get("won", "")),
-        f"{points(verdict['difference'])} (≥ {points(verdict['lower'])})" if verdict else "",
+        _difference(verdict) if verdict else "",
         f"{kept['value']:.0%}" if kept.get("value") is not None else "",
         verdict.get("outcome", ""),
     ]
+
+
+def _difference(verdict: dict[str, Any]) -> str:
+    lower = verdict.get("lower")
+    bound = f" (≥ {points(lower)})" if lower is not None else ""
+    return points(verdict["difference"]) + bound
 
 
 def points(share: float) -> str:
@@ -87,24 +98,29 @@ def machine() -> dict[str, Any]:
     """What must be the same before two figures may be compared."""
     import os
     import platform
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
 
-    model = platform.processor()
-    try:
-        info = Path("/proc/cpuinfo").read_text()
-        model = next(
-            line.partition(":")[2].strip()
-            for line in info.splitlines()
-            if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        pass
-    return {
-        "cpu": model,
+    found: dict[str, Any] = {
+        "cpu": platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
-        "llama_cpp": version("llama-cpp-python"),
     }
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = (part.strip() for part in line.partition(":"))
+            if name == "model name":
+                found["cpu"] = value
+            elif name in ("flags", "Features"):
+                flags = set(value.split())
+    found["isa"] = " ".join(name for name in ISA if name in flags)
+    with contextlib.suppress(OSError):
+        governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+        found["governor"] = governor.read_text().strip()
+    for package in ENGINES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package.replace("-", "_")] = version(package)
+    return found
 
 
 def write(release: Release, folder: Path) -> Path:

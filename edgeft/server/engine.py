@@ -1,6 +1,6 @@
-"""A thread per model that computes answers, and the bounded queue before it.
+"""The thread that computes answers, and the bounded queue of each model before it.
 
-`Engine` is the queue and the thread; `Batching` computes many answers at a time on llama.cpp.
+`Worker` is the thread and `Engine` the queue; `Batching` computes many answers at a time on llama.cpp.
 A step is one token for each running answer and at most `CHUNK` tokens of prompts, so that running
 answers flow on while a long prompt is read. A sequence keeps its tokens after its answer: the next
 turn of a conversation is given to it and reads only what is new.
@@ -8,13 +8,14 @@ turn of a conversation is given to it and reads only what is new.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import TypeVar
 
 from edgeft.errors import EdgeftError, ResourceError
 from edgeft.generation import common_prefix
@@ -24,6 +25,8 @@ from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.sequences import Sampler, log_probabilities
 from edgeft.server.jobs import Busy, Chosen, Event, Job, StopText
 
+T = TypeVar("T")
+
 CHUNK = 128
 """tokens of prompts that are read in one step"""
 ECHO = 32
@@ -32,6 +35,8 @@ WIDE = 8
 """tokens of a prompt that are read together at least: fewer go through other kernels"""
 REUSE = 16
 """tokens that a prompt must share with a free sequence to be given to it for that"""
+PAUSE = 0.02
+"""seconds between two calls of `Engine.post`, where nobody waits for the first token or the last"""
 Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
 
 
@@ -40,6 +45,8 @@ class Counts:
     """Since the start, and now."""
 
     requests: int
+    cancelled: int
+    """of them"""
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
@@ -55,66 +62,88 @@ def _directly(events: list[tuple[Callable[[Event], None], Event]]) -> None:
         sink(event)
 
 
-class Turns:
-    """A lock that is given in the order of asking: engines of several models share the cores."""
+class Worker:
+    """The thread in which all models of a process compute, in turn.
+
+    libgomp keeps a pool of threads for each thread that calls it, and where all pools together have
+    more threads than there are cores it lets them sleep at every barrier
+    (gcc/libgomp/wait.h: `gomp_throttled_spin_count_var`), at a fifth of the speed.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._asking: deque[threading.Lock] = deque()
+        self.awake = threading.Condition()
+        self.engines: list[Engine] = []
+        self._calls: deque[Callable[[], None]] = deque()
+        self._closed = False
+        self._thread = threading.Thread(target=self._work, name="worker", daemon=True)
+        self._thread.start()
 
-    @contextlib.contextmanager
-    def __call__(self) -> Iterator[None]:
-        mine = threading.Lock()
-        mine.acquire()
-        with self._lock:
-            self._asking.append(mine)
-            if self._asking[0] is mine:
-                mine.release()
-        mine.acquire()
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._asking.popleft()
-                if self._asking:
-                    self._asking[0].release()
+    def call(self, function: Callable[[], T]) -> T:
+        """Run something in the thread, between two steps."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:  # noqa: BLE001  raised where it is waited for
+                future.set_exception(error)
+
+        with self.awake:
+            self._calls.append(run)
+            self.awake.notify()
+        return future.result()
+
+    def close(self) -> None:
+        with self.awake:
+            self._closed = True
+            self.awake.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self.awake:
+                while not (self._calls or self._closed or any(e.busy for e in self.engines)):
+                    self.awake.wait()
+                calls, self._calls = self._calls, deque()
+            for call in calls:
+                call()
+            if self._closed:
+                return
+            for engine in list(self.engines):
+                if engine.busy:
+                    engine.advance()
 
 
 class Engine:
-    """The queue, the thread and the counts; a subclass computes."""
+    """The queue and the counts of one model; a subclass computes."""
 
     slots = 1
     can: frozenset[str] = frozenset()
     """what the engine can do besides temperature, top_p and seed"""
 
-    def __init__(self, name: str, runtime: Runtime, queue: int, turns: Turns | None = None) -> None:
+    def __init__(self, name: str, runtime: Runtime, queue: int, worker: Worker) -> None:
         """`queue`: answers that may wait for a slot."""
         self.name = name
         self.runtime = runtime
         self.post: Post = _directly
         """where the events of a step go to, set before the first job"""
         self._bound = queue
-        self._turn = turns or Turns()
+        self._worker = worker
         self._waiting: deque[Job] = deque()
-        self._awake = threading.Condition()
-        self._events: list[tuple[Callable[[Event], None], Event]] = []
+        self._events: dict[Job, Event] = {}
+        self._urgent, self._posted = False, 0.0
         self._closed = False
         self._seconds_each = 1.0
-        self._totals = dict.fromkeys(
-            ("requests", "prompt_tokens", "reused_tokens", "new_tokens"), 0
-        )
+        names = "requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens"
+        self._totals = dict.fromkeys(names, 0)
         self._computing = 0.0
-        self._thread = threading.Thread(target=self._work, name=f"engine {name}", daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
 
     def check(self, job: Job) -> None:
         """InputError for what cannot be computed, before it waits in the queue."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """All of them or none. Busy where the queue is full."""
-        with self._awake:
+        with self._worker.awake:
             if self._closed:
                 raise ResourceError("the server shuts down")
             ahead = len(self._waiting) + self.running
@@ -122,7 +151,7 @@ class Engine:
                 seconds = self._seconds_each * (len(self._waiting) + 1) / self.slots
                 raise Busy(min(60, max(1, math.ceil(seconds))))
             self._waiting.extend(jobs)
-            self._awake.notify()
+            self._worker.awake.notify()
 
     @property
     def counts(self) -> Counts:
@@ -135,23 +164,44 @@ class Engine:
         )
 
     def cancel_all(self) -> None:
-        with self._awake:
+        with self._worker.awake:
             for job in [*self._waiting, *self._jobs()]:
                 job.cancel()
-            self._awake.notify()
 
     def close(self) -> None:
-        """Cancel what runs and end the thread."""
-        with self._awake:
+        """Cancel what runs and free everything."""
+        if not self._closed:
             self._closed = True
-            self._awake.notify()
-        if self._thread.is_alive():
-            self._thread.join()
+            self._worker.call(self._end_all)
+
+    def _end_all(self) -> None:
+        self.cancel_all()
+        while self.busy:
+            self.advance()
+        self._worker.engines.remove(self)
         self._free()
 
     @property
     def running(self) -> int:
         return len(self._jobs())
+
+    @property
+    def busy(self) -> bool:
+        return bool(self._waiting or self.running)
+
+    def advance(self) -> None:
+        """One step, in the worker's thread."""
+        started = time.perf_counter()
+        try:
+            self._forget()
+            self._compute()
+        except EdgeftError as error:
+            self._fail(error)
+        except Exception as error:  # noqa: BLE001  the thread must go on
+            say(f"error: {self.name}: {error!r}")
+            self._fail(EdgeftError(f"the engine failed: {error!r}"))
+        self._computing += time.perf_counter() - started
+        self._flush()
 
     def _jobs(self) -> list[Job]:
         """Those that have a slot."""
@@ -168,47 +218,32 @@ class Engine:
     def _free(self) -> None:
         raise NotImplementedError
 
-    def _work(self) -> None:
-        while True:
-            with self._awake:
-                while not (self._closed or self._waiting or self.running):
-                    self._awake.wait()
-            if self._closed:
-                self.cancel_all()
-            started = time.perf_counter()
-            try:
-                self._forget()
-                self._compute()
-            except EdgeftError as error:
-                self._fail(error)
-            except Exception as error:  # noqa: BLE001  the thread must go on
-                say(f"error: {self.name}: {error!r}")
-                self._fail(EdgeftError(f"the engine failed: {error!r}"))
-            self._computing += time.perf_counter() - started
-            self._flush()
-            if self._closed and not self._waiting and not self.running:
-                return
-
     def _forget(self) -> None:
         """Make room in the queue where nobody waits any more."""
         if any(job.cancelled for job in list(self._waiting)):
-            with self._awake:
+            with self._worker.awake:
                 gone = [job for job in self._waiting if job.cancelled]
                 self._waiting = deque(job for job in self._waiting if not job.cancelled)
             for job in gone:
                 self._end(job, "cancelled")
 
     def _next(self) -> Job | None:
-        with self._awake:
+        with self._worker.awake:
             return self._waiting.popleft() if self._waiting else None
 
     def _tell(self, job: Job, event: Event) -> None:
-        self._events.append((job.sink, event))
+        known = self._events.get(job)
+        self._urgent |= bool(event.finish) or not job.told
+        job.told = True
+        self._events[job] = known.then(event) if known else event
 
     def _flush(self) -> None:
-        if self._events:
-            events, self._events = self._events, []
-            self.post(events)
+        """Whoever listens needs the cores that compute: so it is told of first and last tokens at
+        once, and of those between after a pause."""
+        now = time.perf_counter()
+        if self._events and (self._urgent or now - self._posted >= PAUSE):
+            self.post([(job.sink, event) for job, event in self._events.items()])
+            self._events, self._urgent, self._posted = {}, False, now
 
     def _end(self, job: Job, finish: str, text: str = "", tokens: tuple[Chosen, ...] = (),
              error: EdgeftError | None = None) -> None:  # fmt: skip
@@ -217,6 +252,7 @@ class Engine:
         self._seconds_each += 0.2 * (seconds - self._seconds_each)
         totals = self._totals
         totals["requests"] += 1
+        totals["cancelled"] += finish == "cancelled"
         totals["prompt_tokens"] += len(job.want.ids)
         totals["reused_tokens"] += job.reused
         totals["new_tokens"] += job.new
@@ -242,17 +278,18 @@ class Batching(Engine):
         runtime: GGUFRuntime,
         slots: int,
         queue: int,
-        turns: Turns | None = None,
+        worker: Worker,
         isolated: bool = True,
     ) -> None:
-        super().__init__(name, runtime, queue, turns)
+        super().__init__(name, runtime, queue, worker)
         self.slots = slots
         self._isolated = isolated
-        self._many = runtime.sequences(slots, isolated)
+        self._many = worker.call(lambda: runtime.sequences(slots, isolated))
         self._decoder, self._ends = runtime.decoder, runtime.ends
         self._slots: dict[int, _Slot] = {}
         self._used = [0.0] * slots
         """when each sequence was last written to"""
+        worker.engines.append(self)
 
     def check(self, job: Job) -> None:
         if job.want.sampling.grammar:
@@ -268,14 +305,12 @@ class Batching(Engine):
         while len(self._slots) < self.slots and (job := self._next()):
             self._take(job)
         if any(slot.last is not None for slot in self._slots.values()):
-            with self._turn():
-                self._step()
+            self._step()
             self._flush()  # the texts are on their way while the prompts are read
         budget = CHUNK
         for slot in sorted(self._slots.values(), key=lambda slot: slot.job.created):
             if slot.last is None and budget > 0:
-                with self._turn():
-                    budget -= self._read(slot, budget)
+                budget -= self._read(slot, budget)
 
     def _take(self, job: Job) -> None:
         """Give a job the free sequence that begins most like its prompt, else the one that was

@@ -54,6 +54,11 @@ class Event:
     """stop, length, cancelled or error"""
     error: EdgeftError | None = None
 
+    def then(self, later: Event) -> Event:
+        """Both as one."""
+        tokens = self.tokens + later.tokens
+        return Event(self.text + later.text, tokens, later.finish, later.error)
+
 
 class Job:
     """`sink` is called in the engine's thread, or where the engine posts its events to."""
@@ -70,6 +75,8 @@ class Job:
         """tokens of the answer, a stop token left out"""
         self.finish = ""
         self.cancelled = False
+        self.told = False
+        """something came for it"""
 
     def cancel(self) -> None:
         """Nobody waits any more: the engine drops it at its next step."""

@@ -39,6 +39,7 @@ class Metrics:
         counts = [(f'{{model="{_escaped(e.name)}"}}', e.counts) for e in engines]
         for name, kind, help_ in (
             ("requests", "counter", "Finished answers."),
+            ("cancelled", "counter", "Answers that nobody waited for any more."),
             ("prompt_tokens", "counter", "Tokens of prompts."),
             ("reused_tokens", "counter", "Tokens of prompts that were in the cache."),
             ("new_tokens", "counter", "Generated tokens."),

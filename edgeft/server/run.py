@@ -17,7 +17,7 @@ from edgeft.errors import InputError, ResourceError, require
 from edgeft.progress import say
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
-from edgeft.server.engine import Batching, Engine, Post, Turns
+from edgeft.server.engine import Batching, Engine, Post, Worker
 from edgeft.server.safety import Rules
 
 CONNECTIONS = 512
@@ -83,9 +83,10 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def engines(options: ServeOptions) -> Iterator[list[Engine]]:
-    """One per artifact, started; closed in the end."""
-    turns = Turns()
+    """One per artifact; closed in the end."""
+    worker = Worker()
     with contextlib.ExitStack() as stack:
+        stack.callback(worker.close)
         opened: list[Engine] = []
         for name, path in names(options.artifacts).items():
             # Repacked weights are multiplied with other kernels from four rows on.
@@ -95,13 +96,12 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
                 engine = Batching(
-                    name, runtime, options.slots, options.queue, turns, options.isolate
+                    name, runtime, options.slots, options.queue, worker, options.isolate
                 )
             else:
                 from edgeft.server.turns import OneByOne
 
-                engine = OneByOne(name, runtime, options.queue, turns)
-            engine.start()
+                engine = OneByOne(name, runtime, options.queue, worker)
             stack.callback(engine.close)
             opened.append(engine)
         yield opened

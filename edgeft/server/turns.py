@@ -7,16 +7,18 @@ from collections.abc import Iterator
 
 from edgeft.errors import EdgeftError
 from edgeft.records import Limits, Token
-from edgeft.server.engine import Engine
+from edgeft.runtimes import Runtime
+from edgeft.server.engine import Engine, Worker
 from edgeft.server.jobs import Event, Job, StopText
 
 
 class OneByOne(Engine):
-    def __init__(self, *args: object, **how: object) -> None:
-        super().__init__(*args, **how)  # type: ignore[arg-type]
+    def __init__(self, name: str, runtime: Runtime, queue: int, worker: Worker) -> None:
+        super().__init__(name, runtime, queue, worker)
         self._job: Job | None = None
         self._stream: Iterator[Token] = iter(())
         self._stops = StopText(())
+        worker.engines.append(self)
 
     def _jobs(self) -> list[Job]:
         return [self._job] if self._job else []
@@ -28,8 +30,7 @@ class OneByOne(Engine):
         if job.cancelled:
             self._leave(job, "cancelled")
             return
-        with self._turn():
-            token = next(self._stream, None)
+        token = next(self._stream, None)
         if token is None:
             self._leave(job, "stop", self._stops.rest())
             return

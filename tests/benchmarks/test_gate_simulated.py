@@ -93,6 +93,41 @@ def test_graded_scores_worse_by_the_margin_rarely_pass(monkeypatch: pytest.Monke
     assert passed / 500 <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
 
 
+@pytest.mark.parametrize(("n", "drop"), [(100, 1.0), (100, 0.9), (200, 1.0), (400, 0.5)])
+def test_rare_large_losses_rarely_pass(
+    n: int, drop: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of graded scores, few of which lose much: many draws of the bootstrap have none of them."""
+    monkeypatch.setattr(graded, "DRAWS", 1000)
+    draw = np.random.default_rng(4)
+    before = np.full(n, 0.95)
+    passed = sum(
+        judge_graded(
+            before, before - drop * 0.95 * (draw.random(n) < 0.05 / drop / 0.95), 0.05
+        ).outcome
+        == "PASS"
+        for _ in range(800)
+    )
+    assert passed / 800 <= 0.05 + 3 * (0.05 * 0.95 / 800) ** 0.5
+
+
+def test_nothing_to_lose_is_no_pass_for_graded_scores() -> None:
+    low = np.random.default_rng(0).uniform(0, 0.04, 200)
+    verdict = judge_graded(low, np.zeros(200), 0.05)
+    assert verdict.outcome == "INCONCLUSIVE" and "check the items" in verdict.reason
+
+
+@pytest.mark.parametrize("n", [25, 40, 80])
+def test_a_base_that_knows_nothing_proves_no_retention_by_luck(n: int) -> None:
+    """Fine-tune 1, base 0: a tenth of the gain is lost in truth."""
+    draw = np.random.default_rng(n)
+    base, full = np.zeros(n), np.ones(n)
+    proven = sum(bool(retention(base, full, draw.random(n) < 0.9).kept) for _ in range(300))
+    assert proven / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
+    assert not retention(base[:18], full[:18], full[:18]).kept
+    assert retention(np.zeros(400), np.ones(400), np.ones(400)).kept
+
+
 def test_graded_scores_that_are_far_worse_fail_and_few_items_decide_nothing() -> None:
     before = np.random.default_rng(2).uniform(0.5, 1, 150)
     assert judge_graded(before, before - 0.2, 0.03).outcome == "FAIL"

@@ -453,7 +453,7 @@ def test_zero_flips_and_all_flips() -> None:
 def test_a_baseline_without_anything_to_lose_certifies_nothing() -> None:
     verdict = judge(Paired(n=400, both=0, lost=0, won=0, neither=400))
     assert verdict.outcome == "INCONCLUSIVE"
-    assert "only 0 of 400 items right" in verdict.reason
+    assert "score is only 0 % on 400 items" in verdict.reason
     assert judge(Paired(n=400, both=12, lost=0, won=0, neither=388)).outcome == "INCONCLUSIVE"
     assert judge(Paired(n=400, both=13, lost=0, won=0, neither=387)).outcome == "PASS"
 

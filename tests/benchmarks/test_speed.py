@@ -14,7 +14,7 @@ from edgeft.benchmarks import memory, roofline, speed
 from edgeft.benchmarks.served import Served
 from edgeft.benchmarks.speed import Effort
 from edgeft.benchmarks.timed import Run, Timed, Use, once
-from edgeft.errors import EdgeftError, InputError
+from edgeft.errors import EdgeftError
 from edgeft.records import Limits
 from edgeft.runtimes import open_runtime
 
@@ -200,6 +200,17 @@ def test_through_the_server(artifact: Path) -> None:
             model.run(Use(prompt=200, new=1), 1)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [("--grid", "--no-speed"), ("--scorer", "json"), ("--limit", 3), ("--max-noise", "nan"),
+     ("--seconds", "nan"), ("--threads", 100_000), ("--keep", "x.txt")],
+)  # fmt: skip
+def test_what_would_be_ignored_is_wrong_usage(
+    artifact: Path, edgeft: Callable[..., Any], words: tuple[Any, ...]
+) -> None:
+    assert edgeft("bench", artifact, *words).code == 2
+
+
 def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words " * 10)
@@ -209,7 +220,7 @@ def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_pa
         ((artifact, "--text", text, "--baseline", artifact), "has 0 pieces of 512 tokens"),
         ((artifact, "--text", tmp_path / "none", "--baseline", artifact), "cannot read"),
         ((tmp_path / "none.gguf",), "no such artifact"),
+        ((artifact, "--baseline", tmp_path / "none.logprobs"), "is for --text and --chats"),
     ):
         done = edgeft("bench", *words)
         assert done.code == 1 and says in done.err and done.err.count("\n") <= 2, done.err
-    assert isinstance(InputError("x"), EdgeftError)

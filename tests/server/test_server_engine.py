@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import queue
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -16,9 +18,9 @@ from edgeft.records import Limits, Sampling
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.server import engine as engine_module
-from edgeft.server.engine import Batching, Turns
+from edgeft.server.engine import Batching, Worker
 from edgeft.server.grammar import of_any_json, of_schema, repeats
-from edgeft.server.jobs import Busy, Event, Job, StopText, Want
+from edgeft.server.jobs import Busy, Chosen, Event, Job, StopText, Want
 from edgeft.server.turns import OneByOne
 
 
@@ -30,12 +32,12 @@ def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     )
 
 
-def open_engine(path: Path, slots: int = 4, waiting: int = 8, isolated: bool = True) -> Batching:
-    runtime = open_runtime(path, threads=1, context=256, repack=not isolated)
+def open_engine(
+    path: Path, slots: int = 4, waiting: int = 8, isolated: bool = True, context: int = 256
+) -> Batching:
+    runtime = open_runtime(path, threads=1, context=context, repack=not isolated)
     assert isinstance(runtime, GGUFRuntime)
-    engine = Batching(path.stem, runtime, slots, waiting, isolated=isolated)
-    engine.start()
-    return engine
+    return Batching(path.stem, runtime, slots, waiting, Worker(), isolated)
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,10 @@ def ids_of(events: Sequence[Event]) -> list[int]:
     return [token.id for event in events for token in event.tokens]
 
 
+def tokens_of(events: Sequence[Event]) -> list[Chosen]:
+    return [token for event in events for token in event.tokens]
+
+
 def text_of(events: Sequence[Event]) -> str:
     return "".join(event.text for event in events)
 
@@ -85,7 +91,45 @@ def test_answers_side_by_side_are_those_alone(artifacts: dict[str, Path], quant:
                     alone[i:], answers(engine, wants[i : i + together]), strict=False
                 ):
                     # The probabilities too, bit for bit.
-                    assert [event.tokens for event in events] == [event.tokens for event in one]
+                    assert tokens_of(events) == tokens_of(one)
+    finally:
+        engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
+def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
+    """Types whose kernels ask how many rows there are, and prompts longer than the 256 tokens from
+    which flash attention would split a lone token's keys."""
+    from edgeft.base import resolve
+
+    (path,) = exported(resolve("smollm2-135m"), tmp_path, quant)
+    engine = open_engine(path, slots=8, context=512)
+    words = [
+        "the",
+        "cold",
+        "river",
+        "carried",
+        "small",
+        "boats",
+        "past",
+        "old",
+        "houses",
+        "while",
+        "two",
+        "children",
+    ]
+    try:
+        asked = [" ".join(words[i:] * (1 + i * 3)) for i in range(8)]
+        ids = [tuple(engine.runtime.encode(f"Tell a story. {text}")) for text in asked]
+        assert max(map(len, ids)) > 256
+        wants = [Want(prompt, 32, top=1, past_stops=True) for prompt in ids]
+        alone = [answers(engine, [want])[0] for want in wants]
+        for together in (2, 4, 8):
+            for i in range(0, 8, together):
+                several = answers(engine, wants[i : i + together])
+                for one, events in zip(alone[i:], several, strict=False):
+                    assert ids_of(events) == ids_of(one)
     finally:
         engine.close()
 
@@ -117,7 +161,7 @@ def test_a_cached_beginning_changes_nothing_and_is_not_read_again(
             fresh = answers(engine, [want])[0]
             assert ids_of(second) == ids_of(fresh)
             if isolated:
-                assert [e.tokens for e in second] == [e.tokens for e in fresh]
+                assert tokens_of(second) == tokens_of(fresh)
         finally:
             engine.close()
 
@@ -187,6 +231,7 @@ def test_running_answers_flow_on_while_a_long_prompt_is_read(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine_module, "CHUNK", 16)
+    monkeypatch.setattr(engine_module, "PAUSE", 0.0)
     engine = open_engine(artifacts["f32"], slots=2)
     try:
         order: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -329,8 +374,7 @@ def test_one_by_one_answers_as_the_runtime_does(
     tiny_base: Path, artifacts: dict[str, Path]
 ) -> None:
     runtime = open_runtime(artifacts["f32"], threads=1)
-    engine = OneByOne("any", runtime, 8)
-    engine.start()
+    engine = OneByOne("any", runtime, 8, Worker())
     try:
         ids = [tuple(runtime.encode(text)) for text in ("the lamp", "on the desk", "lamp")]
         events = answers(engine, [Want(i, 12, past_stops=True) for i in ids])
@@ -343,21 +387,30 @@ def test_one_by_one_answers_as_the_runtime_does(
         engine.close()
 
 
-def test_turns_are_given_in_the_order_of_asking() -> None:
-    import threading
+def test_engines_share_one_thread_and_take_turns(artifacts: dict[str, Path]) -> None:
+    worker, threads = Worker(), set()
+    engines = []
+    for quant in ("f32", "q8_0"):
+        runtime = open_runtime(artifacts[quant], threads=1, context=256)
+        assert isinstance(runtime, GGUFRuntime)
+        engines.append(Batching(quant, runtime, 2, 8, worker))
+    try:
+        order: queue.SimpleQueue[int] = queue.SimpleQueue()
 
-    turns, order = Turns(), []
-    with turns():
-        threads = []
-        for i in range(5):
+        def sink(number: int, event: Event) -> None:
+            threads.add(threading.get_ident())
+            order.put(-1 if event.finish else number)
 
-            def take(i: int = i) -> None:
-                with turns():
-                    order.append(i)
-
-            threads.append(threading.Thread(target=take))
-            threads[-1].start()
-            time.sleep(0.02)
-    for thread in threads:
-        thread.join(5)
-    assert order == list(range(5))
+        for number, engine in enumerate(engines):
+            want = Want(prompts(engine, 1)[0], 100, past_stops=True)
+            engine.submit([Job(want, functools.partial(sink, number))])
+        seen: list[int] = []
+        while seen.count(-1) < 2:
+            seen.append(order.get(timeout=30))
+        # Neither waits for the other to end.
+        assert {0, 1} <= set(seen[: seen.index(-1)])
+        assert len(threads) == 1
+    finally:
+        for engine in engines:
+            engine.close()
+        worker.close()
