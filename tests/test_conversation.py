@@ -180,19 +180,16 @@ def served(
     artifact: Path, turns: Sequence[Sequence[Sequence[int]]], how: Sampling
 ) -> list[list[str]]:
     """Answers of the server's engine of four slots, to the prompts of each turn at once."""
-    from edgeft.runtimes.gguf import GGUFRuntime
-    from edgeft.server.engine import Batching
     from edgeft.server.jobs import Event, Job, Want
+    from edgeft.server.run import ServeOptions, engines
 
     events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
 
     def job(number: int, ids: Sequence[int]) -> Job:
         return Job(Want(tuple(ids), 40, how), lambda event: events.put((number, event)))
 
-    engine = Batching("tiny", GGUFRuntime(artifact, 2, repack=False), 4, 8)
-    engine.start()
     answers = []
-    try:
+    with engines(ServeOptions((artifact,), slots=4, threads=2)) as (engine,):
         for prompts in turns:
             engine.submit([job(i, ids) for i, ids in enumerate(prompts)])
             said, running = [""] * len(prompts), len(prompts)
@@ -201,8 +198,6 @@ def served(
                 said[number] += event.text
                 running -= bool(event.finish)
             answers.append(said)
-    finally:
-        engine.close()
     return answers
 
 

@@ -140,7 +140,8 @@ def _set(session: Session, rest: str) -> None:
 
 
 def _settings(session: Session, *names: str) -> str:
-    return ", ".join(f"{name} {getattr(session.conversation.limits, name):g}" for name in names)
+    limits = session.conversation.limits
+    return ", ".join(f"{name} {getattr(limits, name)}" for name in names)
 
 
 def _show(session: Session, rest: str) -> None:

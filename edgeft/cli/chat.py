@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,15 +119,12 @@ def talk(conversation: Conversation, options: ChatOptions) -> None:
     for stream in (sys.stdin, sys.stdout):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    if threading.current_thread() is threading.main_thread():
-        # Ctrl-C stops a reply; these end the conversation, and its history is kept.
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _leave)
     terminal = sys.stdin is not None and sys.stdin.isatty()
     if terminal:
         say(f"{options.artifact.name}, /help for commands, Ctrl-D to leave")
     session = Session(conversation)
-    with contextlib.closing(typed(home() / "chat_history") if terminal else _piped()) as lines:
+    lines = typed(home() / "chat_history") if terminal else _piped()
+    with contextlib.closing(lines), _ended_by_signals() if terminal else contextlib.nullcontext():
         for line in lines:
             try:
                 if reply := _answer(session, line):
@@ -140,8 +137,25 @@ def talk(conversation: Conversation, options: ChatOptions) -> None:
                 say(f"error: {error}" if isinstance(error, EdgeftError) else "stopped")
 
 
-def _leave(*_: object) -> None:
-    raise click.Abort
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Ctrl-C stops a reply; these end the conversation, whose history is then kept."""
+
+    def leave(*_: object) -> None:
+        raise click.Abort
+
+    caught = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if threading.current_thread() is threading.main_thread()
+        and signal.getsignal(number) != signal.SIG_IGN
+    ]
+    before = [signal.signal(number, leave) for number in caught]
+    try:
+        yield
+    finally:
+        for number, handler in zip(caught, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _piped() -> Generator[str]:

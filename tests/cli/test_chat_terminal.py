@@ -246,6 +246,7 @@ def test_commands(terminal: Open, tmp_path: Path) -> None:
     screen.ask("/set top_p 2", "error: top_p: 2.0 is not in the range 0<x<=1.")
     screen.ask("/set temperature nan", "not a number to count with")
     screen.ask("/set temprature 1", "did you mean 'temperature'")
+    screen.ask("/set seed 12345678", "edgeft: seed 12345678\r\n")
     screen.ask("hello", "HEL\r\n")
     screen.ask("/retry", "HEL\r\n")
     screen.ask("/show", "max_tokens 3")
