@@ -263,8 +263,9 @@ def loop(options: Options) -> float:
 
 
 def llama_bench(options: Options, program: str) -> float:
+    # Behind as many tokens as the prompts have, for attention takes longer behind more.
     command = [program, "-m", str(options.artifact), "-t", str(options.threads), "-p", "0",
-               "-n", str(options.tokens), "-r", "1", "-o", "json"]  # fmt: skip
+               "-n", str(options.tokens), "-d", "64", "-r", "1", "-o", "json"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     try:
         return float(json.loads(done.stdout)[-1]["avg_ts"])

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, ResourceError, require
+from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -90,7 +91,7 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
         opened: list[Engine] = []
         for name, path in names(options.artifacts).items():
             # Repacked weights are multiplied with other kernels from four rows on.
-            repack = not options.isolate
+            repack = not (options.isolate and format_of(path).name in ("gguf", "gptq"))
             runtime = open_runtime(path, options.threads, options.context, repack=repack)
             stack.callback(runtime.close)
             engine: Engine

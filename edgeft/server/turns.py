@@ -13,6 +13,8 @@ from edgeft.server.jobs import Event, Job, StopText
 
 
 class OneByOne(Engine):
+    can = frozenset({"top_k", "min_p", "past_stops"})
+
     def __init__(self, name: str, runtime: Runtime, queue: int, worker: Worker) -> None:
         super().__init__(name, runtime, queue, worker)
         self._job: Job | None = None
@@ -48,7 +50,10 @@ class OneByOne(Engine):
         job = self._job = self._next()
         if job:
             want, how = job.want, job.want.sampling
-            limits = Limits(want.max_tokens, how.temperature, how.top_p, how.seed, want.past_stops)
+            limits = Limits(
+                max_tokens=want.max_tokens, temperature=how.temperature, top_p=how.top_p,
+                top_k=how.top_k, min_p=how.min_p, seed=how.seed, past_stops=want.past_stops,
+            )  # fmt: skip
             self._stream = self.runtime.stream(want.ids, limits)
             self._stops = StopText(want.stop)
         return job

@@ -10,7 +10,7 @@ import pytest
 from serving import exported
 
 from edgeft.benchmarks import soak
-from edgeft.benchmarks.serving import Options, Reply, body, commands, quantile
+from edgeft.benchmarks.serving import OWN, Options, Reply, body, commands, quantile
 
 
 def line(text: str, finish: str | None = None) -> bytes:
@@ -36,8 +36,8 @@ def test_no_two_prompts_begin_alike() -> None:
     options = Options(Path("x.gguf"), 2)
     prompts = [body(options, seed)["prompt"] for seed in range(50)]
     assert len({prompt.split()[0] for prompt in prompts}) == 50
-    ports = dict.fromkeys(("edgeft", "llama-cpp-python", "llama-server"), 1)
-    assert list(commands(options, ports)) == ["edgeft", "llama-cpp-python"]
+    ports = dict.fromkeys((*OWN, "llama-cpp-python", "llama-server"), 1)
+    assert list(commands(options, ports)) == [*OWN, "llama-cpp-python"]
 
 
 @pytest.mark.slow
