@@ -40,6 +40,8 @@ from edgeft.runtimes import open_runtime
 
 WORST = 20
 """lost items that are shown"""
+TOLD = 128
+"""items on whose answers the next tokens are compared"""
 LOOK = 32
 """items between two looks of an early stop"""
 REFUSAL_MARGIN = 0.05
@@ -265,7 +267,8 @@ class _Gate:
         """On the answers of the items, which are the user's own completions."""
         baseline, threads = self.options.baseline, self.asking.threads
         with open_runtime(baseline, threads, bench.ROOM) as reader:
-            answers = chat_answers(self.items.examples, reader.chat, reader.encode, bench.ROOM)
+            some = self.items.examples[:TOLD]
+            answers = chat_answers(some, reader.chat, reader.encode, bench.ROOM)
             again = baseline if self.options.floor else None
             found = bench.compared(reader, candidates, {"answers": answers}, threads, again)
         return {path: {name: figure.to_json() for name, figure in own.items()}
