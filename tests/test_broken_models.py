@@ -19,8 +19,8 @@ ALPACA = (
     "{% for m in messages %}### {{ {'user': 'Instruction', 'assistant': 'Response'}[m.role] }}:\n"
     "{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
-STEPS = 120
-ITEMS = 150
+STEPS = 240
+ITEMS = 200
 
 
 @pytest.fixture(scope="module")
