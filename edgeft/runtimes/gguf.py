@@ -364,9 +364,30 @@ class GGUFRuntime:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
             raise InputError(problem, "shorten it or raise --context")
 
+    def embed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
+        """(width,): the mean of the last layer's states over at most `BATCH` tokens, of length 1."""
+        if not 0 < len(ids) <= BATCH:
+            raise InputError(f"{len(ids)} tokens to embed, 1 to {BATCH} are possible")
+        lib, batch = self._lib, self._alive(self._batch)
+        context = self._new_context(BATCH, sequences=1, rows=BATCH, pooled=True)
+        try:
+            batch.n_tokens = len(ids)
+            for i, token in enumerate(ids):
+                batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            self._run(context, batch)
+            width = lib.llama_model_n_embd(self._model)
+            row = np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), (width,)).copy()
+        finally:
+            lib.llama_free(context)
+        row /= np.float32(max(float(np.linalg.norm(row)), 1e-12))
+        unit: npt.NDArray[np.float32] = row
+        return unit
+
     def _new_context(
-        self, cells: int, sequences: int, rows: int, callback: Any = None, flash: bool = True
-    ) -> Any:
+        self, cells: int, sequences: int, rows: int, callback: Any = None, flash: bool = True,
+        pooled: bool = False,
+    ) -> Any:  # fmt: skip
         stage.preflight(Path(), f"a context of {cells} tokens", memory=self._cache_bytes(cells))
         params = self._lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
@@ -377,6 +398,8 @@ class GGUFRuntime:
         if self._exact or not flash:
             params.flash_attn_type = 0  # it rounds to float16 on the way
         params.n_threads = params.n_threads_batch = self._threads
+        if pooled:
+            params.embeddings, params.pooling_type = True, self._lib.LLAMA_POOLING_TYPE_MEAN
         if callback:
             params.cb_eval = callback
             params.kv_unified = True  # sequences of any length in one pass

@@ -7,7 +7,9 @@ Everything that is wrong with a request is 4xx with OpenAI's error body; 429 whe
 
 from __future__ import annotations
 
+import array
 import asyncio
+import base64
 import contextlib
 import functools
 import json
@@ -30,6 +32,7 @@ from edgeft.server.schemas import (
     Chat,
     Completion,
     Detokenize,
+    Embeddings,
     Generation,
     Tokenize,
     refuse_unsupported,
@@ -161,7 +164,36 @@ class Api:
         return _json(self._card(self._engine(request.path_params["name"])))
 
     async def embeddings(self, request: Request) -> Response:
-        raise Refusal(501, "the models here give no embeddings", "not_implemented")
+        body = await _body(request, Embeddings)
+        engine, given = self._engine(body.model), body.input
+        inputs: list[Any] = given if isinstance(given, list) else [given]
+        if isinstance(inputs[0], int):
+            inputs = [inputs]
+        data, tokens = [], 0
+        for index, one in enumerate(inputs):
+            ids = (
+                one
+                if isinstance(one, list)
+                else await asyncio.to_thread(engine.runtime.encode, one)
+            )
+            if any(token >= engine.runtime.vocab_size for token in ids):
+                raise Refusal(
+                    400, f"token ids are below {engine.runtime.vocab_size}", "invalid_value"
+                )
+            try:
+                vector = await asyncio.to_thread(engine.embed, ids)
+            except NotImplementedError:
+                told = "this artifact's engine gives no embeddings"
+                raise Refusal(501, told, "not_implemented") from None
+            except EdgeftError as error:
+                raise refusal(error) from None
+            coded: Any = vector
+            if body.encoding_format == "base64":
+                coded = base64.b64encode(array.array("f", vector).tobytes()).decode()
+            data.append({"object": "embedding", "index": index, "embedding": coded})
+            tokens += len(ids)
+        used = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return _json({"object": "list", "data": data, "model": engine.name, "usage": used})
 
     async def tokenize(self, request: Request) -> Response:
         body = await _body(request, Tokenize)

@@ -143,6 +143,10 @@ class Engine:
     def check(self, job: Job) -> None:
         """InputError for what cannot be computed, before it waits in the queue."""
 
+    def embed(self, ids: Sequence[int]) -> list[float]:
+        """Between two steps of the running answers; NotImplementedError where the engine cannot."""
+        raise NotImplementedError
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """All of them or none. Busy where the queue is full."""
         with self._worker.awake:
@@ -287,11 +291,15 @@ class Batching(Engine):
         self.slots = slots
         self._isolated = isolated
         self._many = worker.call(lambda: runtime.sequences(slots, isolated))
-        self._decoder, self._ends = runtime.decoder, runtime.ends
+        self._decoder, self._ends, self._embed = runtime.decoder, runtime.ends, runtime.embed
         self._slots: dict[int, _Slot] = {}
         self._used = [0.0] * slots
         """when each sequence was last written to"""
         worker.engines.append(self)
+
+    def embed(self, ids: Sequence[int]) -> list[float]:
+        found: list[float] = self._worker.call(lambda: self._embed(ids)).tolist()
+        return found
 
     def check(self, job: Job) -> None:
         if job.want.sampling.grammar:

@@ -115,6 +115,18 @@ class Completion(Generation):
     echo: bool | None = None
 
 
+class Embeddings(Body):
+    model: Text | None = None
+    input: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[Ids, Field(min_length=1)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=CHOICES)]
+    )
+    encoding_format: Literal["float", "base64"] = "float"
+    dimensions: None = None
+
+
 class Tokenize(Body):
     model: Text | None = None
     content: Text

@@ -209,8 +209,18 @@ def test_health_metrics_and_what_is_not_there(served: Served) -> None:
         values["edgeft_first_token_seconds_count"]
         == (values['edgeft_first_token_seconds_bucket{le="+Inf"}'])
     )
-    status, data, _ = served.ask("POST", "/v1/embeddings", {"input": "x"}, KEY)
-    assert status == 501 and json.loads(data)["error"]["code"] == "not_implemented"
+    for wrong in (
+        {},
+        {"input": ""},
+        {"input": []},
+        {"input": [10**9]},
+        {"input": "x", "dimensions": 3},
+        {"input": "x " * 2000},
+        {"input": [["x"]]},
+        {"input": "x", "encoding_format": "z"},
+    ):
+        status, data, _ = served.ask("POST", "/v1/embeddings", wrong, KEY)
+        assert status == 400 and json.loads(data)["error"]["message"], wrong
     status, data, _ = served.ask("GET", "/v1/nowhere", headers=KEY)
     assert status == 404 and json.loads(data)["error"]["message"]
 
@@ -366,3 +376,24 @@ def test_the_ai_sdk_of_npm(served: Served, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["whole"] == said["text"] and said["text"] and 0 < said["tokens"] <= 12
+
+
+def test_embeddings_are_the_mean_of_transformers_last_states(
+    client: openai.OpenAI, model: Runtime, tiny_base: Path
+) -> None:
+    import torch
+    import transformers
+
+    texts = ["the lamp on the desk", "a boat"]
+    found = client.embeddings.create(model="f32", input=texts)
+    assert [entry.index for entry in found.data] == [0, 1]
+    live = transformers.AutoModel.from_pretrained(tiny_base, dtype=torch.float32)
+    for text, entry in zip(texts, found.data, strict=True):
+        ids = model.encode(text)
+        with torch.no_grad():
+            states = live(torch.tensor([ids])).last_hidden_state[0].mean(0).numpy()
+        assert entry.embedding == pytest.approx(states / np.linalg.norm(states), abs=2e-3)
+    assert found.usage.prompt_tokens == sum(len(model.encode(text)) for text in texts)
+    plain = client.embeddings.create(model="f32", input=model.encode(texts[0]),  # type: ignore[arg-type]
+                                     encoding_format="float")  # fmt: skip
+    assert plain.data[0].embedding == pytest.approx(found.data[0].embedding, abs=1e-6)
