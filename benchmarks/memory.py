@@ -21,6 +21,7 @@ from edgeft.benchmarks.timed import Timed, Use, prepare
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.records import Memory
+from edgeft.stage import kilobytes
 
 EVERY = 0.01
 """s between two samples"""
@@ -47,13 +48,13 @@ def measure(artifact: Path, threads: int | None = None) -> tuple[float, Memory]:
     ):
         cold = model.loaded()
         model.run(USE, 0)
-        pss = _kilobytes(f"/proc/{model.pid}/smaps_rollup").get("Pss", 0)
+        pss = kilobytes(f"/proc/{model.pid}/smaps_rollup").get("Pss", 0)
     return cold, Memory(top["VmHWM"], top["RssAnon"], top["RssFile"], pss)
 
 
 def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int | None:
     """Bytes of the smallest limit of a cgroup, found to 5 %, that keeps 95 % of the decoding speed;
-    None where no group can be made.
+    None, with a note, where no group can be made or the largest one is slower already.
 
     Each probe is a new process in a new group, with nothing of the artifact in the page cache, which
     would otherwise be charged to whoever read it first.
@@ -62,8 +63,10 @@ def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int |
     low, high = found.anonymous * 3 // 4, found.peak * 5 // 4
     try:
         if _decode(artifact, high, threads) < KEEPS * full:
+            say(f"{artifact.name} is slower in a group of {high / 1e6:.0f} MB: no limit is told")
             return None
-    except OSError:
+    except OSError as error:
+        say(f"no cgroup can be made here, so no limit is found: {error.strerror or error}")
         return None
     while high - low > STEP * high:
         middle = (low + high) // 2
@@ -128,7 +131,7 @@ def _sampled(model: Timed) -> Iterator[dict[str, int]]:
 
     def sample() -> None:
         while True:
-            now = _kilobytes(f"/proc/{model.pid}/status")
+            now = kilobytes(f"/proc/{model.pid}/status")
             top.update({name: max(most, now.get(name, 0)) for name, most in top.items()})
             if done.wait(EVERY):
                 return
@@ -140,17 +143,6 @@ def _sampled(model: Timed) -> Iterator[dict[str, int]]:
     finally:
         done.set()
         thread.join()
-
-
-def _kilobytes(file: str) -> dict[str, int]:
-    """Name -> bytes, of a file of `Name: 123 kB` lines; empty where there is none."""
-    found = {}
-    with contextlib.suppress(OSError):
-        for line in Path(file).read_text().splitlines():
-            name, _, rest = line.partition(":")
-            if rest.endswith("kB"):
-                found[name] = int(rest.split()[0]) * 1024
-    return found
 
 
 def drop_cache(artifact: Path) -> None:

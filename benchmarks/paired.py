@@ -27,6 +27,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
+from edgeft.records import EXIT_CODES
+
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 ALPHA = 0.05
@@ -43,7 +45,6 @@ FAIL_Z = 2.05
 _POWER_Z = {0.8: 0.8416, 0.9: 1.2816}
 """power -> its normal quantile"""
 _EXACT_BINOMIAL_LIMIT = 1000
-_EXIT_CODES: dict[Outcome, int] = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 
 
 @dataclass(frozen=True)
@@ -284,7 +285,7 @@ class Verdict:
     @property
     def exit_code(self) -> int:
         """Process exit status: 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
-        return _EXIT_CODES[self.outcome]
+        return EXIT_CODES[self.outcome]
 
     def to_json(self) -> dict[str, str | int | float | None]:
         """All fields as plain values that ``json.dumps`` accepts."""

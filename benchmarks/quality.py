@@ -13,6 +13,7 @@ and ab do not answer twice.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import hashlib
@@ -286,6 +287,12 @@ def _key(artifact: Path, items: Items, shots: int | None) -> str:
         fingerprint(items.shots_from) if shots else "",
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def names_of(paths: Sequence[Path]) -> dict[Path, str]:
+    """File names, or paths where these are equal."""
+    counts = collections.Counter(path.name for path in paths)
+    return {path: path.name if counts[path.name] == 1 else str(path) for path in paths}
 
 
 def size_of(artifact: Path) -> int:

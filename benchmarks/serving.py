@@ -34,25 +34,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import report
+from edgeft.benchmarks import timed
 from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 
-WORDS = [
-    "the",
-    "cold",
-    "river",
-    "carried",
-    "small",
-    "boats",
-    "past",
-    "old",
-    "houses",
-    "while",
-    "two",
-    "children",
-    "counted",
-    "them",
-]
 OWN: dict[str, list[str]] = {"edgeft": [], "edgeft --no-isolate": ["--no-isolate"]}
 START = 120.0
 """seconds that a server has to come up"""
@@ -204,7 +189,8 @@ async def ask(port: int, body: dict[str, Any], leave: float | None = None) -> Re
 
 def body(options: Options, seed: int) -> dict[str, Any]:
     """A request whose prompt begins like no other one."""
-    words = [WORDS[(seed * 7 + i) % len(WORDS)] for i in range(options.prompt)]
+    every = timed.WORDS.split()
+    words = [every[(seed * 7 + i) % len(every)] for i in range(options.prompt)]
     return {
         "prompt": f"{seed} {' '.join(words)}",
         "max_tokens": options.tokens,

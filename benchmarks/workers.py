@@ -32,9 +32,9 @@ Together = Callable[[Sequence[Path], Items, Asking], None]
 
 
 @contextlib.contextmanager
-def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together]:
+def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together | None]:
     """`jobs` artifacts at a time, the cores shared out among them; `ray`: address of a cluster, or
-    `local` to start one here."""
+    `local` to start one here. None where nobody else would answer."""
     if ray:
         with _cluster(ray) as run:
             yield _keeping(run, jobs)
@@ -44,23 +44,28 @@ def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together]:
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
             yield _keeping(functools.partial(_pooled, pool), jobs)
     else:
-        yield lambda paths, items, asking: None
+        yield None
 
 
 Call = tuple[Path, Items, Asking]
 
 
 def _keeping(run: Callable[[list[Call]], list[Score]], jobs: int) -> Together:
+    answered: set[Path] = set()
+
+    def known(path: Path, items: Items, asking: Asking) -> bool:
+        return path in answered or not (asking.fresh or quality.kept(path, items) is None)
+
     def together(paths: Sequence[Path], items: Items, asking: Asking) -> None:
-        if not asking.fresh and quality.kept(paths[0], items):
+        if known(paths[0], items, asking):
             return  # of the last window; the next one begins where that ends
-        fresh = asking.fresh
-        todo = [path for path in paths[:jobs] if fresh or quality.kept(path, items) is None]
+        todo = [path for path in paths[:jobs] if not known(path, items, asking)]
         threads = asking.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
         own = dataclasses.replace(asking, threads=threads)
         scores = run([(path, items, own) for path in todo])
         for path, score in zip(todo, scores, strict=True):
             quality.keep(path, items, score)
+        answered.update(todo)
 
     return together
 

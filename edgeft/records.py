@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
+"""outcome of a gate -> exit code"""
 SAMPLES = 200
 """of a distribution that a report shows"""
 

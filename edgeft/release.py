@@ -12,7 +12,6 @@ refusals (intersection-union: all must pass, again without a correction).
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import difflib
 import random
@@ -102,7 +101,7 @@ class _Gate:
     ) -> None:
         self.options, self.asking = options, asking
         self.measured, self.together = measured, together
-        self.names = _names([*options.candidates, options.baseline])
+        self.names = quality.names_of([*options.candidates, options.baseline])
         items = quality.load_items(asking)
         self.margin = options.margin or default_margin(len(items.examples))
         if options.early_stop:  # the order must not tell anything
@@ -126,7 +125,6 @@ class _Gate:
         for number, path in enumerate(ordered):
             if self.together and not options.early_stop:
                 self.together(ordered[number:], self.items, self.asking)
-                self.asking = dataclasses.replace(self.asking, fresh=False)  # it is by now
             judged.append(self._candidate(path, full, best))
             if not _passed(judged[-1], self.safety):
                 break
@@ -172,7 +170,9 @@ class _Gate:
         if full is None:
             before, after, verdict = self._stopped_early(path)
         else:
-            before, after = full, self._measure(path, self.items)
+            # What `together` answered is as fresh as was asked for.
+            asking = dataclasses.replace(self.asking, fresh=self.asking.fresh and not self.together)
+            before, after = full, quality.measure(path, self.items, asking)
             verdict = verdict_on(before.values, after.values, self.margin)
         arm = self._arm(self.names[path], path, after, "candidate")
         if self.refusals:
@@ -306,12 +306,6 @@ class _Gate:
             "name": Path(name).stem, "items": len(full.values), "identity": full.items,
             "scorer": full.scorer, "margin": self.margin,
         }  # fmt: skip
-
-
-def _names(paths: Sequence[Path]) -> dict[Path, str]:
-    """File names, or paths where these are equal."""
-    counts = collections.Counter(path.name for path in paths)
-    return {path: path.name if counts[path.name] == 1 else str(path) for path in paths}
 
 
 def verdict_on(before: Sequence[float], after: Sequence[float], margin: float) -> Verdict:

@@ -352,8 +352,19 @@ def _fsync(path: Path) -> None:
         os.close(handle)
 
 
+def kilobytes(file: str) -> dict[str, int]:
+    """Name -> bytes, of a file of `Name: 123 kB` lines as in /proc; empty where there is none."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if rest.endswith("kB"):
+                found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
 def _meminfo(key: str) -> int:
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith(key + ":"):
-            return int(line.split()[1]) * 1024
-    raise ResourceError(f"/proc/meminfo has no {key}")
+    try:
+        return kilobytes("/proc/meminfo")[key]
+    except KeyError:
+        raise ResourceError(f"/proc/meminfo has no {key}") from None

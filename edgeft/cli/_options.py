@@ -17,9 +17,6 @@ from edgeft.errors import InputError, did_you_mean
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
-"""outcome of a gate -> exit code"""
-
 
 def configurable(function: F) -> F:
     """Add `--config run.toml`: defaults for this command, from its table or the top level.

@@ -10,7 +10,6 @@ import click
 from click.core import ParameterSource
 
 from edgeft.cli._options import (
-    EXIT_CODES,
     as_typed_command,
     asking,
     configurable,
@@ -19,6 +18,7 @@ from edgeft.cli._options import (
     needs,
     print_json,
 )
+from edgeft.records import EXIT_CODES
 
 if TYPE_CHECKING:
     from edgeft.benchmarks.quality import Asking

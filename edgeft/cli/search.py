@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from edgeft.cli._options import (
-    EXIT_CODES,
     as_typed_command,
     asking,
     comma_list,
@@ -19,6 +18,7 @@ from edgeft.cli._options import (
     json_option,
     print_json,
 )
+from edgeft.records import EXIT_CODES
 
 
 class Bytes(click.ParamType[int]):

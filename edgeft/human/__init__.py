@@ -55,7 +55,8 @@ def compare(one: Path, other: Path, asking: Asking, voting: Voting) -> Result:
         raise InputError(f"{one} and {other} are the same model", "two different ones")
     items = quality.load_items(asking)
     scores = quality.measure(one, items, asking), quality.measure(other, items, asking)
-    pairs = Pairs(_names(one, other), identities, items.examples, scores)
+    names = quality.names_of([one, other])
+    pairs = Pairs((names[one], names[other]), identities, items.examples, scores)
     path = voting.votes or Path(f"{one.stem}-{other.stem}.votes.jsonl")
     with VotesFile(path, pairs) as file:
         if pairs.identical:
@@ -81,8 +82,3 @@ def _has_screen() -> bool:
     """Elsewhere the default browser would be one that takes over the terminal."""
     names = ("DISPLAY", "WAYLAND_DISPLAY", "BROWSER")
     return sys.platform != "linux" or any(os.environ.get(name) for name in names)
-
-
-def _names(one: Path, other: Path) -> tuple[str, str]:
-    """File names, or paths where these are equal."""
-    return (one.name, other.name) if one.name != other.name else (str(one), str(other))

@@ -180,17 +180,20 @@ class GGUFRuntime:
 
         They lie in llama.cpp's memory: the next call overwrites them.
         """
+        outputs = outputs or len(tokens)
+        self._compute(context, tokens, outputs)
+        shape = (outputs, self.vocab_size)
+        rows: Logits = np.ctypeslib.as_array(self._lib.llama_get_logits(context), shape)
+        return rows
+
+    def _compute(self, context: Any, tokens: Sequence[tuple[int, int, int]], outputs: int) -> None:
         batch = self._alive(self._batch)
         batch.n_tokens = len(tokens)
-        outputs = outputs or len(tokens)
         for i, (token, position, sequence) in enumerate(tokens):
             batch.token[i], batch.pos[i] = token, position
             batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
             batch.logits[i] = i >= len(tokens) - outputs
         self._run(context, batch)
-        shape = (outputs, self.vocab_size)
-        rows: Logits = np.ctypeslib.as_array(self._lib.llama_get_logits(context), shape)
-        return rows
 
     def _run(self, context: Any, batch: Any) -> None:
         self._errors.clear()
@@ -368,14 +371,10 @@ class GGUFRuntime:
         """(width,): the mean of the last layer's states over at most `BATCH` tokens, of length 1."""
         if not 0 < len(ids) <= BATCH:
             raise InputError(f"{len(ids)} tokens to embed, 1 to {BATCH} are possible")
-        lib, batch = self._lib, self._alive(self._batch)
+        lib = self._lib
         context = self._new_context(BATCH, sequences=1, rows=BATCH, pooled=True)
         try:
-            batch.n_tokens = len(ids)
-            for i, token in enumerate(ids):
-                batch.token[i], batch.pos[i], batch.logits[i] = token, i, True
-                batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            self._run(context, batch)
+            self._compute(context, [(token, i, 0) for i, token in enumerate(ids)], len(ids))
             width = lib.llama_model_n_embd(self._model)
             row = np.ctypeslib.as_array(lib.llama_get_embeddings_seq(context, 0), (width,)).copy()
         finally:

@@ -165,22 +165,12 @@ class Api:
 
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request, Embeddings)
-        engine, given = self._engine(body.model), body.input
-        inputs: list[Any] = given if isinstance(given, list) else [given]
-        if isinstance(inputs[0], int):
-            inputs = [inputs]
+        engine = self._engine(body.model)
+        prompts = await asyncio.to_thread(ask.prompts_of, body.input, engine.runtime)
         data, tokens = [], 0
-        for index, one in enumerate(inputs):
-            ids = (
-                one
-                if isinstance(one, list)
-                else await asyncio.to_thread(engine.runtime.encode, one)
-            )
-            if any(token >= engine.runtime.vocab_size for token in ids):
-                raise Refusal(
-                    400, f"token ids are below {engine.runtime.vocab_size}", "invalid_value"
-                )
+        for index, ids in enumerate(prompts):
             try:
+                ask.check_ids(ids, engine.runtime)
                 vector = await asyncio.to_thread(engine.embed, ids)
             except NotImplementedError:
                 told = "this artifact's engine gives no embeddings"

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.records import Message, Sampling
+from edgeft.runtimes import Runtime
 from edgeft.server import grammar
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Event, Job, Want
@@ -29,10 +30,16 @@ def chat(body: Chat, engine: Engine, limit: int) -> list[Want]:
 
 
 def completion(body: Completion, engine: Engine, limit: int) -> list[Want]:
-    runtime, prompt = engine.runtime, body.prompt
-    prompts: list[Any] = [prompt]
-    if isinstance(prompt, list) and not isinstance(prompt[0], int):
-        prompts = list(prompt)
+    asked = 16 if body.max_tokens is None else body.max_tokens
+    prompts = prompts_of(body.prompt, engine.runtime)
+    return _wants(body, engine, limit, prompts, asked, body.logprobs, echo=bool(body.echo))
+
+
+def prompts_of(given: Any, runtime: Runtime) -> list[list[int]]:
+    """A text, ids, or a list of either -> ids of each, with the bos where the vocabulary asks for one."""
+    prompts: list[Any] = [given]
+    if isinstance(given, list) and not isinstance(given[0], int):
+        prompts = list(given)
     bos: list[int] = []
     if getattr(runtime, "adds_bos", False):
         bos = runtime.encode(runtime.chat.bos_token)[:1]
@@ -43,9 +50,12 @@ def completion(body: Completion, engine: Engine, limit: int) -> list[Want]:
         ids = runtime.encode(given)
         return ids if ids[:1] == bos else [*bos, *ids]
 
-    asked = 16 if body.max_tokens is None else body.max_tokens
-    echo = bool(body.echo)
-    return _wants(body, engine, limit, list(map(ids_of, prompts)), asked, body.logprobs, echo=echo)
+    return list(map(ids_of, prompts))
+
+
+def check_ids(ids: Sequence[int], runtime: Runtime) -> None:
+    if not all(0 <= token < runtime.vocab_size for token in ids):
+        raise InputError(f"the ids of tokens go from 0 to {runtime.vocab_size - 1}")
 
 
 def _wants(
@@ -70,8 +80,7 @@ def _wants(
         if len(ids) > context:
             problem = f"the prompt has {len(ids)} tokens, the context only {context}"
             raise TooLong(problem, "shorten it")
-        if not all(0 <= token < size for token in ids):
-            raise InputError(f"the ids of tokens go from 0 to {size - 1}")
+        check_ids(ids, engine.runtime)
     sampling = Sampling(
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,

@@ -6,11 +6,11 @@ import time
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 from edgeft.progress import say
 from edgeft.server.engine import Engine
 from edgeft.server.safety import App, Message, Receive, Scope, Send
+from edgeft.stage import kilobytes
 
 BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """seconds, of the time to the first token"""
@@ -92,11 +92,7 @@ class Log:
 
 def memory() -> int:
     """Resident memory of this process in bytes, 0 where the system does not tell."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS")), 0)
+    return kilobytes("/proc/self/status").get("VmRSS", 0)
 
 
 def _escaped(text: str) -> str:

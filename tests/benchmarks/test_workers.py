@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeft.benchmarks import quality
 from edgeft.benchmarks.quality import Asking
-from edgeft.benchmarks.workers import workers
+from edgeft.benchmarks.workers import _keeping, workers
 from edgeft.errors import ResourceError
 from edgeft.export import ExportOptions, export
+from edgeft.release import Gate, gate
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,7 @@ def test_several_answer_elsewhere(
     items = quality.load_items(asking)
     assert not any(quality.kept(path, items) for path in artifacts)
     with workers(jobs, ray) as together:
+        assert together
         together(artifacts, items, asking)
     for path in artifacts:
         found = quality.kept(path, items)
@@ -51,7 +55,7 @@ def test_one_at_a_time_asks_nobody_else(artifacts: list[Path], tmp_path: Path) -
     asking = questions(tmp_path, "alone")
     items = quality.load_items(asking)
     with workers() as together:
-        together(artifacts, items, asking)
+        assert together is None
     assert not any(quality.kept(path, items) for path in artifacts)
 
 
@@ -62,3 +66,40 @@ def test_no_cluster_is_one_line() -> None:
         workers(2, "127.0.0.1:1"),
     ):
         pass
+
+
+def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path) -> None:
+    """By windows: all anew, though scores are kept, and none of them twice."""
+    asking = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
+    items = quality.load_items(asking)
+    for path in artifacts:
+        quality.measure(path, items, asking)
+    asked: list[Path] = []
+
+    def run(calls: list[Any]) -> list[Any]:
+        asked.extend(path for path, *_ in calls)
+        return [quality.kept(path, items) for path, *_ in calls]
+
+    together = _keeping(run, 1)
+    together(artifacts, items, asking)
+    together(artifacts, items, asking)
+    together(artifacts[1:], items, asking)
+    assert asked == artifacts
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_gate_asks_anew_where_it_should(
+    artifacts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    asking = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
+    measured: list[tuple[str, bool]] = []
+    measure = quality.measure
+
+    def seen(path: Path, items: Any, how: Asking, shots: int | None = None) -> Any:
+        measured.append((path.stem, how.fresh))
+        return measure(path, items, how, shots)
+
+    monkeypatch.setattr(quality, "measure", seen)
+    with workers(jobs) as together:
+        gate(Gate((artifacts[1],), artifacts[0]), asking, together=together)
+    assert measured == [("f16", True), ("q8_0", jobs == 1)]
