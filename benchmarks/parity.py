@@ -282,6 +282,8 @@ def expect(reference: ReferenceRuntime, texts: Iterable[str], context: int) -> E
     longest = min(LONGEST, context, reference.context)
     prompts = [reference.encode(text)[-longest:] for text in texts]
     live = [reference.logits(ids, last=POSITIONS) for ids in prompts]
+    if not reference.adapted:
+        return Expected(prompts, live, live)
     with reference.without_adapter():
         base = [reference.logits(ids, last=POSITIONS) for ids in prompts]
     return Expected(prompts, live, base)

@@ -71,7 +71,7 @@ class ReferenceRuntime:
                 self._model = self._filled(architecture, own, weights)
             if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
                 self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
-            self._adapted = bool(adapters)
+            self.adapted = bool(adapters)
             if adapters:
                 self._add(adapters)
             self._model.eval()
@@ -130,7 +130,7 @@ class ReferenceRuntime:
 
     def without_adapter(self) -> contextlib.AbstractContextManager[None]:
         """The base alone, while the context lasts."""
-        if not self._adapted:
+        if not self.adapted:
             return contextlib.nullcontext()
         manager: contextlib.AbstractContextManager[None] = self._model.disable_adapter()
         return manager

@@ -439,5 +439,7 @@ def _compute_type(torch: Any, options: TrainOptions, device: str) -> Any:
             start = time.perf_counter()
             torch.mm(a, b)
             best[dtype] = min(best[dtype], time.perf_counter() - start)
+        if best[torch.bfloat16] > 4 * best[torch.float32]:
+            break  # no instructions for it: each try may take a second
     faster = best[torch.bfloat16] < 0.75 * best[torch.float32]
     return torch.bfloat16 if faster else torch.float32

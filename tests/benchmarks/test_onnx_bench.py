@@ -51,6 +51,7 @@ def test_the_program(
     assert f"{whole['prefill_tps'][0] + len(names) / 2:.0f} (1003-" in out
 
 
+@pytest.mark.slow
 def test_random_weights_in_a_real_shape(
     tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
