@@ -15,6 +15,8 @@ from tiny import make_base, make_chats
 
 # Threads that spin at barriers fight on two cores; before anything loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 Family = Callable[[str], tuple[Path, Path, Any]]

@@ -35,7 +35,9 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
     from edgeft.export import ExportOptions, export
     from edgeft.runtimes import open_runtime
 
-    (exported,) = export(ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False))
+    (exported,) = export(
+        ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False)
+    )
     with open_runtime(packaged()) as original, open_runtime(exported.path) as model:
         ids = original.encode(TEXT)
         assert model.encode(TEXT) == ids
