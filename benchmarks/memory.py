@@ -27,6 +27,8 @@ EVERY = 0.01
 """s between two samples"""
 KEEPS = 0.95
 """share of the speed that a limit must leave"""
+NEAR = 0.7
+"""share from which on the machine may be the reason: too little memory is a cliff"""
 STEP = 0.05
 """the limit is found to such a share of itself"""
 SLOW = 60.0
@@ -62,7 +64,7 @@ def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int |
     full = _decode(artifact, None, threads)
     low, high = found.anonymous * 3 // 4, found.peak * 5 // 4
     try:
-        if _decode(artifact, high, threads) < KEEPS * full:
+        if _share(artifact, high, threads, full) < KEEPS:
             say(f"{artifact.name} is slower in a group of {high / 1e6:.0f} MB: no limit is told")
             return None
     except OSError as error:
@@ -70,10 +72,19 @@ def smallest(artifact: Path, found: Memory, threads: int | None = None) -> int |
         return None
     while high - low > STEP * high:
         middle = (low + high) // 2
-        fits = _decode(artifact, middle, threads) >= KEEPS * full
-        say(f"{artifact.name} in {middle / 1e6:.0f} MB: {'as fast' if fits else 'slower, or not'}")
-        low, high = (low, middle) if fits else (middle, high)
+        share = _share(artifact, middle, threads, full)
+        say(f"{artifact.name} in {middle / 1e6:.0f} MB: {share:.0%} of the speed")
+        low, high = (low, middle) if share >= KEEPS else (middle, high)
     return high
+
+
+def _share(artifact: Path, limit: int, threads: int | None, full: float) -> float:
+    """Of the speed without a limit, which is `full` and for a near miss measured again beside it."""
+    share = _decode(artifact, limit, threads) / full
+    if NEAR < share < KEEPS:
+        full = _decode(artifact, None, threads)
+        share = _decode(artifact, limit, threads) / full
+    return share
 
 
 def _decode(artifact: Path, limit: int | None, threads: int | None) -> float:

@@ -15,7 +15,7 @@ from edgeft.benchmarks.served import Served
 from edgeft.benchmarks.speed import Effort
 from edgeft.benchmarks.timed import Run, Timed, Use, once
 from edgeft.errors import EdgeftError
-from edgeft.records import Limits
+from edgeft.records import Limits, Memory
 from edgeft.runtimes import open_runtime
 
 SHORT = Use(prompt=24, new=6)
@@ -165,6 +165,32 @@ def test_a_limit_that_is_too_small_is_seen(artifact: Path, monkeypatch: pytest.M
     used = memory.measure(artifact, threads=1)[1]
     assert memory._decode(artifact, 2 * used.peak + 10**8, 1) > 0
     assert memory._decode(artifact, used.anonymous // 4, 1) == 0
+
+
+@pytest.mark.parametrize(("drift", "asked"), [(0.9, 3), (0.6, 1), (1.0, 1)])
+def test_a_near_miss_is_measured_again_beside_the_free_one(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, drift: float, asked: int
+) -> None:
+    """On a machine that has become slower: to .9 counts as noise, to .6 as too little memory."""
+    limits: list[int | None] = []
+
+    def decode(_: Path, limit: int | None, threads: int | None) -> float:
+        limits.append(limit)
+        return 40 * drift
+
+    monkeypatch.setattr(memory, "_decode", decode)
+    share = memory._share(artifact, 100, 1, full=40)
+    assert limits == [100, None, 100][:asked]
+    assert share == pytest.approx(1 if asked == 3 else drift)
+
+
+def test_the_smallest_limit_is_found_to_a_step(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_decode", lambda _, limit, __: 9 if (limit or 1e9) > 777 else 2)
+    used = Memory(peak=1000, anonymous=400, file=600, pss=0)
+    found = memory.smallest(artifact, used)
+    assert found is not None and 777 < found < 777 * 1.06
 
 
 def test_bench_command(
