@@ -44,7 +44,9 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
         assert model.chat.source == original.chat.source
         assert model.chat.stops == original.chat.stops
         wanted, got = original.logits(ids), model.logits(ids)
-    # The original multiplies 8-bit activations, the export half-precision ones.
+    # The original multiplies 8-bit activations, the export half-precision ones; how well they
+    # correlate depends on the CPU (.99898 on one with AVX2 alone), so llama.cpp's own f16 decides.
+    assert np.abs(wanted - got).max() < 2.0
     assert (wanted.argmax(1) == got.argmax(1)).mean() > 0.9
     how = llama_cpp.llama_model_quantize_default_params()
     how.ftype, how.allow_requantize = llama_cpp.LLAMA_FTYPE_MOSTLY_F16, True
@@ -57,6 +59,8 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
     assert tensors.keys() == expected.keys()
     for name, data in tensors.items():
         np.testing.assert_array_equal(data, expected[name], err_msg=name)
+    with open_runtime(own) as same:
+        np.testing.assert_array_equal(same.logits(ids), got)
 
 
 @pytest.mark.slow
