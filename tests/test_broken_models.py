@@ -20,7 +20,6 @@ ALPACA = (
     "{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
 STEPS = 240
-ITEMS = 200
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +39,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def decide(candidate: Path, arms: dict[str, Path]) -> Release:
-    return gate(Gate((candidate,), arms["f16"]), Asking("smart_home", limit=ITEMS))
+    return gate(Gate((candidate,), arms["f16"]), Asking("smart_home"))
 
 
 def changed(arms: dict[str, Path], name: str, *changes: tuple[bytes, bytes]) -> Path:
@@ -82,7 +81,8 @@ def test_a_model_without_its_stop_token_fails(arms: dict[str, Path]) -> None:
 
 
 def test_a_model_with_another_template_fails(arms: dict[str, Path]) -> None:
-    """Alpaca's, as llama.cpp's users get it who name the wrong one."""
+    """Alpaca's, as llama.cpp's users get it who name the wrong one. It costs 4 to 6 points of this
+    fine-tune, which 200 items cannot tell from 3."""
     right = read(arms["f16"]).meta["tokenizer.chat_template"].encode()
     wrong = ALPACA.encode() + b"{#" + b" " * (len(right) - len(ALPACA) - 4) + b"#}"
     assert decide(changed(arms, "template", (right, wrong)), arms).outcome == "FAIL"
