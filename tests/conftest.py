@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ from tiny import make_base, make_chats
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell lets what it starts with & ignore Ctrl-C, which tests send to themselves and to others.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 Family = Callable[[str], tuple[Path, Path, Any]]
