@@ -342,16 +342,10 @@ def test_a_context_that_would_end_the_process_is_refused(
 
 
 def test_ctrl_c_while_a_model_loads_is_not_lost(
-    export: Export,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    request: pytest.FixtureRequest,
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeft.runtimes import gguf
 
-    # A process that a shell starts in the background ignores Ctrl-C, and so would this test.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     assert export().code == 0
     lib = gguf._llama_cpp()[0]
     load = lib.llama_model_load_from_file
