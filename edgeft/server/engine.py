@@ -35,9 +35,11 @@ ECHO = 32
 """likewise, where each token's logits are wanted"""
 WIDE = 8
 """tokens of a prompt that are read together at least: fewer go through other kernels"""
+REST = 32
+"""fewer tokens of a prompt than that are no step of their own: they take nearly as long as many"""
 REUSE = 16
 """tokens that a prompt must share with a free sequence to be given to it for that"""
-PAUSE = 0.02
+PAUSE = 0.05
 """seconds between two calls of `Engine.post`, where nobody waits for the first token or the last"""
 Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
 
@@ -358,9 +360,9 @@ class Batching(Engine):
         want, job = slot.job.want, slot.job
         begin = len(self._many.held[slot.number])
         end = begin + min(ECHO if want.echo else CHUNK, budget)
-        if end + WIDE > len(want.ids):
+        if end + REST > len(want.ids):
             end = len(want.ids)
-        elif end - begin < WIDE:
+        elif end - begin < REST:
             return budget  # in the next step
         part = want.ids[begin:end]
         self._many.read(slot.number, part, len(part) if want.echo else 1)

@@ -230,7 +230,7 @@ def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -
 def test_running_answers_flow_on_while_a_long_prompt_is_read(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", 16)
+    monkeypatch.setattr(engine_module, "CHUNK", 32)
     monkeypatch.setattr(engine_module, "PAUSE", 0.0)
     engine = open_engine(artifacts["f32"], slots=2)
     try:
@@ -245,9 +245,32 @@ def test_running_answers_flow_on_while_a_long_prompt_is_read(
         between = 0
         while order.get(timeout=30) != "long":
             between += 1
-        assert between >= 200 // 16 - 2
+        assert between >= 200 // 32 - 2
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("length", [5, 127, 128, 129, 150, 159, 160, 161, 200])
+def test_prompts_are_read_in_few_parts_and_none_that_is_short(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    engine = open_engine(artifacts["f32"], slots=3)
+    read, parts = engine._many.read, []
+
+    def recorded(number: int, ids: Sequence[int], outputs: int = 1) -> None:
+        parts.append((number, len(ids)))
+        read(number, ids, outputs)
+
+    monkeypatch.setattr(engine._many, "read", recorded)
+    try:
+        answers(engine, [Want(tuple(range(at, at + length)), 4) for at in (1, 2, 3)])
+    finally:
+        engine.close()
+    for number in range(3):
+        own = [count for at, count in parts if at == number]
+        assert sum(own) == length
+        assert len(own) <= max(1, length // 32)
+        assert min(own) >= min(length, 32)
 
 
 def test_a_seed_fixes_an_answer_whoever_is_beside_it(engine: Batching) -> None:
