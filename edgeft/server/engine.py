@@ -330,13 +330,19 @@ class Batching(Engine):
                 self._leave(slot, "cancelled")
 
     def _take(self, job: Job) -> None:
-        """Give a job the free sequence that begins most like its prompt, else the one that was
-        unused for longest."""
+        """Give a job a free sequence beside running ones, for llama.cpp computes only neighbours
+        together; among those the one that begins most like its prompt, else the one that was unused
+        for longest."""
         want = job.want
         prompt = [] if want.echo else want.ids[: -WIDE if self._isolated else -1]
         shared = [self._common(number, prompt) for number in range(self.slots)]
         free = [i for i in range(self.slots) if i not in self._slots]
-        number = max(free, key=lambda i: (shared[i] if shared[i] >= REUSE else 0, -self._used[i]))
+
+        def fitness(i: int) -> tuple[float, ...]:
+            beside = (i - 1 in self._slots) + (i + 1 in self._slots)
+            return beside, shared[i] if shared[i] >= REUSE else 0, -self._used[i]
+
+        number = max(free, key=fitness)
         best = max(range(self.slots), key=shared.__getitem__)
         # A copy moves the whole sequence, which takes as long as reading some tokens does.
         if shared[best] > shared[number] + max(REUSE, self._many.length // 32):

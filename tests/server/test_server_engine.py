@@ -189,6 +189,29 @@ def test_a_beginning_is_copied_from_a_running_answer(artifacts: dict[str, Path])
         engine.close()
 
 
+def test_answers_run_on_neighbouring_sequences(
+    artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = open_engine(artifacts["f32"], slots=8)
+    step, steps = engine._many.step, []
+
+    def recorded(tokens: Sequence[tuple[int, int]]) -> None:
+        steps.append([number for number, _ in tokens])
+        step(tokens)
+
+    monkeypatch.setattr(engine._many, "step", recorded)
+    # Unused for longest are 1 and 5, which are not beside each other.
+    monkeypatch.setattr(engine, "_used", [5.0, 0.0, 4.0, 3.0, 7.0, 1.0, 6.0, 2.0])
+    want = Want(prompts(engine, 1)[0], 12, past_stops=True)
+    try:
+        answers(engine, [want] * 3)
+    finally:
+        engine.close()
+    assert max(map(len, steps)) == 3
+    assert all(numbers[-1] - numbers[0] == len(numbers) - 1 for numbers in steps)
+    assert 1 in steps[0]
+
+
 def test_a_cancelled_answer_frees_its_slot(engine: Batching) -> None:
     ids = prompts(engine, 1)[0]
     came: queue.SimpleQueue[Event] = queue.SimpleQueue()
