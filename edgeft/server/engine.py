@@ -36,7 +36,8 @@ ECHO = 32
 WIDE = 8
 """tokens of a prompt that are read together at least: fewer go through other kernels"""
 REST = 32
-"""fewer tokens of a prompt than that are no step of their own: they take nearly as long as many"""
+"""fewer tokens of a prompt than that are no step of their own, as they take nearly as long as many;
+not more than CHUNK, BESIDE and ECHO, for nothing would be read"""
 REUSE = 16
 """tokens that a prompt must share with a free sequence to be given to it for that"""
 PAUSE = 0.05

@@ -253,7 +253,8 @@ def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -
 def test_running_answers_flow_on_while_a_long_prompt_is_read(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", 32)
+    monkeypatch.setattr(engine_module, "CHUNK", 16)
+    monkeypatch.setattr(engine_module, "REST", engine_module.WIDE)
     monkeypatch.setattr(engine_module, "PAUSE", 0.0)
     engine = open_engine(artifacts["f32"], slots=2)
     try:
@@ -268,7 +269,7 @@ def test_running_answers_flow_on_while_a_long_prompt_is_read(
         between = 0
         while order.get(timeout=30) != "long":
             between += 1
-        assert between >= 200 // 32 - 2
+        assert between >= 200 // 16 - 2
     finally:
         engine.close()
 
