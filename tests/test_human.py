@@ -443,9 +443,10 @@ def test_a_vote_from_the_command_line(
     monkeypatch.setenv("BROWSER", "some")
     command = ("ab", *arms, "--items", questions, "--human", "--json", "--max-tokens", 8)
 
-    monkeypatch.setattr(webbrowser, "open", a_rater("left", 0, interrupt))
-    ran = edgeft(*command)
-    assert ran.code == 4 and json.loads(ran.out)["n"] == 0, ran.err
+    for at_once in (interrupt, a_rater("left", 0, interrupt)):
+        monkeypatch.setattr(webbrowser, "open", at_once)
+        ran = edgeft(*command)
+        assert ran.code == 4 and json.loads(ran.out)["n"] == 0, ran.err
 
     monkeypatch.setattr(webbrowser, "open", a_rater("left", 2, interrupt))
     ran = edgeft(*command)

@@ -71,10 +71,10 @@ def compare(one: Path, other: Path, asking: Asking, voting: Voting) -> Result:
 def _ask(booth: Booth, voting: Voting) -> None:
     with serving(booth, voting.port) as url:
         say(f"{len(booth.queue)} pairs to vote on, kept in {booth.file.path}")
-        say(f"{url} (Ctrl-C ends with the result so far)")
-        if voting.browser and _has_screen():
-            webbrowser.open(url)
         with contextlib.suppress(KeyboardInterrupt):
+            say(f"{url} (Ctrl-C ends with the result so far)")
+            if voting.browser and _has_screen():
+                webbrowser.open(url)
             booth.ended.wait()
 
 
