@@ -22,7 +22,7 @@ demo: setup  ## the whole pipeline on the embedded model and task
 	$(BIN)/edgeft demo
 
 test: setup  ## the fast tests (what CI runs)
-	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup vocabularies  ## every test
 	$(BIN)/python -m pytest

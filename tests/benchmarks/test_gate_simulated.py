@@ -93,7 +93,10 @@ def test_graded_scores_worse_by_the_margin_rarely_pass(monkeypatch: pytest.Monke
     assert passed / 500 <= 0.05 + 3 * (0.05 * 0.95 / 500) ** 0.5
 
 
-@pytest.mark.parametrize(("n", "drop"), [(100, 1.0), (100, 0.9), (200, 1.0), (400, 0.5)])
+@pytest.mark.parametrize(
+    ("n", "drop"),
+    [(100, 1.0), (100, 0.9), (200, 1.0), pytest.param(400, 0.5, marks=pytest.mark.slow)],
+)
 def test_rare_large_losses_rarely_pass(
     n: int, drop: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,8 +26,13 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_the_program(
-    tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    measured: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """With one row of the builder's, each of which is a process of its own; the slow test has all."""
+    monkeypatch.setattr(onnx, "BUILDER", {"builder's int4": []})
     chain.make_model(tmp_path, chain.SHAPES["qwen2-tiny"])
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     text, chats = tmp_path / "text.txt", make_chats(tmp_path / "chats.jsonl", 6)
