@@ -10,22 +10,22 @@ from __future__ import annotations
 import array
 import asyncio
 import base64
-import contextlib
 import functools
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.server import ask
+from edgeft.server.delivery import Refusal, Stream, chunks, gather, refusal, whole
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import Busy, Event, Job, Want
+from edgeft.server.jobs import Event, Want
 from edgeft.server.metrics import Log, Metrics, memory
-from edgeft.server.replies import ChatShape, Shape, together, usage
-from edgeft.server.safety import App, Guard, Receive, Rules, Scope, Send, error_body
+from edgeft.server.replies import ChatShape, Shape, usage
+from edgeft.server.safety import App, Guard, Rules, error_body
 from edgeft.server.schemas import (
     BODY,
     Body,
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 30.0
-"""seconds for a body to come, and for a chunk to be taken"""
+"""seconds for a body to come"""
 B = TypeVar("B", bound=Body)
 
 
@@ -56,33 +56,6 @@ class Options:
     """of an answer; None = the context"""
     log_prompts: bool = False
     quiet: bool = False
-
-
-class Refusal(Exception):
-    """A request that is answered with an error."""
-
-    def __init__(self, status: int, message: str, code: str, retry: int | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.code, self.retry = status, message, code, retry
-
-    @property
-    def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = "rate_limit_exceeded" if self.status == 429 else kind
-        return error_body(self.message, self.code, kind)
-
-
-def refusal(error: EdgeftError) -> Refusal:
-    match error:
-        case Busy():
-            return Refusal(429, str(error), "queue_full", error.seconds)
-        case ask.TooLong():
-            return Refusal(400, str(error), "context_length_exceeded")
-        case InputError():
-            return Refusal(400, str(error), "invalid_value")
-        case ResourceError():
-            return Refusal(503, str(error), "unavailable")
-    return Refusal(500, str(error), "engine_error")
 
 
 class Api:
@@ -285,12 +258,12 @@ class Api:
             request.scope["edgeft"] = f", {prompt} + {new} tokens"
 
         if not body.stream:
-            events = await _all(request, jobs, queue)
+            events = await gather(request, jobs, queue)
             finished()
-            return _whole(jobs, prompts, shape, events, echoed)
+            return whole(jobs, prompts, shape, events, echoed)
         options = body.stream_options
         use = functools.partial(usage, jobs, prompts) if options and options.include_usage else None
-        return _Stream(_chunks(jobs, queue, shape, echoed, use), jobs, finished)
+        return Stream(chunks(jobs, queue, shape, echoed, use), jobs, finished)
 
 
 def _json(value: Any) -> Response:
@@ -327,114 +300,3 @@ async def _body(request: Request, kind: type[B]) -> B:
         if name := refuse_unsupported(raw):
             raise Refusal(400, f"{name} is not supported", "unsupported")
     return body
-
-
-async def _gone(receive: Receive) -> None:
-    """Returns when the client has closed the connection."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
-@contextlib.asynccontextmanager
-async def _watched(receive: Receive, jobs: Sequence[Job]) -> AsyncIterator[None]:
-    """Cancel the jobs as soon as nobody listens any more."""
-
-    def cancel(*_: object) -> None:
-        for job in jobs:
-            job.cancel()
-
-    watch = asyncio.ensure_future(_gone(receive))
-    watch.add_done_callback(cancel)
-    try:
-        yield
-    finally:
-        watch.cancel()
-        cancel()
-
-
-async def _all(
-    request: Request, jobs: Sequence[Job], queue: asyncio.Queue[tuple[int, Event]]
-) -> list[list[Event]]:
-    events: list[list[Event]] = [[] for _ in jobs]
-    left = len(jobs)
-    async with _watched(request.receive, jobs):
-        while left:
-            index, event = await queue.get()
-            events[index].append(event)
-            left -= bool(event.finish)
-    return events
-
-
-def _whole(
-    jobs: Sequence[Job],
-    prompts: int,
-    shape: Shape,
-    events: list[list[Event]],
-    echoed: Sequence[str],
-) -> Response:
-    choices = []
-    for index, one in enumerate(map(together, events)):
-        if one.error:
-            raise refusal(one.error)
-        if one.finish == "cancelled":
-            raise Refusal(503, "the answer was cancelled", "cancelled")
-        text = echoed[index] + one.text if echoed else one.text
-        choices.append(shape.choice(index, Event(text, one.tokens, one.finish)))
-    return _json(shape.whole(choices, usage(jobs, prompts)))
-
-
-async def _chunks(
-    jobs: Sequence[Job],
-    queue: asyncio.Queue[tuple[int, Event]],
-    shape: Shape,
-    echoed: Sequence[str],
-    use: Callable[[], dict[str, Any]] | None,
-) -> AsyncIterator[bytes]:
-    """Server-sent events; what came while the client was slow goes out together."""
-    more: dict[str, Any] = {"usage": None} if use else {}
-    for index in range(len(jobs)):
-        if first := shape.first(index):
-            yield shape.data(first, **more)
-        if echoed:
-            yield shape.data([shape.part(index, Event(echoed[index]))], **more)
-    left = len(jobs)
-    while left:
-        ready = [await queue.get()]
-        while not queue.empty():
-            ready.append(queue.get_nowait())
-        parts = []
-        for index, event in ready:
-            left -= bool(event.finish)
-            if event.error or event.finish == "cancelled":
-                error = event.error or ResourceError("the answer was cancelled")
-                body = json.dumps(refusal(error).body, ensure_ascii=False)
-                parts.append(f"data: {body}\n\n".encode("utf-8", "replace"))
-            else:
-                parts.append(shape.data([shape.part(index, event)], **more))
-        yield b"".join(parts)
-    end = shape.data([], usage=use()) if use else b""
-    yield end + b"data: [DONE]\n\n"
-
-
-class _Stream:
-    """A response of server-sent events that cancels its jobs when the client goes."""
-
-    def __init__(
-        self, chunks: AsyncIterator[bytes], jobs: Sequence[Job], finished: Callable[[], None]
-    ) -> None:
-        self.chunks, self.jobs, self.finished = chunks, jobs, finished
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),
-        ]
-        async with _watched(receive, self.jobs):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            with contextlib.suppress(TimeoutError):
-                async for chunk in self.chunks:
-                    async with asyncio.timeout(PATIENCE):
-                        await send({"type": "http.response.body", "body": chunk, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        self.finished()

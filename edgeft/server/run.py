@@ -18,7 +18,8 @@ from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
-from edgeft.server.engine import Batching, Engine, Post, Worker
+from edgeft.server.batching import Batching
+from edgeft.server.engine import Engine, Post, Worker
 from edgeft.server.safety import Rules
 
 CONNECTIONS = 512

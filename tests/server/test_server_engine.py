@@ -17,8 +17,10 @@ from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Limits, Sampling
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.server import batching
 from edgeft.server import engine as engine_module
-from edgeft.server.engine import Batching, Worker
+from edgeft.server.batching import Batching
+from edgeft.server.engine import Worker
 from edgeft.server.grammar import of_any_json, of_schema, repeats
 from edgeft.server.jobs import Busy, Chosen, Event, Job, StopText, Want
 from edgeft.server.turns import OneByOne
@@ -253,8 +255,8 @@ def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -
 def test_running_answers_flow_on_while_a_long_prompt_is_read(
     artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine_module, "CHUNK", 16)
-    monkeypatch.setattr(engine_module, "REST", engine_module.WIDE)
+    monkeypatch.setattr(batching, "CHUNK", 16)
+    monkeypatch.setattr(batching, "REST", batching.WIDE)
     monkeypatch.setattr(engine_module, "PAUSE", 0.0)
     engine = open_engine(artifacts["f32"], slots=2)
     try:
