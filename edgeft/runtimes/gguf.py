@@ -39,6 +39,12 @@ Logits = npt.NDArray[np.float32]
 
 BATCH = 512
 """tokens that one call of llama_decode takes"""
+WORD = 8000
+WORDS = re.compile(
+    r"[^\s\d!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+|(?:[^\w\s]|_)+|\s+|\d+"
+)
+"""what a regular expression of llama.cpp may take for one word, at most: letters of all writings and
+their accents, marks, white space, digits"""
 SLOTS = 16
 """answers that `replies` writes at the same time"""
 MEMORY = 4
@@ -85,6 +91,7 @@ class GGUFRuntime:
             kind = lib.llama_vocab_type(self._vocab)
             if kind == lib.LLAMA_VOCAB_TYPE_NONE or lib.llama_model_has_encoder(self._model):
                 raise InputError(f"{path} is not a decoder-only language model with a tokenizer")
+            self._is_bpe = kind == lib.LLAMA_VOCAB_TYPE_BPE
             key = b"tokenizer.ggml.add_space_prefix"
             value = ctypes.create_string_buffer(16)
             known = lib.llama_model_meta_val_str(self._model, key, value, 16) >= 0
@@ -104,6 +111,14 @@ class GGUFRuntime:
             on_error.pop_all()
 
     def encode(self, text: str) -> list[int]:
+        """InputError for what llama.cpp would not survive: its std::regex calls itself once for each
+        character of a word, at about 500 bytes of the stack."""
+        if (
+            len(text) > WORD
+            and self._is_bpe
+            and any(len(m[0]) > WORD for m in WORDS.finditer(text))
+        ):
+            raise InputError(f"more than {WORD} characters without a space or a mark between them")
         data = text.encode("utf-8", errors="replace")
         vocab = self._alive(self._vocab)
         tokenize = functools.partial(self._lib.llama_tokenize, vocab, data, len(data))

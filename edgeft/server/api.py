@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.server import ask
-from edgeft.server.delivery import Refusal, Stream, chunks, gather, refusal, whole
+from edgeft.server.delivery import Refusal, Stream, chunks, gather, left, refusal, watched, whole
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import Event, Want
+from edgeft.server.jobs import Busy, Event, Want
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.replies import ChatShape, Shape, usage
 from edgeft.server.safety import App, Guard, Rules, error_body
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 PAGE = Path(__file__).with_name("page.html")
 PATIENCE = 30.0
 """seconds for a body to come"""
+EMBEDDING = 16
+"""requests for embeddings that may wait for one another; more are answered with 429"""
 B = TypeVar("B", bound=Body)
 
 
@@ -63,6 +65,9 @@ class Api:
         self.engines = {engine.name: engine for engine in engines}
         self.options = options
         self.metrics = Metrics()
+        self._embedding = 0
+        """requests for embeddings that were begun"""
+        self._one_embeds = asyncio.Lock()
 
     def app(self) -> App:
         from starlette.applications import Starlette
@@ -139,29 +144,39 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request, Embeddings)
         engine = self._engine(body.model)
-        prompts = await asyncio.to_thread(ask.prompts_of, body.input, engine.runtime)
+        if self._embedding >= EMBEDDING:
+            raise refusal(Busy(1))
+        self._embedding += 1
         data, tokens = [], 0
-        for index, ids in enumerate(prompts):
-            try:
-                ask.check_ids(ids, engine.runtime)
-                vector = await asyncio.to_thread(engine.embed, ids)
-            except NotImplementedError:
-                told = "this artifact's engine gives no embeddings"
-                raise Refusal(501, told, "not_implemented") from None
-            except EdgeftError as error:
-                raise refusal(error) from None
-            coded: Any = vector
-            if body.encoding_format == "base64":
-                coded = base64.b64encode(array.array("f", vector).tobytes()).decode()
-            data.append({"object": "embedding", "index": index, "embedding": coded})
-            tokens += len(ids)
+        try:
+            prompts = await asyncio.to_thread(ask.prompts_of, body.input, engine.runtime)
+            async with watched(request.receive) as gone, self._one_embeds:
+                for index, ids in enumerate(prompts):
+                    if gone.is_set():
+                        raise left()
+                    ask.check_ids(ids, engine.runtime)
+                    vector: Any = await asyncio.to_thread(engine.embed, ids)
+                    if body.encoding_format == "base64":
+                        vector = base64.b64encode(array.array("f", vector).tobytes()).decode()
+                    data.append({"object": "embedding", "index": index, "embedding": vector})
+                    tokens += len(ids)
+        except NotImplementedError:
+            told = "this artifact's engine gives no embeddings"
+            raise Refusal(501, told, "not_implemented") from None
+        except EdgeftError as error:
+            raise refusal(error) from None
+        finally:
+            self._embedding -= 1
         used = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "data": data, "model": engine.name, "usage": used})
 
     async def tokenize(self, request: Request) -> Response:
         body = await _body(request, Tokenize)
         engine = self._engine(body.model)
-        ids = await asyncio.to_thread(engine.runtime.encode, body.content)
+        try:
+            ids = await asyncio.to_thread(engine.runtime.encode, body.content)
+        except EdgeftError as error:
+            raise refusal(error) from None
         return _json({"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context})
 
     async def detokenize(self, request: Request) -> Response:
@@ -172,8 +187,8 @@ class Api:
             raise Refusal(501, "this artifact's engine cannot do that", "not_implemented")
         if any(token >= runtime.vocab_size for token in body.tokens):
             raise Refusal(400, f"token ids are below {runtime.vocab_size}", "invalid_value")
-        data = b"".join(map(piece, body.tokens))
-        return _json({"content": data.decode("utf-8", "replace")})
+        (text,) = await asyncio.to_thread(_texts, piece, [body.tokens])
+        return _json({"content": text})
 
     async def chat(self, request: Request) -> Any:
         body = await _body(request, Chat)
@@ -195,8 +210,7 @@ class Api:
         if body.echo:
             if piece is None:
                 raise Refusal(400, "the engine of this artifact has no echo", "invalid_value")
-            texts = (b"".join(map(piece, want.ids)) for want in wants)
-            echoed = [text.decode("utf-8", "replace") for text in texts]
+            echoed = await asyncio.to_thread(_texts, piece, [want.ids for want in wants])
         if self.options.log_prompts:
             say(f"asked: {json.dumps(body.prompt, ensure_ascii=False)}")
         return await self._answer(request, engine, body, wants, prompts, shape, echoed)
@@ -260,10 +274,14 @@ class Api:
         if not body.stream:
             events = await gather(request, jobs, queue)
             finished()
-            return whole(jobs, prompts, shape, events, echoed)
+            return await asyncio.to_thread(whole, jobs, prompts, shape, events, echoed)
         options = body.stream_options
         use = functools.partial(usage, jobs, prompts) if options and options.include_usage else None
         return Stream(chunks(jobs, queue, shape, echoed, use), jobs, finished)
+
+
+def _texts(piece: Callable[[int], bytes], prompts: Sequence[Sequence[int]]) -> list[str]:
+    return [b"".join(map(piece, ids)).decode("utf-8", "replace") for ids in prompts]
 
 
 def _json(value: Any) -> Response:
@@ -275,6 +293,7 @@ def _json(value: Any) -> Response:
 async def _body(request: Request, kind: type[B]) -> B:
     """The request's JSON as what it must be; Refusal for all else."""
     from pydantic import ValidationError
+    from starlette.requests import ClientDisconnect
 
     given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if given != "application/json":
@@ -288,6 +307,8 @@ async def _body(request: Request, kind: type[B]) -> B:
                     raise Refusal(413, f"a body has {BODY} bytes at most", "body_too_large")
     except TimeoutError:
         raise Refusal(408, "the body did not come", "timeout") from None
+    except ClientDisconnect:
+        raise left() from None
     try:
         body = kind.model_validate_json(bytes(data))
     except ValidationError as error:

@@ -12,7 +12,15 @@ from edgeft.runtimes import Runtime
 from edgeft.server import grammar
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Event, Job, Want
-from edgeft.server.schemas import CHOICES, Chat, Completion, Generation, ResponseFormat
+from edgeft.server.schemas import (
+    CHOICES,
+    LOGPROBS,
+    TOP,
+    Chat,
+    Completion,
+    Generation,
+    ResponseFormat,
+)
 
 Sink = Callable[[Event], None]
 
@@ -105,6 +113,11 @@ def _wants(
     for name, wanted in needs.items():
         if wanted and name not in engine.can:
             raise InputError(f"the engine of {engine.name} has no {name}", "a GGUF artifact has it")
+    if top is not None:
+        news = [context - len(ids) if asked is None else asked for ids in prompts]
+        kept = sum(news) + (sum(map(len, prompts)) if echo else 0)
+        if n * kept * (1 + top) > max(LOGPROBS, (1 + TOP) * context):
+            raise InputError("more log probabilities than one request may ask for", "ask for fewer")
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         Want(
@@ -146,6 +159,8 @@ def _grammar(form: ResponseFormat | None) -> str:
 
 
 def _bias(given: dict[str, float], size: int) -> tuple[tuple[int, float], ...]:
-    if not all(key.isascii() and key.isdigit() and int(key[:12]) < size for key in given):
+    if not all(
+        key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < size for key in given
+    ):
         raise InputError(f"the keys of logit_bias are ids of tokens, from 0 to {size - 1}")
     return tuple((int(key), value) for key, value in given.items())

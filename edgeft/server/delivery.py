@@ -39,6 +39,11 @@ class Refusal(Exception):
         return error_body(self.message, self.code, kind)
 
 
+def left() -> Refusal:
+    """Which nobody reads, but the log and the metrics have it."""
+    return Refusal(499, "the client has left", "client_left")
+
+
 def refusal(error: EdgeftError) -> Refusal:
     match error:
         case Busy():
@@ -59,32 +64,38 @@ async def _gone(receive: Receive) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _watched(receive: Receive, jobs: Sequence[Job]) -> AsyncIterator[None]:
-    """Cancel the jobs as soon as nobody listens any more."""
+async def watched(receive: Receive, jobs: Sequence[Job] = ()) -> AsyncIterator[asyncio.Event]:
+    """Cancel the jobs as soon as nobody listens any more, which sets the event."""
+    gone = asyncio.Event()
 
-    def cancel(*_: object) -> None:
+    def leave(watch: asyncio.Future[None]) -> None:
+        if not watch.cancelled():
+            gone.set()
         for job in jobs:
             job.cancel()
 
     watch = asyncio.ensure_future(_gone(receive))
-    watch.add_done_callback(cancel)
+    watch.add_done_callback(leave)
     try:
-        yield
+        yield gone
     finally:
         watch.cancel()
-        cancel()
+        for job in jobs:
+            job.cancel()
 
 
 async def gather(
     request: Request, jobs: Sequence[Job], queue: asyncio.Queue[tuple[int, Event]]
 ) -> list[list[Event]]:
     events: list[list[Event]] = [[] for _ in jobs]
-    left = len(jobs)
-    async with _watched(request.receive, jobs):
-        while left:
+    running = len(jobs)
+    async with watched(request.receive, jobs) as gone:
+        while running:
             index, event = await queue.get()
             events[index].append(event)
-            left -= bool(event.finish)
+            running -= bool(event.finish)
+    if gone.is_set():
+        raise left()
     return events
 
 
@@ -122,14 +133,14 @@ async def chunks(
             yield shape.data(first, **more)
         if echoed:
             yield shape.data([shape.part(index, Event(echoed[index]))], **more)
-    left = len(jobs)
-    while left:
+    running = len(jobs)
+    while running:
         ready = [await queue.get()]
         while not queue.empty():
             ready.append(queue.get_nowait())
         parts = []
         for index, event in ready:
-            left -= bool(event.finish)
+            running -= bool(event.finish)
             if event.error or event.finish == "cancelled":
                 error = event.error or ResourceError("the answer was cancelled")
                 body = json.dumps(refusal(error).body, ensure_ascii=False)
@@ -155,7 +166,7 @@ class Stream:
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
-        async with _watched(receive, self.jobs):
+        async with watched(receive, self.jobs):
             await send({"type": "http.response.start", "status": 200, "headers": headers})
             with contextlib.suppress(TimeoutError):
                 async for chunk in self.chunks:

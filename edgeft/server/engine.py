@@ -91,10 +91,11 @@ class Worker:
             with self.awake:
                 while not (self._calls or self._closed or any(e.busy for e in self.engines)):
                     self.awake.wait()
-                calls, self._calls = self._calls, deque()
-            for call in calls:
+                call = self._calls.popleft() if self._calls else None
+                last = self._closed and not self._calls
+            if call:
                 call()
-            if self._closed:
+            if last:
                 return
             for engine in list(self.engines):
                 if engine.busy:

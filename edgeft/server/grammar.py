@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from edgeft.errors import InputError
+from edgeft.server.ambiguity import Counter, target
 
 SCHEMA = 16_384
 """characters of a schema at most"""
@@ -35,13 +36,27 @@ def of_schema(schema: dict[str, Any]) -> str:
         raise InputError(f"the schema has {len(text)} characters, {SCHEMA} are allowed")
     _check(schema, 0)
     try:
-        grammar = str(json_schema_to_gbnf(text))
+        schema = _without_ref(schema)
+        Counter(schema, repeats).check()
+        grammar = str(json_schema_to_gbnf(json.dumps(schema)))
+    except InputError:
+        raise
     except Exception as error:  # noqa: BLE001  it asserts and raises what comes to hand
         reason = str(error).partition("\n")[0][:200] or type(error).__name__
         raise InputError(f"the schema cannot become a grammar: {reason}") from None
     if len(grammar) > GRAMMAR:
         raise InputError("the schema becomes too large a grammar", "simplify it")
     return grammar
+
+
+def _without_ref(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a reference at the top points to in its place: the converter does not look for references
+    behind it."""
+    for _ in range(DEPTH):
+        if "$ref" in schema:
+            rest = {key: value for key, value in schema.items() if key != "$ref"}
+            schema = rest | target(schema, schema["$ref"])
+    return schema
 
 
 def repeats(pattern: str) -> float:

@@ -32,7 +32,7 @@ class Metrics:
 
         def family(name: str, kind: str, help_: str, values: Iterable[tuple[str, float]]) -> None:
             lines.extend([f"# HELP edgeft_{name} {help_}", f"# TYPE edgeft_{name} {kind}"])
-            lines.extend(f"edgeft_{name}{labels} {value:g}" for labels, value in values)
+            lines.extend(f"edgeft_{name}{labels} {value:.15g}" for labels, value in values)
 
         status = [(f'{{status="{code}"}}', n) for code, n in sorted(self.answers.items())]
         family("http_requests_total", "counter", "Answered requests.", status)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ class Shape:
 
     def __init__(self, model: str, piece: Piece | None) -> None:
         self._piece = piece
+        self._told: Counter[int] = Counter()
+        """characters of the tokens of each choice so far"""
         self._head = {
             "id": f"{self.prefix}-{uuid.uuid4().hex}",
             "object": self.chunk,
@@ -36,19 +39,19 @@ class Shape:
         return {
             "index": index,
             "text": event.text,
-            "logprobs": self.logprobs(event.tokens) if event.tokens else None,
+            "logprobs": self._logprobs(index, event.tokens) if event.tokens else None,
             "finish_reason": event.finish or None,
         }
 
     def choice(self, index: int, event: Event) -> dict[str, Any]:
         return self.part(index, event)
 
-    def logprobs(self, tokens: Sequence[Chosen]) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: Sequence[Chosen]) -> dict[str, Any]:
         texts = [self._text(token.id) for token in tokens]
-        offsets, at = [], 0
+        offsets = []
         for text in texts:
-            offsets.append(at)
-            at += len(text)
+            offsets.append(self._told[index])
+            self._told[index] += len(text)
         return {
             "tokens": texts,
             "token_logprobs": [token.logprob for token in tokens],
@@ -89,7 +92,7 @@ class ChatShape(Shape):
         return {
             "index": index,
             "delta": {"content": event.text} if event.text else {},
-            "logprobs": self.logprobs(event.tokens) if event.tokens else None,
+            "logprobs": self._logprobs(index, event.tokens) if event.tokens else None,
             "finish_reason": event.finish or None,
         }
 
@@ -97,11 +100,11 @@ class ChatShape(Shape):
         return {
             "index": index,
             "message": {"role": "assistant", "content": event.text, "refusal": None},
-            "logprobs": self.logprobs(event.tokens) if event.tokens else None,
+            "logprobs": self._logprobs(index, event.tokens) if event.tokens else None,
             "finish_reason": event.finish,
         }
 
-    def logprobs(self, tokens: Sequence[Chosen]) -> dict[str, Any]:
+    def _logprobs(self, index: int, tokens: Sequence[Chosen]) -> dict[str, Any]:
         def one(token: int, value: float | None) -> dict[str, Any]:
             data = self._piece(token) if self._piece else b""
             return {"token": self._text(token), "logprob": value, "bytes": list(data)}

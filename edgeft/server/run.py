@@ -94,7 +94,8 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
             # Repacked weights are multiplied with other kernels from four rows on.
             repack = not (options.isolate and format_of(path).name in ("gguf", "gptq"))
             runtime = open_runtime(path, options.threads, options.context, repack=repack)
-            stack.callback(runtime.close)
+            # After what is being computed, where Ctrl-C comes in the middle of it.
+            stack.callback(worker.call, runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
                 engine = Batching(
@@ -144,15 +145,18 @@ def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     import uvicorn
 
     from edgeft.server.api import Api, Options
+    from edgeft.server.connections import Connection
 
-    hosts = frozenset({options.host, socket.gethostname().lower(), *options.allow_host})
-    rules = Rules(options.key, hosts, frozenset(options.cors))
+    # As browsers send them.
+    hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
+    origins = {origin.lower() for origin in options.cors}
+    rules = Rules(options.key, frozenset(hosts), frozenset(origins))
     how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
     for engine in opened:
         engine.post = poster(asyncio.get_running_loop())
     config = uvicorn.Config(
         Api(opened, how).app(),
-        http="h11",  # which bounds the headers
+        http=Connection,
         ws="none",
         lifespan="off",
         access_log=False,

@@ -17,6 +17,8 @@ CHOICES = 64
 """answers to one request at most: prompts times n"""
 MESSAGES = 1000
 TOP = 20
+LOGPROBS = 2**18
+"""log probabilities that are kept for a request; as many as one whole context has in any case"""
 
 Text = Annotated[str, StringConstraints(max_length=BODY)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -30,14 +32,14 @@ class Body(BaseModel):
 
 
 class StreamOptions(Body):
-    include_usage: bool = False
+    include_usage: bool | None = False
 
 
 class Generation(Body):
     """What chat and text completions have in common."""
 
     model: Text | None = None
-    stream: bool = False
+    stream: bool | None = False
     stream_options: StreamOptions | None = None
     n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None

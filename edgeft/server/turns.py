@@ -34,7 +34,8 @@ class OneByOne(Engine):
             return
         token = next(self._stream, None)
         if token is None:
-            self._leave(job, "stop", self._stops.rest())
+            most = min(job.want.max_tokens, self.runtime.context - len(job.want.ids))
+            self._leave(job, "length" if job.new >= most else "stop", self._stops.rest())
             return
         job.first = job.first or token.seconds
         job.new += 1

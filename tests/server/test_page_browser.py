@@ -190,6 +190,33 @@ def test_settings_reach_the_server(chat: Opened, stub: Stub) -> None:
     assert stub.asked[-1]["temperature"] == 0.7
 
 
+def test_two_windows_do_not_overwrite_each_other(chat: Opened, stub: Stub) -> None:
+    c = chat()
+    c.say("first")
+    other = Chat(stub, c.page.context.new_page())
+    assert other.said() == ["first", "You said: first"]
+    c.say("second")
+    other.page.get_by_text("You said: second").wait_for()
+    other.write("slow")  # is still running while the first window goes on
+    other.page.get_by_text("and so on and so on").first.wait_for()
+    c.say("third")
+    other.button("Stop").click()
+    other.button("Send").wait_for()
+    c.page.reload()
+    kept = c.page.evaluate("Object.values(localStorage).join()")
+    assert all(text in kept for text in ("You said: second", "You said: third", "and so on"))
+    assert c.problems == other.problems == []
+
+
+def test_a_server_without_a_list_of_models_is_told(chat: Opened, stub: Stub) -> None:
+    c = chat()
+    c.say("first")
+    c.page.route("**/v1/models", lambda route: route.fulfill(status=500, body="{}"))
+    c.page.reload()
+    c.page.get_by_text("Reload this page to try again").wait_for()
+    assert c.said() == ["first", "You said: first"]
+
+
 def test_conversations_are_kept_renamed_exported_and_deleted(
     chat: Opened, stub: Stub, tmp_path: Path
 ) -> None:

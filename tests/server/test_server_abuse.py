@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from serving import Served, exported, running
 
+from edgeft.server import ask, connections
+
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]
 
@@ -47,6 +49,7 @@ BODIES: list[tuple[str, Any]] = [
     chat(stop=[""]), chat(stop=["x"] * 100), chat(stop="y" * 10_000), chat(stop=3),
     chat(logprobs=3), chat(top_logprobs=1000), chat(top_logprobs=-1), chat(logit_bias={"x": 1}),
     chat(logit_bias={"-1": 1}), chat(logit_bias={"99999999999999999999": 1}),
+    chat(logit_bias={"0" * 5000: 1}), chat(logit_bias={"0000000000009999999999": 1}),
     chat(logit_bias={"1": 1e9}), chat(model="../../etc/passwd"), chat(model=3), chat(model="x" * 5000),
     chat(tools=[{"type": "function", "function": {"name": "f"}}]), chat(functions=[{"name": "f"}]),
     chat(response_format={"type": "xml"}), chat(response_format={"type": "json_schema"}),
@@ -56,6 +59,9 @@ BODIES: list[tuple[str, Any]] = [
         "schema": {"type": "array", "items": {}, "minItems": 10**12}}}),
     chat(response_format={"type": "json_schema", "json_schema": {
         "schema": {"type": "string", "pattern": "^(((a*)*)*)*$"}}}),
+    chat(response_format={"type": "json_schema", "json_schema": {"schema": {
+        "$defs": {"t": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/t"}}] * 10}},
+        "type": "array", "items": {"$ref": "#/$defs/t"}}}}),
     chat(stream_options={"include_usage": "maybe"}),
     (CHAT, {"messages": []}), (CHAT, {"messages": "hi"}), (CHAT, {}), (CHAT, []), (CHAT, 3),
     (CHAT, {"messages": [{"role": "root", "content": "x"}]}),
@@ -71,6 +77,9 @@ BODIES: list[tuple[str, Any]] = [
     text(prompt={"a": 1}), text(prompt=None), text(prompt=[1] * 500), text(prompt=[1.5]),
     text(logprobs=100), text(logprobs=True), text(max_tokens=-1), text(echo="yes"), text(suffix="x"),
     text(best_of=5), text(prompt=["a"] * 33, n=2),
+    ("/tokenize", {"content": "a" * 30_000}), ("/tokenize", {"content": "!" * 30_000}),
+    ("/tokenize", {"content": "one " * 9000 + "é" * 9000}), ("/v1/embeddings", {"input": "中" * 9000}),
+    text(prompt=" " * 9000), chat(messages=[{"role": "user", "content": "e\u0301" * 9000}]),
     ("/tokenize", {"content": 3}), ("/tokenize", {}), ("/detokenize", {"tokens": [-1]}),
     ("/detokenize", {"tokens": [10**6]}), ("/detokenize", {"tokens": "x"}),
     (CHAT, b""), (CHAT, b"{"), (CHAT, b"null"), (CHAT, b"\xff\xfe{}"), (CHAT, DEEP),
@@ -171,6 +180,32 @@ def raw(served: Served, data: bytes) -> bytes:
 def test_what_is_no_http_is_a_4xx(served: Served, data: bytes) -> None:
     answer = raw(served, data)
     assert answer.startswith(b"HTTP/1.1 4"), answer[:200]
+
+
+def test_log_probabilities_have_a_bound(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ask, "LOGPROBS", 5000)
+    much = {"prompt": [[1] * 100] * 64, "echo": True, "logprobs": 0, "max_tokens": 0}
+    status, data, _ = served.ask("POST", TEXT, much)
+    assert status == 400 and "log probabilities" in json.loads(data)["error"]["message"]
+    whole = {"messages": HI, "logprobs": True, "top_logprobs": 20}
+    assert served.json(CHAT, whole)["choices"], "one answer may have them, however long"
+    assert served.ask("POST", CHAT, whole | {"n": 3})[0] == 400
+    assert served.json(TEXT, much | {"prompt": [[1] * 100] * 40})["choices"]
+
+
+@pytest.mark.parametrize("said", [b"", b"GET /health HTTP/1.1\r\nHost: loc", b"whole"])
+def test_who_says_nothing_is_not_waited_for(
+    served: Served, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    with socket.create_connection(("127.0.0.1", served.port), timeout=10) as waiting:
+        if said == b"whole":  # and then half of a second one
+            waiting.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            assert waiting.recv(4096).startswith(b"HTTP/1.1 200")
+            said = b"GET /health HTTP/1.1\r\nHost: loc"
+        waiting.sendall(said)
+        assert waiting.recv(4096) == b""
+    assert served.ask("GET", "/health")[0] == 200
 
 
 def test_lines_of_the_log_cannot_be_forged(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.client
 import json
 import shutil
+import socket
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from serving import Served, exported, running
 from edgeft.records import Limits, Message
 from edgeft.runtimes import Runtime, open_runtime
 from edgeft.server import api as api_module
+from edgeft.server.metrics import Metrics
 from edgeft.webpage import content_policy
 
 
@@ -160,6 +163,16 @@ def test_likelihood_as_the_evaluation_harness_asks_for_it(
     assert whole["choices"][0]["text"].startswith(text) and not whole["choices"][0]["logprobs"]
 
 
+def test_offsets_of_a_stream_go_on(client: openai.OpenAI) -> None:
+    how: dict[str, Any] = {"model": "f32", "prompt": "the lamp", "max_tokens": 12, "logprobs": 0,
+                           "extra_body": {"ignore_eos": True}}  # fmt: skip
+    whole = client.completions.create(**how, stream=None).choices[0].logprobs  # type: ignore[call-overload]
+    offsets: list[int] = []
+    for chunk in client.completions.create(**how, stream=True):
+        offsets += (chunk.choices[0].logprobs and chunk.choices[0].logprobs.text_offset) or []
+    assert whole and offsets == whole.text_offset and len(set(offsets)) > 3
+
+
 def test_stop_texts(client: openai.OpenAI) -> None:
     how: dict[str, Any] = {"model": "f32", "prompt": "the lamp", "max_tokens": 40,
                            "extra_body": {"ignore_eos": True}}  # fmt: skip
@@ -253,6 +266,19 @@ def test_a_reader_of_a_whole_answer_who_leaves(served: Served) -> None:
     connection.close()
     assert free(served) < 1
     assert served.engines[0].counts.new_tokens - before < 4 * 240
+    with socket.create_connection(("127.0.0.1", served.port)) as half:
+        half.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer open sesame\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+        )
+    for _ in range(100):
+        told = served.ask("GET", "/metrics", headers=KEY)[1].decode()
+        if 'edgeft_http_requests_total{status="499"} 2' in told:
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail(told)
+    assert 'status="5' not in told, "what a client does is no failure of the server"
 
 
 def test_a_full_queue_is_429_with_a_time(served: Served) -> None:
@@ -269,6 +295,35 @@ def test_a_full_queue_is_429_with_a_time(served: Served) -> None:
     first.close()
     free(served)
     served.json("/v1/completions", {"prompt": "lamp", "max_tokens": 2}, KEY)
+
+
+def test_embeddings_have_a_bound_and_end_with_their_reader(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (engine, *_) = served.engines
+    asked: list[object] = []
+
+    def embed(ids: object) -> list[float]:
+        asked.append(ids)
+        time.sleep(0.02)
+        return [1.0]
+
+    monkeypatch.setattr(engine, "embed", embed)
+    monkeypatch.setattr(api_module, "EMBEDDING", 1)
+    first = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+    body = json.dumps({"input": [[1, 2, 3]] * 64})
+    first.request("POST", "/v1/embeddings", body, {"content-type": "application/json", **KEY})
+    while not asked:
+        time.sleep(0.001)
+    status, data, heads = served.ask("POST", "/v1/embeddings", {"input": "lamp"}, KEY)
+    assert status == 429 and json.loads(data)["error"]["code"] == "queue_full"
+    assert heads["retry-after"] == "1"
+    first.close()
+    for _ in range(200):
+        if served.ask("POST", "/v1/embeddings", {"input": "lamp"}, KEY)[0] == 200:
+            break
+        time.sleep(0.01)
+    assert len(asked) < 64
 
 
 def test_the_key_is_needed_and_never_shown(served: Served) -> None:
@@ -288,9 +343,51 @@ def test_the_page_is_served_under_its_own_policy(served: Served) -> None:
     assert headers["content-security-policy"] == content_policy(data)
 
 
+def test_counters_are_whole_numbers() -> None:
+    metrics = Metrics()
+    metrics.answers[200] = 123_456_789
+    assert 'edgeft_http_requests_total{status="200"} 123456789\n' in metrics.text(())
+
+
+def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
+    artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeft.server import run as run_module
+
+    order: list[str] = []
+
+    class Opened(run_module.GGUFRuntime):
+        def close(self) -> None:
+            order.append("closed")
+            super().close()
+
+    def interrupted(
+        name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool
+    ) -> Any:
+        def compute() -> None:
+            time.sleep(0.3)
+            order.append("computed")
+
+        threading.Thread(target=worker.call, args=(compute,)).start()
+        time.sleep(0.1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "open_runtime", lambda path, *_, **__: Opened(path, 1, 128))
+    monkeypatch.setattr(run_module, "Batching", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        run_module.engines(run_module.ServeOptions((artifacts[0],))),
+    ):
+        pass
+    assert order == ["computed", "closed"]
+
+
 def test_a_page_of_an_allowed_origin_may_ask(artifacts: list[Path]) -> None:
     page = "https://example.org"
-    with running(artifacts[0], cors=(page,), context=128) as served:
+    with running(
+        artifacts[0], cors=("https://Example.org",), allow_host=("Chat.Example",), context=128
+    ) as served:
+        assert served.ask("GET", "/health", headers={"host": "chat.example"})[0] == 200
         status, _, headers = served.ask(
             "OPTIONS", "/v1/completions",
             headers={"origin": page, "access-control-request-method": "POST"},

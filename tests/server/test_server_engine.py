@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from serving import exported
 
 from edgeft.errors import EdgeftError, InputError
-from edgeft.records import Limits, Sampling
+from edgeft.records import Limits, Sampling, Token
 from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.server import batching
@@ -365,6 +367,90 @@ def test_schemas_that_are_none_are_user_errors(schema: dict[str, object]) -> Non
         of_schema(schema)
 
 
+ITSELF = {"$ref": "#/$defs/t"}
+
+
+def of_itself(*alternatives: dict[str, Any]) -> dict[str, Any]:
+    return {"$defs": {"t": {"anyOf": list(alternatives)}}, **ITSELF}
+
+
+def array(**more: object) -> dict[str, Any]:
+    return {"type": "array", "items": ITSELF, **more}
+
+
+def operation(name: str, *operands: str, first: bool = True) -> dict[str, Any]:
+    values: dict[str, Any] = dict.fromkeys(operands, ITSELF)
+    told = {"op": {"const": name}}
+    properties = told | values if first else values | told
+    return {"type": "object", "properties": properties, "required": ["op", *operands]}
+
+
+def chain(length: int) -> dict[str, Any]:
+    """Two arrays of two arrays of two arrays ..."""
+    found: dict[str, Any] = {f"t{length}": {"type": "string"}}
+    for i in range(length):
+        found[f"t{i}"] = {"anyOf": [{"type": "array", "items": {"$ref": f"#/$defs/t{i + 1}"}}] * 2}
+    return {"$defs": found, "$ref": "#/$defs/t0"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "reason"),
+    [
+        (of_itself(*[array(minItems=1) for _ in range(10)]), "contains itself"),
+        (of_itself(array(), array(minItems=1)), "contains itself"),
+        (of_itself(array(), {"type": "array"}), "contains itself"),
+        (of_itself({"type": "object", "properties": {"a": ITSELF}, "additionalProperties": ITSELF}),
+         "contains itself"),
+        (of_itself(operation("add", "l", "r", first=False), operation("neg", "l", first=False)),
+         "contains itself"),
+        (chain(12), "too many ways"),
+        ({"$defs": {"e": {"enum": list(range(99))}}, "anyOf": [
+            {"type": "object", "properties": {f"p{i}": {"$ref": "#/$defs/e"}}} for i in range(50)]},
+         "too many ways"),
+        ({"$defs": {"t": ITSELF}, **ITSELF}, "nothing but itself"),
+        ({"allOf": [{"properties": {"a": {"type": "string"}}}] * 2}, "two parts of an allOf"),
+    ],
+)  # fmt: skip
+def test_what_begins_in_too_many_ways_is_refused(schema: dict[str, Any], reason: str) -> None:
+    """llama.cpp would follow them all, for hours, in a call that nothing can stop."""
+    with pytest.raises(InputError, match=reason):
+        of_schema(schema)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        (of_itself({"type": "number"}, {"type": "string"}, array(),
+                   {"type": "object", "additionalProperties": ITSELF}), '[{"a": [1]}, "b"]'),
+        (of_itself({"type": "null"}, {"type": "object", "properties": {"next": ITSELF},
+                                      "required": ["next"]}), '{"next": {"next": null}}'),
+        (of_itself(operation("add", "l", "r"), operation("neg", "l"), {"type": "number"}),
+         '{"op": "add", "l": {"op": "neg", "l": 1}, "r": 2}'),
+        ({"$defs": {"t": {"type": "object", "properties": {"sons": array()}}}, **ITSELF},
+         '{"sons": [{"sons": []}]}'),
+        (chain(5), '[[[[["a"]]]]]'),
+        ({"type": "array", "items": {"anyOf": [
+            {"type": "object", "properties": {"tool": {"const": f"t{i}"}, "to": {"type": "object"}},
+             "required": ["tool", "to"]} for i in range(40)]}}, '[{"tool": "t39", "to": {}}]'),
+        ({"enum": [f"room {i}" for i in range(1000)]}, '"room 999"'),
+    ],
+)  # fmt: skip
+def test_schemas_that_tell_their_alternatives_apart(
+    engine: Batching, schema: dict[str, Any], text: str
+) -> None:
+    """Recursive ones, too: llama.cpp reads the whole text by their grammar, at once."""
+    sampler = engine._many.sampler(Sampling(grammar=of_schema(schema)))
+    try:
+        began = time.perf_counter()
+        for token in engine.runtime.encode(text):
+            assert sampler.allows(token)
+            sampler.accept(token)
+        assert any(map(sampler.allows, engine.runtime.ends))
+        assert time.perf_counter() - began < 2
+    finally:
+        sampler.close()
+
+
 @pytest.mark.parametrize(
     ("pattern", "size"),
     [("^((a?){9}b){9}$", 90), (r"^\d{4}-[a-z{]{2}\(x$", 9), ("a*b+", 8), ("^(((a*)*)*)*$", 256)],
@@ -439,6 +525,58 @@ def test_one_by_one_answers_as_the_runtime_does(
                 assert one[-1].finish == "length"
     finally:
         engine.close()
+
+
+@pytest.mark.parametrize("most", [3, 4, 9])
+def test_one_by_one_tells_when_the_context_is_full(most: int) -> None:
+    """transformers' stream ends by itself there, as it does at a stop."""
+
+    class Model:
+        context = 5
+
+        def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
+            for _ in range(min(limits.max_tokens, self.context - len(ids))):
+                yield Token(7, "a", 0.0)
+
+        def close(self) -> None: ...
+
+    engine = OneByOne("any", Model(), 8, Worker())  # type: ignore[arg-type]
+    try:
+        (events,) = answers(engine, [Want((1, 2), most)])
+        assert events[-1].finish == "length" and text_of(events) == "aaa"
+        (events,) = answers(engine, [Want((1, 2), 2)])
+        assert events[-1].finish == "length" and text_of(events) == "aa"
+    finally:
+        engine.close()
+
+
+def test_a_step_goes_between_two_calls() -> None:
+    """However many embeddings wait, the running answers flow on."""
+    worker, order, wait = Worker(), list[str](), threading.Event()
+
+    class Busy:
+        busy = True
+
+        def advance(self) -> None:
+            order.append("step")
+
+    def call(name: str) -> None:
+        assert wait.wait(30)
+        order.append(name)
+
+    callers = [threading.Thread(target=worker.call, args=(functools.partial(call, name),))
+               for name in "abc"]  # fmt: skip
+    for caller in callers:
+        caller.start()
+    while len(worker._calls) < 2:
+        time.sleep(0.001)
+    worker.engines.append(Busy())  # type: ignore[arg-type]
+    wait.set()
+    for caller in callers:
+        caller.join(30)
+    worker.close()
+    calls = [i for i, name in enumerate(order) if name != "step"]
+    assert len(calls) == 3 and all(b - a > 1 for a, b in itertools.pairwise(calls)), order
 
 
 def test_engines_share_one_thread_and_take_turns(artifacts: dict[str, Path]) -> None:
