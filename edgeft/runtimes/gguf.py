@@ -40,11 +40,9 @@ Logits = npt.NDArray[np.float32]
 BATCH = 512
 """tokens that one call of llama_decode takes"""
 WORD = 8000
-WORDS = re.compile(
-    r"[^\s\d!-/:-@\[-`{-~\u2000-\u206f\u3000-\u303f\uff00-\uff0f\uff1a-\uff20]+|(?:[^\w\s]|_)+|\s+|\d+"
-)
-"""what a regular expression of llama.cpp may take for one word, at most: letters of all writings and
-their accents, marks, white space, digits"""
+BLANK = r" \t\n\v\f\r\x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
+WORDS = re.compile(rf"[^{BLANK}.,!?…。，、।۔،]+|(?:[^\w{BLANK}]|_)+|[{BLANK}]+")
+"""what a regular expression of llama.cpp may take for one word, at most"""
 SLOTS = 16
 """answers that `replies` writes at the same time"""
 MEMORY = 4

@@ -8,9 +8,8 @@ begin alike would keep it busy for hours. So ways are counted before it gets to 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from edgeft.errors import InputError
 
@@ -18,153 +17,202 @@ NESTED = 64
 """ways through arrays and objects in each other"""
 WAYS = 4000
 """the same, times the constants, properties and patterns that are possible in the innermost"""
-VISITS = 5000
+PAIRS = 100_000
+"""alternatives that are held to each other"""
 HINT = "tell alternatives apart by a required first property with a const"
 Schema = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Ways:
-    nested: float = 1.0
-    all: float = 1.0
-    backs: frozenset[int] = frozenset()
-    """schemas around this one that it comes back to"""
-    deep: bool = False
-    """nested without a bound"""
-
-
-SCALAR = Ways()
-ANYTHING = Ways(deep=True)
-"""a value of any kind, each of which begins in its own way"""
+T = TypeVar("T")
 
 
 class Counter:
-    """Reads a schema as llama_cpp.llama_grammar.SchemaConverter.visit does."""
+    """Reads a schema as llama_cpp.llama_grammar.SchemaConverter.visit does.
+
+    What may hold other values (an array, an object) is a node of a graph, with an edge to each
+    array and object that may stand in it. Where two that begin alike go on without a bound, and one
+    of them leads back, each level of a text adds to the ways of the one around it.
+    """
 
     def __init__(self, root: Schema, size_of: Callable[[str], float]) -> None:
         """`size_of`: how large a regular expression is."""
         self._root, self._size_of = root, size_of
-        self._known: dict[int, Ways] = {}
+        self._pairs = 0
+        self._cache: dict[tuple[str, Any], Any] = {}
         self._kept: list[Any] = []
-        self._visits = 0
+        self._low: dict[int, int] = {}
+        self._open: list[int] = []
+        self._ring: dict[int, int] = {}
+        """node -> the first of those that lead to each other"""
+        self._deep: set[int] = set()
+        """nodes that can go on without a bound"""
+        self._ways: dict[int, tuple[float, float]] = {}
 
     def check(self) -> None:
         """InputError where a text may have too many ways."""
-        found = self._union(self._root, frozenset())
-        if found.nested > NESTED or found.all > WAYS:
+        top = self._leaves(self._root)
+        for leaf in top:
+            self._visit(leaf)
+        nested, total = self._sum([top], None)
+        if nested > NESTED or total > WAYS:
             raise InputError("the schema can be followed in too many ways at once", HINT)
 
-    def _union(self, node: Any, around: frozenset[int]) -> Ways:
-        """Of a place where a value is expected."""
-        leaves = list(self._leaves(node, frozenset()))
-        every = [self._leaf(leaf, around) for leaf in leaves]
-        nested, total = 1.0, 1.0
-        for leaf in leaves:
-            alike = [w for other, w in zip(leaves, every, strict=True) if self._alike(leaf, other)]
-            _refuse_growth(alike)
-            nested = max(nested, sum(ways.nested for ways in alike))
-            total = max(total, sum(ways.all for ways in alike))
-        backs = frozenset().union(*(ways.backs for ways in every))
-        return Ways(nested, total, backs, any(ways.deep for ways in every))
-
-    def _leaves(self, node: Any, seen: frozenset[str]) -> Iterator[Schema]:
-        """The alternatives, behind references."""
-        self._visits += 1
-        if self._visits > VISITS:
-            raise InputError("the schema refers to itself in too many ways", "simplify it")
-        if (ref := node.get("$ref")) is not None:
-            if ref in seen:
-                raise InputError(f"{ref} of the schema is nothing but itself")
-            yield from self._leaves(target(self._root, ref), seen | {ref})
-        elif "oneOf" in node or "anyOf" in node:
-            for one in node.get("oneOf") or node["anyOf"]:
-                yield from self._leaves(one, seen)
-        elif isinstance(kinds := node.get("type"), list):
-            yield from ({"type": kind} for kind in kinds)
-        else:
-            yield node
-
-    def _leaf(self, leaf: Schema, around: frozenset[int]) -> Ways:
+    def _visit(self, leaf: Schema) -> None:
+        """Tarjan's strongly connected components; ways are counted from the innermost."""
         own = id(leaf)
-        if own in around:
-            return Ways(backs=frozenset((own,)), deep=True)
-        if own in self._known:
-            return self._known[own]
-        self._kept.append(leaf)  # so that its id stays its own
-        found = self._inside(leaf, around | {own})
-        deep = found.deep or own in found.backs
-        found = Ways(found.nested, found.all, found.backs - {own}, deep)
-        if not found.backs:
-            self._known[own] = found
-        return found
+        if own in self._low:
+            return
+        number = self._low[own] = len(self._low)
+        self._open.append(own)
+        inner = [child for places in self._places(leaf) for child in places]
+        for child in inner:
+            self._visit(child)
+            if id(child) not in self._ring:
+                self._low[own] = min(self._low[own], self._low[id(child)])
+        if self._low[own] != number:
+            return
+        ring = self._open[self._open.index(own) :]
+        del self._open[-len(ring) :]
+        self._ring.update(dict.fromkeys(ring, own))
+        leaves = [self._cache["leaf", one] for one in ring]
+        below = [child for one in leaves for places in self._places(one) for child in places]
+        if any(self._ring[id(c)] == own or id(c) in self._deep for c in below) or _is_any(leaf):
+            self._deep.update(ring)
+        ways = self._sum([places for one in leaves for places in self._places(one)], own)
+        width = max(map(self._width, leaves))
+        self._ways.update(dict.fromkeys(ring, (ways[0], max(ways[1], width))))
 
-    def _inside(self, leaf: Schema, around: frozenset[int]) -> Ways:
-        kind = leaf.get("type")
-        if "const" in leaf:
-            return SCALAR
-        if "enum" in leaf:
-            return Ways(all=len(leaf["enum"]))
-        if (found := _object(leaf, self._root)) is not None:
-            properties, extra = found
-            values = [self._union(value, around) for value in properties.values()]
-            other = [] if extra is None else [self._union(extra, around)]
-            for value in values:  # a name may be any name as well
-                _refuse_growth([value, *other])
-            more = other[0] if other else Ways(0.0, 0.0)
-            return Ways(
-                max([1.0, *(value.nested + more.nested for value in values)]),
-                max([1.0 + len(values), *(value.all + more.all for value in values)]),
-                frozenset().union(*(value.backs for value in [*values, *other])),
-                any(value.deep for value in [*values, *other]),
-            )
-        if (items := _items(leaf)) is not None:
-            values = [self._union(item, around) for item in items]
-            return Ways(
-                max([1.0, *(value.nested for value in values)]),
-                max([1.0, *(value.all for value in values)]),
-                frozenset().union(*(value.backs for value in values)),
-                any(value.deep for value in values),
-            )
-        if kind in (None, "string") and "pattern" in leaf:
-            return Ways(all=max(1.0, self._size_of(leaf["pattern"])))
-        return ANYTHING if kind in (None, "object", "array", "value") else SCALAR
+    def _sum(self, places: list[tuple[Schema, ...]], ring: int | None) -> tuple[float, float]:
+        """The most (nested, all) ways of one of the places; InputError where they grow."""
+        most = [1.0, 1.0]
+        for leaves in places:
+            for alike in self._alike(leaves):
+                numbers = list(map(id, alike))
+                back = [self._ring[number] == ring for number in numbers]
+                if any(back) and sum(number in self._deep for number in numbers) > 1:
+                    raise InputError(
+                        "the schema contains itself in alternatives that begin alike", HINT
+                    )
+                counts = [
+                    (1.0, 1.0) if is_back else self._ways[number]
+                    for number, is_back in zip(numbers, back, strict=True)
+                ]
+                most = [
+                    max(a, sum(b)) for a, b in zip(most, zip(*counts, strict=True), strict=True)
+                ]
+        return most[0], most[1]
 
-    def _alike(self, one: Schema, other: Schema) -> bool:
-        """Whether a text of both may have gone into something nested."""
+    def _alike(self, leaves: tuple[Schema, ...]) -> list[list[Schema]]:
+        """For each kind of node those that a text may be in at once; all that holds nothing together."""
+        key = "alike", tuple(map(id, leaves))
+        if key not in self._cache:
+            holds = [leaf for leaf in leaves if _kind(leaf) != "scalar"]
+            self._pairs += len(holds) ** 2
+            if self._pairs > PAIRS:
+                raise InputError("the schema has too many alternatives", "simplify it")
+            groups = [[b for b in holds if self._are_alike(a, b)] for a in holds]
+            self._cache[key] = [*groups, [leaf for leaf in leaves if _kind(leaf) == "scalar"]]
+        return [group for group in self._cache[key] if group]
+
+    def _are_alike(self, one: Schema, other: Schema) -> bool:
+        """Whether a text of both may have gone into something that holds other values."""
         if one is other:
             return True
         if _kind(one) != _kind(other):
             return False
-        names = [self._required(leaf) for leaf in (one, other)]
-        for (a, value), (b, second) in zip(*names, strict=False):
+        for (a, value), (b, second) in zip(
+            self._required(one), self._required(other), strict=False
+        ):
             if a != b:
                 return False
             first, then = self._constants(value), self._constants(second)
             if first and then and not first & then:
                 return False
-            if not (self._flat(value) and self._flat(second)):
+            if not (self._is_flat(value) and self._is_flat(second)):
                 return True
         return True
 
+    def _leaves(self, node: Any) -> tuple[Schema, ...]:
+        """The alternatives of a place where a value is expected, behind references."""
+        return self._once("leaves", node, lambda: tuple(self._alternatives(node, frozenset())))
+
+    def _alternatives(self, node: Any, seen: frozenset[str]) -> Iterator[Schema]:
+        if (ref := node.get("$ref")) is not None:
+            if ref in seen:
+                raise InputError(f"{ref} of the schema is nothing but itself")
+            found: Iterable[Schema] = self._alternatives(target(self._root, ref), seen | {ref})
+        elif "oneOf" in node or "anyOf" in node:
+            every = node.get("oneOf") or node["anyOf"]
+            found = (leaf for one in every for leaf in self._alternatives(one, seen))
+        elif isinstance(kinds := node.get("type"), list):
+            found = self._once("kinds", node, lambda: [{"type": kind} for kind in kinds])
+        else:
+            found = [node]
+        for leaf in found:
+            self._pairs += 1
+            if self._pairs > PAIRS:
+                raise InputError("the schema has too many alternatives", "simplify it")
+            self._cache["leaf", id(leaf)] = leaf
+            yield leaf
+
+    def _places(self, leaf: Schema) -> list[tuple[Schema, ...]]:
+        """What may stand in it, for each place on its own."""
+        return self._once("places", leaf, lambda: self._inside(leaf))
+
+    def _inside(self, leaf: Schema) -> list[tuple[Schema, ...]]:
+        if (found := self._object(leaf)) is not None:
+            properties, _, extra = found
+            other = () if extra is None else self._leaves(extra)
+            # A name that is known may be any name as well.
+            places = [(*self._leaves(value), *other) for value in properties.values()]
+            return [*places, other]
+        return [self._leaves(item) for item in _items(leaf) or ()]
+
     def _required(self, leaf: Schema) -> list[tuple[str, Any]]:
-        found = _object(leaf, self._root)
-        if found is None:
-            return []
-        names = set(leaf.get("required", ())) if "allOf" not in leaf else set(found[0])
-        return [(name, value) for name, value in found[0].items() if name in names]
+        def find() -> list[tuple[str, Any]]:
+            properties, names, _ = self._object(leaf) or ({}, set(), None)
+            return [(name, value) for name, value in properties.items() if name in names]
+
+        return self._once("required", leaf, find)
 
     def _constants(self, node: Any) -> frozenset[str]:
         """All values that are possible, as text; empty where others are."""
-        values: set[str] = set()
-        for leaf in self._leaves(node, frozenset()):
-            given = [leaf["const"]] if "const" in leaf else leaf.get("enum")
-            if not given:
-                return frozenset()
-            values.update(json.dumps(value, sort_keys=True) for value in given)
-        return frozenset(values)
 
-    def _flat(self, node: Any) -> bool:
-        return all(_kind(leaf) == "scalar" for leaf in self._leaves(node, frozenset()))
+        def find() -> frozenset[str]:
+            values: set[str] = set()
+            for leaf in self._leaves(node):
+                given = [leaf["const"]] if "const" in leaf else leaf.get("enum")
+                if not given:
+                    return frozenset()
+                values.update(json.dumps(value) for value in given)
+            return frozenset(values)
+
+        return self._once("constants", node, find)
+
+    def _is_flat(self, node: Any) -> bool:
+        def find() -> bool:
+            return all(_kind(leaf) == "scalar" for leaf in self._leaves(node))
+
+        return self._once("flat", node, find)
+
+    def _width(self, leaf: Schema) -> float:
+        if "const" in leaf:
+            return 1.0
+        if "enum" in leaf:
+            return float(len(leaf["enum"]))
+        if (found := self._object(leaf)) is not None:
+            return 1.0 + len(found[0])
+        return max(1.0, self._size_of(leaf["pattern"])) if "pattern" in leaf else 1.0
+
+    def _object(self, leaf: Schema) -> tuple[dict[str, Any], set[str], Any] | None:
+        """(properties, those that are required, what other names have or None); None for all else."""
+        return self._once("object", leaf, lambda: _object(leaf, self._root))
+
+    def _once(self, what: str, node: Any, find: Callable[[], T]) -> T:
+        key = what, id(node)
+        if key not in self._cache:
+            self._kept.append(node)  # so that its id stays its own
+            self._cache[key] = find()
+        found: T = self._cache[key]
+        return found
 
 
 def target(root: Schema, ref: str) -> Any:
@@ -175,24 +223,17 @@ def target(root: Schema, ref: str) -> Any:
     return found
 
 
-def _refuse_growth(alike: list[Ways]) -> None:
-    """Where two that begin alike are without a bound, and one comes back to here, each level adds
-    to the ways of the one before."""
-    if sum(ways.deep for ways in alike) > 1 and any(ways.backs for ways in alike):
-        raise InputError("the schema contains itself in alternatives that begin alike", HINT)
-
-
-def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], Any] | None:
-    """(properties, what other names have or None), or None for what is no object with properties."""
-    if leaf.get("type") not in (None, "object"):
+def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], set[str], Any] | None:
+    if _is_literal(leaf) or leaf.get("type") not in (None, "object"):
         return None
     extra = leaf.get("additionalProperties")
     if "properties" in leaf or extra not in (None, True):
         other = {} if extra is True else extra if isinstance(extra, dict) else None
-        return dict(leaf.get("properties", {})), other
+        return dict(leaf.get("properties", {})), set(leaf.get("required", ())), other
     if "allOf" not in leaf:
         return None
     properties: dict[str, Any] = {}
+    required: set[str] = set()
     for part in leaf["allOf"]:
         for component in part.get("anyOf", [part]):
             if "$ref" in component:
@@ -201,20 +242,34 @@ def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], Any] | None:
                 if name in properties:
                     raise InputError(f"two parts of an allOf of the schema have {name!r}")
                 properties[name] = value
-    return properties, None
+                required |= set() if "anyOf" in part else {name}
+    return properties, required, None
 
 
 def _items(leaf: Schema) -> list[Any] | None:
-    if leaf.get("type") not in (None, "array") or not ("items" in leaf or "prefixItems" in leaf):
+    if _is_literal(leaf) or leaf.get("type") not in (None, "array"):
+        return None
+    if not ("items" in leaf or "prefixItems" in leaf):
         return None
     items = leaf.get("items") or leaf["prefixItems"]
     return list(items) if isinstance(items, list) else [items]
 
 
+def _is_literal(leaf: Schema) -> bool:
+    return "const" in leaf or "enum" in leaf
+
+
+def _is_any(leaf: Schema) -> bool:
+    """An array or object of anything, which can go on without a bound."""
+    return _kind(leaf) != "scalar" and _items(leaf) is None and not (
+        {"properties", "allOf"} & leaf.keys() or leaf.get("additionalProperties") not in (None, True)
+    )  # fmt: skip
+
+
 def _kind(leaf: Schema) -> str:
     """By how its texts begin."""
     kind = leaf.get("type")
-    if "const" in leaf or "enum" in leaf:
+    if _is_literal(leaf):
         return "scalar"
     if kind in ("object", "array"):
         return str(kind)

@@ -117,7 +117,9 @@ def _wants(
         news = [context - len(ids) if asked is None else asked for ids in prompts]
         kept = sum(news) + (sum(map(len, prompts)) if echo else 0)
         if n * kept * (1 + top) > max(LOGPROBS, (1 + TOP) * context):
-            raise InputError("more log probabilities than one request may ask for", "ask for fewer")
+            raise InputError(
+                "more log probabilities than one request may ask for", "set max_tokens"
+            )
     seed = secrets.randbits(32) if body.seed is None else body.seed
     return [
         Want(

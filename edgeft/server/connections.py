@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PATIENCE = 30.0
 """seconds for all headers of a request to come"""
+UNREAD = 60.0
+"""seconds that an answer may lie unread: closing alone would wait for its reader"""
 
 
 class Connection(H11Protocol):
@@ -17,6 +20,9 @@ class Connection(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            own: socket.socket = transport.get_extra_info("socket")
+            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD * 1000))
         self._watch()
 
     def data_received(self, data: bytes) -> None:

@@ -76,6 +76,8 @@ class Worker:
                 future.set_exception(error)
 
         with self.awake:
+            if self._closed:
+                raise ResourceError("the server shuts down")
             self._calls.append(run)
             self.awake.notify()
         return future.result()

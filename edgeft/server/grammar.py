@@ -14,6 +14,9 @@ SCHEMA = 16_384
 GRAMMAR = 65_536
 """characters of what it becomes"""
 DEPTH = 32
+REF = "referred-to-"
+"""begins the names of rules, and of no property"""
+TYPES = frozenset(("string", "number", "integer", "boolean", "null", "object", "array"))
 COUNTS, COUNT = ("minItems", "maxItems", "minLength", "maxLength"), 1000
 """numbers that a grammar repeats its rules by, and the largest of them"""
 PATTERN = 128
@@ -29,8 +32,6 @@ def of_any_json() -> str:
 
 def of_schema(schema: dict[str, Any]) -> str:
     """InputError for what is no schema, or one that is too large."""
-    from llama_cpp.llama_grammar import json_schema_to_gbnf
-
     text = json.dumps(schema)
     if len(text) > SCHEMA:
         raise InputError(f"the schema has {len(text)} characters, {SCHEMA} are allowed")
@@ -38,7 +39,7 @@ def of_schema(schema: dict[str, Any]) -> str:
     try:
         schema = _without_ref(schema)
         Counter(schema, repeats).check()
-        grammar = str(json_schema_to_gbnf(json.dumps(schema)))
+        grammar = _converted(schema)
     except InputError:
         raise
     except Exception as error:  # noqa: BLE001  it asserts and raises what comes to hand
@@ -47,6 +48,30 @@ def of_schema(schema: dict[str, Any]) -> str:
     if len(grammar) > GRAMMAR:
         raise InputError("the schema becomes too large a grammar", "simplify it")
     return grammar
+
+
+def _converted(schema: dict[str, Any]) -> str:
+    """By llama_cpp's converter, where it does not confuse texts and names."""
+    from llama_cpp.llama_grammar import SchemaConverter
+
+    class Converter(SchemaConverter):  # type: ignore[misc]
+        def _format_literal(self, literal: str) -> str:
+            """With backslashes escaped, too: a quote in a constant would end its literal."""
+            escapes = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"}
+            return '"' + re.sub(r'[\\"\n\r]', lambda found: escapes[found[0]], literal) + '"'
+
+        def _resolve_ref(self, ref: str) -> str:
+            """Named by its number: by its last part only, it could be another's rule."""
+            name = f"{REF}{list(self._refs).index(ref)}"
+            if name not in self._rules and ref not in self._refs_being_resolved:
+                self._refs_being_resolved.add(ref)
+                name = self.visit(self._refs[ref], name)
+                self._refs_being_resolved.remove(ref)
+            return name
+
+    how = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
+    how.visit(how.resolve_refs(json.loads(json.dumps(schema)), "stdin"), "")
+    return str(how.format_grammar())
 
 
 def _without_ref(schema: dict[str, Any]) -> dict[str, Any]:
@@ -67,8 +92,12 @@ def repeats(pattern: str) -> float:
     90.0
     """
     sums, last = [0.0], 0.0
-    for match in re.finditer(r"\\.|\[(?:\\.|[^\]])*\]|\{(\d+)?,?(\d+)?\}|.", pattern, re.DOTALL):
+    for match in re.finditer(r"\\.|\[(?:\\.|[^\]\\])*\]|\{(\d+)?,?(\d+)?\}|.", pattern, re.DOTALL):
         token = match[0]
+        if token in ("{", "["):
+            raise InputError(
+                "a pattern of a schema has a bracket that is not closed as it should be"
+            )
         if token == "(":
             sums.append(0.0)
             last = 0.0
@@ -99,7 +128,17 @@ def _check(value: Any, depth: int) -> None:
                     raise InputError("a pattern of a schema repeats too much", "simplify it")
             if key == "$ref" and isinstance(inner, str) and not inner.startswith("#"):
                 raise InputError("a $ref of a schema points into the same schema")
-            _check(inner, depth + 1)
+            if key == "properties" and isinstance(inner, dict):
+                if any(name == "*" or name.startswith(REF) for name in inner):
+                    raise InputError(f"a property of a schema is not named * or {REF}...")
+            elif key == "additionalProperties" and not isinstance(inner, bool | dict):
+                raise InputError("additionalProperties of a schema is true, false or a schema")
+            elif key == "type" and isinstance(inner, str | list):
+                kinds = {inner} if isinstance(inner, str) else {*map(str, inner)}
+                if kinds - TYPES:
+                    raise InputError(f"{min(kinds - TYPES)[:40]!r} is no type of a schema")
+            if key not in ("const", "enum", "default", "examples"):
+                _check(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
             _check(inner, depth + 1)

@@ -205,6 +205,15 @@ def test_two_windows_do_not_overwrite_each_other(chat: Opened, stub: Stub) -> No
     c.page.reload()
     kept = c.page.evaluate("Object.values(localStorage).join()")
     assert all(text in kept for text in ("You said: second", "You said: third", "and so on"))
+    assert "busy" not in kept
+    other.write("slow")
+    other.page.get_by_text("and so on and so on").nth(1).wait_for()
+    c.write("slow")  # begins while the other is written, and ends after it
+    c.page.get_by_text("and so on and so on").nth(1).wait_for()
+    for window in (other, c):
+        window.button("Stop").click()
+        window.button("Send").wait_for()
+    assert "busy" not in c.page.evaluate("Object.values(localStorage).join()")
     assert c.problems == other.problems == []
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -78,8 +79,9 @@ BODIES: list[tuple[str, Any]] = [
     text(logprobs=100), text(logprobs=True), text(max_tokens=-1), text(echo="yes"), text(suffix="x"),
     text(best_of=5), text(prompt=["a"] * 33, n=2),
     ("/tokenize", {"content": "a" * 30_000}), ("/tokenize", {"content": "!" * 30_000}),
-    ("/tokenize", {"content": "one " * 9000 + "é" * 9000}), ("/v1/embeddings", {"input": "中" * 9000}),
-    text(prompt=" " * 9000), chat(messages=[{"role": "user", "content": "e\u0301" * 9000}]),
+    ("/tokenize", {"content": "one " * 9000 + "é" * 9000}), ("/tokenize", {"content": "々" * 9000}),
+    ("/tokenize", {"content": " " * 9000}), ("/tokenize", {"content": "e\u0301" * 9000}),
+    ("/tokenize", {"content": "\x1c!" * 9000}), ("/tokenize", {"content": "aZ" * 9000}),
     ("/tokenize", {"content": 3}), ("/tokenize", {}), ("/detokenize", {"tokens": [-1]}),
     ("/detokenize", {"tokens": [10**6]}), ("/detokenize", {"tokens": "x"}),
     (CHAT, b""), (CHAT, b"{"), (CHAT, b"null"), (CHAT, b"\xff\xfe{}"), (CHAT, DEEP),
@@ -201,11 +203,33 @@ def test_who_says_nothing_is_not_waited_for(
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as waiting:
         if said == b"whole":  # and then half of a second one
             waiting.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            assert waiting.recv(4096).startswith(b"HTTP/1.1 200")
+            answer = b""
+            while b"\r\n\r\n{" not in answer or not answer.endswith(b"}"):
+                answer += waiting.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200")
             said = b"GET /health HTTP/1.1\r\nHost: loc"
         waiting.sendall(said)
         assert waiting.recv(4096) == b""
     assert served.ask("GET", "/health")[0] == 200
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="of Linux")
+def test_an_answer_that_nobody_reads_is_dropped(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connections, "UNREAD", 0.5)
+    body = json.dumps({"content": "a b " * 200_000}).encode()
+    with socket.socket() as deaf:
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(30)
+        deaf.connect(("127.0.0.1", served.port))
+        head = f"POST /tokenize HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        deaf.sendall(head.encode() + body)
+        assert deaf.recv(15) == b"HTTP/1.1 200 OK"
+        time.sleep(3)
+        with pytest.raises(ConnectionResetError):
+            while deaf.recv(1 << 16):
+                pass
 
 
 def test_lines_of_the_log_cannot_be_forged(

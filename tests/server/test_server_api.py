@@ -302,10 +302,11 @@ def test_embeddings_have_a_bound_and_end_with_their_reader(
 ) -> None:
     (engine, *_) = served.engines
     asked: list[object] = []
+    go = threading.Event()
 
     def embed(ids: object) -> list[float]:
         asked.append(ids)
-        time.sleep(0.02)
+        assert go.wait(30)
         return [1.0]
 
     monkeypatch.setattr(engine, "embed", embed)
@@ -319,9 +320,9 @@ def test_embeddings_have_a_bound_and_end_with_their_reader(
     assert status == 429 and json.loads(data)["error"]["code"] == "queue_full"
     assert heads["retry-after"] == "1"
     first.close()
-    for _ in range(200):
-        if served.ask("POST", "/v1/embeddings", {"input": "lamp"}, KEY)[0] == 200:
-            break
+    time.sleep(0.3)  # for the server to hear of it
+    go.set()
+    while served.ask("POST", "/v1/embeddings", {"input": "lamp"}, KEY)[0] == 429:
         time.sleep(0.01)
     assert len(asked) < 64
 
@@ -364,12 +365,15 @@ def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
     def interrupted(
         name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool
     ) -> Any:
+        begun = threading.Event()
+
         def compute() -> None:
+            begun.set()
             time.sleep(0.3)
             order.append("computed")
 
-        threading.Thread(target=worker.call, args=(compute,)).start()
-        time.sleep(0.1)
+        threading.Thread(target=worker.call, args=(compute,), daemon=True).start()
+        assert begun.wait(30)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(run_module, "open_runtime", lambda path, *_, **__: Opened(path, 1, 128))
