@@ -19,6 +19,9 @@ WAYS = 4000
 """the same, times the constants, properties and patterns that are possible in the innermost"""
 PAIRS = 100_000
 """alternatives that are held to each other"""
+TYPES = (None, "string", "number", "integer", "boolean", "null", "object", "array")
+REF = "referred-to-"
+"""begins the names of the converter's rules, and of no property"""
 HINT = "tell alternatives apart by a required first property with a const"
 Schema = Mapping[str, Any]
 T = TypeVar("T")
@@ -147,6 +150,8 @@ class Counter:
         else:
             found = [node]
         for leaf in found:
+            if leaf.get("type") not in TYPES and not _is_literal(leaf):
+                raise InputError(f"{str(leaf['type'])[:40]!r} is no type of a schema")
             self._pairs += 1
             if self._pairs > PAIRS:
                 raise InputError("the schema has too many alternatives", "simplify it")
@@ -227,23 +232,31 @@ def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], set[str], Any] 
     if _is_literal(leaf) or leaf.get("type") not in (None, "object"):
         return None
     extra = leaf.get("additionalProperties")
+    if not isinstance(extra, bool | dict | None):
+        raise InputError("additionalProperties of a schema is true, false or a schema")
     if "properties" in leaf or extra not in (None, True):
         other = {} if extra is True else extra if isinstance(extra, dict) else None
-        return dict(leaf.get("properties", {})), set(leaf.get("required", ())), other
+        properties = _named(leaf.get("properties", {}))
+        return properties, set(leaf.get("required", ())), other
     if "allOf" not in leaf:
         return None
-    properties: dict[str, Any] = {}
-    required: set[str] = set()
+    properties, required = {}, set[str]()
     for part in leaf["allOf"]:
         for component in part.get("anyOf", [part]):
             if "$ref" in component:
                 component = target(root, component["$ref"])
-            for name, value in component.get("properties", {}).items():
+            for name, value in _named(component.get("properties", {})).items():
                 if name in properties:
                     raise InputError(f"two parts of an allOf of the schema have {name!r}")
                 properties[name] = value
                 required |= set() if "anyOf" in part else {name}
     return properties, required, None
+
+
+def _named(properties: dict[str, Any]) -> dict[str, Any]:
+    if any(name == "*" or name.startswith(REF) for name in properties):
+        raise InputError(f"a property of a schema is not named * or {REF}...")
+    return properties
 
 
 def _items(leaf: Schema) -> list[Any] | None:

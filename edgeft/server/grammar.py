@@ -7,16 +7,23 @@ import re
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.server.ambiguity import Counter, target
+from edgeft.server.ambiguity import REF, Counter, target
 
 SCHEMA = 16_384
 """characters of a schema at most"""
 GRAMMAR = 65_536
 """characters of what it becomes"""
 DEPTH = 32
-REF = "referred-to-"
-"""begins the names of rules, and of no property"""
-TYPES = frozenset(("string", "number", "integer", "boolean", "null", "object", "array"))
+NAMED = ("properties", "$defs", "definitions")
+"""what holds schemas by any names"""
+LITERAL = ("const", "enum", "default", "examples")
+"""what holds values and not schemas"""
+ASKS = {
+    "object": ("properties", "required", "additionalProperties", "allOf"),
+    "array": ("items", "prefixItems", "minItems", "maxItems"),
+    "string": ("pattern", "format", "minLength", "maxLength"),
+}
+"""of a value of each type"""
 COUNTS, COUNT = ("minItems", "maxItems", "minLength", "maxLength"), 1000
 """numbers that a grammar repeats its rules by, and the largest of them"""
 PATTERN = 128
@@ -37,7 +44,7 @@ def of_schema(schema: dict[str, Any]) -> str:
         raise InputError(f"the schema has {len(text)} characters, {SCHEMA} are allowed")
     _check(schema, 0)
     try:
-        schema = _without_ref(schema)
+        schema = _without_ref(_each_type(schema))
         Counter(schema, repeats).check()
         grammar = _converted(schema)
     except InputError:
@@ -72,6 +79,29 @@ def _converted(schema: dict[str, Any]) -> str:
     how = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
     how.visit(how.resolve_refs(json.loads(json.dumps(schema)), "stdin"), "")
     return str(how.format_grammar())
+
+
+def _each_type(node: Any) -> Any:
+    """With the types of a list apart, each with what it is asked: the converter reads nothing that
+    stands beside such a list."""
+    if isinstance(node, list):
+        return list(map(_each_type, node))
+    if not isinstance(node, dict):
+        return node
+    found = {key: value if key in LITERAL else _each_type(value) for key, value in node.items()}
+    for key in NAMED:
+        if isinstance(named := node.get(key), dict):
+            found[key] = {name: _each_type(value) for name, value in named.items()}
+    if not isinstance(found.get("type"), list) or {"$ref", "anyOf", "oneOf"} & found.keys():
+        return found
+    kinds = dict.fromkeys(found.pop("type"))
+    if "const" in found or "enum" in found:
+        return found
+    alternatives = []
+    for kind in kinds:
+        asked = {key: found.pop(key) for key in ASKS.get(kind, ()) if key in found}
+        alternatives.append({"type": kind, **asked})
+    return found | {"anyOf": alternatives}
 
 
 def _without_ref(schema: dict[str, Any]) -> dict[str, Any]:
@@ -128,17 +158,7 @@ def _check(value: Any, depth: int) -> None:
                     raise InputError("a pattern of a schema repeats too much", "simplify it")
             if key == "$ref" and isinstance(inner, str) and not inner.startswith("#"):
                 raise InputError("a $ref of a schema points into the same schema")
-            if key == "properties" and isinstance(inner, dict):
-                if any(name == "*" or name.startswith(REF) for name in inner):
-                    raise InputError(f"a property of a schema is not named * or {REF}...")
-            elif key == "additionalProperties" and not isinstance(inner, bool | dict):
-                raise InputError("additionalProperties of a schema is true, false or a schema")
-            elif key == "type" and isinstance(inner, str | list):
-                kinds = {inner} if isinstance(inner, str) else {*map(str, inner)}
-                if kinds - TYPES:
-                    raise InputError(f"{min(kinds - TYPES)[:40]!r} is no type of a schema")
-            if key not in ("const", "enum", "default", "examples"):
-                _check(inner, depth + 1)
+            _check(inner, depth + 1)
     elif isinstance(value, list):
         for inner in value:
             _check(inner, depth + 1)

@@ -417,7 +417,9 @@ def chain(length: int) -> dict[str, Any]:
         (of_itself({"properties": {"*": ITSELF}}), "named \\*"),
         ({"properties": {"referred-to-0": {"type": "null"}}}, "not named"),
         ({"anyOf": [{}] * 4000}, "too many alternatives"),
-        ({"type": "value"}, "no type"),
+        ({"properties": {"default": {"type": "value"}}}, "no type"),
+        ({"$defs": {"enum": {"type": "array", "items": {}, "minItems": 10**9}}, "$ref": "#/$defs/enum"},
+         "minItems"),
         ({"type": "object", "additionalProperties": 1}, "additionalProperties"),
         ({"type": "string", "pattern": "^[" + 100 * chr(92) + "$"}, "bracket"),
         ({"type": "string", "pattern": "^(((a?){ 99 }){ 99 }){ 99 }$"}, "bracket"),
@@ -470,6 +472,36 @@ def test_schemas_that_tell_their_alternatives_apart(
         assert time.thread_time() - began < 2
     finally:
         sampler.close()
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        ({"type": ["object", "null"], "properties": {"a": {"type": "null"}}, "required": ["a"]},
+         ['{"a": null}', "null"], ['{"b', "[", "{}"]),
+        ({"properties": {"default": {"type": ["array", "null"], "items": {"const": "type"}}}},
+         ['{"default": ["type"]}', '{"default": null}', "{}"], ['{"default": [1', '{"default": {']),
+        ({"type": ["string", "null"], "enum": ["on", None]}, ['"on"', "null"], ['"of', "1"]),
+        ({"type": ["array", "string"], "items": {"type": "boolean"}, "maxItems": 1, "pattern": "^a$"},
+         ["[true]", '"a"'], ['["', "[true,", '"b']),
+    ],
+)  # fmt: skip
+def test_each_of_several_types_is_asked_its_own(
+    engine: Batching, schema: dict[str, Any], right: list[str], wrong: list[str]
+) -> None:
+    def reads(text: str) -> bool:
+        sampler = engine._many.sampler(Sampling(grammar=of_schema(schema)))
+        try:
+            for token in engine.runtime.encode(text):
+                if not sampler.allows(token):
+                    return False
+                sampler.accept(token)
+            return text in wrong or any(map(sampler.allows, engine.runtime.ends))
+        finally:
+            sampler.close()
+
+    assert [reads(text) for text in right] == [True] * len(right)
+    assert [reads(text) for text in wrong] == [False] * len(wrong)
 
 
 @pytest.mark.parametrize(
