@@ -20,8 +20,6 @@ WAYS = 4000
 PAIRS = 100_000
 """alternatives that are held to each other"""
 TYPES = (None, "string", "number", "integer", "boolean", "null", "object", "array")
-REF = "referred-to-"
-"""begins the names of the converter's rules, and of no property"""
 HINT = "tell alternatives apart by a required first property with a const"
 Schema = Mapping[str, Any]
 T = TypeVar("T")
@@ -87,6 +85,7 @@ class Counter:
         """The most (nested, all) ways of one of the places; InputError where they grow."""
         most = [1.0, 1.0]
         for leaves in places:
+            most[1] = max(most[1], sum(map(self._before_told, leaves)))
             for alike in self._alike(leaves):
                 numbers = list(map(id, alike))
                 back = [self._ring[number] == ring for number in numbers]
@@ -94,8 +93,12 @@ class Counter:
                     raise InputError(
                         "the schema contains itself in alternatives that begin alike", HINT
                     )
+                # What is not led back from begins anew with each level, as deep as it is itself.
+                times = len(self._ways) + 1.0 if any(back) else 1.0
                 counts = [
-                    (1.0, 1.0) if is_back else self._ways[number]
+                    (1.0, 1.0)
+                    if is_back
+                    else (self._ways[number][0], self._ways[number][1] * times)
                     for number, is_back in zip(numbers, back, strict=True)
                 ]
                 most = [
@@ -138,6 +141,9 @@ class Counter:
         return self._once("leaves", node, lambda: tuple(self._alternatives(node, frozenset())))
 
     def _alternatives(self, node: Any, seen: frozenset[str]) -> Iterator[Schema]:
+        self._pairs += 1
+        if self._pairs > PAIRS:
+            raise InputError("the schema has too many alternatives", "simplify it")
         if (ref := node.get("$ref")) is not None:
             if ref in seen:
                 raise InputError(f"{ref} of the schema is nothing but itself")
@@ -152,9 +158,6 @@ class Counter:
         for leaf in found:
             if leaf.get("type") not in TYPES and not _is_literal(leaf):
                 raise InputError(f"{str(leaf['type'])[:40]!r} is no type of a schema")
-            self._pairs += 1
-            if self._pairs > PAIRS:
-                raise InputError("the schema has too many alternatives", "simplify it")
             self._cache["leaf", id(leaf)] = leaf
             yield leaf
 
@@ -167,6 +170,9 @@ class Counter:
             properties, _, extra = found
             other = () if extra is None else self._leaves(extra)
             # A name that is known may be any name as well.
+            self._pairs += len(properties) * len(other)
+            if self._pairs > PAIRS:
+                raise InputError("the schema has too many alternatives", "simplify it")
             places = [(*self._leaves(value), *other) for value in properties.values()]
             return [*places, other]
         return [self._leaves(item) for item in _items(leaf) or ()]
@@ -177,6 +183,17 @@ class Counter:
             return [(name, value) for name, value in properties.items() if name in names]
 
         return self._once("required", leaf, find)
+
+    def _before_told(self, leaf: Schema) -> float:
+        """Ways within the first properties, which all that are told apart later still share."""
+        most = 1.0
+        for _, value in self._required(leaf):
+            if not self._is_flat(value):
+                break
+            most = max(most, sum(map(self._width, self._leaves(value))))
+            if len(self._constants(value)) == 1:
+                break
+        return most
 
     def _constants(self, node: Any) -> frozenset[str]:
         """All values that are possible, as text; empty where others are."""
@@ -223,7 +240,7 @@ class Counter:
 def target(root: Schema, ref: str) -> Any:
     """What a reference into the same schema points to; KeyError where that is nothing."""
     found: Any = root
-    for name in ref.partition("#")[2].split("/")[1:]:
+    for name in ref.split("#")[-1].split("/")[1:]:
         found = found[name]
     return found
 
@@ -234,7 +251,7 @@ def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], set[str], Any] 
     extra = leaf.get("additionalProperties")
     if not isinstance(extra, bool | dict | None):
         raise InputError("additionalProperties of a schema is true, false or a schema")
-    if "properties" in leaf or extra not in (None, True):
+    if "properties" in leaf or _has_others(leaf):
         other = {} if extra is True else extra if isinstance(extra, dict) else None
         properties = _named(leaf.get("properties", {}))
         return properties, set(leaf.get("required", ())), other
@@ -254,8 +271,8 @@ def _object(leaf: Schema, root: Schema) -> tuple[dict[str, Any], set[str], Any] 
 
 
 def _named(properties: dict[str, Any]) -> dict[str, Any]:
-    if any(name == "*" or name.startswith(REF) for name in properties):
-        raise InputError(f"a property of a schema is not named * or {REF}...")
+    if "*" in properties:
+        raise InputError("a property of a schema is not named *")
     return properties
 
 
@@ -268,6 +285,10 @@ def _items(leaf: Schema) -> list[Any] | None:
     return list(items) if isinstance(items, list) else [items]
 
 
+def _has_others(leaf: Schema) -> bool:
+    return leaf.get("additionalProperties") not in (None, True)
+
+
 def _is_literal(leaf: Schema) -> bool:
     return "const" in leaf or "enum" in leaf
 
@@ -275,7 +296,7 @@ def _is_literal(leaf: Schema) -> bool:
 def _is_any(leaf: Schema) -> bool:
     """An array or object of anything, which can go on without a bound."""
     return _kind(leaf) != "scalar" and _items(leaf) is None and not (
-        {"properties", "allOf"} & leaf.keys() or leaf.get("additionalProperties") not in (None, True)
+        {"properties", "allOf"} & leaf.keys() or _has_others(leaf)
     )  # fmt: skip
 
 
@@ -288,6 +309,6 @@ def _kind(leaf: Schema) -> str:
         return str(kind)
     if kind is not None:
         return "scalar"
-    if not leaf or {"properties", "additionalProperties", "allOf"} & leaf.keys():
+    if not leaf or {"properties", "allOf"} & leaf.keys() or _has_others(leaf):
         return "object"
     return "array" if {"items", "prefixItems"} & leaf.keys() else "scalar"

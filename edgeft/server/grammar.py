@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.server.ambiguity import REF, Counter, target
+from edgeft.server.ambiguity import Counter, target
 
 SCHEMA = 16_384
 """characters of a schema at most"""
@@ -65,11 +66,21 @@ def _converted(schema: dict[str, Any]) -> str:
         def _format_literal(self, literal: str) -> str:
             """With backslashes escaped, too: a quote in a constant would end its literal."""
             escapes = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r"}
+            with contextlib.suppress(ValueError, UnicodeEncodeError):
+                plain = json.dumps(json.loads(literal), ensure_ascii=False)
+                literal = plain if plain.encode() else literal
             return '"' + re.sub(r'[\\"\n\r]', lambda found: escapes[found[0]], literal) + '"'
+
+        def _add_rule(self, name: str, rule: str) -> str:
+            """Within a budget: a grammar that is too large ends when it becomes that."""
+            self.made = getattr(self, "made", 0) + len(name) + len(rule) + 1
+            if self.made > 8 * GRAMMAR:
+                raise InputError("the schema becomes too large a grammar", "simplify it")
+            return str(super()._add_rule(name, rule))
 
         def _resolve_ref(self, ref: str) -> str:
             """Named by its number: by its last part only, it could be another's rule."""
-            name = f"{REF}{list(self._refs).index(ref)}"
+            name = f"ref-{list(self._refs).index(ref)}"
             if name not in self._rules and ref not in self._refs_being_resolved:
                 self._refs_being_resolved.add(ref)
                 name = self.visit(self._refs[ref], name)
@@ -77,7 +88,9 @@ def _converted(schema: dict[str, Any]) -> str:
             return name
 
     how = Converter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
-    how.visit(how.resolve_refs(json.loads(json.dumps(schema)), "stdin"), "")
+    # All other rules are named behind `all`, so that no property has the name of a reference.
+    name = how.visit(how.resolve_refs(json.loads(json.dumps(schema)), "stdin"), "all")
+    how._rules["root"] = name
     return str(how.format_grammar())
 
 
@@ -88,10 +101,12 @@ def _each_type(node: Any) -> Any:
         return list(map(_each_type, node))
     if not isinstance(node, dict):
         return node
-    found = {key: value if key in LITERAL else _each_type(value) for key, value in node.items()}
-    for key in NAMED:
-        if isinstance(named := node.get(key), dict):
-            found[key] = {name: _each_type(value) for name, value in named.items()}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        if key in NAMED and isinstance(value, dict):
+            found[key] = {name: _each_type(one) for name, one in value.items()}
+        else:
+            found[key] = value if key in LITERAL else _each_type(value)
     if not isinstance(found.get("type"), list) or {"$ref", "anyOf", "oneOf"} & found.keys():
         return found
     kinds = dict.fromkeys(found.pop("type"))

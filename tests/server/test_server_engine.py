@@ -386,6 +386,24 @@ def operation(name: str, *operands: str, first: bool = True) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": ["op", *operands]}
 
 
+def nested(key: str, depth: int) -> dict[str, Any]:
+    found: dict[str, Any] = {"type": "string"}
+    for _ in range(depth):
+        found = {key: found}
+    return found
+
+
+def finite_beside_endless(count: int, width: int, height: int) -> dict[str, Any]:
+    """With each level of an endless one the others begin anew."""
+    found: dict[str, Any] = {"e": {"enum": [0] * width}, f"s{height}": {"type": "null"}}
+    for i in range(height):
+        deeper = {"type": "array", "items": {"$ref": f"#/$defs/s{i + 1}"}}
+        found[f"s{i}"] = {"anyOf": [deeper, {"$ref": "#/$defs/e"}]}
+    finite = {"type": "array", "items": {"$ref": "#/$defs/s0"}}
+    found["t"] = {"anyOf": [array(), *[finite] * count]}
+    return {"$defs": found, **ITSELF}
+
+
 def chain(length: int) -> dict[str, Any]:
     """Two arrays of two arrays of two arrays ..."""
     found: dict[str, Any] = {f"t{length}": {"type": "string"}}
@@ -415,7 +433,19 @@ def chain(length: int) -> dict[str, Any]:
         (of_itself(*[{"allOf": [{"anyOf": [{"properties": {name: {"type": "null"}}}]},
                                 {"properties": {"v": ITSELF}}]} for name in "ab"]), "contains itself"),
         (of_itself({"properties": {"*": ITSELF}}), "named \\*"),
-        ({"properties": {"referred-to-0": {"type": "null"}}}, "not named"),
+        ({"a#": {"t": {"type": "null"}}, "t": {"anyOf": [{"type": "array", "items": {"$ref": "#/a#/t"}}] * 2},
+          "$ref": "#/t"}, "contains itself"),
+        (of_itself({"additionalProperties": True, "items": ITSELF}, array()), "contains itself"),
+        ({"$defs": {f"a{i}": {"anyOf": [{"$ref": f"#/$defs/a{i + 1}"}] * 2} for i in range(40)}
+          | {"a40": {"anyOf": []}}, "$ref": "#/$defs/a0"}, "too many alternatives"),
+        ({"$defs": {f"a{i}": {"properties": {k: {"allOf": [{"$ref": f"#/$defs/a{i + 1}"}]} for k in "pq"}}
+                    for i in range(28)} | {"a28": {"properties": {"z": {"type": "null"}}}},
+          "type": "object", "allOf": [{"$ref": "#/$defs/a0"}]}, "too large a grammar"),
+        (nested("properties", 60), "nested"),
+        (finite_beside_endless(31, 100, 62), "too many ways"),
+        ({"$defs": {"e": {"enum": [0] * 1500}}, "anyOf": [
+            {"type": "object", "properties": {"a": {"$ref": "#/$defs/e"}, "o": {"const": i}},
+             "required": ["a", "o"]} for i in range(100)]}, "too many ways"),
         ({"anyOf": [{}] * 4000}, "too many alternatives"),
         ({"properties": {"default": {"type": "value"}}}, "no type"),
         ({"$defs": {"enum": {"type": "array", "items": {}, "minItems": 10**9}}, "$ref": "#/$defs/enum"},
@@ -452,6 +482,12 @@ def test_what_begins_in_too_many_ways_is_refused(schema: dict[str, Any], reason:
          '{"op": "o19", "l": 1, "r": {"op": "o0", "l": 2, "r": 3}}'),
         ({"const": 'a" | [a] root [b] #'}, json.dumps('a" | [a] root [b] #')),
         ({"enum": ["a\\", 'b"']}, json.dumps('b"')),
+        ({"type": "object", "properties": {"größe": {"const": "é\n"}}, "required": ["größe"]},
+         '{"größe": "é\\n"}'),
+        (functools.reduce(lambda inner, _: {"type": "object", "properties": {"properties": inner}},
+                          range(14), {"type": "null"}), "{}"),
+        ({"$defs": {"x": {"type": "null"}}, "type": "object", "required": ["ref 0", "ref-0"], "properties": {
+            "ref 0": {"const": 1}, "ref-0": {"$ref": "#/$defs/x"}}}, '{"ref 0": 1, "ref-0": null}'),
         ({"type": "object", "properties": {'say "a"': {"const": {"type": "none"}}}, "required": ['say "a"']},
          json.dumps({'say "a"': {"type": "none"}})),
         ({"p": {"c": {"const": "a"}}, "q": {"c": {"const": "b"}}, "type": "array",
