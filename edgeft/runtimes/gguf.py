@@ -110,7 +110,7 @@ class GGUFRuntime:
 
     def encode(self, text: str) -> list[int]:
         """InputError for what llama.cpp would not survive: its std::regex calls itself once for each
-        character of a word, at about 500 bytes of the stack."""
+        character of a word, with a frame on the stack."""
         if (
             len(text) > WORD
             and self._is_bpe

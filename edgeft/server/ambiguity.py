@@ -1,8 +1,8 @@
 """In how many ways the beginning of a text may still go on by a schema.
 
 llama.cpp follows all of them at once (llama-grammar.cpp: `llama_grammar_advance_stack` compares each
-new stack with every other), and nothing can stop it in the middle: one recursive schema whose arrays
-begin alike would keep it busy for hours. So ways are counted before it gets to see a schema.
+new stack with every other), and nothing can stop it in the middle: in one recursive schema
+whose arrays begin alike they multiply with each bracket. So ways are counted before it gets to see a schema.
 """
 
 from __future__ import annotations
@@ -111,9 +111,7 @@ class Counter:
         key = "alike", tuple(map(id, leaves))
         if key not in self._cache:
             holds = [leaf for leaf in leaves if _kind(leaf) != "scalar"]
-            self._pairs += len(holds) ** 2
-            if self._pairs > PAIRS:
-                raise InputError("the schema has too many alternatives", "simplify it")
+            self._spend(len(holds) ** 2)
             groups = [[b for b in holds if self._are_alike(a, b)] for a in holds]
             self._cache[key] = [*groups, [leaf for leaf in leaves if _kind(leaf) == "scalar"]]
         return [group for group in self._cache[key] if group]
@@ -141,9 +139,7 @@ class Counter:
         return self._once("leaves", node, lambda: tuple(self._alternatives(node, frozenset())))
 
     def _alternatives(self, node: Any, seen: frozenset[str]) -> Iterator[Schema]:
-        self._pairs += 1
-        if self._pairs > PAIRS:
-            raise InputError("the schema has too many alternatives", "simplify it")
+        self._spend(1)
         if (ref := node.get("$ref")) is not None:
             if ref in seen:
                 raise InputError(f"{ref} of the schema is nothing but itself")
@@ -170,9 +166,7 @@ class Counter:
             properties, _, extra = found
             other = () if extra is None else self._leaves(extra)
             # A name that is known may be any name as well.
-            self._pairs += len(properties) * len(other)
-            if self._pairs > PAIRS:
-                raise InputError("the schema has too many alternatives", "simplify it")
+            self._spend(len(properties) * len(other))
             places = [(*self._leaves(value), *other) for value in properties.values()]
             return [*places, other]
         return [self._leaves(item) for item in _items(leaf) or ()]
@@ -227,6 +221,12 @@ class Counter:
     def _object(self, leaf: Schema) -> tuple[dict[str, Any], set[str], Any] | None:
         """(properties, those that are required, what other names have or None); None for all else."""
         return self._once("object", leaf, lambda: _object(leaf, self._root))
+
+    def _spend(self, pairs: int) -> None:
+        """So much work is to be done; InputError where all of it is too much."""
+        self._pairs += pairs
+        if self._pairs > PAIRS:
+            raise InputError("the schema has too many alternatives", "simplify it")
 
     def _once(self, what: str, node: Any, find: Callable[[], T]) -> T:
         key = what, id(node)

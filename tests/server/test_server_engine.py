@@ -457,7 +457,7 @@ def chain(length: int) -> dict[str, Any]:
     ],
 )  # fmt: skip
 def test_what_begins_in_too_many_ways_is_refused(schema: dict[str, Any], reason: str) -> None:
-    """llama.cpp would follow them all, for hours, in a call that nothing can stop."""
+    """llama.cpp would follow them all, in a call that nothing can stop."""
     with pytest.raises(InputError, match=reason):
         of_schema(schema)
 
