@@ -16,16 +16,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft.benchmarks import baseline, fidelity, memory, quality, speed
-from edgeft.benchmarks.fidelity import Fidelity, Measured, Reference
-from edgeft.benchmarks.quality import Asking
-from edgeft.benchmarks.speed import EFFORT, GRID, QUICK, Effort
-from edgeft.dataset import load_examples
+from edgeft.benchmarks.fidelity import compare, kept_baseline
+from edgeft.benchmarks.fidelity.compare import Fidelity, Measured, Reference
+from edgeft.benchmarks.performance import latency, memory
+from edgeft.benchmarks.performance.latency import EFFORT, GRID, QUICK, Effort
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.data.rows import load_examples
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.records import Measurement, Memory, Speed
-from edgeft.runtimes import Runtime, open_runtime
+from edgeft.runtimes.protocol import Runtime, open_runtime
 
 TOGETHER = 4
 """models that are open at a time, beside the baseline"""
@@ -62,7 +64,7 @@ class Bench:
 
 def bench(options: Bench, asking: Asking) -> list[Measurement]:
     """One row per artifact. InputError before any work for what is no artifact."""
-    kept = options.baseline is not None and options.baseline.suffix == baseline.SUFFIX
+    kept = options.baseline is not None and options.baseline.suffix == kept_baseline.SUFFIX
     live = None if kept else options.baseline
     paths = list(dict.fromkeys([*([live] if live else []), *options.artifacts]))
     for path in paths:
@@ -75,14 +77,14 @@ def bench(options: Bench, asking: Asking) -> list[Measurement]:
         options.keep.parent.mkdir(parents=True, exist_ok=True)
     if kept and not (options.text or options.chats):
         raise InputError(f"{options.baseline} is for --text and --chats", "name one of them")
-    items = quality.load_items(asking) if asking.items else None
-    scores = [quality.measure(path, items, asking, options.shots) if items else None
+    items = evaluate.load_items(asking) if asking.items else None
+    scores = [evaluate.measure(path, items, asking, options.shots) if items else None
               for path in paths]  # fmt: skip
     found = _fidelity(options, paths, live, asking.threads)
     speeds, memories = _speeds(options, paths, live, asking.threads)
     return [
         Measurement(
-            name=score.arm if score else path.stem, path=str(path), size=quality.size_of(path),
+            name=score.arm if score else path.stem, path=str(path), size=evaluate.size_of(path),
             speed=timing, memory=used, score=score,
             fidelity={name: figure.to_json() for name, figure in found.get(path, {}).items()},
         )
@@ -105,7 +107,7 @@ def _speeds(
         colds.append(round(cold, 3))
         memories.append(used)
     cells = GRID if options.grid else QUICK
-    speeds = speed.compare(paths, cells, live, threads, options.effort, options.through)
+    speeds = latency.compare(paths, cells, live, threads, options.effort, options.through)
     return [dataclasses.replace(s, load_cold_s=c)
             for s, c in zip(speeds, colds, strict=True)], memories  # fmt: skip
 
@@ -119,11 +121,11 @@ def _fidelity(
         sequences = _sequences(options, reader)
         every = [item for items in sequences.values() for item in items]
         if options.keep:
-            baseline.save(options.keep, reader, every, str(live))
+            kept_baseline.save(options.keep, reader, every, str(live))
         reference: Runtime | Reference = reader
         if live is None:
             assert options.baseline
-            reference = baseline.Stored(options.baseline, every)
+            reference = kept_baseline.Stored(options.baseline, every)
         others = [path for path in paths if path != live]
         return compared(reference, others, sequences, threads, live)
 
@@ -148,7 +150,7 @@ def compared(
                 )
             for name, items in sequences.items():
                 title = f"fidelity ({name})"
-                figures = fidelity.compare(reference, list(models.values()), items, title)
+                figures = compare.compare(reference, list(models.values()), items, title)
                 for path, figure in zip(models, figures, strict=True):
                     found.setdefault(path, {})[name] = figure
     return found
@@ -157,10 +159,10 @@ def compared(
 def _sequences(options: Bench, reader: Runtime) -> dict[str, list[Measured]]:
     found = {}
     if options.text:
-        found["text"] = fidelity.file_chunks(options.text, reader, options.chunks)
+        found["text"] = compare.file_chunks(options.text, reader, options.chunks)
     if options.chats:
         chats = load_examples(options.chats)
-        found["chats"] = fidelity.chat_answers(chats, reader.chat, reader.encode, ROOM)
+        found["chats"] = compare.chat_answers(chats, reader.chat, reader.encode, ROOM)
     return found
 
 

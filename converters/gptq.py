@@ -2,9 +2,9 @@
 
     convert(merged, out, "4bit", threads=2, calibration=calibration)
 
-Linear layers become codes in AutoGPTQ's layout (`edgeft.packed`), all other weights float16. Groups
+Linear layers become codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other weights float16. Groups
 are of neighbouring columns whatever the order was in which they were quantized: a reader may ignore
-g_idx, and ggml's blocks can hold the same codes (`edgeft.coded`).
+g_idx, and ggml's blocks can hold the same codes (`edgeft.quantization.repack`).
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft import packed
-from edgeft.checkpoint import Array, Spec, write_safetensors
-from edgeft.converters._folder import blocks, finish
+from edgeft.converters.folder import blocks, finish
 from edgeft.errors import FormatError
-from edgeft.gptq import Calibration, Solved, check_computes, linears, quantize
-from edgeft.merge import Merged, sampled
-from edgeft.solver import Uniform
+from edgeft.gptq.quantize import Calibration, Solved, check_computes, linears, quantize
+from edgeft.gptq.solver import Uniform
+from edgeft.merge.landing import sampled
+from edgeft.merge.view import Merged
+from edgeft.weights import gptq_layout
+from edgeft.weights.checkpoint import Array, Spec, write_safetensors
 
 SIZES = (128, 64, 32)
 """columns of a group, by preference"""
@@ -46,7 +47,7 @@ def convert(
     specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
     arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
     write_safetensors(out / "model.safetensors", specs, arrays)
-    about = packed.quantization_config(
+    about = gptq_layout.quantization_config(
         kind.bits, kind.columns, kind.symmetric, checkpoint_format=_layout(kind),
         damp_percent=calibration.damp, **_left(merged),
     )  # fmt: skip
@@ -65,7 +66,7 @@ def check(
 
 def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
     bits = int(quant.removesuffix("bit"))
-    span, widths = packed.whole_words(bits), set()
+    span, widths = gptq_layout.whole_words(bits), set()
     for name in linears(merged):
         rows, columns = merged.shapes[name]
         widths.add(columns)
@@ -120,7 +121,9 @@ def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator
     if name not in solved:
         yield Spec(name, STORED, merged.shapes[name])
         return
-    for part, (dtype, shape) in packed.layout(merged.shapes[name], kind.bits, kind.columns).items():
+    for part, (dtype, shape) in gptq_layout.layout(
+        merged.shapes[name], kind.bits, kind.columns
+    ).items():
         yield Spec(name.removesuffix("weight") + part, dtype, shape)
 
 
@@ -132,4 +135,4 @@ def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterato
     rows = sampled(*merged.shapes[name])
     given: Array = merged.rows(name, rows)
     merged.landed(name, lambda read: read(name, rows), given, codes.take(rows).values())
-    yield from packed.pack(codes, packed.OFFSETS[_layout(kind)]).values()
+    yield from gptq_layout.pack(codes, gptq_layout.OFFSETS[_layout(kind)]).values()

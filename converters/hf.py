@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeft.checkpoint import Spec, write_safetensors
-from edgeft.converters._folder import blocks, finish
-from edgeft.merge import Merged
+from edgeft.converters.folder import blocks, finish
+from edgeft.merge.view import Merged
+from edgeft.weights.checkpoint import Spec, write_safetensors
 
 _DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
 

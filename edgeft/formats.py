@@ -22,7 +22,7 @@ class Format:
     converter: str
     """module:function of `convert(merged, out, quant) -> facts`"""
     runtime: str
-    """module:class with the methods of `edgeft.runtimes.Runtime`"""
+    """module:class with the methods of `edgeft.runtimes.protocol.Runtime`"""
     suffix: str
     """of the artifact's file name; "" for a folder"""
     quants: tuple[str, ...]
@@ -31,7 +31,7 @@ class Format:
     check: str = ""
     """module:function that refuses beforehand what the converter could not write"""
     takes: tuple[str, ...] = ()
-    """options of `edgeft.export.ExportOptions` that are for some formats only"""
+    """options of `edgeft.export.pipeline.ExportOptions` that are for some formats only"""
     solved: tuple[str, ...] = ()
     """quantizations that GPTQ makes: they need something to calibrate on"""
     prepare: str = ""
@@ -47,7 +47,7 @@ FORMATS = {
     for row in (
         Format(
             name="gguf",
-            converter="edgeft.converters.gguf:convert",
+            converter="edgeft.converters.gguf.convert:convert",
             runtime="edgeft.runtimes.gguf:GGUFRuntime",
             suffix=".gguf",
             quants=(
@@ -57,7 +57,7 @@ FORMATS = {
             ),
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
-            check="edgeft.converters.gguf:check",
+            check="edgeft.converters.gguf.convert:check",
             takes=("imatrix", "tensor_types"),
         ),
         Format(
@@ -80,17 +80,17 @@ FORMATS = {
             check="edgeft.converters.gptq:check",
             takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
-            prepare="edgeft.runtimes.gptq:repacked",
+            prepare="edgeft.converters.repacked:repacked",
             reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
         Format(
             name="onnx",
-            converter="edgeft.converters.onnx:convert",
+            converter="edgeft.converters.onnx.convert:convert",
             runtime="edgeft.runtimes.onnx:ONNXRuntime",
             suffix="",
             quants=("f32", "int8", "int4-mixed", "gptq-int4", "int4"),
             default=("int4",),
-            check="edgeft.converters.onnx:check",
+            check="edgeft.converters.onnx.convert:check",
             takes=("group_size",),
             solved=("gptq-int4",),
             engines=("onnxruntime", "onnxruntime-genai"),
@@ -140,7 +140,7 @@ def format_of(path: Path) -> Format:
 
 
 def _is_gptq(folder: Path) -> bool:
-    """Told without a look at the weights; `edgeft.checkpoint.quantization` reads it in full."""
+    """Told without a look at the weights; `edgeft.weights.checkpoint.quantization` reads it in full."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         quantized = config.get("quantization_config")

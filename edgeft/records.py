@@ -2,7 +2,7 @@
 
 Every noun on disk is a directory, or a file with a manifest beside it. The manifest is written
 last: where it is, the noun is complete. It holds the options that made it, the sha256 of every
-file and the identity of its parents (`edgeft.stage.identity`), so that an artifact's history can
+file and the identity of its parents (`edgeft.store.identity`), so that an artifact's history can
 be followed back to the base model and the data.
 """
 
@@ -268,7 +268,7 @@ class Measurement:
     memory: Memory | None
     score: Score | None
     fidelity: dict[str, Any] = field(default_factory=dict)
-    """name of a text -> `edgeft.benchmarks.fidelity.Fidelity.to_json()`"""
+    """name of a text -> `edgeft.benchmarks.fidelity.compare.Fidelity.to_json()`"""
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -285,7 +285,7 @@ class Arm:
     size: int
     """bytes on disk"""
     identity: str
-    """sha256 that names the artifact (`edgeft.stage.identity`)"""
+    """sha256 that names the artifact (`edgeft.store.identity`)"""
     accuracy: float | None = None
     interval: tuple[float, float] | None = None
     """of the accuracy, at 95 %"""
@@ -294,9 +294,9 @@ class Arm:
     speed: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     fidelity: dict[str, Any] | None = None
-    """name of a text -> `edgeft.benchmarks.fidelity.Fidelity.to_json()`"""
+    """name of a text -> `edgeft.benchmarks.fidelity.compare.Fidelity.to_json()`"""
     verdict: dict[str, Any] | None = None
-    """`edgeft.benchmarks.paired.Verdict.to_json()`, of candidates"""
+    """`edgeft.benchmarks.statistics.noninferiority.Verdict.to_json()`, of candidates"""
     retention: dict[str, Any] | None = None
     """how much of the fine-tune's gain is left, where the base was measured"""
     slices: tuple[dict[str, Any], ...] = ()

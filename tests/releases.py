@@ -6,8 +6,8 @@ import dataclasses
 import random
 from typing import Any
 
-from edgeft.benchmarks.paired import Paired, judge, wilson
-from edgeft.benchmarks.retention import Retention
+from edgeft.benchmarks.statistics.noninferiority import Paired, judge, wilson
+from edgeft.benchmarks.statistics.retention import Retention
 from edgeft.records import Arm, Release
 
 N = 400

@@ -72,8 +72,8 @@ def running(*artifacts: Path, **how: Any) -> Iterator[Served]:
 
 def exported(base: Path, out: Path, *quants: str) -> list[Path]:
     """The artifacts of a base, without their proof."""
-    from edgeft.converters.gguf import convert
-    from edgeft.merge import open_merged
+    from edgeft.converters.gguf.convert import convert
+    from edgeft.merge.view import open_merged
 
     made = []
     for quant in quants:

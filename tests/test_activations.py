@@ -12,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft import activations
-from edgeft.activations import Collector, collect
-from edgeft.converters import _vocab
-from edgeft.converters import gguf as converter
+from edgeft.converters.gguf import convert as converter
+from edgeft.converters.gguf import vocabulary
 from edgeft.errors import EdgeftError, InputError
-from edgeft.imatrix import Imatrix, Sums
-from edgeft.merge import open_merged
+from edgeft.export import collect_imatrix
+from edgeft.export.collect_imatrix import Collector, collect
+from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import BATCH, SEQUENCES, GGUFRuntime, _batches
+from edgeft.weights.imatrix import Imatrix, Sums
 
 VOCABULARY = 265
 """of tests/tiny.py"""
@@ -113,7 +113,7 @@ def exact(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def params() -> Any:
         chosen = default_params()
-        chosen.type_k = chosen.type_v = activations.F32
+        chosen.type_k = chosen.type_v = collect_imatrix.F32
         chosen.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         return chosen
 
@@ -166,7 +166,7 @@ def test_the_output_matrix_is_not_computed(dense: Path) -> None:
     collector = Collector()
 
     def observer(address: int, ask: bool) -> bool:
-        (asked if ask else waited).append(activations.Tensor.from_address(address).name)
+        (asked if ask else waited).append(collect_imatrix.Tensor.from_address(address).name)
         return collector(address, ask)
 
     with GGUFRuntime(dense, 1) as runtime:
@@ -248,7 +248,7 @@ def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, An
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_expert_count(6)
     writer.add_expert_used_count(2)
-    _vocab.write(writer, base, VOCABULARY)
+    vocabulary.write(writer, base, VOCABULARY)
     for name, values in tensors.items():
         writer.add_tensor(name, np.float32(values))
     writer.write_header_to_file()
@@ -281,9 +281,9 @@ def test_a_weight_of_three_dimensions_is_several_matrices(
     """As ggml_mul_mat broadcasts: the weight's matrices are repeated over the input's."""
     wide, deep = matrices
     given = np.random.default_rng(0).normal(size=(3, 4, 7, 5)).astype(np.float32)
-    monkeypatch.setattr(activations, "_view", lambda tensor: tensor)
+    monkeypatch.setattr(collect_imatrix, "_view", lambda tensor: tensor)
     weight: Any = SimpleNamespace(ne=[5, 6, wide, deep])
-    sums, counts = activations._dense_sums(given, weight)  # type: ignore[arg-type]
+    sums, counts = collect_imatrix._dense_sums(given, weight)  # type: ignore[arg-type]
     assert sums.shape == (wide * deep, 5) and counts.tolist() == [84 / (wide * deep)] * wide * deep
     for i in range(deep):
         for j in range(wide):
@@ -299,17 +299,17 @@ def test_values_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
 
 def test_inputs_on_another_device_are_copied(dense: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = collect(dense, CASES["packed"], threads=1)
-    monkeypatch.setattr(activations._ggml(), "ggml_backend_buffer_is_host", lambda _: False)
+    monkeypatch.setattr(collect_imatrix._ggml(), "ggml_backend_buffer_is_host", lambda _: False)
     assert_same(collect(dense, CASES["packed"], threads=1), here, 0)
 
 
 def test_names_of_copied_weights() -> None:
     names = (b"CUDA0#blk.0.attn_k.weight#0", b"CPU#blk.0.attn_k.weight", b"blk.0.attn_k.weight")
-    assert {activations._weight_name(name) for name in names} == {"blk.0.attn_k.weight"}
+    assert {collect_imatrix._weight_name(name) for name in names} == {"blk.0.attn_k.weight"}
 
 
 def shuffled() -> Iterator[list[tuple[str, Any]]]:
-    fields = list(activations.Tensor._fields_)
+    fields = list(collect_imatrix.Tensor._fields_)
     yield [("new", ctypes.c_int64), *fields]
     for i in (1, 3, 4, 6, 7, 9, 10):
         yield [*fields[:i], ("new", ctypes.c_int64), *fields[i:]]
@@ -324,13 +324,13 @@ def test_another_layout_is_refused(fields: Any, monkeypatch: pytest.MonkeyPatch)
     class Other(ctypes.Structure):
         _fields_ = fields
 
-    monkeypatch.setattr(activations, "Tensor", Other)
-    activations._operations.cache_clear()
+    monkeypatch.setattr(collect_imatrix, "Tensor", Other)
+    collect_imatrix._operations.cache_clear()
     try:
         with pytest.raises(EdgeftError, match="another way"):
             Collector()
     finally:
-        activations._operations.cache_clear()
+        collect_imatrix._operations.cache_clear()
 
 
 @pytest.mark.parametrize("when", [True, False])

@@ -13,13 +13,14 @@ import pytest
 from families import MOE, SMALL, Tiny, make_tiny
 from tiny import make_base, make_tokenizer
 
-from edgeft import stage
-from edgeft.adapter import Weighted
-from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
-from edgeft.converters import gguf, hf
+from edgeft import store
+from edgeft.adapter.read import Weighted
+from edgeft.converters import hf
+from edgeft.converters.gguf import convert
 from edgeft.errors import AdapterError, FormatError, ProofError
-from edgeft.merge import Merged, open_merged
-from edgeft.template import ChatTemplate
+from edgeft.merge.view import Merged, open_merged
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
 
 ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TIED = SMALL | {"tie_word_embeddings": True}
@@ -261,7 +262,7 @@ def test_resized_embeddings_and_the_adapters_tokenizer(
 def test_gguf_of_resized_and_untied_embeddings(
     bases: Callable[[str], Path], tmp_path: Path, variant: str
 ) -> None:
-    from edgeft.benchmarks.parity import check_greedy, check_tokens
+    from edgeft.benchmarks.fidelity.parity import check_greedy, check_tokens
     from edgeft.runtimes.gguf import GGUFRuntime
     from edgeft.runtimes.reference import ReferenceRuntime
 
@@ -270,7 +271,7 @@ def test_gguf_of_resized_and_untied_embeddings(
     rows = add_tokens(base, folder, 5)
     make_adapter(base, folder, rows=rows, **lora)
     merged = open_merged(base, folder)
-    gguf.convert(merged, tmp_path / "x.gguf", "f32", threads=1)
+    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=1)
     merged.proof()
     wanted = logits(reload(base, folder, rows))
     weights = ((name, merged.tensor(name)) for name in merged.shapes)
@@ -763,18 +764,18 @@ def test_export_of_a_sum(tmp_path: Path, edgeft: Callable[..., Any]) -> None:
     ran = edgeft("merge-export", "--adapter", one, "--adapter", f"{two}:0.5", "--out",
                  tmp_path / "out", "--quant", "f16", "--format", "gguf,hf")  # fmt: skip
     assert ran.code == 0, ran.err
-    manifest = stage.read_manifest(tmp_path / "out" / "f16.gguf")
+    manifest = store.read_manifest(tmp_path / "out" / "f16.gguf")
     assert manifest is not None
     assert manifest.parents == {
-        "base": stage.identity(base), "adapter": stage.identity(one),
-        "adapter 2": stage.identity(two),
+        "base": store.identity(base), "adapter": store.identity(one),
+        "adapter 2": store.identity(two),
     }  # fmt: skip
     assert manifest.options["weights"] == [1.0, 0.5]
     assert manifest.facts["parity"]["greedy"]["tokens"] > 0
     assert ran.err.count("no longer tied") == 1
     again = edgeft("merge-export", "--adapter", one, "--out", tmp_path / "single", "--quant", "f16")
     assert again.code == 0, again.err
-    single = stage.read_manifest(tmp_path / "single" / "f16.gguf")
+    single = store.read_manifest(tmp_path / "single" / "f16.gguf")
     assert single is not None
     assert set(single.parents) == {"base", "adapter"}
     assert set(single.options) == {"format", "quant", "merge_base", "validation"}
@@ -788,7 +789,7 @@ def test_lineage_is_checked_for_every_adapter(bases: Callable[[str], Path], tmp_
     base = bases("plain")
     one = make_adapter(base, tmp_path / "one")
     other = tmp_path / "other"
-    with stage.writing(other, kind="adapter", options={"base": "elsewhere"},
+    with store.writing(other, kind="adapter", options={"base": "elsewhere"},
                        parents={"base": "0" * 64}) as work:  # fmt: skip
         shutil.copytree(one, work.path, dirs_exist_ok=True)
     with pytest.raises(AdapterError, match="trained on another base.*trained on elsewhere"):

@@ -12,11 +12,11 @@ import pytest
 from conftest import Family
 from families import CHATGLM, TINY, exact_gelu
 
-from edgeft import blockwise
-from edgeft.blockwise import Blocks, stage_of
 from edgeft.errors import FormatError, InputError
-from edgeft.gptq import linears
-from edgeft.merge import Merged, open_merged
+from edgeft.gptq import blocks as gptq_blocks
+from edgeft.gptq.blocks import Blocks, stage_of
+from edgeft.gptq.quantize import linears
+from edgeft.merge.view import Merged, open_merged
 
 Sequences = list[list[int]]
 CLOSE = 5e-5
@@ -83,11 +83,11 @@ def test_rows_of_any_length(make: Family) -> None:
     """One longer than WIDTH is a row of its own; a single token is a conversation, too."""
     base, adapter, live = make("llama")
     merged = open_merged(base, adapter)
-    sequences = conversations(merged, 1, 300, 212, 1, blockwise.WIDTH + 88, 1, 1)
+    sequences = conversations(merged, 1, 300, 212, 1, gptq_blocks.WIDTH + 88, 1, 1)
     sequences.insert(2, [])
     blocks = Blocks(merged, sequences, threads=1)
     spans = [span.stop - span.start for span, _ in blocks.rows]
-    assert spans == [301, 213, blockwise.WIDTH + 88, 2] and sum(spans) == blocks.tokens
+    assert spans == [301, 213, gptq_blocks.WIDTH + 88, 2] and sum(spans) == blocks.tokens
     wanted = alone(live, [ids for ids in sequences if ids])
     for block in blocks:
         assert apart(blocks.states, wanted[block.number]) < CLOSE
@@ -226,7 +226,7 @@ def test_few_hessians_at_a_time(make: Family, monkeypatch: pytest.MonkeyPatch) -
     stages = list(block.stages())
     assert [len(stage) for stage in stages] == [3, 1, 4, 4]
     whole = block.gather(stages[2])
-    monkeypatch.setattr(blockwise, "HESSIANS", 2 * 4 * 64**2)
+    monkeypatch.setattr(gptq_blocks, "HESSIANS", 2 * 4 * 64**2)
     batches = list(block.stages())
     assert [len(stage) for stage in batches] == [2, 1, 1, 2, 2, 1, 1, 1, 1]
     parts = [group for stage in batches[3:5] for group in block.gather(stage)]
@@ -243,7 +243,7 @@ def test_panels_of_a_hessian(make: Family, monkeypatch: pytest.MonkeyPatch) -> N
     block = next(iter(Blocks(merged, conversations(merged, 100), threads=1)))
     stage = next(block.stages())
     (whole,) = block.gather(stage)
-    monkeypatch.setattr(blockwise, "PANEL", 40)
+    monkeypatch.setattr(gptq_blocks, "PANEL", 40)
     (pieces,) = block.gather(stage)
     assert apart(pieces.hessian, whole.hessian) < 1e-5
 
@@ -301,7 +301,7 @@ def test_linear_is_put_back(make: Family) -> None:
     real = torch.nn.functional.linear
     block = next(iter(Blocks(merged, conversations(merged, 20), threads=1)))
     stage = next(block.stages())
-    full = mock.patch.object(blockwise._Watch, "_add", side_effect=RuntimeError("full"))
+    full = mock.patch.object(gptq_blocks._Watch, "_add", side_effect=RuntimeError("full"))
     with full, pytest.raises(RuntimeError, match="full"):
         block.gather(stage)
     assert torch.nn.functional.linear is real

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.benchmarks.quality import Asking
+from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.benchmarks.suites import load_suite
-from edgeft.export import ExportOptions, export
-from edgeft.gguf_header import read
+from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Release
-from edgeft.release import Gate, gate
+from edgeft.release.gate import Gate, gate
+from edgeft.weights.gguf_reader import read
 
 pytestmark = pytest.mark.slow
 ALPACA = (
@@ -24,9 +24,10 @@ STEPS = 240
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    from edgeft.adapter import Weighted
-    from edgeft.base import resolve
-    from edgeft.train.sft import TrainOptions, train
+    from edgeft.adapter.read import Weighted
+    from edgeft.base.resolve import resolve
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
 
     folder = tmp_path_factory.mktemp("fine-tune")
     suite = load_suite("smart_home")

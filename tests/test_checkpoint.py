@@ -13,7 +13,8 @@ import pytest
 from safetensors import SafetensorError, safe_open
 from safetensors import numpy as st_numpy
 
-from edgeft.checkpoint import (
+from edgeft.errors import InputError
+from edgeft.weights.checkpoint import (
     MAX_HEADER,
     Checkpoint,
     Spec,
@@ -21,7 +22,6 @@ from edgeft.checkpoint import (
     stored_as,
     write_safetensors,
 )
-from edgeft.errors import InputError
 
 Array = npt.NDArray[np.float32]
 SHAPES: dict[str, tuple[int, ...]] = {

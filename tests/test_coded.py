@@ -16,11 +16,12 @@ from families import DEEPSEEK, MOE, Tiny, make_tiny
 from safetensors.numpy import load_file, save_file
 from tiny import some_codes, write_gptq
 
-from edgeft import coded, packed
-from edgeft.checkpoint import Checkpoint
-from edgeft.converters import gguf
+from edgeft.converters.gguf import convert as gguf
 from edgeft.errors import FormatError, ProofError
-from edgeft.merge import Merged, open_merged
+from edgeft.merge.view import Merged, open_merged
+from edgeft.quantization import repack
+from edgeft.weights import gptq_layout
+from edgeft.weights.checkpoint import Checkpoint
 
 
 class Given:
@@ -28,21 +29,21 @@ class Given:
 
     offset = 1
 
-    def __init__(self, codes: packed.Codes) -> None:
-        self.arrays = packed.pack(codes)
+    def __init__(self, codes: gptq_layout.Codes) -> None:
+        self.arrays = gptq_layout.pack(codes)
 
     def layer(self, name: str) -> Any:
         return self.arrays
 
-    def codes(self, name: str, rows: Any) -> packed.Codes:
-        return packed.unpack(self.arrays, rows)
+    def codes(self, name: str, rows: Any) -> gptq_layout.Codes:
+        return gptq_layout.unpack(self.arrays, rows)
 
 
-def repacked(codes: packed.Codes) -> tuple[str, bool, npt.NDArray[np.float32]]:
+def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float32]]:
     """(type, whether it says that nothing was lost, the values that gguf reads)."""
     from gguf import dequantize
 
-    made = coded.Repacked(Given(codes))  # type: ignore[arg-type]
+    made = repack.Repacked(Given(codes))  # type: ignore[arg-type]
     kind = made.kind("x")
     assert kind is not None
     data = np.concatenate([made.rows("x", slice(0, 40)), made.rows("x", slice(40, 64))])
@@ -71,7 +72,7 @@ def test_asymmetric_codes_say_whether_they_do(bits: int) -> None:
     np.testing.assert_array_equal(values, codes.values())
 
 
-HALVES: dict[str, packed.Codes] = {
+HALVES: dict[str, gptq_layout.Codes] = {
     "any order": some_codes(64, 96, 4, 32, sym=True, order=True),
     "8 bits, asymmetric": some_codes(64, 96, 8, 32, sym=False),
     "columns": some_codes(64, 80, 4, 80, sym=True),
@@ -87,7 +88,7 @@ def test_what_has_no_block_is_float16(case: str) -> None:
         np.testing.assert_array_equal(values, codes.values().astype(np.float16))
 
 
-def in_powers(codes: packed.Codes) -> packed.Codes:
+def in_powers(codes: gptq_layout.Codes) -> gptq_layout.Codes:
     """The same with scales of one bit, so that float16 holds every value."""
     scales = (2 ** np.round(np.log2(np.abs(codes.scales)))).astype(np.float16)
     return dataclasses.replace(codes, scales=scales)
@@ -98,14 +99,14 @@ def test_a_scale_that_is_no_number() -> None:
     given = Given(codes)
     given.arrays["scales"][0, 3] = np.nan
     with pytest.raises(ValueError, match="not every value is finite"):
-        coded.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
+        repack.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
 
 
-def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], coded.Repacked]:
+def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], repack.Repacked]:
     """(name -> (type, values as gguf reads them), where the bytes came from)"""
     from gguf import GGUFReader, dequantize
 
-    made = coded.Repacked(Checkpoint(folder))
+    made = repack.Repacked(Checkpoint(folder))
     gguf.convert(merged, out, "f16", threads=2, coded=made)
     found = GGUFReader(out).tensors
     return {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}, made
@@ -141,7 +142,9 @@ def test_the_repacked_file_holds_the_codes_values(
     assert seen == made.keys()
 
 
-def values(made: dict[str, packed.Codes], merged: Merged, name: str) -> npt.NDArray[np.float32]:
+def values(
+    made: dict[str, gptq_layout.Codes], merged: Merged, name: str
+) -> npt.NDArray[np.float32]:
     """Of a tensor: what the codes were before they were packed, else what the base holds."""
     return made[name].values() if name in made else merged.rows(name, slice(None))
 
@@ -177,7 +180,7 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
     base, _, _ = make("llama")
     folder, _ = write_gptq(base, tmp_path / "q")
 
-    class Damaged(coded.Repacked):
+    class Damaged(repack.Repacked):
         def rows(self, source: str, rows: Any) -> npt.NDArray[np.uint8]:
             return np.full_like(super().rows(source, rows), 0xFF)  # scales that are NaN
 

@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.conversation import Conversation, OnlyClient, answering
-from edgeft.dataset import load_examples
+from edgeft.chat.conversation import Conversation
+from edgeft.chat.engine_client import OnlyClient, answering
+from edgeft.data.rows import load_examples
 from edgeft.errors import DataError, EdgeftError, InputError
-from edgeft.generation import choose
 from edgeft.records import Limits, Message, Sampling, Token
-from edgeft.template import ChatTemplate
+from edgeft.runtimes.sampling import choose
+from edgeft.tokenizer.chat_template import ChatTemplate
 
 
 class Echo:
@@ -161,7 +162,7 @@ def test_turns_that_do_not_alternate_are_dropped_from_question_to_question() -> 
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export import ExportOptions, export
+    from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("conversation")
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path

@@ -8,20 +8,13 @@ from typing import Any
 
 import pytest
 
-from edgeft.dataset import (
-    IGNORED,
-    Encoded,
-    calibration,
-    encode,
-    encode_all,
-    fingerprint,
-    load_examples,
-    split,
-    text_calibration,
-)
+from edgeft.data.encoding import IGNORED, Encoded, calibration, encode, encode_all, text_calibration
+from edgeft.data.rows import load_examples
+from edgeft.data.splits import fingerprint, split
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
-from edgeft.template import ChatTemplate, Encode, encoder
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import Encode, encoder
 
 CHATML = (
     "{% for message in messages %}"

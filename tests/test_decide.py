@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from tiny import make_chats
 
-from edgeft.decide import own_chats, sample
 from edgeft.errors import InputError
-from edgeft.merge import open_merged
+from edgeft.export.own_chats import own_chats, sample
+from edgeft.merge.view import open_merged
 
 
 def test_validation_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

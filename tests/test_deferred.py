@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.deferred import deferred_model, evaluate, is_deferred, leaves
+from edgeft.converters.onnx.deferred import deferred_model, evaluate, is_deferred, leaves
 from edgeft.errors import InputError
-from edgeft.merge import open_merged
+from edgeft.merge.view import open_merged
 
 Family = Callable[[str], tuple[Path, Path, Any]]
 

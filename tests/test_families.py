@@ -17,8 +17,9 @@ from conftest import Family
 from families import CHATGLM, TEXT, TINY, half_gelu, make_tiny
 
 from edgeft import models
-from edgeft.converters import gguf, hf
-from edgeft.merge import open_merged
+from edgeft.converters import hf
+from edgeft.converters.gguf import convert
+from edgeft.merge.view import open_merged
 from edgeft.records import Limits
 from edgeft.runtimes.gguf import GGUFRuntime
 
@@ -29,7 +30,7 @@ def test_gguf_has_the_logits_of_the_live_adapter(make: Family, case: str, tmp_pa
 
     base, adapter, live = make(case)
     merged = open_merged(base, adapter)
-    gguf.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
+    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
     assert merged.proof().beta == pytest.approx(1, abs=1e-4)
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)

@@ -14,16 +14,16 @@ from conftest import Family
 from families import DEEPSEEK, GLM, LONGROPE, TEXT, TINY, YARN, Tiny, make_tiny
 
 from edgeft import models
-from edgeft.adapter import Weighted
-from edgeft.base import import_gguf
-from edgeft.converters import _metadata, gguf
+from edgeft.adapter.read import Weighted
+from edgeft.base.gguf_import import import_gguf
+from edgeft.converters.gguf import convert, metadata
 from edgeft.errors import FormatError, InputError
-from edgeft.export import ExportOptions, export
-from edgeft.merge import open_merged
+from edgeft.export.pipeline import ExportOptions, export
+from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.train import sft
+from edgeft.train.methods import qlora
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
     "rotary_pct": (
@@ -60,8 +60,8 @@ def test_older_config_json_means_the_same(make: Family, about: str, tmp_path: Pa
     for key in ("rope_parameters", "layer_types"):
         assert getattr(read, key, None) == getattr(live.config, key, None), "not the same model"
     want, got = open_merged(base, None), open_merged(folder, None)
-    assert _metadata.metadata(got) == _metadata.metadata(want)
-    wanted, found = _metadata.rope_factors(want), _metadata.rope_factors(got)
+    assert metadata.metadata(got) == metadata.metadata(want)
+    wanted, found = metadata.rope_factors(want), metadata.rope_factors(got)
     assert wanted.keys() == found.keys()
     assert all(np.array_equal(wanted[name], found[name]) for name in wanted)
 
@@ -79,7 +79,7 @@ def test_what_config_json_leaves_out_is_as_in_transformers(family: str) -> None:
     left_out = {*card.defaults, "rope_parameters", "layer_types"}
     short = {key: value for key, value in whole.items() if key not in left_out}
     header = [
-        _metadata.metadata(SimpleNamespace(card=card, config=config))  # type: ignore[arg-type]
+        metadata.metadata(SimpleNamespace(card=card, config=config))  # type: ignore[arg-type]
         for config in (whole, short)
     ]
     assert header[0] == header[1]
@@ -133,15 +133,15 @@ def test_what_llama_cpp_does_not_compute_is_refused(
     config = json.loads((base / "config.json").read_text())
     folder = _variant(base, tmp_path, config | keys)
     with pytest.raises(FormatError, match="llama.cpp does not |what its rope_ratio 50"):
-        _metadata.metadata(open_merged(folder, None))
+        metadata.metadata(open_merged(folder, None))
 
 
 def test_phi3_is_offered_as_far_as_its_window(make: Family, tmp_path: Path) -> None:
     base, _, _ = make("phi3")
     config = json.loads((base / "config.json").read_text())
     folder = _variant(base, tmp_path, config | {"sliding_window": 100})
-    assert _metadata.metadata(open_merged(folder, None))["phi3.context_length"] == 100
-    assert _metadata.metadata(open_merged(base, None))["phi3.context_length"] == 256
+    assert metadata.metadata(open_merged(folder, None))["phi3.context_length"] == 100
+    assert metadata.metadata(open_merged(base, None))["phi3.context_length"] == 256
 
 
 def test_buffers_of_older_checkpoints_are_no_weights() -> None:
@@ -172,7 +172,7 @@ def test_import_of_a_family_that_only_export_knows_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EDGEFT_HOME", str(tmp_path))
-    gguf.convert(open_merged(make("gemma2")[0], None), tmp_path / "x.gguf", "f32", threads=1)
+    convert.convert(open_merged(make("gemma2")[0], None), tmp_path / "x.gguf", "f32", threads=1)
     with pytest.raises(FormatError, match="GGUF import does not read gemma2"):
         import_gguf(tmp_path / "x.gguf", "x")
 
@@ -186,7 +186,7 @@ def test_deepseek_without_compressed_queries_has_any_number_of_layers(
 
     few = {"q_lora_rank": None, "hidden_size": 32, "num_hidden_layers": layers}
     base, _, live = make_tiny(tmp_path, Tiny("DeepseekV2Config", DEEPSEEK | few))
-    gguf.convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
+    convert.convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)
         got = model.logits(ids)
@@ -266,9 +266,9 @@ def test_training_adapts_the_layers_that_this_size_has(
     _, _, live = make(case)
     card = models.card_for({"architectures": ["DeepseekV2ForCausalLM"]})
     always = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
-    assert set(sft._targets(live, (), card)) == queries | always
+    assert set(qlora.target_modules(live, (), card)) == queries | always
     with pytest.raises(InputError, match="no modules named up"):
-        sft._targets(live, ("o_proj", "up"), card)
+        qlora.target_modules(live, ("o_proj", "up"), card)
 
 
 @pytest.mark.parametrize("case", ["mixtral", "gemma2", "deepseek2-lite", "chatglm2-32k"])

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft import gguf_header
-from edgeft.describe import describe
 from edgeft.errors import InputError
+from edgeft.report.describe import describe
+from edgeft.weights import gguf_reader
 
 SCALARS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32",
            "float64", "bool")  # fmt: skip
@@ -47,7 +47,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_it_reads_what_ggufreader_reads(file: Path) -> None:
     from gguf import GGUFReader, dequantize
 
-    theirs, ours = GGUFReader(file), gguf_header.read(file)
+    theirs, ours = GGUFReader(file), gguf_reader.read(file)
     fields = {k: f.contents() for k, f in theirs.fields.items() if not k.startswith("GGUF.")}
     assert ours.meta == fields and len(fields) == len(SCALARS) + 6
     assert [type(ours.meta[key]) for key in fields] == [type(value) for value in fields.values()]
@@ -56,7 +56,7 @@ def test_it_reads_what_ggufreader_reads(file: Path) -> None:
         assert found.shape == tuple(reversed(wanted.shape.tolist()))
         assert (found.type, found.offset) == (wanted.tensor_type, wanted.data_offset)
         assert (found.count, found.size) == (wanted.n_elements, wanted.n_bytes)
-        values = dequantize(gguf_header.data(ours, found), found.type)
+        values = dequantize(gguf_reader.data(ours, found), found.type)
         np.testing.assert_array_equal(values, dequantize(wanted.data, wanted.tensor_type))
         assert values.shape == found.shape
 
@@ -75,7 +75,7 @@ def test_a_large_vocabulary_is_cheap(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.close()
     tracemalloc.start()
-    header = gguf_header.read(tmp_path / "x.gguf")
+    header = gguf_reader.read(tmp_path / "x.gguf")
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert header.meta["tokenizer.ggml.tokens"] == tokens
@@ -85,19 +85,19 @@ def test_a_large_vocabulary_is_cheap(tmp_path: Path) -> None:
 def refused(path: Path, content: bytes, says: str) -> None:
     path.write_bytes(content)
     with pytest.raises(InputError, match=says) as caught:
-        gguf_header.read(path)
+        gguf_reader.read(path)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
 
 
 def test_a_cut_file_is_one_line(file: Path, tmp_path: Path) -> None:
-    whole, header = file.read_bytes(), gguf_header.read(file)
+    whole, header = file.read_bytes(), gguf_reader.read(file)
     last = max(header.tensors.values(), key=lambda tensor: tensor.offset)
     first = min(tensor.offset for tensor in header.tensors.values())
     ends = [*range(0, first, 5), *range(first, last.offset + last.size, 40)]
     for end in [*ends, last.offset + last.size - 1]:
         refused(tmp_path / "x.gguf", whole[:end], "is not a whole GGUF file: ")
     (tmp_path / "x.gguf").write_bytes(whole[: last.offset + last.size])  # padding is not missed
-    assert gguf_header.read(tmp_path / "x.gguf").meta == header.meta
+    assert gguf_reader.read(tmp_path / "x.gguf").meta == header.meta
 
 
 def start(tensors: int, values: int, *more: bytes) -> bytes:
@@ -150,7 +150,7 @@ def test_hostile_files_are_one_line(tmp_path: Path, case: str) -> None:
 
 def test_whatever_is_changed_is_read_or_refused(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
-    end = min(tensor.offset for tensor in gguf_header.read(file).tensors.values())
+    end = min(tensor.offset for tensor in gguf_reader.read(file).tensors.values())
     draw, changed = np.random.default_rng(0), tmp_path / "x.gguf"
     outcomes: list[Any] = []
     for _ in range(400):
@@ -169,4 +169,4 @@ def test_whatever_is_changed_is_read_or_refused(file: Path, tmp_path: Path) -> N
 def test_no_file_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="is not a whole GGUF file"):
-            gguf_header.read(path)
+            gguf_reader.read(path)

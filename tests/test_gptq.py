@@ -17,11 +17,12 @@ import pytest
 from conftest import Family
 from safetensors.numpy import save
 
-from edgeft import blockwise, gptq
 from edgeft.errors import ProofError
-from edgeft.gptq import Calibration, linears, quantize
-from edgeft.merge import Merged, open_merged
-from edgeft.solver import Kind, Uniform
+from edgeft.gptq import blocks
+from edgeft.gptq import quantize as driver
+from edgeft.gptq.quantize import Calibration, linears, quantize
+from edgeft.gptq.solver import Kind, Uniform
+from edgeft.merge.view import Merged, open_merged
 
 KIND = Uniform(4, 32, True)
 
@@ -36,13 +37,13 @@ def merged(make: Family) -> Merged:
 def solved_layers(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """Columns of every matrix that is solved."""
     seen: list[int] = []
-    real = gptq.solve
+    real = driver.solve
 
     def counted(weight: Any, *more: Any) -> Any:
         seen.append(weight.shape[1])
         return real(weight, *more)
 
-    monkeypatch.setattr(gptq, "solve", counted)
+    monkeypatch.setattr(driver, "solve", counted)
     yield seen
 
 
@@ -94,19 +95,19 @@ def test_a_stopped_run_comes_to_the_same(
     quantize(merged, every(merged), Calibration(sequences, tmp_path / "whole"), threads=1)
     parts = Calibration(sequences, tmp_path / "parts")
     with monkeypatch.context() as patch:
-        patch.setattr(blockwise.Block, "run", stop)
+        patch.setattr(blocks.Block, "run", stop)
         with pytest.raises(KeyboardInterrupt):
             quantize(merged, every(merged), parts, threads=1)
     assert len(hashes(tmp_path / "parts")) == 1
     quantize(merged, every(merged), parts, threads=1)
     assert hashes(tmp_path / "parts") == hashes(tmp_path / "whole")
-    monkeypatch.setattr(blockwise, "HESSIANS", 1)
+    monkeypatch.setattr(blocks, "HESSIANS", 1)
     one = Calibration(sequences, tmp_path / "one", offload=True)
     quantize(merged, every(merged), one, threads=1)
     assert hashes(tmp_path / "one") == hashes(tmp_path / "whole"), "one Hessian at a time"
 
 
-def stop(block: blockwise.Block) -> None:
+def stop(block: blocks.Block) -> None:
     raise KeyboardInterrupt
 
 
@@ -188,12 +189,12 @@ def test_the_most_damping_is_told(
 ) -> None:
     """Of all layers, and of those that are done already, too."""
     needed = iter([0.01, 1.0, 0.01, 0.1, 0.01, 0.1, 0.01, 0.01])
-    real = gptq.solve
+    real = driver.solve
 
     def harder(*given: Any) -> Any:
         return dataclasses.replace(real(*given), damp=next(needed))
 
-    monkeypatch.setattr(gptq, "solve", harder)
+    monkeypatch.setattr(driver, "solve", harder)
     calibration = Calibration(conversations(merged, 200), tmp_path)
     for _ in range(2):
         assert quantize(merged, every(merged), calibration, threads=1).facts()["damp"] == 1.0

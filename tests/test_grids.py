@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft import ggml
-from edgeft.grids import codes_of, grid_of, supports, values, with_codes
+from edgeft.quantization import ggml
+from edgeft.quantization.ggml_blocks import codes_of, grid_of, supports, values, with_codes
 
 Bytes = npt.NDArray[np.uint8]
 

@@ -20,12 +20,12 @@ from tiny import make_base
 from voting import NAMES, make_pairs
 
 from edgeft.errors import EdgeftError
-from edgeft.export import ExportOptions, export
+from edgeft.export.pipeline import ExportOptions, export
 from edgeft.human.booth import Booth, Refused
 from edgeft.human.server import serving
 from edgeft.human.tally import count, text
 from edgeft.human.votes import Vote, VotesFile, left_to_ask, standing
-from edgeft.webpage import content_policy
+from edgeft.web.content_policy import content_policy
 
 
 def votes(said: str, rater: str = "", first: int = 0) -> list[Vote]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from edgeft.errors import InputError
-from edgeft.imatrix import Imatrix, Sums, read, write
+from edgeft.weights.imatrix import Imatrix, Sums, read, write
 
 DENSE, ROUTED = "blk.0.attn_q.weight", "blk.1.ffn_up_exps.weight"
 

@@ -7,9 +7,9 @@ import re
 import pytest
 from tiny import CHATML
 
-from edgeft.modelfile import frame_of, modelfile
+from edgeft.export.modelfile import frame_of, modelfile
 from edgeft.records import Message
-from edgeft.template import ALPACA, ChatTemplate
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"

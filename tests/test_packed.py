@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from tiny import make_base, some_codes, write_gptq
 
-from edgeft import packed
-from edgeft.checkpoint import Checkpoint, Spec, stored_as, write_safetensors
 from edgeft.errors import InputError
+from edgeft.weights import gptq_layout
+from edgeft.weights.checkpoint import Checkpoint, Spec, stored_as, write_safetensors
 
 BITS = [2, 3, 4, 8]
 
@@ -32,7 +32,7 @@ def bit_stream(fields: list[int], bits: int) -> list[int]:
 @pytest.mark.parametrize("bits", BITS)
 def test_the_words_bit_by_bit(bits: int, offset: int) -> None:
     codes = some_codes(64, 96, bits, group=32, sym=False)
-    arrays = packed.pack(codes, offset)
+    arrays = gptq_layout.pack(codes, offset)
     assert {name: array.dtype.name for name, array in arrays.items()} == {
         "qweight": "int32", "qzeros": "int32", "scales": "float16", "g_idx": "int32"
     }  # fmt: skip
@@ -52,7 +52,7 @@ def test_three_bits_as_autogptq_places_them() -> None:
     one = sum(x[i] << 3 * i for i in range(10)) | (x[10] & 3) << 30
     two = x[10] >> 2 | sum(x[11 + i] << 3 * i + 1 for i in range(10)) | (x[21] & 1) << 31
     three = x[21] >> 1 | sum(x[22 + i] << 3 * i + 2 for i in range(10))
-    words = packed.pack(codes)["qweight"][:, 5].view(np.uint32)
+    words = gptq_layout.pack(codes)["qweight"][:, 5].view(np.uint32)
     assert words.tolist() == [one, two, three]
 
 
@@ -67,12 +67,12 @@ def test_unpack_is_the_way_back_by_any_rows(bits: int, order: bool) -> None:
     ]  # fmt: skip
     assert codes.values().dtype == np.float32
     np.testing.assert_array_equal(codes.values(), np.array(want))
-    arrays = packed.pack(codes)
-    picks: list[packed.Rows] = [
+    arrays = gptq_layout.pack(codes)
+    picks: list[gptq_layout.Rows] = [
         slice(None), slice(7, 41), slice(60, 99), np.array([63, 0, 17, 17]), np.array([], np.intp)
     ]  # fmt: skip
     for rows in picks:
-        found = packed.unpack(arrays, rows)
+        found = gptq_layout.unpack(arrays, rows)
         np.testing.assert_array_equal(found.values(), codes.take(rows).values())
         np.testing.assert_array_equal(found.zeros, codes.zeros[rows])
         assert (found.bits, found.scales.dtype) == (bits, np.float16)
@@ -80,16 +80,16 @@ def test_unpack_is_the_way_back_by_any_rows(bits: int, order: bool) -> None:
 
 def test_a_zero_that_was_stored_as_minus_one() -> None:
     codes = some_codes(32, 32, 4, group=32, sym=False)
-    arrays = packed.pack(codes)
+    arrays = gptq_layout.pack(codes)
     arrays["qzeros"][0, 1] = -1
-    zeros = packed.unpack(arrays).zeros[:, 0]
+    zeros = gptq_layout.unpack(arrays).zeros[:, 0]
     assert zeros[8:16].tolist() == [0] * 8
     np.testing.assert_array_equal(
         np.delete(zeros, range(8, 16)), np.delete(codes.zeros[:, 0], range(8, 16))
     )
 
 
-def change(**changes: Any) -> packed.Codes:
+def change(**changes: Any) -> gptq_layout.Codes:
     return dataclasses.replace(some_codes(32, 32, 4, group=32, sym=True), **changes)
 
 
@@ -108,14 +108,14 @@ def change(**changes: Any) -> packed.Codes:
         (change(groups=np.ones(32, np.int32)), "a group that does not exist"),
     ],
 )  # fmt: skip
-def test_what_has_no_place_is_refused(codes: packed.Codes, says: str) -> None:
+def test_what_has_no_place_is_refused(codes: gptq_layout.Codes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
-        packed.pack(codes)
+        gptq_layout.pack(codes)
 
 
 def test_a_zero_of_zero_has_a_place_in_v2() -> None:
     codes = change(zeros=np.zeros((32, 1), np.uint8))
-    assert not packed.unpack(packed.pack(codes, offset=0), offset=0).zeros.any()
+    assert not gptq_layout.unpack(gptq_layout.pack(codes, offset=0), offset=0).zeros.any()
 
 
 def test_a_folder_of_gptq_is_read_like_any_other(tmp_path: Path, tiny_base: Path) -> None:
@@ -138,11 +138,11 @@ def test_a_folder_of_gptq_is_read_like_any_other(tmp_path: Path, tiny_base: Path
 
 def test_a_block_of_rows_takes_the_memory_of_a_block(tmp_path: Path) -> None:
     big = some_codes(4096, 1024, 4, group=128, sym=True)
-    arrays = packed.pack(big)
+    arrays = gptq_layout.pack(big)
     kinds = {name: "F16" if name == "scales" else "I32" for name in arrays}
     specs = [Spec(f"big.{name}", kinds[name], array.shape) for name, array in arrays.items()]
     write_safetensors(tmp_path / "model.safetensors", specs, arrays.values())
-    config = {"quantization_config": packed.quantization_config(4, 128)}
+    config = {"quantization_config": gptq_layout.quantization_config(4, 128)}
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = Checkpoint(tmp_path)
     tracemalloc.start()
@@ -203,13 +203,13 @@ def test_settings_that_cannot_be_read(
 def test_other_methods_are_named(tmp_path: Path) -> None:
     for method in ("awq", "fp8", "bitsandbytes"):
         with pytest.raises(InputError, match=f"is quantized by {method} .*take the unquantized"):
-            packed.settings({"quant_method": method, "bits": 4}, tmp_path)
+            gptq_layout.settings({"quant_method": method, "bits": 4}, tmp_path)
 
 
 def test_layers_of_several_widths(tmp_path: Path, tiny_base: Path) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", dynamic={r".*q_proj": {"bits": 8}})
     eight = some_codes(128, 64, 8, group=32, sym=True)
-    parts = {f"{LAYER}.{part}": array for part, array in packed.pack(eight).items()}
+    parts = {f"{LAYER}.{part}": array for part, array in gptq_layout.pack(eight).items()}
     rewrite(folder, lambda arrays: arrays | parts)
     np.testing.assert_array_equal(Checkpoint(folder).read(f"{LAYER}.weight"), eight.values())
 

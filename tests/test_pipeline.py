@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from tiny import make_base, make_chats
 
-from edgeft import stage
-from edgeft.dataset import fingerprint, load_examples
+from edgeft import machine, store
+from edgeft.data.rows import load_examples
+from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import AdapterError, ProofError
-from edgeft.merge import open_merged
-from edgeft.train.sft import training_examples, validation_examples
+from edgeft.merge.view import open_merged
 
 Run = Callable[..., Any]
 TRAIN = ("--steps", 6, "--batch-size", 4, "--learning-rate", 5e-3, "--save-every", 2)
@@ -25,7 +25,8 @@ TRAIN = ("--steps", 6, "--batch-size", 4, "--learning-rate", 5e-3, "--save-every
 
 @pytest.fixture(scope="module")
 def adapter(tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.train.sft import TrainOptions, train
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
 
     output = tmp_path_factory.mktemp("adapter") / "adapter"
     train(TrainOptions(base=tiny_base, data=tiny_chats, output=output, steps=6, batch_size=4,
@@ -35,8 +36,8 @@ def adapter(tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="module")
 def artifacts(adapter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.adapter import Weighted
-    from edgeft.export import ExportOptions, export
+    from edgeft.adapter.read import Weighted
+    from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("artifacts")
     export(ExportOptions(out=out, adapter=(Weighted(adapter),), quants=("f16", "q8_0", "q4_k_m")))
@@ -54,10 +55,10 @@ def peft_merged(base: Path, adapter: Path) -> Any:
 
 
 def test_the_adapter_is_pefts_and_records_how_it_was_made(adapter: Path, tiny_base: Path) -> None:
-    manifest = stage.read_manifest(adapter)
+    manifest = store.read_manifest(adapter)
     assert manifest is not None
     assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
-    assert manifest.parents["base"] == stage.identity(tiny_base)
+    assert manifest.parents["base"] == store.identity(tiny_base)
     assert manifest.options["steps"] == 6
     curve = manifest.facts["validation_loss"]
     assert len(curve) >= 2
@@ -68,7 +69,7 @@ def test_the_adapter_is_pefts_and_records_how_it_was_made(adapter: Path, tiny_ba
 def test_the_splits_are_found_again_from_the_manifest(
     adapter: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
-    manifest = stage.read_manifest(adapter)
+    manifest = store.read_manifest(adapter)
     assert manifest is not None
     train, held = (find(manifest.options) for find in (training_examples, validation_examples))
     assert len(train) == manifest.facts["examples"]["train"]
@@ -95,7 +96,7 @@ def test_the_nf4_view_is_what_training_saw(adapter: Path, tiny_base: Path) -> No
     import bitsandbytes.functional as bnb
     import torch
 
-    from edgeft.checkpoint import Checkpoint
+    from edgeft.weights.checkpoint import Checkpoint
 
     merged, plain = open_merged(tiny_base, None, "nf4"), Checkpoint(tiny_base)
     for name in merged.shapes:
@@ -115,9 +116,9 @@ def test_f16_gguf_has_the_logits_of_the_merged_model(
 ) -> None:
     import torch
 
-    from edgeft.runtimes import open_runtime
+    from edgeft.runtimes.protocol import open_runtime
 
-    facts = stage.read_manifest(artifacts / "f16.gguf").facts  # type: ignore[union-attr]
+    facts = store.read_manifest(artifacts / "f16.gguf").facts  # type: ignore[union-attr]
     merged = open_merged(tiny_base, adapter, facts["merge_base"]["chosen"])
     oracle = peft_merged(tiny_base, adapter)
     with torch.no_grad():
@@ -137,13 +138,13 @@ def test_f16_gguf_has_the_logits_of_the_merged_model(
 
 def test_every_artifact_carries_its_proof(artifacts: Path) -> None:
     for name in ("f16", "q8_0", "q4_k_m"):
-        manifest = stage.read_manifest(artifacts / f"{name}.gguf")
+        manifest = store.read_manifest(artifacts / f"{name}.gguf")
         assert manifest is not None
         assert manifest.facts["proof"]["tensors"] == 14
         assert manifest.facts["proof"]["beta"] == pytest.approx(1, abs=0.15)
         assert manifest.facts["parity"]["stops"] == ["<|im_end|>"]
         assert set(manifest.facts["merge_base"]["loss"]) == {"w16", "nf4"}
-    f16 = stage.read_manifest(artifacts / "f16.gguf")
+    f16 = store.read_manifest(artifacts / "f16.gguf")
     assert f16 is not None
     assert f16.facts["parity"]["greedy"]["tokens"] > 0
 
@@ -154,8 +155,8 @@ def test_a_merge_that_did_not_land_is_refused(
     adapter: Path, tiny_base: Path, tmp_path: Path, factor: float, quant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from edgeft.converters import gguf
-    from edgeft.merge import Merged
+    from edgeft.converters.gguf import convert
+    from edgeft.merge.view import Merged
 
     merged = open_merged(tiny_base, adapter)
 
@@ -164,7 +165,7 @@ def test_a_merge_that_did_not_land_is_refused(
         return weight + np.float32(factor) * self._delta_rows(name, rows)
 
     monkeypatch.setattr(Merged, "rows", wrong)
-    gguf.convert(merged, tmp_path / "x.gguf", quant, threads=1)
+    convert.convert(merged, tmp_path / "x.gguf", quant, threads=1)
     with pytest.raises(ProofError, match=f"did not land in .*beta {factor:.3f}"):
         merged.proof()
 
@@ -185,7 +186,7 @@ def test_a_delta_that_the_type_lost_or_doubled_is_refused(
 def test_importance_from_the_chats_that_were_learned(
     adapter: Path, tmp_path: Path, edgeft: Run
 ) -> None:
-    from edgeft import imatrix
+    from edgeft.weights import imatrix
 
     command = ("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
                "--merge-base", "w16", "--imatrix", "auto", "--tensor-type", "attn_v=q8_0", "--json")  # fmt: skip
@@ -196,7 +197,7 @@ def test_importance_from_the_chats_that_were_learned(
     matrix = imatrix.read(tmp_path / "imatrix.gguf")
     assert len(matrix.tensors) == 14
     held = 2  # of 40 examples
-    made = stage.read_manifest(tmp_path / "imatrix.gguf")
+    made = store.read_manifest(tmp_path / "imatrix.gguf")
     assert made is not None and made.facts["chats"] == 40 - held
     plain = edgeft(*command[:9], "--json", "--overwrite")
     assert plain.code == 0
@@ -214,7 +215,7 @@ def test_an_imatrix_of_ones_own_is_not_replaced(adapter: Path, tmp_path: Path, e
 
 def test_every_artifact_was_held_to_the_live_adapter(artifacts: Path) -> None:
     for name in ("f16", "q8_0", "q4_k_m"):
-        manifest = stage.read_manifest(artifacts / f"{name}.gguf")
+        manifest = store.read_manifest(artifacts / f"{name}.gguf")
         assert manifest is not None
         live = manifest.facts["parity"]["live"]
         assert live["prompts"] == 32
@@ -299,7 +300,7 @@ def test_4bit_base_learns_the_same(
                  tmp_path / "a", *TRAIN, "--keep-4bit", "--json")  # fmt: skip
     assert ran.code == 0, ran.err
     losses = dict(json.loads(ran.out)["validation_loss"])
-    fast = dict(stage.read_manifest(adapter).facts["validation_loss"])  # type: ignore[union-attr]
+    fast = dict(store.read_manifest(adapter).facts["validation_loss"])  # type: ignore[union-attr]
     assert losses.keys() == fast.keys()
     for step, loss in losses.items():
         assert loss == pytest.approx(fast[step], rel=0.02)
@@ -396,7 +397,7 @@ def test_the_command_line_has_the_defaults_of_the_options() -> None:
     import dataclasses
 
     from edgeft.cli.train_qlora import command
-    from edgeft.train.sft import TrainOptions
+    from edgeft.train.options import TrainOptions
 
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     del defaults["micro_batch_size"]  # the batch size, where it is not given
@@ -432,11 +433,11 @@ def test_disk_and_memory_refusals_name_the_figure(
     adapter: Path, edgeft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     tiny_base: Path, tiny_chats: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(stage.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "o", "--quant", "f16")
     assert ran.code == 1 and "of disk" in ran.err and "1 kB is free" in ran.err
     monkeypatch.undo()
-    monkeypatch.setattr(stage, "available_memory", lambda: 5_000_000)
+    monkeypatch.setattr(machine, "available_memory", lambda: 5_000_000)
     ran = edgeft("train-qlora", "--base", tiny_base, "--data", tiny_chats, "--output",
                  tmp_path / "a")  # fmt: skip
     assert ran.code == 1 and "of memory, 5.0 MB is available" in ran.err
@@ -460,7 +461,7 @@ def test_config_file_fills_options_and_refuses_unknown_keys(
     ran = edgeft("train-qlora", "--config", config, "--data", tiny_chats, "--output",
                  tmp_path / "a")  # fmt: skip
     assert ran.code == 0, ran.err
-    manifest = stage.read_manifest(tmp_path / "a")
+    manifest = store.read_manifest(tmp_path / "a")
     assert manifest is not None
     assert (manifest.options["steps"], manifest.options["lora_r"]) == (1, 4)
     config.write_text('[merge-export]\nquant = "q9"\n[train-qlora]\nlora-rank = 4\n')

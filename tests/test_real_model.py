@@ -13,11 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeft import base, stage
+from edgeft import store
+from edgeft.base import resolve
 from edgeft.benchmarks.suites import load_suite
-from edgeft.checkpoint import Checkpoint
 from edgeft.errors import InputError
 from edgeft.models import sources
+from edgeft.weights.checkpoint import Checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is 56."
@@ -32,8 +33,8 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
     import llama_cpp
     from gguf import GGUFReader
 
-    from edgeft.export import ExportOptions, export
-    from edgeft.runtimes import open_runtime
+    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.runtimes.protocol import open_runtime
 
     (exported,) = export(
         ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False)
@@ -65,10 +66,10 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
-    plain = Checkpoint(base.resolve("smollm2-135m"))
-    folder = base.resolve("smollm2-135m-dithered")
+    plain = Checkpoint(resolve.resolve("smollm2-135m"))
+    folder = resolve.resolve("smollm2-135m-dithered")
     dithered = Checkpoint(folder)
-    manifest = stage.read_manifest(folder)
+    manifest = store.read_manifest(folder)
     assert manifest is not None
     assert manifest.options["dither_seed"] == 20260101
     assert "claims about quantization" in manifest.facts["about"]
@@ -82,12 +83,12 @@ def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
     assert (np.abs(noise).max(1) <= spread / 15 * 0.75 + 1e-3).mean() > 0.99
     assert abs(noise.mean()) < 1e-4
     assert noise.std() > 1e-3
-    again = Checkpoint(base.resolve("smollm2-135m", dither_seed=20260101))
+    again = Checkpoint(resolve.resolve("smollm2-135m", dither_seed=20260101))
     np.testing.assert_array_equal(again.read(name), dithered.read(name))
-    other = Checkpoint(base.resolve("smollm2-135m", dither_seed=1))
+    other = Checkpoint(resolve.resolve("smollm2-135m", dither_seed=1))
     assert (other.read(name) != dithered.read(name)).mean() > 0.9
     with pytest.raises(InputError, match="no embedded base, only those are dithered"):
-        base.resolve(str(folder), dither_seed=1)
+        resolve.resolve(str(folder), dither_seed=1)
 
 
 def commands_of_the_readme() -> list[str]:

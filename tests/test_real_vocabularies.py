@@ -12,11 +12,13 @@ import pytest
 from tiny import byte_letters
 from vocabs import LlamaCpp, random_texts, write_folder, write_gguf
 
-from edgeft import base, gguf_header, models
-from edgeft.benchmarks.parity import TORTURE, check_tokens
+from edgeft import models
+from edgeft.base import gguf_import
+from edgeft.benchmarks.fidelity.parity import TORTURE, check_tokens
 from edgeft.errors import FormatError, ProofError
-from edgeft.sentencepiece import SentencePiece, added_token
-from edgeft.template import encoder
+from edgeft.tokenizer.hf_files import encoder
+from edgeft.tokenizer.sentencepiece import SentencePiece, added_token
+from edgeft.weights import gguf_reader
 
 pytestmark = pytest.mark.slow
 DATA = Path(__file__).resolve().parent.parent / "build" / "vocabularies"
@@ -50,7 +52,7 @@ def test_a_gguf_comes_in_and_goes_out(tmp_path: Path, name: str) -> None:
     file = data("gguf") / f"ggml-vocab-{name}.gguf"
     folder = tmp_path / "model"
     folder.mkdir()
-    base._write_tokenizer(gguf_header.read(file), folder, {"max_position_embeddings": 64})
+    gguf_import._write_tokenizer(gguf_reader.read(file), folder, {"max_position_embeddings": 64})
     encode = encoder(folder)
     vectors = Path(f"{file}.out")
     if vectors.exists():
@@ -73,7 +75,9 @@ def test_a_gguf_comes_in_and_goes_out(tmp_path: Path, name: str) -> None:
 def test_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
     file = data("gguf") / f"ggml-vocab-{name}.gguf"
     with pytest.raises(FormatError, match="GGUF import does not read"):
-        base._write_tokenizer(gguf_header.read(file), tmp_path, {"max_position_embeddings": 64})
+        gguf_import._write_tokenizer(
+            gguf_reader.read(file), tmp_path, {"max_position_embeddings": 64}
+        )
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)

@@ -11,14 +11,13 @@ from typing import Any
 import pytest
 from tiny import make_base
 
-from edgeft import report
-from edgeft.benchmarks import quality
-from edgeft.benchmarks.quality import Asking
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.errors import InputError
-from edgeft.export import ExportOptions, export
+from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Release
-from edgeft.release import Gate, gate
-from edgeft.report import page
+from edgeft.release.gate import Gate, gate
+from edgeft.report import page, tables
 
 WORDS = [
     "river",
@@ -59,7 +58,7 @@ def items(tmp_path_factory: pytest.TempPathFactory, arms: dict[str, Path]) -> Pa
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
     asking = Asking(str(path), scorer="choice")
-    chosen = quality.measure(arms["f32"], quality.load_items(asking), asking)
+    chosen = evaluate.measure(arms["f32"], evaluate.load_items(asking), asking)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -132,7 +131,7 @@ def test_bounds_of_one_look_are_not_told_after_many(arms: dict[str, Path], items
     release = gate(Gate((arms["f16"],), arms["f32"], early_stop=True), ask(items))
     verdict = release.arms[-1].verdict
     assert verdict and verdict["lower"] is None and verdict["upper"] is None
-    assert "≥" not in report.release_text(release) and page.html(release)
+    assert "≥" not in tables.release_text(release) and page.html(release)
 
 
 def test_equal_names_are_told_apart(arms: dict[str, Path], items: Path, tmp_path: Path) -> None:
@@ -156,7 +155,7 @@ def test_equal_names_are_told_apart(arms: dict[str, Path], items: Path, tmp_path
 def test_a_question_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "same.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' * 80 + '{"prompt": "c", "answer": "d"}\n')
-    assert [e.line for e in quality.load_items(Asking(str(path))).examples] == [1, 81]
+    assert [e.line for e in evaluate.load_items(Asking(str(path))).examples] == [1, 81]
 
 
 def test_a_scorer_of_ones_own_is_asked_again(
@@ -165,13 +164,13 @@ def test_a_scorer_of_ones_own_is_asked_again(
     scorer = tmp_path / "mine.py"
     asking = Asking(str(items), scorer=str(scorer), max_tokens=2, limit=5)
     scorer.write_text("def score(reply, wanted):\n    return 1.0\n")
-    questions = dataclasses.replace(quality.load_items(asking), may_be_cut=True)
-    assert quality.measure(arms["f16"], questions, asking).values == (1.0,) * 5
+    questions = dataclasses.replace(evaluate.load_items(asking), may_be_cut=True)
+    assert evaluate.measure(arms["f16"], questions, asking).values == (1.0,) * 5
     scorer.write_text("def score(reply, wanted):\n    return 0.25\n")
-    assert quality.measure(arms["f16"], questions, asking).values == (0.25,) * 5
+    assert evaluate.measure(arms["f16"], questions, asking).values == (0.25,) * 5
     scorer.write_text("def score(reply, wanted):\n    raise SystemExit(0)\n")
     with pytest.raises(InputError, match="failed: SystemExit"):
-        quality.measure(arms["f16"], questions, asking)
+        evaluate.measure(arms["f16"], questions, asking)
 
 
 def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
@@ -209,16 +208,16 @@ def test_refusals_are_gated_apart(
     assert "nothing to lose" in never.safety["arms"]["f16.gguf"]["reason"]
     assert never.outcome == "PASS"
     # A baseline that refuses all, and a candidate that refuses nothing any more.
-    real = quality.measure
+    real = evaluate.measure
 
-    def measure(path: Path, own: quality.Items, *rest: Any) -> Any:
+    def measure(path: Path, own: evaluate.Items, *rest: Any) -> Any:
         score = real(path, own, *rest)
         if own.scorer == "refusal" and path == arms["f32"]:
             values = tuple(float(e.answer == "unsafe") for e in own.examples)
             return type(score)(**vars(score) | {"values": values})
         return score
 
-    monkeypatch.setattr(quality, "measure", measure)
+    monkeypatch.setattr(evaluate, "measure", measure)
     lost = gate(Gate((arms["f16"],), arms["f32"], refusals=prompts), ask(items))
     assert lost.outcome == "FAIL" and lost.ship is None
     assert "refusing what is unsafe" in lost.reason

@@ -14,13 +14,12 @@ from typing import Any
 import pytest
 from releases import HOSTILE, bare, sample
 
-from edgeft import report
-from edgeft.benchmarks.fidelity import Fidelity
-from edgeft.benchmarks.paired import Verdict
-from edgeft.benchmarks.retention import Retention
+from edgeft.benchmarks.fidelity.compare import Fidelity
+from edgeft.benchmarks.statistics.noninferiority import Verdict
+from edgeft.benchmarks.statistics.retention import Retention
 from edgeft.errors import InputError
 from edgeft.records import Arm, Cell, Memory, Release, Speed
-from edgeft.report import page, plots
+from edgeft.report import page, plots, storage, tables
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 ALL = ("margin", "models", "figures", "latency", "fidelity", "slices", "refusals", "losses",
@@ -61,12 +60,12 @@ def full() -> Reader:
 
 def test_the_three_files(tmp_path: Path) -> None:
     release = sample()
-    made = report.write(release, tmp_path / "new" / "report")
+    made = storage.write(release, tmp_path / "new" / "report")
     assert made == tmp_path / "new/report/report.html"
     assert {path.name for path in made.parent.iterdir()} == {
         "report.html", "report.json", "report.md"
     }  # fmt: skip
-    again = report.read(made.parent / "report.json")
+    again = storage.read(made.parent / "report.json")
     assert json.loads(json.dumps(again.to_json())) == json.loads(json.dumps(release.to_json()))
     assert page.html(again) == made.read_text(encoding="utf-8") == page.html(release)
 
@@ -79,7 +78,7 @@ def test_what_was_measured_outlives_a_page_that_cannot_be_made(
 
     monkeypatch.setattr(page, "html", broken)
     with pytest.raises(RuntimeError):
-        report.write(sample(), tmp_path)
+        storage.write(sample(), tmp_path)
     assert json.loads((tmp_path / "report.json").read_text())["ship"] == "q4_k_m.gguf"
     assert not (tmp_path / "report.html").exists()
 
@@ -197,7 +196,7 @@ def test_every_key_of_a_part_may_be_absent(part: str) -> None:
 def test_a_release_without_arms_is_still_a_page() -> None:
     empty = Release("INCONCLUSIVE", None, "", {}, (), {})
     assert "Not decided yet" in Reader(page.html(empty)).text
-    assert report.arms_table(()) in page.markdown(empty)
+    assert tables.arms_table(()) in page.markdown(empty)
 
 
 def test_the_note(tmp_path: Path) -> None:
@@ -211,7 +210,7 @@ def test_the_note(tmp_path: Path) -> None:
 
 
 def test_a_cell_cannot_leave_its_table() -> None:
-    assert report.table(["a"], [["b|c\nd"]]).splitlines()[2] == r"| b\|c d |"
+    assert tables.table(["a"], [["b|c\nd"]]).splitlines()[2] == r"| b\|c d |"
 
 
 def test_numbers_that_json_cannot_say(tmp_path: Path) -> None:
@@ -220,8 +219,8 @@ def test_numbers_that_json_cannot_say(tmp_path: Path) -> None:
         release.arms[5], accuracy=float("nan"), memory={"peak": float("inf")},
         losses=({"prompt": "\ud800", "wanted": "\x00", "baseline": "", "answer": "\udfff"},),
     )  # fmt: skip
-    report.write(dataclasses.replace(release, arms=(*release.arms[:5], arm)), tmp_path)
-    again = report.read(tmp_path / "report.json").arms[5]
+    storage.write(dataclasses.replace(release, arms=(*release.arms[:5], arm)), tmp_path)
+    again = storage.read(tmp_path / "report.json").arms[5]
     assert again.accuracy is None and again.memory == {"peak": None}
     assert again.losses[0]["prompt"] == "?"
 
@@ -306,7 +305,7 @@ def test_labels_do_not_cover_each_other() -> None:
 
 
 def documented() -> dict[str, set[str]]:
-    text = (Path(report.__file__).parent / "SCHEMA.md").read_text(encoding="utf-8")
+    text = (Path(tables.__file__).parent / "SCHEMA.md").read_text(encoding="utf-8")
     parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
     return {part.split()[0]: set(re.findall(r"^\| `(\w+)` \|", part, re.MULTILINE))
             for part in parts}  # fmt: skip
@@ -339,7 +338,7 @@ def test_what_a_release_holds_is_documented() -> None:
 
 
 def test_the_command_makes_the_page_again(edgeft: Callable[..., Any], tmp_path: Path) -> None:
-    made = report.write(sample(), tmp_path / "one")
+    made = storage.write(sample(), tmp_path / "one")
     before = made.read_text()
     made.unlink()
     ran = edgeft("report", tmp_path / "one/report.json")
@@ -350,7 +349,7 @@ def test_the_command_makes_the_page_again(edgeft: Callable[..., Any], tmp_path: 
 
 
 def test_another_report_is_not_overwritten(edgeft: Callable[..., Any], tmp_path: Path) -> None:
-    page_of_bare = report.write(bare(), tmp_path).read_text()
+    page_of_bare = storage.write(bare(), tmp_path).read_text()
     (tmp_path / "old.json").write_text(json.dumps(sample().to_json()))
     ran = edgeft("report", tmp_path / "old.json")
     assert ran.code == 2 and "--out" in ran.err
@@ -393,6 +392,6 @@ def test_bad_input_is_one_line(
 
 def test_a_missing_file_and_a_folder_are_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
-        report.read(tmp_path / "none.json")
+        storage.read(tmp_path / "none.json")
     with pytest.raises(InputError, match="is a folder"):
-        report.read(tmp_path)
+        storage.read(tmp_path)

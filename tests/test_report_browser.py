@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from releases import LONG, bare, sample
 
-from edgeft import report
+from edgeft.report import storage
 
 CONTRAST = """() => {
   const channel = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4
@@ -50,7 +50,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         arms=tuple(dataclasses.replace(arm, name=names[arm.name]) for arm in full.arms),
     )  # fmt: skip
     releases = {"full": full, "bare": bare(), "wordy": wordy}
-    return {name: report.write(one, folder / name) for name, one in releases.items()}
+    return {name: storage.write(one, folder / name) for name, one in releases.items()}
 
 
 @pytest.mark.parametrize("name", ["full", "bare", "wordy"])

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from vocabs import LlamaCpp, random_texts, train_sentencepiece, write_gguf
 
-from edgeft.benchmarks.parity import TORTURE, check_tokens
+from edgeft.benchmarks.fidelity.parity import TORTURE, check_tokens
 from edgeft.errors import FormatError, InputError
-from edgeft.sentencepiece import CHATGLM, CHATGLM_ROLES, SentencePiece
-from edgeft.template import ChatTemplate, encoder, load_tokenizer
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder, load_tokenizer
+from edgeft.tokenizer.sentencepiece import CHATGLM, CHATGLM_ROLES, SentencePiece
 
 CORPUS = [line for text in TORTURE for line in text.splitlines()] * 9
 SIZE = 1500

@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft import ggml, grids, solver
 from edgeft.errors import ProofError
-from edgeft.solver import Arrays, Ggml, Kind, Scales, Uniform, solve
+from edgeft.gptq import solver
+from edgeft.gptq.solver import Arrays, Ggml, Kind, Scales, Uniform, solve
+from edgeft.quantization import ggml, ggml_blocks
 
 torch: Any = pytest.importorskip("torch")
 
@@ -209,9 +210,9 @@ def test_inputs_that_do_not_hang_together(kind: Kind) -> None:
         assert (mine <= errors * (1 + 1e-4) + 1e-9).all()
     if isinstance(kind, Ggml) and kind.qtype.name.endswith("_K"):
         data = ggml.quantize(weight.numpy(), kind.qtype, 1, np.ones(256, np.float32))
-        mine, other = (grids.grid_of(d, kind.qtype) for d in (solved.stored["data"], data))
+        mine, other = (ggml_blocks.grid_of(d, kind.qtype) for d in (solved.stored["data"], data))
         assert np.array_equal(mine.step, other.step) and np.array_equal(mine.low, other.low)
-        found, wanted = (grids.codes_of(d, kind.qtype) for d in (solved.stored["data"], data))
+        found, wanted = (ggml_blocks.codes_of(d, kind.qtype) for d in (solved.stored["data"], data))
         assert (found == wanted).mean() > 0.9
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from edgeft import stage
+from edgeft import files, machine, store
 from edgeft.errors import InputError, ResourceError, StaleError
 
 NAMES = ("model.gguf", "model")
@@ -25,11 +25,11 @@ PARENTS = {"base": "ab" * 32}
 
 
 def make(target: Path, text: str, options: dict[str, Any] = OPTIONS, **more: Any) -> None:
-    with stage.writing(target, kind="artifact", options=options, parents=PARENTS, **more) as work:
+    with store.writing(target, kind="artifact", options=options, parents=PARENTS, **more) as work:
         fill(work, text)
 
 
-def fill(work: stage.Work, text: str) -> None:
+def fill(work: store.Work, text: str) -> None:
     work.facts["letters"] = len(text)
     if work.path.is_dir():
         (work.path / "sub").mkdir()
@@ -51,7 +51,7 @@ def content(target: Path) -> str | None:
 
 
 def finished(target: Path, options: dict[str, Any] = OPTIONS) -> bool:
-    return stage.finished(target, "artifact", options, PARENTS) is not None
+    return store.finished(target, "artifact", options, PARENTS) is not None
 
 
 def names(folder: Path) -> list[str]:
@@ -66,7 +66,7 @@ def beside(name: str) -> list[str]:
 def test_a_clean_exit_leaves_the_target_and_its_manifest(tmp_path: Path, name: str) -> None:
     target = tmp_path / "new" / "folder" / name
     make(target, "abc")
-    manifest = stage.read_manifest(target)
+    manifest = store.read_manifest(target)
     assert manifest is not None and content(target) == "abc"
     parts = {name: "abc"} if target.is_file() else {"config.json": "abc", "sub/more.bin": "abcabc"}
     assert {part: (record.sha256, record.size) for part, record in manifest.files.items()} == {
@@ -84,7 +84,7 @@ def test_an_exception_in_the_block_leaves_nothing(
     tmp_path: Path, name: str, error: type[BaseException]
 ) -> None:
     target = tmp_path / name
-    with pytest.raises(error), stage.writing(target, kind="base", options={}, parents={}) as work:
+    with pytest.raises(error), store.writing(target, kind="base", options={}, parents={}) as work:
         fill(work, "half")
         raise error
     assert names(tmp_path) == []
@@ -96,7 +96,7 @@ def test_an_exception_leaves_the_old_artifact(tmp_path: Path, name: str) -> None
     make(target, "old")
     with (
         pytest.raises(KeyboardInterrupt),
-        stage.writing(target, kind="artifact", options={}, parents={}, overwrite=True) as work,
+        store.writing(target, kind="artifact", options={}, parents={}, overwrite=True) as work,
     ):
         fill(work, "half")
         raise KeyboardInterrupt
@@ -108,7 +108,7 @@ def test_overwrite_spares_a_folder_that_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "project" / "notes.txt").write_text("mine")
     with (
         pytest.raises(StaleError, match="was not made by this command"),
-        stage.writing(tmp_path / "project", kind="adapter", options={}, parents={},
+        store.writing(tmp_path / "project", kind="adapter", options={}, parents={},
                       overwrite=True),
     ):  # fmt: skip
         pass
@@ -120,13 +120,13 @@ def test_finished_only_for_the_same_run(tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     assert not finished(target)
     make(target, "abc")
-    found = stage.finished(target, "artifact", OPTIONS | {"targets": ("q", "v")}, dict(PARENTS))
+    found = store.finished(target, "artifact", OPTIONS | {"targets": ("q", "v")}, dict(PARENTS))
     assert found is not None and found.facts == {"letters": 3}
-    assert stage.finished(target, "artifact", OPTIONS | {"rank": 16}, PARENTS) is None
-    assert stage.finished(target, "artifact", {}, PARENTS) is None
-    assert stage.finished(target, "artifact", OPTIONS, {"base": "cd" * 32}) is None
-    assert stage.finished(target, "artifact", OPTIONS, PARENTS | {"data": "ef"}) is None
-    assert stage.finished(target, "adapter", OPTIONS, PARENTS) is None
+    assert store.finished(target, "artifact", OPTIONS | {"rank": 16}, PARENTS) is None
+    assert store.finished(target, "artifact", {}, PARENTS) is None
+    assert store.finished(target, "artifact", OPTIONS, {"base": "cd" * 32}) is None
+    assert store.finished(target, "artifact", OPTIONS, PARENTS | {"data": "ef"}) is None
+    assert store.finished(target, "adapter", OPTIONS, PARENTS) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -141,7 +141,7 @@ def test_not_finished_when_a_file_is_missing_or_of_another_size(tmp_path: Path, 
     assert not finished(target)
     part.write_text(whole)
     assert finished(target)
-    stage.manifest_path(target).unlink()
+    store.manifest_path(target).unlink()
     assert not finished(target)
 
 
@@ -160,7 +160,7 @@ def test_not_finished_when_a_file_is_missing_or_of_another_size(tmp_path: Path, 
 def test_a_broken_manifest_is_an_input_error(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "manifest.json").write_text(text)
     with pytest.raises(InputError, match=says) as caught:
-        stage.read_manifest(tmp_path)
+        store.read_manifest(tmp_path)
     assert str(tmp_path / "manifest.json") in str(caught.value) and caught.value.hint
 
 
@@ -277,36 +277,36 @@ def test_write_text_leaves_the_old_text_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     path = tmp_path / "facts.json"
-    stage.write_text(path, "old")
+    files.write_text(path, "old")
     with monkeypatch.context() as patch:
         patch.setattr(os, function, FailNth(getattr(os, function), 1))
         with pytest.raises(OSError, match="No space"):
-            stage.write_text(path, "new")
+            files.write_text(path, "new")
     assert path.read_text() == "old" and names(tmp_path) == ["facts.json"]
-    stage.write_text(path, "newer ü")
+    files.write_text(path, "newer ü")
     assert path.read_text(encoding="utf-8") == "newer ü"
 
 
 def test_preflight_names_the_needed_figure(tmp_path: Path) -> None:
-    stage.preflight(tmp_path / "not" / "yet", "training", disk=1, memory=1)
+    machine.preflight(tmp_path / "not" / "yet", "training", disk=1, memory=1)
     says = rf"^training needs 5000\.0 TB of disk at {re.escape(str(tmp_path))}, .* is free$"
     with pytest.raises(ResourceError) as caught:
-        stage.preflight(tmp_path / "not" / "yet", "training", disk=5 * 10**15)
+        machine.preflight(tmp_path / "not" / "yet", "training", disk=5 * 10**15)
     assert re.match(says, caught.value.message) and caught.value.hint
     with pytest.raises(ResourceError, match=r"merging needs about 7000\.0 TB of memory, .* is ava"):
-        stage.preflight(tmp_path, "merging", memory=7 * 10**15)
+        machine.preflight(tmp_path, "merging", memory=7 * 10**15)
 
 
 def test_available_memory_is_no_more_than_the_machine_has() -> None:
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert 0 < stage.available_memory() <= total
+    assert 0 < machine.available_memory() <= total
 
 
 def test_files_in_the_page_cache_are_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "CGROUP", tmp_path)
-    without_limit = stage.available_memory()
+    monkeypatch.setattr(machine, "CGROUP", tmp_path)
+    without_limit = machine.available_memory()
     for limit, current, available in (
         (10_000_000, 9_000_000, 5_000_000),
         (3_000_000, 9_000_000, 0),
@@ -319,9 +319,9 @@ def test_files_in_the_page_cache_are_available(
             "workingset_refault_file 77\n"
         )
         if available is None:
-            assert stage.available_memory() == pytest.approx(without_limit, rel=0.5)
+            assert machine.available_memory() == pytest.approx(without_limit, rel=0.5)
         else:
-            assert stage.available_memory() == available
+            assert machine.available_memory() == available
 
 
 @pytest.mark.parametrize(
@@ -330,31 +330,31 @@ def test_files_in_the_page_cache_are_available(
      (4_200_000_000, "4.2 GB"), (1.5e12, "1.5 TB"), (2e15, "2000.0 TB")],
 )  # fmt: skip
 def test_human(size: float, text: str) -> None:
-    assert stage.human(size) == text
+    assert files.human(size) == text
 
 
 def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
     parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json",
              "additional_chat_templates/rag.jinja")  # fmt: skip
-    with stage.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
+    with store.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
         for part in parts:
             (work.path / part).parent.mkdir(exist_ok=True)
             (work.path / part).write_text(part)
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "model", copy)
     (copy / "manifest.json").unlink()
-    assert stage.identity(copy) == stage.identity(tmp_path / "model")
+    assert store.identity(copy) == store.identity(tmp_path / "model")
     manifest = tmp_path / "model" / "manifest.json"
     raw = json.loads(manifest.read_text())
     raw["files"] = dict(reversed(raw["files"].items()))
     manifest.write_text(json.dumps(raw))
-    assert stage.identity(copy) == stage.identity(tmp_path / "model"), "the order does not count"
+    assert store.identity(copy) == store.identity(tmp_path / "model"), "the order does not count"
     for part in parts:
         (copy / part).write_text("other")
-        assert stage.identity(copy) != stage.identity(tmp_path / "model"), part
+        assert store.identity(copy) != store.identity(tmp_path / "model"), part
         (copy / part).write_text(part)
     (copy / "tokenizer.json").rename(copy / "tokens.json")
-    assert stage.identity(copy) != stage.identity(tmp_path / "model"), "a name counts"
+    assert store.identity(copy) != store.identity(tmp_path / "model"), "a name counts"
 
 
 def test_a_file_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
@@ -363,6 +363,6 @@ def test_a_file_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "model.gguf", tmp_path / "copy" / "other.gguf")
     digest = hashlib.sha256(b"abc").hexdigest()
     assert (
-        stage.identity(tmp_path / "model.gguf") == digest == stage.sha256(tmp_path / "model.gguf")
+        store.identity(tmp_path / "model.gguf") == digest == files.sha256(tmp_path / "model.gguf")
     )
-    assert stage.identity(tmp_path / "copy" / "other.gguf") == digest
+    assert store.identity(tmp_path / "copy" / "other.gguf") == digest

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from edgeft.errors import InputError, TemplateError
+from edgeft.files import read_json
 from edgeft.records import Message
-from edgeft.template import ALPACA, ChatTemplate, encoder, eos_ids, load_tokenizer, read_json, spans
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate, spans
+from edgeft.tokenizer.hf_files import encoder, eos_ids, load_tokenizer
 
 CHATML = (
     "{% for message in messages %}"

@@ -27,7 +27,7 @@ def test_the_wheel_holds_the_package_and_runs_anywhere(tmp_path: Path) -> None:
         archive.extractall(site)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"edgeft"}
     code = (
-        "import edgeft.converters.gguf, edgeft.benchmarks.paired as p, edgeft.models as m\n"
+        "import edgeft.converters.gguf.convert, edgeft.benchmarks.statistics.noninferiority as p, edgeft.models as m\n"
         "from edgeft.benchmarks.suites import load_suite\n"
         f"assert p.__file__.startswith({str(site)!r}), p.__file__\n"
         "assert load_suite('smart_home').test.is_file() and m.cards() and m.sources()\n"

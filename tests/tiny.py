@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import models, packed
-from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
-from edgeft.template import read_json
+from edgeft import models
+from edgeft.files import read_json
+from edgeft.weights import gptq_layout
+from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
 
 CHATML = (
     "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] "
@@ -102,7 +103,7 @@ def make_base(folder: Path, seed: int = 0, hidden: int = HIDDEN) -> Path:
 
 def some_codes(
     rows: int, columns: int, bits: int, group: int, sym: bool, order: bool = False, seed: int = 0
-) -> packed.Codes:
+) -> gptq_layout.Codes:
     """A random layer of GPTQ; `group` -1: the whole row, `order`: columns in any order's groups."""
     draw = np.random.default_rng(seed)
     groups = np.arange(columns, dtype=np.int32) // (columns if group == -1 else group)
@@ -110,7 +111,7 @@ def some_codes(
     scales = (draw.uniform(0.05, 0.1, (rows, count)) / 2**bits).astype(np.float16)
     scales *= draw.choice(np.array([-1, 1], np.float16), (rows, count))
     zeros = draw.integers(1, 2**bits, (rows, count), np.uint8)
-    return packed.Codes(
+    return gptq_layout.Codes(
         codes=draw.integers(0, 2**bits, (rows, columns), np.uint8),
         scales=scales,
         zeros=np.full_like(zeros, 2 ** (bits - 1)) if sym else zeros,
@@ -129,7 +130,7 @@ def write_gptq(
     scales: str = "F16",
     offset: int = 1,
     **more: Any,
-) -> tuple[Path, dict[str, packed.Codes]]:
+) -> tuple[Path, dict[str, gptq_layout.Codes]]:
     """A copy of a base whose linear layers are random ones of GPTQ, and those layers by their names.
 
     `more` goes into its quantization_config.
@@ -137,7 +138,7 @@ def write_gptq(
     shutil.copytree(base, folder)
     plain, config = Checkpoint(base), read_json(base / "config.json")
     card = models.card_for(config)
-    made: dict[str, packed.Codes] = {}
+    made: dict[str, gptq_layout.Codes] = {}
     specs, arrays = [], []
     for name, info in plain.tensors.items():
         place = card.gguf_names(name)[0][0]
@@ -146,12 +147,12 @@ def write_gptq(
             arrays.append(plain.read(name))
             continue
         made[name] = some_codes(*info.shape, bits, group, sym, order, seed=len(made))  # type: ignore[misc]
-        for part, array in packed.pack(made[name], offset).items():
+        for part, array in gptq_layout.pack(made[name], offset).items():
             kind = scales if part == "scales" else "I32"
             specs.append(Spec(name.removesuffix("weight") + part, kind, array.shape))
             arrays.append(array)
     write_safetensors(folder / "model.safetensors", specs, arrays)
-    config["quantization_config"] = packed.quantization_config(
+    config["quantization_config"] = gptq_layout.quantization_config(
         **{"bits": bits, "group_size": group, "sym": sym, "desc_act": order} | more
     )
     _write(folder / "config.json", config)

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Self
 
-from edgeft.converters import _vocab
+from edgeft.converters.gguf import vocabulary
 from edgeft.runtimes.gguf import _llama_cpp
-from edgeft.template import ChatTemplate, tokenizer_json
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import tokenizer_json
 
 
 def vocabulary_size(tokenizer: dict[str, Any]) -> int:
@@ -32,7 +33,7 @@ def write_gguf(
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_head_count(1)
-    _vocab.write(writer, folder, size or vocabulary_size(tokenizer_json(folder)))
+    vocabulary.write(writer, folder, size or vocabulary_size(tokenizer_json(folder)))
     if pre:
         writer.kv_data[0]["tokenizer.ggml.pre"].value = pre
     writer.write_header_to_file()

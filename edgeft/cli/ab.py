@@ -21,7 +21,7 @@ from edgeft.cli._options import (
 from edgeft.records import EXIT_CODES
 
 if TYPE_CHECKING:
-    from edgeft.benchmarks.quality import Asking
+    from edgeft.benchmarks.quality.evaluate import Asking
 
 VOTING = ("votes", "rater", "port", "no_browser")
 """options that only --human has"""
@@ -121,9 +121,9 @@ def command(
 
     With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
     """
-    from edgeft import report
-    from edgeft.benchmarks.quality import Asking
-    from edgeft.release import Gate, gate
+    from edgeft.benchmarks.quality.evaluate import Asking
+    from edgeft.release.gate import Gate, gate
+    from edgeft.report import storage, tables
 
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
@@ -141,9 +141,9 @@ def command(
     if as_json:
         print_json(release.to_json())
     else:
-        click.echo(report.release_text(release))
+        click.echo(tables.release_text(release))
     if folder:
-        report.write(release, folder)
+        storage.write(release, folder)
     ctx.exit(EXIT_CODES[release.outcome])
 
 
@@ -165,7 +165,7 @@ def _vote(
     port: int,
     no_browser: bool,
 ) -> int:
-    from edgeft.human import Voting, compare, text
+    from edgeft.human.compare import Voting, compare, text
 
     if len(artifacts) != 2:
         raise click.UsageError("--human compares exactly two artifacts")

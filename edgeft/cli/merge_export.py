@@ -175,8 +175,8 @@ def command(threads: int | None, group_size: str, as_json: bool, **options: Any)
     edgeft merge-export --adapter adapter --out out --format gptq --quant 4bit --group-size 128
     edgeft merge-export --adapter adapter --out out --format onnx --quant int4
     """
-    from edgeft.adapter import Weighted
-    from edgeft.export import ExportOptions, export
+    from edgeft.adapter.read import Weighted
+    from edgeft.export.pipeline import ExportOptions, export
 
     options["adapter"] = tuple(Weighted(path, weight) for path, weight in options["adapter"])
     if threads:

@@ -24,14 +24,14 @@ def command(file: Path, out: Path | None, as_json: bool) -> None:
     \b
     edgeft report report/report.json --out page
     """
-    from edgeft import report
+    from edgeft.report import storage
 
-    if out is None and file.name != report.JSON:
+    if out is None and file.name != storage.JSON:
         raise click.UsageError(
-            f"--out FOLDER: {file.name} is no {report.JSON}"
+            f"--out FOLDER: {file.name} is no {storage.JSON}"
         )  # of another release
-    release = report.read(file)
-    page = report.write(release, out or file.parent)
+    release = storage.read(file)
+    page = storage.write(release, out or file.parent)
     if as_json:
         print_json({"page": str(page), "outcome": release.outcome, "ship": release.ship})
     else:

@@ -108,11 +108,11 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     \b
     edgeft search --adapter adapter --out out --items smart_home --max-memory 250M --min-tps 20
     """
-    from edgeft import report
-    from edgeft.adapter import Weighted
-    from edgeft.benchmarks.quality import Asking
-    from edgeft.export import ExportOptions
-    from edgeft.search import Search, search
+    from edgeft.adapter.read import Weighted
+    from edgeft.benchmarks.quality.evaluate import Asking
+    from edgeft.export.pipeline import ExportOptions
+    from edgeft.release.search import Search, search
+    from edgeft.report import storage, tables
 
     if options["early_stop"] and (options["jobs"] > 1 or options["ray"]):
         raise click.UsageError("--early-stop answers in turns, without --jobs or --ray")
@@ -128,7 +128,7 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     if as_json:
         print_json(release.to_json())
     else:
-        click.echo(report.release_text(release))
+        click.echo(tables.release_text(release))
     if folder:
-        report.write(release, folder)
+        storage.write(release, folder)
     ctx.exit(EXIT_CODES[release.outcome])

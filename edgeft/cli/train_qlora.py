@@ -127,8 +127,9 @@ def command(
     \b
     edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter
     """
-    from edgeft.base import resolve
-    from edgeft.train.sft import TrainOptions, train
+    from edgeft.base.resolve import resolve
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
 
     micro = micro_batch_size or options["batch_size"]
     for name in ("data", "validation_data", "output"):  # the manifest has to be true elsewhere

@@ -23,7 +23,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.human.booth import Booth, Refused
-from edgeft.webpage import content_policy
+from edgeft.web.content_policy import content_policy
 
 BODY = 4096
 """bytes of a request, at most"""

@@ -6,7 +6,7 @@
 An item counts once, however many raters voted on it: by the majority of those who preferred an arm,
 else as a tie. So items are independent, which the statistics need: Wilson's interval of the win rate
 (E. B. Wilson, JASA 22:209-212, 1927), and the sign test over the items that are not tied, with its
-mid-p value (the same as McNemar's, `edgeft.benchmarks.paired`).
+mid-p value (the same as McNemar's, `edgeft.benchmarks.statistics.noninferiority`).
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgeft.benchmarks.paired import ALPHA, Paired, mid_p, wilson
+from edgeft.benchmarks.statistics.noninferiority import ALPHA, Paired, mid_p, wilson
 from edgeft.human.votes import Pairs, Vote, standing
-from edgeft.report import table
+from edgeft.report.tables import table
 
 
 @dataclass(frozen=True)

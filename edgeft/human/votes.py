@@ -29,7 +29,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeft import __version__
-from edgeft.dataset import fingerprint
+from edgeft.data.splits import fingerprint
 from edgeft.errors import DataError, InputError, StaleError
 from edgeft.progress import say
 from edgeft.records import Example, Score
@@ -47,7 +47,7 @@ class Pairs:
 
     names: tuple[str, str]
     identities: tuple[str, str]
-    """of the artifacts (`edgeft.stage.identity`)"""
+    """of the artifacts (`edgeft.store.identity`)"""
     examples: tuple[Example, ...]
     scores: tuple[Score, Score]
 

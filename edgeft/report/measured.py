@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgeft.files import human
 from edgeft.records import Cell, Measurement
-from edgeft.report import table
-from edgeft.stage import human
+from edgeft.report.tables import table
 
 
 def bench_text(rows: Sequence[Measurement]) -> str:

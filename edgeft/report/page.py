@@ -20,10 +20,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from edgeft import report
+from edgeft.files import human
 from edgeft.records import Arm, Release
-from edgeft.report import plots
-from edgeft.stage import human
+from edgeft.report import plots, tables
 
 Segment = tuple[bool, str]
 """(differs, text)"""
@@ -50,7 +49,7 @@ def html(release: Release) -> str:
 def markdown(release: Release) -> str:
     """For a release note: the decision, the table, why, how to do it again."""
     ship = f": ship `{release.ship}`" if release.ship else ""
-    parts = [f"**{release.outcome}{ship}**", report.arms_table(release.arms), release.reason]
+    parts = [f"**{release.outcome}{ship}**", tables.arms_table(release.arms), release.reason]
     for arm in release.arms:
         if arm.name == release.ship and arm.kind == "candidate":
             parts.append(f"`{arm.name}`: {human(arm.size)}, identity `{arm.identity}`")
@@ -140,7 +139,7 @@ def seconds(value: Any) -> str:
 
 
 def _points(value: Any) -> str:
-    return report.points(value).replace("-", "−") if _number(value) is not None else ""
+    return tables.points(value).replace("-", "−") if _number(value) is not None else ""
 
 
 def _size(value: Any) -> str:

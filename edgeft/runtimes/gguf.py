@@ -28,12 +28,12 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft import stage
+from edgeft import machine
 from edgeft.errors import EdgeftError, InputError, ResourceError
-from edgeft.generation import common_prefix
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sampler, Sequences
-from edgeft.template import ALPACA, ChatTemplate
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 
 Logits = npt.NDArray[np.float32]
 
@@ -400,7 +400,7 @@ class GGUFRuntime:
         self, cells: int, sequences: int, rows: int, callback: Any = None, flash: bool = True,
         pooled: bool = False,
     ) -> Any:  # fmt: skip
-        stage.preflight(Path(), f"a context of {cells} tokens", memory=self._cache_bytes(cells))
+        machine.preflight(Path(), f"a context of {cells} tokens", memory=self._cache_bytes(cells))
         params = self._lib.llama_context_default_params()
         params.n_ctx, params.n_seq_max = cells, sequences
         params.n_batch = params.n_ubatch = BATCH

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
-from edgeft.generation import choose, common_prefix, in_turn
-from edgeft.onnx_graph import FATAL, ONNXGraph, unloadable
 from edgeft.records import Limits, Reply, Token
-from edgeft.template import ChatTemplate, encoder, load_tokenizer
+from edgeft.runtimes.sampling import choose, common_prefix, in_turn
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder, load_tokenizer
+from edgeft.weights.onnx_graph import FATAL, ONNXGraph, unloadable
 
 Logits = npt.NDArray[np.float32]
 

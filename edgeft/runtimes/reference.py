@@ -23,13 +23,15 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
-from edgeft.adapter_config import CHANGED
-from edgeft.checkpoint import Checkpoint, quantization
+from edgeft.adapter.config import CHANGED
 from edgeft.errors import FormatError, InputError, require
-from edgeft.generation import choose, in_turn
+from edgeft.files import read_json
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
-from edgeft.template import ChatTemplate, encoder, eos_ids, load_tokenizer, read_json
+from edgeft.runtimes.sampling import choose, in_turn
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder, eos_ids, load_tokenizer
+from edgeft.weights.checkpoint import Checkpoint, quantization
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 

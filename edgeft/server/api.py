@@ -25,7 +25,6 @@ from edgeft.server.engine import Engine
 from edgeft.server.jobs import Busy, Event, Want
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.replies import ChatShape, Shape, usage
-from edgeft.server.safety import App, Guard, Rules, error_body
 from edgeft.server.schemas import (
     BODY,
     Body,
@@ -37,7 +36,8 @@ from edgeft.server.schemas import (
     Tokenize,
     refuse_unsupported,
 )
-from edgeft.webpage import content_policy
+from edgeft.web.content_policy import content_policy
+from edgeft.web.guard import App, Guard, Rules, error_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request

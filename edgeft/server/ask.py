@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.records import Message, Sampling
-from edgeft.runtimes import Runtime
+from edgeft.runtimes.protocol import Runtime
 from edgeft.server import grammar
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Event, Job, Want

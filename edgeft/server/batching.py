@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from edgeft.errors import EdgeftError
-from edgeft.generation import common_prefix
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sampler, log_probabilities
 from edgeft.server.engine import Engine, Worker
 from edgeft.server.jobs import Chosen, Event, Job, StopText

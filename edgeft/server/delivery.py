@@ -15,7 +15,7 @@ from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.server import ask
 from edgeft.server.jobs import Busy, Event, Job
 from edgeft.server.replies import Shape, together, usage
-from edgeft.server.safety import Receive, Scope, Send, error_body
+from edgeft.web.guard import Receive, Scope, Send, error_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from edgeft.errors import EdgeftError, ResourceError
 from edgeft.progress import say
-from edgeft.runtimes import Runtime
+from edgeft.runtimes.protocol import Runtime
 from edgeft.server.jobs import Busy, Chosen, Event, Job
 
 T = TypeVar("T")

@@ -7,10 +7,10 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable
 
+from edgeft.machine import kilobytes
 from edgeft.progress import say
 from edgeft.server.engine import Engine
-from edgeft.server.safety import App, Message, Receive, Scope, Send
-from edgeft.stage import kilobytes
+from edgeft.web.guard import App, Message, Receive, Scope, Send
 
 BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 """seconds, of the time to the first token"""

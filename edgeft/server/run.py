@@ -16,11 +16,11 @@ from typing import Any
 from edgeft.errors import InputError, ResourceError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
-from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching import Batching
 from edgeft.server.engine import Engine, Post, Worker
-from edgeft.server.safety import Rules
+from edgeft.web.guard import Rules
 
 CONNECTIONS = 512
 """at a time; more are answered with 503"""
@@ -145,7 +145,7 @@ def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     import uvicorn
 
     from edgeft.server.api import Api, Options
-    from edgeft.server.connections import Connection
+    from edgeft.web.connections import Connection
 
     # As browsers send them.
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}

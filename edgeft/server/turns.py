@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from edgeft.errors import EdgeftError
 from edgeft.records import Limits, Token
-from edgeft.runtimes import Runtime
+from edgeft.runtimes.protocol import Runtime
 from edgeft.server.engine import Engine, Worker
 from edgeft.server.jobs import Event, Job, StopText
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.benchmarks import baseline, fidelity
-from edgeft.benchmarks.baseline import Stored, save
-from edgeft.benchmarks.fidelity import Measured, compare
-from edgeft.benchmarks.kl_statistics import Tokens, statistics
+from edgeft.benchmarks.fidelity import kept_baseline
+from edgeft.benchmarks.fidelity.compare import Measured, compare, file_chunks
+from edgeft.benchmarks.fidelity.kept_baseline import Stored, save
+from edgeft.benchmarks.fidelity.llama_perplexity import Tokens, statistics
 from edgeft.errors import InputError
 
 WORDS = 600
@@ -89,7 +89,7 @@ def test_what_is_no_kept_baseline(
     file.write_text("something else")
     with pytest.raises(InputError, match="is no kept baseline"):
         Stored(file, sequences)
-    assert baseline.fingerprint(sequences) != baseline.fingerprint(sequences[::-1])
+    assert kept_baseline.fingerprint(sequences) != kept_baseline.fingerprint(sequences[::-1])
 
 
 def test_statistics_by_hand() -> None:
@@ -118,8 +118,8 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
     import torch
     from llama_cpp import Llama
 
-    from edgeft.export import ExportOptions, export
-    from edgeft.runtimes import open_runtime
+    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.runtimes.protocol import open_runtime
 
     root = Path(__file__).resolve().parents[2]
     text = tmp_path / "text.txt"
@@ -127,7 +127,7 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
     made = export(ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16", "q4_k_m")))
     paths = [artifact.path for artifact in made]
     with open_runtime(paths[0]) as reference, open_runtime(paths[1]) as model:
-        items = fidelity.file_chunks(text, reference, chunks=6)
+        items = file_chunks(text, reference, chunks=6)
         (found,) = compare(reference, [model], items)
     assert found.each is not None
     rows: list[list[Any]] = []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tiny import CHATML
 
-from edgeft.benchmarks.fidelity import (
+from edgeft.benchmarks.fidelity.compare import (
     Estimate,
     Fidelity,
     Measured,
@@ -23,11 +23,11 @@ from edgeft.benchmarks.fidelity import (
     ratio,
     text_chunks,
 )
-from edgeft.benchmarks.quality import answer_nll
-from edgeft.dataset import IGNORED, Encoded
+from edgeft.benchmarks.quality.evaluate import answer_nll
+from edgeft.data.encoding import IGNORED, Encoded
 from edgeft.errors import InputError, ProofError
 from edgeft.records import Example, Message
-from edgeft.template import ChatTemplate
+from edgeft.tokenizer.chat_template import ChatTemplate
 
 VOCABULARY = 50
 

@@ -7,11 +7,11 @@ import functools
 import numpy as np
 import pytest
 
-from edgeft.benchmarks import graded
-from edgeft.benchmarks.graded import judge_graded
-from edgeft.benchmarks.paired import Outcome, Paired, items_needed, judge
-from edgeft.benchmarks.retention import retention
-from edgeft.benchmarks.sequential import Sequential
+from edgeft.benchmarks.statistics import graded
+from edgeft.benchmarks.statistics.early_stop import Sequential
+from edgeft.benchmarks.statistics.graded import judge_graded
+from edgeft.benchmarks.statistics.noninferiority import Outcome, Paired, items_needed, judge
+from edgeft.benchmarks.statistics.retention import retention
 
 DRAWS = 10_000
 

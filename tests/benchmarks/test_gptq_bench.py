@@ -10,8 +10,9 @@ import pytest
 from conftest import Family
 from tiny import make_chats
 
-from edgeft.benchmarks import gptq, speed
-from edgeft.benchmarks.gptq import IMATRIX, Options, Row
+from edgeft.benchmarks.performance import latency
+from edgeft.benchmarks.studies import four_bit
+from edgeft.benchmarks.studies.four_bit import IMATRIX, Options, Row
 from edgeft.records import Memory, Speed
 
 ROWS = (
@@ -43,11 +44,11 @@ def test_the_program(
     lines = learned.read_text().splitlines(keepends=True)
     learned.write_text("".join(lines[:12]))
     held.write_text("".join(lines[12:]))
-    monkeypatch.setattr(gptq, "ROWS", ROWS)
+    monkeypatch.setattr(four_bit, "ROWS", ROWS)
     arguments = ["--base", base, "--adapter", adapter, "--out", tmp_path / "out", "--text", text,
                  "--chunks", 3, "--chats", 10, "--validation", held, "--calibration", learned,
                  "--limit", 2, "--rounds", 0, "--threads", 1, "--merge-base", "w16"]  # fmt: skip
-    gptq.main([str(argument) for argument in arguments])
+    four_bit.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
     rows = {row["name"]: row for row in found["rows"]}
@@ -70,20 +71,22 @@ def test_the_program(
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.gguf")}
     assert len(made) == 5  # one of them the importance matrix
     with pytest.raises(SystemExit, match="nothing to measure on"):
-        gptq.main(["--base", str(base), "--out", str(tmp_path / "out")])
-    gptq.make(
+        four_bit.main(["--base", str(base), "--out", str(tmp_path / "out")])
+    four_bit.make(
         Options(str(base), tmp_path / "out", adapter, merge_base="w16", calibration=learned,
                 validation=held, threads=1),
-        gptq.known(ROWS), (gptq.Weighted(adapter),), str(base),
+        four_bit.known(ROWS), (four_bit.Weighted(adapter),), str(base),
     )  # fmt: skip
     assert made == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.gguf")}
 
 
 def test_without_an_adapter_the_text_is_left(tiny_base: Path, tmp_path: Path, text: Path) -> None:
     options = Options(str(tiny_base), tmp_path / "out", text=text, chunks=2, rounds=0, threads=1)
-    results, on = gptq.run(options, [row for row in gptq.known(ROWS) if row.folder == "plain"])
+    results, on = four_bit.run(
+        options, [row for row in four_bit.known(ROWS) if row.folder == "plain"]
+    )
     assert set(on) == {"merge_base", "text"}
-    cells = [line.split("|") for line in gptq.table(results).splitlines()]
+    cells = [line.split("|") for line in four_bit.table(results).splitlines()]
     assert [line[3].strip() for line in cells[2:]] == ["-"] * 3
     assert cells[2][6].strip() == "-" and "±" in cells[3][6]
     assert cells[3][-2].strip() == "-", "no speed was asked for"
@@ -96,19 +99,19 @@ def test_speeds_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(artifact.name)
         return Speed(0, 0, 0, 100 + len(asked), 0, 0, 0), Memory(0, 0)
 
-    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(latency, "measure", measure)
     options = Options("base", Path("out"), rounds=3)
-    found = gptq.decode_speeds([Path("a"), Path("b")], options)
+    found = four_bit.decode_speeds([Path("a"), Path("b")], options)
     assert asked == ["a", "b"] * 3
     assert found == [[101, 103, 105], [102, 104, 106]]
-    assert gptq._speed(found[0]) == "103 (101-105)"
+    assert four_bit._speed(found[0]) == "103 (101-105)"
 
 
 def test_rows_of_a_folder_are_made_together() -> None:
     """They share a calibration, and no two of a folder have the same file name."""
-    for row in gptq.ROWS:
-        mates = [other for other in gptq.ROWS if other.folder == row.folder]
+    for row in four_bit.ROWS:
+        mates = [other for other in four_bit.ROWS if other.folder == row.folder]
         assert all((mate.format, mate.options) == (row.format, row.options) for mate in mates)
         assert [mate.quant for mate in mates].count(row.quant) == 1
-        assert row.against in ("", *(other.name for other in gptq.ROWS))
-    assert gptq.ROWS[0].quant == "f16", "what the others are compared with"
+        assert row.against in ("", *(other.name for other in four_bit.ROWS))
+    assert four_bit.ROWS[0].quant == "f16", "what the others are compared with"

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.benchmarks.padded import MULTIPLE, pad
-from edgeft.checkpoint import Checkpoint
+from edgeft.benchmarks.studies.padded_llama import MULTIPLE, pad
 from edgeft.errors import FormatError
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.weights.checkpoint import Checkpoint
 
 
 def test_zeros_beside_a_model_change_nothing(

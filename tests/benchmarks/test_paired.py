@@ -16,7 +16,7 @@ from fractions import Fraction
 
 import pytest
 
-from edgeft.benchmarks.paired import (
+from edgeft.benchmarks.statistics.noninferiority import (
     FAIL_Z,
     PASS_Z,
     Paired,

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from families import TINY, make_tiny
 
-from edgeft.benchmarks.parity import PROMPTS, Expected, check_live, expect
-from edgeft.changes import LoRA
-from edgeft.converters import gguf
+from edgeft.adapter.deltas import LoRA
+from edgeft.benchmarks.fidelity.parity import PROMPTS, Expected, check_live, expect
+from edgeft.converters.gguf import convert
 from edgeft.errors import ProofError
-from edgeft.merge import Merged, open_merged
+from edgeft.merge.view import Merged, open_merged
 from edgeft.records import Message
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
@@ -36,7 +36,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def checked(made: Made, folder: Path, quant: str, exact: bool) -> dict[str, Any]:
     base, adapter, expected = made
-    gguf.convert(open_merged(base, adapter), folder / "x.gguf", quant, threads=2)
+    convert.convert(open_merged(base, adapter), folder / "x.gguf", quant, threads=2)
     with GGUFRuntime(folder / "x.gguf", context=256) as model:
         return check_live(model, expected, exact)
 

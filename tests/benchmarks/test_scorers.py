@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.benchmarks import quality
-from edgeft.benchmarks.scorers import refused, scorer_named
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.scorers import refused, scorer_named
 from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.records import Example, Message
 
@@ -71,10 +71,10 @@ def test_what_cannot_be_asked_is_refused() -> None:
 
 def test_a_choice_needs_numbers_and_one_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = (Message("user", "q"), Message("assistant", "yes"))
-    items = quality.Items((Example(turns, choices=("yes", "no")),), "choice", 8)
+    items = evaluate.Items((Example(turns, choices=("yes", "no")),), "choice", 8)
     values = iter([float("nan"), -1.0, -2.0, -2.0, -1.0, -2.0])
-    monkeypatch.setattr(quality, "_last_turn", lambda *_: next(values))
+    monkeypatch.setattr(evaluate, "_last_turn", lambda *_: next(values))
     with pytest.raises(ProofError, match="no numbers"):
-        quality.answer(None, items, None, "x")  # type: ignore[arg-type]
-    assert quality.answer(None, items, None, "x").accuracy == 0  # type: ignore[arg-type]
-    assert quality.answer(None, items, None, "x").accuracy == 1  # type: ignore[arg-type]
+        evaluate.answer(None, items, None, "x")  # type: ignore[arg-type]
+    assert evaluate.answer(None, items, None, "x").accuracy == 0  # type: ignore[arg-type]
+    assert evaluate.answer(None, items, None, "x").accuracy == 1  # type: ignore[arg-type]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from serving import exported
 
-from edgeft.benchmarks import soak
-from edgeft.benchmarks.serving import OWN, Options, Reply, body, commands, quantile
+from edgeft.benchmarks.studies import soak
+from edgeft.benchmarks.studies.servers import OWN, Options, Reply, body, commands, quantile
 
 
 def line(text: str, finish: str | None = None) -> bytes:

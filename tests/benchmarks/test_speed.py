@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from edgeft.benchmarks import memory, roofline, speed
-from edgeft.benchmarks.served import Served
-from edgeft.benchmarks.speed import Effort
-from edgeft.benchmarks.timed import Run, Timed, Use, once
+from edgeft.benchmarks.performance import latency, memory, roofline
+from edgeft.benchmarks.performance.http import Served
+from edgeft.benchmarks.performance.latency import Effort
+from edgeft.benchmarks.performance.process import Run, Timed, Use, once
 from edgeft.errors import EdgeftError
 from edgeft.records import Limits, Memory
-from edgeft.runtimes import open_runtime
+from edgeft.runtimes.protocol import open_runtime
 
 SHORT = Use(prompt=24, new=6)
 TWO = Use(prompt=24, new=6, clients=2)
@@ -24,7 +24,7 @@ TWO = Use(prompt=24, new=6, clients=2)
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
-    from edgeft.export import ExportOptions, export
+    from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("speed")
     options = ExportOptions(out=out, base=str(tiny_base), quants=("f16",), live=False)
@@ -78,22 +78,22 @@ class Turns:
 def test_models_take_turns_forth_and_back() -> None:
     log: list[str] = []
     models: Any = [Turns(name, [0.1], log) for name in "ab"]
-    runs = speed._rounds(models, SHORT, Effort(runs=2, least=2, warm=1, seconds=100))
+    runs = latency._rounds(models, SHORT, Effort(runs=2, least=2, warm=1, seconds=100))
     assert "".join(log) == "ba" + "ab" + "ba"
     assert [len(one) for one in runs] == [2, 2]
 
 
 def test_time_ends_the_runs_but_not_the_least() -> None:
     models: Any = [Turns("a", [0.1], [])]
-    runs = speed._rounds(models, SHORT, Effort(runs=50, least=7, warm=0, seconds=0))
+    runs = latency._rounds(models, SHORT, Effort(runs=50, least=7, warm=0, seconds=0))
     assert len(runs[0]) == 7
 
 
 def test_ratio_and_interval_are_of_paired_rounds() -> None:
     base = [1.0, 1.2, 1.1, 5.0, 1.3, 1.05, 1.15, 1.25]
-    found = speed.ratio_of_medians([2 * value for value in base], base)
+    found = latency.ratio_of_medians([2 * value for value in base], base)
     assert found == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
-    other = speed.ratio_of_medians([3.0, 2.1, 2.2, 2.0, 2.4, 2.3, 2.6, 1.9], base)
+    other = latency.ratio_of_medians([3.0, 2.1, 2.2, 2.0, 2.4, 2.3, 2.6, 1.9], base)
     assert other["low"] < other["ratio"] < other["high"]
 
 
@@ -101,18 +101,18 @@ def test_noise_forbids_a_comparison() -> None:
     effort = Effort(noise=0.05)
     calm = [Run.of([[0.2, 0.3, 0.4]], [3]) for _ in range(6)]
     wild = [Run.of([[0.2, 0.2 + p, 0.2 + 2 * p]], [3]) for p in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2)]
-    cell = speed._cell(SHORT, calm, wild, effort)
+    cell = latency._cell(SHORT, calm, wild, effort)
     assert cell.against["ttft"]["ratio"] == 1 and cell.against["decode"] == {}
     assert cell.against["e2e"] == {}
-    assert speed._cell(SHORT, wild, calm, effort).against["decode"] == {}
-    assert speed._cell(SHORT, wild, calm, effort).noise["decode"] > 0.3
-    assert all(speed._cell(SHORT, calm, calm, effort).against.values())
-    assert not speed._cell(SHORT, calm, None, effort).against
+    assert latency._cell(SHORT, wild, calm, effort).against["decode"] == {}
+    assert latency._cell(SHORT, wild, calm, effort).noise["decode"] > 0.3
+    assert all(latency._cell(SHORT, calm, calm, effort).against.values())
+    assert not latency._cell(SHORT, calm, None, effort).against
 
 
 def test_percentiles_and_rates_by_hand() -> None:
     runs = [Run.of([[0.5, 0.6, 0.7], [1.0, 1.2, 1.4]], [3, 3])] * 3
-    cell = speed._cell(TWO, runs, None, Effort())
+    cell = latency._cell(TWO, runs, None, Effort())
     assert cell.ttft[0] == 0.75 and cell.e2e[2] == 1.4
     assert cell.tpot_ms == 150 and cell.decode_tps == 6.7
     assert cell.aggregate_tps == round(6 / 1.4, 1)
@@ -120,9 +120,9 @@ def test_percentiles_and_rates_by_hand() -> None:
 
 
 def test_one_artifact_quickly(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(speed, "QUICK", (SHORT,))
+    monkeypatch.setattr(latency, "QUICK", (SHORT,))
     monkeypatch.setattr(memory, "USE", SHORT)
-    found, used = speed.measure(artifact, threads=1)
+    found, used = latency.measure(artifact, threads=1)
     assert found.load_cold_s and found.load_s > 0 and found.decode_tps > 0
     assert (found.prompt_tokens, found.new_tokens, found.runs) == (24, 6, 5)
     assert 0 < len(found.itl_ms) <= 200 and list(found.itl_ms) == sorted(found.itl_ms)
@@ -198,7 +198,7 @@ def test_bench_command(
 ) -> None:
     import json
 
-    monkeypatch.setattr(speed, "QUICK", (SHORT,))
+    monkeypatch.setattr(latency, "QUICK", (SHORT,))
     monkeypatch.setattr("edgeft.benchmarks.bench.QUICK", (SHORT, TWO))
     monkeypatch.setattr(memory, "USE", SHORT)
     again = tmp_path / "again.gguf"

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from edgeft.benchmarks.parity import TORTURE, check_tokens
+from edgeft.benchmarks.fidelity.parity import TORTURE, check_tokens
 from edgeft.errors import ProofError
-from edgeft.template import ChatTemplate, encoder
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder
 
 
 class Fake:

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from edgeft.benchmarks import quality
-from edgeft.benchmarks.quality import Asking
-from edgeft.benchmarks.workers import _keeping, workers
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.benchmarks.quality.workers import _keeping, workers
 from edgeft.errors import ResourceError
-from edgeft.export import ExportOptions, export
-from edgeft.release import Gate, gate
+from edgeft.export.pipeline import ExportOptions, export
+from edgeft.release.gate import Gate, gate
 
 
 @pytest.fixture(scope="module")
@@ -39,24 +39,24 @@ def test_several_answer_elsewhere(
     artifacts: list[Path], tmp_path: Path, jobs: int, ray: str | None
 ) -> None:
     asking = questions(tmp_path, f"together {ray}")
-    items = quality.load_items(asking)
-    assert not any(quality.kept(path, items) for path in artifacts)
+    items = evaluate.load_items(asking)
+    assert not any(evaluate.kept(path, items) for path in artifacts)
     with workers(jobs, ray) as together:
         assert together
         together(artifacts, items, asking)
     for path in artifacts:
-        found = quality.kept(path, items)
+        found = evaluate.kept(path, items)
         assert found
-        own = quality.measure(path, items, Asking(**vars(asking) | {"fresh": True}))
+        own = evaluate.measure(path, items, Asking(**vars(asking) | {"fresh": True}))
         assert (found.replies, found.values, found.arm) == (own.replies, own.values, path.stem)
 
 
 def test_one_at_a_time_asks_nobody_else(artifacts: list[Path], tmp_path: Path) -> None:
     asking = questions(tmp_path, "alone")
-    items = quality.load_items(asking)
+    items = evaluate.load_items(asking)
     with workers() as together:
         assert together is None
-    assert not any(quality.kept(path, items) for path in artifacts)
+    assert not any(evaluate.kept(path, items) for path in artifacts)
 
 
 @pytest.mark.slow
@@ -71,14 +71,14 @@ def test_no_cluster_is_one_line() -> None:
 def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path) -> None:
     """By windows: all anew, though scores are kept, and none of them twice."""
     asking = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
-    items = quality.load_items(asking)
+    items = evaluate.load_items(asking)
     for path in artifacts:
-        quality.measure(path, items, asking)
+        evaluate.measure(path, items, asking)
     asked: list[Path] = []
 
     def run(calls: list[Any]) -> list[Any]:
         asked.extend(path for path, *_ in calls)
-        return [quality.kept(path, items) for path, *_ in calls]
+        return [evaluate.kept(path, items) for path, *_ in calls]
 
     together = _keeping(run, 1)
     together(artifacts, items, asking)
@@ -93,13 +93,13 @@ def test_the_gate_asks_anew_where_it_should(
 ) -> None:
     asking = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
     measured: list[tuple[str, bool]] = []
-    measure = quality.measure
+    measure = evaluate.measure
 
     def seen(path: Path, items: Any, how: Asking, shots: int | None = None) -> Any:
         measured.append((path.stem, how.fresh))
         return measure(path, items, how, shots)
 
-    monkeypatch.setattr(quality, "measure", seen)
+    monkeypatch.setattr(evaluate, "measure", seen)
     with workers(jobs) as together:
         gate(Gate((artifacts[1],), artifacts[0]), asking, together=together)
     assert measured == [("f16", True), ("q8_0", jobs == 1)]

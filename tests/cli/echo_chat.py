@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgeft.cli.chat import ChatOptions, Conversation, talk
+from edgeft.chat.terminal import ChatOptions, talk
+from edgeft.cli.chat import Conversation
 from edgeft.records import Limits, Token
-from edgeft.template import ChatTemplate
+from edgeft.tokenizer.chat_template import ChatTemplate
 
 SOURCE = "{% for m in messages %}{{ '<' + m.role + '>' + m.content }}{% endfor %}"
 

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from edgeft.cli.chat import ChatOptions, Conversation, talk
+from edgeft.chat.terminal import ChatOptions, talk
+from edgeft.cli.chat import Conversation
 from edgeft.errors import InputError
 from edgeft.records import Limits, Token
-from edgeft.template import ALPACA, ChatTemplate
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 
 
 class Echo:
@@ -147,7 +148,7 @@ def test_on_a_terminal_an_error_is_one_line_and_the_talk_goes_on(
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export import ExportOptions, export
+    from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("chat")
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.dataset import load_examples
+from edgeft.data.rows import load_examples
 
 readline = pytest.importorskip("readline")
 GNU = "GNU" in (readline.__doc__ or "")
@@ -302,7 +302,7 @@ def test_a_signal_ends_the_chat_amid_a_reply_and_keeps_the_history(
 
 
 def test_the_command_itself(terminal: Open, tmp_path: Path, tiny_base: Path) -> None:
-    from edgeft.export import ExportOptions, export
+    from edgeft.export.pipeline import ExportOptions, export
 
     artifact = export(ExportOptions(out=tmp_path, base=str(tiny_base), quants=("q8_0",)))[0].path
     chat = (sys.executable, "-m", "edgeft", "chat", str(artifact), "--max-tokens", "8")

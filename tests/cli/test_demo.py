@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgeft import report
+from edgeft.report import storage
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ def test_demo_ends_with_its_table_and_a_second_run_skips(tmp_path: Path) -> None
     assert rows[-1].startswith("| q4_k_m.gguf") and rows[2].startswith("| base, instructions only")
     outcome = first.stdout.strip().split(maxsplit=1)[0].rstrip(":")
     assert outcome in {"PASS", "FAIL", "INCONCLUSIVE"}
-    made = report.read(tmp_path / "demo/report/report.json")
+    made = storage.read(tmp_path / "demo/report/report.json")
     assert made.outcome == outcome and made.floor and made.arms[-2].fidelity
     assert outcome in (tmp_path / "demo/report/report.html").read_text(encoding="utf-8")
     assert "$ edgeft train-qlora --base smollm2-135m" in first.stderr

@@ -17,9 +17,11 @@ from typing import Any
 import pytest
 from tiny import make_chats
 
-from edgeft import blockwise, gptq, stage
+from edgeft import machine
 from edgeft.benchmarks.suites import load_suite
 from edgeft.formats import format_of
+from edgeft.gptq import blocks as gptq_blocks
+from edgeft.gptq import quantize
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]
@@ -123,7 +125,7 @@ def test_disk_and_memory_are_asked_for_first(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(stage, "available_memory", lambda: 1000)
+        patch.setattr(machine, "available_memory", lambda: 1000)
         ran = export()
         refused(ran, "GPTQ for 4bit needs about", tmp_path / "out")
         assert "fewer --calibration-tokens, --offload" in ran.err
@@ -135,12 +137,14 @@ def test_disk_and_memory_are_asked_for_first(
 
 def test_what_it_is_thought_to_take(make: Family) -> None:
     """Activations go to the disk with --offload, and there is a byte for each weight."""
-    from edgeft.merge import open_merged
+    from edgeft.merge.view import open_merged
 
     merged = open_merged(make("llama")[0], None)
-    weights = sum(merged.shapes[name][0] * merged.shapes[name][1] for name in gptq.linears(merged))
+    weights = sum(
+        merged.shapes[name][0] * merged.shapes[name][1] for name in quantize.linears(merged)
+    )
     (disk, memory), (more, less) = (
-        gptq.footprint(merged, [[0] * 10_000], way) for way in (False, True)
+        quantize.footprint(merged, [[0] * 10_000], way) for way in (False, True)
     )
     assert more - disk == memory - less == 2 * 10_000 * 64 * 4
     assert weights < disk < 1.2 * weights
@@ -183,12 +187,12 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
 def test_ctrl_c_leaves_what_is_done_and_no_artifact(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stopped(self: blockwise.Block) -> None:
+    def stopped(self: gptq_blocks.Block) -> None:
         raise KeyboardInterrupt
 
     for options, target in (([], "gptq-4bit"), (["--quant", "gptq-q4_0"], "gptq-q4_0.gguf")):
         with monkeypatch.context() as patch:
-            patch.setattr(blockwise.Block, "run", stopped)
+            patch.setattr(gptq_blocks.Block, "run", stopped)
             assert export(*options).code == 130
         blocks = tmp_path / "out" / f".{target}.blocks"
         assert [path.name for path in sorted((tmp_path / "out").iterdir())] == [blocks.name]
@@ -201,14 +205,14 @@ def test_ctrl_c_leaves_what_is_done_and_no_artifact(
 
 DIES = """
 import os, random, signal, threading
-from edgeft import cli, stage
-left, real = [{count}], stage._fsync
+from edgeft import cli, files, store
+left, real = [{count}], files.fsync
 def counted(path):
     left[0] -= 1
     if left[0] < 0:
         os.kill(os.getpid(), signal.SIGKILL)
     real(path)
-stage._fsync = counted
+files.fsync = store.fsync = counted
 cli.main({arguments!r})
 """
 

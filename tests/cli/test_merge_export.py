@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from tiny import make_base, make_chats
 
-from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
-from edgeft.imatrix import Imatrix, Sums, write
+from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
+from edgeft.weights.imatrix import Imatrix, Sums, write
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]
@@ -265,7 +265,7 @@ def test_a_killed_run_is_swept_and_terminated_ones_clean_up(
     assert export().code == 0
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     stop = (
-        "import os, signal, edgeft.converters.gguf as g\n"
+        "import os, signal, edgeft.converters.gguf.convert as g\n"
         "g._header = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     process = _process(make, tmp_path / "new", before=stop)
@@ -277,7 +277,7 @@ def test_a_killed_run_is_swept_and_terminated_ones_clean_up(
 def test_of_two_runs_at_once_one_result_stays(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import edgeft.converters.gguf as converter
+    import edgeft.converters.gguf.convert as converter
 
     slow, header = threading.Event(), converter._header
 

@@ -13,12 +13,12 @@ import pytest
 from families import TINY, make_tiny
 from tiny import make_chats, some_codes, write_gptq
 
-from edgeft import stage
-from edgeft.checkpoint import Checkpoint
-from edgeft.merge import Merged
-from edgeft.onnx_graph import ONNXGraph
-from edgeft.runtimes import open_runtime
+from edgeft import store
+from edgeft.merge.view import Merged
+from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.weights.checkpoint import Checkpoint
+from edgeft.weights.onnx_graph import ONNXGraph
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]
@@ -187,12 +187,12 @@ def test_a_mistake_is_told_before_any_work(
 def test_a_run_that_breaks_leaves_nothing_that_looks_whole(
     edgeft: Run, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeft.converters import onnx
+    from edgeft.converters.onnx import convert
 
     def broken(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(onnx, "_configure", broken)
+    monkeypatch.setattr(convert, "_configure", broken)
     out = tmp_path / "out"
     ran = edgeft("merge-export", "--base", tiny_base, "--out", out, "--format", "onnx", "--no-live")
     assert ran.code and not ran.out
@@ -215,8 +215,8 @@ def test_every_command_takes_the_folder(
     assert re.search(r'"decode_tps": [\d.]+', json.dumps(row))
     told = edgeft("ab", folder, whole, "--items", tiny_chats, "--scorer", "json")
     assert told.code in (0, 3, 4), told.err
-    assert stage.read_manifest(folder) is not None
-    assert stage.identity(folder) != stage.identity(whole), "scores are kept by identity"
+    assert store.read_manifest(folder) is not None
+    assert store.identity(folder) != store.identity(whole), "scores are kept by identity"
     moved = folder.rename(tmp_path / "elsewhere")
     with open_runtime(moved) as model, ReferenceRuntime(tiny_base) as reference:
         assert model.chat == reference.chat

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from edgeft import report
-from edgeft.benchmarks import quality, speed
-from edgeft.benchmarks.quality import Asking
-from edgeft.export import ExportOptions, export
+from edgeft.benchmarks.performance import latency
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Memory, Speed
+from edgeft.report import storage
 
 SIZES: dict[str, tuple[int, float]] = {"q8_0": (90, 50), "q4_0": (60, 80), "q2_k": (50, 10)}
 """quantization -> megabytes at the peak and tokens per second, as if measured"""
@@ -30,7 +31,7 @@ def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
              "choices": [words[i % 8], words[(i + 3) % 8]]} for i in range(80)]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
     asking = Asking(str(path), scorer="choice")
-    chosen = quality.measure(f16.path, quality.load_items(asking), asking)
+    chosen = evaluate.measure(f16.path, evaluate.load_items(asking), asking)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -46,7 +47,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         peak, tps = SIZES.get(artifact.stem, (120, 30))
         return Speed(0.1, 0.01, 1000, tps, 256, 64, 5), Memory(peak * 10**6, 10**7)
 
-    monkeypatch.setattr(speed, "measure", measure)
+    monkeypatch.setattr(latency, "measure", measure)
     return asked
 
 
@@ -64,7 +65,7 @@ def test_what_fits_is_gated_from_large_to_small(
     assert arms["q8_0.gguf"]["verdict"]["outcome"] == "PASS", arms["q8_0.gguf"]["verdict"]
     assert "q2_k.gguf" not in arms and arms["f16.gguf"]["kind"] == "baseline"
     assert done.code == 0 and found["outcome"] == "PASS" and found["ship"] in arms
-    assert report.read(tmp_path / "report/report.json").ship == found["ship"]
+    assert storage.read(tmp_path / "report/report.json").ship == found["ship"]
     assert arms["q8_0.gguf"]["memory"]["peak"] == 90 * 10**6
     again = edgeft(*words)
     assert again.code == 0 and "PASS: ship" in again.out and "nothing to do" in again.err

@@ -14,18 +14,18 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft import ggml
-from edgeft.converters._mixture import (
+from edgeft.converters.gguf.convert import SOLVED
+from edgeft.converters.gguf.tensor_types import (
     FILE_TYPE,
     NEEDS_IMATRIX,
     TENSOR_TYPES,
     mixture,
     needs_importance,
 )
-from edgeft.converters.gguf import SOLVED
 from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS
-from edgeft.ggml import quantize
+from edgeft.quantization import ggml
+from edgeft.quantization.ggml import quantize
 
 Array = npt.NDArray[np.float32]
 ROWS = 3

@@ -14,14 +14,14 @@ from conftest import Family
 from families import DEEPSEEK, MOE, TEXT, Tiny, make_tiny
 from test_ggml import llama_quantize, read
 
-from edgeft import merge
-from edgeft.activations import collect
-from edgeft.benchmarks import chain
-from edgeft.converters import _blocks, gguf
+from edgeft.benchmarks.studies import random_model
+from edgeft.converters.gguf import convert, writer
 from edgeft.errors import FormatError, ProofError
-from edgeft.imatrix import Imatrix
-from edgeft.merge import open_merged
+from edgeft.export.collect_imatrix import collect
+from edgeft.merge import landing
+from edgeft.merge.view import open_merged
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.weights.imatrix import Imatrix
 
 WIDE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -57,7 +57,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     base, adapter, _ = make_tiny(folder, CASES[request.param])
-    gguf.convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
+    convert.convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
     with GGUFRuntime(folder / "f32.gguf", context=128, threads=1) as model:
         texts = [model.encode(TEXT), model.encode("all lamps off, please")]
     imatrix = collect(folder / "f32.gguf", texts, threads=1)
@@ -68,7 +68,7 @@ def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = (
     merged = open_merged(made.base, made.adapter)
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     given = made.imatrix if imatrix else None
-    gguf.convert(merged, ours, quant, 2, tensor_types=overrides, imatrix=given)
+    convert.convert(merged, ours, quant, 2, tensor_types=overrides, imatrix=given)
     assert merged.proof().tensors
     weights = {}
     if given:
@@ -97,11 +97,11 @@ def test_blocks_of_rows_and_threads_change_nothing(
     make: Family, case: str, merge_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make(case)
-    gguf.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
-    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(merge, "SAMPLE", 300)
+    convert.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(landing, "SAMPLE", 300)
     merged = open_merged(base, adapter, merge_base)
-    gguf.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
+    convert.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
     assert merged.proof().tensors
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
 
@@ -111,7 +111,7 @@ def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
     files = []
     for merge_base in ("w16", "nf4", "fp4"):
         view = open_merged(base, adapter).on(merge_base)  # type: ignore[arg-type]
-        gguf.convert(view, tmp_path / merge_base, "f32", threads=1)
+        convert.convert(view, tmp_path / merge_base, "f32", threads=1)
         assert view.proof().merge_base == merge_base
         files.append((tmp_path / merge_base).read_bytes())
     assert len(set(files)) == 3
@@ -121,7 +121,7 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
     make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
-    write = gguf.write_tensors
+    write = convert.write_tensors
 
     def spoiled(writer: Any, *args: Any) -> Any:
         samples = write(writer, *args)
@@ -130,9 +130,9 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
         file.write(b"\0" * samples[3].width)
         return samples
 
-    monkeypatch.setattr(gguf, "write_tensors", spoiled)
+    monkeypatch.setattr(convert, "write_tensors", spoiled)
     with pytest.raises(ProofError, match="does not hold model.layers.* as it was written"):
-        gguf.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
+        convert.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
 
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q3_k_m", "q4_0", "iq4_xs"])
@@ -150,7 +150,7 @@ def test_tensor_types_of_ones_own(made: Made, tmp_path: Path) -> None:
 def test_a_tensor_type_for_no_tensor_is_refused(made: Made, tmp_path: Path) -> None:
     merged = open_merged(made.base, made.adapter)
     with pytest.raises(FormatError, match="no tensor's name matches 'atn_v'"):
-        gguf.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=[("atn_v", "q8_0")])
+        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=[("atn_v", "q8_0")])
 
 
 def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:
@@ -158,7 +158,9 @@ def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> 
     wrong = dataclasses.replace(sums, in_sum2=sums.in_sum2[:, :32])
     imatrix = dataclasses.replace(made.imatrix, tensors=made.imatrix.tensors | {name: wrong})
     with pytest.raises(FormatError, match="the importance matrix is of another model: .*attn_q"):
-        gguf.convert(open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", 1, (), imatrix)
+        convert.convert(
+            open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", 1, (), imatrix
+        )
 
 
 def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: Path) -> None:
@@ -167,11 +169,11 @@ def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: P
     if merged.config["hidden_size"] % 256:
         pytest.skip("falls back to a type that needs none")
     with pytest.raises(FormatError, match="--imatrix auto"):
-        gguf.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=overrides)
+        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=overrides)
 
 
 def test_four_bits_run(made: Made, tmp_path: Path) -> None:
-    gguf.convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
+    convert.convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
     logits = []
     for path in (made.f32, tmp_path / "q.gguf"):
         with GGUFRuntime(path, context=128, threads=1) as model:
@@ -183,14 +185,14 @@ def test_four_bits_run(made: Made, tmp_path: Path) -> None:
 def test_memory_does_not_grow_with_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_blocks, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1 << 18)
     peaks = []
     for rows in (10_000, 80_000):
         work = tmp_path / str(rows)
-        chain.make_model(work, chain.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
+        random_model.make_model(work, random_model.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
         merged = open_merged(work / "base", work / "adapter", "nf4")
         tracemalloc.start()
-        gguf.convert(merged, work / "x.gguf", "q8_0", threads=2)
+        convert.convert(merged, work / "x.gguf", "q8_0", threads=2)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (work / "x.gguf").stat().st_size > 20_000_000

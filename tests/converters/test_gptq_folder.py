@@ -14,13 +14,14 @@ import pytest
 from conftest import Family
 from safetensors.numpy import load_file
 
-from edgeft.checkpoint import Checkpoint
-from edgeft.converters import gguf, gptq
+from edgeft.converters import gptq
+from edgeft.converters.gguf import convert as gguf
+from edgeft.converters.repacked import repacked
 from edgeft.errors import FormatError
-from edgeft.gptq import Calibration, linears, quantize
-from edgeft.merge import Merged, open_merged
-from edgeft.runtimes.gptq import repacked
-from edgeft.solver import Uniform
+from edgeft.gptq.quantize import Calibration, linears, quantize
+from edgeft.gptq.solver import Uniform
+from edgeft.merge.view import Merged, open_merged
+from edgeft.weights.checkpoint import Checkpoint
 
 
 def learn(folder: Path) -> Calibration:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tiny import some_codes
 
-from edgeft import packed
-from edgeft.converters import _nbits as nbits
+from edgeft.converters.onnx import matmul_nbits as nbits
+from edgeft.weights import gptq_layout
 
 ROWS, COLUMNS = 24, 192
 
@@ -38,7 +38,7 @@ def run(op: str, feeds: dict[str, Any], constants: dict[str, Any], **attributes:
     return session.run(None, feeds)[0]
 
 
-def product(codes: packed.Codes, block: int) -> Any:
+def product(codes: gptq_layout.Codes, block: int) -> Any:
     """The transposed matrix, as MatMulNBits sees it: a product with the identity."""
     arrays = zip("bsz", nbits.arrays(codes, block), strict=True)
     columns = codes.codes.shape[1]

@@ -14,13 +14,13 @@ from families import MOE, SLIDING, SMALL, SPARSE, TEXT, TINY, Tiny, exact_gelu, 
 from tiny import write_gptq
 
 from edgeft import models
-from edgeft.converters import _onnx_weights
-from edgeft.converters import onnx as converter
-from edgeft.converters._onnx_families import builder_class
-from edgeft.converters._onnx_weights import Weights
-from edgeft.deferred import evaluate, leaves
+from edgeft.converters.onnx import convert as converter
+from edgeft.converters.onnx import weights
+from edgeft.converters.onnx.builders import builder_class
+from edgeft.converters.onnx.deferred import evaluate, leaves
+from edgeft.converters.onnx.weights import Weights
 from edgeft.errors import FormatError
-from edgeft.merge import open_merged
+from edgeft.merge.view import open_merged
 from edgeft.records import Limits
 from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
@@ -170,7 +170,7 @@ def test_rounded_weights_compute_what_they_say(
     case: str,
     quant: str,
 ) -> None:
-    monkeypatch.setattr(_onnx_weights, "INT8", 1)  # inputs in float32: another rounding is left out
+    monkeypatch.setattr(weights, "INT8", 1)  # inputs in float32: another rounding is left out
     base, _, _ = fitting(case)
     merged = open_merged(base, None)
     converter.convert(merged, tmp_path, quant, threads=1)
@@ -204,7 +204,7 @@ def test_experts_on_codes_of_gptq_compute_what_they_say(
     group: int,
     symmetric: bool,
 ) -> None:
-    monkeypatch.setattr(_onnx_weights, "INT8", 1)
+    monkeypatch.setattr(weights, "INT8", 1)
     base, _, _ = make("qwen3_moe-tied")
     folder, _ = write_gptq(base, tmp_path / "gptq", bits, group, symmetric)
     merged, out = open_merged(folder, None), tmp_path / "out"

@@ -13,12 +13,12 @@ import pytest
 
 from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Limits, Message
-from edgeft.runtimes import Runtime, open_runtime
+from edgeft.runtimes.protocol import Runtime, open_runtime
 
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export import ExportOptions, export
+    from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("runtime")
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("f32",)))[0].path
@@ -39,8 +39,8 @@ def oracle(tiny_base: Path) -> Any:
 
 
 def test_the_template_has_the_folders_tokens(tiny_base: Path, tmp_path: Path) -> None:
-    from edgeft.export import ExportOptions, export
-    from edgeft.template import ChatTemplate
+    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.tokenizer.chat_template import ChatTemplate
 
     folder = shutil.copytree(tiny_base, tmp_path / "base")
     config = json.loads((folder / "tokenizer_config.json").read_text())

@@ -15,11 +15,12 @@ import pytest
 from safetensors.numpy import load_file
 from tiny import write_gptq
 
-from edgeft import base, export, formats, stage
+from edgeft import files, formats, store
+from edgeft.converters import repacked
 from edgeft.errors import FormatError, InputError, ResourceError
+from edgeft.export import pipeline
 from edgeft.records import Limits, Message
-from edgeft.runtimes import gptq as runtime
-from edgeft.runtimes import open_runtime
+from edgeft.runtimes.protocol import open_runtime
 
 Run = Callable[..., Any]
 
@@ -69,15 +70,15 @@ def test_it_answers_as_transformers_does(folder: Path, oracle: Any) -> None:
 
 
 def test_it_is_repacked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = runtime.repacked(folder)
-    manifest = stage.read_manifest(made)
-    assert made.parent == base.home() / "repacked" and manifest
+    made = repacked.repacked(folder)
+    manifest = store.read_manifest(made)
+    assert made.parent == files.home() / "repacked" and manifest
     assert manifest.facts["types"] == {"F16": 1, "F32": 5, "Q4_0": 14}
     assert manifest.facts["inexact"] == 0
-    monkeypatch.setattr(runtime, "load", lambda entry: pytest.fail("again"))
-    assert runtime.repacked(folder) == made
+    monkeypatch.setattr(repacked, "convert", lambda *_, **__: pytest.fail("again"))
+    assert repacked.repacked(folder) == made
     moved = shutil.copytree(folder, folder.with_name("moved"))
-    assert runtime.repacked(moved) == made, "the same model at another place"
+    assert repacked.repacked(moved) == made, "the same model at another place"
 
 
 def test_an_interrupted_repack_leaves_nothing(
@@ -91,11 +92,11 @@ def test_an_interrupted_repack_leaves_nothing(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runtime, "load", lambda entry: stopped)
+        patch.setattr(repacked, "convert", stopped)
         with pytest.raises(KeyboardInterrupt):
-            runtime.repacked(folder)
+            repacked.repacked(folder)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert runtime.repacked(folder).is_file()
+    assert repacked.repacked(folder).is_file()
 
 
 def test_it_asks_for_the_disk_first(
@@ -106,16 +107,16 @@ def test_it_asks_for_the_disk_first(
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(ResourceError, match="repacking .* needs 16.* MB of disk"):
-        runtime.repacked(folder)
+        repacked.repacked(folder)
 
 
 def test_it_says_what_does_not_arrive_to_the_bit(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", order=True)
-    made = runtime.repacked(folder)
+    made = repacked.repacked(folder)
     assert "14 layers of" in capfd.readouterr().err
-    manifest = stage.read_manifest(made)
+    manifest = store.read_manifest(made)
     assert manifest and manifest.facts["types"] == {"F16": 15, "F32": 5}
 
 
@@ -125,7 +126,7 @@ def test_exact_is_the_model_in_float32(folder: Path, oracle: Any, tmp_path: Path
         reply = list(model.stream(IDS, Limits(max_tokens=3)))
         assert len(reply) <= 3
     with pytest.raises(FormatError, match="cannot be computed exactly.*folder of hf or gptq"):
-        open_runtime(runtime.repacked(folder), exact=True)
+        open_runtime(repacked.repacked(folder), exact=True)
 
 
 def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: 
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
     how = ["--items", items, "--limit", 20, "--max-tokens", 4]
-    ran = edgeft("ab", folder, runtime.repacked(folder), *how, "--json")
+    ran = edgeft("ab", folder, repacked.repacked(folder), *how, "--json")
     baseline, candidate = json.loads(ran.out)["arms"]
     assert candidate["path"] == str(folder)
     assert candidate["accuracy"] == baseline["accuracy"]
@@ -173,5 +174,5 @@ def test_other_quantizations_are_named(folder: Path, tmp_path: Path) -> None:
     config["quantization_config"] |= {"quant_method": "awq"}
     (other / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError, match="is quantized by awq") as caught:
-        export.export(export.ExportOptions(out=tmp_path / "out", base=str(other)))
+        pipeline.export(pipeline.ExportOptions(out=tmp_path / "out", base=str(other)))
     assert caught.value.hint.startswith("take the unquantized model")

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.converters import onnx as converter
+from edgeft.converters.onnx import convert as converter
 from edgeft.errors import EdgeftError, InputError
 from edgeft.formats import format_of
-from edgeft.merge import open_merged
+from edgeft.merge.view import open_merged
 from edgeft.records import Limits, Message
-from edgeft.runtimes import open_runtime
 from edgeft.runtimes.onnx import ONNXRuntime
+from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
 
 README = Path(__file__).parents[2] / "README.md"

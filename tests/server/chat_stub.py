@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import edgeft
-from edgeft.webpage import content_policy
+from edgeft.web.content_policy import content_policy
 
 PAGE = Path(edgeft.__file__).parent / "server" / "page.html"
 

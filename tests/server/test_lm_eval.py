@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeft.base import resolve
-from edgeft.benchmarks.fidelity import Measured, log_likelihood, logits_of
-from edgeft.benchmarks.served import Served
-from edgeft.export import ExportOptions, export
-from edgeft.runtimes import open_runtime
+from edgeft.base.resolve import resolve
+from edgeft.benchmarks.fidelity.compare import Measured, log_likelihood, logits_of
+from edgeft.benchmarks.performance.http import Served
+from edgeft.export.pipeline import ExportOptions, export
+from edgeft.runtimes.protocol import open_runtime
 
 pytestmark = pytest.mark.slow
 QUESTIONS = (

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from serving import Served, exported, running
 
-from edgeft.server import ask, connections
+from edgeft.server import ask
+from edgeft.web import connections
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HI = [{"role": "user", "content": "hi"}]

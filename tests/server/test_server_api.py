@@ -19,10 +19,10 @@ import pytest
 from serving import Served, exported, running
 
 from edgeft.records import Limits, Message
-from edgeft.runtimes import Runtime, open_runtime
+from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import api as api_module
 from edgeft.server.metrics import Metrics
-from edgeft.webpage import content_policy
+from edgeft.web.content_policy import content_policy
 
 
 @pytest.fixture(scope="module")

@@ -18,8 +18,8 @@ from serving import exported
 
 from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Limits, Sampling, Token
-from edgeft.runtimes import open_runtime
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.protocol import open_runtime
 from edgeft.server import batching
 from edgeft.server import engine as engine_module
 from edgeft.server.batching import Batching
@@ -106,7 +106,7 @@ def test_answers_side_by_side_are_those_alone(artifacts: dict[str, Path], quant:
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
     """Types whose kernels ask how many rows there are, and prompts longer than the 256 tokens from
     which flash attention would split a lone token's keys."""
-    from edgeft.base import resolve
+    from edgeft.base.resolve import resolve
 
     (path,) = exported(resolve("smollm2-135m"), tmp_path, quant)
     engine = open_engine(path, slots=8, context=512)

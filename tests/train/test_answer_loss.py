@@ -10,7 +10,7 @@ import pytest
 from conftest import Family
 from families import CHATGLM, TINY
 
-from edgeft.dataset import IGNORED
+from edgeft.data.encoding import IGNORED
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
@@ -20,7 +20,7 @@ BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
 def trainer_of(model: Any, folder: Path) -> Any:
     import transformers
 
-    from edgeft.train.trainer import AnswerTrainer
+    from edgeft.train.objectives.sft import AnswerTrainer
 
     options = transformers.TrainingArguments(output_dir=str(folder), use_cpu=True, report_to="none")
     return AnswerTrainer(model=model, args=options)
@@ -30,7 +30,7 @@ def some_batch() -> Any:
     """Three chats of other lengths; in one of them everything is learned, its first token too."""
     import torch
 
-    from edgeft.train.trainer import collate
+    from edgeft.train.batches import collate
 
     draw = torch.Generator().manual_seed(1)
     rows = []
@@ -125,8 +125,10 @@ def test_libraries_are_quiet_while_it_trains(
     import transformers
 
     from edgeft import models
-    from edgeft.template import read_json
-    from edgeft.train import sft
+    from edgeft.files import read_json
+    from edgeft.train import run
+    from edgeft.train.methods import qlora
+    from edgeft.train.options import TrainOptions
 
     class Reached(Exception):
         pass
@@ -138,11 +140,11 @@ def test_libraries_are_quiet_while_it_trains(
         raise Reached
 
     transformers.utils.logging.enable_progress_bar()
-    monkeypatch.setattr(sft, "_frozen_base", look)
-    options = sft.TrainOptions(tiny_base, tmp_path, tmp_path, compute_type="fp32")
+    monkeypatch.setattr(qlora, "frozen_base", look)
+    options = TrainOptions(tiny_base, tmp_path, tmp_path, compute_type="fp32")
     card = models.card_for(read_json(tiny_base / "config.json"))
     before = logging.getLogger("peft").level
     with warnings.catch_warnings(), pytest.raises(Reached):
         warnings.simplefilter("error")
-        sft._run(options, card, [], [], tmp_path, None, tmp_path)
+        run._run(options, card, [], [], tmp_path, None, tmp_path)
     assert logging.getLogger("peft").level == before

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from conftest import Family
 
-from edgeft import models, stage
-from edgeft.converters import gguf
-from edgeft.merge import open_merged
-from edgeft.template import read_json
+from edgeft import models, store
+from edgeft.converters.gguf import convert
+from edgeft.files import read_json
+from edgeft.merge.view import open_merged
 
 CASES = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "pythia": "pythia",
@@ -28,7 +28,8 @@ def test_every_card_that_trains_is_trained() -> None:
 
 @pytest.mark.parametrize("family", CASES)
 def test_train_and_convert(make: Family, family: str, tiny_chats: Path, tmp_path: Path) -> None:
-    from edgeft.train.sft import TrainOptions, train
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
 
     base = make(CASES[family])[0]
     card = models.card_for(read_json(base / "config.json"))
@@ -40,13 +41,13 @@ def test_train_and_convert(make: Family, family: str, tiny_chats: Path, tmp_path
             compute_type="fp32",
         )
     )  # fmt: skip
-    manifest = stage.read_manifest(tmp_path / "adapter")
+    manifest = store.read_manifest(tmp_path / "adapter")
     assert manifest is not None
     assert manifest.facts["nf4"] == {
         "kind": "nf4", "block": 64, "double_quant": True, "compute_type": "float32", "threads": 1,
     }  # fmt: skip
     merged = open_merged(base, tmp_path / "adapter", "nf4")
-    gguf.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
+    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
     proof = merged.proof()
     wanted = {
         name

@@ -14,14 +14,15 @@ import pytest
 from conftest import Family
 from families import CHATGLM, DEEPSEEK, NEOX, SMALL, TINY
 
-from edgeft import models, nf4
-from edgeft.adapter import Weighted
-from edgeft.adapter_tensors import PREFIX, in_checkpoint
-from edgeft.checkpoint import Checkpoint, Spec, write_safetensors
+from edgeft import models
+from edgeft.adapter.read import Weighted
+from edgeft.adapter.tensors import PREFIX
 from edgeft.errors import InputError
-from edgeft.merge import Merged, open_merged
+from edgeft.files import read_json
+from edgeft.merge.view import Merged, open_merged
+from edgeft.quantization import nf4
 from edgeft.records import Manifest
-from edgeft.template import read_json
+from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 
@@ -30,11 +31,12 @@ def frozen(base: Path, compute: str = "float32", keep_4bit: bool = False) -> Any
     import torch
     import transformers
 
-    from edgeft.train.sft import TrainOptions, _frozen_base
+    from edgeft.train.methods.qlora import frozen_base
+    from edgeft.train.options import TrainOptions
 
     options = TrainOptions(base, base / "chats", base / "adapter", keep_4bit=keep_4bit)
     card = models.card_for(read_json(base / "config.json"))
-    return _frozen_base(torch, transformers, options, card, getattr(torch, compute), "cpu")
+    return frozen_base(torch, transformers, options, card, getattr(torch, compute), "cpu")
 
 
 def by_checkpoint(
@@ -47,7 +49,7 @@ def by_checkpoint(
         general, numbers = models.generalize(name)
         parts = [models.fill(part, numbers) for part in card.fused.get(general, ())]
         if not parts:
-            stored = in_checkpoint(card, name)
+            stored = card.in_checkpoint(name)
             if stored in names:  # a tied head is not; nor what bitsandbytes keeps beside a weight
                 live = model.get_parameter_or_buffer(name)
                 state = getattr(live, "quant_state", None)
@@ -215,7 +217,7 @@ def test_bitsandbytes_alone_packs_the_same(make: Family, case: str) -> None:
     ours = {
         name.removesuffix(".weight")
         for name, weight in model.named_parameters()
-        if card.in_4bit(in_checkpoint(card, name), tuple(weight.shape))
+        if card.in_4bit(card.in_checkpoint(name), tuple(weight.shape))
     }
     # Tied, and without weights in its norms: transformers takes the last layer for the head.
     odd = {"model.layers.1.mlp.down_proj"} if case == "olmo-clipped" else set()
@@ -228,7 +230,8 @@ def test_a_trained_adapter_gives_its_base_back(
 ) -> None:
     import torch
 
-    from edgeft.train.sft import TrainOptions, train
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
 
     manifest = train(
         TrainOptions(

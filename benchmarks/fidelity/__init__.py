@@ -1,0 +1,1 @@
+"""How close an artifact's logits are to a reference."""

@@ -1,0 +1,1 @@
+"""Task accuracy of an artifact: items, scorers, workers."""

@@ -1,0 +1,1 @@
+"""Paired statistics behind a verdict; plain numbers in, plain numbers out."""

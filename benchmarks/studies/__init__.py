@@ -1,0 +1,1 @@
+"""Comparisons for developers, with LOG.md; in no wheel."""

@@ -1,0 +1,367 @@
+"""Calibrated and plain 4-bit types of one model side by side: size, fidelity, accuracy, speed.
+
+    python -m edgeft.benchmarks.studies.four_bit --base smollm2-135m --adapter adapter --out rows \
+        --text wiki.test.raw
+    python -m edgeft.benchmarks.studies.four_bit --base smollm2-135m --dither 1 --out dithered \
+        --text wiki.test.raw --calibration chats.jsonl
+
+Every row of `ROWS` whose type this version knows is exported into --out; what is complete there is
+kept. Then all rows are compared with the f16 file, token by token on the same ids
+(`edgeft.benchmarks.fidelity.compare`): on the answers of the chats that training held out, and on plain
+text. With an adapter the task is asked, too. Speeds are of processes of their own, the rounds
+alternating. `--dither` takes the weights of an embedded base off the 4-bit grid that they lie on;
+`--padded` gives a Llama base widths that 256 divides, which the K-quants need.
+
+The second table pairs rows on the same sequences and items: its errors are those of the
+differences. Ends in one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import os
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from edgeft import files, machine, store
+from edgeft.adapter.read import Weighted
+from edgeft.base.resolve import resolve
+from edgeft.benchmarks.fidelity import compare
+from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity, Measured
+from edgeft.benchmarks.performance import latency
+from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.statistics.noninferiority import Paired, mid_p
+from edgeft.benchmarks.studies.padded_llama import pad
+from edgeft.data.splits import fingerprint
+from edgeft.errors import EdgeftError, InputError
+from edgeft.export import own_chats
+from edgeft.export.pipeline import ExportOptions, export
+from edgeft.formats import FORMATS
+from edgeft.progress import say
+from edgeft.records import Artifact, Score
+from edgeft.report import tables
+from edgeft.runtimes.protocol import Runtime, open_runtime
+
+LONGEST = 2048
+"""tokens of a chat that is measured on"""
+PLAIN = "plain"
+"""folder of the rows that no calibration is for"""
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    quant: str
+    folder: str = PLAIN
+    """below --out; rows of one folder are exported together and share their calibration"""
+    format: str = "gguf"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """of `ExportOptions`, the same for all rows of a folder"""
+    against: str = ""
+    """the row that it is held to in the second table"""
+
+
+IMATRIX = {"imatrix": "auto"}
+ROWS = (
+    Row("f16", "f16"),
+    Row("q8_0", "q8_0"),
+    Row("q4_k_m", "q4_k_m"),
+    Row("q4_k_m, imatrix", "q4_k_m", "imatrix", options=IMATRIX, against="q4_k_m"),
+    Row("q4_k_m, gptq", "gptq-q4_k_m", "gptq", against="q4_k_m, imatrix"),
+    Row("q4_0", "q4_0"),
+    Row("q4_0, imatrix", "q4_0", "imatrix", options=IMATRIX, against="q4_0"),
+    Row("q4_0, gptq", "gptq-q4_0", "gptq", against="q4_0, imatrix"),
+    Row("gptq 4bit", "4bit", "gptq-folder", format="gptq", against="q4_0, imatrix"),
+)
+"""the reference first"""
+
+
+@dataclass(frozen=True)
+class Options:
+    base: str
+    out: Path
+    adapter: Path | None = None
+    dither: int | None = None
+    padded: bool = False
+    merge_base: Any = "auto"
+    validation: Path | None = None
+    calibration: Path | None = None
+    chats: int | None = None
+    text: Path | None = None
+    chunks: int = 40
+    items: str = "smart_home"
+    limit: int | None = None
+    rounds: int = 3
+    threads: int = len(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row."""
+
+    row: Row
+    artifact: Artifact
+    chats: Fidelity | None
+    text: Fidelity | None
+    score: Score | None
+    speeds: list[float]
+    """decoded tokens per second, one figure per round"""
+
+    def to_json(self) -> dict[str, Any]:
+        facts = self.artifact.manifest.facts
+        return {
+            "name": self.row.name,
+            "bytes": evaluate.size_of(self.artifact.path),
+            "chats": self.chats.to_json() if self.chats else None,
+            "text": self.text.to_json() if self.text else None,
+            "accuracy": self.score.accuracy if self.score else None,
+            "decode_tps": self.speeds,
+            "seconds": facts.get("seconds"),
+            "beta": facts.get("proof", {}).get("beta"),
+        }
+
+
+def known(rows: Sequence[Row]) -> list[Row]:
+    """Those whose type is in the formats table."""
+    return [
+        row for row in rows if row.format in FORMATS and row.quant in FORMATS[row.format].quants
+    ]
+
+
+def run(options: Options, rows: Sequence[Row]) -> tuple[list[Result], dict[str, Any]]:
+    """Export and measure; (one result per row, what was measured on)."""
+    if options.adapter is None and options.text is None:
+        raise InputError("there is nothing to measure on", "--adapter, --text or both")
+    adapters = (Weighted(options.adapter),) if options.adapter else ()
+    base = resolve(options.base, options.dither)
+    if options.padded:
+        base = pad(base, options.out / "padded")
+    artifacts = make(options, rows, adapters, str(base))
+    on: dict[str, Any] = {"merge_base": artifacts[0].manifest.facts["merge_base"]}
+    with contextlib.ExitStack() as stack:
+        models = [
+            stack.enter_context(open_runtime(artifact.path, options.threads, LONGEST))
+            for artifact in artifacts
+        ]
+        sequences = texts(options, adapters, models[0], on)
+        found = {
+            name: [None, *compare.compare(models[0], models[1:], items, f"fidelity ({name})")]
+            for name, items in sequences.items()
+        }
+    scores: list[Score | None] = [None] * len(rows)
+    if adapters:
+        asking = evaluate.Asking(options.items, limit=options.limit, threads=options.threads)
+        items = evaluate.load_items(asking)
+        scores = [evaluate.measure(artifact.path, items, asking) for artifact in artifacts]
+        on["items"] = {"name": options.items, "count": len(items.examples)}
+    speeds = decode_speeds([artifact.path for artifact in artifacts], options)
+    nothing: list[Fidelity | None] = [None] * len(rows)
+    columns = zip(
+        rows, artifacts, found.get("chats", nothing), found.get("text", nothing), scores, speeds,
+        strict=True,
+    )  # fmt: skip
+    return [Result(*column) for column in columns], on
+
+
+def make(
+    options: Options, rows: Sequence[Row], adapters: tuple[Weighted, ...], base: str
+) -> list[Artifact]:
+    """Export folder by folder, all onto the merge base that is chosen for the first."""
+    made: dict[tuple[str, str], Artifact] = {}
+    merge_base = options.merge_base
+    for folder in dict.fromkeys(row.folder for row in rows):
+        members = [row for row in rows if row.folder == folder]
+        own = dict(members[0].options)
+        if folder != PLAIN and options.calibration:
+            own["calibration"] = options.calibration
+        artifacts = export(
+            ExportOptions(
+                out=options.out / folder, adapter=adapters, base=base,
+                formats=(members[0].format,), quants=tuple(row.quant for row in members),
+                merge_base=merge_base, validation=options.validation, live=False,
+                threads=options.threads, overwrite=True, **own,
+            )
+        )  # fmt: skip
+        made |= {(folder, artifact.quant): artifact for artifact in artifacts}
+        merge_base = artifacts[0].manifest.facts["merge_base"]["chosen"]
+    return [made[row.folder, row.quant] for row in rows]
+
+
+def texts(
+    options: Options, adapters: tuple[Weighted, ...], model: Runtime, on: dict[str, Any]
+) -> dict[str, list[Measured]]:
+    """What there is to compare on; `on` is told."""
+    found = {}
+    own = own_chats.own_chats(adapters, options.validation, None)
+    if own.validation:
+        chats, longest = own.validation[: options.chats], min(LONGEST, model.context)
+        found["chats"] = compare.chat_answers(chats, model.chat, model.encode, longest)
+        on["chats"] = {"sha256": fingerprint(chats), "count": len(found["chats"]),
+                       "tokens": _tokens(found["chats"])}  # fmt: skip
+    elif adapters:
+        say(f"no chats to compare on: {own.why_no_validation} (--validation FILE)")
+    if options.text:
+        found["text"] = compare.file_chunks(options.text, model, options.chunks)
+        on["text"] = {"sha256": files.sha256(options.text), "chunks": options.chunks,
+                      "tokens": _tokens(found["text"])}  # fmt: skip
+    return found
+
+
+def _tokens(sequences: Sequence[Measured]) -> int:
+    return sum(len(item.rows) for item in sequences)
+
+
+def decode_speeds(artifacts: Sequence[Path], options: Options) -> list[list[float]]:
+    """Every artifact once per round, in turn."""
+    found: list[list[float]] = [[] for _ in artifacts]
+    for number in range(options.rounds):
+        say(f"speed, round {number + 1} of {options.rounds}")
+        for artifact, speeds in zip(artifacts, found, strict=True):
+            speeds.append(latency.measure(artifact, options.threads)[0].decode_tps)
+    return found
+
+
+def table(results: Sequence[Result]) -> str:
+    columns = [*_fidelity_head("chats"), *_fidelity_head("text")]
+    rows = [
+        [
+            result.row.name,
+            files.human(evaluate.size_of(result.artifact.path)),
+            *_fidelity_cells(result.chats),
+            *_fidelity_cells(result.text),
+            f"{result.score.accuracy:.1%}" if result.score else "-",
+            _speed(result.speeds),
+        ]
+        for result in results
+    ]
+    return tables.table(["model", "size", *columns, "task", "decode t/s"], rows)
+
+
+def _fidelity_head(name: str) -> list[str]:
+    return [f"{name}: KL", "same top", "PPL ratio"]
+
+
+def _fidelity_cells(found: Fidelity | None) -> list[str]:
+    if found is None:
+        return ["-"] * 3
+    ratio = Estimate(found.perplexity_ratio, found.surprise.error * found.perplexity_ratio)
+    kl = f"{found.kl.value:.3g} ± {found.kl.error:.2g}"
+    return [kl, _plus(found.top1, 1, 100, "%"), _plus(ratio, 3)]
+
+
+def _speed(speeds: Sequence[float]) -> str:
+    if not speeds:
+        return "-"
+    return f"{statistics.median(speeds):.0f} ({min(speeds):.0f}-{max(speeds):.0f})"
+
+
+def _plus(estimate: Estimate, digits: int, factor: float = 1, unit: str = "") -> str:
+    value, error = estimate.value * factor, estimate.error * factor
+    return f"{value:.{digits}f}{unit} ± {error:.{digits}f}"
+
+
+def versus(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """Each row against the one that it is held to, paired by sequence and by item."""
+    by_name = {result.row.name: result for result in results}
+    found = []
+    for result in results:
+        other = by_name.get(result.row.against)
+        if other is None:
+            continue
+        entry: dict[str, Any] = {"name": result.row.name, "against": other.row.name}
+        for name in ("chats", "text"):
+            mine, its = getattr(result, name), getattr(other, name)
+            entry[name] = None if mine is None else {
+                "kl_ratio": compare.kl_ratio(mine, its),
+                "kl": compare.apart(mine, its, "kl"),
+                "top1": compare.apart(mine, its, "top1"),
+                "surprise": compare.apart(mine, its, "surprise"),
+            }  # fmt: skip
+        if result.score and other.score:
+            flips = Paired.count(other.score.values, result.score.values)
+            entry["task"] = {"won": flips.won, "lost": flips.lost, "mid_p": mid_p(flips)}
+        found.append(entry)
+    return found
+
+
+def versus_table(entries: Sequence[dict[str, Any]]) -> str:
+    head = ["paired", *_versus_head("chats"), *_versus_head("text"), "task won, lost", "mid-p"]
+    rows = [
+        [
+            f"{entry['name']} / {entry['against']}",
+            *_versus_cells(entry["chats"]),
+            *_versus_cells(entry["text"]),
+            "{won}, {lost}".format(**entry["task"]) if "task" in entry else "-",
+            "{mid_p:.3f}".format(**entry["task"]) if "task" in entry else "-",
+        ]
+        for entry in entries
+    ]
+    return tables.table(head, rows)
+
+
+def _versus_head(name: str) -> list[str]:
+    return [f"{name}: KL ratio (95 %)", "same top, points", "log PPL"]
+
+
+def _versus_cells(found: dict[str, Estimate] | None) -> list[str]:
+    if found is None:
+        return ["-"] * 3
+    ratio, top1, surprise = found["kl_ratio"], found["top1"], found["surprise"]
+    wide = 1.96 * ratio.error / (ratio.value or 1)  # of its logarithm, which is the less skewed
+    low, high = (ratio.value * math.exp(sign * wide) for sign in (-1, 1))
+    return [f"{ratio.value:.2f} ({low:.2f}-{high:.2f})", _plus(top1, 1, 100), _plus(surprise, 3)]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--base", required=True, help="as for edgeft merge-export")
+    parser.add_argument("--adapter", type=Path, help="without one the base is measured as it is")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the artifacts")
+    parser.add_argument("--dither", type=int, metavar="SEED", help="move the base off its grid")
+    parser.add_argument("--padded", action="store_true", help="in a shape that 256 divides")
+    parser.add_argument("--merge-base", choices=["auto", "w16", "nf4", "fp4"], default="auto")
+    parser.add_argument("--validation", type=Path, help="chats to compare on [what training held]")
+    parser.add_argument("--calibration", type=Path, help="chats to calibrate on [the training's]")
+    parser.add_argument("--chats", type=int, help="only so many of them to compare on")
+    parser.add_argument("--text", type=Path, help="plain text to compare on")
+    parser.add_argument("--chunks", type=int, default=Options.chunks, help="of 512 tokens")
+    parser.add_argument("--items", default=Options.items, help="the task; asked with an adapter")
+    parser.add_argument("--limit", type=int, help="only so many of its items")
+    parser.add_argument("--rounds", type=int, default=Options.rounds, help="of speeds; 0 = none")
+    parser.add_argument("--threads", type=int, default=Options.threads)
+    names = [row.name for row in ROWS]
+    parser.add_argument("--row", action="append", choices=names, help="only these, and f16")
+    chosen = vars(parser.parse_args(arguments))
+    only = chosen.pop("row") or names
+    options = Options(**chosen)
+    rows = [row for row in known(ROWS) if row.name in ("f16", *only)]
+    try:
+        results, on = run(options, rows)
+    except EdgeftError as error:
+        sys.exit(str(error))
+    entries = versus(results)
+    print(machine.machine())
+    print(table(results), end="\n\n")
+    print(versus_table(entries))
+    line = {
+        "machine": machine.machine(),
+        "base": options.base,
+        "dither": options.dither,
+        "padded": options.padded,
+        "adapter": store.identity(options.adapter) if options.adapter else None,
+        "on": on,
+        "rows": [result.to_json() for result in results],
+        "versus": entries,
+    }
+    print(json.dumps(line, default=asdict))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""Run a command and measure its time, memory and disk."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeft.errors import InputError
+
+
+@dataclass
+class Step:
+    seconds: float
+    anonymous: int
+    """bytes"""
+
+
+def run(command: list[str]) -> Step:
+    """Run a process to its end and watch its memory; InputError where it fails."""
+    started, peak = time.perf_counter(), 0
+    with tempfile.TemporaryFile("w+") as log:
+        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+        while child.poll() is None:
+            peak = max(peak, _anonymous(child.pid))
+            time.sleep(0.01)
+        seconds = time.perf_counter() - started
+        if child.returncode:
+            log.seek(0)
+            raise InputError(f"{command[:4]} failed: {log.read()[-800:]}")
+    return Step(seconds, peak)
+
+
+def _anonymous(pid: int) -> int:
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)

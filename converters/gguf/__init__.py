@@ -1,0 +1,1 @@
+"""The Merged view -> a GGUF file."""

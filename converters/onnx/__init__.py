@@ -1,0 +1,1 @@
+"""The Merged view -> an ONNX folder for onnxruntime-genai."""

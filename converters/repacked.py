@@ -1,0 +1,41 @@
+"""A GPTQ folder -> a GGUF file with the same codes, kept in the cache folder."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+from edgeft import __version__, machine, store
+from edgeft.converters.gguf.convert import convert
+from edgeft.files import home
+from edgeft.merge.view import open_merged
+from edgeft.progress import say
+from edgeft.quantization.repack import Repacked
+from edgeft.weights.checkpoint import Checkpoint
+
+
+def repacked(folder: Path, threads: int | None = None) -> Path:
+    """The GGUF of a folder of GPTQ, made where it is not there yet."""
+    identity = store.identity(folder)
+    target = home() / "repacked" / f"{identity[:20]}.gguf"
+    options, parents = {"edgeft": __version__}, {"model": identity}
+    if store.finished(target, "repacked", options, parents):
+        return target
+    merged, codes = open_merged(folder, None), Repacked(Checkpoint(folder))
+    size = sum(
+        math.prod(shape) * (codes.bits(name) or 16) / 8 for name, shape in merged.shapes.items()
+    )
+    machine.preflight(target, f"repacking {folder}", disk=int(size) + 16_000_000)
+    with store.writing(
+        target, kind="repacked", options=options, parents=parents, overwrite=True
+    ) as work:
+        threads = threads or len(os.sched_getaffinity(0))
+        work.facts |= convert(merged, work.path, "f16", threads, coded=codes)
+        work.facts["inexact"] = len(codes.inexact)
+    if codes.inexact:
+        say(
+            f"{len(codes.inexact)} layers of {folder} have no place in ggml's blocks: their values "
+            "were rounded to float16"
+        )
+    return target

@@ -1,0 +1,82 @@
+"""One client of an inference engine: the chat in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeft.chat.conversation import Model
+from edgeft.records import Limits, Token
+
+if TYPE_CHECKING:
+    from edgeft.server.engine import Engine
+
+
+UNTOLD = -1
+"""id of a token of which only the text is known"""
+
+
+@contextlib.contextmanager
+def answering(
+    path: Path,
+    threads: int | None = None,
+    context: int | None = None,
+    exact: bool = False,
+    isolate: bool = True,
+) -> Iterator[Model]:
+    """Open an artifact for a conversation: what llama.cpp runs in the server's engine, so that it
+    answers the same there and here; else in its runtime. The options are those of `open_runtime` and
+    of `edgeft.server.run.ServeOptions`."""
+    from edgeft.formats import format_of, load
+    from edgeft.runtimes.gguf import GGUFRuntime
+    from edgeft.runtimes.protocol import open_runtime
+    from edgeft.server.run import ServeOptions, engines
+
+    if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
+        with open_runtime(path, threads, context, exact) as runtime:
+            yield runtime
+        return
+    options = ServeOptions((path,), slots=1, queue=8, threads=threads, context=context,
+                           isolate=isolate)  # fmt: skip
+    with engines(options) as (engine,):
+        yield OnlyClient(engine)
+
+
+class OnlyClient:
+    """The one client of a server's engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        runtime = engine.runtime
+        self.chat, self.context, self.encode = runtime.chat, runtime.context, runtime.encode
+        self._engine = engine
+
+    def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
+        from edgeft.server.jobs import Event, Job, Want
+
+        events: queue.SimpleQueue[tuple[Event, int, float]] = queue.SimpleQueue()
+
+        def sink(event: Event) -> None:  # in the engine's thread
+            events.put((event, job.new, time.perf_counter() - job.created))
+
+        want = Want(tuple(ids), limits.max_tokens, limits.sampling, past_stops=limits.past_stops)
+        job = Job(want, sink)
+        self._engine.submit([job])
+        told, finish = 0, ""
+        try:
+            while not finish:
+                event, new, seconds = events.get()
+                finish = event.finish
+                if event.error:
+                    raise event.error
+                # The engine tells of a token when it completes some text.
+                for text in [""] * (new - told - 1) + [event.text] * (
+                    new > told or bool(event.text)
+                ):
+                    yield Token(UNTOLD, text, seconds)
+                told = new
+        finally:
+            job.cancel()

@@ -1,0 +1,5 @@
+"""Adapter -> verified Artifacts: plan, choose, convert, prove."""
+
+from edgeft.export.pipeline import ExportOptions, export
+
+__all__ = ["ExportOptions", "export"]

@@ -1,0 +1,108 @@
+"""The machine: its CPU and engines, free memory and disk, and the check before work starts."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import ResourceError
+from edgeft.files import human
+
+ISA = ("fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
+       "asimddp", "i8mm", "sve")  # fmt: skip
+"""instructions that kernels of 4 and 8 bits are chosen by"""
+ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+
+
+def machine() -> dict[str, Any]:
+    """What must be the same before two figures may be compared."""
+    import os
+    import platform
+    from importlib.metadata import PackageNotFoundError, version
+
+    found: dict[str, Any] = {
+        "cpu": platform.processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "system": platform.platform(),
+    }
+    flags: set[str] = set()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = (part.strip() for part in line.partition(":"))
+            if name == "model name":
+                found["cpu"] = value
+            elif name in ("flags", "Features"):
+                flags = set(value.split())
+    found["isa"] = " ".join(name for name in ISA if name in flags)
+    with contextlib.suppress(OSError):
+        governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
+        found["governor"] = governor.read_text().strip()
+    for package in ENGINES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package.replace("-", "_")] = version(package)
+    return found
+
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+def preflight(
+    folder: Path,
+    what: str,
+    disk: int = 0,
+    memory: int = 0,
+    spare: str = "take a smaller model or context",
+) -> None:
+    """Refuse before the work starts when `disk` or `memory` bytes cannot be had."""
+    home = folder
+    while not home.exists():
+        home = home.parent
+    free = shutil.disk_usage(home).free
+    if disk > free:
+        raise ResourceError(
+            f"{what} needs {human(disk)} of disk at {home}, {human(free)} is free",
+            "free some, or choose another output",
+        )
+    available = available_memory()
+    if memory > available:
+        raise ResourceError(
+            f"{what} needs about {human(memory)} of memory, {human(available)} is available",
+            f"close other programs, or {spare}",
+        )
+
+
+def available_memory() -> int:
+    """Bytes a new process can have without swapping, the cgroup's limit included.
+
+    A cgroup counts the pages of files that were read as used; the kernel gives them up on demand.
+    """
+    bounds = [_meminfo("MemAvailable")]
+    with contextlib.suppress(OSError, ValueError):
+        limit = int((CGROUP / "memory.max").read_text())
+        used = int((CGROUP / "memory.current").read_text())
+        for line in (CGROUP / "memory.stat").read_text().splitlines():
+            key, _, size = line.partition(" ")
+            if key in ("inactive_file", "active_file"):
+                used -= int(size)
+        bounds.append(limit - used)
+    return max(0, min(bounds))
+
+
+def kilobytes(file: str) -> dict[str, int]:
+    """Name -> bytes, of a file of `Name: 123 kB` lines as in /proc; empty where there is none."""
+    found = {}
+    with contextlib.suppress(OSError):
+        for line in Path(file).read_text().splitlines():
+            name, _, rest = line.partition(":")
+            if rest.endswith("kB"):
+                found[name] = int(rest.split()[0]) * 1024
+    return found
+
+
+def _meminfo(key: str) -> int:
+    try:
+        return kilobytes("/proc/meminfo")[key]
+    except KeyError:
+        raise ResourceError(f"/proc/meminfo has no {key}") from None

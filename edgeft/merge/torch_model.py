@@ -1,0 +1,33 @@
+"""The Merged view as a transformers model: its configuration and an empty module tree."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeft import models
+from edgeft.adapter.config import CHANGED
+from edgeft.errors import require
+from edgeft.merge.view import Merged
+from edgeft.models import chatglm
+
+
+def config_of(merged: Merged) -> Any:
+    """transformers' configuration of the merged model."""
+    transformers = require("transformers", "gptq")
+    if merged.card.family == chatglm.FAMILY:
+        return chatglm.glm_config(merged.config)
+    own = {key: merged.config[key] for key in CHANGED if key in merged.config}
+    config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True, **own)
+    vars(config).pop("quantization_config", None)  # the view's values are in no codes
+    return config
+
+
+def skeleton(merged: Merged) -> Any:
+    """The model without memory: its parameters are names and shapes."""
+    accelerate = require("accelerate", "gptq")
+    config = config_of(merged)
+    architecture = models.transformers_class({"architectures": config.architectures})
+    with accelerate.init_empty_weights(include_buffers=False):
+        return architecture._from_config(
+            config, dtype="float32", experts_implementation="eager"
+        ).eval()

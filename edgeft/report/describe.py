@@ -1,0 +1,189 @@
+"""What an artifact, a model folder or an adapter is: metadata, types, template, stops, lineage.
+
+    facts = describe(Path("out/q4_k_m.gguf"))       # {"model": {…}, "tensors": {…}, …}
+    print(as_text(facts))
+
+Only headers are read, so it takes no time however large the file is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Any
+
+from edgeft import files, store
+from edgeft.adapter.config import read_adapter_config
+from edgeft.errors import InputError, TemplateError
+from edgeft.files import read_json
+from edgeft.formats import format_of
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
+from edgeft.tokenizer.template_lock import check_as_made
+from edgeft.weights import gguf_reader
+from edgeft.weights.checkpoint import Checkpoint, quantization
+from edgeft.weights.onnx_graph import ONNXGraph
+
+LONG = 60
+"""characters of a value that a person wants to see"""
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """Sections of facts; InputError for what is none of the three."""
+    if path.suffix == ".gguf" and path.is_file():
+        return _gguf(path) | _lineage(path)
+    if (path / "adapter_config.json").is_file():
+        return _adapter(path) | _lineage(path)
+    if (path / "config.json").is_file():
+        onnx = format_of(path).name == "onnx"
+        return (_onnx if onnx else _folder)(path) | _lineage(path)
+    if not path.exists():
+        raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
+    raise InputError(
+        f"{path} is no .gguf file, no model folder and no adapter",
+        "such as out/q4_k_m.gguf, or a folder with config.json or adapter_config.json",
+    )
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    """For people: a heading per section, one fact per line, long values cut."""
+    lines = []
+    for section, entries in facts.items():
+        lines.append(section)
+        width = max(map(len, entries), default=0)
+        for key, value in entries.items():
+            parts = value if isinstance(value, list) else [value]
+            text = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in parts)
+            text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+            cut = text if len(text) <= LONG else text[: LONG - 1] + "…"
+            lines.append(f"  {key:<{width}}  {cut}")
+    return "\n".join(lines)
+
+
+def _gguf(path: Path) -> dict[str, Any]:
+    header = gguf_reader.read(path)
+    values = {key: _value(value) for key, value in header.meta.items()}
+    tokens = header.meta.get("tokenizer.ggml.tokens")
+    vocabulary = tokens if isinstance(tokens, list) else []
+    template = values.pop("tokenizer.chat_template", None)
+
+    def token(name: str) -> str:
+        number = values.get(f"tokenizer.ggml.{name}_token_id")
+        if not isinstance(number, int) or not 0 <= number < len(vocabulary):
+            return ""
+        return str(vocabulary[number])
+
+    bos, eos, unknown, padding = map(token, ("bos", "eos", "unknown", "padding"))
+    stops = filter(None, (eos, token("eot"), token("eom")))
+    chat = ChatTemplate(template or ALPACA, bos, eos, (), unknown, padding)
+    kinds: dict[str, list[int]] = {}
+    for tensor in header.tensors.values():
+        sizes = kinds.setdefault(tensor.type.name, [0, 0, 0])
+        for i, count in enumerate((1, tensor.count, tensor.size)):
+            sizes[i] += count
+    weights = sum(sizes[1] for sizes in kinds.values())
+    stored = sum(sizes[2] for sizes in kinds.values())
+    shown = {k: v for k, v in values.items() if not k.startswith("tokenizer.")}
+    return {
+        "model": {"format": "gguf", "size": files.human(path.stat().st_size), **shown},
+        "tensors": _kinds(kinds)
+        | {"weights": f"{weights:,}", "bits per weight": round(8 * stored / max(weights, 1), 2)},
+        "tokenizer": {
+            "kind": values.get("tokenizer.ggml.model"),
+            "pre-tokenizer": values.get("tokenizer.ggml.pre"),
+            "tokens": len(vocabulary),
+            "adds bos": values.get("tokenizer.ggml.add_bos_token"),
+            "stops": list(dict.fromkeys(stops)),
+        },
+        "template": _template(template) | _lock(path, chat),
+    }
+
+
+def _folder(path: Path) -> dict[str, Any]:
+    config = read_json(path / "config.json")
+    kinds: dict[str, list[int]] = {}
+    for info in Checkpoint(path).tensors.values():
+        sizes = kinds.setdefault(info.dtype, [0, 0, 0])
+        for i, count in enumerate((1, math.prod(info.shape), 0)):
+            sizes[i] += count
+    chat = ChatTemplate.from_folder(path)
+    plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
+    stored = {k: v for k, v in quantization(path).items() if isinstance(v, (int, float, str))}
+    return {
+        "model": {
+            "format": format_of(path).name,
+            "architectures": config.get("architectures", []),
+            **plain,
+        },
+        **({"gptq": stored} if stored else {}),
+        "tensors": _kinds(kinds) | {"weights": f"{sum(sizes[1] for sizes in kinds.values()):,}"},
+        "tokenizer": {"stops": list(chat.stops)},
+        "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
+    }
+
+
+def _onnx(path: Path) -> dict[str, Any]:
+    graph, chat = ONNXGraph(path), ChatTemplate.from_folder(path)
+    config = read_json(path / "config.json")
+    return {
+        "model": {
+            "format": "onnx",
+            "architectures": config.get("architectures", []),
+            "opset": graph.opset,
+            "size": files.human(graph.size),
+            "context": graph.context,
+            "vocabulary": graph.vocabulary,
+        },
+        "operators": graph.operators(),
+        "tokenizer": {"stops": list(chat.stops)},
+        "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
+    }
+
+
+def _adapter(path: Path) -> dict[str, Any]:
+    config = read_adapter_config(path)
+    tensors = Checkpoint(path / "adapter_model.safetensors").tensors
+    count = sum(math.prod(info.shape) for info in tensors.values())
+    shown = {k: v for k, v in config.items() if v not in (None, False, [], {}, "")}
+    return {"adapter": {"tensors": len(tensors), "weights": f"{count:,}", **shown}}
+
+
+def _lineage(path: Path) -> dict[str, Any]:
+    manifest = store.read_manifest(path)
+    if manifest is None:
+        return {"lineage": {"manifest": "none: not made by edgeft, or moved without it"}}
+    facts: dict[str, Any] = {}
+    for key, value in manifest.facts.items():
+        if isinstance(value, dict):
+            facts |= {f"{key} {inner}": entry for inner, entry in value.items()}
+        elif not isinstance(value, list):  # curves are long
+            facts[key] = value
+    parents = {f"from {name}": value[:16] for name, value in manifest.parents.items()}
+    made = {"made": manifest.created, "by": f"edgeft {manifest.edgeft}"}
+    options = {k: v for k, v in manifest.options.items() if v is not None}
+    return {"lineage": made | options | parents, "facts": facts}
+
+
+def _kinds(kinds: dict[str, list[int]]) -> dict[str, Any]:
+    ordered = sorted(kinds.items(), key=lambda item: -item[1][1])
+    return {name: f"{count} tensors, {size:,} weights" for name, (count, size, _) in ordered}
+
+
+def _template(source: Any) -> dict[str, Any]:
+    if not source or not isinstance(source, str):
+        return {"source": "none"}
+    return {"sha256": hashlib.sha256(source.encode()).hexdigest()[:16], "source": source}
+
+
+def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:
+    """What `open_runtime` would say of the file's template and eos."""
+    try:
+        check_as_made(path, chat, whole=False)
+    except TemplateError as error:
+        return {"lock": f"chat refuses it: {error.message}"}
+    return {}
+
+
+def _value(value: Any) -> Any:
+    """How long a long array is, in its place: vocabularies have 100,000 entries."""
+    return len(value) if isinstance(value, list) and len(value) > 16 else value

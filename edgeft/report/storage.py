@@ -1,0 +1,75 @@
+"""Write a release report into a folder and read it back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import InputError
+from edgeft.files import write_text
+from edgeft.records import SCHEMA, Release
+from edgeft.report.tables import one_line
+
+JSON = "report.json"
+
+
+def write(release: Release, folder: Path) -> Path:
+    """report.json, report.md and report.html in `folder`, each whole; returns the page.
+
+    The JSON (SCHEMA.md says what is in it) comes first: hours of measuring outlive whatever keeps
+    the others from being made. They show what it says and nothing else.
+    """
+    from edgeft.report.page import html, markdown
+
+    raw = _plain(release.to_json())
+    release = Release.from_json(raw)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
+    write_text(folder / JSON, text + "\n")
+    write_text(folder / "report.md", markdown(release))
+    write_text(folder / "report.html", html(release))
+    return folder / "report.html"
+
+
+def read(file: Path) -> Release:
+    """A release from its report.json; InputError for anything else."""
+    import jinja2
+
+    from edgeft.report.page import html, markdown
+
+    hint = f"--report of edgeft ab or edgeft search writes {JSON}"
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {file}", hint) from None
+    except IsADirectoryError:
+        raise InputError(f"{file} is a folder", f"name the {JSON} in it") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{file} is not JSON: {error}", hint) from None
+    schema = raw.get("schema") if isinstance(raw, dict) else None
+    if type(schema) is not int or schema < 1:
+        raise InputError(f"{file} is no report: it has no schema", hint)
+    if schema > SCHEMA:
+        raise InputError(f"{file} was written by a newer edgeft", "upgrade edgeft")
+    wrong = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+             jinja2.TemplateError)  # fmt: skip
+    try:
+        release = Release.from_json(_plain(raw))
+        html(release)  # what the parts hold is seen by making something of them
+        markdown(release)
+    except wrong as error:
+        raise InputError(f"{file} is no report: {one_line(str(error))}", hint) from None
+    return release
+
+
+def _plain(value: Any) -> Any:
+    """What JSON and UTF-8 can say: no number that is not finite, no half of a surrogate pair."""
+    if isinstance(value, dict):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, str):
+        return value.encode("utf-8", "replace").decode()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,134 @@
+"""Tokenizer files of a Hugging Face folder: tokenizer.json, special tokens, end-of-sequence ids, template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeft.errors import EdgeftError, InputError
+from edgeft.files import read_json
+from edgeft.tokenizer import sentencepiece
+
+Encode = Callable[[str], list[int]]
+
+SPECIAL_TOKENS = ("bos", "eos", "unk", "pad")
+
+
+def tokenizer_json(folder: Path) -> dict[str, Any]:
+    """tokenizer.json of a folder, built from tokenizer.model where there is no such file."""
+    if (folder / "tokenizer.json").is_file():
+        return read_json(folder / "tokenizer.json")
+    if (folder / "tokenizer.model").is_file():
+        return sentencepiece.folder_json(folder)
+    raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The `tokenizers.Tokenizer` of a Hugging Face folder."""
+    from tokenizers import Tokenizer
+
+    file = folder / "tokenizer.json"
+    try:
+        if file.is_file():
+            return Tokenizer.from_file(str(file))
+        return Tokenizer.from_str(json.dumps(tokenizer_json(folder)))
+    except EdgeftError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        # The package raises nothing more special than Exception.
+        reason = str(error).partition("\n")[0]
+        hint = "download the model again, or save its tokenizer with transformers"
+        raise InputError(f"{file} is not a tokenizer: {reason}", hint) from None
+
+
+def encoder(folder: Path) -> Encode:
+    """text -> ids with special tokens recognised and nothing added (templates write their bos)."""
+    tokenizer = load_tokenizer(folder)
+    return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def eos_ids(folder: Path) -> tuple[int, ...]:
+    """Ids that end generation: generation_config.json first, config.json else, a list or one."""
+    for name in ("generation_config.json", "config.json"):
+        value = read_json(folder / name).get("eos_token_id")
+        if value is not None:
+            ids = tuple(value) if isinstance(value, list) else (value,)
+            if not all(isinstance(token, int) for token in ids):
+                raise InputError(
+                    f"{folder / name}: eos_token_id is {value!r}", "an id or a list of ids"
+                )
+            return ids
+    return ()
+
+
+def id_to_token(folder: Path) -> dict[int, str]:
+    """Added (special) tokens of the tokenizer by id."""
+    sentencepiece_only = only_sentencepiece(folder)
+    read = tokenizer_json(folder) if sentencepiece_only else read_json(folder / "tokenizer.json")
+    added = read.get("added_tokens", [])
+    try:
+        return {entry["id"]: entry["content"] for entry in added}
+    except (TypeError, KeyError) as error:
+        raise InputError(
+            f"{folder / 'tokenizer.json'} has broken added_tokens: {error}", "download it again"
+        ) from None
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """bos_token, eos_token, unk_token, pad_token and the like, where the tokenizer has them."""
+    config = read_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in config:  # written by transformers before 4.34
+        config |= read_json(folder / "special_tokens_map.json")
+    special = {f"{name}_token": _token_text(config.get(f"{name}_token")) for name in SPECIAL_TOKENS}
+    special = {key: text for key, text in special.items() if text}
+    if only_sentencepiece(folder):
+        names = {"<s>": "bos_token", "</s>": "eos_token", "<unk>": "unk_token"}
+        for text in id_to_token(folder).values():
+            if text in names:
+                special.setdefault(names[text], text)
+    return special
+
+
+def template_source(folder: Path) -> str | None:
+    """The jinja2 text, None where there is none.
+
+    chat_template.jinja and additional_chat_templates/ go before tokenizer_config.json. That is the
+    precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`;
+    chat_template.json belongs to processors, the last resort of a multimodal model.
+    """
+    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    named = {file.stem: _read_text(file) for file in more}
+    if (folder / "chat_template.jinja").is_file():
+        named["default"] = _read_text(folder / "chat_template.jinja")
+    source: Any = named
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        source = source or read_json(folder / name).get("chat_template")
+    try:
+        if isinstance(source, list):
+            source = {entry["name"]: entry["template"] for entry in source}
+    except (TypeError, KeyError):
+        source = 0
+    if isinstance(source, dict):
+        source = source.get("default") or next(iter(source.values()), None)
+    if not isinstance(source, (str, type(None))):
+        raise InputError(f"{folder}: its chat_template is no text", "a jinja2 template is needed")
+    return source or None
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not UTF-8: {error}") from None
+
+
+def only_sentencepiece(folder: Path) -> bool:
+    return (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
+
+
+def _token_text(value: Any) -> str:
+    if isinstance(value, dict):
+        return str(value.get("content", ""))
+    return str(value or "")

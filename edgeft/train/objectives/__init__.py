@@ -1,0 +1,1 @@
+"""What is learned: dataset rows -> batches and the loss, one file per objective."""
