@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from families import TINY, make_tiny
-from tiny import make_base, make_chats
+
+from helpers.families import TINY, make_tiny
+from helpers.tiny import make_base, make_chats
 
 # Threads that spin at barriers fight on two cores; before anything loads OpenMP.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

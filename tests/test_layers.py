@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+from helpers.paths import ROOT
+
 LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file

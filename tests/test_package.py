@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 import edgeft
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 LINKS = ("converters", "benchmarks", "models")
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 

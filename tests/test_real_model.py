@@ -19,8 +19,8 @@ from edgeft.benchmarks.suites import load_suite
 from edgeft.errors import InputError
 from edgeft.models import sources
 from edgeft.weights.checkpoint import Checkpoint
+from helpers.paths import ROOT
 
-ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is 56."
 
 

@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import make_chats
 
 from edgeft import machine
 from edgeft.benchmarks.suites import load_suite
 from edgeft.formats import format_of
 from edgeft.gptq import blocks as gptq_blocks
 from edgeft.gptq import quantize
+from helpers.paths import README
+from helpers.tiny import make_chats
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]
@@ -249,7 +250,7 @@ def test_the_commands_of_the_readme(
     base, adapter, _ = make("llama")
     shutil.copytree(adapter, tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (README).read_text(encoding="utf-8")
     commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", readme, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft import models
+from helpers.paths import README
 
 Run = Callable[..., Any]
 
@@ -72,5 +73,5 @@ def test_the_matrix_is_the_cards(edgeft: Run) -> None:
 
 
 def test_the_readme_shows_the_matrix(edgeft: Run) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    readme = (README).read_text(encoding="utf-8")
     assert f"```text\n{edgeft('models').out}```" in readme

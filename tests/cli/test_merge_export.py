@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny import make_base, make_chats
 
 from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
 from edgeft.weights.imatrix import Imatrix, Sums, write
+from helpers.tiny import make_base, make_chats
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]

@@ -10,8 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from families import TINY, make_tiny
-from tiny import make_chats, some_codes, write_gptq
 
 from edgeft import store
 from edgeft.merge.view import Merged
@@ -19,6 +17,8 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
 from edgeft.weights.checkpoint import Checkpoint
 from edgeft.weights.onnx_graph import ONNXGraph
+from helpers.families import TINY, make_tiny
+from helpers.tiny import make_chats, some_codes, write_gptq
 
 Run = Callable[..., Any]
 Family = Callable[[str], tuple[Path, Path, Any]]

@@ -16,12 +16,11 @@ from typing import Any
 
 import pytest
 from conftest import Ran
-from serving import exported
 
 from edgeft.errors import InputError
 from edgeft.server.run import ServeOptions, names
-
-ROOT = Path(__file__).resolve().parents[2]
+from helpers.paths import ROOT
+from helpers.serving import exported
 
 
 @pytest.fixture(scope="module")

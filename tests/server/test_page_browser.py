@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_stub import Stub
+
+from helpers.chat_stub import Stub
 
 SHOTS = os.environ.get("EDGEFT_SHOTS")
 """folder for screenshots to look at"""

@@ -1,0 +1,201 @@
+"""One pass writes what llama-quantize makes of the float32 file: types and bytes, adapter included."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Family
+from test_ggml import llama_quantize, read
+
+from edgeft.benchmarks.studies import random_model
+from edgeft.converters.gguf import convert, writer
+from edgeft.errors import FormatError, ProofError
+from edgeft.export.collect_imatrix import collect
+from edgeft.merge import landing
+from edgeft.merge.view import open_merged
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.weights.imatrix import Imatrix
+from helpers.families import DEEPSEEK, MOE, TEXT, Tiny, make_tiny
+
+WIDE: dict[str, Any] = {
+    "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
+    "num_key_value_heads": 2, "num_experts_per_tok": 2, "max_position_embeddings": 256,
+}  # fmt: skip
+CASES = {
+    "llama": Tiny("LlamaConfig", WIDE, std=0.05),
+    "qwen2": Tiny("Qwen2Config", WIDE | {"hidden_size": 128, "intermediate_size": 320}, std=0.05),
+    # llama.cpp has its own mixture for 8 experts
+    "mixtral": Tiny("MixtralConfig", WIDE | {"num_local_experts": 8}, MOE, std=0.05),
+    "qwen2_moe": Tiny("Qwen2MoeConfig", WIDE | {
+        "num_experts": 4, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
+    }, MOE, std=0.05),
+    # three dimensions without experts: the halves of kv_b_proj
+    "deepseek2": Tiny("DeepseekV2Config", DEEPSEEK | WIDE | {
+        "q_lora_rank": None, "kv_lora_rank": 256, "qk_nope_head_dim": 64, "qk_rope_head_dim": 32,
+        "v_head_dim": 64, "num_key_value_heads": 8, "moe_intermediate_size": 256}, std=0.05),
+    # a width of 128 has no blocks of 256
+    "qwen3_moe": Tiny("Qwen3MoeConfig", WIDE | {
+        "num_experts": 4, "moe_intermediate_size": 128, "norm_topk_prob": True}, MOE, std=0.05),
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+    base: Path
+    adapter: Path
+    f32: Path
+    imatrix: Imatrix
+
+
+@pytest.fixture(scope="module", params=CASES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+    folder = tmp_path_factory.mktemp(request.param)
+    base, adapter, _ = make_tiny(folder, CASES[request.param])
+    convert.convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
+    with GGUFRuntime(folder / "f32.gguf", context=128, threads=1) as model:
+        texts = [model.encode(TEXT), model.encode("all lamps off, please")]
+    imatrix = collect(folder / "f32.gguf", texts, threads=1)
+    return Made(base, adapter, folder / "f32.gguf", imatrix)
+
+
+def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = ()) -> None:
+    merged = open_merged(made.base, made.adapter)
+    ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
+    given = made.imatrix if imatrix else None
+    convert.convert(merged, ours, quant, 2, tensor_types=overrides, imatrix=given)
+    assert merged.proof().tensors
+    weights = {}
+    if given:
+        for name in given.tensors:
+            rows = given.importance(name)
+            assert rows is not None
+            weights[name] = np.ascontiguousarray(rows)
+    assert llama_quantize(made.f32, theirs, quant, weights, overrides)
+    (_, got), (_, wanted) = read(ours), read(theirs)
+    assert got.keys() == wanted.keys()
+    for name, (kind, data) in wanted.items():
+        assert got[name][0] == kind, name
+        assert got[name][1] == data, name
+
+
+@pytest.mark.parametrize(
+    ("merge_base", "case"),
+    [
+        *itertools.product(
+            ("w16", "nf4"), ("llama", "qwen2-yarn", "mixtral", "pythia", "deepseek2")
+        ),
+        ("fp4", "llama"),  # what it is blockwise it has in common with nf4
+    ],
+)
+def test_blocks_of_rows_and_threads_change_nothing(
+    make: Family, case: str, merge_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make(case)
+    convert.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(landing, "SAMPLE", 300)
+    merged = open_merged(base, adapter, merge_base)
+    convert.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
+    assert merged.proof().tensors
+    assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
+    base, adapter, _ = make("llama")
+    files = []
+    for merge_base in ("w16", "nf4", "fp4"):
+        view = open_merged(base, adapter).on(merge_base)  # type: ignore[arg-type]
+        convert.convert(view, tmp_path / merge_base, "f32", threads=1)
+        assert view.proof().merge_base == merge_base
+        files.append((tmp_path / merge_base).read_bytes())
+    assert len(set(files)) == 3
+
+
+def test_a_file_that_is_not_what_was_proved_is_refused(
+    make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make("llama")
+    write = convert.write_tensors
+
+    def spoiled(writer: Any, *args: Any) -> Any:
+        samples = write(writer, *args)
+        file = writer.fout[0]
+        file.seek(samples[3].start)
+        file.write(b"\0" * samples[3].width)
+        return samples
+
+    monkeypatch.setattr(convert, "write_tensors", spoiled)
+    with pytest.raises(ProofError, match="does not hold model.layers.* as it was written"):
+        convert.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
+
+
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q3_k_m", "q4_0", "iq4_xs"])
+@pytest.mark.parametrize("imatrix", [False, True])
+def test_the_bytes_are_llama_quantizes(
+    made: Made, tmp_path: Path, quant: str, imatrix: bool
+) -> None:
+    same(made, tmp_path, quant, imatrix)
+
+
+def test_tensor_types_of_ones_own(made: Made, tmp_path: Path) -> None:
+    same(made, tmp_path, "q4_0", True, [("blk.1.*attn_v", "q8_0"), ("ffn_down", "q6_k")])
+
+
+def test_a_tensor_type_for_no_tensor_is_refused(made: Made, tmp_path: Path) -> None:
+    merged = open_merged(made.base, made.adapter)
+    with pytest.raises(FormatError, match="no tensor's name matches 'atn_v'"):
+        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=[("atn_v", "q8_0")])
+
+
+def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:
+    name, sums = next((n, s) for n, s in made.imatrix.tensors.items() if "attn_q" in n)
+    wrong = dataclasses.replace(sums, in_sum2=sums.in_sum2[:, :32])
+    imatrix = dataclasses.replace(made.imatrix, tensors=made.imatrix.tensors | {name: wrong})
+    with pytest.raises(FormatError, match="the importance matrix is of another model: .*attn_q"):
+        convert.convert(
+            open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", 1, (), imatrix
+        )
+
+
+def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: Path) -> None:
+    overrides = [("attn_q", "iq2_xs")]
+    merged = open_merged(made.base, made.adapter)
+    if merged.config["hidden_size"] % 256:
+        pytest.skip("falls back to a type that needs none")
+    with pytest.raises(FormatError, match="--imatrix auto"):
+        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=overrides)
+
+
+def test_four_bits_run(made: Made, tmp_path: Path) -> None:
+    convert.convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
+    logits = []
+    for path in (made.f32, tmp_path / "q.gguf"):
+        with GGUFRuntime(path, context=128, threads=1) as model:
+            logits.append(model.logits(model.encode(TEXT)))
+    # rounding sends some tokens to other experts
+    assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.9
+
+
+def test_memory_does_not_grow_with_the_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "BLOCK_BYTES", 1 << 18)
+    peaks = []
+    for rows in (10_000, 80_000):
+        work = tmp_path / str(rows)
+        random_model.make_model(work, random_model.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
+        merged = open_merged(work / "base", work / "adapter", "nf4")
+        tracemalloc.start()
+        convert.convert(merged, work / "x.gguf", "q8_0", threads=2)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert (work / "x.gguf").stat().st_size > 20_000_000
+    # The vocabulary itself is as large as it is: its texts and types, about 100 bytes a token.
+    assert peaks[1] - peaks[0] < 200 * 70_000
+    assert peaks[0] < 30_000_000

@@ -1,0 +1,10 @@
+"""Where things lie in a checkout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+README = ROOT / "README.md"
+DATA = ROOT / "build" / "vocabularies"
+"""real tokenizers and llama.cpp's converter, where `make vocabularies` put them"""
