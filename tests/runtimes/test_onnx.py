@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.converters.onnx import convert as converter
 from edgeft.errors import EdgeftError, InputError
 from edgeft.formats import format_of
 from edgeft.merge.view import open_merged
@@ -24,6 +23,7 @@ from edgeft.records import Limits, Message
 from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
+from helpers.converting import convert
 from helpers.paths import README
 
 TEXT = "turn on the lamp in room 17, then the lamp on 3 äöü 今天"
@@ -31,7 +31,7 @@ TEXT = "turn on the lamp in room 17, then the lamp on 3 äöü 今天"
 
 def write(base: Path, out: Path, quant: str = "f32") -> Path:
     out.mkdir(parents=True)
-    converter.convert(open_merged(base, None), out, quant, threads=2)
+    convert(open_merged(base, None), out, quant, format="onnx", threads=2)
     return out
 
 
