@@ -10,11 +10,13 @@ help:      ## this list
 
 setup: $(VENV)/.ready  ## .venv with the pinned dependencies
 
-# llama.cpp is built from source once (pip keeps the wheel), without its multimodal part.
+# llama.cpp is built from source once (pip keeps the wheel): libllama and libggml alone, 74 of 178
+# objects, without the multimodal part, the common library and the HTTP client.
+LLAMA_CPP := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deploy/llama_cpp.cmake
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	CMAKE_ARGS="-DMTMD_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
+	CMAKE_ARGS="$(LLAMA_CPP)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
