@@ -127,6 +127,21 @@ def plan_export(
         store.check_free(item.target, "artifact", item.frozen, parents, options.overwrite)
         if item.modelfile and not store.read_manifest(item.target):
             store.check_not_foreign(item.modelfile, options.overwrite)
+    convert = _convert_options(options, todo, data)
+    solved = any(item.solved for item in todo)
+    sequences = sample(view, data, options.calibration_tokens) if solved else []
+    items = []
+    for item in drafts:
+        if not item.complete:
+            plan = load(item.format.plan)(view, item.quant, convert)
+            item = dataclasses.replace(item, plan=plan)
+            _check_gptq_resources(options, item, view, sequences)
+        items.append(item)
+    return ExportPlan(items, convert, sequences)
+
+
+def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> ConvertOptions:
+    """InputError where there is nothing to calibrate on, StaleError for a foreign imatrix.gguf."""
     pending = options.imatrix == "auto" and any("imatrix" in item.format.takes for item in todo)
     solved = any(item.solved for item in todo)
     if (pending or solved) and not data.calibrates:
@@ -138,7 +153,7 @@ def plan_export(
     if pending:
         store.check_not_foreign(options.out / "imatrix.gguf", options.overwrite)
     file = _imatrix_file(options)
-    convert = ConvertOptions(
+    return ConvertOptions(
         threads=options.threads,
         tensor_types=options.tensor_types,
         imatrix=imatrix.read(file) if file and todo else None,
@@ -146,14 +161,16 @@ def plan_export(
         group_size=options.group_size,
         symmetric=options.symmetric,
     )
-    sequences = sample(view, data, options.calibration_tokens) if solved else []
-    items = [item if item.complete else _planned(item, view, convert) for item in drafts]
-    for item in items:
-        if item.solved and not item.complete:
-            disk, memory = footprint(view, sequences, options.offload)
-            spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
-            machine.preflight(options.out, f"GPTQ for {item.quant}", disk, memory, spare)
-    return ExportPlan(items, convert, sequences)
+
+
+def _check_gptq_resources(
+    options: ExportOptions, item: Item, view: Merged, sequences: list[list[int]]
+) -> None:
+    """ResourceError where GPTQ would not fit on the disk or into memory."""
+    if item.solved:
+        disk, memory = footprint(view, sequences, options.offload)
+        spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
+        machine.preflight(options.out, f"GPTQ for {item.quant}", disk, memory, spare)
 
 
 def _draft(options: ExportOptions, row: Format, quant: str, parents: dict[str, str]) -> Item:
@@ -161,10 +178,6 @@ def _draft(options: ExportOptions, row: Format, quant: str, parents: dict[str, s
     frozen = _frozen(options, row, quant)
     complete = store.finished(target, "artifact", frozen, parents)
     return Item(row, quant, target, frozen, complete)
-
-
-def _planned(item: Item, view: Merged, convert: ConvertOptions) -> Item:
-    return dataclasses.replace(item, plan=load(item.format.plan)(view, item.quant, convert))
 
 
 def _frozen(options: ExportOptions, row: Format, quant: str) -> dict[str, Any]:

@@ -129,7 +129,7 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
         samples = write(writer, *args)
         file = writer.fout[0]
         file.seek(samples[3].start)
-        file.write(b"\0" * samples[3].width)
+        file.write(b"\0" * samples[3].row_bytes)
         return samples
 
     monkeypatch.setattr(converter, "write_tensors", spoiled)
