@@ -1,7 +1,7 @@
 """Model cards and commands -> docs/families.md and docs/cli.md.
 
-    python docs/generate.py            writes both pages
-    python docs/generate.py --check    exit code 1 where a page differs from what would be written
+python docs/generate.py            writes both pages
+python docs/generate.py --check    exit code 1 where a page differs from what would be written
 """
 
 from __future__ import annotations
