@@ -128,7 +128,7 @@ def test_the_commands_run_as_printed(
         expected = 4 if " ab " in command else 0
         assert done.returncode == expected, f"{command}\n{done.stderr}"
         outputs[command] = done.stdout
-    for name, text in (("chat", ""), ("ab", "INCONCLUSIVE"), ("inspect", "llama")):
-        answers = [out for command, out in outputs.items() if f"edgeft {name} " in command]
+    for name, text in (("chat", ""), ("ab", "INCONCLUSIVE"), ("inspect out", "llama")):
+        answers = [out for command, out in outputs.items() if f"edgeft {name}" in command]
         assert answers and all(out.strip() and text in out for out in answers), name
     assert (tmp_path / "page" / "report.html").is_file()
