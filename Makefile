@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-all vocabularies check fix wheel clean
+.PHONY: help setup demo unit test test-all vocabularies check fix docs wheel clean
 
 help:      ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*##/\t/' | expand -t 12
@@ -22,6 +22,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 
 demo: setup  ## the whole pipeline on the embedded model and task
 	$(BIN)/edgeft demo
+
+unit: setup  ## the tests without torch and llama.cpp, before each commit
+	$(BIN)/python -m pytest -m unit
 
 test: setup  ## the fast tests (what CI runs)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -54,14 +57,18 @@ $(VOCABULARIES)/.ready: constraints.txt | setup
 	rm -r $(VOCABULARIES)/packages
 	touch $@
 
-check: setup  ## lint and types
+check: setup  ## lint, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 fix: setup  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## docs/families.md and docs/cli.md, from the cards and from --help
+	$(BIN)/python docs/generate.py
 
 wheel: setup  ## dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -24,7 +24,7 @@ from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
 from helpers.converting import convert
-from helpers.paths import README
+from helpers.paths import DOCS
 
 TEXT = "turn on the lamp in room 17, then the lamp on 3 äöü 今天"
 
@@ -198,10 +198,11 @@ def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
     assert got == want
 
 
-def test_the_readmes_example_needs_nothing_but_onnxruntime(
+def test_the_example_of_the_docs_needs_nothing_but_onnxruntime(
     folder: Path, model: Any, tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    page = (DOCS / "onnx.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (example,) = (block for block in blocks if "onnxruntime.InferenceSession" in block)
     assert set(re.findall(r"^import (\w+)", example, re.MULTILINE)) == {
         "json", "numpy", "onnxruntime", "tokenizers"
