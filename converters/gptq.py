@@ -16,8 +16,14 @@ from typing import Any
 
 from edgeft.converters.folder import blocks, finish
 from edgeft.errors import FormatError
-from edgeft.gptq.quantize import Calibration, Solved, check_computes, linears, quantize
-from edgeft.gptq.solver import Uniform
+from edgeft.gptq.quantize import (
+    Calibration,
+    QuantizedWeights,
+    check_computes,
+    linears,
+    quantize_blocks,
+)
+from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.landing import sampled
 from edgeft.merge.view import Merged
 from edgeft.weights import gptq_layout
@@ -43,7 +49,7 @@ def convert(
     divides every layer.
     """
     kind = _kind(merged, quant, group_size, symmetric)
-    solved = quantize(merged, dict.fromkeys(linears(merged), kind), calibration, threads)
+    solved = quantize_blocks(merged, dict.fromkeys(linears(merged), kind), calibration, threads)
     specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
     arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
     write_safetensors(out / "model.safetensors", specs, arrays)
@@ -64,7 +70,7 @@ def check(
     check_computes(merged)
 
 
-def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
+def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
     bits = int(quant.removesuffix("bit"))
     span, widths = gptq_layout.whole_words(bits), set()
     for name in linears(merged):
@@ -83,10 +89,10 @@ def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -
             f"groups of {size} do not divide a layer of {bad} columns",
             f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
         )
-    return Uniform(bits, size, symmetric)
+    return UniformGrid(bits, size, symmetric)
 
 
-def _layout(kind: Uniform) -> str:
+def _layout(kind: UniformGrid) -> str:
     """v2 where zeros are not all the same: GPTQModel takes those of v1 from itself alone.
 
     https://github.com/ModelCloud/GPTQModel/blob/07e4066bc2be496653104f79ea65a70687248558/gptqmodel/models/loader.py
@@ -117,7 +123,9 @@ def _left(merged: Merged) -> dict[str, Any]:
     }
 
 
-def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:
+def _specs(
+    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights
+) -> Iterator[Spec]:
     if name not in solved:
         yield Spec(name, STORED, merged.shapes[name])
         return
@@ -127,7 +135,9 @@ def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator
         yield Spec(name.removesuffix("weight") + part, dtype, shape)
 
 
-def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Any]:
+def _arrays(
+    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights
+) -> Iterator[Any]:
     if name not in solved:
         yield blocks(merged, name, STORED)
         return

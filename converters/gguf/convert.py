@@ -29,11 +29,17 @@ from edgeft.converters.gguf.tensor_types import FILE_TYPE, mixture, needs_import
 from edgeft.converters.gguf.tensors import Target, targets
 from edgeft.converters.gguf.writer import Plan, write_tensors
 from edgeft.errors import FormatError
-from edgeft.gptq.quantize import Calibration, Solved, check_computes, linears, quantize
-from edgeft.gptq.solver import Ggml
+from edgeft.gptq.quantize import (
+    Calibration,
+    QuantizedWeights,
+    check_computes,
+    linears,
+    quantize_blocks,
+)
+from edgeft.gptq.solver import GgmlGrid
 from edgeft.merge.view import Merged
 from edgeft.quantization import ggml_blocks
-from edgeft.quantization.repack import Coded
+from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array, Rows
 from edgeft.weights.imatrix import Imatrix
 
@@ -46,7 +52,7 @@ def plan(
     quant: str,
     tensor_types: Sequence[tuple[str, str]] = (),
     imatrix: bool = False,
-    coded: Coded | None = None,
+    coded: BlockSource | None = None,
 ) -> Plan:
     """FormatError for what cannot be written, before anything is."""
     arch = merged.card.gguf_arch
@@ -81,7 +87,7 @@ def plan(
     return Plan(wanted, factors, keys, types | given, dict.fromkeys(given, coded) if coded else {})
 
 
-def _given(wanted: dict[str, Target], coded: Coded) -> dict[str, Any]:
+def _given(wanted: dict[str, Target], coded: BlockSource) -> dict[str, Any]:
     """The types of the tensors that `coded` has whole, and in one type."""
     found = {}
     for name, target in wanted.items():
@@ -98,7 +104,7 @@ def convert(
     threads: int,
     tensor_types: Sequence[tuple[str, str]] = (),
     imatrix: Imatrix | None = None,
-    coded: Coded | None = None,
+    coded: BlockSource | None = None,
     calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Write the file; returns facts for the manifest: tensors per type, bits per weight.
@@ -144,9 +150,9 @@ def convert(
 
 
 class _InBlocks:
-    """`Coded` of what GPTQ solved within ggml's types."""
+    """`BlockSource` of what GPTQ solved within ggml's types."""
 
-    def __init__(self, solved: Solved, kinds: Mapping[str, Ggml]) -> None:
+    def __init__(self, solved: QuantizedWeights, kinds: Mapping[str, GgmlGrid]) -> None:
         self._solved, self._kinds = solved, kinds
         self._whole = functools.lru_cache(8)(lambda source: solved.read(source)["data"])
 
@@ -160,16 +166,16 @@ class _InBlocks:
 
 def _solved(
     merged: Merged, made: Plan, calibration: Calibration, threads: int
-) -> tuple[Coded, Solved]:
+) -> tuple[BlockSource, QuantizedWeights]:
     """The linear layers whose types hold evenly spaced values, quantized by GPTQ."""
     can = set(linears(merged))
     kinds = {
-        part.source: Ggml(made.types[name])
+        part.source: GgmlGrid(made.types[name])
         for name, target in made.targets.items()
         for part in target.parts
         if part.source in can and part.transform.picks and ggml_blocks.supports(made.types[name])
     }
-    solved = quantize(merged, kinds, calibration, threads)
+    solved = quantize_blocks(merged, kinds, calibration, threads)
     return _InBlocks(solved, kinds), solved
 
 

@@ -28,7 +28,7 @@ from edgeft.errors import ProofError
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
 from edgeft.quantization.ggml import quantize, validate
-from edgeft.quantization.repack import Coded
+from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array
 
 BLOCK_BYTES = 4 << 20
@@ -46,7 +46,7 @@ class Plan:
     """of the header, without the vocabulary"""
     types: dict[str, Any]
     """every tensor's, in the order of the file"""
-    given: dict[str, Coded]
+    given: dict[str, BlockSource]
     """where the bytes of tensors come from that are not quantized here"""
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -63,7 +63,7 @@ class _Job:
     sample: npt.NDArray[np.intp]
     """rows of the part that the proof looks at"""
     importance: Array | None
-    coded: Coded | None
+    coded: BlockSource | None
     """gives the bytes"""
     qtype: Any
     first: bool

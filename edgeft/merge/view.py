@@ -41,7 +41,7 @@ import numpy.typing as npt
 
 from edgeft import models
 from edgeft.adapter.config import adapter_manifest
-from edgeft.adapter.deltas import Change
+from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.errors import AdapterError, ProofError
@@ -59,7 +59,7 @@ class Merged:
         self,
         base: Path,
         weights: Checkpoint,
-        changes: dict[str, Change],
+        changes: dict[str, WeightDelta],
         merge_base: MergeBase,
         adapters: Sequence[Path] = (),
         double_quant: bool = True,
@@ -174,7 +174,7 @@ class Merged:
         change = self._changes.get(name)
         return np.zeros_like(before) if change is None else self._delta(change, name, rows, before)
 
-    def _delta(self, change: Change, name: str, rows: Rows, before: Array) -> Array:
+    def _delta(self, change: WeightDelta, name: str, rows: Rows, before: Array) -> Array:
         return change.delta(rows, before, lambda wanted: self.base_rows(name, wanted))
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
@@ -195,7 +195,7 @@ class Merged:
                 f"the {self.card.family} family has no output layer of its own, and the adapter "
                 f"changes {embedding}"
             )
-        if one is other or (one and one.same(other)):
+        if one is other or (one and one.equals(other)):
             self._changes.pop(output, None)
             return
         self.notes.append(

@@ -604,7 +604,10 @@ def test_sums_that_are_not_defined(bases: Callable[[str], Path], tmp_path: Path)
         ([Weighted(head), Weighted(saved)], "replaces lm_head.weight, which another"),
         ([Weighted(saved), Weighted(head)], "replaces lm_head.weight, which another"),
         ([Weighted(tokens), Weighted(tokens)], "replaces model.embed_tokens.weight, which another"),
-        ([Weighted(saved, 0.5)], "replaces lm_head.weight, which has no part of 0.5"),
+        (
+            [Weighted(saved, 0.5)],
+            "replaces lm_head.weight as a whole, so weight 0.5 cannot be applied",
+        ),
         ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight, which has no part"),
         ([Weighted(plain), Weighted(dora)], "DoRA adapter, which has no weighted sum"),
         ([Weighted(dora, 0.5)], "DoRA adapter, which has no weighted sum"),

@@ -11,7 +11,7 @@ import pytest
 
 from edgeft.errors import ProofError
 from edgeft.gptq import solver
-from edgeft.gptq.solver import Arrays, Ggml, Kind, Scales, Uniform, solve
+from edgeft.gptq.solver import Arrays, GgmlGrid, Grid, Scales, UniformGrid, solve
 from edgeft.quantization import ggml, ggml_blocks
 
 torch: Any = pytest.importorskip("torch")
@@ -21,10 +21,10 @@ Matrix = npt.NDArray[np.float64]
 QTYPES = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")
 
 
-def blocks(name: str) -> Ggml:
+def blocks(name: str) -> GgmlGrid:
     from gguf import GGMLQuantizationType
 
-    return Ggml(GGMLQuantizationType[name])
+    return GgmlGrid(GGMLQuantizationType[name])
 
 
 def sample(
@@ -47,7 +47,7 @@ def loss(weight: Any, values: Any, hessian: Any) -> float:
 class Seen:
     """A kind that keeps what it was asked to fit."""
 
-    kind: Kind
+    kind: Grid
     fitted: list[tuple[Any, Any, Scales]] = dataclasses.field(default_factory=list)
 
     @property
@@ -79,7 +79,7 @@ def textbook(
         for group in groups
         for column in sorted(range(group * unit, (group + 1) * unit), key=lambda c: -diagonal[c])
     ]
-    shrunk = (1 - solver.SHRINK) * hessian + solver.SHRINK * np.diag(diagonal)
+    shrunk = (1 - solver.SHRINKAGE) * hessian + solver.SHRINKAGE * np.diag(diagonal)
     damped = shrunk + damp * diagonal.mean() * np.eye(columns)
     factor = np.linalg.cholesky(np.linalg.inv(damped[np.ix_(order, order)])).T
     left = weight.copy()
@@ -107,11 +107,11 @@ def textbook(
 @pytest.mark.parametrize(
     ("kind", "columns"),
     [
-        (Uniform(4, 32, True), 96),
-        (Uniform(3, 64, False), 320),
-        (Uniform(2, 96, False), 288),
-        (Uniform(4, -1, True), 200),
-        (Uniform(8, 128, True), 384),
+        (UniformGrid(4, 32, True), 96),
+        (UniformGrid(3, 64, False), 320),
+        (UniformGrid(2, 96, False), 288),
+        (UniformGrid(4, -1, True), 200),
+        (UniformGrid(8, 128, True), 384),
         (blocks("Q4_0"), 160),
         (blocks("Q4_K"), 512),
         (blocks("Q6_K"), 256),
@@ -119,7 +119,7 @@ def textbook(
     ids=str,
 )
 @pytest.mark.parametrize("bits", [32, 64])
-def test_codes_are_the_textbooks(kind: Kind, columns: int, bits: int) -> None:
+def test_codes_are_the_textbooks(kind: Grid, columns: int, bits: int) -> None:
     """In float64 all of them. In float32 a value halfway between two may go to the other, and then
     the rest of its row differs; with 8 bits, where the steps are small, that happens."""
     weight, hessian = (part.to(getattr(torch, f"float{bits}")) for part in sample(24, columns))
@@ -135,14 +135,14 @@ def test_codes_are_the_textbooks(kind: Kind, columns: int, bits: int) -> None:
 
 
 KINDS = [
-    *(Uniform(bits, size, sym)
+    *(UniformGrid(bits, size, sym)
       for bits in (2, 3, 4, 8) for size in (32, 64, -1) for sym in (True, False)),
     *map(blocks, QTYPES),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_values_are_what_is_stored(kind: Kind) -> None:
+def test_values_are_what_is_stored(kind: Grid) -> None:
     """To the bit, rows and groups of zeros included."""
     weight, hessian = sample(20, 512)
     weight[3] = 0
@@ -155,7 +155,7 @@ def test_values_are_what_is_stored(kind: Kind) -> None:
     assert solved.values.shape == weight.shape and torch.isfinite(solved.values).all()
     assert np.array_equal(kind.values(solved.stored), solved.values.numpy())
     assert not solved.values[3].any()
-    if isinstance(kind, Uniform):
+    if isinstance(kind, UniformGrid):
         groups = 1 if kind.columns == -1 else 512 // kind.columns
         scales, zeros, codes = (solved.stored[key] for key in ("scales", "zeros", "codes"))
         assert scales.shape == zeros.shape == (20, groups) and scales.dtype == np.float16
@@ -172,7 +172,7 @@ def test_values_are_what_is_stored(kind: Kind) -> None:
         assert np.array_equal(data, solved.values.numpy())
 
 
-def rounded(weight: Any, kind: Kind) -> Any:
+def rounded(weight: Any, kind: Grid) -> Any:
     """Without any feedback: every input is by itself."""
     return solve(weight, torch.eye(weight.shape[1]), kind).values
 
@@ -180,13 +180,13 @@ def rounded(weight: Any, kind: Kind) -> Any:
 @pytest.mark.parametrize(
     ("kind", "factor"),
     [
-        (Uniform(4, 32, True), 2), (Uniform(4, 64, False), 2), (Uniform(3, 128, True), 2),
-        (Uniform(2, 64, False), 1.8), (Uniform(8, -1, True), 2), (blocks("Q4_0"), 2),
+        (UniformGrid(4, 32, True), 2), (UniformGrid(4, 64, False), 2), (UniformGrid(3, 128, True), 2),
+        (UniformGrid(2, 64, False), 1.8), (UniformGrid(8, -1, True), 2), (blocks("Q4_0"), 2),
         (blocks("Q4_K"), 2),
     ],
     ids=str,
 )  # fmt: skip
-def test_loss_is_lower_than_of_rounding(kind: Kind, factor: float) -> None:
+def test_loss_is_lower_than_of_rounding(kind: Grid, factor: float) -> None:
     weight, hessian = sample(64, 256, mixed=3.0)
     solved = solve(weight, hessian, kind)
     plain = loss(weight, rounded(weight, kind), hessian)
@@ -194,7 +194,7 @@ def test_loss_is_lower_than_of_rounding(kind: Kind, factor: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_inputs_that_do_not_hang_together(kind: Kind) -> None:
+def test_inputs_that_do_not_hang_together(kind: Grid) -> None:
     """Nothing can make up for an error, so that each value goes to the nearest of its grid."""
     weight, _ = sample(16, 256)
     seen = Seen(kind)
@@ -208,8 +208,8 @@ def test_inputs_that_do_not_hang_together(kind: Kind) -> None:
         errors = (levels * step + low - values).abs().amin(0)
         mine = (solved.values[:, columns].T - values).abs()
         assert (mine <= errors * (1 + 1e-4) + 1e-9).all()
-    if isinstance(kind, Ggml) and kind.qtype.name.endswith("_K"):
-        data = ggml.quantize(weight.numpy(), kind.qtype, 1, np.ones(256, np.float32))
+    if isinstance(kind, GgmlGrid) and kind.qtype.name.endswith("_K"):
+        data = ggml.quantize_blocks(weight.numpy(), kind.qtype, 1, np.ones(256, np.float32))
         mine, other = (ggml_blocks.grid_of(d, kind.qtype) for d in (solved.stored["data"], data))
         assert np.array_equal(mine.step, other.step) and np.array_equal(mine.low, other.low)
         found, wanted = (ggml_blocks.codes_of(d, kind.qtype) for d in (solved.stored["data"], data))
@@ -221,7 +221,7 @@ def test_scales_weigh_inputs() -> None:
     weight, _ = sample(200, 32)
     importance = torch.ones(32)
     importance[7] = 1e4
-    for kind in (Uniform(3, 32, True), Uniform(3, 32, False)):
+    for kind in (UniformGrid(3, 32, True), UniformGrid(3, 32, False)):
         errors = []
         for weights in (torch.ones(32), importance):
             scales = kind.fit(weight.T, weights)
@@ -236,7 +236,7 @@ def test_every_scale_of_the_search_counts() -> None:
     draw = np.random.default_rng(0)
     values = torch.from_numpy(draw.normal(0, 1, (128, 50)).astype(np.float32))
     for symmetric in (True, False):
-        scales = Uniform(2, 128, symmetric).fit(values, torch.ones(128))
+        scales = UniformGrid(2, 128, symmetric).fit(values, torch.ones(128))
         code = ((values - scales.low[0]) / scales.step[0]).round().clamp(0, 3)
         found = (code * scales.step[0] + scales.low[0] - values).square().mean(0)
         step = values.abs().amax(0) / 2 if symmetric else (values.amax(0) - values.amin(0)) / 3
@@ -246,8 +246,10 @@ def test_every_scale_of_the_search_counts() -> None:
         assert (found < plain).all() and found.mean() < 0.8 * plain.mean()
 
 
-@pytest.mark.parametrize("kind", [Uniform(4, 32, True), Uniform(4, 32, False), blocks("Q4_0")])
-def test_dead_columns(kind: Kind) -> None:
+@pytest.mark.parametrize(
+    "kind", [UniformGrid(4, 32, True), UniformGrid(4, 32, False), blocks("Q4_0")]
+)
+def test_dead_columns(kind: Grid) -> None:
     """They are rounded, and the others come out as if each dead one were alone."""
     weight, hessian = sample(16, 128)
     dead = [3, 40, 41, 42, *range(64, 96)]
@@ -268,7 +270,7 @@ def test_dead_columns(kind: Kind) -> None:
 @pytest.mark.parametrize("inputs", [1, 20, 100])
 def test_fewer_inputs_than_columns(inputs: int) -> None:
     weight, hessian = sample(32, 256, inputs=inputs)
-    kind = Uniform(4, 32, True)
+    kind = UniformGrid(4, 32, True)
     solved = solve(weight, hessian, kind)
     assert torch.isfinite(solved.values).all()
     assert loss(weight, solved.values, hessian) < loss(weight, rounded(weight, kind), hessian) / 2
@@ -280,18 +282,18 @@ def test_more_damping_where_it_is_needed() -> None:
     values, vectors = torch.linalg.eigh(hessian.double())
     values[0] = -0.3 * hessian.diagonal().mean()
     broken = (vectors @ torch.diag(values) @ vectors.T).float()
-    solved = solve(weight, broken, Uniform(4, 32, True))
+    solved = solve(weight, broken, UniformGrid(4, 32, True))
     assert solved.damp == pytest.approx(1.0) and torch.isfinite(solved.values).all()
     values[0] = -1e4 * hessian.diagonal().mean()
     broken = (vectors @ torch.diag(values) @ vectors.T).float()
     broken.diagonal().copy_(hessian.diagonal())
     with pytest.raises(ProofError, match="cannot be inverted"):
-        solve(weight, broken, Uniform(4, 32, True))
+        solve(weight, broken, UniformGrid(4, 32, True))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-@pytest.mark.parametrize("kind", [Uniform(4, 32, True), blocks("Q4_0")])
-def test_what_is_no_number_is_refused(kind: Kind, value: float) -> None:
+@pytest.mark.parametrize("kind", [UniformGrid(4, 32, True), blocks("Q4_0")])
+def test_what_is_no_number_is_refused(kind: Grid, value: float) -> None:
     weight, hessian = sample(8, 64)
     given = hessian.clone()
     given[5, 5] = value
@@ -308,12 +310,12 @@ def test_what_is_no_number_is_refused(kind: Kind, value: float) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    [Uniform(4, 32, True), Uniform(4, 32, False), Uniform(8, -1, False),
+    [UniformGrid(4, 32, True), UniformGrid(4, 32, False), UniformGrid(8, -1, False),
      *map(blocks, ("Q4_0", "Q4_1", "Q4_K", "Q6_K"))],
     ids=str,
 )  # fmt: skip
 @pytest.mark.parametrize("size", [1e-30, 1e-7, 1e-3, 1e3, 1e9, 1e25])
-def test_weights_of_any_size(kind: Kind, size: float) -> None:
+def test_weights_of_any_size(kind: Grid, size: float) -> None:
     """Half-precision scales hold them, or they vanish, or they are refused; never a NaN."""
     weight, hessian = sample(8, 256)
     weight = weight / weight.abs().max() * size
@@ -332,7 +334,7 @@ def test_weights_of_any_size(kind: Kind, size: float) -> None:
 def test_inputs_of_any_size(size: float) -> None:
     """Only their proportions matter."""
     weight, hessian = sample(16, 128)
-    kind = Uniform(4, 32, True)
+    kind = UniformGrid(4, 32, True)
     one, other = solve(weight, hessian, kind), solve(weight, hessian * size, kind)
     assert (one.stored["codes"] == other.stored["codes"]).mean() > 0.98
 
@@ -340,7 +342,7 @@ def test_inputs_of_any_size(size: float) -> None:
 @pytest.mark.parametrize("unit", [32, 96, 384, -1])
 def test_lazy_blocks_change_nothing(unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian = sample(16, 384)
-    kind = Uniform(4, unit, True)
+    kind = UniformGrid(4, unit, True)
     found = []
     for lazy in (1, 40, 128, 1000):
         monkeypatch.setattr(solver, "LAZY", lazy)
@@ -349,8 +351,8 @@ def test_lazy_blocks_change_nothing(unit: int, monkeypatch: pytest.MonkeyPatch) 
         assert (other.stored["codes"] == found[0].stored["codes"]).mean() > 0.98
 
 
-@pytest.mark.parametrize("kind", [Uniform(4, 64, False), blocks("Q4_K")])
-def test_same_result_every_time(kind: Kind) -> None:
+@pytest.mark.parametrize("kind", [UniformGrid(4, 64, False), blocks("Q4_K")])
+def test_same_result_every_time(kind: Grid) -> None:
     weight, hessian = sample(64, 512)
     before = weight.clone(), hessian.clone()
     one, other = solve(weight, hessian, kind), solve(weight, hessian, kind)
@@ -362,7 +364,7 @@ def test_same_result_every_time(kind: Kind) -> None:
 def test_rows_do_not_know_of_each_other() -> None:
     """Layers that read the same inputs are solved together, with what each would get alone."""
     weight, hessian = sample(40, 128)
-    kind = Uniform(4, 32, True)
+    kind = UniformGrid(4, 32, True)
     whole = solve(weight, hessian, kind).stored["codes"]
     parts = [
         solve(weight[rows], hessian, kind).stored["codes"] for rows in (slice(10), slice(10, 40))

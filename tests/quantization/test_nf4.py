@@ -19,7 +19,7 @@ from edgeft.weights.checkpoint import Checkpoint, stored_as
 
 Array = npt.NDArray[np.float32]
 TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-KINDS: tuple[nf4.Kind, ...] = ("nf4", "fp4")
+KINDS: tuple[nf4.QuantType, ...] = ("nf4", "fp4")
 SHAPES: list[tuple[int, ...]] = [
     (64,), (1,), (2, 1), (63,), (65,), (7, 64), (1, 100), (3, 5, 64), (130, 97), (40, 96), (64, 576),
     (257, 512),
@@ -39,7 +39,7 @@ def some(shape: tuple[int, ...], scale: float = 0.02, seed: int = 3) -> Array:
 
 def oracle(
     weight: Array,
-    kind: nf4.Kind = "nf4",
+    kind: nf4.QuantType = "nf4",
     double_quant: bool = True,
     blocksize: int = nf4.BLOCK,
     dtype: str = "F32",
@@ -87,7 +87,7 @@ def test_the_levels_are_bitsandbytes() -> None:
 @every_kind
 @pytest.mark.parametrize("shape", SHAPES)
 def test_values_are_bitsandbytes(
-    shape: tuple[int, ...], kind: nf4.Kind, double_quant: bool
+    shape: tuple[int, ...], kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some(shape)
     seen = nf4.round_trip(weight, kind, double_quant)
@@ -96,7 +96,7 @@ def test_values_are_bitsandbytes(
 
 
 @every_kind
-def test_random_matrices(kind: nf4.Kind, double_quant: bool) -> None:
+def test_random_matrices(kind: nf4.QuantType, double_quant: bool) -> None:
     random = np.random.default_rng(11)
     for seed in range(40):
         blocksize = int(random.choice([32, 64, 128, 256, 512, 1024, 4096]))
@@ -113,7 +113,7 @@ def test_random_matrices(kind: nf4.Kind, double_quant: bool) -> None:
 @every_kind
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
 def test_a_16_bit_weight_comes_back_in_16_bits(
-    dtype: str, kind: nf4.Kind, double_quant: bool
+    dtype: str, kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some((96, 128))
     seen = stored_as(nf4.round_trip(stored_as(weight, dtype), kind, double_quant), dtype)
@@ -206,7 +206,7 @@ def test_many_blocks_summed_in_threads(torch_threads: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_borders_and_their_neighbours(kind: nf4.Kind) -> None:
+def test_borders_and_their_neighbours(kind: nf4.QuantType) -> None:
     """Where the table of cells could be one off: at the borders and some floats beside them."""
     levels = nf4.LEVELS[kind]
     borders = nf4._midpoints(levels)
@@ -253,7 +253,7 @@ def test_the_8_bit_type() -> None:
 
 @every_kind
 @pytest.mark.parametrize("shape", [(4, 64), (9, 64), (3, 50)])
-def test_zero_blocks(shape: tuple[int, int], kind: nf4.Kind, double_quant: bool) -> None:
+def test_zero_blocks(shape: tuple[int, int], kind: nf4.QuantType, double_quant: bool) -> None:
     for weight in (np.zeros(shape, np.float32), some(shape)):
         weight[-2:] = 0
         with warnings.catch_warnings():
@@ -295,7 +295,7 @@ def test_a_weight_that_is_no_number(bad: float, row: int) -> None:
 def test_a_few_rows_at_a_time(
     shape: tuple[int, int],
     blocksize: int,
-    kind: nf4.Kind,
+    kind: nf4.QuantType,
     double_quant: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

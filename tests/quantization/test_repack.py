@@ -44,7 +44,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
     """(type, whether it says that nothing was lost, the values that gguf reads)."""
     from gguf import dequantize
 
-    made = repack.Repacked(Given(codes))  # type: ignore[arg-type]
+    made = repack.RepackedGPTQ(Given(codes))  # type: ignore[arg-type]
     kind = made.kind("x")
     assert kind is not None
     data = np.concatenate([made.rows("x", slice(0, 40)), made.rows("x", slice(40, 64))])
@@ -100,14 +100,14 @@ def test_a_scale_that_is_no_number() -> None:
     given = Given(codes)
     given.arrays["scales"][0, 3] = np.nan
     with pytest.raises(ValueError, match="not every value is finite"):
-        repack.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
+        repack.RepackedGPTQ(given).rows("x", slice(None))  # type: ignore[arg-type]
 
 
-def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], repack.Repacked]:
+def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], repack.RepackedGPTQ]:
     """(name -> (type, values as gguf reads them), where the bytes came from)"""
     from gguf import GGUFReader, dequantize
 
-    made = repack.Repacked(Checkpoint(folder))
+    made = repack.RepackedGPTQ(Checkpoint(folder))
     gguf.convert(merged, out, "f16", threads=2, coded=made)
     found = GGUFReader(out).tensors
     return {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}, made
@@ -181,7 +181,7 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
     base, _, _ = make("llama")
     folder, _ = write_gptq(base, tmp_path / "q")
 
-    class Damaged(repack.Repacked):
+    class Damaged(repack.RepackedGPTQ):
         def rows(self, source: str, rows: Any) -> npt.NDArray[np.uint8]:
             return np.full_like(super().rows(source, rows), 0xFF)  # scales that are NaN
 
