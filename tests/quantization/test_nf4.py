@@ -75,7 +75,7 @@ def torch_threads() -> Iterator[Any]:
     torch.set_num_threads(before)
 
 
-def test_the_levels_are_bitsandbytes() -> None:
+def test_levels_are_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import create_dynamic_map, get_4bit_type
 
     for kind in KINDS:
@@ -86,7 +86,7 @@ def test_the_levels_are_bitsandbytes() -> None:
 
 @every_kind
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_are_bitsandbytes(
+def test_values_are_those_of_bitsandbytes(
     shape: tuple[int, ...], kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some(shape)
@@ -112,7 +112,7 @@ def test_random_matrices(kind: nf4.QuantType, double_quant: bool) -> None:
 
 @every_kind
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_a_16_bit_weight_comes_back_in_16_bits(
+def test_16_bit_weight_is_rounded_to_16_bits(
     dtype: str, kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some((96, 128))
@@ -122,7 +122,7 @@ def test_a_16_bit_weight_comes_back_in_16_bits(
 
 
 @pytest.mark.parametrize(("loaded", "computed"), list(itertools.product(TYPES, TYPES)))
-def test_what_a_layer_multiplies_with(loaded: str, computed: str) -> None:
+def test_weights_that_a_layer_multiplies_with(loaded: str, computed: str) -> None:
     """Whatever the type that it was quantized in, one rounding to the compute type."""
     import bitsandbytes as bnb
     import torch
@@ -142,7 +142,9 @@ def test_what_a_layer_multiplies_with(loaded: str, computed: str) -> None:
 
 
 @pytest.mark.parametrize(("loaded", "computed"), [("F32", "F32"), ("BF16", "BF16")])
-def test_what_a_loaded_model_multiplies_with(loaded: str, computed: str, tiny_base: Path) -> None:
+def test_weights_that_a_loaded_model_multiplies_with(
+    loaded: str, computed: str, tiny_base: Path
+) -> None:
     import torch
     import transformers
 
@@ -168,7 +170,7 @@ def test_what_a_loaded_model_multiplies_with(loaded: str, computed: str, tiny_ba
         np.testing.assert_array_equal(seen, wanted, err_msg=name)
 
 
-def test_the_embedded_model() -> None:
+def test_embedded_model() -> None:
     weights = Checkpoint(resolve.resolve("smollm2-135m"))
     for name in ("0.self_attn.q_proj", "7.self_attn.v_proj", "15.mlp.gate_proj",
                  "29.mlp.down_proj"):  # fmt: skip
@@ -179,7 +181,7 @@ def test_the_embedded_model() -> None:
             )
 
 
-def test_the_sum_is_torchs(torch_threads: Any) -> None:
+def test_sum_is_that_of_torch(torch_threads: Any) -> None:
     import torch
 
     random = np.random.default_rng(5)
@@ -239,7 +241,7 @@ def test_borders_after_scaling(width: int) -> None:
         np.testing.assert_array_equal(nf4.round_trip(weight), oracle(weight))
 
 
-def test_the_8_bit_type() -> None:
+def test_8_bit_type() -> None:
     """On a million maxima, so that each border of its table is met."""
     import torch
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
@@ -281,7 +283,7 @@ def test_tiny_weights(shape: tuple[int, int], scale: float) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("row", [3, 9])
-def test_a_weight_that_is_no_number(bad: float, row: int) -> None:
+def test_weight_that_is_not_finite_is_refused(bad: float, row: int) -> None:
     weight = some((10, 100))  # the last row ends in a short block
     weight[row, 99] = bad
     with pytest.raises(InputError, match=f"NaN or infinite, near row {row} of 10"):
@@ -292,7 +294,7 @@ def test_a_weight_that_is_no_number(bad: float, row: int) -> None:
 @pytest.mark.parametrize(("shape", "blocksize"), [
     ((300, 512), 64), ((301, 96), 64), ((257, 33), 128), ((40, 7), 64), ((5, 3000), 1024),
 ])  # fmt: skip
-def test_a_few_rows_at_a_time(
+def test_few_rows_at_a_time(
     shape: tuple[int, int],
     blocksize: int,
     kind: nf4.QuantType,
@@ -321,13 +323,13 @@ def test_a_few_rows_at_a_time(
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_a_second_round_trip_changes_nothing() -> None:
+def test_second_round_trip_changes_nothing() -> None:
     """Each block's largest weight is stored exactly, so the levels land on themselves."""
     once = nf4.round_trip(some((33, 64)), double_quant=False)
     np.testing.assert_array_equal(nf4.round_trip(once, double_quant=False), once)
 
 
-def test_the_error_is_at_most_half_the_widest_gap() -> None:
+def test_error_is_at_most_half_the_widest_gap() -> None:
     weight = some((100, 64))
     seen = nf4.round_trip(weight, double_quant=False)
     half = np.diff(nf4.LEVELS["nf4"]).max() / 2
@@ -336,7 +338,7 @@ def test_the_error_is_at_most_half_the_widest_gap() -> None:
     assert len(np.unique(seen[0])) <= 16
 
 
-def test_the_input_is_left_alone_and_a_view_is_fine() -> None:
+def test_input_is_unchanged_and_may_be_a_view() -> None:
     weight = some((64, 96))
     before = weight.copy()
     seen = nf4.round_trip(weight.T)

@@ -1,4 +1,4 @@
-"""Lazy matrices have the values of transformers' parameters model, whatever is computed with them."""
+"""Lazy matrices have the values of transformers' model, whatever is computed with them."""
 
 from __future__ import annotations
 
