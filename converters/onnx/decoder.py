@@ -47,6 +47,10 @@ with _path_restored():
     from onnxruntime_genai.models import builders
 
 
+Gemma2Model = builders.Gemma2Model
+"""onnxruntime-genai's layer with norms before and after attention and feed-forward"""
+
+
 class Decoder(builders.Model):  # type: ignore[misc]
     """Llama's architecture, and the common base of the others."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from edgeft.converters.onnx.decoder import PLAIN_MODEL, Decoder, builders
+from edgeft.converters.onnx.decoder import PLAIN_MODEL, Decoder, Gemma2Model
 from edgeft.converters.onnx.experts import MixtureOfExperts
 
 
@@ -31,7 +31,7 @@ class Gemma(Decoder):
         self.layernorm_attrs["add_offset"] = 1
 
 
-class Gemma2(Gemma, builders.Gemma2Model):  # type: ignore[misc]
+class Gemma2(Gemma, Gemma2Model):  # type: ignore[misc]
     """Norms before and after attention and feed-forward."""
 
 
@@ -171,7 +171,7 @@ class Glm(Decoder):
         self.rope_attrs["interleaved"] = 1
 
 
-class Glm4(Glm, builders.Gemma2Model):  # type: ignore[misc]
+class Glm4(Glm, Gemma2Model):  # type: ignore[misc]
     """Norms before and after attention and feed-forward, where Gemma 2 has them."""
 
     def __init__(self, config: Any, *args: Any) -> None:

@@ -82,7 +82,7 @@ class LazyTorchTensor(torch.Tensor):  # type: ignore[misc, unused-ignore]
 
 def lazy_tensor(name: str, shape: tuple[int, ...]) -> LazyTorchTensor:
     """A tensor of the checkpoint."""
-    tensor = torch.empty(shape, device="meta").as_subclass(LazyTorchTensor)
+    tensor: LazyTorchTensor = torch.empty(shape, device="meta").as_subclass(LazyTorchTensor)
     tensor.origin = name
     return tensor
 

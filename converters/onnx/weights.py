@@ -188,7 +188,7 @@ class WeightWriter:
         names = matrix.sources()
 
         def by_rows(read: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-            found = matrix.evaluate(read)
+            found: npt.NDArray[Any] = matrix.evaluate(read)
             return found.reshape(-1, found.shape[-1])
 
         given = given.reshape(-1, given.shape[-1])

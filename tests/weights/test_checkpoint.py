@@ -15,7 +15,7 @@ from safetensors import numpy as st_numpy
 
 from edgeft.errors import InputError
 from edgeft.weights.checkpoint import (
-    MAX_HEADER,
+    MAX_HEADER_BYTES,
     Checkpoint,
     Spec,
     from_float32,
@@ -162,13 +162,13 @@ def test_every_truncation_is_an_input_error(tmp_path: Path) -> None:
     assert f"is truncated: {len(data) - 1} of {len(data)} bytes" in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, 1, 101, MAX_HEADER + 1, 2**63, 2**64 - 1])
+@pytest.mark.parametrize("size", [0, 1, 101, MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
 def test_impossible_header_size_is_refused(tmp_path: Path, size: int) -> None:
     file = tmp_path / "bomb.safetensors"
     file.write_bytes(struct.pack("<Q", size) + b"{}".ljust(100))
-    if size == MAX_HEADER + 1:
+    if size == MAX_HEADER_BYTES + 1:
         with file.open("r+b") as stream:
-            stream.truncate(2 * MAX_HEADER)  # sparse: the size alone must not be refused
+            stream.truncate(2 * MAX_HEADER_BYTES)  # sparse: the size alone must not be refused
     with pytest.raises(InputError, match=rf"not a safetensors file \(header of {size} bytes\)"):
         Checkpoint(file)
 
