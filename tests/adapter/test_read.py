@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -501,7 +502,7 @@ def test_weight_stored_as_in_by_out(
         "gpt2", "GPT-2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
         {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
     )  # fmt: skip
-    monkeypatch.setattr(models, "cards", lambda: (card,))
+    monkeypatch.setattr(importlib.import_module("edgeft.models.cards"), "cards", lambda: (card,))
     base = tmp_path / "base"
     size, end = make_tokenizer(base)
     config = transformers.GPT2Config(
@@ -604,7 +605,7 @@ def test_undefined_sums_are_refused(bases: Callable[[str], Path], tmp_path: Path
             [Weighted(saved, 0.5)],
             "replaces lm_head.weight as a whole, so weight 0.5 cannot be applied",
         ),
-        ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight, which has no part"),
+        ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight as a whole, so weight 0.5"),
         ([Weighted(plain), Weighted(dora)], "DoRA adapter, which has no weighted sum"),
         ([Weighted(dora, 0.5)], "DoRA adapter, which has no weighted sum"),
     ):
