@@ -302,7 +302,7 @@ def test_few_rows_at_a_time(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where blocks span rows; and nothing is read but what is asked for."""
-    monkeypatch.setattr(nf4, "_STEP", 4096)
+    monkeypatch.setattr(nf4, "_STEP_VALUES", 4096)
     weight, read = some(shape), []
 
     def rows(start: int, stop: int) -> Array:
