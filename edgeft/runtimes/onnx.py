@@ -23,10 +23,11 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.onnx_session import LOG_FATAL, open_session, unloadable
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
-from edgeft.weights.onnx_graph import FATAL, ONNXGraph, unloadable
+from edgeft.weights.onnx_graph import ONNXGraph
 
 Logits = npt.NDArray[np.float32]
 
@@ -66,7 +67,7 @@ class ONNXRuntime:
         self._genai = genai
         options: dict[str, Any] = {
             "intra_op_num_threads": self._threads,
-            "log_severity_level": FATAL,
+            "log_severity_level": LOG_FATAL,
             "session.intra_op.spin_duration_us": SPIN,
         }
         if not repack:
@@ -90,7 +91,9 @@ class ONNXRuntime:
             elif given.name == "position_ids":
                 feeds[given.name] = np.arange(len(ids))[None]
             else:
-                feeds[given.name] = np.zeros((1, given.shape[1], 0, self._graph.head), np.float32)
+                feeds[given.name] = np.zeros(
+                    (1, given.shape[1], 0, self._graph.head_size), np.float32
+                )
         try:
             (rows,) = session.run(["logits"], feeds)
         except Exception as error:  # noqa: BLE001 - onnxruntime's own, of no common kind
@@ -184,5 +187,5 @@ class ONNXRuntime:
 
     def _uncut(self) -> Any:
         if self._all is None:
-            self._all = self._graph.session(self._threads)
+            self._all = open_session(self._graph, self._threads)
         return self._all

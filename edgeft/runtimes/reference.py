@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft import models
-from edgeft.adapter.config import CHANGED
+from edgeft.adapter.config import CHANGED_CONFIG_KEYS
 from edgeft.errors import FormatError, InputError, require
 from edgeft.files import read_json
 from edgeft.progress import quiet_libraries
@@ -64,7 +64,11 @@ class ReferenceRuntime:
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
                 )
             else:
-                changed = {key: value for key, value in (config or {}).items() if key in CHANGED}
+                changed = {
+                    key: value
+                    for key, value in (config or {}).items()
+                    if key in CHANGED_CONFIG_KEYS
+                }
                 own = transformers.AutoConfig.from_pretrained(
                     path, local_files_only=True, **changed
                 )
