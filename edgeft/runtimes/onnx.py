@@ -111,7 +111,7 @@ class ONNXRuntime:
         end = min(len(ids) + limits.max_tokens, self.context + 1)
         while len(ids) < end:
             token = choose(self._read(ids, end), limits, draw)
-            if token in self._stops and not limits.past_stops:
+            if token in self._stops and not limits.ignore_eos:
                 return
             ids.append(token)
             piece = text.step(self._tokenizer, token) or ""

@@ -104,7 +104,7 @@ class ReferenceRuntime:
                 out = self._model(pending, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             token = choose(out.logits[0, -1].numpy(), limits, draw)
-            if token in self._stops and not limits.past_stops:
+            if token in self._stops and not limits.ignore_eos:
                 return
             produced.append(token)
             text = self._tokenizer.decode(produced, skip_special_tokens=False)

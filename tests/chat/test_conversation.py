@@ -228,7 +228,7 @@ def test_tokens_are_counted_and_timed_whatever_text_they_have(artifact: Path) ->
     """Random tokens are parts of characters more often than not."""
     with answering(artifact, 2) as model:
         ids = model.encode("lamp")
-        tokens = list(model.stream(ids, Limits(60, 3.0, past_stops=True)))
+        tokens = list(model.stream(ids, Limits(60, 3.0, ignore_eos=True)))
         assert len(tokens) == 60 and any(not token.text for token in tokens)
         assert [t.seconds for t in tokens] == sorted(t.seconds for t in tokens)
 
@@ -259,7 +259,7 @@ def test_the_second_turn_reads_only_what_is_new(artifact: Path) -> None:
 def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
     with answering(artifact, 2, 64) as model:
         ids = model.encode("lamp")
-        tokens = list(model.stream(ids, Limits(500, past_stops=True)))
+        tokens = list(model.stream(ids, Limits(500, ignore_eos=True)))
     assert len(tokens) == 65 - len(ids)
 
 

@@ -107,7 +107,7 @@ def test_greedy_stream_is_transformers_generate(model: Runtime, oracle: Any) -> 
             do_sample=False,
             eos_token_id=None,
         )[0, len(ids) :].tolist()
-    tokens = list(model.stream(ids, Limits(max_tokens=24, past_stops=True)))
+    tokens = list(model.stream(ids, Limits(max_tokens=24, ignore_eos=True)))
     assert [token.id for token in tokens] == wanted
     times = [token.seconds for token in tokens]
     assert times == sorted(times) and times[0] > 0
@@ -115,7 +115,7 @@ def test_greedy_stream_is_transformers_generate(model: Runtime, oracle: Any) -> 
 
 def test_the_reference_runtime_agrees(model: Runtime, tiny_base: Path) -> None:
     ids = prompt(model, "lamp")
-    limits = Limits(max_tokens=20, past_stops=True)
+    limits = Limits(max_tokens=20, ignore_eos=True)
     with open_runtime(tiny_base) as reference:
         assert reference.encode("<|im_start|>a lamp<|im_end|>") == model.encode(
             "<|im_start|>a lamp<|im_end|>"
@@ -140,7 +140,7 @@ def test_a_character_of_many_tokens_comes_as_a_whole(model: Runtime) -> None:
     """Random bytes, characters of two bytes among them: no piece holds a part of one."""
     characters = 0
     for seed in range(20):
-        limits = Limits(max_tokens=60, temperature=3.0, seed=seed, past_stops=True)
+        limits = Limits(max_tokens=60, temperature=3.0, seed=seed, ignore_eos=True)
         tokens = list(model.stream(prompt(model, "é😀"), limits))
         assert len(tokens) == 60
         data = b"".join(token_bytes(token.id) for token in tokens)
@@ -158,7 +158,7 @@ def test_ids_stand_for_the_bytes_of_the_text(model: Runtime) -> None:
 
 
 def test_a_reused_prefix_changes_nothing(model: Runtime, artifact: Path) -> None:
-    limits = Limits(max_tokens=8, past_stops=True)
+    limits = Limits(max_tokens=8, ignore_eos=True)
     long = prompt(model, "the lamp on the desk")
     list(model.stream(long, limits))
     list(model.stream(long[:-6], limits))
@@ -169,7 +169,7 @@ def test_a_reused_prefix_changes_nothing(model: Runtime, artifact: Path) -> None
 
 def test_a_stopped_stream_leaves_the_runtime_usable(model: Runtime) -> None:
     ids = prompt(model, "stop me")
-    limits = Limits(max_tokens=10, past_stops=True)
+    limits = Limits(max_tokens=10, ignore_eos=True)
     whole = [token.id for token in model.stream(ids, limits)]
     stream = model.stream(ids, limits)
     next(stream)
@@ -181,7 +181,7 @@ def test_a_seed_fixes_a_sampled_reply(model: Runtime) -> None:
     ids = prompt(model, "anything")
 
     def draw(seed: int) -> list[int]:
-        limits = Limits(max_tokens=16, temperature=1.5, seed=seed, past_stops=True)
+        limits = Limits(max_tokens=16, temperature=1.5, seed=seed, ignore_eos=True)
         return [token.id for token in model.stream(ids, limits)]
 
     assert draw(1) == draw(1)

@@ -60,7 +60,7 @@ def test_the_logits_are_those_of_transformers(model: Any, reference: Any) -> Non
 
 
 def test_the_answers_are_those_of_transformers(model: Any, reference: Any) -> None:
-    limits = Limits(max_tokens=40, past_stops=True)
+    limits = Limits(max_tokens=40, ignore_eos=True)
     for text in ("a", TEXT, model.chat.render([Message("user", "hi")])):
         ids = model.encode(text)
         wanted, got = (list(m.stream(ids, limits)) for m in (reference, model))
@@ -71,7 +71,7 @@ def test_the_answers_are_those_of_transformers(model: Any, reference: Any) -> No
 
 
 def test_what_the_cache_holds_changes_no_answer(folder: Path) -> None:
-    limits = Limits(max_tokens=5, past_stops=True)
+    limits = Limits(max_tokens=5, ignore_eos=True)
     with open_runtime(folder) as used:
         ids = used.encode(TEXT)
         prompts = [ids, ids, ids[:-4], ids[:9] + ids[2:], ids[:1], ids + ids]
@@ -82,7 +82,7 @@ def test_what_the_cache_holds_changes_no_answer(folder: Path) -> None:
 
 
 def test_a_stream_that_is_left_and_one_between_disturb_no_other(folder: Path) -> None:
-    limits = Limits(max_tokens=8, past_stops=True)
+    limits = Limits(max_tokens=8, ignore_eos=True)
     with open_runtime(folder) as model:
         one, two = model.encode(TEXT), model.encode("the other lamp")
         alone = [[token.id for token in model.stream(ids, limits)] for ids in (one, two)]
@@ -116,8 +116,8 @@ def test_the_cache_grows_up_to_the_context(folder: Path, reference: Any) -> None
     with open_runtime(folder, context=300) as small:
         assert small.context == 300
         ids = [5 + i % 90 for i in range(290)]
-        got = [token.id for token in small.stream(ids, Limits(max_tokens=99, past_stops=True))]
-        wanted = reference.stream(ids, Limits(max_tokens=11, past_stops=True))
+        got = [token.id for token in small.stream(ids, Limits(max_tokens=99, ignore_eos=True))]
+        wanted = reference.stream(ids, Limits(max_tokens=11, ignore_eos=True))
         assert got == [token.id for token in wanted]
         with pytest.raises(InputError, match="301 tokens are more than the context of 300"):
             small.stream([5] * 301, Limits())
@@ -129,8 +129,8 @@ def test_a_reply_ends_at_a_stop_or_at_the_limit(
     model: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
     ids = model.encode(TEXT)
-    free = [t.id for t in model.stream(ids, Limits(max_tokens=12, past_stops=True))]
-    (reply,) = model.replies([ids], Limits(max_tokens=12, past_stops=True))
+    free = [t.id for t in model.stream(ids, Limits(max_tokens=12, ignore_eos=True))]
+    (reply,) = model.replies([ids], Limits(max_tokens=12, ignore_eos=True))
     assert reply.ids == tuple(free) and not reply.stopped
     # Another stop: the fourth token of the answer.
     base = shutil.copytree(tiny_base, tmp_path / "base")
@@ -153,14 +153,14 @@ def test_stops_beyond_the_vocabulary_are_left_out(tiny_base: Path, tmp_path: Pat
     config = json.loads((folder / "genai_config.json").read_text())
     assert config["model"]["eos_token_id"] == [end]
     with open_runtime(folder) as model:
-        assert next(model.stream([1], Limits(max_tokens=1, past_stops=True)))
+        assert next(model.stream([1], Limits(max_tokens=1, ignore_eos=True)))
 
 
 def test_sampling_follows_its_seed(model: Any) -> None:
     ids = model.encode(TEXT)
 
     def drawn(seed: int) -> list[int]:
-        limits = Limits(max_tokens=12, temperature=1.5, seed=seed, past_stops=True)
+        limits = Limits(max_tokens=12, temperature=1.5, seed=seed, ignore_eos=True)
         return [token.id for token in model.stream(ids, limits)]
 
     assert drawn(1) == drawn(1) != drawn(2)
@@ -176,7 +176,7 @@ def test_int4_on_untied_embeddings_runs_on_its_own_values(
         got, wanted = model.logits(ids), reference.logits(ids)
         apart = np.abs(got - wanted).mean() / wanted.std()
         assert 0.01 < apart < 0.5
-        token = next(model.stream(ids, Limits(max_tokens=1, past_stops=True)))
+        token = next(model.stream(ids, Limits(max_tokens=1, ignore_eos=True)))
         assert token.id == got[-1].argmax()
 
 
@@ -186,15 +186,15 @@ def test_a_folder_does_not_choose_how_replies_are_searched(
     copy = shutil.copytree(folder, tmp_path / "copy")
     _config(copy, lambda config: config["search"].update(num_beams=4, num_return_sequences=2))
     with open_runtime(copy) as other:
-        ids, limits = model.encode(TEXT), Limits(max_tokens=4, past_stops=True)
+        ids, limits = model.encode(TEXT), Limits(max_tokens=4, ignore_eos=True)
         assert other.replies([ids], limits) == model.replies([ids], limits)
 
 
 def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
     ids = model.encode(TEXT)
     with ONNXRuntime(folder, repack=False) as plain:
-        want = [token.id for token in model.stream(ids, Limits(max_tokens=6, past_stops=True))]
-        got = [token.id for token in plain.stream(ids, Limits(max_tokens=6, past_stops=True))]
+        want = [token.id for token in model.stream(ids, Limits(max_tokens=6, ignore_eos=True))]
+        got = [token.id for token in plain.stream(ids, Limits(max_tokens=6, ignore_eos=True))]
     assert got == want
 
 
