@@ -27,10 +27,10 @@ from edgeft.runtimes.continuous_batching import greedy_replies
 from edgeft.runtimes.eval_callback import Observer, run_observed
 from edgeft.runtimes.llama_context import BATCH_TOKENS, LlamaContext, LlamaModel, Logits
 from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sequences
 
-DEFAULT_CONTEXT_TOKENS = 4096
 MAX_ANSWERS = 16
 """that `replies` writes at the same time"""
 REPLIES_CACHE_CONTEXTS = 4
