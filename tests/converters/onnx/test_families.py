@@ -103,7 +103,7 @@ def test_logits_are_those_of_the_live_adapter(fitting: Family, tmp_path: Path, c
         # One token after the other, with what the cache holds, is the same.
         for length in (len(ids) // 2, len(ids) - 5):
             read = ids[:length]
-            for token in model.stream(read, Limits(max_tokens=4, past_stops=True)):
+            for token in model.stream(read, Limits(max_tokens=4, ignore_eos=True)):
                 assert token.id == live(torch.tensor([read])).logits[0, -1].argmax()
                 read = [*read, token.id]
             assert len(read) == length + 4
