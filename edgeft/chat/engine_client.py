@@ -34,7 +34,8 @@ def answering(
     from edgeft.formats import format_of, load
     from edgeft.runtimes.gguf import GGUFRuntime
     from edgeft.runtimes.protocol import open_runtime
-    from edgeft.server.run import ServeOptions, engines
+    from edgeft.server.options import ServeOptions
+    from edgeft.server.run import engines
 
     if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
         with open_runtime(path, threads, context, exact) as runtime:

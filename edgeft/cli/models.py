@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import click
 
-from edgeft.cli._options import configurable, json_option, print_json
+from edgeft.cli._config import configurable
+from edgeft.cli._options import json_option, print_json
 
 COLUMNS = ("train", "gguf", "hf", "gptq", "onnx")
 
 
-@click.command("models", short_help="Model families x what edgeft can do with them.")
+@click.command("models")
 @json_option
 @configurable
 def command(as_json: bool) -> None:

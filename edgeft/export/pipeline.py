@@ -12,9 +12,8 @@ from __future__ import annotations
 import functools
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeft import files, machine, models, store
 from edgeft.adapter.config import adapter_manifest, read_adapter_config
@@ -23,6 +22,7 @@ from edgeft.base.resolve import resolve
 from edgeft.errors import FormatError, InputError
 from edgeft.export import choices, own_chats
 from edgeft.export.modelfile import modelfile
+from edgeft.export.options import ExportOptions
 from edgeft.export.verify import Checks
 from edgeft.files import read_json
 from edgeft.formats import FORMATS, Format, check_quants, format_named, load
@@ -37,44 +37,6 @@ from edgeft.weights.checkpoint import READABLE, Checkpoint
 
 UNQUANTIZED = {"f32": 32, "f16": 16, "bf16": 16}
 """quantization -> bits of a weight"""
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    out: Path
-    """folder of the artifacts"""
-    adapter: tuple[Weighted, ...] = ()
-    """peft's format, summed by weight; none exports the base as it is"""
-    base: str | None = None
-    """as for `edgeft.base.resolve.resolve`; default: the adapter's own"""
-    formats: tuple[str, ...] = ("gguf",)
-    quants: tuple[str, ...] = ()
-    merge_base: Literal["auto", "w16", "nf4", "fp4"] = "auto"
-    """auto: w16 or nf4, the one with the smaller loss on the validation split"""
-    double_quant: bool = True
-    """whether the 4-bit base of the training was quantized twice (bitsandbytes' use_double_quant)"""
-    validation: Path | None = None
-    """for auto; default: the split that training held out"""
-    imatrix: str | None = None
-    """a file in llama.cpp's format, or auto: collected on the chats that were learned"""
-    calibration: Path | None = None
-    """chats or plain text for GPTQ and for `imatrix` auto; default: the chats of the training"""
-    calibration_tokens: int = 32_768
-    """of it that are used at most"""
-    group_size: int | None = None
-    """of GPTQ's own format and of ONNX: columns that share a scale, -1 for all; None: the format's"""
-    symmetric: bool = True
-    """of GPTQ's own format"""
-    damp: float = 0.01
-    """of GPTQ: share of the mean diagonal of the Hessian that is added to it"""
-    offload: bool = False
-    """GPTQ keeps its activations in a file"""
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    """(regex, type) for tensors that shall not have what the quantization gives them"""
-    live: bool = True
-    """compare logits with the live adapter, where torch is installed"""
-    threads: int = len(os.sched_getaffinity(0))
-    overwrite: bool = False
 
 
 def export(options: ExportOptions) -> list[Artifact]:
@@ -138,7 +100,9 @@ class _Run:
                 load(row.check)(self.view, quant, **self._own(row), **measured)
             if quant in row.solved:
                 disk, memory = footprint(self.view, self._sequences, options.offload)
-                spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
+                spare = "fewer --calibration-tokens" + (
+                    ", --offload-activations" * (not options.offload)
+                )
                 machine.preflight(options.out, f"GPTQ for {quant}", disk, memory, spare)
 
     def _own(self, row: Format) -> dict[str, Any]:
@@ -275,7 +239,7 @@ def _check_files(options: ExportOptions) -> None:
     if not os.access(home, os.W_OK):
         raise InputError(f"{home} cannot be written to", "choose another --out")
     for path, name in (
-        (options.validation, "--validation"),
+        (options.validation, "--validation-data"),
         (options.calibration, "--calibration"),
         (Path(options.imatrix) if options.imatrix not in (None, "auto") else None, "--imatrix"),
     ):
@@ -317,7 +281,7 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
                 f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
             )
     if options.offload and not solves:
-        raise FormatError("--offload is for GPTQ", "such as --quant gptq-q4_0")
+        raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
     calibrates = options.imatrix == "auto" or solves
     if options.calibration and not calibrates:
         raise InputError(

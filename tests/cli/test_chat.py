@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgeft.chat.terminal import ChatOptions, talk
+from edgeft.chat.options import ChatOptions
+from edgeft.chat.terminal import talk
 from edgeft.cli.chat import Conversation
 from edgeft.errors import InputError
 from edgeft.records import Limits, Token
@@ -148,7 +149,8 @@ def test_on_a_terminal_an_error_is_one_line_and_the_talk_goes_on(
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
 
     out = tmp_path_factory.mktemp("chat")
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path

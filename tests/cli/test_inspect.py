@@ -18,7 +18,8 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
 
     out = tmp_path_factory.mktemp("inspected")
     export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))

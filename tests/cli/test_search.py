@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.records import Memory, Speed
 from edgeft.report import storage
 

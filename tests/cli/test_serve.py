@@ -18,7 +18,8 @@ import pytest
 from conftest import Ran
 
 from edgeft.errors import InputError
-from edgeft.server.run import ServeOptions, names
+from edgeft.server.options import ServeOptions
+from edgeft.server.run import names
 from helpers.paths import ROOT
 from helpers.serving import exported
 
