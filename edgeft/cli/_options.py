@@ -99,12 +99,15 @@ def _type(hint: Any) -> dict[str, Any]:
 
 def field_helps(cls: type[Any]) -> dict[str, str]:
     """Field -> the string after it, from the source of the dataclass."""
-    return _module_helps(cls.__module__)[cls.__name__]
+    return _module_helps(cls.__module__).get(cls.__name__, {})
 
 
 @functools.cache
 def _module_helps(module: str) -> dict[str, dict[str, str]]:
-    tree = ast.parse(inspect.getsource(sys.modules[module]))
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except OSError:  # installed without sources: options without a help
+        return {}
     return {node.name: dict(_helps(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

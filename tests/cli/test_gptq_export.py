@@ -40,7 +40,15 @@ def export(edgeft: Run, make: Family, tmp_path: Path, chats: Path) -> Export:
     base, adapter, _ = make("llama")
 
     def run(*more: object) -> Any:
-        given = ["--base", base, "--adapter", adapter, "--no-live", "--out", tmp_path / "out"]
+        given = [
+            "--base",
+            base,
+            "--adapter",
+            adapter,
+            "--no-compare-live",
+            "--out",
+            tmp_path / "out",
+        ]
         given += [] if "--calibration" in more else ["--calibration", chats]
         given += [] if "--format" in more or "--quant" in more else ["--format", "gptq"]
         return edgeft("merge-export", *given, *more)
@@ -75,7 +83,10 @@ def hashes(folder: Path) -> dict[str, str]:
         (["--calibration", "auto"], "nothing to calibrate GPTQ on: the adapter has no manifest"),
         (["--quant", "q4_0", "--group-size", "32"], "--group-size is not for format gguf"),
         (["--quant", "gptq-q4_0", "--asymmetric"], "--asymmetric is not for format gguf"),
-        (["--quant", "q4_0", "--calibration", "auto", "--offload"], "--offload is for GPTQ"),
+        (
+            ["--quant", "q4_0", "--calibration", "auto", "--offload-activations"],
+            "--offload-activations is for GPTQ",
+        ),
         (["--tensor-type", "ffn_down=q8_0"], "--tensor-type is not for format gptq"),
     ],
 )
@@ -99,7 +110,7 @@ def test_calibration_that_is_none(export: Export, tmp_path: Path) -> None:
 
 
 def test_wrong_usage_is_2(export: Export) -> None:
-    for option in (["--group-size", "100"], ["--damp", "1"], ["--damp", "nan"], ["--damp", "0"],
+    for option in (["--group-size", "100"], ["--dampening-frac", "1"], ["--dampening-frac", "nan"], ["--dampening-frac", "0"],
                    ["--calibration-tokens", "0"]):  # fmt: skip
         assert export(*option).code == 2
 
@@ -129,15 +140,15 @@ def test_disk_and_memory_are_asked_for_first(
         patch.setattr(machine, "available_memory", lambda: 1000)
         ran = export()
         refused(ran, "GPTQ for 4bit needs about", tmp_path / "out")
-        assert "fewer --calibration-tokens, --offload" in ran.err
-        assert "--offload" not in export("--offload").err
+        assert "fewer --calibration-tokens, --offload-activations" in ran.err
+        assert "--offload-activations" not in export("--offload-activations").err
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     refused(export(), "GPTQ for 4bit needs", tmp_path / "out")
 
 
 def test_what_it_is_thought_to_take(make: Family) -> None:
-    """Activations go to the disk with --offload, and there is a byte for each weight."""
+    """Activations go to the disk with --offload-activations, and there is a byte for each weight."""
     from edgeft.merge.view import open_merged
 
     merged = open_merged(make("llama")[0], None)
@@ -171,7 +182,7 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
     assert "is complete, nothing to do" in export().err and not left.exists()
     (tmp_path / "text.txt").write_text("the lamp is on the table. " * 50)
     for options, other in (
-        (["--damp", "0.02"], "damp"), (["--group-size", "-1"], "group_size"),
+        (["--dampening-frac", "0.02"], "damp"), (["--group-size", "-1"], "group_size"),
         (["--asymmetric"], "symmetric"), (["--calibration-tokens", "99"], "calibration_tokens"),
         (["--calibration", tmp_path / "text.txt"], "calibration"),
     ):  # fmt: skip
@@ -181,7 +192,7 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
     ran = export("--calibration", tmp_path / "text.txt", "--overwrite", "--json")
     assert json.loads(ran.out)["artifacts"][0]["calibration"]["of"] == "text.txt"
     assert hashes(tmp_path / "out") != before
-    assert export("--offload", "--overwrite").code == 0
+    assert export("--offload-activations", "--overwrite").code == 0
     assert hashes(tmp_path / "out") == before, "the same with the activations on the disk"
 
 
@@ -227,7 +238,7 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     quant = "4bit" if kind == "gptq" else "gptq-q4_0"
 
     def arguments(out: str) -> list[str]:
-        given = ["--base", base, "--adapter", adapter, "--out", tmp_path / out, "--no-live",
+        given = ["--base", base, "--adapter", adapter, "--out", tmp_path / out, "--no-compare-live",
                  "--calibration", chats, "--format", kind, "--quant", quant, "--threads", 2]  # fmt: skip
         return ["merge-export", *map(str, given)]
 
@@ -254,7 +265,7 @@ def test_the_commands_of_the_readme(
     commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", readme, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        here = ["--base", base, "--calibration", chats, "--no-live"]
+        here = ["--base", base, "--calibration", chats, "--no-compare-live"]
         assert edgeft(*shlex.split(command), *here).code == 0
 
 

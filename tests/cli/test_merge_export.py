@@ -32,7 +32,7 @@ def export(edgeft: Run, make: Family, tmp_path: Path) -> Export:
     base, adapter, _ = make("llama")
 
     def run(*more: object, base: object = base, adapter: object = adapter) -> Any:
-        given = ["--base", base, "--no-live", "--out", tmp_path / "out"]
+        given = ["--base", base, "--no-compare-live", "--out", tmp_path / "out"]
         given += ["--adapter", adapter] if adapter else []
         asked = ["--quant", "q8_0"] if "--quant" not in more and "--format" not in more else []
         return edgeft("merge-export", *given, *asked, *more)
@@ -87,7 +87,7 @@ def other_weights(
         (["--imatrix", __file__], "is not a whole GGUF file"),
         (["--imatrix", "auto"], "the adapter has no manifest"),
         (["--calibration", __file__], "--calibration is for --imatrix auto and for GPTQ"),
-        (["--validation", "nowhere.jsonl"], "check --validation"),
+        (["--validation-data", "nowhere.jsonl"], "check --validation-data"),
         (["--config", "nowhere.toml"], "no such file"),
     ],
 )
@@ -105,7 +105,7 @@ def test_wrong_usage_is_2(export: Export) -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("live = 'maybe'", "true or false"),
+        ("compare-live = 'maybe'", "true or false"),
         ("threads = true", "a string or a number"),
         ("quant = [true]", "or a list of them"),
         ("[merge_export]\nquant = 'q8_0'", "did you mean 'merge-export'"),
@@ -218,7 +218,7 @@ def test_another_run_says_what_is_other(export: Export, make: Family, tmp_path: 
     out = tmp_path / "out"
     assert export().code == 0
     before = content(out)
-    ran = export("--merge-base", "nf4", "--quant", "f16,q8_0")
+    ran = export("--base-precision", "nf4", "--quant", "f16,q8_0")
     assert ran.code == 1 and "holds a result with other merge_base (--overwrite" in ran.err
     assert ran.err.count("\n") == 1 and content(out) == before
     (out / "q8_0.Modelfile").unlink()
@@ -229,7 +229,7 @@ def test_a_file_is_the_same_under_another_path(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chats = make_chats(tmp_path / "chats.jsonl", 4)
-    options = ["--merge-base", "w16", "--validation"]
+    options = ["--base-precision", "stored", "--validation-data"]
     assert export(*options, chats).code == 0
     monkeypatch.chdir(tmp_path)
     assert "nothing to do" in export(*options, chats.name).err
@@ -285,10 +285,10 @@ def test_of_two_runs_at_once_one_result_stays(
         header(*given)
         if not slow.is_set():  # the faster run, while this one writes
             slow.set()
-            assert export("--merge-base", "w16").code == 0
+            assert export("--base-precision", "stored").code == 0
 
     monkeypatch.setattr(converter, "_header", other_first)
-    ran = export("--merge-base", "nf4")
+    ran = export("--base-precision", "nf4")
     assert ran.code == 1 and "other merge_base" in ran.err
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
     assert kept["options"]["merge_base"] == "w16"
@@ -365,7 +365,7 @@ def test_ctrl_c_while_a_model_loads_is_not_lost(
 
 def _process(make: Family, folder: Path, *more: str, before: str = "") -> subprocess.Popen[str]:
     base, adapter, _ = make("llama")
-    options = more or ("--quant", "q8_0", "--no-live")
+    options = more or ("--quant", "q8_0", "--no-compare-live")
     given = ["--base", str(base), "--adapter", str(adapter), "--out", str(folder / "out")]
     code = f"{before}from edgeft.cli import main\nmain({['merge-export', *given, *options]!r})\n"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
@@ -376,6 +376,6 @@ def test_experts_are_compared_without_the_noise_of_a_float16_cache(
 ) -> None:
     base, adapter, _ = make("mixtral")
     given = ["--adapter", adapter, "--base", base, "--out", tmp_path / "out", "--json"]
-    ran = edgeft("merge-export", *given, "--quant", "f32", "--merge-base", "nf4")
+    ran = edgeft("merge-export", *given, "--quant", "f32", "--base-precision", "nf4")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["artifacts"][0]["parity"]["live"]["kl"] < 1e-9

@@ -80,7 +80,7 @@ def test_sigterm_lets_answers_finish_and_ends_with_0(artifact: Path, serve: Any)
 
 
 def test_after_the_grace_answers_are_cut_off(artifact: Path, serve: Any) -> None:
-    process, port = serve(artifact, "--grace", "0.2", "--slots", "1")
+    process, port = serve(artifact, "--shutdown-timeout", "0.2", "--slots", "1")
     answer = stream(port, 500)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -130,7 +130,7 @@ def test_what_cannot_be_served_is_one_line(
     ran = edgeft("serve", artifact, "--host", "192.0.2.1", "--port", 0)
     assert ran.code == 1
     assert edgeft("serve").code == 2
-    assert edgeft("serve", artifact, "--grace", "nan").code == 2
+    assert edgeft("serve", artifact, "--shutdown-timeout", "nan").code == 2
 
 
 def test_the_extra_is_named_where_it_is_missing(

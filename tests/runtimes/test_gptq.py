@@ -132,7 +132,7 @@ def test_exact_is_the_model_in_float32(folder: Path, oracle: Any, tmp_path: Path
 def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"instruction": "lamp a on", "output": "{}"}\n' * 20)
-    for more in ([], ["--exact"]):
+    for more in ([], ["--reference"]):
         done = subprocess.run(
             [sys.executable, "-m", "edgeft", "chat", folder, "--max-tokens", "4", *more],
             input="hello\n", capture_output=True, text=True, check=False,
