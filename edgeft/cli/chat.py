@@ -15,13 +15,16 @@ from edgeft.chat.terminal import talk
 from edgeft.cli._config import configurable
 from edgeft.cli._options import build, options_of
 
+RANGES: dict[str, Any] = {**SETTINGS}
+"""field of the sampling -> click type, as for /set"""
+
 
 @click.command("chat")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @options_of(
     ChatOptions,
     skip=("artifact",),
-    **SETTINGS,
+    **RANGES,
     threads=click.IntRange(min=1),
     context=click.IntRange(min=16),
     exact={"name": "--reference"},
