@@ -1,7 +1,7 @@
-"""The command line: one file per command, each parses, calls one function and prints.
+"""The command line: one file per command, which parses options, calls one function and prints.
 
-stdout carries results and nothing else (with --json exactly one JSON object), stderr progress and
-notes. A user error is one line with a hint and exit code 1; wrong usage is exit code 2.
+Results go to stdout (with --json exactly one JSON object), progress and notes to stderr. A user error
+is one line with a hint and exit code 1. Wrong usage is exit code 2.
 """
 
 from __future__ import annotations
@@ -68,13 +68,15 @@ class Group(click.Group):
 )
 @click.version_option(__version__, prog_name="edgeft")
 def group() -> None:
-    """From a QLoRA fine-tune to a model that runs on a plain CPU, proved the same on the way."""
+    """From a QLoRA fine-tune to a model that runs on a plain CPU, checked against the original."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: turns user errors into one line and an exit code."""
+    """Entry point: runs a command and exits; a user error is one line on stderr."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # so that SIGTERM cleans up as Ctrl-C does
     try:
         code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
@@ -87,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130
     except OSError as error:
-        # A disk that filled up, a folder without permission: the machine's, not our defect.
+        # A full disk or a folder without permission is no defect of edgeft: no traceback.
         if error.filename is None and error.errno is None:
             raise
         where = f": {error.filename}" if error.filename else ""

@@ -1,4 +1,4 @@
-"""What the commands share that ask items of artifacts: ab, bench and search."""
+"""Options of the commands that ask artifacts the items of a suite or a file: ab, bench, search."""
 
 from __future__ import annotations
 

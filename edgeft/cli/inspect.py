@@ -1,4 +1,4 @@
-"""`edgeft inspect`: what a .gguf, a model folder or an adapter is, and where it came from."""
+"""`edgeft inspect`: a .gguf, a model folder or an adapter -> its metadata and its lineage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`edgeft models`: which families can be trained and written in which format."""
+"""`edgeft models`: the model families, with the formats that each can be exported to."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = ("train", "gguf", "hf", "gptq", "onnx")
 @json_option
 @configurable
 def command(as_json: bool) -> None:
-    """List the families. Every "yes" is held to the original model by a test."""
+    """List the model families. A test compares every "yes" with the original model."""
     from edgeft.models import cards
 
     rows = [

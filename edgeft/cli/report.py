@@ -1,4 +1,4 @@
-"""`edgeft report`: the page of a release once more, from its report.json."""
+"""`edgeft report`: report.json of a release -> report.html and report.md again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeft.cli._options import json_option, print_json
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the three files.  [default: that of FILE, if it is a report.json]",
+    help="Folder for the three files.  [default: the folder of FILE, if it is a report.json]",
 )
 @json_option
 @configurable

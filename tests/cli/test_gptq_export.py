@@ -90,13 +90,13 @@ def hashes(folder: Path) -> dict[str, str]:
         (["--tensor-type", "ffn_down=q8_0"], "--tensor-type is not for format gptq"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_input_errors_are_reported_before_any_work(
     export: Export, tmp_path: Path, options: list[str], says: str
 ) -> None:
     refused(export(*options), says, tmp_path / "out")
 
 
-def test_calibration_that_is_none(export: Export, tmp_path: Path) -> None:
+def test_invalid_calibration_files_are_refused(export: Export, tmp_path: Path) -> None:
     files = {
         "empty.jsonl": (b"", "holds no examples"), "empty.txt": (b" \n", "empty.txt is empty"),
         "binary.txt": (bytes(range(256)), "is not UTF-8"), "binary.json": (b"\xff", "is not UTF-8"),
@@ -109,13 +109,13 @@ def test_calibration_that_is_none(export: Export, tmp_path: Path) -> None:
     refused(export("--calibration", test), "of the test split of smart_home", tmp_path / "out")
 
 
-def test_wrong_usage_is_2(export: Export) -> None:
+def test_wrong_usage_exits_with_2(export: Export) -> None:
     for option in (["--group-size", "100"], ["--dampening-frac", "1"], ["--dampening-frac", "nan"], ["--dampening-frac", "0"],
                    ["--calibration-tokens", "0"]):  # fmt: skip
         assert export(*option).code == 2
 
 
-def test_a_family_that_transformers_does_not_have(
+def test_a_family_unknown_to_transformers_is_refused(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path
 ) -> None:
     given = ["--base", make("chatglm2-32k")[0], "--out", tmp_path / "out", "--calibration", chats]
@@ -126,14 +126,16 @@ def test_a_family_that_transformers_does_not_have(
         refused(edgeft("merge-export", *given, *options), says, tmp_path / "out")
 
 
-def test_without_torch(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torch_is_an_error_with_the_extra(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for options in ([], ["--quant", "gptq-q4_0"]):
         refused(export(*options), "torch is not installed (pip install 'edgeft[gptq]')",
                 tmp_path / "out")  # fmt: skip
 
 
-def test_disk_and_memory_are_asked_for_first(
+def test_disk_and_memory_are_checked_first(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
@@ -147,7 +149,7 @@ def test_disk_and_memory_are_asked_for_first(
     refused(export(), "GPTQ for 4bit needs", tmp_path / "out")
 
 
-def test_what_it_is_thought_to_take(make: Family) -> None:
+def test_the_footprint_counts_weights_and_activations(make: Family) -> None:
     """Activations go to the disk with --offload-activations, and there is a byte for each weight."""
     from edgeft.merge.view import open_merged
 
@@ -162,7 +164,9 @@ def test_what_it_is_thought_to_take(make: Family) -> None:
     assert weights < disk < 1.2 * weights
 
 
-def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
+def test_the_manifest_has_the_facts_and_other_options_are_refused(
+    export: Export, tmp_path: Path
+) -> None:
     ran = export("--json")
     assert ran.code == 0, ran.err
     (made,) = json.loads(ran.out)["artifacts"]
@@ -196,7 +200,7 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
     assert hashes(tmp_path / "out") == before, "the same with the activations on the disk"
 
 
-def test_ctrl_c_leaves_what_is_done_and_no_artifact(
+def test_ctrl_c_keeps_finished_blocks_and_leaves_no_artifact(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(self: gptq_blocks.Block) -> None:
@@ -230,7 +234,7 @@ cli.main({arguments!r})
 
 
 @pytest.mark.parametrize(("kind", "counts"), [("gptq", (2, 3)), ("gguf", (4,))])
-def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
+def test_a_resumed_run_writes_the_same_bytes(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path, kind: str, counts: tuple[int, ...]
 ) -> None:
     """Killed in the middle of writing: a file of a block, or later the artifact."""
@@ -255,7 +259,7 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
 
 
-def test_the_commands_of_the_readme(
+def test_the_readme_commands_run(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
@@ -269,7 +273,9 @@ def test_the_commands_of_the_readme(
         assert edgeft(*shlex.split(command), *here).code == 0
 
 
-def test_two_formats_at_once_and_every_command(export: Export, edgeft: Run, tmp_path: Path) -> None:
+def test_two_formats_are_exported_at_once_and_open_in_every_command(
+    export: Export, edgeft: Run, tmp_path: Path
+) -> None:
     ran = export("--format", "gguf,gptq", "--quant", "f16,4bit,gptq-q4_0", "--imatrix", "auto",
                  "--tensor-type", "ffn_down=q6_k")  # fmt: skip
     assert ran.code == 0, ran.err
