@@ -79,7 +79,7 @@ def choose_base(
         manifests = [adapter_manifest(adapter.path) for adapter in adapters]
         on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
         choice: BasePrecision = "nf4" if on_nf4 else "w16"
-        say(f"merge base {choice}, not measured: {problem} (--validation FILE measures it)")
+        say(f"merge base {choice}, not measured: {problem} (--validation-data FILE measures it)")
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
     choice = min(losses, key=lambda name: losses[name])
     say(

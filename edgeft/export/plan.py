@@ -89,7 +89,7 @@ def check_files(options: ExportOptions) -> None:
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} cannot be written to", "choose another --out")
     for path, option in (
-        (options.validation, "--validation"),
+        (options.validation, "--validation-data"),
         (options.calibration, "--calibration"),
         (_imatrix_file(options), "--imatrix"),
     ):
@@ -169,7 +169,7 @@ def _check_gptq_resources(
     """ResourceError where GPTQ would not fit on the disk or into memory."""
     if item.solved:
         disk, memory = footprint(view, sequences, options.offload)
-        spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
+        spare = "fewer --calibration-tokens" + (", --offload-activations" * (not options.offload))
         machine.preflight(options.out, f"GPTQ for {item.quant}", disk, memory, spare)
 
 
@@ -228,7 +228,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
                 f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
             )
     if options.offload and not solves:
-        raise FormatError("--offload is for GPTQ", "such as --quant gptq-q4_0")
+        raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
     calibrates = options.imatrix == "auto" or solves
     if options.calibration and not calibrates:
         raise InputError(

@@ -68,7 +68,11 @@ class ReferenceRuntime:
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
                 )
             else:
-                changed = {key: value for key, value in (config or {}).items() if key in CHANGED_CONFIG_KEYS}
+                changed = {
+                    key: value
+                    for key, value in (config or {}).items()
+                    if key in CHANGED_CONFIG_KEYS
+                }
                 model_config = transformers.AutoConfig.from_pretrained(
                     path, local_files_only=True, **changed
                 )
