@@ -34,7 +34,7 @@ def configurable(function: F) -> F:
 
 
 def asking(function: F) -> F:
-    """Add the options of `edgeft.benchmarks.quality.evaluate.Asking`, apart from --items."""
+    """Add the options of `edgeft.benchmarks.quality.evaluate.EvalOptions`, apart from --items."""
     for option in reversed(
         (
             click.option(

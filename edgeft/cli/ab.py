@@ -21,7 +21,7 @@ from edgeft.cli._options import (
 from edgeft.records import EXIT_CODES
 
 if TYPE_CHECKING:
-    from edgeft.benchmarks.quality.evaluate import Asking
+    from edgeft.benchmarks.quality.evaluate import EvalOptions
 
 VOTING = ("votes", "rater", "port", "no_browser")
 """options that only --human has"""
@@ -121,23 +121,27 @@ def command(
 
     With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
     """
-    from edgeft.benchmarks.quality.evaluate import Asking
-    from edgeft.release.gate import Gate, gate
+    from edgeft.benchmarks.quality.evaluate import EvalOptions
+    from edgeft.release import GateOptions, run_gate
     from edgeft.report import storage, tables
 
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
     voting = {name: options.pop(name) for name in VOTING}
-    _check_given(ctx, human, set(Gate.__dataclass_fields__) | {"folder"})
+    _check_given(ctx, human, set(GateOptions.__dataclass_fields__) | {"folder"})
     if human:
-        kept = {name: options[name] for name in Asking.__dataclass_fields__}
-        ctx.exit(_vote(artifacts, Asking(**kept), as_json, **voting))
+        kept = {name: options[name] for name in EvalOptions.__dataclass_fields__}
+        ctx.exit(_vote(artifacts, EvalOptions(**kept), as_json, **voting))
     needs(ctx, shots="base", keeps="base", examples="base")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    own = {name: options.pop(name) for name in list(options) if name in Gate.__dataclass_fields__}
-    chosen = Gate(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
-    release = gate(chosen, Asking(**options), [as_typed_command(sys.argv)])
+    own = {
+        name: options.pop(name)
+        for name in list(options)
+        if name in GateOptions.__dataclass_fields__
+    }
+    chosen = GateOptions(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
+    release = run_gate(chosen, EvalOptions(**options), [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:
@@ -158,7 +162,7 @@ def _check_given(ctx: click.Context, human: bool, gating: set[str]) -> None:
 
 def _vote(
     artifacts: tuple[Path, ...],
-    asking: Asking,
+    asking: EvalOptions,
     as_json: bool,
     votes: Path | None,
     rater: str,

@@ -97,21 +97,27 @@ def command(
     edgeft bench out/q4_k_m.gguf --baseline out/f16.gguf --text wiki.txt --chats chats.jsonl
     """
     from edgeft import machine
-    from edgeft.benchmarks.bench import Bench, bench
+    from edgeft.benchmarks.bench import BenchOptions, run_bench
     from edgeft.benchmarks.fidelity.kept_baseline import SUFFIX
     from edgeft.benchmarks.performance.latency import Effort
-    from edgeft.benchmarks.quality.evaluate import Asking
+    from edgeft.benchmarks.quality.evaluate import EvalOptions
     from edgeft.report.measured import bench_text
 
     for_items = ("shots", "scorer", "limit", "fresh", "examples", "max_tokens")
     for_speed = ("grid", "through", "smallest", "runs", "seconds", "noise")
     needs(ctx, **dict.fromkeys(for_items, "items"), **dict.fromkeys(for_speed, "speed"))
-    own = {name: options.pop(name) for name in list(options) if name in Bench.__dataclass_fields__}
-    how = Asking(**options)
+    own = {
+        name: options.pop(name)
+        for name in list(options)
+        if name in BenchOptions.__dataclass_fields__
+    }
+    how = EvalOptions(**options)
     if own["keep"] and own["keep"].suffix != SUFFIX:
         raise click.UsageError(f"--keep needs a file that ends in {SUFFIX}")
-    rows = bench(Bench(effort=Effort(runs=runs, seconds=seconds, noise=noise), **own), how)
+    rows = run_bench(
+        BenchOptions(effort=Effort(runs=runs, seconds=seconds, noise=noise), **own), how
+    )
     if as_json:
-        print_json({"machine": machine.machine(), "rows": [row.to_json() for row in rows]})
+        print_json({"machine": machine.describe_machine(), "rows": [row.to_json() for row in rows]})
         return
     click.echo(bench_text(rows))

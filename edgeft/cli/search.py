@@ -109,9 +109,9 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     edgeft search --adapter adapter --out out --items smart_home --max-memory 250M --min-tps 20
     """
     from edgeft.adapter.read import Weighted
-    from edgeft.benchmarks.quality.evaluate import Asking
+    from edgeft.benchmarks.quality.evaluate import EvalOptions
     from edgeft.export.pipeline import ExportOptions
-    from edgeft.release.search import Search, search
+    from edgeft.release import SearchOptions, run_search
     from edgeft.report import storage, tables
 
     if options["early_stop"] and (options["jobs"] > 1 or options["ray"]):
@@ -121,10 +121,10 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     options["adapter"] = tuple(Weighted(path) for path in options["adapter"])
     own, ask, make = (
         {name: options[name] for name in kind.__dataclass_fields__ if options.get(name) is not None}
-        for kind in (Search, Asking, ExportOptions)
+        for kind in (SearchOptions, EvalOptions, ExportOptions)
     )
-    chosen = Search(export=ExportOptions(**make), **own)
-    release = search(chosen, Asking(**ask), [as_typed_command(sys.argv)])
+    chosen = SearchOptions(export=ExportOptions(**make), **own)
+    release = run_search(chosen, EvalOptions(**ask), [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:

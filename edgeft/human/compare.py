@@ -18,7 +18,7 @@ from pathlib import Path
 
 from edgeft import store
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.benchmarks.quality.evaluate import EvalOptions
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.human.booth import Booth
@@ -43,7 +43,7 @@ class Voting:
     """open the page in the default browser"""
 
 
-def compare(one: Path, other: Path, asking: Asking, voting: Voting) -> Result:
+def compare(one: Path, other: Path, asking: EvalOptions, voting: Voting) -> Result:
     """Answer, ask for votes until all are given, the rater ends it or Ctrl-C, and count.
 
     InputError before any work for what is no artifact, or for two that are the same.

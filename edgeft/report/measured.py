@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeft.files import human
-from edgeft.records import Cell, Measurement
+from edgeft.records import LatencyPoint, Measurement
 from edgeft.report.tables import table
 
 
@@ -66,7 +66,7 @@ def _ratios(rows: Sequence[Measurement]) -> str:
     return table(["artifact", "use", "TTFT", "time per token", "end to end"], body) if body else ""
 
 
-def _ratio(cell: Cell, name: str) -> str:
+def _ratio(cell: LatencyPoint, name: str) -> str:
     found = cell.against[name]
     if not found:
         return "too noisy"
@@ -88,7 +88,7 @@ def _grid(rows: Sequence[Measurement]) -> str:
     return table(head, body) if body else ""
 
 
-def _use(cell: Cell) -> str:
+def _use(cell: LatencyPoint) -> str:
     clients = f", {cell.clients} clients" if cell.clients > 1 else ""
     return f"{cell.prompt} + {cell.new}{clients}"
 

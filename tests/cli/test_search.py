@@ -11,7 +11,7 @@ import pytest
 
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.benchmarks.quality.evaluate import EvalOptions
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Memory, Speed
 from edgeft.report import storage
@@ -30,7 +30,7 @@ def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     rows = [{"prompt": f"{i} {words[i % 8]}", "answer": words[i % 8],
              "choices": [words[i % 8], words[(i + 3) % 8]]} for i in range(80)]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    asking = Asking(str(path), scorer="choice")
+    asking = EvalOptions(str(path), scorer="choice")
     chosen = evaluate.measure(f16.path, evaluate.load_items(asking), asking)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply

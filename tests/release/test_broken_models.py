@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.benchmarks.quality.evaluate import EvalOptions
 from edgeft.benchmarks.suites import load_suite
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Release
-from edgeft.release.gate import Gate, gate
+from edgeft.release import GateOptions, run_gate
 from edgeft.weights.gguf_reader import read
 
 pytestmark = pytest.mark.slow
@@ -40,7 +40,7 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def decide(candidate: Path, arms: dict[str, Path]) -> Release:
-    return gate(Gate((candidate,), arms["f16"]), Asking("smart_home"))
+    return run_gate(GateOptions((candidate,), arms["f16"]), EvalOptions("smart_home"))
 
 
 def changed(arms: dict[str, Path], name: str, *changes: tuple[bytes, bytes]) -> Path:
