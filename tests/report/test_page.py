@@ -299,7 +299,7 @@ def test_points_lie_where_their_numbers_say() -> None:
 def test_labels_do_not_cover_each_other() -> None:
     points = [plots.Point(f"name_{i}", 1e8 + i * 4e6, i * 0.1, "pass") for i in range(6)]
     svg = plots.scatter("n", "t", points, str, str, "x", "y")
-    boxes = [(float(x), float(y), len(text) * plots.LETTER) for x, y, text in
+    boxes = [(float(x), float(y), len(text) * plots.LETTER_WIDTH) for x, y, text in
              re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)">([^<]+)<', svg)]  # fmt: skip
     assert len(boxes) == 6
     for i, (x, y, width) in enumerate(boxes):

@@ -30,6 +30,7 @@ def text(tmp_path: Path) -> Path:
     return tmp_path / "text.txt"
 
 
+@pytest.mark.slow
 def test_program_prints_both_tables_and_json(
     make: Family,
     tmp_path: Path,

@@ -12,7 +12,7 @@ from helpers.serving import exported
 
 def test_a_round_of_two_clients(tiny_base: Path, tmp_path: Path) -> None:
     (artifact,) = exported(tiny_base, tmp_path, "f32")
-    options = Options(artifact, threads=1, clients=(2,), tokens=8, context=256)
+    options = Options(artifact, threads=1, clients=(2,), tokens=8, prompt=6, context=256)
     ports = {name: free_port() for name in (*EDGEFT, "llama-cpp-python")}
     command = commands(options, ports)["edgeft"]
     with HTTPServer("edgeft", command, ports["edgeft"]) as server:
