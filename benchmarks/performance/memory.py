@@ -65,7 +65,9 @@ def smallest_limit(artifact: Path, memory: Memory, threads: int | None = None) -
     low, high = memory.anonymous * 3 // 4, memory.peak * 5 // 4
     try:
         if _speed_share(artifact, high, threads, full) < MIN_SPEED_SHARE:
-            say(f"{artifact.name} is slower in a group of {high / 1e6:.0f} MB: no limit is told")
+            say(
+                f"{artifact.name} is slower in a group of {high / 1e6:.0f} MB: no limit is reported"
+            )
             return None
     except OSError as error:
         say(f"no cgroup can be made here, so no limit is found: {error.strerror or error}")

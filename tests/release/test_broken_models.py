@@ -34,9 +34,9 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train(TrainOptions(base=resolve("smollm2-135m"), data=suite.train, output=folder / "adapter",
                        validation_data=suite.validation, steps=STEPS, batch_size=4,
                        micro_batch_size=4))  # fmt: skip
-    made = export(ExportOptions(out=folder, adapter=(Weighted(folder / "adapter"),),
+    artifacts = export(ExportOptions(out=folder, adapter=(Weighted(folder / "adapter"),),
                                 quants=("f16", "q2_k")))  # fmt: skip
-    return {artifact.quant: artifact.path for artifact in made}
+    return {artifact.quant: artifact.path for artifact in artifacts}
 
 
 def decide(candidate: Path, arms: dict[str, Path]) -> Release:

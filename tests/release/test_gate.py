@@ -57,8 +57,8 @@ def items(tmp_path_factory: pytest.TempPathFactory, arms: dict[str, Path]) -> Pa
         for i in range(80)
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    asking = EvalOptions(str(path), scorer="choice")
-    chosen = evaluate.measure(arms["f32"], evaluate.load_items(asking), asking)
+    eval_options = EvalOptions(str(path), scorer="choice")
+    chosen = evaluate.measure(arms["f32"], evaluate.load_items(eval_options), eval_options)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -108,12 +108,12 @@ def test_few_items_are_inconclusive_and_say_how_many_would_do(
 
 
 def test_early_stop_asks_fewer_items(arms: dict[str, Path], items: Path) -> None:
-    found = run_gate(GateOptions((arms["q8_0"],), arms["f32"], early_stop=True), ask(items))
-    assert found.outcome == "FAIL"
-    arm = found.arms[-1]
+    release = run_gate(GateOptions((arms["q8_0"],), arms["f32"], early_stop=True), ask(items))
+    assert release.outcome == "FAIL"
+    arm = release.arms[-1]
     assert arm.verdict is not None and arm.verdict["n"] < 80
-    assert "decided after" in found.reason
-    assert found.task["items"] == arm.verdict["n"]
+    assert "decided after" in release.reason
+    assert release.task["items"] == arm.verdict["n"]
 
 
 def test_early_stop_with_nothing_to_lose_is_no_pass(arms: dict[str, Path], items: Path) -> None:
@@ -122,8 +122,8 @@ def test_early_stop_with_nothing_to_lose_is_no_pass(arms: dict[str, Path], items
         json.loads(line) | {"answer": "no such word"} for line in items.read_text().splitlines()
     ]
     never.write_text("\n".join(json.dumps({k: r[k] for k in ("prompt", "answer")}) for r in rows))
-    asking = EvalOptions(str(never), scorer="exact", max_tokens=2)
-    release = run_gate(GateOptions((arms["f16"],), arms["f32"], early_stop=True), asking)
+    eval_options = EvalOptions(str(never), scorer="exact", max_tokens=2)
+    release = run_gate(GateOptions((arms["f16"],), arms["f32"], early_stop=True), eval_options)
     assert release.outcome == "INCONCLUSIVE" and "check the items" in release.reason
 
 
@@ -163,15 +163,15 @@ def test_a_scorer_of_ones_own_is_asked_again(
     arms: dict[str, Path], items: Path, tmp_path: Path
 ) -> None:
     scorer = tmp_path / "mine.py"
-    asking = EvalOptions(str(items), scorer=str(scorer), max_tokens=2, limit=5)
+    eval_options = EvalOptions(str(items), scorer=str(scorer), max_tokens=2, limit=5)
     scorer.write_text("def score(reply, wanted):\n    return 1.0\n")
-    questions = dataclasses.replace(evaluate.load_items(asking), allow_truncated=True)
-    assert evaluate.measure(arms["f16"], questions, asking).values == (1.0,) * 5
+    questions = dataclasses.replace(evaluate.load_items(eval_options), allow_truncated=True)
+    assert evaluate.measure(arms["f16"], questions, eval_options).values == (1.0,) * 5
     scorer.write_text("def score(reply, wanted):\n    return 0.25\n")
-    assert evaluate.measure(arms["f16"], questions, asking).values == (0.25,) * 5
+    assert evaluate.measure(arms["f16"], questions, eval_options).values == (0.25,) * 5
     scorer.write_text("def score(reply, wanted):\n    raise SystemExit(0)\n")
     with pytest.raises(InputError, match="failed: SystemExit"):
-        evaluate.measure(arms["f16"], questions, asking)
+        evaluate.measure(arms["f16"], questions, eval_options)
 
 
 def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
@@ -189,14 +189,14 @@ def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> No
 
 def test_what_is_left_of_the_gain(arms: dict[str, Path], items: Path) -> None:
     """The base answers half, the fine-tune all: all of the gain is left in f16."""
-    found = run_gate(
+    release = run_gate(
         GateOptions((arms["f16"],), arms["f32"], base=arms["q8_0"], shots=0), ask(items)
     )
-    names = [arm.name for arm in found.arms]
+    names = [arm.name for arm in release.arms]
     assert names == ["base, instructions only", "f32.gguf", "f16.gguf"]
-    kept = found.arms[-1].retention
+    kept = release.arms[-1].retention
     assert kept is not None and kept["value"] == 1.0 and kept["low"] < 1.0
-    assert kept["gain"] == pytest.approx(1 - (found.arms[0].accuracy or 0))
+    assert kept["gain"] == pytest.approx(1 - (release.arms[0].accuracy or 0))
 
 
 def test_refusals_are_gated_apart(

@@ -53,11 +53,11 @@ def test_a_kept_baseline_tells_nearly_what_the_model_does(
     save(file, reference, sequences, "f16.gguf")
     stored = KeptBaseline(file, sequences)
     (true,) = compare_fidelity(reference, [model], sequences)
-    (found,) = compare_fidelity(stored, [model], sequences)
-    assert found.bound and not true.bound and stored.name == "f16.gguf"
-    assert 0.98 * true.kl.value < found.kl.value <= true.kl.value
-    assert found.top1 == true.top1
-    assert found.log_ppl_ratio.value == pytest.approx(true.log_ppl_ratio.value, abs=1e-5)
+    (kept,) = compare_fidelity(stored, [model], sequences)
+    assert kept.bound and not true.bound and stored.name == "f16.gguf"
+    assert 0.98 * true.kl.value < kept.kl.value <= true.kl.value
+    assert kept.top1 == true.top1
+    assert kept.log_ppl_ratio.value == pytest.approx(true.log_ppl_ratio.value, abs=1e-5)
     (same,) = compare_fidelity(stored, [reference], sequences)
     assert abs(same.kl.value) < 1e-6 and same.top1.value == 1
     tokens = sum(len(item.rows) for item in sequences)
@@ -70,8 +70,8 @@ def test_a_small_vocabulary_is_kept_whole(draw: np.random.Generator, tmp_path: P
     items = [ScoredSequence(draw.integers(0, 30, 20).tolist(), np.arange(19)) for _ in range(2)]
     save(tmp_path / "b.logprobs", reference, items)  # type: ignore[arg-type]
     (true,) = compare_fidelity(reference, [model], items)  # type: ignore[arg-type, list-item]
-    (found,) = compare_fidelity(KeptBaseline(tmp_path / "b.logprobs", items), [model], items)  # type: ignore[list-item]
-    assert found.kl.value == pytest.approx(true.kl.value, abs=1e-5)
+    (kept,) = compare_fidelity(KeptBaseline(tmp_path / "b.logprobs", items), [model], items)  # type: ignore[list-item]
+    assert kept.kl.value == pytest.approx(true.kl.value, abs=1e-5)
 
 
 def test_what_is_no_kept_baseline(

@@ -94,8 +94,8 @@ def test_time_ends_the_runs_but_not_the_least() -> None:
 
 def test_ratio_and_interval_are_of_paired_rounds() -> None:
     base = [1.0, 1.2, 1.1, 5.0, 1.3, 1.05, 1.15, 1.25]
-    found = latency.ratio_of_medians([2 * value for value in base], base)
-    assert found == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
+    ratio = latency.ratio_of_medians([2 * value for value in base], base)
+    assert ratio == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
     other = latency.ratio_of_medians([3.0, 2.1, 2.2, 2.0, 2.4, 2.3, 2.6, 1.9], base)
     assert other["low"] < other["ratio"] < other["high"]
 
@@ -125,11 +125,11 @@ def test_percentiles_and_rates_by_hand() -> None:
 def test_one_artifact_quickly(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "QUICK", (SHORT,))
     monkeypatch.setattr(memory, "WORKLOAD", SHORT)
-    found, used = latency.measure(artifact, threads=1)
-    assert found.load_cold_s and found.load_s > 0 and found.decode_tps > 0
-    assert (found.prompt_tokens, found.new_tokens, found.runs) == (24, 6, 5)
-    assert 0 < len(found.itl_ms) <= 200 and list(found.itl_ms) == sorted(found.itl_ms)
-    assert found.roofline and found.roofline["share"] > 0
+    speed, used = latency.measure(artifact, threads=1)
+    assert speed.load_cold_s and speed.load_s > 0 and speed.decode_tps > 0
+    assert (speed.prompt_tokens, speed.new_tokens, speed.runs) == (24, 6, 5)
+    assert 0 < len(speed.itl_ms) <= 200 and list(speed.itl_ms) == sorted(speed.itl_ms)
+    assert speed.roofline and speed.roofline["share"] > 0
     assert used.peak >= used.anonymous > 10**6 and used.file > 0 and used.pss > 0
 
 
@@ -194,8 +194,8 @@ def test_the_smallest_limit_is_found_to_a_step(
         memory, "_decode_tps", lambda _, limit, __: 9 if (limit or 1e9) > 777 else 2
     )
     used = Memory(peak=1000, anonymous=400, file=600, pss=0)
-    found = memory.smallest_limit(artifact, used)
-    assert found is not None and 777 < found < 777 * 1.06
+    limit = memory.smallest_limit(artifact, used)
+    assert limit is not None and 777 < limit < 777 * 1.06
 
 
 def test_bench_command(

@@ -25,7 +25,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list
 
 
 def questions(folder: Path, name: str) -> EvalOptions:
-    """Of its own, so that no test finds what another has kept."""
+    """Items of one test, so that none finds scores that another has cached."""
     path = folder / f"{name}.jsonl"
     rows = [{"prompt": f"{name} {i}", "answer": "x"} for i in range(3)]
     path.write_text("\n".join(map(json.dumps, rows)))
@@ -38,22 +38,26 @@ def questions(folder: Path, name: str) -> EvalOptions:
 def test_several_answer_elsewhere(
     artifacts: list[Path], tmp_path: Path, jobs: int, ray: str | None
 ) -> None:
-    asking = questions(tmp_path, f"together {ray}")
-    items = evaluate.load_items(asking)
+    options = questions(tmp_path, f"together {ray}")
+    items = evaluate.load_items(options)
     assert not any(evaluate.cached_score(path, items) for path in artifacts)
     with open_workers(jobs, ray) as prefetch:
         assert prefetch
-        prefetch(artifacts, items, asking)
+        prefetch(artifacts, items, options)
     for path in artifacts:
-        found = evaluate.cached_score(path, items)
-        assert found
-        own = evaluate.measure(path, items, EvalOptions(**vars(asking) | {"fresh": True}))
-        assert (found.replies, found.values, found.arm) == (own.replies, own.values, path.stem)
+        cached = evaluate.cached_score(path, items)
+        assert cached
+        direct = evaluate.measure(path, items, EvalOptions(**vars(options) | {"fresh": True}))
+        assert (cached.replies, cached.values, cached.arm) == (
+            direct.replies,
+            direct.values,
+            path.stem,
+        )
 
 
 def test_one_at_a_time_asks_nobody_else(artifacts: list[Path], tmp_path: Path) -> None:
-    asking = questions(tmp_path, "alone")
-    items = evaluate.load_items(asking)
+    options = questions(tmp_path, "alone")
+    items = evaluate.load_items(options)
     with open_workers() as prefetch:
         assert prefetch is None
     assert not any(evaluate.cached_score(path, items) for path in artifacts)
@@ -70,10 +74,10 @@ def test_no_cluster_is_one_line() -> None:
 
 def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path) -> None:
     """By windows: all anew, though scores are kept, and none of them twice."""
-    asking = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
-    items = evaluate.load_items(asking)
+    options = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
+    items = evaluate.load_items(options)
     for path in artifacts:
-        evaluate.measure(path, items, asking)
+        evaluate.measure(path, items, options)
     asked: list[Path] = []
 
     def run(calls: list[Any]) -> list[Any]:
@@ -81,9 +85,9 @@ def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path
         return [evaluate.cached_score(path, items) for path, *_ in calls]
 
     prefetch = _prefetch(run, 1)
-    prefetch(artifacts, items, asking)
-    prefetch(artifacts, items, asking)
-    prefetch(artifacts[1:], items, asking)
+    prefetch(artifacts, items, options)
+    prefetch(artifacts, items, options)
+    prefetch(artifacts[1:], items, options)
     assert asked == artifacts
 
 
@@ -91,7 +95,7 @@ def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path
 def test_the_gate_asks_anew_where_it_should(
     artifacts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    asking = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
+    options = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
     measured: list[tuple[str, bool]] = []
     measure = evaluate.measure
 
@@ -101,5 +105,5 @@ def test_the_gate_asks_anew_where_it_should(
 
     monkeypatch.setattr(evaluate, "measure", seen)
     with open_workers(jobs) as prefetch:
-        run_gate(GateOptions((artifacts[1],), artifacts[0]), asking, prefetch=prefetch)
+        run_gate(GateOptions((artifacts[1],), artifacts[0]), options, prefetch=prefetch)
     assert measured == [("f16", True), ("q8_0", jobs == 1)]

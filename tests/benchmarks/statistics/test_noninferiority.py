@@ -3,7 +3,7 @@
 In: hand-made 2 x 2 tables and trinomial distributions.  Out: the gate's numbers, each compared
 with a source that does not share its code.
 
-Example: ``pytest tests/benchmarks/test_paired.py -k published``
+Example: ``pytest tests/benchmarks/statistics/test_noninferiority.py -k published``
 """
 
 import dataclasses
