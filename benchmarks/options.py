@@ -11,7 +11,7 @@ MIN_RETENTION = 0.9
 
 
 @dataclass(frozen=True)
-class Asking:
+class EvalOptions:
     """How artifacts are asked: the options that bench, ab and search share."""
 
     items: str | None = None
@@ -37,13 +37,13 @@ class Effort:
 
     runs: int = 20
     """Runs of each workload at most."""
-    least: int = 5
-    """runs of each workload in any case"""
+    min_runs: int = 5
+    """Runs of each workload, even if the seconds have passed."""
     seconds: float = 60.0
     """Seconds for each workload, all artifacts together: after that no further run begins (at least 5
     runs are made, or --runs)."""
-    warm: int = 2
-    """warm-up runs, which are not counted"""
+    warmup: int = 2
+    """Runs before those that are timed."""
     noise: float = 0.05
     """Coefficient of variation above which nothing is compared."""
 
@@ -52,7 +52,7 @@ EFFORT = Effort()
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchOptions:
     """What is measured: the options of `edgeft bench`."""
 
     artifacts: tuple[Path, ...]

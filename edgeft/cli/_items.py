@@ -9,16 +9,16 @@ from typing import Any, TypeVar
 
 import click
 
-from edgeft.benchmarks.options import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._options import options_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def items_options(required: bool = False) -> Callable[[F], F]:
-    """Add the options of `Asking`: which items are asked, and how."""
+    """Add the options of `EvalOptions`: which items are asked, and how."""
     return options_of(
-        Asking,
+        EvalOptions,
         items={"required": required},
         examples={"name": "--few-shot-data"},
         limit=click.IntRange(min=1),

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeft.benchmarks.options import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import as_typed_command, items_options, report_option
 from edgeft.cli._options import (
@@ -22,7 +22,7 @@ from edgeft.cli._options import (
 )
 from edgeft.human.options import Voting
 from edgeft.records import EXIT_CODES
-from edgeft.release.options import Gate
+from edgeft.release.options import GateOptions
 
 
 def _names(cls: type[Any]) -> list[str]:
@@ -33,7 +33,7 @@ def _names(cls: type[Any]) -> list[str]:
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @items_options(required=True)
 @options_of(
-    Gate,
+    GateOptions,
     skip=("candidates", "baseline"),
     shots=click.IntRange(min=0),
     margin=click.FloatRange(0, 1, min_open=True, max_open=True),
@@ -74,21 +74,21 @@ def command(
 
     With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
     """
-    from edgeft.release.gate import gate
+    from edgeft.release.gate import run_gate
     from edgeft.report import storage, tables
 
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
     _check_combination(ctx, human)
-    asking = build(Asking, options)
+    eval_options = build(EvalOptions, options)
     voting = build(Voting, options)
     if human:
-        ctx.exit(_vote(artifacts, asking, voting, as_json))
+        ctx.exit(_vote(artifacts, eval_options, voting, as_json))
     require_options(ctx, shots="base", keeps="base", examples="base")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    gated = build(Gate, options, candidates=artifacts[:-1], baseline=artifacts[-1])
-    release = gate(gated, asking, [as_typed_command(sys.argv)])
+    gated = build(GateOptions, options, candidates=artifacts[:-1], baseline=artifacts[-1])
+    release = run_gate(gated, eval_options, [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:
@@ -100,19 +100,21 @@ def command(
 
 def _check_combination(ctx: click.Context, human: bool) -> None:
     """UsageError for an option that the comparison would ignore: of the gate or of the votes."""
-    ignored = [*_names(Gate), "folder"] if human else _names(Voting)
+    ignored = [*_names(GateOptions), "folder"] if human else _names(Voting)
     for param in ctx.command.params:
         if param.name in ignored and is_typed(ctx, param.name):
             how = "cannot be combined with" if human else "needs"
             raise click.UsageError(f"{param.opts[0]} {how} --human")
 
 
-def _vote(artifacts: tuple[Path, ...], asking: Asking, voting: Voting, as_json: bool) -> int:
+def _vote(
+    artifacts: tuple[Path, ...], eval_options: EvalOptions, voting: Voting, as_json: bool
+) -> int:
     from edgeft.human.compare import compare, text
 
     if len(artifacts) != 2:
         raise click.UsageError("--human compares exactly two artifacts")
-    result = compare(*artifacts, asking, voting)
+    result = compare(*artifacts, eval_options, voting)
     if as_json:
         print_json(result.to_json())
     else:

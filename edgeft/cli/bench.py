@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from edgeft.benchmarks.options import Asking, Bench, Effort
+from edgeft.benchmarks.options import BenchOptions, Effort, EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import items_options
 from edgeft.cli._options import (
@@ -28,7 +28,7 @@ FOR_SPEED = ("grid", "through", "smallest", "runs", "seconds", "noise")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
 @items_options()
 @options_of(
-    Bench,
+    BenchOptions,
     skip=("artifacts", "effort"),
     grid={"name": "--sweep"},
     through={"name": "--via"},
@@ -57,16 +57,16 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     edgeft bench out/q4_k_m.gguf --baseline out/f16.gguf --text wiki.txt --chats chats.jsonl
     """
     from edgeft import machine
-    from edgeft.benchmarks.bench import bench
+    from edgeft.benchmarks.bench import run_bench
     from edgeft.benchmarks.fidelity.kept_baseline import SUFFIX
     from edgeft.report.measured import bench_text
 
     require_options(ctx, **dict.fromkeys(FOR_ITEMS, "items"), **dict.fromkeys(FOR_SPEED, "speed"))
     if options["keep"] and options["keep"].suffix != SUFFIX:
         raise click.UsageError(f"--save-baseline needs a file that ends in {SUFFIX}")
-    asking = build(Asking, options)
-    rows = bench(build(Bench, options, effort=build(Effort, options)), asking)
+    eval_options = build(EvalOptions, options)
+    rows = run_bench(build(BenchOptions, options, effort=build(Effort, options)), eval_options)
     if as_json:
-        print_json({"machine": machine.machine(), "rows": [row.to_json() for row in rows]})
+        print_json({"machine": machine.describe_machine(), "rows": [row.to_json() for row in rows]})
         return
     click.echo(bench_text(rows))

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeft.benchmarks.options import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import as_typed_command, items_options, report_option
 from edgeft.cli._options import (
@@ -20,7 +20,7 @@ from edgeft.cli._options import (
 )
 from edgeft.export.options import ExportOptions
 from edgeft.records import EXIT_CODES
-from edgeft.release.options import Search
+from edgeft.release.options import SearchOptions
 
 
 class Bytes(click.ParamType[int]):
@@ -55,7 +55,7 @@ class Bytes(click.ParamType[int]):
 )
 @items_options(required=True)
 @options_of(
-    Search,
+    SearchOptions,
     skip=("export",),
     margin=click.FloatRange(0, 1, min_open=True, max_open=True),
     max_size=Bytes(),
@@ -77,7 +77,7 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     edgeft search --adapter adapter --out out --items smart_home --max-memory 250M --min-tps 20
     """
     from edgeft.adapter.read import Weighted
-    from edgeft.release.search import search
+    from edgeft.release.search import run_search
     from edgeft.report import storage, tables
 
     if options["early_stop"] and (options["jobs"] > 1 or options["ray"]):
@@ -85,10 +85,12 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     options["adapter"] = tuple(Weighted(path) for path in options["adapter"])
-    asking = build(Asking, options)
-    threads = {"threads": asking.threads} if asking.threads else {}
+    eval_options = build(EvalOptions, options)
+    threads = {"threads": eval_options.threads} if eval_options.threads else {}
     export = build(ExportOptions, options, **threads)
-    release = search(build(Search, options, export=export), asking, [as_typed_command(sys.argv)])
+    release = run_search(
+        build(SearchOptions, options, export=export), eval_options, [as_typed_command(sys.argv)]
+    )
     if as_json:
         print_json(release.to_json())
     else:

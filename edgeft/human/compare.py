@@ -16,7 +16,7 @@ import webbrowser
 from pathlib import Path
 
 from edgeft import store
-from edgeft.benchmarks.options import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
 from edgeft.errors import InputError
 from edgeft.formats import format_of
@@ -30,7 +30,7 @@ from edgeft.progress import say
 __all__ = ["Result", "Voting", "compare", "text"]
 
 
-def compare(one: Path, other: Path, asking: Asking, voting: Voting) -> Result:
+def compare(one: Path, other: Path, asking: EvalOptions, voting: Voting) -> Result:
     """Answer, ask for votes until all are given, the rater ends it or Ctrl-C, and count.
 
     InputError before any work for what is no artifact, or for two that are the same.

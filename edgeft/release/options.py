@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Gate:
+class GateOptions:
     """What is compared with what: the options of `edgeft ab`."""
 
     candidates: tuple[Path, ...]
@@ -41,7 +41,7 @@ class Gate:
 
 
 @dataclass(frozen=True)
-class Search:
+class SearchOptions:
     """What is tried and what must fit: the options of `edgeft search`."""
 
     export: ExportOptions

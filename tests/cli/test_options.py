@@ -14,13 +14,13 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from edgeft.benchmarks.options import Asking, Bench, Effort
+from edgeft.benchmarks.options import BenchOptions, Effort, EvalOptions
 from edgeft.chat.options import ChatOptions
 from edgeft.cli import COMMANDS, group
 from edgeft.cli._options import build, field_helps, options_of
 from edgeft.export.options import ExportOptions
 from edgeft.human.options import Voting
-from edgeft.release.options import Gate, Search
+from edgeft.release.options import GateOptions, SearchOptions
 from edgeft.server.options import ServeOptions
 from edgeft.train.options import TrainOptions
 from helpers.paths import ROOT
@@ -28,11 +28,11 @@ from helpers.paths import ROOT
 OPTIONS: dict[str, tuple[type[Any], ...]] = {
     "train-qlora": (TrainOptions,),
     "merge-export": (ExportOptions,),
-    "search": (Asking, ExportOptions, Search),
+    "search": (EvalOptions, ExportOptions, SearchOptions),
     "chat": (ChatOptions,),
     "serve": (ServeOptions,),
-    "bench": (Asking, Bench, Effort),
-    "ab": (Asking, Gate, Voting),
+    "bench": (EvalOptions, BenchOptions, Effort),
+    "ab": (EvalOptions, GateOptions, Voting),
 }
 """command -> dataclasses that its options are made of"""
 DERIVED = {

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.benchmarks.options import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.export.options import ExportOptions
@@ -31,7 +31,7 @@ def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     rows = [{"prompt": f"{i} {words[i % 8]}", "answer": words[i % 8],
              "choices": [words[i % 8], words[(i + 3) % 8]]} for i in range(80)]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    asking = Asking(str(path), scorer="choice")
+    asking = EvalOptions(str(path), scorer="choice")
     chosen = evaluate.measure(f16.path, evaluate.load_items(asking), asking)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
