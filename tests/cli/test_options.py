@@ -150,7 +150,9 @@ def test_every_option_has_a_help(name: str) -> None:
     assert not [option.name for option in options if not option.help]
 
 
-@pytest.mark.parametrize("cls", {cls for classes in OPTIONS.values() for cls in classes})
+@pytest.mark.parametrize(
+    "cls", dict.fromkeys(cls for classes in OPTIONS.values() for cls in classes)
+)
 def test_every_default_is_explained_after_its_field(cls: type[Any]) -> None:
     helps = field_helps(cls)
     explained = {"artifacts", "artifact", "candidates", "baseline", "effort", *helps}
