@@ -1,4 +1,4 @@
-"""Options of a training run."""
+"""What a user chooses for a training run -> one frozen, checked record, and its JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class TrainOptions:
     output: Path
     """folder of the adapter"""
     validation_data: Path | None = None
-    """a file of its own; otherwise validation_size is split off data"""
+    """a separate file; without it validation_size is split off data"""
     validation_size: float = 0.05
     """share of the examples below 1, a count from 1, 0 for none"""
     epochs: float = 1.0
@@ -34,29 +34,34 @@ class TrainOptions:
     learning_rate: float = 1e-3
     """peak, after the warm-up and before the cosine decay"""
     warmup: float = 0.05
-    """share of the steps"""
+    """share of the steps during which the learning rate rises"""
     cutoff_length: int = 512
     """tokens; longer examples are left out and counted"""
     lora_r: int = 16
+    """rank of the LoRA matrices"""
     lora_alpha: int = 32
+    """the LoRA delta is scaled by lora_alpha / lora_r"""
     lora_dropout: float = 0.0
+    """share of the inputs of the LoRA matrices that is dropped in training"""
     target_modules: tuple[str, ...] = ()
     """module names; empty = the model card's (every linear layer of a block)"""
     train_on_inputs: bool = False
-    """learn the prompt's tokens too, not only the answer's"""
+    """learn the tokens of the prompt, too"""
     group_by_length: bool = True
     """batches of similar length, less padding"""
     compute_type: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto measures which is faster"""
+    """type of activations and unpacked weights; auto measures which is faster"""
     keep_4bit: bool = False
     """keep the base packed in 4 bits (bitsandbytes): least memory, slower"""
     seed: int = 0
+    """of the split, the first LoRA weights, the order of examples and dropout"""
     eval_every: int = 0
     """steps between points of the validation curve; 0 = five points"""
     save_every: int = 50
     """steps between checkpoints; 0 = none"""
 
     def __post_init__(self) -> None:
+        """InputError for values that contradict each other."""
         if self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
@@ -67,6 +72,11 @@ class TrainOptions:
         if not 0 <= self.validation_size < math.inf:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
 
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of a run over so many training examples."""
+        return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     def to_json(self) -> dict[str, Any]:
+        """Every field, paths as text and tuples as lists, as the manifest keeps them."""
         raw = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
         return cast(dict[str, Any], json.loads(json.dumps(raw)))

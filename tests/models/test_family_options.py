@@ -15,13 +15,12 @@ from edgeft import models
 from edgeft.adapter.read import Weighted
 from edgeft.base.gguf_import import import_gguf
 from edgeft.converters.gguf import convert, metadata
-from edgeft.errors import FormatError, InputError
+from edgeft.errors import FormatError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.train.methods import qlora
 from helpers import chatglm
 from helpers.families import DEEPSEEK, GLM, LONGROPE, TEXT, TINY, YARN, Tiny, make_tiny
 
@@ -256,19 +255,6 @@ def test_the_chatglm_of_the_tests_is_the_glm_of_transformers(
         wanted, got = glm(ids).logits, own(ids).logits
     assert wanted.std() > 0.1
     assert (got - wanted).abs().max() < 1e-4 * wanted.std()
-
-
-@pytest.mark.parametrize(("case", "queries"), [
-    ("deepseek2", {"q_a_proj", "q_b_proj"}), ("deepseek2-lite", {"q_proj"})])  # fmt: skip
-def test_training_adapts_the_layers_that_this_size_has(
-    make: Family, case: str, queries: set[str]
-) -> None:
-    _, _, live = make(case)
-    card = models.card_for({"architectures": ["DeepseekV2ForCausalLM"]})
-    always = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
-    assert set(qlora.target_modules(live, (), card)) == queries | always
-    with pytest.raises(InputError, match="no modules named up"):
-        qlora.target_modules(live, ("o_proj", "up"), card)
 
 
 @pytest.mark.parametrize("case", ["mixtral", "gemma2", "deepseek2-lite", "chatglm2-32k"])
