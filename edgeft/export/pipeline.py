@@ -333,7 +333,9 @@ def _check(options: ExportOptions, wanted: list[tuple[Format, str]], view: Merge
         learned = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if learned:
             what = f"{adapter.path} was trained with"
-            chat.check_is(learned, what, "give the base with the template that it was trained with")
+            chat.check_matches(
+                learned, what, "give the base with the template that it was trained with"
+            )
 
 
 def _parents(options: ExportOptions, base: Path) -> dict[str, str]:

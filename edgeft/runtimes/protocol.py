@@ -19,7 +19,7 @@ from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS, format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.template_lock import check_as_made
+from edgeft.tokenizer.template_lock import check_template_lock
 
 
 class Runtime(Protocol):
@@ -82,7 +82,7 @@ def open_runtime(
     how = {} if repack or entry == row.reference else {"repack": False}
     runtime: Runtime = load(entry)(path, threads=threads, context=context, **how)
     try:
-        check_as_made(path, runtime.chat)
+        check_template_lock(path, runtime.chat)
     except EdgeftError:
         runtime.close()
         raise

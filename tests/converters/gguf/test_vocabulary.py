@@ -15,7 +15,7 @@ from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.files import read_json
 from edgeft.models import pretokenizers
 from edgeft.tokenizer.hf_files import encoder
-from edgeft.tokenizer.sentencepiece import added_token, folder_json
+from edgeft.tokenizer.sentencepiece import added_token, folder_tokenizer_json
 from edgeft.weights import gguf_reader
 from helpers.vocabs import (
     LlamaCpp,
@@ -171,7 +171,7 @@ def spm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def sentencepiece_style(folder: Path, spm: Path, style: str) -> Path:
-    tokenizer = folder_json(spm)
+    tokenizer = folder_tokenizer_json(spm)
     size = len(tokenizer["model"]["vocab"])
     added = [*tokenizer["added_tokens"], added_token(size, "<turn>", special=True)]
     added.append(added_token(size + 1, "<tool>", special=False))
