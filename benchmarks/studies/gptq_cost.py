@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.studies.random_model import SHAPES, make_model
 from edgeft.gptq.blocks import stage_of
@@ -107,7 +107,7 @@ def main() -> None:
     speed = peak(options.threads)
     with tempfile.TemporaryDirectory(prefix="gptq-") as folder:
         for name in options.base:
-            found[name] = cost(resolve(name), options.tokens, options.threads)
+            found[name] = cost(resolve_base(name), options.tokens, options.threads)
         for name in options.shape:
             make_model(Path(folder) / name, SHAPES[name])
             found[name] = cost(Path(folder) / name / "base", options.tokens, options.threads)

@@ -28,7 +28,7 @@ from typing import Any
 
 from edgeft import files, machine, store
 from edgeft.adapter.read import Weighted
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity import compare as fidelity
 from edgeft.benchmarks.fidelity.compare import Fidelity
 from edgeft.benchmarks.performance import latency
@@ -100,7 +100,7 @@ class Result:
 def run(options: four_bit.Options, rows: Sequence[Row]) -> list[Result]:
     """Make every row, and measure what there is to measure on."""
     adapters = (Weighted(options.adapter),) if options.adapter else ()
-    base = resolve(options.base, options.dither)
+    base = resolve_base(options.base, options.dither)
     artifacts = four_bit.make(options, rows, adapters, str(base))
     results = [
         Result(row.name, artifact.path) for row, artifact in zip(rows, artifacts, strict=True)

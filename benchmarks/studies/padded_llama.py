@@ -1,6 +1,6 @@
 """A Llama model in a shape that 256 divides, with the same answers: zeros beside what it has.
 
-    folder = pad(resolve("smollm2-135m-dithered"), Path("padded"))
+    folder = pad(resolve_base("smollm2-135m-dithered"), Path("padded"))
 
 The K-quants take 256 columns together. Where a width is no multiple of that, llama-quantize takes
 other types, and so what it measures is not the K-quants. Padded with channels that are always zero,

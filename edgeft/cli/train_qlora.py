@@ -127,14 +127,14 @@ def command(
     \b
     edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter
     """
-    from edgeft.base.resolve import resolve
+    from edgeft.base.resolve import resolve_base
     from edgeft.train.options import TrainOptions
     from edgeft.train.run import train
 
     micro = micro_batch_size or options["batch_size"]
     for name in ("data", "validation_data", "output"):  # the manifest has to be true elsewhere
         options[name] = options[name] and options[name].expanduser().resolve()
-    frozen = TrainOptions(base=resolve(base).resolve(), micro_batch_size=micro, **options)
+    frozen = TrainOptions(base=resolve_base(base).resolve(), micro_batch_size=micro, **options)
     try:
         manifest = train(frozen, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:

@@ -19,7 +19,7 @@ from typing import Any, Literal
 from edgeft import files, machine, models, store
 from edgeft.adapter.config import adapter_manifest, read_adapter_config
 from edgeft.adapter.read import Weighted
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.errors import FormatError, InputError
 from edgeft.export import choices, own_chats
 from edgeft.export.modelfile import modelfile
@@ -46,7 +46,7 @@ class ExportOptions:
     adapter: tuple[Weighted, ...] = ()
     """peft's format, summed by weight; none exports the base as it is"""
     base: str | None = None
-    """as for `edgeft.base.resolve.resolve`; default: the adapter's own"""
+    """as for `edgeft.base.resolve.resolve_base`; default: the adapter's own"""
     formats: tuple[str, ...] = ("gguf",)
     quants: tuple[str, ...] = ()
     merge_base: Literal["auto", "w16", "nf4", "fp4"] = "auto"
@@ -84,7 +84,7 @@ def export(options: ExportOptions) -> list[Artifact]:
     if not wanted:
         raise FormatError("no format is asked for", "such as --format gguf")
     _check_files(options)
-    base = resolve(options.base or _recorded_base(options.adapter))
+    base = resolve_base(options.base or _recorded_base(options.adapter))
     _check_base(base)
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     run = _Run(options, view, _parents(options, base))

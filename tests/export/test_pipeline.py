@@ -433,7 +433,7 @@ def test_disk_and_memory_refusals_name_the_figure(
     adapter: Path, edgeft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     tiny_base: Path, tiny_chats: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "o", "--quant", "f16")
     assert ran.code == 1 and "of disk" in ran.err and "1 kB is free" in ran.err
     monkeypatch.undo()

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.base import resolve
+from edgeft.base import resolve_base
 from edgeft.errors import InputError
 from edgeft.quantization import nf4
 from edgeft.weights.checkpoint import Checkpoint, stored_as
@@ -169,7 +169,7 @@ def test_what_a_loaded_model_multiplies_with(loaded: str, computed: str, tiny_ba
 
 
 def test_the_embedded_model() -> None:
-    weights = Checkpoint(resolve.resolve("smollm2-135m"))
+    weights = Checkpoint(resolve_base("smollm2-135m"))
     for name in ("0.self_attn.q_proj", "7.self_attn.v_proj", "15.mlp.gate_proj",
                  "29.mlp.down_proj"):  # fmt: skip
         weight = weights.read(f"model.layers.{name}.weight")
