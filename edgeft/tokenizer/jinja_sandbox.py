@@ -9,11 +9,12 @@ from __future__ import annotations
 import functools
 import json
 from datetime import datetime
-from typing import Any, ClassVar
+from typing import Any
 
 import jinja2
 import jinja2.ext
 import jinja2.nodes
+import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgeft.errors import InputError
@@ -34,7 +35,7 @@ def render(source: str, **variables: Any) -> str:
 class Generation(jinja2.ext.Extension):
     """{% generation %} … {% endgeneration %}, transformers' mark of an answer: renders its body."""
 
-    tags: ClassVar[set[str]] = {"generation"}
+    tags = {"generation"}
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
