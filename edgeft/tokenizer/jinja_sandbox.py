@@ -35,7 +35,7 @@ def render(source: str, **variables: Any) -> str:
 class Generation(jinja2.ext.Extension):
     """{% generation %} … {% endgeneration %}, transformers' mark of an answer: renders its body."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
         line = next(parser.stream).lineno
