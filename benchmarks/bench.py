@@ -13,15 +13,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft.benchmarks.fidelity import compare, kept_baseline
 from edgeft.benchmarks.fidelity.compare import Fidelity, Measured, Reference
+from edgeft.benchmarks.options import Asking, Bench
 from edgeft.benchmarks.performance import latency, memory
-from edgeft.benchmarks.performance.latency import EFFORT, GRID, QUICK, Effort
+from edgeft.benchmarks.performance.latency import GRID, QUICK
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.data.rows import load_examples
 from edgeft.errors import InputError
 from edgeft.formats import format_of
@@ -36,30 +35,6 @@ ROOM = 4096
 
 Compared = dict[Path, dict[str, Fidelity]]
 """artifact -> name of a text -> how far it is"""
-
-
-@dataclass(frozen=True)
-class Bench:
-    artifacts: tuple[Path, ...]
-    baseline: Path | None = None
-    """a model, or what `keep` made of one"""
-    speed: bool = True
-    grid: bool = False
-    """all 18 uses instead of one"""
-    through: str = "runtime"
-    """or server: latency over the HTTP stream of `edgeft serve`"""
-    effort: Effort = EFFORT
-    smallest: bool = False
-    """find the smallest memory limit, too"""
-    text: Path | None = None
-    """plain text to compare on"""
-    chunks: int = 40
-    """of 512 tokens"""
-    chats: Path | None = None
-    """conversations to compare on, of which only the answers count"""
-    keep: Path | None = None
-    """where to keep the baseline's distributions"""
-    shots: int | None = None
 
 
 def bench(options: Bench, asking: Asking) -> list[Measurement]:

@@ -63,7 +63,9 @@ def save(path: Path, reference: Runtime, sequences: Sequence[Measured], name: st
         try:
             save_file(tensors, part, {"edgeft": json.dumps(told)})
         except SafetensorError as error:
-            raise ResourceError(f"cannot write {path}: {error}", "another --keep") from None
+            raise ResourceError(
+                f"cannot write {path}: {error}", "another --save-baseline"
+            ) from None
 
 
 class Stored:
@@ -84,7 +86,7 @@ class Stored:
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
-                f"{path} is no kept baseline: {reason}", "--keep FILE makes one"
+                f"{path} is no kept baseline: {reason}", "--save-baseline FILE makes one"
             ) from None
         ends = np.cumsum([len(item.rows) for item in sequences])
         if not same or len(tensors["ids"]) != ends[-1]:

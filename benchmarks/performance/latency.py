@@ -18,12 +18,12 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from edgeft.benchmarks.options import EFFORT, Effort
 from edgeft.benchmarks.performance import memory, roofline
 from edgeft.benchmarks.performance.http import Served
 from edgeft.benchmarks.performance.process import Child, Run, Timed, Use
@@ -44,25 +44,6 @@ FIGURES: dict[str, Callable[[Run], float]] = {
     "e2e": lambda run: max(run.e2e),
 }
 """seconds of one run that are compared; less is better"""
-
-
-@dataclass(frozen=True)
-class Effort:
-    """How long is measured."""
-
-    runs: int = 20
-    """of each use, unless `seconds` are over"""
-    least: int = 5
-    """runs in any case"""
-    seconds: float = 60.0
-    """for one use of all artifacts together"""
-    warm: int = 2
-    """runs before that are not counted"""
-    noise: float = 0.05
-    """largest coefficient of variation that is still compared"""
-
-
-EFFORT = Effort()
 
 
 def measure(artifact: Path, threads: int | None = None) -> tuple[Speed, Memory]:

@@ -31,6 +31,7 @@ import numpy as np
 
 from edgeft import __version__, files, store
 from edgeft.benchmarks.fidelity.compare import Floats, Measured, answers, log_likelihood
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
@@ -63,26 +64,6 @@ class Items:
     def part(self, numbers: Sequence[int]) -> Items:
         """Only these items, in this order."""
         return dataclasses.replace(self, examples=tuple(self.examples[i] for i in numbers))
-
-
-@dataclass(frozen=True)
-class Asking:
-    """How artifacts are asked: the options that bench and ab share."""
-
-    items: str | None = None
-    """name of an embedded suite, or a data file"""
-    examples: Path | None = None
-    """data file that few-shot prompts are drawn from; None = the suite's"""
-    scorer: str | None = None
-    """None = the suite's, else exact"""
-    limit: int | None = None
-    """only the first so many items"""
-    max_tokens: int | None = None
-    """of an answer; None = the suite's, else 256"""
-    threads: int | None = None
-    """None = all cores"""
-    fresh: bool = False
-    """answer again where a score is kept"""
 
 
 def load_items(asking: Asking) -> Items:

@@ -21,8 +21,9 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking, Items
+from edgeft.benchmarks.quality.evaluate import Items
 from edgeft.errors import ResourceError, require
 from edgeft.records import Score
 

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeft.benchmarks.options import MIN_RETENTION
 from edgeft.benchmarks.statistics.graded import FLAT, bounds
 from edgeft.benchmarks.statistics.noninferiority import (
     ALPHA,
@@ -32,8 +33,6 @@ from edgeft.benchmarks.statistics.noninferiority import (
     upper_bound,
 )
 
-RHO = 0.9
-"""share of the gain that should be left"""
 Z = 1.959964
 
 
@@ -67,7 +66,10 @@ class Retention:
 
 
 def retention(
-    base: Sequence[float], full: Sequence[float], artifact: Sequence[float], rho: float = RHO
+    base: Sequence[float],
+    full: Sequence[float],
+    artifact: Sequence[float],
+    rho: float = MIN_RETENTION,
 ) -> Retention:
     """From right (1) and wrong (0) per item."""
     b, f, q = (np.asarray(values, np.float64) for values in (base, full, artifact))

@@ -35,6 +35,7 @@ from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity import compare
 from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity, Measured
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.statistics.noninferiority import Paired, mid_p
@@ -42,7 +43,8 @@ from edgeft.benchmarks.studies.padded_llama import pad
 from edgeft.data.splits import fingerprint
 from edgeft.errors import EdgeftError, InputError
 from edgeft.export import own_chats
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.formats import FORMATS
 from edgeft.progress import say
 from edgeft.records import Artifact, Score
@@ -157,7 +159,7 @@ def run(options: Options, rows: Sequence[Row]) -> tuple[list[Result], dict[str, 
         }
     scores: list[Score | None] = [None] * len(rows)
     if adapters:
-        asking = evaluate.Asking(options.items, limit=options.limit, threads=options.threads)
+        asking = Asking(options.items, limit=options.limit, threads=options.threads)
         items = evaluate.load_items(asking)
         scores = [evaluate.measure(artifact.path, items, asking) for artifact in artifacts]
         on["items"] = {"name": options.items, "count": len(items.examples)}

@@ -77,8 +77,8 @@ def single(work: Path, quant: str, threads: int, live: bool) -> dict[str, Any]:
     out = work / "edgeft"
     command = [sys.executable, "-P", "-m", "edgeft", "merge-export", "--adapter",
                str(work / "adapter"), "--base", str(work / "base"), "--out", str(out), "--quant",
-               quant, "--merge-base", "w16", "--threads", str(threads),
-               "--live" if live else "--no-live"]  # fmt: skip
+               quant, "--base-precision", "stored", "--threads", str(threads),
+               "--compare-live" if live else "--no-compare-live"]  # fmt: skip
     step = run(command)
     base, adapter = work / "base", work / "adapter"
     # Base and adapter are hashed for the manifest, the file is hashed and opened for its checks.

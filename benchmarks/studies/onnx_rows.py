@@ -31,6 +31,7 @@ from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity import compare as fidelity
 from edgeft.benchmarks.fidelity.compare import Fidelity
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.studies import four_bit, random_model
@@ -111,7 +112,7 @@ def run(options: four_bit.Options, rows: Sequence[Row]) -> list[Result]:
     if adapters or options.text:
         compare(options, adapters, results)
     if adapters:
-        asking = evaluate.Asking(options.items, limit=options.limit, threads=options.threads)
+        asking = Asking(options.items, limit=options.limit, threads=options.threads)
         items = evaluate.load_items(asking)
         for result in results:
             result.score = evaluate.measure(result.path, items, asking)

@@ -38,7 +38,7 @@ from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 from edgeft.report import tables
 
-OWN: dict[str, list[str]] = {"edgeft": [], "edgeft --no-isolate": ["--no-isolate"]}
+OWN: dict[str, list[str]] = {"edgeft": [], "edgeft --no-batch-invariant": ["--no-batch-invariant"]}
 START = 120.0
 """seconds that a server has to come up"""
 

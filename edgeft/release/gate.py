@@ -17,7 +17,6 @@ import difflib
 import random
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,9 +24,10 @@ from typing import Any
 from edgeft import __version__, files, machine, store
 from edgeft.benchmarks import bench
 from edgeft.benchmarks.fidelity.compare import chat_answers
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking, Items
+from edgeft.benchmarks.quality.evaluate import Items
 from edgeft.benchmarks.quality.refusals import load_refusals
 from edgeft.benchmarks.quality.workers import Together
 from edgeft.benchmarks.statistics.early_stop import Sequential
@@ -40,10 +40,11 @@ from edgeft.benchmarks.statistics.noninferiority import (
     nothing_to_lose,
     wilson,
 )
-from edgeft.benchmarks.statistics.retention import RHO, retention
+from edgeft.benchmarks.statistics.retention import retention
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.records import Arm, Example, Memory, Release, Score, Speed
+from edgeft.release.options import Gate
 from edgeft.runtimes.protocol import open_runtime
 
 WORST = 20
@@ -53,31 +54,6 @@ TOLD = 128
 LOOK = 32
 """items between two looks of an early stop"""
 REFUSAL_MARGIN = 0.05
-
-
-@dataclass(frozen=True)
-class Gate:
-    """What is compared with what; the options of `edgeft ab`."""
-
-    candidates: tuple[Path, ...]
-    baseline: Path
-    base: Path | None = None
-    """the model before the fine-tune: asked with instructions, with and without examples"""
-    shots: int = 4
-    """examples for the base"""
-    margin: float | None = None
-    """None = by the number of items"""
-    keeps: float = RHO
-    """share of the fine-tune's gain that should be left"""
-    early_stop: bool = False
-    refusals: Path | None = None
-    """CSV of prompts to refuse and to answer"""
-    speed: bool = False
-    """measure speed and memory too"""
-    fidelity: bool = False
-    """compare the next tokens on the items' answers with the baseline's, too"""
-    floor: bool = False
-    """answer by the baseline again, with another number of threads: what differs by chance alone"""
 
 
 def gate(
@@ -169,7 +145,7 @@ class _Gate:
             return {}
         found = {("base, instructions only", "base"): self._measure(path, self.items, 0)}
         if shots and len(self.items.shots_from) < shots:
-            self.notes.append(f"there are no {shots} examples for the base: --examples FILE")
+            self.notes.append(f"there are no {shots} examples for the base: --few-shot-data FILE")
         elif shots:
             name = f"base, {shots} examples"
             found[name, "few-shot"] = self._measure(path, self.items, shots)

@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.benchmarks.quality.workers import workers
 from edgeft.errors import FormatError, InputError, ResourceError
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.files import human
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Memory, Release, Speed
-from edgeft.release.gate import Gate, gate
+from edgeft.release.gate import gate
+from edgeft.release.options import Gate, Search
 
 BASELINE = "f16"
 LINEUP = {
@@ -34,23 +35,6 @@ LINEUP = {
     "gptq": ("8bit", "4bit", "3bit"),
 }
 """what is tried of a format where no quantization is named"""
-
-
-@dataclass(frozen=True)
-class Search:
-    export: ExportOptions
-    """`quants` empty: `LINEUP`"""
-    margin: float | None = None
-    early_stop: bool = False
-    max_size: int | None = None
-    """bytes on disk"""
-    max_memory: int | None = None
-    """bytes at the peak, mapped weights included"""
-    min_tps: float | None = None
-    """tokens per second of decoding"""
-    jobs: int = 1
-    """candidates that are asked at a time; on Ray, 1 = all of them"""
-    ray: str | None = None
 
 
 def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Release:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import Asking
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.records import Memory, Speed
 from edgeft.report import storage
 
@@ -51,7 +52,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_fits_is_gated_from_large_to_small(
+def test_fitting_candidates_are_gated_from_large_to_small(
     edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
 ) -> None:
     words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--items", items, "--scorer",
@@ -71,7 +72,7 @@ def test_what_fits_is_gated_from_large_to_small(
     assert again.code == 0 and "PASS: ship" in again.out and "nothing to do" in again.err
 
 
-def test_nothing_fits_or_nothing_is_right(
+def test_an_impossible_budget_and_wrong_options_are_errors(
     edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
 ) -> None:
     words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--quant", "q8_0")

@@ -13,7 +13,7 @@ from conftest import Family
 
 from edgeft import models
 from edgeft.adapter.read import Weighted
-from edgeft.converters.gguf import convert, metadata
+from edgeft.converters.gguf import metadata
 from edgeft.errors import FormatError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.merge.view import open_merged
@@ -21,6 +21,7 @@ from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
 from helpers import chatglm
+from helpers.converting import convert
 from helpers.families import DEEPSEEK, GLM, LONGROPE, TEXT, TINY, YARN, Tiny, make_tiny
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -164,7 +165,7 @@ def test_deepseek_without_compressed_queries_has_any_number_of_layers(
 
     few = {"q_lora_rank": None, "hidden_size": 32, "num_hidden_layers": layers}
     base, _, live = make_tiny(tmp_path, Tiny("DeepseekV2Config", DEEPSEEK | few))
-    convert.convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
+    convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)
         got = model.logits(ids)
@@ -191,7 +192,8 @@ def test_any_rows_of_a_split_projection_are_rows_of_the_whole(name: str) -> None
         np.array([0, 5, 6, 14]),
         np.array([13, 2]),
     ):
-        taken = transform.take(lambda wanted: joint[wanted], rows, joint.shape, config)
+        values = joint[transform.source_rows(rows, joint.shape, config)]
+        taken = transform.finish(values, rows, joint.shape, config)
         np.testing.assert_array_equal(taken, whole[rows])
 
 

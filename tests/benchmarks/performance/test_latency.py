@@ -228,8 +228,8 @@ def test_through_the_server(artifact: Path) -> None:
 
 @pytest.mark.parametrize(
     "words",
-    [("--grid", "--no-speed"), ("--scorer", "json"), ("--limit", 3), ("--max-noise", "nan"),
-     ("--seconds", "nan"), ("--threads", 100_000), ("--keep", "x.txt")],
+    [("--sweep", "--no-speed"), ("--scorer", "json"), ("--limit", 3), ("--max-noise", "nan"),
+     ("--seconds", "nan"), ("--threads", 100_000), ("--save-baseline", "x.txt")],
 )  # fmt: skip
 def test_what_would_be_ignored_is_wrong_usage(
     artifact: Path, edgeft: Callable[..., Any], words: tuple[Any, ...]
@@ -242,7 +242,7 @@ def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_pa
     text.write_text("some words " * 10)
     for words, says in (
         ((artifact, "--text", text, "--no-speed"), "nothing to compare"),
-        ((artifact, "--keep", tmp_path / "x.logprobs"), "nothing to keep"),
+        ((artifact, "--save-baseline", tmp_path / "x.logprobs"), "nothing to keep"),
         ((artifact, "--text", text, "--baseline", artifact), "has 0 pieces of 512 tokens"),
         ((artifact, "--text", tmp_path / "none", "--baseline", artifact), "cannot read"),
         ((tmp_path / "none.gguf",), "no such artifact"),
