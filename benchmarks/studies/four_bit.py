@@ -32,7 +32,7 @@ from typing import Any
 
 from edgeft import files, machine, store
 from edgeft.adapter.read import Weighted
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity import compare
 from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity, ScoredSequence
 from edgeft.benchmarks.options import EvalOptions
@@ -142,7 +142,7 @@ def run(options: Options, variants: Sequence[Variant]) -> tuple[list[Result], di
     if options.adapter is None and options.text is None:
         raise InputError("there is nothing to measure on", "--adapter, --text or both")
     adapters = (Weighted(options.adapter),) if options.adapter else ()
-    base = resolve(options.base, options.dither)
+    base = resolve_base(options.base, options.dither)
     if options.padded:
         base = pad(base, options.out / "padded")
     artifacts = export_variants(options, variants, adapters, str(base))

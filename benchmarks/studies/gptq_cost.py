@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import files
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.studies.random_model import SHAPES, make_model
 from edgeft.gptq.blocks import stage_of
@@ -109,7 +109,7 @@ def main() -> None:
     speed = matmul_speed(options.threads)
     with tempfile.TemporaryDirectory(prefix="gptq-") as folder:
         for name in options.base:
-            costs[name] = cost(resolve(name), options.tokens, options.threads)
+            costs[name] = cost(resolve_base(name), options.tokens, options.threads)
         for name in options.shape:
             make_model(Path(folder) / name, SHAPES[name])
             costs[name] = cost(Path(folder) / name / "base", options.tokens, options.threads)

@@ -28,7 +28,7 @@ from typing import Any
 
 from edgeft import files, machine, store
 from edgeft.adapter.read import Weighted
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity.compare import Fidelity, compare_fidelity
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
@@ -100,7 +100,7 @@ class Result:
 def run(options: four_bit.Options, variants: Sequence[Variant]) -> list[Result]:
     """Export every variant, run the builder, and measure all of them."""
     adapters = (Weighted(options.adapter),) if options.adapter else ()
-    base = resolve(options.base, options.dither)
+    base = resolve_base(options.base, options.dither)
     artifacts = four_bit.export_variants(options, variants, adapters, str(base))
     results = [
         Result(variant.name, artifact.path)

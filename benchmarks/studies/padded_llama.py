@@ -1,6 +1,6 @@
 """A Llama model -> a folder of the same model with zero padding to widths that are multiples of 256.
 
-    folder = pad(resolve("smollm2-135m-dithered"), Path("padded"))
+    folder = pad(resolve_base("smollm2-135m-dithered"), Path("padded"))
 
 A K-quant block covers 256 columns. For other widths llama-quantize falls back to other types, so a small
 model does not measure K-quants. The padded model gives the same answers: the added channels are always

@@ -43,10 +43,10 @@ def command(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> Non
     \b
     edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter
     """
-    from edgeft.base.resolve import resolve
+    from edgeft.base.resolve import resolve_base
     from edgeft.train.run import train
 
-    options["base"] = resolve(options["base"]).resolve()
+    options["base"] = resolve_base(options["base"]).resolve()
     options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
     for name in ("data", "validation_data", "output"):  # absolute: true in any current folder
         options[name] = options[name] and options[name].expanduser().resolve()

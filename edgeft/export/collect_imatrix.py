@@ -1,6 +1,6 @@
 """What flows into a model's weights: an importance matrix from one's own conversations.
 
-    sequences = calibration(examples, chat, encode)                 # edgeft.data.rows
+    sequences = calibration(examples, chat, encode)                 # edgeft.data.encoding
     imatrix = collect(Path("f16.gguf"), sequences, threads=2)
     edgeft.weights.imatrix.write(imatrix, Path("imatrix.gguf"))
 

@@ -18,7 +18,7 @@ from typing import Any
 from edgeft import machine, store
 from edgeft.adapter.config import adapter_manifest, read_adapter_config
 from edgeft.adapter.read import Weighted
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError
 from edgeft.export.choices import Choices, choose
@@ -59,7 +59,7 @@ def export(options: ExportOptions) -> list[Artifact]:
     """
     requested(options)  # an unknown format is the first thing to say
     check_files(options)
-    base = resolve(options.base or _recorded_base(options.adapter))
+    base = resolve_base(options.base or _recorded_base(options.adapter))
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
     data = own_chats(options.adapter, options.validation, options.calibration)

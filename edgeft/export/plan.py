@@ -241,7 +241,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
         trained_with = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if trained_with:
             who = f"{adapter.path} was trained with"
-            chat.check_is(
+            chat.check_matches(
                 trained_with, who, "give the base with the template that it was trained with"
             )
 

@@ -19,7 +19,7 @@ from edgeft.errors import InputError, TemplateError
 from edgeft.files import read_json
 from edgeft.formats import format_of
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
-from edgeft.tokenizer.template_lock import check_as_made
+from edgeft.tokenizer.template_lock import check_template_lock
 from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint, quantization
 from edgeft.weights.onnx_graph import ONNXGraph
@@ -181,7 +181,7 @@ def _template(source: Any) -> dict[str, Any]:
 def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:
     """The error that `open_runtime` would raise for the file's template and eos, if any."""
     try:
-        check_as_made(path, chat, whole=False)
+        check_template_lock(path, chat, whole=False)
     except TemplateError as error:
         return {"lock": f"chat refuses it: {error.message}"}
     return {}

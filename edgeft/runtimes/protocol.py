@@ -21,7 +21,7 @@ from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS, format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.template_lock import check_as_made
+from edgeft.tokenizer.template_lock import check_template_lock
 
 DEFAULT_CONTEXT_TOKENS = 4096
 """that a conversation may have, where the model allows so many and the user names no number"""
@@ -92,7 +92,7 @@ def open_runtime(
     options = {} if repack or entry == model_format.reference else {"repack": False}
     runtime: Runtime = load(entry)(path, threads=threads, context=context, **options)
     try:
-        check_as_made(path, runtime.chat)
+        check_template_lock(path, runtime.chat)
     except EdgeftError:
         runtime.close()
         raise

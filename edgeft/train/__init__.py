@@ -1,4 +1,4 @@
-"""Dataset + base -> Adapter: a training run is one method and one objective."""
+"""Dataset + base -> Adapter: a training run is a method (qlora) and an objective (sft)."""
 
 from __future__ import annotations
 

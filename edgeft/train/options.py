@@ -64,6 +64,7 @@ class TrainOptions:
     """Steps between checkpoints; 0 = none."""
 
     def __post_init__(self) -> None:
+        """InputError for values that contradict each other."""
         if self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
@@ -74,6 +75,11 @@ class TrainOptions:
         if not 0 <= self.validation_size < math.inf:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
 
+    def total_steps(self, examples: int) -> int:
+        """Optimizer steps of a run over so many training examples."""
+        return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
+
     def to_json(self) -> dict[str, Any]:
+        """Every field, paths as text and tuples as lists, as the manifest keeps them."""
         raw = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
         return cast(dict[str, Any], json.loads(json.dumps(raw)))

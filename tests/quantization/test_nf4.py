@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.base import resolve
+from edgeft.base import resolve_base
 from edgeft.errors import InputError
 from edgeft.quantization import nf4
 from edgeft.weights.checkpoint import Checkpoint, stored_as
@@ -171,7 +171,7 @@ def test_weights_that_a_loaded_model_multiplies_with(
 
 
 def test_embedded_model() -> None:
-    weights = Checkpoint(resolve.resolve("smollm2-135m"))
+    weights = Checkpoint(resolve_base("smollm2-135m"))
     for name in ("0.self_attn.q_proj", "7.self_attn.v_proj", "15.mlp.gate_proj",
                  "29.mlp.down_proj"):  # fmt: skip
         weight = weights.read(f"model.layers.{name}.weight")

@@ -25,13 +25,13 @@ STEPS = 240
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     from edgeft.adapter.read import Weighted
-    from edgeft.base.resolve import resolve
+    from edgeft.base.resolve import resolve_base
     from edgeft.train.options import TrainOptions
     from edgeft.train.run import train
 
     folder = tmp_path_factory.mktemp("fine-tune")
     suite = load_suite("smart_home")
-    train(TrainOptions(base=resolve("smollm2-135m"), data=suite.train, output=folder / "adapter",
+    train(TrainOptions(base=resolve_base("smollm2-135m"), data=suite.train, output=folder / "adapter",
                        validation_data=suite.validation, steps=STEPS, batch_size=4,
                        micro_batch_size=4))  # fmt: skip
     artifacts = export(ExportOptions(out=folder, adapter=(Weighted(folder / "adapter"),),

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgeft.base.resolve import resolve
+from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.fidelity.compare import ScoredSequence, log_likelihood, logits_of
 from edgeft.benchmarks.performance.http import ServerProcess
 from edgeft.export.pipeline import ExportOptions, export
@@ -42,7 +42,7 @@ metric_list: [{{metric: acc}}]
 # In float16: the products of 4 bits round otherwise in the server, which keeps answers apart, and a rare
 # token's likelihood may be a third of a nat off.
 def test_a_local_task_is_scored_as_the_runtime_itself_scores_it(tmp_path: Path) -> None:
-    base = resolve("smollm2-135m")
+    base = resolve_base("smollm2-135m")
     options = ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False)
     artifact = export(options)[0].path
     items = tmp_path / "items.jsonl"
