@@ -274,7 +274,7 @@ def test_leftovers_of_killed_runs_are_removed_and_terminated_runs_clean_up(
     assert not [path for path in (tmp_path / "out").iterdir() if path.name.startswith(".")]
     stop = (
         "import os, signal, edgeft.converters.gguf.convert as g\n"
-        "g._header = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
+        "g._write_header = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
     )
     process = _process(make, tmp_path / "new", before=stop)
     told = process.communicate(timeout=60)[1]
@@ -287,7 +287,7 @@ def test_of_two_concurrent_runs_one_result_stays(
 ) -> None:
     import edgeft.converters.gguf.convert as converter
 
-    slow, header = threading.Event(), converter._header
+    slow, header = threading.Event(), converter._write_header
 
     def other_first(*given: Any) -> None:
         header(*given)
@@ -295,7 +295,7 @@ def test_of_two_concurrent_runs_one_result_stays(
             slow.set()
             assert export("--base-precision", "stored").code == 0
 
-    monkeypatch.setattr(converter, "_header", other_first)
+    monkeypatch.setattr(converter, "_write_header", other_first)
     ran = export("--base-precision", "nf4")
     assert ran.code == 1 and "other merge_base" in ran.err
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
