@@ -94,7 +94,7 @@ class Options:
     adapter: Path | None = None
     dither: int | None = None
     padded: bool = False
-    merge_base: Any = "auto"
+    base_precision: Any = "auto"
     validation: Path | None = None
     calibration: Path | None = None
     chats: int | None = None
@@ -146,7 +146,7 @@ def run(options: Options, variants: Sequence[Variant]) -> tuple[list[Result], di
     if options.padded:
         base = pad(base, options.out / "padded")
     artifacts = export_variants(options, variants, adapters, str(base))
-    on: dict[str, Any] = {"merge_base": artifacts[0].manifest.facts["merge_base"]}
+    on: dict[str, Any] = {"base_precision": artifacts[0].manifest.facts["base_precision"]}
     with contextlib.ExitStack() as stack:
         models = [
             stack.enter_context(open_runtime(artifact.path, options.threads, CHAT_TOKENS))
@@ -179,9 +179,9 @@ def run(options: Options, variants: Sequence[Variant]) -> tuple[list[Result], di
 def export_variants(
     options: Options, variants: Sequence[Variant], adapters: tuple[Weighted, ...], base: str
 ) -> list[Artifact]:
-    """Export folder by folder; all onto the merge base that was chosen for the first folder."""
+    """Export folder by folder; all onto the base precision that was chosen for the first folder."""
     artifacts: dict[tuple[str, str], Artifact] = {}
-    merge_base = options.merge_base
+    base_precision = options.base_precision
     for folder in dict.fromkeys(variant.folder for variant in variants):
         members = [variant for variant in variants if variant.folder == folder]
         more = dict(members[0].options)
@@ -191,12 +191,12 @@ def export_variants(
             ExportOptions(
                 out=options.out / folder, adapter=adapters, base=base,
                 formats=(members[0].format,), quants=tuple(member.quant for member in members),
-                merge_base=merge_base, validation=options.validation, live=False,
+                base_precision=base_precision, validation=options.validation, live=False,
                 threads=options.threads, overwrite=True, **more,
             )
         )  # fmt: skip
         artifacts |= {(folder, artifact.quant): artifact for artifact in exported}
-        merge_base = exported[0].manifest.facts["merge_base"]["chosen"]
+        base_precision = exported[0].manifest.facts["base_precision"]["chosen"]
     return [artifacts[variant.folder, variant.quant] for variant in variants]
 
 
@@ -336,7 +336,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the artifacts")
     parser.add_argument("--dither", type=int, metavar="SEED", help="move the base off its grid")
     parser.add_argument("--padded", action="store_true", help="in a shape that 256 divides")
-    parser.add_argument("--merge-base", choices=["auto", "w16", "nf4", "fp4"], default="auto")
+    parser.add_argument("--merge-base", choices=["auto", "stored", "nf4", "fp4"], default="auto")
     parser.add_argument("--validation", type=Path, help="chats to compare on [what training held]")
     parser.add_argument("--calibration", type=Path, help="chats to calibrate on [the training's]")
     parser.add_argument("--chats", type=int, help="only so many of them to compare on")

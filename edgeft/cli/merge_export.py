@@ -57,21 +57,12 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
     return None if value == "auto" else Path(value)
 
 
-def _merge_base(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    return "w16" if value == "stored" else value  # the name that manifests have
-
-
 @click.command("merge-export")
 @options_of(
     ExportOptions,
     adapter={"metavar": "PATH[:WEIGHT]", "type": str, "multiple": True, "callback": _weighted},
     formats={"name": "--format"},
     quants={"name": "--quant"},
-    merge_base={
-        "name": "--base-precision",
-        "type": click.Choice(["auto", "stored", "nf4", "fp4"]),
-        "callback": _merge_base,
-    },
     validation={"name": "--validation-data"},
     imatrix={"metavar": "auto|FILE"},
     calibration={

@@ -49,10 +49,13 @@ class Choices:
 def choose(plan: ExportPlan) -> Choices:
     """Choose the base's precision, and collect the importance matrix where it is asked for."""
     options, view, data = plan.options, plan.view, plan.data
-    if options.merge_base == "auto":
+    if options.base_precision == "auto":
         precision, facts = choose_base(view, options.adapter, data, options.out, options.threads)
     else:
-        precision, facts = options.merge_base, {"chosen": options.merge_base, "why": "asked for"}
+        precision, facts = (
+            options.base_precision,
+            {"chosen": options.base_precision, "why": "asked for"},
+        )
     view = view.with_base(precision)
     importance = None
     if options.imatrix == "auto":
@@ -73,17 +76,19 @@ def choose_base(
     split.
     """
     if not adapters:
-        return "w16", {"chosen": "w16", "why": "no adapter"}
+        return "stored", {"chosen": "stored", "why": "no adapter"}
     losses, count, problem = _losses(view, data, out, threads)
     if len(losses) < 2:
         manifests = [adapter_manifest(adapter.path) for adapter in adapters]
         on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
-        choice: BasePrecision = "nf4" if on_nf4 else "w16"
-        say(f"merge base {choice}, not measured: {problem} (--validation-data FILE measures it)")
+        choice: BasePrecision = "nf4" if on_nf4 else "stored"
+        say(
+            f"base precision {choice}, not measured: {problem} (--validation-data FILE measures it)"
+        )
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
     choice = min(losses, key=lambda name: losses[name])
     say(
-        f"merge base {choice}: validation loss w16 {losses['w16']:.4f}, nf4 {losses['nf4']:.4f} "
+        f"base precision {choice}: validation loss stored {losses['stored']:.4f}, nf4 {losses['nf4']:.4f} "
         f"on {count} examples"
     )
     return choice, {"chosen": choice, "why": "smaller validation loss", "loss": losses,
@@ -96,7 +101,7 @@ def _losses(
     """(precision -> mean negative log likelihood of the answers, examples, why it is not measured)."""
     losses: dict[BasePrecision, float] = {}
     count = 0
-    for candidate in ("w16", "nf4") if data.validation else ():
+    for candidate in ("stored", "nf4") if data.validation else ():
         with f16_model(view.with_base(candidate), out, threads) as model:
             short = [e for e in data.validation if _tokens(model, e) <= model.context]
             if not short:
@@ -125,7 +130,7 @@ def own_imatrix(
     target = out / "imatrix.gguf"
     options = {
         "chats": fingerprint(data.training), "text": files.text_sha256(data.text),
-        "tokens": budget, "merge_base": view.merge_base,
+        "tokens": budget, "base_precision": view.base_precision,
     }  # fmt: skip
     if store.finished(target, "imatrix", options, parents):
         return target

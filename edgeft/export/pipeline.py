@@ -124,7 +124,7 @@ def _write(
         converted = time.perf_counter() - started
         work.facts |= {
             "seconds": round(converted, 2), "proof": proof.to_json(),
-            "merge_base": choices.base_facts,
+            "base_precision": choices.base_facts,
             "parity": checks.run(item.format, item.quant, work.path, choices.view),
         }  # fmt: skip
     remove(item.gptq_blocks)

@@ -180,7 +180,7 @@ def _item(options: ExportOptions, row: Format, quant: str, parents: dict[str, st
 def _frozen(options: ExportOptions, row: Format, quant: str) -> dict[str, Any]:
     """The options that make this artifact another one than its neighbour."""
     frozen: dict[str, Any] = {
-        "format": row.name, "quant": quant, "merge_base": options.merge_base,
+        "format": row.name, "quant": quant, "base_precision": options.base_precision,
         "validation": options.validation.name if options.validation else None,
     }  # fmt: skip
     weights = [adapter.weight for adapter in options.adapter]

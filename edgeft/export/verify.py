@@ -109,7 +109,7 @@ class Checks:
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
         # The stored weights are read by transformers itself, which shares nothing with the merge.
-        stored = merged.merge_base == "w16"
+        stored = merged.base_precision == "stored"
         return ReferenceRuntime(
             merged.base,
             threads=self._threads,

@@ -20,7 +20,7 @@ from edgeft import models
 from edgeft.quantization import nf4
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, stored_as
 
-BasePrecision = Literal["w16", "nf4", "fp4"]
+BasePrecision = Literal["stored", "nf4", "fp4"]
 """Values that a delta is added to: as the checkpoint stores them, or after 4 bits and back."""
 
 

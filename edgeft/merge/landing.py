@@ -59,7 +59,7 @@ class Proof:
     """rms of the delta over rms of the weights it was added to; 1 where those are zero"""
     noise: float
     """rms of the quantization error over rms of the delta"""
-    merge_base: BasePrecision
+    base_precision: BasePrecision
     """values that the delta was added to"""
     replaced: int = 0
     """tensors of which the adapter holds all values or some rows"""
@@ -72,7 +72,7 @@ class Proof:
         return (
             f"landed: {self.tensors} of {self.tensors} tensors, beta {self.beta:.3f} "
             f"({self.beta_min:.3f} to {self.beta_max:.3f}), delta {self.delta:.2%} of the weights, "
-            f"rounding {self.noise:.2f} of the delta, merged into {self.merge_base}"
+            f"rounding {self.noise:.2f} of the delta, merged into {self.base_precision}"
         )
 
     @property
@@ -135,7 +135,7 @@ class LandingProof:
                 "train it, or export the base without --adapter",
             )
         if not moving:
-            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, merged.merge_base, merged.replaced)
+            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, merged.base_precision, merged.replaced)
         self._check_sums(moving)
         delta, weight, _, stored, error = np.sum(list(self._sums.values()), axis=0)
         betas = [float(sums[3] / sums[0]) for sums in moving.values()]
@@ -146,7 +146,7 @@ class LandingProof:
             beta_max=max(betas),
             delta=float(np.sqrt(delta / weight)) if weight else 1.0,
             noise=float(np.sqrt(error / delta)),
-            merge_base=merged.merge_base,
+            base_precision=merged.base_precision,
             replaced=merged.replaced,
         )
         if not LOST < proof.beta < TWICE:

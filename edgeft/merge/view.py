@@ -1,6 +1,6 @@
 """Base + adapter -> the Merged view: any rows of a merged weight, in float32.
 
-    merged = open_merged(base, adapter, merge_base="nf4")
+    merged = open_merged(base, adapter, base_precision="nf4")
     for name in merged.shapes:
         values = merged.rows(name, slice(0, 1024))            # W + s·B·A of these rows
 
@@ -13,7 +13,7 @@ A weight that the adapter holds whole (`modules_to_save`) replaces the base's. E
 layer that share a weight are untied where the adapter changes them differently
 (`edgeft.merge.tied_weights`). An adapter with tokens of its own brings its tokenizer.
 
-`merge_base` names the values that the delta is added to: "w16", the stored weights, or "nf4" or
+`base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4" or
 "fp4", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
 to the last bit where the adapter's manifest says how edgeft trained it.
 """
@@ -86,16 +86,16 @@ class Merged:
         self.replaced = sum(bool(c.whole or c.tokens) for c in self._changes.values())
         """tensors of which the adapter holds all values or some rows"""
         self._double_quant, self._training = double_quant, _training_facts(adapters)
-        self.merge_base: BasePrecision = "w16"
+        self.base_precision: BasePrecision = "stored"
         """values that the delta is added to"""
         self._base: BaseWeights = weights
 
     def with_base(self, precision: BasePrecision) -> Merged:
         """The same adapter on other values of the base; no file is read again."""
         view = copy.copy(self)
-        view.merge_base = precision
+        view.base_precision = precision
         view._base = self._weights
-        if precision != "w16":
+        if precision != "stored":
             view._base = QuantizedBase(
                 self._weights, self.card, precision, self._double_quant, self._training
             )
@@ -145,7 +145,7 @@ class Merged:
 
     def codes(self, name: str) -> gptq_layout.Codes | None:
         """GPTQ codes of a quantized base's layer that no adapter changes, else None."""
-        if name in self._changes or self.merge_base != "w16":
+        if name in self._changes or self.base_precision != "stored":
             return None
         return self._weights.codes(self._source.get(name, name))
 
@@ -165,7 +165,7 @@ class Merged:
 def open_merged(
     base: Path,
     adapter: Path | Sequence[Weighted] | None,
-    merge_base: BasePrecision = "w16",
+    base_precision: BasePrecision = "stored",
     double_quant: bool = True,
 ) -> Merged:
     """Open base and adapters, and check that every adapter fits the base in every tensor.
@@ -181,7 +181,7 @@ def open_merged(
     changes = read_adapters(adapters, base, weights, card, config)
     paths = [entry.path for entry in adapters]
     view = Merged(base, weights, config, changes, paths, double_quant)
-    return view if merge_base == "w16" else view.with_base(merge_base)
+    return view if base_precision == "stored" else view.with_base(base_precision)
 
 
 def _check_readable(

@@ -776,7 +776,7 @@ def test_export_of_a_sum(tmp_path: Path, edgeft: Callable[..., Any]) -> None:
     single = store.read_manifest(tmp_path / "single" / "f16.gguf")
     assert single is not None
     assert set(single.parents) == {"base", "adapter"}
-    assert set(single.options) == {"format", "quant", "merge_base", "validation"}
+    assert set(single.options) == {"format", "quant", "base_precision", "validation"}
     for text, says in ((f"{one}:nan", "no weight for an adapter"), (f"{one}:x", "no such adapter"),
                        (f"{one}:0", "such as --adapter PATH:0.5")):  # fmt: skip
         wrong = edgeft("merge-export", "--adapter", text, "--base", base, "--out", tmp_path / "o")

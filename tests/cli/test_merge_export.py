@@ -227,7 +227,7 @@ def test_a_run_with_other_options_names_the_difference(
     assert export().code == 0
     before = content(out)
     ran = export("--base-precision", "nf4", "--quant", "f16,q8_0")
-    assert ran.code == 1 and "holds a result with other merge_base (--overwrite" in ran.err
+    assert ran.code == 1 and "holds a result with other base_precision (--overwrite" in ran.err
     assert ran.err.count("\n") == 1 and content(out) == before
     (out / "q8_0.Modelfile").unlink()
     assert "nothing to do" in export().err and content(out) == before
@@ -297,9 +297,9 @@ def test_of_two_concurrent_runs_one_result_stays(
 
     monkeypatch.setattr(converter, "_write_header", other_first)
     ran = export("--base-precision", "nf4")
-    assert ran.code == 1 and "other merge_base" in ran.err
+    assert ran.code == 1 and "other base_precision" in ran.err
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
-    assert kept["options"]["merge_base"] == "w16"
+    assert kept["options"]["base_precision"] == "stored"
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
         ".Modelfile", ".gguf", ".json",
     ]  # fmt: skip

@@ -49,8 +49,8 @@ def parsed(name: str, *args: object) -> dict[str, Any]:
 
 def test_values_go_with_their_options() -> None:
     for args in (("--merge-base", "w16"), ("--merge-base=w16",), ("--base-precision", "stored")):
-        assert parsed("merge-export", "--out", "x", *args)["merge_base"] == "w16"
-    assert parsed("merge-export", "--out", "x", "--merge-base", "nf4")["merge_base"] == "nf4"
+        assert parsed("merge-export", "--out", "x", *args)["base_precision"] == "stored"
+    assert parsed("merge-export", "--out", "x", "--merge-base", "nf4")["base_precision"] == "nf4"
     assert parsed("serve", "m.gguf", "--grace=2")["grace"] == 2
     assert parsed("bench", "m.gguf", "--through", "server")["through"] == "server"
     assert parsed("ab", "a", "b", "--items", "i", "--keeps", ".5", "--floor")["floor"] is True

@@ -87,7 +87,7 @@ def test_the_splits_are_found_again_from_the_manifest(
 
 def test_the_merged_view_is_pefts_merge(adapter: Path, tiny_base: Path) -> None:
     wanted = peft_merged(tiny_base, adapter).state_dict()
-    merged = open_merged(tiny_base, adapter, "w16")
+    merged = open_merged(tiny_base, adapter, "stored")
     for name in merged.shapes:
         np.testing.assert_allclose(
             merged.tensor(name), wanted[name].numpy(), rtol=0, atol=1e-6, err_msg=name
@@ -121,7 +121,7 @@ def test_f16_gguf_has_the_logits_of_the_merged_model(
     from edgeft.runtimes.protocol import open_runtime
 
     facts = store.read_manifest(artifacts / "f16.gguf").facts  # type: ignore[union-attr]
-    merged = open_merged(tiny_base, adapter, facts["merge_base"]["chosen"])
+    merged = open_merged(tiny_base, adapter, facts["base_precision"]["chosen"])
     oracle = peft_merged(tiny_base, adapter)
     with torch.no_grad():
         for name, parameter in oracle.named_parameters():
@@ -145,7 +145,7 @@ def test_every_artifact_carries_its_proof(artifacts: Path) -> None:
         assert manifest.facts["proof"]["tensors"] == 14
         assert manifest.facts["proof"]["beta"] == pytest.approx(1, abs=0.15)
         assert manifest.facts["parity"]["stops"] == ["<|im_end|>"]
-        assert set(manifest.facts["merge_base"]["loss"]) == {"w16", "nf4"}
+        assert set(manifest.facts["base_precision"]["loss"]) == {"stored", "nf4"}
     f16 = store.read_manifest(artifacts / "f16.gguf")
     assert f16 is not None
     assert f16.facts["parity"]["greedy"]["tokens"] > 0

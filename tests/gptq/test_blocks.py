@@ -285,7 +285,7 @@ def test_one_block_is_in_memory(make: Family) -> None:
 
 def test_changed_weights_do_not_reach_the_view(make: Family) -> None:
     base, adapter, _ = make("llama")
-    merged = open_merged(base, adapter, merge_base="nf4")
+    merged = open_merged(base, adapter, base_precision="nf4")
     before = {name: merged.tensor(name) for name in linears(merged)}
     block = next(iter(Blocks(merged, conversations(merged, 20), threads=1)))
     for linear in block.linears:

@@ -129,7 +129,7 @@ def _verdict(paired: Paired) -> dict[str, Any]:
 def _arm(name: str, kind: str, size: int, right: int | None) -> Arm:
     lineage: list[dict[str, Any]] = [
         {"role": "artifact", "name": name, "identity": f"{len(name):02x}" * 32,
-         "options": {"format": "gguf", "quant": name.partition(".")[0], "merge_base": "nf4",
+         "options": {"format": "gguf", "quant": name.partition(".")[0], "base_precision": "nf4",
                      "imatrix": True, "threads": 2}},
         {"role": "adapter", "name": "", "identity": "ad" * 32, "options": {}},
         {"role": "base", "name": "", "identity": "ba" * 32, "options": {}},

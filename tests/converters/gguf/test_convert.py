@@ -87,22 +87,22 @@ def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = (
 
 
 @pytest.mark.parametrize(
-    ("merge_base", "case"),
+    ("base_precision", "case"),
     [
         *itertools.product(
-            ("w16", "nf4"), ("llama", "qwen2-yarn", "mixtral", "pythia", "deepseek2")
+            ("stored", "nf4"), ("llama", "qwen2-yarn", "mixtral", "pythia", "deepseek2")
         ),
         ("fp4", "llama"),  # what it is blockwise it has in common with nf4
     ],
 )
 def test_blocks_of_rows_and_threads_change_nothing(
-    make: Family, case: str, merge_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: Family, case: str, base_precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make(case)
-    convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
+    convert(open_merged(base, adapter, base_precision), tmp_path / "whole", "q8_0", threads=1)
     monkeypatch.setattr(writer, "BLOCK_BYTES", 1000)
     monkeypatch.setattr(landing, "SAMPLE_VALUES", 300)
-    merged = open_merged(base, adapter, merge_base)
+    merged = open_merged(base, adapter, base_precision)
     converted = convert(merged, tmp_path / "blocks", "q8_0", threads=5)
     assert converted.proof().tensors
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
@@ -111,11 +111,11 @@ def test_blocks_of_rows_and_threads_change_nothing(
 def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
     base, adapter, _ = make("llama")
     files = []
-    for merge_base in ("w16", "nf4", "fp4"):
-        view = open_merged(base, adapter).with_base(merge_base)  # type: ignore[arg-type]
-        converted = convert(view, tmp_path / merge_base, "f32", threads=1)
-        assert converted.proof().merge_base == merge_base
-        files.append((tmp_path / merge_base).read_bytes())
+    for base_precision in ("stored", "nf4", "fp4"):
+        view = open_merged(base, adapter).with_base(base_precision)  # type: ignore[arg-type]
+        converted = convert(view, tmp_path / base_precision, "f32", threads=1)
+        assert converted.proof().base_precision == base_precision
+        files.append((tmp_path / base_precision).read_bytes())
     assert len(set(files)) == 3
 
 

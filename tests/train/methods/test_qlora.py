@@ -115,8 +115,8 @@ def test_only_a_single_bfloat16_nf4_adapter_rounds_the_base(make: Family, tmp_pa
     half = recorded(foreign, tmp_path / "half", compute_type="bfloat16")
     full = recorded(foreign, tmp_path / "full", compute_type="float32")
     old = recorded(foreign, tmp_path / "old", kind=None, compute_type="bfloat16")
-    plain = {kind: open_merged(base, None, kind) for kind in ("w16", "nf4", "fp4")}  # type: ignore[arg-type]
-    cases: list[tuple[Any, str]] = [(half, "w16"), (half, "fp4")]
+    plain = {kind: open_merged(base, None, kind) for kind in ("stored", "nf4", "fp4")}  # type: ignore[arg-type]
+    cases: list[tuple[Any, str]] = [(half, "stored"), (half, "fp4")]
     cases += [(adapter, "nf4") for adapter in (None, foreign, full, old)]
     cases += [([Weighted(half), Weighted(half)], "nf4")]
     for adapters, kind in cases:
