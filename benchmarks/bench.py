@@ -46,8 +46,8 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
     for path in paths:
         format_of(path)
     _check_texts(options, model)
-    if options.keep:
-        options.keep.parent.mkdir(parents=True, exist_ok=True)
+    if options.save_baseline:
+        options.save_baseline.parent.mkdir(parents=True, exist_ok=True)
     items = evaluate.load_items(eval_options) if eval_options.items else None
     scores = [
         evaluate.measure(path, items, eval_options, options.shots) if items else None
@@ -71,7 +71,7 @@ def _check_texts(options: BenchOptions, model: Path | None) -> None:
     texts = options.text or options.chats
     if texts and not options.baseline:
         raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")
-    if options.keep and not (model and texts):
+    if options.save_baseline and not (model and texts):
         raise InputError("nothing to keep", "--baseline f16.gguf and --text or --chats")
     if options.baseline and not model and not texts:
         raise InputError(f"{options.baseline} is for --text and --chats", "name one of them")
@@ -87,13 +87,13 @@ def _speeds(
     for path in paths:
         say(f"memory of {path.name}")
         cold, used = memory.measure(path, threads)
-        if options.smallest:
+        if options.find_memory_limit:
             limit = memory.smallest_limit(path, used, threads)
             used = dataclasses.replace(used, smallest=limit)
         cold_loads.append(round(cold, 3))
         memories.append(used)
-    workloads = GRID if options.grid else QUICK
-    speeds = latency.compare(paths, workloads, baseline, threads, options.effort, options.through)
+    workloads = GRID if options.sweep else QUICK
+    speeds = latency.compare(paths, workloads, baseline, threads, options.effort, options.via)
     speeds = [
         dataclasses.replace(speed, load_cold_s=cold)
         for speed, cold in zip(speeds, cold_loads, strict=True)
@@ -109,8 +109,8 @@ def _fidelities(
     with open_runtime(baseline or paths[0], threads, CONTEXT_TOKENS) as reader:
         sequences = _sequences(options, reader)
         flat = [item for items in sequences.values() for item in items]
-        if options.keep:
-            kept_baseline.save(options.keep, reader, flat, str(baseline))
+        if options.save_baseline:
+            kept_baseline.save(options.save_baseline, reader, flat, str(baseline))
         reference: Runtime | Reference = reader
         if baseline is None:
             assert options.baseline

@@ -16,7 +16,7 @@ class EvalOptions:
 
     items: str | None = None
     """Embedded suite (smart_home) or a JSON or JSONL file."""
-    examples: Path | None = None
+    few_shot_data: Path | None = None
     """File that few-shot examples are drawn from. Default: the suite's."""
     scorer: str | None = None
     """exact, json, numeric, regex, contains, choice, chrf, rouge-l, or a Python file with score(reply,
@@ -27,7 +27,7 @@ class EvalOptions:
     """Tokens of an answer at most. Default: the suite's, else 256."""
     threads: int | None = None
     """CPU threads. Default: all cores."""
-    fresh: bool = False
+    no_cache: bool = False
     """Answer again where a score is in the cache."""
 
 
@@ -60,13 +60,13 @@ class BenchOptions:
     """The fp16 model that all are compared with, or the file that --save-baseline made of one."""
     speed: bool = True
     """Measure speed and memory."""
-    grid: bool = False
+    sweep: bool = False
     """Measure 18 workloads: 3 prompt lengths x 2 answer lengths x 1, 2 and 4 clients."""
-    through: Literal["runtime", "server"] = "runtime"
+    via: Literal["runtime", "server"] = "runtime"
     """Where latency is measured: runtime = in the process, server = as the clients of edgeft serve see
     it, over HTTP."""
     effort: Effort = EFFORT
-    smallest: bool = False
+    find_memory_limit: bool = False
     """Find the smallest memory limit that keeps 95 % of the speed (needs the right to make cgroups)."""
     text: Path | None = None
     """Plain text: perplexity, and KL divergence from --baseline."""
@@ -74,7 +74,7 @@ class BenchOptions:
     """Chunks of 512 tokens that are read of --text."""
     chats: Path | None = None
     """Conversations: the same as for --text, on their answers, under the model's template."""
-    keep: Path | None = None
+    save_baseline: Path | None = None
     """File (.logprobs) for the baseline's distributions, which a later --baseline can name."""
     shots: int | None = None
     """Ask as a base model is asked: with instructions and so many examples."""

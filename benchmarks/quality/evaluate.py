@@ -88,8 +88,8 @@ def load_items(options: EvalOptions) -> Items:
         raise InputError(
             f"no such suite or file: {name}", f"suites: {', '.join(suite_names())}; or a JSONL file"
         )
-    if options.examples:
-        items = dataclasses.replace(items, fewshot_pool=tuple(load_examples(options.examples)))
+    if options.few_shot_data:
+        items = dataclasses.replace(items, fewshot_pool=tuple(load_examples(options.few_shot_data)))
     items = dataclasses.replace(
         items,
         examples=_distinct(items.examples)[: options.limit],
@@ -120,7 +120,7 @@ def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | Non
     format_of(artifact)
     if shots and len(items.fewshot_pool) < shots:
         raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
-    cached = None if options.fresh else cached_score(artifact, items, shots)
+    cached = None if options.no_cache else cached_score(artifact, items, shots)
     if cached:
         return cached
     with open_runtime(artifact, threads=options.threads) as model:

@@ -58,7 +58,9 @@ def _prefetch(run: Callable[[list[Call]], list[Score]], jobs: int) -> Prefetch:
     answered: set[Path] = set()
 
     def is_known(path: Path, items: Items, options: EvalOptions) -> bool:
-        return path in answered or not (options.fresh or evaluate.cached_score(path, items) is None)
+        return path in answered or not (
+            options.no_cache or evaluate.cached_score(path, items) is None
+        )
 
     def prefetch(paths: Sequence[Path], items: Items, options: EvalOptions) -> None:
         if is_known(paths[0], items, options):

@@ -191,7 +191,7 @@ def export_variants(
             ExportOptions(
                 out=options.out / folder, adapter=adapters, base=base,
                 formats=(members[0].format,), quants=tuple(member.quant for member in members),
-                base_precision=base_precision, validation=options.validation, live=False,
+                base_precision=base_precision, validation_data=options.validation, compare_live=False,
                 threads=options.threads, overwrite=True, **more,
             )
         )  # fmt: skip

@@ -20,11 +20,9 @@ def items_options(required: bool = False) -> Callable[[F], F]:
     return options_of(
         EvalOptions,
         items={"required": required},
-        examples={"name": "--few-shot-data"},
         limit=click.IntRange(min=1),
         max_tokens=click.IntRange(min=1),
         threads=click.IntRange(1, 512),
-        fresh={"name": "--no-cache"},
     )
 
 

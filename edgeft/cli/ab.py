@@ -37,10 +37,10 @@ def _names(cls: type[Any]) -> list[str]:
     skip=("candidates", "baseline"),
     shots=click.IntRange(min=0),
     margin=click.FloatRange(0, 1, min_open=True, max_open=True),
-    keeps={"name": "--min-retention", "type": click.FloatRange(0, 1, min_open=True)},
+    min_retention=click.FloatRange(0, 1, min_open=True),
     speed={"name": "--speed/--no-speed"},
     fidelity={"name": "--fidelity/--no-fidelity"},
-    floor={"name": "--repeat-baseline/--no-repeat-baseline"},
+    repeat_baseline={"name": "--repeat-baseline/--no-repeat-baseline"},
 )
 @report_option
 @click.option("--human", is_flag=True, help="People vote blindly on two artifacts, in a browser.")
@@ -84,7 +84,7 @@ def command(
     voting = build(Voting, options)
     if human:
         ctx.exit(_vote(artifacts, eval_options, voting, as_json))
-    require_options(ctx, shots="base", keeps="base", examples="base")
+    require_options(ctx, shots="base", min_retention="base", few_shot_data="base")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     gated = build(GateOptions, options, candidates=artifacts[:-1], baseline=artifacts[-1])

@@ -18,9 +18,9 @@ from edgeft.cli._options import (
     require_options,
 )
 
-FOR_ITEMS = ("shots", "scorer", "limit", "fresh", "examples", "max_tokens")
+FOR_ITEMS = ("shots", "scorer", "limit", "no_cache", "few_shot_data", "max_tokens")
 """options that --items gives a meaning"""
-FOR_SPEED = ("grid", "through", "smallest", "runs", "seconds", "noise")
+FOR_SPEED = ("sweep", "via", "find_memory_limit", "runs", "seconds", "noise")
 """options that --speed gives a meaning"""
 
 
@@ -30,13 +30,10 @@ FOR_SPEED = ("grid", "through", "smallest", "runs", "seconds", "noise")
 @options_of(
     BenchOptions,
     skip=("artifacts", "effort"),
-    grid={"name": "--sweep"},
-    through={"name": "--via"},
-    smallest={"name": "--find-memory-limit"},
     text=click.Path(path_type=Path, dir_okay=False),
     chunks=click.IntRange(min=2),
     chats=click.Path(path_type=Path, dir_okay=False),
-    keep={"name": "--save-baseline", "type": click.Path(path_type=Path, dir_okay=False)},
+    save_baseline=click.Path(path_type=Path, dir_okay=False),
     shots=click.IntRange(min=0),
 )
 @options_of(
@@ -62,7 +59,7 @@ def command(ctx: click.Context, /, as_json: bool, **options: Any) -> None:
     from edgeft.report.measured import bench_text
 
     require_options(ctx, **dict.fromkeys(FOR_ITEMS, "items"), **dict.fromkeys(FOR_SPEED, "speed"))
-    if options["keep"] and options["keep"].suffix != SUFFIX:
+    if options["save_baseline"] and options["save_baseline"].suffix != SUFFIX:
         raise click.UsageError(f"--save-baseline needs a file that ends in {SUFFIX}")
     eval_options = build(EvalOptions, options)
     rows = run_bench(build(BenchOptions, options, effort=build(Effort, options)), eval_options)

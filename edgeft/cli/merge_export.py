@@ -63,7 +63,6 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
     adapter={"metavar": "PATH[:WEIGHT]", "type": str, "multiple": True, "callback": _weighted},
     formats={"name": "--format"},
     quants={"name": "--quant"},
-    validation={"name": "--validation-data"},
     imatrix={"metavar": "auto|FILE"},
     calibration={
         "metavar": "auto|FILE",
@@ -80,17 +79,15 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
         "callback": _group_size,
     },
     symmetric={"name": "--symmetric/--asymmetric"},
-    damp={
-        "name": "--dampening-frac",
+    dampening_frac={
         "type": click.FloatRange(0, 1, min_open=True, max_open=True),
     },
-    offload={"name": "--offload-activations"},
     tensor_types={
         "name": "--tensor-type",
         "metavar": "REGEX=TYPE",
         "callback": _tensor_types,
     },
-    live={"name": "--compare-live/--no-compare-live"},
+    compare_live={"name": "--compare-live/--no-compare-live"},
     threads={"type": click.IntRange(min=1), "show_default": "all cores"},
 )
 @json_option

@@ -35,7 +35,7 @@ class ExportOptions:
     QLoRA was trained on. auto: the one with the smaller loss on the validation split."""
     double_quant: bool = True
     """Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant)."""
-    validation: Path | None = None
+    validation_data: Path | None = None
     """Chats that the training did not see, to choose the base precision by. Default: the split that the
     training held out."""
     imatrix: str | None = None
@@ -51,15 +51,15 @@ class ExportOptions:
     the largest that divides every layer, for onnx 32."""
     symmetric: bool = True
     """Whether zero lies in the middle of the codes, for --format gptq."""
-    damp: float = 0.01
+    dampening_frac: float = 0.01
     """GPTQ: share of the Hessian's mean diagonal that is added to its diagonal. It grows by itself
     where that is not enough."""
-    offload: bool = False
+    offload_activations: bool = False
     """GPTQ keeps its activations on disk, not in memory."""
     tensor_types: tuple[tuple[str, str], ...] = ()
     """Another type for the tensors whose GGUF name matches, such as ffn_down=q6_k; repeatable, the
     first match counts."""
-    live: bool = True
+    compare_live: bool = True
     """Compare the artifact's answers with the unmerged base and adapter in float32. Needs the train
     extra and the memory; without either it is left out, with a note."""
     threads: int = len(os.sched_getaffinity(0))

@@ -62,14 +62,14 @@ def export(options: ExportOptions) -> list[Artifact]:
     base = resolve_base(options.base or _recorded_base(options.adapter))
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
-    data = own_chats(options.adapter, options.validation, options.calibration)
+    data = own_chats(options.adapter, options.validation_data, options.calibration)
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
     choices: Choices | None = None
     artifacts = []
-    with Checks(options.adapter, data.validation, options.threads, options.live) as checks:
+    with Checks(options.adapter, data.validation, options.threads, options.compare_live) as checks:
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_keep(item, view))
@@ -154,7 +154,9 @@ def _convert(
 
 def _calibration(plan: ExportPlan, item: Item) -> Calibration:
     options = plan.options
-    return Calibration(plan.sequences, item.gptq_blocks, options.damp, options.offload)
+    return Calibration(
+        plan.sequences, item.gptq_blocks, options.dampening_frac, options.offload_activations
+    )
 
 
 def _calibration_facts(calibration: Calibration, data: Chats) -> dict[str, Any]:

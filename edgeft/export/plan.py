@@ -94,7 +94,7 @@ def check_files(options: ExportOptions) -> None:
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} cannot be written to", "choose another --out")
     for path, option in (
-        (options.validation, "--validation-data"),
+        (options.validation_data, "--validation-data"),
         (options.calibration, "--calibration"),
         (_imatrix_file(options), "--imatrix"),
     ):
@@ -109,7 +109,7 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
         role = "adapter" if number == 1 else f"adapter {number}"
         parents[role] = store.identity(adapter.path)
     files = {
-        "validation": options.validation,
+        "validation": options.validation_data,
         "calibration": options.calibration,
         "imatrix": _imatrix_file(options),
     }
@@ -164,7 +164,7 @@ def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> C
 def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
     """ResourceError where GPTQ would not fit on the disk or into memory."""
     if item.solved:
-        offload = plan.options.offload
+        offload = plan.options.offload_activations
         disk, memory = footprint(plan.view, plan.sequences, offload)
         spare = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
         machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, spare)
@@ -181,7 +181,7 @@ def _frozen(options: ExportOptions, row: Format, quant: str) -> dict[str, Any]:
     """The options that make this artifact another one than its neighbour."""
     frozen: dict[str, Any] = {
         "format": row.name, "quant": quant, "base_precision": options.base_precision,
-        "validation": options.validation.name if options.validation else None,
+        "validation": options.validation_data.name if options.validation_data else None,
     }  # fmt: skip
     weights = [adapter.weight for adapter in options.adapter]
     if weights not in ([], [1.0]):
@@ -194,7 +194,10 @@ def _frozen(options: ExportOptions, row: Format, quant: str) -> dict[str, Any]:
         if options.tensor_types:
             frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
     if quant in row.solved:
-        frozen["damp"], frozen["calibration_tokens"] = options.damp, options.calibration_tokens
+        frozen["damp"], frozen["calibration_tokens"] = (
+            options.dampening_frac,
+            options.calibration_tokens,
+        )
         frozen["calibration"] = options.calibration.name if options.calibration else "auto"
     if "group_size" in row.takes:
         frozen["group_size"] = options.group_size
@@ -224,7 +227,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
             raise FormatError(
                 f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
             )
-    if options.offload and not solves:
+    if options.offload_activations and not solves:
         raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
     calibrates = options.imatrix == "auto" or solves
     if options.calibration and not calibrates:

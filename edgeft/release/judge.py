@@ -64,7 +64,7 @@ def judge_candidate(
     return JudgedCandidate(
         run.names[measured.path], measured, verdict, reason,
         judge_refusals(measured.refusals) if measured.refusals else None,
-        _judge_retention(measured, base, run.options.keeps) if base else None,
+        _judge_retention(measured, base, run.options.min_retention) if base else None,
     )  # fmt: skip
 
 

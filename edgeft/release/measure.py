@@ -78,8 +78,8 @@ def measure_candidate(run: GateRun, path: Path, baseline: Score | None) -> Measu
     else:
         sequential = None
         # Prefetched scores are as fresh as the user asked for: the cache may be read.
-        fresh = run.eval_options.fresh and not run.prefetch
-        eval_options = dataclasses.replace(run.eval_options, fresh=fresh)
+        no_cache = run.eval_options.no_cache and not run.prefetch
+        eval_options = dataclasses.replace(run.eval_options, no_cache=no_cache)
         before, after = baseline, evaluate.measure(path, run.items, eval_options)
     return MeasuredCandidate(path, before, after, sequential, _measure_refusals(run, path))
 
@@ -105,7 +105,7 @@ def measure_fidelity(run: GateRun, candidates: Sequence[Path]) -> Fidelities:
     with open_runtime(baseline, threads, bench.CONTEXT_TOKENS) as reader:
         examples = run.items.examples[:FIDELITY_ITEMS]
         answers = chat_answers(examples, reader.chat, reader.encode, bench.CONTEXT_TOKENS)
-        repeated = baseline if run.options.floor else None
+        repeated = baseline if run.options.repeat_baseline else None
         compared = bench.compare_artifacts(
             reader, candidates, {"answers": answers}, threads, repeated
         )
@@ -117,7 +117,7 @@ def measure_fidelity(run: GateRun, candidates: Sequence[Path]) -> Fidelities:
 
 def measure_floor(run: GateRun, baseline: Score, fidelities: Fidelities) -> dict[str, Any] | None:
     """The baseline against itself with another number of threads; None if not asked for."""
-    if not run.options.floor:
+    if not run.options.repeat_baseline:
         return None
     path, threads = run.options.baseline, bench.other_threads(run.eval_options.threads)
     items = run.items.part(range(len(baseline.values)))

@@ -26,7 +26,7 @@ class GateOptions:
     margin: float | None = None
     """Loss of accuracy that is still acceptable, as a share. Default: .05, from 400 items .03, from
     1500 items .02."""
-    keeps: float = MIN_RETENTION
+    min_retention: float = MIN_RETENTION
     """Share of the fine-tune's gain that should be left."""
     early_stop: bool = False
     """Stop as soon as the items so far decide."""
@@ -36,7 +36,7 @@ class GateOptions:
     """Measure speed and memory, too."""
     fidelity: bool = False
     """Measure the KL divergence from the baseline on the items' answers, too."""
-    floor: bool = False
+    repeat_baseline: bool = False
     """Ask the baseline again with another number of threads: what differs by chance alone."""
 
 

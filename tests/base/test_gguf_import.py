@@ -34,7 +34,7 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
     from edgeft.runtimes.protocol import open_runtime
 
     (exported,) = export(
-        ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False)
+        ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), compare_live=False)
     )
     with open_runtime(packaged()) as original, open_runtime(exported.path) as model:
         ids = original.encode(TEXT)

@@ -52,8 +52,11 @@ def test_values_go_with_their_options() -> None:
         assert parsed("merge-export", "--out", "x", *args)["base_precision"] == "stored"
     assert parsed("merge-export", "--out", "x", "--merge-base", "nf4")["base_precision"] == "nf4"
     assert parsed("serve", "m.gguf", "--grace=2")["grace"] == 2
-    assert parsed("bench", "m.gguf", "--through", "server")["through"] == "server"
-    assert parsed("ab", "a", "b", "--items", "i", "--keeps", ".5", "--floor")["floor"] is True
+    assert parsed("bench", "m.gguf", "--through", "server")["via"] == "server"
+    assert (
+        parsed("ab", "a", "b", "--items", "i", "--keeps", ".5", "--floor")["repeat_baseline"]
+        is True
+    )
 
 
 def test_only_options_are_replaced(capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,9 @@ SIZES: dict[str, tuple[int, float]] = {"q8_0": (90, 50), "q4_0": (60, 80), "q2_k
 def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     """80 questions; the answer is what f16 finds the likeliest."""
     folder = tmp_path_factory.mktemp("search")
-    f16 = export(ExportOptions(out=folder, base=str(tiny_base), quants=("f16",), live=False))[0]
+    f16 = export(
+        ExportOptions(out=folder, base=str(tiny_base), quants=("f16",), compare_live=False)
+    )[0]
     path = folder / "items.jsonl"
     words = ["river", "boat", "house", "child", "stone", "lamp", "door", "bird"]
     rows = [{"prompt": f"{i} {words[i % 8]}", "answer": words[i % 8],

@@ -175,7 +175,9 @@ def test_a_scorer_of_ones_own_is_asked_again(
 
 
 def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
-    options = GateOptions((arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, floor=True)
+    options = GateOptions(
+        (arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, repeat_baseline=True
+    )
     release = run_gate(options, ask(items))
     assert release.floor and release.floor["flips"] == 0 and release.floor["n"] == 80
     assert abs(release.floor["kl"]) < 1e-6

@@ -43,7 +43,7 @@ metric_list: [{{metric: acc}}]
 # token's likelihood may be a third of a nat off.
 def test_a_local_task_is_scored_as_the_runtime_itself_scores_it(tmp_path: Path) -> None:
     base = resolve_base("smollm2-135m")
-    options = ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), live=False)
+    options = ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16",), compare_live=False)
     artifact = export(options)[0].path
     items = tmp_path / "items.jsonl"
     rows = [{"question": q, "choices": c, "answer": 0} for q, c in QUESTIONS]

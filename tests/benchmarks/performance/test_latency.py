@@ -27,7 +27,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     from edgeft.export.pipeline import ExportOptions, export
 
     out = tmp_path_factory.mktemp("speed")
-    options = ExportOptions(out=out, base=str(tiny_base), quants=("f16",), live=False)
+    options = ExportOptions(out=out, base=str(tiny_base), quants=("f16",), compare_live=False)
     return export(options)[0].path
 
 

@@ -20,7 +20,9 @@ from edgeft.release import GateOptions, run_gate
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list[Path]:
     out = tmp_path_factory.mktemp("workers")
-    options = ExportOptions(out=out, base=str(tiny_base), quants=("f16", "q8_0"), live=False)
+    options = ExportOptions(
+        out=out, base=str(tiny_base), quants=("f16", "q8_0"), compare_live=False
+    )
     return [artifact.path for artifact in export(options)]
 
 
@@ -74,7 +76,7 @@ def test_no_cluster_is_one_line() -> None:
 
 def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path) -> None:
     """By windows: all anew, though scores are kept, and none of them twice."""
-    options = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
+    options = dataclasses.replace(questions(tmp_path, "fresh"), no_cache=True)
     items = evaluate.load_items(options)
     for path in artifacts:
         evaluate.measure(path, items, options)
@@ -95,7 +97,7 @@ def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path
 def test_the_gate_asks_anew_where_it_should(
     artifacts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    options = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
+    options = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), no_cache=True)
     measured: list[tuple[str, bool]] = []
     measure = evaluate.measure
 
