@@ -11,6 +11,7 @@ in parallel.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.grammar import GrammarVocabulary, Matcher
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
@@ -109,8 +111,14 @@ class ONNXRuntime:
             np.random.default_rng(limits.seed & 0xFFFFFFFF),
         )
         end = min(len(ids) + limits.max_tokens, self.context + 1)
+        matcher = self.matcher(limits.grammar) if limits.grammar else None
+
+        def sample(row: Logits) -> int:
+            return choose(row, limits, draw)
+
         while len(ids) < end:
-            token = choose(self._read(ids, end), limits, draw)
+            row = self._read(ids, end)
+            token = matcher.choose(row, sample) if matcher else sample(row)
             if token in self._stops and not limits.past_stops:
                 return
             ids.append(token)
@@ -153,6 +161,14 @@ class ONNXRuntime:
             )
             self._writer = self._genai.Generator(self._model, params)
         return self._writer
+
+    def matcher(self, grammar: str) -> Matcher:
+        """For `Limits.grammar`; InputError for a grammar that is invalid or too complex."""
+        return self._grammars.matcher(grammar)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return GrammarVocabulary.from_tokenizer(self._tokenizer, self.vocab_size, self._stops)
 
     def replies(
         self,

@@ -14,6 +14,7 @@ made and freed in others.
 from __future__ import annotations
 
 import ctypes
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, Self
@@ -21,8 +22,8 @@ from typing import Any, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import InputError, ResourceError
 from edgeft.records import Sampling
+from edgeft.runtimes.grammar import GrammarVocabulary, Matcher
 
 Logits = npt.NDArray[np.float32]
 Entry = tuple[int, int, int]
@@ -61,7 +62,6 @@ class Sequences:
         """tokens at the beginning of each sequence that were read and not stepped to"""
         self.paired = False
         """a lone token is computed beside one that is taken back"""
-        self._candidates = np.empty(self._size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
 
     def read(self, number: int, ids: Sequence[int], outputs: int = 1) -> None:
         """Append `ids` to a sequence; `rows` then tells what follows each of the last `outputs`."""
@@ -142,40 +142,27 @@ class Sequences:
         self.prompts[target] = self.prompts[source]
 
     def sampler(self, sampling: Sampling) -> Sampler:
-        return Sampler(self._lib, self._vocab, self._size, self.length, sampling)
+        """InputError for a grammar that is invalid or too complex."""
+        matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar else None
+        return Sampler(self._lib, self._vocab, self._size, self.length, sampling, matcher)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return grammar_vocabulary(self._lib, self._vocab)
 
     def choose(self, row: int, sampler: Sampler) -> int:
         """The next token by a row of logits."""
-        if sampler.grammar:
-            return self._constrained(self.row(row), sampler)
+        if sampler.matcher:
+            token = sampler.matcher.choose(self.row(row), sampler.sample)
+            if sampler.chain:
+                self._lib.llama_sampler_accept(sampler.chain, token)
+            return token
         if not sampler.chain:
             # llama.cpp's greedy sampler would copy the vocabulary first.
             return int(self.row(row).argmax())
         # Counted from the end, outputs are meant and not tokens.
         index = (row if self._at is None else self._at[row]) - len(self._rows)
         return int(self._lib.llama_sampler_sample(sampler.chain, self._context, index))
-
-    def _constrained(self, row: Logits, sampler: Sampler) -> int:
-        """The chain's choice where the grammar allows it, which is the rule; else its choice among
-        what the grammar allows, for which the grammar looks at the whole vocabulary."""
-        token = self._chosen(row, sampler.chain)
-        if not sampler.allows(token):
-            token = self._chosen(row, sampler.grammar, sampler.chain)
-            if not sampler.allows(token):
-                raise ResourceError(
-                    "no token of the vocabulary continues what the grammar asks for"
-                )
-        if not self._lib.llama_vocab_is_eog(self._vocab, token):
-            sampler.accept(token)
-        return token
-
-    def _chosen(self, row: Logits, *samplers: Any) -> int:
-        every = self._candidates
-        every["id"], every["logit"], every["p"] = np.arange(self._size), row, 0
-        array = _array(self._lib, every)
-        for sampler in samplers:
-            self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
-        return int(array.data[array.selected].id)
 
     def _decode(self, tokens: Sequence[Entry], outputs: int) -> None:
         """Logits after the last `outputs` tokens."""
@@ -249,18 +236,25 @@ class Sequences:
 
 
 class Sampler:
-    """llama.cpp's samplers of one answer: they remember what was chosen. Free it in the end."""
+    """llama.cpp's samplers of one answer and the matcher of its grammar. Both remember what was
+    chosen. Close it in the end."""
 
-    def __init__(self, lib: Any, vocab: Any, size: int, length: int, how: Sampling) -> None:
+    def __init__(
+        self,
+        lib: Any,
+        vocab: Any,
+        size: int,
+        length: int,
+        how: Sampling,
+        matcher: Matcher | None = None,
+    ) -> None:
+        """`matcher`: follows `how.grammar`, where there is one; `Sequences.sampler` makes it."""
+        if how.grammar and not matcher:
+            raise ValueError("a grammar needs its matcher")
         self._lib = lib
         self.chain: Any = None
-        """None: the likeliest token, of which no sampler is needed"""
-        self.grammar: Any = None
-        if how.grammar:
-            text = how.grammar.encode("utf-8", "replace")
-            self.grammar = lib.llama_sampler_init_grammar(vocab, text, b"root")
-            if not self.grammar:
-                raise InputError("llama.cpp does not understand the grammar", "simplify the schema")
+        """None: the likeliest token, which needs no sampler"""
+        self.matcher = matcher
         penalties = how.repeat_penalty, how.frequency_penalty, how.presence_penalty
         parts = []
         if how.bias:
@@ -278,34 +272,51 @@ class Sampler:
             if how.min_p:
                 parts.append(lib.llama_sampler_init_min_p(how.min_p, 1))
             parts.append(lib.llama_sampler_init_dist(how.seed & 0xFFFFFFFF))
-        elif parts or self.grammar:
+        elif parts:
             parts.append(lib.llama_sampler_init_greedy())
         if parts:
             self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
             for part in parts:
                 lib.llama_sampler_chain_add(self.chain, part)
 
-    def allows(self, token: int) -> bool:
-        """May the grammar go on with this token?"""
-        one = np.array([(token, 0, 0)], [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        self._lib.llama_sampler_apply(self.grammar, ctypes.byref(_array(self._lib, one)))
-        return bool(np.isfinite(one["logit"][0]))
-
-    def accept(self, token: int) -> None:
-        for sampler in (self.grammar, self.chain):
-            self._lib.llama_sampler_accept(sampler, token)
+    def sample(self, logits: Logits) -> int:
+        """The chain's choice by these logits; the chain does not remember it."""
+        if not self.chain:
+            return int(logits.argmax())
+        candidates = np.empty(len(logits), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        candidates["id"], candidates["logit"], candidates["p"] = np.arange(len(logits)), logits, 0
+        data = candidates.ctypes.data_as(ctypes.POINTER(self._lib.llama_token_data))
+        array = self._lib.llama_token_data_array(
+            data=data, size=len(logits), selected=-1, sorted=False
+        )
+        self._lib.llama_sampler_apply(self.chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
 
     def close(self) -> None:
-        for sampler in (self.grammar, self.chain):
-            if sampler:
-                self._lib.llama_sampler_free(sampler)
-        self.grammar = self.chain = None
+        if self.chain:
+            self._lib.llama_sampler_free(self.chain)
+        self.chain = self.matcher = None
 
 
-def _array(lib: Any, tokens: npt.NDArray[Any]) -> Any:
-    """A llama_token_data_array over numpy's memory."""
-    data = tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-    return lib.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+def grammar_vocabulary(lib: Any, vocab: Any) -> GrammarVocabulary:
+    """A llama_vocab as grammars read it. Control tokens are special, and so are the user's own tokens
+    in angle brackets (llguidance/llamacpp.py has the same rule)."""
+    ids = range(lib.llama_vocab_n_tokens(vocab))
+    buffer = ctypes.create_string_buffer(1024)
+
+    def piece(token: int) -> bytes:
+        count = lib.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
+        return buffer[: max(count, 0)]
+
+    def is_special(token: int) -> bool:
+        attributes = lib.llama_vocab_get_attr(vocab, token)
+        if attributes & lib.LLAMA_TOKEN_ATTR_USER_DEFINED:
+            return pieces[token][:1] == b"<" and pieces[token][-1:] == b">"
+        return bool(attributes & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN))
+
+    pieces = list(map(piece, ids))
+    ends = [token for token in ids if lib.llama_vocab_is_eog(vocab, token)]
+    return GrammarVocabulary.from_pieces(pieces, list(filter(is_special, ids)), ends)
 
 
 def log_probabilities(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:

@@ -181,13 +181,15 @@ def served(
     artifact: Path, turns: Sequence[Sequence[Sequence[int]]], how: Sampling
 ) -> list[list[str]]:
     """Answers of the server's engine of four slots, to the prompts of each turn at once."""
-    from edgeft.server.jobs import Event, Job, Want
+    from edgeft.server.jobs import GenerationRequest, Job, StreamDelta
     from edgeft.server.run import ServeOptions, engines
 
-    events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[int, StreamDelta]] = queue.SimpleQueue()
 
     def job(number: int, ids: Sequence[int]) -> Job:
-        return Job(Want(tuple(ids), 40, how), lambda event: events.put((number, event)))
+        return Job(
+            GenerationRequest(tuple(ids), 40, how), lambda delta: events.put((number, delta))
+        )
 
     answers = []
     with engines(ServeOptions((artifact,), slots=4, threads=2)) as (engine,):
@@ -197,7 +199,7 @@ def served(
             while running:
                 number, event = events.get(timeout=60)
                 said[number] += event.text
-                running -= bool(event.finish)
+                running -= bool(event.finish_reason)
             answers.append(said)
     return answers
 

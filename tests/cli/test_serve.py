@@ -18,7 +18,7 @@ import pytest
 from conftest import Ran
 
 from edgeft.errors import InputError
-from edgeft.server.run import ServeOptions, names
+from edgeft.server.run import ServeOptions, model_names
 from helpers.paths import ROOT
 from helpers.serving import exported
 
@@ -142,7 +142,7 @@ def test_the_extra_is_named_where_it_is_missing(
 
 def test_artifacts_are_called_as_their_files(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "q8_0.gguf", tmp_path / "b" / "q8_0.gguf", tmp_path / "onnx-int4"]
-    assert list(names(paths)) == ["q8_0", "b/q8_0", "onnx-int4"]
+    assert list(model_names(paths)) == ["q8_0", "b/q8_0", "onnx-int4"]
 
 
 def test_the_key_is_not_shown_with_the_options(artifact: Path) -> None:
