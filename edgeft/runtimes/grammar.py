@@ -11,7 +11,7 @@ expressions. Schemas come from strangers, so `LIMITS` bounds the time and memory
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,14 @@ MAX_SCHEMA_CHARS = 16_384
 WHITESPACE = " "
 """regular expression of the blanks between two JSON tokens, of which there may be none; unbounded
 ones would let a model fill its answer with blanks"""
+MAX_INTEGER = 2**53 - 1
+"""up to which all readers of JSON agree (RFC 7493); more digits would let a model count for ever"""
+SCHEMA_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+"""keywords that hold schemas by any names"""
+LITERALS = ("const", "enum", "default", "examples", "required")
+"""keywords that hold values and no schemas"""
+BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
+OBJECT_KEYWORDS = {"properties", "required", "additionalProperties", "patternProperties"}
 LIMITS = {
     "max_items_in_row": 2_000,
     "initial_lexer_fuel": 1_000_000,
@@ -40,12 +48,15 @@ LIMITS = {
 def json_schema_grammar(schema: dict[str, Any]) -> str:
     """A JSON schema -> llguidance's Lark text, which `GrammarVocabulary.matcher` compiles.
 
-    InputError for a schema of more than `MAX_SCHEMA_CHARS`. A `oneOf` counts as an `anyOf`. Settings
-    of llguidance within the schema have no effect.
+    InputError for a schema of more than `MAX_SCHEMA_CHARS`. A `oneOf` counts as an `anyOf`, an object
+    with `properties` has no others, and an integer is at most `MAX_INTEGER`, unless the schema says
+    otherwise. Settings of llguidance within the schema have no effect.
     """
-    length = len(json.dumps(schema))
-    if length > MAX_SCHEMA_CHARS:
-        raise InputError(f"the schema has {length} characters, {MAX_SCHEMA_CHARS} are allowed")
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA_CHARS:
+        raise InputError(f"the schema has {len(text)} characters, {MAX_SCHEMA_CHARS} are allowed")
+    schema = json.loads(text)
+    _bound(list(_subschemas(schema)))
     settings = {
         "whitespace_pattern": WHITESPACE,
         "coerce_one_of": True,
@@ -55,6 +66,43 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
     options = json.dumps({"no_forcing": True})
     text = json.dumps(schema | {"x-guidance": settings})
     return f"%llguidance {options}\nstart: %json {text}"
+
+
+def _bound(schemas: list[dict[str, Any]]) -> None:
+    """Writes the defaults into the parts of a schema that keep an answer short. Where schemas are
+    combined, objects stay open: each part would exclude the properties of the others."""
+    combined = any(
+        "allOf" in one or ({"$ref", "anyOf", "oneOf"} & one.keys() and OBJECT_KEYWORDS & one.keys())
+        for one in schemas
+    )
+    for one in schemas:
+        if not combined and _is_closable(one):
+            one.setdefault("additionalProperties", False)
+        types = one.get("type")
+        if "integer" in (types if isinstance(types, list) else [types]) and not BOUNDS & one.keys():
+            one.update(minimum=-MAX_INTEGER, maximum=MAX_INTEGER)
+
+
+def _is_closable(schema: dict[str, Any]) -> bool:
+    """Does it name all properties that an object needs?"""
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if not isinstance(properties, dict) or not isinstance(required, list):
+        return False
+    return "patternProperties" not in schema and {*map(str, required)} <= properties.keys()
+
+
+def _subschemas(schema: Any) -> Iterator[dict[str, Any]]:
+    """Every schema within a schema, itself first."""
+    if isinstance(schema, dict):
+        yield schema
+        for key, value in schema.items():
+            if key in SCHEMA_MAPS and isinstance(value, dict):
+                yield from _subschemas(list(value.values()))
+            elif key not in LITERALS:
+                yield from _subschemas(value)
+    elif isinstance(schema, list):
+        for one in schema:
+            yield from _subschemas(one)
 
 
 class GrammarVocabulary:

@@ -306,7 +306,7 @@ def grammar_vocabulary(lib: Any, vocab: Any) -> GrammarVocabulary:
 
     def piece(token: int) -> bytes:
         count = lib.llama_token_to_piece(vocab, token, buffer, len(buffer), 0, True)
-        return buffer[: max(count, 0)]
+        return buffer.raw[: max(count, 0)]
 
     def is_special(token: int) -> bool:
         attributes = lib.llama_vocab_get_attr(vocab, token)

@@ -78,7 +78,7 @@ class Log:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self.metrics.answers[status] += 1
+                self.metrics.statuses[status] += 1
             await send(message)
 
         try:

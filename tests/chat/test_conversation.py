@@ -268,7 +268,7 @@ def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
 def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited(artifact: Path) -> None:
     with answering(artifact, 2) as model:
         assert isinstance(model, OnlyClient)
-        model._engine._many._run = broken  # type: ignore[attr-defined]
+        model._engine._sequences._run = broken  # type: ignore[attr-defined]
         chat = Conversation(model, "", Limits(4))
         with pytest.raises(EdgeftError, match="out of order"):
             say(chat, "lamp")

@@ -60,7 +60,7 @@ BODIES: list[tuple[str, Any]] = [
     chat(response_format={"type": "json_schema", "json_schema": {
         "schema": {"type": "string", "maxLength": 10**12}}}),
     chat(response_format={"type": "json_schema", "json_schema": {"schema": {
-        "$defs": {"t": {"$ref": "#/$defs/t"}}, "type": "array", "items": {"$ref": "#/$defs/t"}}}}),
+        "$defs": {"t": {"$ref": "#/$defs/t"}}, "$ref": "#/$defs/t"}}}),
     chat(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 20_000]}}}),
     chat(stream_options={"include_usage": "maybe"}),
     (CHAT, {"messages": []}), (CHAT, {"messages": "hi"}), (CHAT, {}), (CHAT, []), (CHAT, 3),

@@ -55,7 +55,8 @@ def test_each_choice_has_its_own_seed() -> None:
 
 def test_defaults_and_limits_of_max_tokens() -> None:
     assert completion()[0].max_tokens == 16 and completion(max_tokens=0)[0].max_tokens == 0
-    assert completion(max_tokens=None, limit=9)[0].max_tokens == 9
+    assert chat(limit=9)[0].max_tokens == 9
+    assert completion(max_tokens=None)[0].max_tokens == 16
     assert chat(max_tokens=3, max_completion_tokens=4)[0].max_tokens == 4
     with pytest.raises(InputError, match="max_tokens is 21, at most 20"):
         chat(max_tokens=21)
@@ -121,11 +122,11 @@ def test_log_probabilities_are_bounded_by_what_answers_can_hold(
     monkeypatch.setattr(requests, "MAX_LOGPROBS", 0)
     monkeypatch.setattr(requests, "MAX_TOP_LOGPROBS", 1)
     # 2 x context = 40 values: two for each of 19 tokens behind a prompt of two.
-    assert completion(logprobs=1, max_tokens=None)
+    assert completion(logprobs=1, max_tokens=20)
     with pytest.raises(InputError, match="more log probabilities"):
-        completion(logprobs=1, max_tokens=None, n=2)
+        completion(logprobs=1, max_tokens=20, n=2)
     with pytest.raises(InputError, match="more log probabilities"):
-        completion(logprobs=1, max_tokens=None, echo=True)
+        completion(logprobs=1, max_tokens=20, echo=True)
     assert completion(logprobs=1, max_tokens=10, n=2)
 
 
