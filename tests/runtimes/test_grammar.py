@@ -320,7 +320,7 @@ def test_a_text_that_is_not_of_a_schema_is_not_allowed(
         ({"type": "integer"}, "9007199254740991", True),
         ({"type": "integer"}, "90071992547409910", False),
         ({"type": ["integer", "null"]}, "90071992547409910", False),
-        ({"type": "integer", "minimum": 10**18}, "1000000000000000001", True),
+        ({"type": "integer", "minimum": 100}, "90071992547409910", True),
     ],
 )  # fmt: skip
 def test_objects_and_integers_are_bounded_unless_the_schema_says_otherwise(
@@ -343,7 +343,9 @@ def test_special_tokens_are_no_part_of_a_string(model: Model) -> None:
 def test_a_tokenizer_and_the_gguf_vocabulary_allow_the_same(model: Model, tiny_base: Path) -> None:
     vocabulary, encode, ends = model
     other = GrammarVocabulary.from_tokenizer(load_tokenizer(tiny_base), vocabulary._size, ends)
-    grammar = json_schema_grammar({"type": "object", "properties": {"on": {"type": "boolean"}}})
+    on = {"on": {"type": "boolean"}}
+    schema = {"type": "object", "properties": on, "additionalProperties": True}
+    grammar = json_schema_grammar(schema)
     first, second = vocabulary.matcher(grammar), other.matcher(grammar)
     for token in encode('{"on": true, "more": ["é", 1.5]}'):
         np.testing.assert_array_equal(first.mask(), second.mask())
