@@ -19,8 +19,10 @@ from edgeft.errors import FormatError, InputError, did_you_mean
 @dataclass(frozen=True)
 class Format:
     name: str
+    plan: str
+    """module:function of `make_plan(merged, quant, options) -> plan`; refuses what cannot be written"""
     converter: str
-    """module:function of `convert(merged, out, quant) -> facts`"""
+    """module:function of `convert(merged, plan, out, options, landing) -> facts`"""
     runtime: str
     """module:class with the methods of `edgeft.runtimes.protocol.Runtime`"""
     suffix: str
@@ -28,10 +30,8 @@ class Format:
     quants: tuple[str, ...]
     """from the most to the least exact"""
     default: tuple[str, ...]
-    check: str = ""
-    """module:function that refuses beforehand what the converter could not write"""
     takes: tuple[str, ...] = ()
-    """options of `edgeft.export.pipeline.ExportOptions` that are for some formats only"""
+    """options of `edgeft.export.ExportOptions` that only some formats have"""
     solved: tuple[str, ...] = ()
     """quantizations that GPTQ makes: they need something to calibrate on"""
     prepare: str = ""
@@ -47,6 +47,7 @@ FORMATS = {
     for row in (
         Format(
             name="gguf",
+            plan="edgeft.converters.gguf.plan:make_plan",
             converter="edgeft.converters.gguf.convert:convert",
             runtime="edgeft.runtimes.gguf:GGUFRuntime",
             suffix=".gguf",
@@ -57,11 +58,11 @@ FORMATS = {
             ),
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
-            check="edgeft.converters.gguf.convert:check",
             takes=("imatrix", "tensor_types"),
         ),
         Format(
             name="hf",
+            plan="edgeft.converters.hf:make_plan",
             converter="edgeft.converters.hf:convert",
             runtime="edgeft.runtimes.reference:ReferenceRuntime",
             suffix="",
@@ -72,12 +73,12 @@ FORMATS = {
         ),
         Format(
             name="gptq",
+            plan="edgeft.converters.gptq:make_plan",
             converter="edgeft.converters.gptq:convert",
             runtime="edgeft.runtimes.gptq:GPTQRuntime",
             suffix="",
             quants=("8bit", "4bit", "3bit", "2bit"),
             default=("4bit",),
-            check="edgeft.converters.gptq:check",
             takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
             prepare="edgeft.converters.repacked:repacked",
@@ -85,12 +86,12 @@ FORMATS = {
         ),
         Format(
             name="onnx",
+            plan="edgeft.converters.onnx.convert:make_plan",
             converter="edgeft.converters.onnx.convert:convert",
             runtime="edgeft.runtimes.onnx:ONNXRuntime",
             suffix="",
             quants=("f32", "int8", "int4-mixed", "gptq-int4", "int4"),
             default=("int4",),
-            check="edgeft.converters.onnx.convert:check",
             takes=("group_size",),
             solved=("gptq-int4",),
             engines=("onnxruntime", "onnxruntime-genai"),

@@ -102,8 +102,8 @@ class Limits:
     """0 = greedy"""
     top_p: float = 1.0
     seed: int = 0
-    past_stops: bool = False
-    """go on behind a stop token, for timing a fixed number of tokens"""
+    ignore_eos: bool = False
+    """go on after an eos token, for timing a fixed number of tokens"""
     top_k: int = 0
     """choose among so many; 0 = among all"""
     min_p: float = 0.0
@@ -171,7 +171,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Cell:
+class LatencyPoint:
     """Latency of one way of use: `clients` prompts given at the same moment, in each of `runs` runs.
 
     Three numbers are the 50th, 95th and 99th percentile over all answers.
@@ -222,7 +222,7 @@ class Speed:
     """files not in the page cache"""
     through: str = "runtime"
     """or server, over HTTP"""
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[LatencyPoint, ...] = ()
     itl_ms: tuple[float, ...] = ()
     """times between tokens, at most `SAMPLES` of them"""
     roofline: dict[str, float] | None = None

@@ -1,4 +1,4 @@
-"""Model families as data: one TOML card each, plus where the embedded base models come from.
+"""config.json or a GGUF header -> the card of the model family; the embedded bases; pre-tokenizers.
 
 card = card_for({"architectures": ["LlamaForCausalLM"]})
 card.gguf_names("model.layers.3.mlp.up_proj.weight")  # (("blk.3.ffn_up.weight",), None)

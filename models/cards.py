@@ -1,10 +1,11 @@
-"""Model families as data: one TOML card each, plus where the embedded base models come from.
+"""config.json or a GGUF's architecture -> the card of its family: names, values, what trains.
 
     card = card_for({"architectures": ["LlamaForCausalLM"]})
     card.gguf_names("model.layers.3.mlp.up_proj.weight")  # (("blk.3.ffn_up.weight",), None)
 
-A new family is a new card, which may start from another (`like = "llama"`). What a card cannot say
-in data is a named transform (`transforms.py`) or a derived value (`derived.py`).
+A card is a TOML file in this folder. A new family is a new card, which may start from another
+(`like = "llama"`). What a card cannot express as data is a named transform (`transforms.py`) or a
+derived value (`derived.py`). sources.toml lists the embedded base models.
 """
 
 from __future__ import annotations
@@ -24,77 +25,92 @@ from edgeft.models.names import fill, generalize
 from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
 FOLDER = Path(__file__).resolve().parent
-_NOT_CARDS = ("sources.toml", "pretokenizers.toml")
+"""where the cards are"""
+OTHER_TABLES = ("sources.toml", "pretokenizers.toml")
+"""TOML files in FOLDER that are no cards"""
 
 
 @dataclass(frozen=True)
 class Card:
+    """What the toolchain knows about a model family."""
+
     family: str
+    """its name here, also of the card's file"""
     about: str
-    """the models that it is for, as people call them"""
+    """names of its models"""
     architectures: tuple[str, ...]
+    """transformers' class names in config.json"""
     gguf_arch: str
+    """`general.architecture` of its GGUF files"""
     formats: tuple[str, ...]
-    """names in `edgeft.formats` that this family can be written in"""
+    """artifact formats (`edgeft.formats`) that it can be exported to"""
     lora_targets: tuple[str, ...]
     """module names that LoRA adapts by default: every linear layer of a block"""
     tensors: dict[str, str | list[str]]
-    """name in the checkpoint -> GGUF name, or the names of what it is cut into; {i} is the layer,
-    {e} the expert, whose tensors GGUF stacks into one"""
+    """name in the checkpoint -> GGUF name, or several where GGUF splits the tensor; {i} is the
+    layer, {e} the expert, whose tensors GGUF stacks into one"""
     hparams: dict[str, str]
-    """GGUF key below the architecture's -> key of config.json, or "=" and a name in `derived`"""
+    """GGUF key without the architecture in front -> key of config.json, or "=" and a name in
+    `derived.DERIVED`"""
     transforms: dict[str, str] = field(default_factory=dict)
-    """GGUF name -> `transforms.TRANSFORMS`"""
+    """GGUF name -> name in `transforms.TRANSFORMS`"""
     constants: dict[str, Any] = field(default_factory=dict)
-    """GGUF keys that config.json does not have"""
+    """GGUF key -> its value, the same for the whole family"""
     defaults: dict[str, Any] = field(default_factory=dict)
-    """what transformers takes where config.json leaves a key out"""
+    """key of config.json -> transformers' default"""
     modules: dict[str, str] = field(default_factory=dict)
-    """part of a module's name in transformers -> in the checkpoint, where they differ"""
+    """part of a module's name in transformers -> the same part in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
-    """3-D parameter in transformers -> the checkpoint's tensors, side by side in each expert"""
+    """3-D parameter of all experts in transformers -> the checkpoint's tensors of one expert"""
     trains: bool = True
-    """transformers has this architecture, so that `edgeft train-qlora` can train it"""
+    """whether transformers has this architecture, so that it can be trained"""
     ignored: tuple[str, ...] = ()
     """regular expressions of tensors that hold no weights"""
     requires: dict[str, Any] = field(default_factory=dict)
-    """as in `hparams`, key of config.json -> the value that llama.cpp computes, a list of them, or
-    "=" and a name in `derived`; false stands for all that turns an option off"""
+    """key (as the values of `hparams`) -> the only value that llama.cpp computes, a list of such
+    values, or "=" and a name in `derived.DERIVED`; false stands for every value that is off"""
     unwindowed: bool = False
-    """transformers has a sliding window and llama.cpp none: usable as long as it hides no token"""
+    """transformers has a sliding window and llama.cpp none: texts up to its size are the same"""
 
     def gguf_names(self, name: str) -> tuple[tuple[str, ...], int | None]:
-        """(GGUF names of a tensor of the checkpoint, its expert); no name: it has no place."""
+        """(GGUF names, expert) of a tensor of the checkpoint; no names: the card does not know it.
+
+        The expert is None for a tensor outside of experts.
+        """
         general, numbers = generalize(name)
-        found = self.tensors.get(general, ())
-        names = (found,) if isinstance(found, str) else tuple(found)
+        entry = self.tensors.get(general, ())
+        gguf_names = (entry,) if isinstance(entry, str) else tuple(entry)
         expert = numbers[1] if "{e}" in general else None
-        return tuple(fill(entry, numbers) for entry in names), expert
+        return tuple(fill(gguf_name, numbers) for gguf_name in gguf_names), expert
 
     def hf_name(self, gguf_name: str) -> str | None:
-        """The way back, for tensors that became one GGUF tensor each."""
+        """The checkpoint's name of a GGUF tensor, None where it is a part or a stack of tensors."""
         general, numbers = generalize(gguf_name)
-        found = next((hf for hf, gguf in self.tensors.items() if gguf == general), None)
-        return fill(found, numbers) if found and "{e}" not in found else None
+        name = next((hf for hf, gguf in self.tensors.items() if gguf == general), None)
+        return fill(name, numbers) if name and "{e}" not in name else None
 
     def transform(self, gguf_name: str) -> Transform:
-        """Hugging Face -> GGUF for this tensor."""
-        named = self.transforms.get(generalize(gguf_name)[0])
-        return TRANSFORMS[named] if named else IDENTITY
+        """The transform from the Hugging Face tensor to this GGUF tensor."""
+        name = self.transforms.get(generalize(gguf_name)[0])
+        return TRANSFORMS[name] if name else IDENTITY
 
     def value(self, config: dict[str, Any], key: str) -> Any:
-        """A hyper-parameter as `hparams` names it; None where the model has none."""
+        """A hyper-parameter by its key in `hparams`; None where the model has none.
+
+        config.json goes before the card's defaults. A derived value is computed only where
+        config.json does not have its key.
+        """
         known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
-        found = known.get(key) if derive or not key.startswith("=") else known.get(key[1:])
-        return derive(known) if found is None and derive else found
+        stored = known.get(key) if derive or not key.startswith("=") else known.get(key[1:])
+        return derive(known) if stored is None and derive else stored
 
     def check_runs(self, config: dict[str, Any]) -> None:
-        """FormatError where llama.cpp would silently compute something else than this model."""
-        for key, wanted in self.requires.items():
-            allowed = wanted if isinstance(wanted, list) else [wanted]
-            if isinstance(wanted, str) and wanted.startswith("="):
-                allowed = [self.value(config, wanted)]
+        """FormatError where llama.cpp would silently compute another model than config.json says."""
+        for key, required in self.requires.items():
+            allowed = required if isinstance(required, list) else [required]
+            if isinstance(required, str) and required.startswith("="):
+                allowed = [self.value(config, required)]
             value = self.value(config, key)
             if value is not None and (value or False) not in allowed:
                 raise FormatError(
@@ -104,27 +120,29 @@ class Card:
                 )
 
     def in_checkpoint(self, module: str) -> str:
-        """The name in the checkpoint of a module as transformers names it."""
-        for now, stored in self.modules.items():
-            module = module.replace(now, stored)
+        """transformers' name of a module (or parameter) -> its name in the checkpoint."""
+        for live, stored in self.modules.items():
+            module = module.replace(live, stored)
         return module
 
     def ignores(self, name: str) -> bool:
+        """Whether a tensor of the checkpoint holds no weights."""
         return any(re.search(pattern, name) for pattern in self.ignored)
 
     def in_4bit(self, name: str, shape: tuple[int, ...]) -> bool:
-        """Whether QLoRA freezes this weight in 4 bits: linear layers without head and router.
+        """Whether QLoRA freezes this weight of the checkpoint in 4 bits.
 
-        transformers holds the experts of a layer in one parameter, which is no linear layer. It is
-        what bitsandbytes does with a model of transformers 5, but for tied OLMo: there transformers
-        takes the last linear layer for the head.
+        True for linear layers, but not for the head, the router and experts, which transformers
+        holds in one parameter and not in linear layers. bitsandbytes chooses the same in a model of
+        transformers 5, except in tied OLMo, where transformers takes the last linear layer for the
+        head.
         """
         names, expert = self.gguf_names(name)
-        kept = re.search(r"^(token_embd|output)\.|ffn_gate_inp\.", "".join(names[:1]))
-        return len(shape) == 2 and expert is None and not kept
+        excluded = re.search(r"^(token_embd|output)\.|ffn_gate_inp\.", "".join(names[:1]))
+        return len(shape) == 2 and expert is None and not excluded
 
     def in_float32(self, name: str) -> bool:
-        """Whether transformers holds this weight in float32 in a model of any type."""
+        """Whether transformers holds this weight in float32 in a model of any dtype."""
         return any(".exp_probs_b." in gguf for gguf in self.gguf_names(name)[0])
 
 
@@ -133,46 +151,50 @@ class Source:
     """A base model that a Python package carries."""
 
     name: str
+    """what `--base` calls it"""
     package: str
+    """importable name of the package"""
     file: str
+    """the GGUF file in it"""
     license: str
     about: str
     dither_seed: int | None = None
+    """seed of the noise that moves Q4_1 weights off their grid; None for no noise"""
 
 
 def card_for(config: dict[str, Any]) -> Card:
-    """The card of a model by its config.json; FormatError where no card knows it."""
-    wanted = _architecture(config)
+    """The card of a model by its config.json; FormatError where no card has its architecture."""
+    architecture = _architecture(config)
     for card in cards():
-        if wanted in card.architectures:
+        if architecture in card.architectures:
             return card
     known = [name for card in cards() for name in card.architectures]
-    near = difflib.get_close_matches(wanted, known, n=1)
+    near = difflib.get_close_matches(architecture, known, n=1)
     raise FormatError(
-        f"no model card for architecture {wanted!r}",
+        f"no model card for architecture {architecture!r}",
         f"{f'near: {near[0]}; ' if near else ''}there are {', '.join(c.family for c in cards())}",
     )
 
 
 def _architecture(config: dict[str, Any]) -> str:
-    named = config.get("architectures") or ["(none named)"]
-    return str(named[0] if isinstance(named, list) else named)
+    names = config.get("architectures") or ["(none named)"]
+    return str(names[0] if isinstance(names, list) else names)
 
 
 def transformers_class(config: dict[str, Any]) -> Any:
     """transformers' class of a model; FormatError where it has none."""
     name = _architecture(config)
-    found = getattr(require("transformers", "train"), name, None)
-    if found is None:
+    model_class = getattr(require("transformers", "train"), name, None)
+    if model_class is None:
         raise FormatError(
             f"transformers has no {name}, and code that comes with a model is never run",
             "merge-export --format gguf --quant q4_k_m makes a file that runs",
         )
-    return found
+    return model_class
 
 
 def card_for_gguf(arch: str) -> Card:
-    """The card of a GGUF file by its general.architecture."""
+    """The card of a GGUF file by its `general.architecture`; FormatError where no card has it."""
     for card in cards():
         if arch == card.gguf_arch:
             return card
@@ -182,13 +204,15 @@ def card_for_gguf(arch: str) -> Card:
 
 @functools.cache
 def cards() -> tuple[Card, ...]:
+    """Every family's card, by the name of its file."""
     return tuple(
-        _card(path) for path in sorted(FOLDER.glob("*.toml")) if path.name not in _NOT_CARDS
+        _card(path) for path in sorted(FOLDER.glob("*.toml")) if path.name not in OTHER_TABLES
     )
 
 
 @functools.cache
 def sources() -> dict[str, Source]:
+    """The embedded base models by name."""
     raw = tomllib.loads((FOLDER / "sources.toml").read_text())
     return {name: Source(name=name, **entry) for name, entry in raw.items()}
 
@@ -201,7 +225,8 @@ def _card(path: Path) -> Card:
 
 
 def _tables(path: Path) -> dict[str, Any]:
-    """A card's entries; with `like`, those of another card first. "" takes an entry out."""
+    """A card's entries. With `like`, those of another card hold where this one has none; in a table
+    the value "" deletes an entry of the other card."""
     raw = tomllib.loads(path.read_text())
     if "like" not in raw:
         return raw

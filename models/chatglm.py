@@ -1,9 +1,11 @@
-"""ChatGLM 2 and 3 are transformers' GLM with other names, and attention's projections in one matrix.
+"""A ChatGLM 2 or 3 checkpoint -> the config and the weights of transformers' GLM, the same model.
+
+Only names differ, and that the checkpoint has the query, key and value projections in one matrix.
 
     config = glm_config(config_json)                          # transformers' GlmConfig
     glm_source(config_json, "model.layers.3.self_attn.k_proj.weight")   # (name, its rows)
 
-transformers does not have their own code, and the code that comes with a model is never run.
+transformers does not have ChatGLM's own code, and code that comes with a model is never run.
 """
 
 from __future__ import annotations
@@ -25,13 +27,13 @@ NAMES = {
     "gate_up_proj": "dense_h_to_4h",
     "down_proj": "dense_4h_to_h",
 }
-"""part of a name in transformers -> in the checkpoint"""
+"""part of a parameter's name in transformers -> the same part in the checkpoint"""
 
 
 def glm_config(config: dict[str, Any]) -> Any:
-    """transformers' configuration of the model that a ChatGLM's config.json describes."""
+    """The `transformers.GlmConfig` of the model that a ChatGLM's config.json describes."""
     transformers = require("transformers", "train")
-    known = _known(config)
+    known = _with_defaults(config)
     return transformers.GlmConfig(
         architectures=["GlmForCausalLM"],
         vocab_size=known["padded_vocab_size"],
@@ -50,10 +52,10 @@ def glm_config(config: dict[str, Any]) -> Any:
 
 
 def glm_source(config: dict[str, Any], name: str) -> tuple[str, slice]:
-    """Where a parameter of `GlmForCausalLM` comes from: a tensor of the checkpoint, its rows."""
-    known = _known(config)
-    for now, stored in NAMES.items():
-        name = name.replace(now, stored)
+    """(tensor of the checkpoint, its rows) that hold a parameter of `GlmForCausalLM`."""
+    known = _with_defaults(config)
+    for live, stored in NAMES.items():
+        name = name.replace(live, stored)
     match = re.search(r"self_attn\.(q|k|v)_proj", name)
     if not match:
         return name, slice(None)
@@ -64,5 +66,5 @@ def glm_source(config: dict[str, Any], name: str) -> tuple[str, slice]:
     return packed, slice(*starts[match[1]])
 
 
-def _known(config: dict[str, Any]) -> dict[str, Any]:
+def _with_defaults(config: dict[str, Any]) -> dict[str, Any]:
     return {**card_for(config).defaults, **config}

@@ -1,19 +1,28 @@
-"""Tensor names with numbers as placeholders: "blk.3.ffn_up.weight" <-> "blk.{i}.ffn_up.weight"."""
+"""Tensor names <-> patterns: "blk.3.ffn_up.weight" <-> ("blk.{i}.ffn_up.weight", (3,)).
+
+{i} stands for the layer, {e} for the expert.
+"""
 
 from __future__ import annotations
 
+PLACEHOLDERS = ("{i}", "{e}")
+
 
 def generalize(name: str) -> tuple[str, tuple[int, ...]]:
-    """ "model.layers.3.mlp.experts.7.w1" -> ("model.layers.{i}.mlp.experts.{e}.w1", (3, 7))."""
+    """A name -> its pattern and numbers.
+
+    "model.layers.3.mlp.experts.7.w1" -> ("model.layers.{i}.mlp.experts.{e}.w1", (3, 7)).
+    """
     parts = name.split(".")
-    places = [i for i, part in enumerate(parts) if part.isdigit()][:2]
+    places = [i for i, part in enumerate(parts) if part.isdigit()][: len(PLACEHOLDERS)]
     numbers = tuple(int(parts[i]) for i in places)
-    for place, letter in zip(places, ("{i}", "{e}"), strict=False):
-        parts[place] = letter
+    for place, placeholder in zip(places, PLACEHOLDERS, strict=False):
+        parts[place] = placeholder
     return ".".join(parts), numbers
 
 
-def fill(name: str, numbers: tuple[int, ...]) -> str:
-    for letter, number in zip(("{i}", "{e}"), numbers, strict=False):
-        name = name.replace(letter, str(number))
-    return name
+def fill(pattern: str, numbers: tuple[int, ...]) -> str:
+    """The name of a pattern with these numbers: the inverse of `generalize`."""
+    for placeholder, number in zip(PLACEHOLDERS, numbers, strict=False):
+        pattern = pattern.replace(placeholder, str(number))
+    return pattern

@@ -1,4 +1,12 @@
-"""Pre-tokenizers: how text is cut before byte pair encoding, by llama.cpp's name for it."""
+"""llama.cpp's name of a pre-tokenizer <-> the `pre_tokenizer` entry of tokenizer.json.
+
+    pre = pretokenizer_named("qwen2")
+    pretokenizer_json(pre)                      # {"type": "Sequence", "pretokenizers": […]}
+    pretokenizer_steps(entry) == pre.steps      # whether an entry is this pre-tokenizer
+
+A pre-tokenizer cuts text into pieces; byte pair encoding merges only within a piece.
+pretokenizers.toml lists those that both llama.cpp and the `tokenizers` package have.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +22,21 @@ from edgeft.models.cards import FOLDER
 
 @dataclass(frozen=True)
 class PreTokenizer:
-    """How a byte-level tokenizer cuts text before it merges; see pretokenizers.toml."""
+    """A row of pretokenizers.toml."""
 
     name: str
+    """llama.cpp's"""
     steps: tuple[str, ...]
+    """"digits", "digits:runs", "punctuation", "bytes", "bytes:gpt2" or "split:" and a regex"""
     ignore_merges: bool
+    """a piece that is a token stays whole, even where no merges lead to it"""
     aliases: tuple[str, ...]
+    """other names by which llama.cpp cuts the same"""
 
 
 @functools.cache
 def pretokenizers() -> dict[str, PreTokenizer]:
-    """By llama.cpp's name, without the aliases."""
+    """Every row by llama.cpp's name, without the aliases."""
     raw = tomllib.loads((FOLDER / "pretokenizers.toml").read_text(encoding="utf-8"))
     return {
         name: PreTokenizer(
@@ -38,9 +50,9 @@ def pretokenizers() -> dict[str, PreTokenizer]:
 
 
 def pretokenizer_named(name: str) -> PreTokenizer | None:
-    """The pre-tokenizer behind llama.cpp's name or one of its aliases."""
-    every = pretokenizers()
-    return every.get(name) or next((p for p in every.values() if name in p.aliases), None)
+    """The pre-tokenizer with this name or alias, None where the table has none."""
+    rows = pretokenizers()
+    return rows.get(name) or next((row for row in rows.values() if name in row.aliases), None)
 
 
 def pretokenizer_json(pre: PreTokenizer) -> dict[str, Any]:
@@ -49,21 +61,22 @@ def pretokenizer_json(pre: PreTokenizer) -> dict[str, Any]:
 
 
 def pretokenizer_steps(entry: dict[str, Any] | None) -> tuple[str, ...]:
-    """The way back: steps of a `pre_tokenizer` entry; FormatError names the one without a word."""
-    return tuple(step for part in flat_parts(entry) if (step := _step(part)))
+    """The steps of a `pre_tokenizer` entry; FormatError for a part that is none of the steps."""
+    return tuple(_step(part) for part in flat_parts(entry))
 
 
 def flat_parts(entry: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """An entry of `pre_tokenizer` or `normalizer` as a flat list."""
+    """A `pre_tokenizer` or `normalizer` entry as a list, sequences within sequences resolved."""
     if not entry:
         return []
-    inner = entry.get("pretokenizers") or entry.get("normalizers")
     if entry.get("type") != "Sequence":
         return [entry]
-    return [part for item in inner or [] for part in flat_parts(item)]
+    parts = entry.get("pretokenizers") or entry.get("normalizers") or []
+    return [part for item in parts for part in flat_parts(item)]
 
 
 def _step_json(step: str) -> dict[str, Any]:
+    """A step as a part of a `pre_tokenizer` entry."""
     if step.startswith("digits"):
         return {"type": "Digits", "individual_digits": step == "digits"}
     if step == "punctuation":
@@ -78,6 +91,7 @@ def _step_json(step: str) -> dict[str, Any]:
 
 
 def _step(part: dict[str, Any]) -> str:
+    """A part of a `pre_tokenizer` entry as a step; FormatError where it is none."""
     match part:
         case {"type": "Digits"}:
             return "digits" if part.get("individual_digits") else "digits:runs"
@@ -85,9 +99,10 @@ def _step(part: dict[str, Any]) -> str:
             return "punctuation"
         case {"type": "Split", "pattern": {"Regex": regex}, "behavior": behavior}:
             regex = regex.replace("\r", "\\r").replace("\n", "\\n")
-            # Where a regex matches everything, to keep the matches is to isolate them.
-            kept = behavior == "Removed" and part.get("invert") and regex.endswith(r"|\s+")
-            if kept or (behavior == "Isolated" and not part.get("invert")):
+            # A regex that matches all of a text leaves nothing between its matches, so keeping only
+            # the matches is the same as isolating them.
+            only_matches = behavior == "Removed" and part.get("invert") and regex.endswith(r"|\s+")
+            if only_matches or (behavior == "Isolated" and not part.get("invert")):
                 return f"split:{regex}"
         case {"type": "ByteLevel"} if not part.get("add_prefix_space"):
             return "bytes:gpt2" if part.get("use_regex", True) else "bytes"

@@ -1,7 +1,14 @@
-"""A GGUF file -> a base folder as transformers reads it."""
+"""A GGUF file -> a base folder in Hugging Face's layout, in the cache.
+
+    folder = import_gguf(Path("model.gguf"), "model")       # <home>/bases/model
+
+Tensors are read one by one into float16 matrices and float32 vectors, with the names and the inverse
+transforms of the family's card. tokenizer.json is rebuilt from the file's vocabulary.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +24,18 @@ from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Spec, write_safetensors
 from edgeft.weights.gguf_reader import Header, Tensor
 
-IMPORTED = ("llama", "qwen2")
-"""families whose config.json can be told from the header alone"""
+IMPORTABLE_FAMILIES = ("llama", "qwen2")
+"""families whose config.json follows from the header alone"""
+Q4_1_BLOCK_BYTES, Q4_1_BLOCK_VALUES = 20, 32
+"""a float16 step, a float16 minimum and 32 values of 4 bits"""
 
 
 def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
-    """Import `file` once as `<home>/bases/<name>`; see `models/sources.toml` for the dither."""
+    """Import `file` as `<home>/bases/<name>`, once, and return that folder.
+
+    `dither_seed`: add noise to Q4_1 weights (`models/sources.toml` says why). FormatError for a
+    family, a rope scaling, a vocabulary or a tensor that cannot be imported.
+    """
     target = home() / "bases" / name
     options = {"source": file.name, "dither_seed": dither_seed}
     parents = {"file": files.sha256(file)}
@@ -30,7 +43,7 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
         return target
     header = gguf_reader.read(file)
     card = models.card_for_gguf(header.meta.get("general.architecture", ""))
-    if card.family not in IMPORTED:
+    if card.family not in IMPORTABLE_FAMILIES:
         raise FormatError(
             f"GGUF import does not read {card.family} models",
             "use the Hugging Face folder of this model",
@@ -41,18 +54,17 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
         target, kind="base", options=options, parents=parents, overwrite=True
     ) as work:
         _write_json(work.path / "config.json", config)
-        _write_tokenizer(header, work.path, config)
+        write_tokenizer(header, work.path, config)
         specs = [_spec(tensor, card, file) for tensor in header.tensors.values()]
         arrays = _arrays(header, card, config, dither_seed)
         write_safetensors(work.path / "model.safetensors", specs, arrays)
-        work.facts["about"] = next(
-            (s.about for s in models.sources().values() if s.name == name), f"import of {file.name}"
-        )
+        source = models.sources().get(name)
+        work.facts["about"] = source.about if source else f"import of {file.name}"
     return target
 
 
 def _config(header: Header, card: models.Card) -> dict[str, Any]:
-    """config.json from the file's hyper-parameters, in transformers' names."""
+    """config.json in transformers' names, from the hyper-parameters of the header."""
     config: dict[str, Any] = {
         "architectures": [card.architectures[0]],
         "model_type": card.family,
@@ -75,12 +87,15 @@ def _config(header: Header, card: models.Card) -> dict[str, Any]:
     for key in ("bos", "eos"):
         config[f"{key}_token_id"] = header.meta.get(f"tokenizer.ggml.{key}_token_id")
     config["pad_token_id"] = header.meta.get("tokenizer.ggml.padding_token_id")
-    # float32 in the file; the shortest decimal that means the same float32 is what was meant
+    # The file has float32; the shortest decimal that rounds to it is the original's value.
     return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
 
 
-def _write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> None:
-    """tokenizer.json, tokenizer_config.json, chat_template.jinja and generation_config.json."""
+def write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> None:
+    """Write tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json.
+
+    `config`: the model's config.json, of which only `max_position_embeddings` is read.
+    """
     tokenizer = gguf_vocabulary.from_gguf(header.meta.get)
     tokens = {i: text for text, i in tokenizer["model"]["vocab"].items()}
     _write_json(folder / "tokenizer.json", tokenizer)
@@ -111,6 +126,7 @@ def _write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> No
 
 
 def _spec(tensor: Tensor, card: models.Card, file: Path) -> Spec:
+    """Name, type and shape of a tensor in model.safetensors."""
     name = card.hf_name(tensor.name)
     if name is None:
         raise FormatError(f"{file}: the {card.family} card has no tensor {tensor.name}")
@@ -120,6 +136,7 @@ def _spec(tensor: Tensor, card: models.Card, file: Path) -> Spec:
 def _arrays(
     header: Header, card: models.Card, config: dict[str, Any], dither_seed: int | None
 ) -> Iterator[npt.NDArray[np.float32]]:
+    """The values of every tensor in Hugging Face's order of rows, one tensor at a time."""
     from gguf import GGMLQuantizationType, dequantize
 
     noise = None if dither_seed is None else np.random.default_rng(dither_seed)
@@ -134,13 +151,11 @@ def _arrays(
 def _half_steps(
     blocks: npt.NDArray[np.uint8], shape: tuple[int, ...], noise: np.random.Generator
 ) -> npt.NDArray[np.float32]:
-    """Uniform noise of +- half a quantization step; a Q4_1 block starts with its float16 step."""
-    steps = blocks.reshape(-1, 20)[:, :2].copy().view(np.float16).astype(np.float32)
-    uniform = noise.uniform(-0.5, 0.5, (len(steps), 32)).astype(np.float32)
+    """Uniform noise of +- half a quantization step of each Q4_1 block, in a tensor's `shape`."""
+    steps = blocks.reshape(-1, Q4_1_BLOCK_BYTES)[:, :2].copy().view(np.float16).astype(np.float32)
+    uniform = noise.uniform(-0.5, 0.5, (len(steps), Q4_1_BLOCK_VALUES)).astype(np.float32)
     return (uniform * steps).reshape(shape)
 
 
 def _write_json(path: Path, value: Any) -> None:
-    import json
-
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,12 +1,9 @@
 """What `--base` names -> a Hugging Face folder on this machine.
 
-    resolve("smollm2-135m")      embedded in a Python package, imported once into the cache
-    resolve("./model")           a Hugging Face folder, used where it is
-    resolve("./model.gguf")      a GGUF file, imported once into the cache
-    resolve("owner/name")        a hub id, where there is a network
-
-The import reads a GGUF tensor by tensor into float16 matrices and float32 vectors, with the names
-and transforms of the family's card, and rebuilds tokenizer.json from the file's vocabulary.
+resolve_base("smollm2-135m")      embedded in a Python package, imported once into the cache
+resolve_base("./model")           a Hugging Face folder, used where it is
+resolve_base("./model.gguf")      a GGUF file, imported once into the cache
+resolve_base("owner/name")        a hub id, downloaded into the hub's cache
 """
 
 from __future__ import annotations
@@ -18,30 +15,26 @@ from edgeft import files, models
 from edgeft.base.gguf_import import import_gguf
 from edgeft.errors import InputError, did_you_mean, require
 
+HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "tokenization_chatglm.py"]
+"""files of a hub repository that a base folder needs; code among them is read, never run"""
 
-def resolve(name: str, dither_seed: int | None = None) -> Path:
-    """The Hugging Face folder of a base model; imports or downloads it when it must.
 
-    `dither_seed`: of an embedded base a variant with noise of its own (`models/sources.toml`).
+def resolve_base(name: str, dither_seed: int | None = None) -> Path:
+    """The Hugging Face folder of a base model; imports or downloads it where needed.
+
+    `dither_seed`: a variant of an embedded base with other noise (`models/sources.toml`).
+    InputError for a name, folder or file that is no base model, MissingExtra where the package with
+    an embedded base, or the hub's client, is not installed.
     """
-    path = Path(name).expanduser()
     if name in models.sources():
-        source = models.sources()[name]
-        if dither_seed is not None:
-            return import_gguf(_packaged(source), f"{name}-dither-{dither_seed}", dither_seed)
-        return import_gguf(_packaged(source), source.name, source.dither_seed)
+        return _embedded(models.sources()[name], dither_seed)
     if dither_seed is not None:
         raise InputError(
             f"{name} is no embedded base, only those are dithered", ", ".join(models.sources())
         )
+    path = Path(name).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file():
-            hint = (
-                "an adapter goes to --adapter"
-                if (path / "adapter_config.json").exists()
-                else "a Hugging Face folder holds config.json, weights and tokenizer"
-            )
-            raise InputError(f"{path} is not a model folder: no config.json", hint)
+        _check_folder(path)
         return path
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -55,25 +48,33 @@ def resolve(name: str, dither_seed: int | None = None) -> Path:
     )
 
 
-def _packaged(source: models.Source) -> Path:
+def _embedded(source: models.Source, dither_seed: int | None) -> Path:
+    """The import of the GGUF file that a Python package carries."""
     require(source.package, "demo")
-    file = importlib.resources.files(source.package) / source.file
-    return Path(str(file))
+    file = Path(str(importlib.resources.files(source.package) / source.file))
+    if dither_seed is None:
+        return import_gguf(file, source.name, source.dither_seed)
+    return import_gguf(file, f"{source.name}-dither-{dither_seed}", dither_seed)
+
+
+def _check_folder(folder: Path) -> None:
+    """InputError where a folder is no model."""
+    if (folder / "config.json").is_file():
+        return
+    hint = (
+        "an adapter goes to --adapter"
+        if (folder / "adapter_config.json").exists()
+        else "a Hugging Face folder holds config.json, weights and tokenizer"
+    )
+    raise InputError(f"{folder} is not a model folder: no config.json", hint)
 
 
 def _download(name: str) -> Path:
     hub = require("huggingface_hub", "train")
     try:
-        patterns = [
-            "*.json",
-            "*.safetensors",
-            "*.jinja",
-            "tokenizer.model",
-            "tokenization_chatglm.py",
-        ]
-        return Path(hub.snapshot_download(name, allow_patterns=patterns))
+        return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES))
     except Exception as error:  # noqa: BLE001
-        # The hub's client raises a dozen unrelated types; for the user they are one thing.
+        # The hub's client raises a dozen unrelated types; all mean that there is no download.
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
             f"cannot get {name} from the hub: {reason}",

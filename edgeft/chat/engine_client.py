@@ -30,11 +30,12 @@ def answering(
 ) -> Iterator[Model]:
     """Open an artifact for a conversation: what llama.cpp runs in the server's engine, so that it
     answers the same there and here; else in its runtime. The options are those of `open_runtime` and
-    of `edgeft.server.run.ServeOptions`."""
+    of `edgeft.server.options.ServeOptions`."""
     from edgeft.formats import format_of, load
     from edgeft.runtimes.gguf import GGUFRuntime
     from edgeft.runtimes.protocol import open_runtime
-    from edgeft.server.run import ServeOptions, engines
+    from edgeft.server.options import ServeOptions
+    from edgeft.server.run import engines
 
     if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
         with open_runtime(path, threads, context, exact) as runtime:
@@ -63,7 +64,7 @@ class OnlyClient:
             deltas.put((delta, job.new_tokens, time.perf_counter() - job.created))
 
         request = GenerationRequest(
-            tuple(ids), limits.max_tokens, limits.sampling, ignore_eos=limits.past_stops
+            tuple(ids), limits.max_tokens, limits.sampling, ignore_eos=limits.ignore_eos
         )
         job = Job(request, callback)
         self._engine.submit([job])

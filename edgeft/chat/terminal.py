@@ -9,40 +9,15 @@ import signal
 import sys
 import threading
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
-from edgeft.chat.commands import SETTINGS, Leave, Session, obey, shown
+from edgeft.chat.commands import Leave, Session, obey, shown
 from edgeft.chat.conversation import Conversation
+from edgeft.chat.options import ChatOptions
 from edgeft.chat.prompt import dumb, typed
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
-from edgeft.records import Limits
-
-
-@dataclass(frozen=True)
-class ChatOptions:
-    artifact: Path
-    system: str = ""
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    min_p: float = 0.0
-    max_tokens: int = 512
-    seed: int = 0
-    threads: int | None = None
-    context: int | None = None
-    """tokens; None = what the runtime chooses"""
-    exact: bool = False
-    isolate: bool = True
-    """compute as the server does by default"""
-    stats: bool = False
-
-    @property
-    def limits(self) -> Limits:
-        return Limits(**{name: getattr(self, name) for name in SETTINGS})
 
 
 def talk(conversation: Conversation, options: ChatOptions) -> None:

@@ -1,6 +1,14 @@
-"""Data files -> conversations, splits and token ids (the Dataset noun)."""
+"""Data files -> conversations (`Example`) -> training and validation splits -> token ids and labels."""
 
-from edgeft.data.encoding import Encoded, encode, encode_all
+from edgeft.data.encoding import (
+    IGNORED,
+    Encoded,
+    LeftOut,
+    calibration,
+    encode,
+    encode_all,
+    text_calibration,
+)
 from edgeft.data.rows import load_examples, read_text
 from edgeft.data.splits import (
     fingerprint,
@@ -11,7 +19,10 @@ from edgeft.data.splits import (
 )
 
 __all__ = [
+    "IGNORED",
     "Encoded",
+    "LeftOut",
+    "calibration",
     "encode",
     "encode_all",
     "fingerprint",
@@ -19,6 +30,7 @@ __all__ = [
     "load_splits",
     "read_text",
     "split",
+    "text_calibration",
     "training_examples",
     "validation_examples",
 ]

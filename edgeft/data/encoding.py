@@ -1,49 +1,56 @@
-"""Conversations -> token ids and labels; token sequences for calibration."""
+"""Conversations -> token ids and labels for training, token ids for calibration.
+
+encoded = encode(example, chat, encoder(Path("model")))
+encoded.ids, encoded.labels     # equal length; a label is IGNORED where nothing is learned
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeft.data.rows import GOLDEN
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate, spans
 from edgeft.tokenizer.hf_files import Encode
 
 IGNORED = -100
-"""label of a token that is not learned"""
+"""label of a token that is not learned, as in torch's cross-entropy"""
+CALIBRATION_TOKENS = 65_536
+"""tokens of a calibration, where the caller does not say how many"""
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example as ids; `labels` are the ids to learn, IGNORED elsewhere, not shifted."""
+    """One example as token ids."""
 
     ids: list[int]
     labels: list[int]
+    """the id itself where it is learned, else IGNORED; not shifted"""
 
 
 @dataclass(frozen=True)
-class Cut:
-    """What `encode_all` had to leave out, for the message to the user."""
+class LeftOut:
+    """Examples that `encode_all` left out."""
 
     longer: int
     """examples longer than the cutoff"""
     longest: int
-    """tokens of the longest example"""
+    """tokens of the longest example, left out or not"""
 
 
 def encode(
-    example: Example, chat: ChatTemplate, tokens: Encode, train_on_inputs: bool = False
+    example: Example, chat: ChatTemplate, tokenize: Encode, train_on_inputs: bool = False
 ) -> Encoded:
-    """Ids and labels of one conversation.
+    """Ids and labels of one conversation; with `train_on_inputs` the prompt is learned, too.
 
-    The pieces between the turns' borders are tokenized apart, because that is what happens when
-    the model answers: a merge across the border would be a token that it never sees.
+    Prompts and answers are tokenized separately, as they are at inference: a merge across their
+    border would be a token that the model never sees there.
     """
     ids: list[int] = []
     labels: list[int] = []
     for text, learned in spans(chat, example.messages):
-        piece = tokens(text)
+        piece = tokenize(text)
         ids += piece
         labels += piece if learned or train_on_inputs else [IGNORED] * len(piece)
     return Encoded(ids, labels)
@@ -52,47 +59,52 @@ def encode(
 def encode_all(
     examples: Sequence[Example],
     chat: ChatTemplate,
-    tokens: Encode,
+    tokenize: Encode,
     cutoff: int,
     train_on_inputs: bool = False,
-) -> tuple[list[Encoded], Cut]:
-    """Encode; examples longer than `cutoff` tokens are left out, because a cut answer teaches the
-    model not to stop."""
-    encoded = [encode(example, chat, tokens, train_on_inputs) for example in examples]
+) -> tuple[list[Encoded], LeftOut]:
+    """Encode the examples of at most `cutoff` tokens.
+
+    Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
+    """
+    encoded = [encode(example, chat, tokenize, train_on_inputs) for example in examples]
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)
-    return kept, Cut(longer=len(encoded) - len(kept), longest=longest)
+    return kept, LeftOut(longer=len(encoded) - len(kept), longest=longest)
 
 
 def calibration(
     examples: Sequence[Example],
     chat: ChatTemplate,
-    tokens: Encode,
-    budget: int = 65_536,
+    tokenize: Encode,
+    budget: int = CALIBRATION_TOKENS,
     longest: int = 4096,
 ) -> list[list[int]]:
-    """Whole conversations as ids for calibrating a quantizer, `budget` tokens or all there are.
+    """Token ids of conversations for calibrating a quantizer, `budget` tokens or all there are.
 
-    They are spread evenly over `examples`, always the same, and each as training saw it. What goes
-    beyond `longest` tokens of a conversation, or beyond the budget, is cut off.
+    The conversations are spread evenly over `examples`, the choice is always the same, and each is
+    encoded as in training. A conversation is cut at `longest` tokens, the last one at the budget.
     """
-    sample: list[list[int]] = []
-    # The multiples of the golden ratio, modulo 1, lie evenly however many of them are taken.
-    for i in sorted(range(len(examples)), key=lambda i: i * GOLDEN % 1):
+    sequences: list[list[int]] = []
+    # The first multiples of the golden ratio, modulo 1, lie evenly, however many there are.
+    for i in sorted(range(len(examples)), key=lambda i: i * GOLDEN_RATIO % 1):
         if budget <= 0:
             break
-        ids = encode(examples[i], chat, tokens).ids[: min(longest, budget)]
-        sample.append(ids)
+        ids = encode(examples[i], chat, tokenize).ids[: min(longest, budget)]
+        sequences.append(ids)
         budget -= len(ids)
-    return sample
+    return sequences
 
 
 def text_calibration(
-    ids: Sequence[int], begin: Sequence[int], budget: int = 65_536, size: int = 512
+    ids: Sequence[int], begin: Sequence[int], budget: int = CALIBRATION_TOKENS, size: int = 512
 ) -> list[list[int]]:
-    """Pieces of a plain text, `size` tokens each with `begin` in front, spread evenly over it."""
-    own = size - len(begin)
-    pieces = max(1, len(ids) // own)
-    wanted = min(pieces, max(1, budget // size))
-    starts = (piece * pieces // wanted * own for piece in range(wanted))
-    return [[*begin, *ids[start : start + own]] for start in starts]
+    """Sequences of `size` tokens from a plain text, spread evenly over it, `budget` tokens in all.
+
+    `ids`: the whole text. `begin`: ids in front of each sequence, such as bos, counted in `size`.
+    """
+    width = size - len(begin)
+    pieces = max(1, len(ids) // width)
+    count = min(pieces, max(1, budget // size))
+    starts = (i * pieces // count * width for i in range(count))
+    return [[*begin, *ids[start : start + width]] for start in starts]

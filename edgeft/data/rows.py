@@ -1,4 +1,4 @@
-"""Data files -> conversations -> token ids, and the splits.
+"""A data file -> conversations (`Example`), or a DataError that names the file and the line.
 
 Four row shapes are read, from JSON (an array) or JSONL (one object per line):
 
@@ -7,9 +7,9 @@ Four row shapes are read, from JSON (an array) or JSONL (one object per line):
     {"conversations": [{"from": "human", "value": …}, …]}          sharegpt
     {"prompt": …, "answer": …}                                     questions
 
-Each may have `tags`, and `choices` of which the answer is one.
-
-Every example ends with the assistant's answer. Broken rows are a DataError with file and line.
+Any row may also have `tags`, a list, and `choices`, a list with the answer in it. Alpaca rows may
+have `history`, a list of earlier [question, answer] pairs. Every conversation has a user's turn and
+ends with the assistant's answer.
 """
 
 from __future__ import annotations
@@ -22,16 +22,15 @@ from typing import Any
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 
-GOLDEN = (5**0.5 - 1) / 2
-
-_ROLES = {
+ROLES = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
     "model": "assistant", "system": "system",
 }  # fmt: skip
+"""role in a file -> role of a `Message`"""
 
 
 def load_examples(path: Path) -> list[Example]:
-    """All conversations of a file. InputError when it is missing or holds none."""
+    """All conversations of a file, in its order. InputError where it is missing or has none."""
     if not path.is_file():
         raise InputError(f"no such data file: {path}", "check the path")
     examples = [_example(path, line, row) for line, row in _rows(path)]
@@ -41,7 +40,7 @@ def load_examples(path: Path) -> list[Example]:
 
 
 def read_text(path: Path) -> str:
-    """InputError for a file that is not UTF-8."""
+    """The text of a UTF-8 file, without its byte order mark. InputError for another encoding."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -49,6 +48,7 @@ def read_text(path: Path) -> str:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
+    """(number, JSON value) of each row: the line in JSONL, the place in an array, from 1."""
     text = read_text(path)
     if text.lstrip().startswith("["):
         try:
@@ -68,23 +68,10 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
 
 
 def _example(path: Path, line: int, row: Any) -> Example:
+    """A row with its checks: who speaks last, that a user speaks, `tags`, `choices`."""
     if not isinstance(row, dict):
         raise DataError(path, line, f"not an object but {type(row).__name__}")
-    if "messages" in row or "conversations" in row:
-        messages = _turns(path, line, row.get("messages") or row.get("conversations"))
-    elif "instruction" in row:
-        messages = _alpaca(path, line, row)
-    elif "prompt" in row and "answer" in row:
-        turns = [{"role": "user", "content": row["prompt"]},
-                 {"role": "assistant", "content": row["answer"]}]  # fmt: skip
-        messages = _turns(path, line, turns)
-    else:
-        raise DataError(
-            path,
-            line,
-            f"unknown row with keys {', '.join(sorted(map(str, row))) or '(none)'}",
-            "alpaca (instruction, output), messages, conversations, or prompt and answer",
-        )
+    messages = _messages(path, line, row)
     if messages[-1].role != "assistant" or not messages[-1].content.strip():
         raise DataError(path, line, "the last turn is not an assistant's answer")
     if not any(message.role == "user" for message in messages):
@@ -99,27 +86,46 @@ def _example(path: Path, line: int, row: Any) -> Example:
     return Example(messages, tags, line, choices)
 
 
+def _messages(path: Path, line: int, row: dict[str, Any]) -> tuple[Message, ...]:
+    """The conversation of a row of any of the four shapes."""
+    if "messages" in row or "conversations" in row:
+        return _turns(path, line, row.get("messages") or row.get("conversations"))
+    if "instruction" in row:
+        return _alpaca(path, line, row)
+    if "prompt" in row and "answer" in row:
+        question = {"role": "user", "content": row["prompt"]}
+        answer = {"role": "assistant", "content": row["answer"]}
+        return _turns(path, line, [question, answer])
+    raise DataError(
+        path,
+        line,
+        f"unknown row with keys {', '.join(sorted(map(str, row))) or '(none)'}",
+        "alpaca (instruction, output), messages, conversations, or prompt and answer",
+    )
+
+
 def _alpaca(path: Path, line: int, row: dict[str, Any]) -> tuple[Message, ...]:
+    """The messages of an alpaca row: system, history, instruction and input, output."""
     fields = {key: row.get(key) or "" for key in ("instruction", "input", "output", "system")}
     for key, value in fields.items():
         if not isinstance(value, str):
             raise DataError(path, line, f"{key} is {type(value).__name__}, not text")
     user = fields["instruction"] + ("\n" + fields["input"] if fields["input"] else "")
-    messages = [Message("user", user), Message("assistant", fields["output"])]
-    history = row.get("history") or []
+    last_turns = [Message("user", user), Message("assistant", fields["output"])]
     try:
-        past = [
+        history = [
             Message(role, str(text))
-            for pair in history
+            for pair in row.get("history") or []
             for role, text in zip(("user", "assistant"), pair, strict=True)
         ]
     except (TypeError, ValueError):
         raise DataError(path, line, "history is not a list of [question, answer] pairs") from None
     system = [Message("system", fields["system"])] if fields["system"] else []
-    return (*system, *past, *messages)
+    return (*system, *history, *last_turns)
 
 
 def _turns(path: Path, line: int, turns: Any) -> tuple[Message, ...]:
+    """The messages of a list of {role, content} or {from, value} objects."""
     if not isinstance(turns, list) or not turns:
         raise DataError(path, line, "the conversation is empty or not a list")
     messages = []
@@ -128,11 +134,11 @@ def _turns(path: Path, line: int, turns: Any) -> tuple[Message, ...]:
             raise DataError(path, line, "a turn is not an object")
         role = turn.get("role", turn.get("from"))
         content = turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or role not in _ROLES:
+        if not isinstance(role, str) or role not in ROLES:
             raise DataError(
-                path, line, f"unknown role {role!r}", f"known: {', '.join(sorted(_ROLES))}"
+                path, line, f"unknown role {role!r}", f"known: {', '.join(sorted(ROLES))}"
             )
         if not isinstance(content, str):
             raise DataError(path, line, f"a {role} turn has no text")
-        messages.append(Message(_ROLES[role], content))
+        messages.append(Message(ROLES[role], content))
     return tuple(messages)

@@ -1,4 +1,8 @@
-"""Divide examples into train and validation; find the split that a training run recorded."""
+"""Examples -> training and validation split, and both again from the manifest of an adapter.
+
+train, validation = load_splits(Path("chats.jsonl"), None, validation_size=0.05, seed=0)
+validation_examples(manifest.options)       # of a trained adapter, the same examples
+"""
 
 from __future__ import annotations
 
@@ -17,9 +21,10 @@ from edgeft.records import Example
 def split(
     examples: Sequence[Example], validation_size: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(train, validation): `validation_size` is a share below 1, a count from 1; 0 = none.
+    """(train, validation), each in the order of `examples`.
 
-    The same seed and file always give the same split.
+    `validation_size`: a share below 1, a count from 1; 0 = no validation. The same examples, size
+    and seed always give the same split. InputError where either part would be empty.
     """
     count = round(len(examples) * validation_size) if validation_size < 1 else int(validation_size)
     if count >= len(examples):
@@ -34,13 +39,16 @@ def split(
         )
     order = list(range(len(examples)))
     random.Random(seed).shuffle(order)
-    held = set(order[:count])
-    train = [example for i, example in enumerate(examples) if i not in held]
-    return train, [examples[i] for i in sorted(held)]
+    validation = set(order[:count])
+    train = [example for i, example in enumerate(examples) if i not in validation]
+    return train, [examples[i] for i in sorted(validation)]
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 over the conversations in order; two arms are compared only on equal ones."""
+    """sha256 of the conversations and their choices, in order; tags and lines do not count.
+
+    Two scores are compared only where their examples have the same fingerprint.
+    """
     digest = hashlib.sha256()
     for example in examples:
         turns = [[message.role, message.content] for message in example.messages]
@@ -52,7 +60,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
 def load_splits(
     data: Path, validation_data: Path | None, validation_size: float, seed: int
 ) -> tuple[list[Example], list[Example]]:
-    """(train, validation) of a data file: from a second file where one is given, else by `split`."""
+    """(train, validation): `data` and `validation_data`, or without the latter a `split` of `data`."""
     examples = load_examples(data)
     if validation_data:
         return examples, load_examples(validation_data)
@@ -60,14 +68,14 @@ def load_splits(
 
 
 def training_examples(options: dict[str, Any]) -> list[Example]:
-    """The training split of a finished adapter again, from its manifest's options."""
+    """The training split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
         return load_examples(Path(options["data"]))
     return _recorded_splits(options)[0]
 
 
 def validation_examples(options: dict[str, Any]) -> list[Example]:
-    """The validation split of a finished adapter again, from its manifest's options."""
+    """The validation split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
         return load_examples(Path(options["validation_data"]))
     return _recorded_splits(options)[1]

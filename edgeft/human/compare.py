@@ -13,15 +13,15 @@ import contextlib
 import os
 import sys
 import webbrowser
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft import store
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.human.booth import Booth
+from edgeft.human.options import Voting
 from edgeft.human.server import serving
 from edgeft.human.tally import Result, count, text
 from edgeft.human.votes import Pairs, VotesFile
@@ -30,20 +30,7 @@ from edgeft.progress import say
 __all__ = ["Result", "Voting", "compare", "text"]
 
 
-@dataclass(frozen=True)
-class Voting:
-    """How people are asked; the options of `edgeft ab --human`."""
-
-    votes: Path | None = None
-    """JSONL file that votes are kept in; None = named after the artifacts, in the current folder"""
-    rater: str = ""
-    port: int = 0
-    """0 = a free one"""
-    browser: bool = True
-    """open the page in the default browser"""
-
-
-def compare(one: Path, other: Path, asking: Asking, voting: Voting) -> Result:
+def compare(one: Path, other: Path, asking: EvalOptions, voting: Voting) -> Result:
     """Answer, ask for votes until all are given, the rater ends it or Ctrl-C, and count.
 
     InputError before any work for what is no artifact, or for two that are the same.

@@ -6,6 +6,6 @@ responses and openai_objects (the answer, whole or streamed). The worker thread 
 sends: they meet in `jobs.Job` and in one call per step.
 """
 
-from edgeft.server.run import ServeOptions, serve
+from edgeft.server.options import ServeOptions
 
-__all__ = ["ServeOptions", "serve"]
+__all__ = ["ServeOptions"]

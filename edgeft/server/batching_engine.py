@@ -60,7 +60,7 @@ class BatchingEngine(Engine):
         self.slots = slots
         self._isolated = isolated
         self._sequences = worker.call(lambda: runtime.sequences(slots, isolated))
-        self._decoder, self._end_ids, self._embed = runtime.decoder, runtime.ends, runtime.embed
+        self._decoder, self._eos_ids, self._embed = runtime.decoder, runtime.eos_ids, runtime.embed
         self._slots: dict[int, _Slot] = {}
         """number of the sequence -> the job on it"""
         self._last_used = [0.0] * slots
@@ -113,20 +113,20 @@ class BatchingEngine(Engine):
         number, source = choose_sequence(shared, self._slots, self._last_used, copy_cost)
         if source is not None:
             self._sequences.copy(source, number)
-        job.cached_tokens = self._sequences.keep(number, self._shared_tokens(number, prompt))
+        job.cached_tokens = self._sequences.truncate(number, self._shared_tokens(number, prompt))
         self._slots[number] = _Slot(job, number, sampler, self._decoder())
 
     def _shared_tokens(self, number: int, prompt: Sequence[int]) -> int:
         """Tokens at the beginning of a prompt that a sequence already holds. Isolated, only those
         that were read as a prompt: single tokens go through other kernels."""
-        shared = common_prefix(self._sequences.held[number], prompt)
-        return min(shared, self._sequences.prompts[number]) if self._isolated else shared
+        shared = common_prefix(self._sequences.tokens[number], prompt)
+        return min(shared, self._sequences.prompt_lengths[number]) if self._isolated else shared
 
     def _read_prompt(self, slot: _Slot, budget: int) -> int:
         """Read a part of a prompt; the tokens of `budget` that this took."""
         request = slot.job.request
         ids = request.prompt_ids
-        begin = len(self._sequences.held[slot.number])
+        begin = len(self._sequences.tokens[slot.number])
         most = ECHO_TOKENS_PER_STEP if request.echo else PROMPT_TOKENS_PER_STEP
         end = begin + min(most, budget)
         if end + MIN_STEP_TOKENS > len(ids):
@@ -156,10 +156,10 @@ class BatchingEngine(Engine):
         self._send(slot.job, StreamDelta(logprobs=(*first, *later)))
 
     def _decode(self) -> None:
-        """One token of each running answer, in parts of at most `width` sequences."""
+        """One token of each running answer, in parts of at most `max_batch` sequences."""
         running = [self._slots[number] for number in sorted(self._slots)]
         running = [slot for slot in running if slot.last_token is not None]
-        parts = -(-len(running) // self._sequences.width)
+        parts = -(-len(running) // self._sequences.max_batch)
         for i in range(parts):
             part = running[len(running) * i // parts : len(running) * (i + 1) // parts]
             self._sequences.step([(slot.number, slot.last_token or 0) for slot in part])
@@ -176,7 +176,7 @@ class BatchingEngine(Engine):
             return
         if job.first_token_s is None:
             job.first_token_s = time.perf_counter() - job.created
-        if token in self._end_ids and not request.ignore_eos:
+        if token in self._eos_ids and not request.ignore_eos:
             self._end(slot, "stop", slot.stops.rest())
             return
         logprobs: tuple[TokenLogprob, ...] = ()

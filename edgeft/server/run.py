@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,48 +19,13 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
+from edgeft.server.options import ServeOptions
 from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
 
 MAX_CONNECTIONS = 512
 """at a time; more are answered with 503"""
 KEEP_ALIVE_S = 30
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    artifacts: tuple[Path, ...]
-    host: str = "127.0.0.1"
-    port: int = 8080
-    """0 = any that is free"""
-    key: str = field(default="", repr=False)
-    slots: int = 4
-    """answers at a time, for each artifact"""
-    queue: int = 32
-    """answers that may wait"""
-    threads: int | None = None
-    context: int | None = None
-    """tokens of each conversation"""
-    max_tokens: int | None = None
-    allow_host: tuple[str, ...] = ()
-    cors: tuple[str, ...] = ()
-    grace: float = 10.0
-    """seconds for running answers to finish after SIGTERM"""
-    isolate: bool = True
-    """compute so that an answer does not depend on the answers beside it"""
-    log_prompts: bool = False
-    quiet: bool = False
-
-    def check(self) -> None:
-        if not _is_loopback(self.host) and not self.key:
-            raise InputError(
-                f"{self.host} can be reached from other machines, which needs a key",
-                "EDGEFT_API_KEY or --api-key-file",
-            )
-        for origin in self.cors:
-            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
-                problem = f"--cors {origin!r} is no origin"
-                raise InputError(problem, "such as https://example.org, without a path")
 
 
 def serve(options: ServeOptions) -> None:
@@ -186,12 +149,3 @@ def delivery_to(loop: asyncio.AbstractEventLoop) -> Deliver:
             loop.call_soon_threadsafe(functools.partial(call, deltas))
 
     return deliver
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -70,7 +70,7 @@ class SequentialEngine(Engine):
                 top_k=sampling.top_k,
                 min_p=sampling.min_p,
                 seed=sampling.seed,
-                past_stops=request.ignore_eos,
+                ignore_eos=request.ignore_eos,
                 grammar=sampling.grammar,
             )
             self._stream = self.runtime.stream(request.prompt_ids, limits)

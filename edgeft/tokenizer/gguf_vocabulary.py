@@ -1,7 +1,7 @@
-"""A GGUF's vocabulary -> tokenizer.json, the way back from `edgeft.converters.gguf.vocabulary`.
+"""A GGUF's vocabulary -> tokenizer.json: the inverse of `edgeft.converters.gguf.vocabulary`.
 
-header = gguf_header.read(Path("model.gguf"))
-tokenizer = from_gguf(header.meta.get)      # "tokenizer.ggml.tokens" -> a list
+header = gguf_reader.read(Path("model.gguf"))
+tokenizer = from_gguf(header.meta.get)      # a dict; tokenizers.Tokenizer.from_str reads it
 """
 
 from __future__ import annotations
@@ -27,25 +27,29 @@ Meta = Callable[[str], Any]
 
 
 def from_gguf(meta: Meta) -> dict[str, Any]:
-    """The tokenizer.json that cuts text as llama.cpp does with this file."""
-    kind, pieces = meta("tokenizer.ggml.model"), _pieces(meta)
-    if kind == "gpt2":
+    """The tokenizer.json that tokenizes text as llama.cpp does with this file.
+
+    FormatError for a kind of vocabulary or a pre-tokenizer that has no known equivalent.
+    """
+    model_type, pieces = meta("tokenizer.ggml.model"), _pieces(meta)
+    if model_type == "gpt2":
         return _byte_level(meta, pieces)
-    if kind == "llama":
+    if model_type == "llama":
         prefix = meta("tokenizer.ggml.add_space_prefix")
         model = SentencePiece(pieces, space_prefix=prefix is None or bool(prefix))
         return model.tokenizer_json(_added(meta, pieces))
-    if kind == "gemma4":
+    if model_type == "gemma4":
         tokenizer = SentencePiece(pieces, space_prefix=False).tokenizer_json(_added(meta, pieces))
         tokenizer["model"]["merges"] = _merges(meta)
         return tokenizer
     raise FormatError(
-        f"GGUF import does not read {kind} vocabularies",
+        f"GGUF import does not read {model_type} vocabularies",
         "use the Hugging Face folder of this model",
     )
 
 
 def _byte_level(meta: Meta, pieces: Sequence[Piece]) -> dict[str, Any]:
+    """tokenizer.json of a byte-level BPE, with the pre-tokenizer that the file names."""
     name = meta("tokenizer.ggml.pre") or "default"
     pre = models.pretokenizer_named(name)
     if pre is None:
@@ -65,6 +69,7 @@ def _byte_level(meta: Meta, pieces: Sequence[Piece]) -> dict[str, Any]:
 
 
 def _merges(meta: Meta) -> list[list[str]]:
+    """Pairs of tokens that merge, from the best rank to the worst."""
     return [merge.split(" ", 1) for merge in meta("tokenizer.ggml.merges")]
 
 
@@ -76,13 +81,16 @@ def _pieces(meta: Meta) -> tuple[Piece, ...]:
 
 
 def _added(meta: Meta, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
-    """llama.cpp finds these in a text before all else; by the model's name it strips some."""
+    """Entries of `added_tokens`, which llama.cpp looks for in a text first.
+
+    For a model named Phi-3 it strips the space behind most of them.
+    """
     phi3 = re.search("phi-?3", meta("general.name") or "", re.IGNORECASE)
-    spared = ("<unk>", "<s>", "<|endoftext|>")
+    unstripped = ("<unk>", "<s>", "<|endoftext|>")
     return [
         added_token(
             i, piece.text, special=piece.kind != USER_DEFINED,
-            rstrip=bool(phi3) and piece.text not in spared,
+            rstrip=bool(phi3) and piece.text not in unstripped,
         )
         for i, piece in enumerate(pieces)
         if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)

@@ -1,4 +1,4 @@
-"""Tokenizer files of a Hugging Face folder: tokenizer.json, special tokens, end-of-sequence ids, template."""
+"""A Hugging Face folder -> its tokenizer, special tokens, end-of-sequence ids, template source."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from edgeft.files import read_json
 from edgeft.tokenizer import sentencepiece
 
 Encode = Callable[[str], list[int]]
+"""text -> token ids"""
 
 SPECIAL_TOKENS = ("bos", "eos", "unk", "pad")
+"""names of special tokens, without the `_token` behind them in the files"""
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """tokenizer.json of a folder, built from tokenizer.model where there is no such file."""
+    """tokenizer.json of a folder, converted from tokenizer.model where there is no such file."""
     if (folder / "tokenizer.json").is_file():
         return read_json(folder / "tokenizer.json")
     if (folder / "tokenizer.model").is_file():
-        return sentencepiece.folder_json(folder)
+        return sentencepiece.folder_tokenizer_json(folder)
     raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a Hugging Face folder."""
+    """The `tokenizers.Tokenizer` of a folder. InputError where it has none or a broken one."""
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
@@ -44,13 +46,13 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def encoder(folder: Path) -> Encode:
-    """text -> ids with special tokens recognised and nothing added (templates write their bos)."""
+    """The folder's text -> ids. Special tokens are recognised, none is added (templates add bos)."""
     tokenizer = load_tokenizer(folder)
     return lambda text: list(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
 def eos_ids(folder: Path) -> tuple[int, ...]:
-    """Ids that end generation: generation_config.json first, config.json else, a list or one."""
+    """Ids that end generation, from generation_config.json, else from config.json."""
     for name in ("generation_config.json", "config.json"):
         value = read_json(folder / name).get("eos_token_id")
         if value is not None:
@@ -64,10 +66,12 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
 
 
 def id_to_token(folder: Path) -> dict[int, str]:
-    """Added (special) tokens of the tokenizer by id."""
-    sentencepiece_only = only_sentencepiece(folder)
-    read = tokenizer_json(folder) if sentencepiece_only else read_json(folder / "tokenizer.json")
-    added = read.get("added_tokens", [])
+    """The tokenizer's added tokens, special ones among them: id -> text."""
+    if has_only_sentencepiece(folder):
+        tokenizer = tokenizer_json(folder)
+    else:
+        tokenizer = read_json(folder / "tokenizer.json")
+    added = tokenizer.get("added_tokens", [])
     try:
         return {entry["id"]: entry["content"] for entry in added}
     except (TypeError, KeyError) as error:
@@ -77,13 +81,13 @@ def id_to_token(folder: Path) -> dict[int, str]:
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
-    """bos_token, eos_token, unk_token, pad_token and the like, where the tokenizer has them."""
+    """bos_token, eos_token, unk_token and pad_token -> their texts, those that there are."""
     config = read_json(folder / "tokenizer_config.json")
     if "added_tokens_decoder" not in config:  # written by transformers before 4.34
         config |= read_json(folder / "special_tokens_map.json")
     special = {f"{name}_token": _token_text(config.get(f"{name}_token")) for name in SPECIAL_TOKENS}
     special = {key: text for key, text in special.items() if text}
-    if only_sentencepiece(folder):
+    if has_only_sentencepiece(folder):
         names = {"<s>": "bos_token", "</s>": "eos_token", "<unk>": "unk_token"}
         for text in id_to_token(folder).values():
             if text in names:
@@ -92,14 +96,15 @@ def special_tokens(folder: Path) -> dict[str, str]:
 
 
 def template_source(folder: Path) -> str | None:
-    """The jinja2 text, None where there is none.
+    """The jinja2 source of the chat template, None where the folder has none.
 
-    chat_template.jinja and additional_chat_templates/ go before tokenizer_config.json. That is the
-    precedence of transformers' `PreTrainedTokenizerBase.from_pretrained`;
-    chat_template.json belongs to processors, the last resort of a multimodal model.
+    Of several templates the default is taken, else the first. chat_template.jinja and
+    additional_chat_templates/ go before tokenizer_config.json, as in transformers'
+    `PreTrainedTokenizerBase.from_pretrained`. chat_template.json, which belongs to the processor of
+    a multimodal model, comes last.
     """
-    more = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    named = {file.stem: _read_text(file) for file in more}
+    additional = sorted((folder / "additional_chat_templates").glob("*.jinja"))
+    named = {file.stem: _read_text(file) for file in additional}
     if (folder / "chat_template.jinja").is_file():
         named["default"] = _read_text(folder / "chat_template.jinja")
     source: Any = named
@@ -109,7 +114,7 @@ def template_source(folder: Path) -> str | None:
         if isinstance(source, list):
             source = {entry["name"]: entry["template"] for entry in source}
     except (TypeError, KeyError):
-        source = 0
+        source = 0  # refused below
     if isinstance(source, dict):
         source = source.get("default") or next(iter(source.values()), None)
     if not isinstance(source, (str, type(None))):
@@ -124,11 +129,13 @@ def _read_text(file: Path) -> str:
         raise InputError(f"{file} is not UTF-8: {error}") from None
 
 
-def only_sentencepiece(folder: Path) -> bool:
+def has_only_sentencepiece(folder: Path) -> bool:
+    """Whether a folder has tokenizer.model and no tokenizer.json."""
     return (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
 
 
 def _token_text(value: Any) -> str:
+    """The text of a special token, which files hold as a string or as an AddedToken object."""
     if isinstance(value, dict):
         return str(value.get("content", ""))
     return str(value or "")

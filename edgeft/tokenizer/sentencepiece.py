@@ -1,13 +1,15 @@
-"""SentencePiece's tokenizer.model -> the equivalent tokenizer.json, without sentencepiece.
+"""SentencePiece's tokenizer.model -> the equivalent tokenizer.json, without the sentencepiece package.
 
-    tokenizer = folder_json(Path("chatglm3-6b"))     # a dict; tokenizers.Tokenizer.from_str reads it
-    SentencePiece.read(Path("tokenizer.model")).pieces[3]         # Piece("<0x00>", 0.0, BYTE)
+    folder_tokenizer_json(Path("chatglm3-6b"))               # for tokenizers.Tokenizer.from_str
+    SentencePiece.read(Path("tokenizer.model")).pieces[3]    # Piece("<0x00>", 0.0, BYTE)
 
-The file is one protobuf message (sentencepiece_model.proto), of which a few fields matter. What it
-does to text: change characters by a table, drop spare spaces, put a space before the first word,
-write spaces as U+2581; then merge by score (BPE) or take the likeliest pieces (unigram).
-ChatGLM 2 and 3 have nothing but this file and Python code, which is not run: the tokens that the
-code adds are known.
+The file is one protobuf message (sentencepiece_model.proto), a few fields of which matter. A
+SentencePiece tokenizer normalizes text (replace characters by a table, drop repeated spaces, put a
+space before the first word, write spaces as U+2581), then merges pieces by score (BPE) or takes the
+likeliest pieces (unigram).
+
+ChatGLM 2 and 3 come with only this file and Python code. The code is never run; the tokens that it
+adds stand here.
 """
 
 from __future__ import annotations
@@ -24,32 +26,46 @@ from typing import Any
 from edgeft.errors import FormatError, InputError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""kinds of pieces; GGUF has the same numbers"""
+"""kinds of pieces, as the protobuf message and GGUF number them"""
+UNIGRAM, BPE = 1, 2
+"""TrainerSpec.model_type"""
 SPACE = "\u2581"
+"""how a piece writes a space"""
 
-CHATGLM = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
-CHATGLM_ROLES = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
-"""what tokenization_chatglm.py appends to the pieces, the roles since version 3"""
+CHATGLM_TOKENS = ("[MASK]", "[gMASK]", "[sMASK]", "sop", "eop")
+"""tokens that tokenization_chatglm.py appends to the pieces"""
+CHATGLM_ROLE_TOKENS = ("<|system|>", "<|user|>", "<|assistant|>", "<|observation|>")
+"""tokens that it appends behind those since version 3"""
 
 
 @dataclass(frozen=True)
 class Piece:
+    """An entry of the vocabulary; its place is its id."""
+
     text: str
     score: float
+    """higher merges first (BPE), log probability (unigram)"""
     kind: int
+    """NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE"""
 
 
 @dataclass(frozen=True)
 class SentencePiece:
+    """A model file: its pieces and how it normalizes text."""
+
     pieces: tuple[Piece, ...]
     unigram: bool = False
+    """unigram model, else BPE"""
     charsmap: bytes = b""
     """compiled table of character replacements (NFKC in most unigram models)"""
     space_prefix: bool = True
+    """put a space before the first word (`add_dummy_prefix`)"""
     strip_spaces: bool = False
+    """drop spaces at both ends and repeated ones (`remove_extra_whitespaces`)"""
 
     @classmethod
     def read(cls, path: Path) -> SentencePiece:
+        """InputError where the file is missing, broken or of a kind that is not supported."""
         try:
             return _model(path.read_bytes())
         except FileNotFoundError:
@@ -58,7 +74,7 @@ class SentencePiece:
             raise InputError(f"{path} is not a SentencePiece model: {error}") from None
 
     def tokenizer_json(self, added: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
-        """The same tokenizer in the `tokenizers` package's format, with more added tokens."""
+        """The same tokenizer as tokenizer.json; `added`: more entries of its `added_tokens`."""
         special = [
             added_token(i, piece.text, special=piece.kind != USER_DEFINED)
             for i, piece in enumerate(self.pieces)
@@ -126,35 +142,36 @@ class SentencePiece:
         }  # fmt: skip
 
     def _merges(self) -> list[tuple[str, str]]:
-        """Every way to put a piece together from two, the pieces with the best score first."""
-        parts = {p.text for p in self.pieces if p.kind in (NORMAL, USER_DEFINED, UNUSED)}
+        """Every pair of pieces that makes a piece, in the order of that piece's score."""
+        mergeable = {p.text for p in self.pieces if p.kind in (NORMAL, USER_DEFINED, UNUSED)}
         whole = [p for p in self.pieces if p.kind in (NORMAL, USER_DEFINED)]
         whole.sort(key=lambda piece: -piece.score)
         return [
             (piece.text[:cut], piece.text[cut:])
             for piece in whole
             for cut in range(1, len(piece.text))
-            if piece.text[:cut] in parts and piece.text[cut:] in parts
+            if piece.text[:cut] in mergeable and piece.text[cut:] in mergeable
         ]
 
 
 def added_token(index: int, text: str, special: bool, rstrip: bool = False) -> dict[str, Any]:
-    """An entry of tokenizer.json's `added_tokens`, found in the text as it is written."""
+    """An entry of tokenizer.json's `added_tokens`, recognised in the text before normalization."""
     return {"id": index, "content": text, "special": special, "single_word": False,
             "lstrip": False, "rstrip": rstrip, "normalized": False}  # fmt: skip
 
 
-def folder_json(folder: Path) -> dict[str, Any]:
+def folder_tokenizer_json(folder: Path) -> dict[str, Any]:
     """tokenizer.json of a folder that has only tokenizer.model."""
     file = folder / "tokenizer.model"
     config = folder / "tokenizer_config.json"
     code = folder / "tokenization_chatglm.py"
     texts = tuple(p.read_text(encoding="utf-8") if p.is_file() else "" for p in (config, code))
-    return _folder_json(file, file.stat().st_mtime_ns, *texts)
+    return _folder_tokenizer_json(file, file.stat().st_mtime_ns, *texts)
 
 
 @functools.lru_cache(maxsize=2)
-def _folder_json(file: Path, _changed: int, config: str, code: str) -> dict[str, Any]:
+def _folder_tokenizer_json(file: Path, _modified_ns: int, config: str, code: str) -> dict[str, Any]:
+    """`config` and `code`: the texts of tokenizer_config.json and tokenization_chatglm.py, or ""."""
     model = SentencePiece.read(file)
     if model.space_prefix and any(p.kind == USER_DEFINED for p in model.pieces):
         raise FormatError(
@@ -171,14 +188,15 @@ def _folder_json(file: Path, _changed: int, config: str, code: str) -> dict[str,
         for i, token in settings.get("added_tokens_decoder", {}).items()
     }
     if settings.get("tokenizer_class") == "ChatGLMTokenizer":
-        # Both versions have the same class name; only the third speaks of roles.
-        roles = CHATGLM_ROLES if "<|assistant|>" in config + code else ()
-        for i, text in enumerate((*CHATGLM, *roles), start=size):
+        # Versions 2 and 3 have the same class name; only version 3 mentions roles.
+        roles = CHATGLM_ROLE_TOKENS if "<|assistant|>" in config + code else ()
+        for i, text in enumerate((*CHATGLM_TOKENS, *roles), start=size):
             added.setdefault(i, added_token(i, text, special=True))
     return model.tokenizer_json(added.values())
 
 
 def _model(data: bytes) -> SentencePiece:
+    """Decode a ModelProto; ValueError and its kind for a broken one."""
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
@@ -191,14 +209,14 @@ def _model(data: bytes) -> SentencePiece:
             trainer = dict(_fields(value))
         elif field == 3:
             normalizer = dict(_fields(value))
-    kind = trainer.get(3, 1)
-    if not pieces or kind not in (1, 2):
+    model_type = trainer.get(3, UNIGRAM)
+    if not pieces or model_type not in (UNIGRAM, BPE):
         raise ValueError("no pieces" if not pieces else "neither unigram nor BPE")
     if trainer.get(24, 0) or not normalizer.get(5, 1):
         raise ValueError("spaces after words, or not written as U+2581, are not known here")
     return SentencePiece(
         pieces=tuple(pieces),
-        unigram=kind == 1,
+        unigram=model_type == UNIGRAM,
         charsmap=normalizer.get(2, b""),
         space_prefix=bool(normalizer.get(3, 1)),
         strip_spaces=bool(normalizer.get(4, 1)),
@@ -206,7 +224,7 @@ def _model(data: bytes) -> SentencePiece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a protobuf message's fields: an int, or bytes of a string or float."""
+    """(number, value) of a protobuf message's fields: an int, or bytes of a string or a float."""
     at = 0
 
     def varint() -> int:

@@ -1,4 +1,4 @@
-"""Check that an artifact renders chats as it did when it was made."""
+"""An artifact + its chat template -> TemplateError where the template changed since the export."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from edgeft.errors import InputError, TemplateError
 from edgeft.tokenizer.chat_template import ChatTemplate
 
 
-def check_as_made(path: Path, chat: ChatTemplate, whole: bool = True) -> None:
-    """TemplateError, with both shown, where an artifact's template or stops are not those that its
-    manifest names.
+def check_template_lock(path: Path, chat: ChatTemplate, whole: bool = True) -> None:
+    """TemplateError, with both shown, where template, stops or eos differ from the manifest's.
 
-    `whole` off: `chat` is only what a header says itself, without what llama.cpp adds to it.
+    Without a manifest there is nothing to compare. `whole` off: `chat` is from the header of a GGUF
+    alone, without the tokens and stops that llama.cpp adds, so missing ones are no difference.
     """
     manifest = store.read_manifest(path)
     parity = manifest.facts.get("parity", {}) if manifest else {}
@@ -22,10 +22,12 @@ def check_as_made(path: Path, chat: ChatTemplate, whole: bool = True) -> None:
         recorded = dict(parity.get("chat") or {})
         eos = parity.get("eos") or chat.eos_token
         if recorded and not whole:
-            said = {name: text for name, text in recorded["tokens"].items() if getattr(chat, name)}
-            recorded |= {"tokens": said, "stops": []}
+            tokens = {
+                name: text for name, text in recorded["tokens"].items() if getattr(chat, name)
+            }
+            recorded |= {"tokens": tokens, "stops": []}
         if recorded:
-            chat.check_is(recorded, f"{path} was made with", hint)
+            chat.check_matches(recorded, f"{path} was made with", hint)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{store.manifest_path(path)} is not a manifest: {error!r}",

@@ -1,42 +1,39 @@
-"""Examples -> batches: grouped by length, padded, collated."""
+"""Encoded examples -> batches: similar lengths together, padded tensors."""
+
+# Imported only when a run starts, after the check for the extra.
+# ruff: noqa: TID253
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Iterator
 from typing import Any
 
-import torch  # noqa: TID253 - this module is imported by sft.py only after the check for the extra
+import torch
 
 from edgeft.data.encoding import IGNORED, Encoded
 
-
-@contextlib.contextmanager
-def only_rows(head: Any, chosen: torch.Tensor) -> Iterator[None]:
-    """Let the output layer see the chosen positions only: what comes after it is the model's own."""
-    hook = head.register_forward_pre_hook(
-        lambda _, inputs: (inputs[0][:, : chosen.shape[1]][chosen], *inputs[1:])
-    )
-    try:
-        yield
-    finally:
-        hook.remove()
+POOL_BATCHES = 8
+"""batches whose examples are sorted by length together"""
 
 
-class Batches(torch.utils.data.Sampler):  # type: ignore[misc]
-    """An order of examples whose consecutive batches are of similar length, in random order.
+class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
+    """An order of examples whose batches have similar lengths, the batches in random order.
 
     transformers' own LengthGroupedSampler leaves 50 batches at a time sorted by length; where
     length goes with the kind of answer, the model then sees one kind for many steps and forgets
     the others (validation loss .225 against .033 on the smart_home task).
     """
 
-    def __init__(self, lengths: list[int], size: int, seed: int, grouped: bool = True) -> None:
-        self.lengths, self.size, self.seed, self.grouped = lengths, size, seed, grouped
+    def __init__(
+        self, lengths: list[int], batch_size: int, seed: int, grouped: bool = True
+    ) -> None:
+        """`lengths`: tokens of each example. Without `grouped` the order is random."""
+        self.lengths, self.batch_size, self.seed, self.grouped = lengths, batch_size, seed, grouped
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
+        """The trainer says it; each epoch has another order."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -48,17 +45,22 @@ class Batches(torch.utils.data.Sampler):  # type: ignore[misc]
         draw.shuffle(order)
         if not self.grouped:
             return iter(order)
-        pool = 8 * self.size
+        pool = POOL_BATCHES * self.batch_size
         batches = []
         for start in range(0, len(order), pool):
-            near = sorted(order[start : start + pool], key=lambda i: self.lengths[i])
-            batches += [near[i : i + self.size] for i in range(0, len(near), self.size)]
-        short = [batches.pop()] if len(batches[-1]) < self.size else []
+            by_length = sorted(order[start : start + pool], key=lambda i: self.lengths[i])
+            batches += [
+                by_length[i : i + self.batch_size]
+                for i in range(0, len(by_length), self.batch_size)
+            ]
+        # A short batch goes last: elsewhere it would shift the borders of all after it.
+        short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         draw.shuffle(batches)
         return iter([i for batch in [*batches, *short] for i in batch])
 
 
 def as_dataset(encoded: list[Encoded]) -> Any:
+    """A `datasets.Dataset` with the columns input_ids, labels and length."""
     import datasets
 
     return datasets.Dataset.from_dict(
@@ -71,7 +73,10 @@ def as_dataset(encoded: list[Encoded]) -> Any:
 
 
 def collate(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
-    """Right-padded (batch, longest) int64 tensors."""
+    """input_ids, attention_mask and labels as (batch, longest) int64 tensors, padded right.
+
+    `pad`: the id behind the shorter examples; their labels there are IGNORED.
+    """
     width = max(len(row["input_ids"]) for row in batch)
 
     def padded(key: str, fill: int) -> torch.Tensor:

@@ -1,131 +1,137 @@
-"""Supervised fine-tuning by QLoRA (arXiv 2305.14314): conversations + base -> LoRA adapter.
+"""Data + base model -> a trained adapter: one run of a method and an objective, whole or absent.
 
     train(TrainOptions(base=Path("model"), data=Path("chats.jsonl"), output=Path("adapter")))
 
-The base is frozen at its NF4 values. By default they are dequantized once to the compute type that
-is faster on this machine, which on a CPU trains 1.5-2.8 x faster than dequantizing in every step
-and learns the same; `keep_4bit` keeps them packed by bitsandbytes where memory is short. The head
-runs on answer tokens only, batches are grouped by length.
+This module owns what all runs share: splits, the check of disk and memory, resuming, the manifest.
+It knows no method and no objective; `registry.py` names them and `loop.py` trains.
 
-The adapter is peft's own format, with the tokenizer's template fingerprint and everything that a
-merge has to know in its manifest.
+The manifest holds the base's and the data's identity, the chat template's fingerprint and the facts
+of method and objective, so that a merge finds the base as it was during training.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
-from edgeft.data.encoding import Encoded, encode_all
 from edgeft.data.splits import fingerprint, load_splits
-from edgeft.errors import InputError, StaleError, require
+from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
-from edgeft.quantization import nf4
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
-from edgeft.train.methods.qlora import compute_type, frozen_base, target_modules
 from edgeft.train.options import TrainOptions
+from edgeft.train.registry import MethodRow, load_method, load_objective, method_row
 from edgeft.weights.checkpoint import GPTQ, Checkpoint
 
+REQUEST_FILE = "asked.json"
+"""options and parents of an interrupted run, beside its checkpoints"""
+FIRST = {"method": "qlora", "objective": "sft"}
+"""the pair of `edgeft train-qlora`"""
+ACTIVATION_BYTES_PER_TOKEN = 240_000
+"""memory of a forward and a backward pass, for each token of a micro-batch"""
+MAX_ACTIVATION_BYTES = 2 * 1024**3
+CHECKPOINTS = 3
+"""on the disk at once: two that are kept and one that is written"""
+CHECKPOINT_BYTES_PER_WEIGHT = 12
+"""a float32 weight that trains, and Adam's two moments"""
+LIBRARY_BYTES = 400_000_000
+"""memory of Python, torch and transformers without a model"""
 
-def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) -> Manifest:
-    """Train, and return the adapter's manifest. A finished adapter is returned as it is."""
+
+def train(
+    options: TrainOptions,
+    resume: bool = False,
+    overwrite: bool = False,
+    method: str = FIRST["method"],
+    objective: str = FIRST["objective"],
+) -> Manifest:
+    """Train, and return the manifest of the result. A complete result is returned as it is.
+
+    `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over.
+    Raises InputError for data, options or a base that cannot be trained, ResourceError for too
+    little disk or memory, StaleError where the output holds something else.
+    """
     if not options.base.is_dir():
         raise InputError(f"no such base model folder: {options.base}")
-    train_examples, held = load_splits(
+    row = method_row(method)
+    examples, validation = load_splits(
         options.data, options.validation_data, options.validation_size, options.seed
     )
-    parents = {
-        "base": store.identity(options.base),
-        "data": files.sha256(options.data),
-    }
-    if options.validation_data:
-        parents["validation_data"] = files.sha256(options.validation_data)
+    request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
-    done = store.finished(options.output, "adapter", options.to_json(), parents)
-    if done:
+    complete = store.finished(options.output, row.result, **request)
+    if complete:
         say(f"{options.output} is complete, nothing to do")
-        return done
+        return complete
     work_folder = options.output.with_name(options.output.name + ".work")
-    asked = {"options": options.to_json(), "parents": parents}
-    checkpoint = _resumable(work_folder, asked, resume, overwrite)
-    card = models.card_for(read_json(options.base / "config.json"))
-    chat, tokens = ChatTemplate.from_folder(options.base), encoder(options.base)
-    encoded, cut = encode_all(
-        train_examples, chat, tokens, options.cutoff_length, options.train_on_inputs
-    )
-    validation, _ = encode_all(held, chat, tokens, options.cutoff_length)
-    if cut.longer:
-        say(
-            f"{cut.longer} of {len(train_examples)} examples are longer than the cutoff of "
-            f"{options.cutoff_length} tokens (longest {cut.longest}) and were left out"
+    checkpoint = _resumable(work_folder, request, resume, overwrite)
+    config = read_json(options.base / "config.json")
+    card, chat = models.card_for(config), ChatTemplate.from_folder(options.base)
+    parameters = _count_parameters(options.base)
+    _preflight(options, row, parameters, work_folder)
+    store.check_free(options.output, row.result, overwrite=overwrite, **request)
+    with quiet_libraries():
+        encoded = load_objective(objective)(
+            options, examples, validation, chat, encoder(options.base)
         )
-    if not encoded:
-        raise InputError(
-            f"every example is longer than the cutoff of {options.cutoff_length} tokens",
-            f"--cutoff-length {cut.longest}",
-        )
-    weights = Checkpoint(options.base)
-    if any(info.dtype == GPTQ for info in weights.tensors.values()):
-        raise InputError(
-            f"{options.base} is quantized by GPTQ",
-            "train on the unquantized model, or on what merge-export --format hf makes of it",
-        )
-    parameters = sum(math.prod(info.shape) for info in weights.tensors.values())
-    _preflight(options, parameters, work_folder)
-    with store.writing(
-        options.output,
-        kind="adapter",
-        options=options.to_json(),
-        parents=parents,
-        overwrite=overwrite,
-    ) as work:
-        if checkpoint is None and (work_folder / "asked.json").is_file():
-            shutil.rmtree(work_folder)
-        work_folder.mkdir(parents=True, exist_ok=True)
-        files.write_text(work_folder / "asked.json", json.dumps(asked, indent=1))
-        facts = _run(options, card, encoded, validation, work_folder, checkpoint, work.path)
-        work.facts |= facts | {
-            "parameters": parameters,
-            "template": chat.fingerprint,
-            "chat": chat.to_json(),
-            "examples": {"train": len(encoded), "validation": len(validation)},
-            "left_out": dataclasses.asdict(cut),
-            "validation_items": fingerprint(held) if held else None,
-        }
+        trained = load_method(method)(options, card)
+        models.transformers_class(config)  # FormatError where transformers has none
+        from edgeft.train.loop import fit
+
+        with store.writing(options.output, kind=row.result, overwrite=overwrite, **request) as work:
+            _open_work_folder(work_folder, request, checkpoint)
+            bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
+            facts = fit(options, trained, encoded, bar, work_folder, checkpoint, work.path)
+            work.facts |= facts | {
+                "parameters": parameters,
+                "template": chat.fingerprint,
+                "chat": chat.to_json(),
+                "examples": {"train": len(encoded.train), "validation": len(encoded.validation)},
+                **encoded.facts(),
+                "validation_items": fingerprint(validation) if validation else None,
+            }
     shutil.rmtree(work_folder)
     manifest = store.read_manifest(options.output)
     assert manifest is not None
     return manifest
 
 
+def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
+    """{"options": …, "parents": …}: two runs with the same request have the same result."""
+    names = {"method": method, "objective": objective}
+    # Adapters from before there was a choice do not name it, and stay complete.
+    chosen = {key: name for key, name in names.items() if name != FIRST[key]}
+    parents = {"base": store.identity(options.base), "data": files.sha256(options.data)}
+    if options.validation_data:
+        parents["validation_data"] = files.sha256(options.validation_data)
+    return {"options": options.to_json() | chosen, "parents": parents}
+
+
 def _resumable(
-    work_folder: Path, asked: dict[str, Any], resume: bool, overwrite: bool
+    work_folder: Path, request: dict[str, dict[str, Any]], resume: bool, overwrite: bool
 ) -> Path | None:
     """The newest checkpoint to go on from, None to start from the beginning; deletes nothing.
 
-    StaleError when an interrupted run lies there and nobody said what to do with it.
+    StaleError where an interrupted run left one and neither `resume` nor `overwrite` is on, and
+    where the interrupted run had another request.
     """
-    found = [
+    checkpoints = [
         path
         for path in work_folder.glob("checkpoint-*")
         if (path / "trainer_state.json").is_file()  # the trainer writes it last
     ]
-    if not found:
+    if not checkpoints:
         if resume:
             say(f"no checkpoint in {work_folder}, starting from the beginning")
         return None
-    newest = max(found, key=lambda path: int(path.name.rpartition("-")[2]))
+    newest = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
     if not resume:
         if overwrite:
             return None
@@ -133,11 +139,11 @@ def _resumable(
             f"{newest} is left from an interrupted run",
             "--resume goes on from it, --overwrite starts over",
         )
-    before = read_json(work_folder / "asked.json")
+    before = read_json(work_folder / REQUEST_FILE)
     changed = [
         key
         for part in ("options", "parents")
-        for key, value in asked[part].items()
+        for key, value in request[part].items()
         if before.get(part, {}).get(key) != value
     ]
     if changed:
@@ -148,120 +154,34 @@ def _resumable(
     return newest
 
 
-def _preflight(options: TrainOptions, parameters: int, folder: Path) -> None:
-    """Weights, activations of one micro-batch and the optimizer, roughly but never far below."""
-    per_weight = 1 if options.keep_4bit else 4
-    activations = options.micro_batch_size * options.cutoff_length * 4 * 60_000
+def _open_work_folder(
+    work_folder: Path, request: dict[str, dict[str, Any]], checkpoint: Path | None
+) -> None:
+    """Make the folder of checkpoints; without one to go on from, delete what another run left."""
+    if checkpoint is None and (work_folder / REQUEST_FILE).is_file():
+        shutil.rmtree(work_folder)
+    work_folder.mkdir(parents=True, exist_ok=True)
+    files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
+
+
+def _count_parameters(base: Path) -> int:
+    """How many weights the base has. InputError where they are quantized."""
+    tensors = Checkpoint(base).tensors
+    if any(info.dtype == GPTQ for info in tensors.values()):
+        raise InputError(
+            f"{base} is quantized by GPTQ",
+            "train on the unquantized model, or on what merge-export --format hf makes of it",
+        )
+    return sum(math.prod(info.shape) for info in tensors.values())
+
+
+def _preflight(options: TrainOptions, row: MethodRow, parameters: int, folder: Path) -> None:
+    """ResourceError where disk or memory is short. An estimate, never far below the real need."""
+    weights = int(row.bytes_per_weight(options) * parameters * 1.3)
+    activations = options.micro_batch_size * options.cutoff_length * ACTIVATION_BYTES_PER_TOKEN
     machine.preflight(
         folder,
         "training",
-        disk=3 * 12 * parameters // 50,
-        memory=int(per_weight * parameters * 1.3) + min(activations, 2 * 1024**3) + 400_000_000,
+        disk=int(CHECKPOINTS * CHECKPOINT_BYTES_PER_WEIGHT * row.trained_share * parameters),
+        memory=weights + min(activations, MAX_ACTIVATION_BYTES) + LIBRARY_BYTES,
     )
-
-
-def _run(
-    options: TrainOptions,
-    card: models.Card,
-    encoded: list[Encoded],
-    validation: list[Encoded],
-    work_folder: Path,
-    checkpoint: Path | None,
-    output: Path,
-) -> dict[str, Any]:
-    """The part that needs torch: returns the facts, leaves the adapter's files in `output`."""
-    # Threads that spin at OpenMP's barriers make a shared machine up to 7 x slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with quiet_libraries():
-        torch = require("torch", "train")
-        peft = require("peft", "train")
-        transformers = require("transformers", "train")
-        transformers.utils.logging.disable_progress_bar()
-        models.transformers_class(read_json(options.base / "config.json"))
-        from edgeft.train.batches import as_dataset, collate
-        from edgeft.train.objectives.sft import AnswerTrainer, ProgressCallback
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        compute = compute_type(torch, options, device)
-        say(f"base in NF4, {'kept in 4 bits' if options.keep_4bit else 'dequantized once'}, "
-            f"computing in {str(compute).removeprefix('torch.')} on {device}")  # fmt: skip
-        model = frozen_base(torch, transformers, options, card, compute, device)
-        targets = target_modules(model, options.target_modules, card)
-        transformers.set_seed(options.seed)  # here, so that loading cannot change the start
-        model = peft.get_peft_model(
-            model,
-            peft.LoraConfig(
-                r=options.lora_r,
-                lora_alpha=options.lora_alpha,
-                lora_dropout=options.lora_dropout,
-                target_modules=targets,
-                task_type="CAUSAL_LM",
-            ),
-        )
-        total = options.steps or math.ceil(
-            options.epochs * math.ceil(len(encoded) / options.batch_size)
-        )
-        curve_step = options.eval_every or max(1, total // 5)
-        trainer_options = transformers.TrainingArguments(
-            output_dir=str(work_folder),
-            max_steps=total,
-            per_device_train_batch_size=options.micro_batch_size,
-            per_device_eval_batch_size=options.micro_batch_size,
-            gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
-            learning_rate=options.learning_rate,
-            lr_scheduler_type="cosine",
-            warmup_steps=math.ceil(options.warmup * total),
-            weight_decay=0.0,
-            logging_steps=1,
-            eval_strategy="steps" if validation else "no",
-            eval_steps=curve_step if validation else None,
-            save_strategy="steps" if options.save_every else "no",
-            save_steps=options.save_every or 500,
-            save_total_limit=2,
-            seed=options.seed,
-            use_cpu=device == "cpu",
-            disable_tqdm=True,
-            report_to="none",
-            remove_unused_columns=False,
-            dataloader_pin_memory=device == "cuda",
-            label_names=["labels"],
-            include_num_input_tokens_seen="non_padding",
-        )
-        bar = Progress("train-qlora", total)
-        pad = model.config.pad_token_id or 0
-        trainer = AnswerTrainer(
-            model=model,
-            args=trainer_options,
-            train_dataset=as_dataset(encoded),
-            eval_dataset=as_dataset(validation) if validation else None,
-            data_collator=lambda batch: collate(batch, pad),
-            callbacks=[ProgressCallback(bar)],
-        )
-        trainer.grouped = options.group_by_length
-        trainer.remove_callback(transformers.PrinterCallback)
-        started = time.perf_counter()
-        with bar:
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        seconds = time.perf_counter() - started
-        model.save_pretrained(str(output), save_embedding_layers=False)
-    (output / "README.md").unlink(missing_ok=True)
-    history = trainer.state.log_history
-    return {
-        "steps": total,
-        "seconds": round(seconds, 1),
-        "tokens": bar.units,
-        "tokens_per_second": round(bar.units / seconds, 1),
-        "compute_type": str(compute).removeprefix("torch."),
-        "device": device,
-        "nf4": {
-            "kind": "nf4",
-            "block": nf4.BLOCK,
-            "double_quant": True,
-            "compute_type": str(compute).removeprefix("torch."),
-            "threads": torch.get_num_threads() if options.keep_4bit else 1,
-        },
-        "loss": [[row["step"], round(row["loss"], 4)] for row in history if "loss" in row],
-        "validation_loss": [
-            [row["step"], round(row["eval_loss"], 4)] for row in history if "eval_loss" in row
-        ],
-    }

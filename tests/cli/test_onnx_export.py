@@ -35,7 +35,7 @@ def export(edgeft: Run, base: Path, out: Path, *more: object) -> dict[str, Any]:
     return {entry["quant"]: entry for entry in json.loads(ran.out)["artifacts"]}
 
 
-def test_every_quantization_is_proved_and_smaller_than_the_one_before(
+def test_every_quantization_is_verified_and_smaller_than_the_previous_one(
     edgeft: Run, make: Family, chats: Path, tmp_path: Path
 ) -> None:
     base, adapter, _ = make("llama")
@@ -63,19 +63,19 @@ def test_every_quantization_is_proved_and_smaller_than_the_one_before(
     assert not any("NBits" in name for name in kinds["f32"])
 
 
-def test_blocks_of_another_size(edgeft: Run, tiny_base: Path, tmp_path: Path) -> None:
-    made = export(edgeft, tiny_base, tmp_path, "--group-size", "64", "--no-live")
+def test_the_group_size_sets_the_block_size(edgeft: Run, tiny_base: Path, tmp_path: Path) -> None:
+    made = export(edgeft, tiny_base, tmp_path, "--group-size", "64", "--no-compare-live")
     graph = ONNXGraph(Path(made["int4"]["path"]))
     assert graph.operators()["MatMulNBits (4 bits, 64 columns)"] == 10
     again = edgeft("merge-export", "--base", tiny_base, "--out", tmp_path, "--format", "onnx",
-                   "--group-size", "32", "--no-live")  # fmt: skip
+                   "--group-size", "32", "--no-compare-live")  # fmt: skip
     assert again.code == 1 and "group_size" in again.err, again.err
 
 
 @pytest.mark.parametrize(
     ("bits", "group", "sym"), [(4, 32, True), (4, 64, False), (2, 16, False), (8, 32, True)]
 )
-def test_codes_of_gptq_arrive_as_they_are(
+def test_gptq_codes_are_kept(
     edgeft: Run, tiny_base: Path, tmp_path: Path, bits: int, group: int, sym: bool
 ) -> None:
     folder, codes = write_gptq(tiny_base, tmp_path / "gptq", bits, group, sym, dtype="float32")
@@ -119,16 +119,16 @@ def dequantized(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_an_activation_order_has_no_blocks_and_is_told(
+def test_activation_order_is_rounded_and_reported(
     edgeft: Run, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "gptq", order=True)
     ran = edgeft("merge-export", "--base", folder, "--format", "onnx", "--out", tmp_path / "out",
-                 "--no-live")  # fmt: skip
+                 "--no-compare-live")  # fmt: skip
     assert ran.code == 0 and "10 of 11 matrices have codes that no block holds" in ran.err, ran.err
 
 
-def test_an_adapter_on_a_base_of_gptq_is_rounded_anew(
+def test_adapter_on_a_gptq_base_is_rounded(
     edgeft: Run, make: Family, tiny_base: Path, tmp_path: Path
 ) -> None:
     _, adapter, _ = make("llama")
@@ -138,22 +138,22 @@ def test_an_adapter_on_a_base_of_gptq_is_rounded_anew(
     assert made["coded"] == 0 and made["proof"]["tensors"] == 14
 
 
-def test_a_matrix_that_is_adapted_in_part_is_not_said_to_lack_blocks(
-    edgeft: Run, tmp_path: Path
-) -> None:
+def test_partly_adapted_matrix_is_not_reported_as_inexact(edgeft: Run, tmp_path: Path) -> None:
     base, adapter, _ = make_tiny(tmp_path, TINY["llama"], target_modules=["q_proj"])
     folder, _ = write_gptq(base, tmp_path / "gptq")
-    made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-live")["int4"]
+    made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-compare-live")[
+        "int4"
+    ]
     assert (made["coded"], made["inexact"]) == (8, 0)
 
 
-def test_an_embedding_does_not_have_the_bits_of_the_heads_codes(
+def test_embedding_has_its_own_bits(
     edgeft: Run, make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, _, _ = make("llama")
     head = some_codes(*Checkpoint(base).tensors["lm_head.weight"].shape, 2, 32, True)
     monkeypatch.setattr(Merged, "codes", lambda _, name: head if name.startswith("lm_") else None)
-    made = export(edgeft, base, tmp_path, "--no-live")["int4"]
+    made = export(edgeft, base, tmp_path, "--no-compare-live")["int4"]
     kinds = ONNXGraph(Path(made["path"])).operators()
     assert kinds["MatMulNBits (2 bits, 32 columns)"] == 1
     assert kinds["GatherBlockQuantized (8 bits, 32 columns)"] == 1
@@ -171,7 +171,7 @@ def test_an_embedding_does_not_have_the_bits_of_the_heads_codes(
         (["--quant", "gptq-int4"], "nothing to calibrate GPTQ on"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_wrong_options_are_refused_before_any_work(
     edgeft: Run, make: Family, tmp_path: Path, options: list[str], says: str
 ) -> None:
     base, adapter, _ = make("llama")
@@ -184,7 +184,7 @@ def test_a_mistake_is_told_before_any_work(
     assert ran.err.count("\n") == 1 and ran.err.endswith(")\n") and not out.exists()
 
 
-def test_a_run_that_breaks_leaves_nothing_that_looks_whole(
+def test_broken_run_leaves_no_artifact(
     edgeft: Run, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeft.converters.onnx import convert
@@ -194,15 +194,17 @@ def test_a_run_that_breaks_leaves_nothing_that_looks_whole(
 
     monkeypatch.setattr(convert, "_configure", broken)
     out = tmp_path / "out"
-    ran = edgeft("merge-export", "--base", tiny_base, "--out", out, "--format", "onnx", "--no-live")
+    ran = edgeft(
+        "merge-export", "--base", tiny_base, "--out", out, "--format", "onnx", "--no-compare-live"
+    )
     assert ran.code and not ran.out
     assert not [path for path in out.rglob("*") if path.suffix in (".onnx", ".data")]
 
 
-def test_every_command_takes_the_folder(
+def test_every_command_opens_the_folder(
     edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
-    export(edgeft, tiny_base, tmp_path, "--quant", "int4,f32", "--no-live")
+    export(edgeft, tiny_base, tmp_path, "--quant", "int4,f32", "--no-compare-live")
     folder, whole = tmp_path / "onnx-int4", tmp_path / "onnx-f32"
     assert not list(tmp_path.glob("*.Modelfile"))
     told = edgeft("inspect", folder)

@@ -14,12 +14,15 @@ import pytest
 from conftest import Family
 from safetensors.numpy import load_file, save_file
 
-from edgeft.converters.gguf import convert as gguf
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, ProofError
+from edgeft.merge.landing import Proof
 from edgeft.merge.view import Merged, open_merged
 from edgeft.quantization import repack
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Checkpoint
+from helpers.converting import convert
 from helpers.families import DEEPSEEK, MOE, Tiny, make_tiny
 from helpers.paths import ROOT
 from helpers.tiny import some_codes, write_gptq
@@ -44,7 +47,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
     """(type, whether it says that nothing was lost, the values that gguf reads)."""
     from gguf import dequantize
 
-    made = repack.Repacked(Given(codes))  # type: ignore[arg-type]
+    made = repack.RepackedGPTQ(Given(codes))  # type: ignore[arg-type]
     kind = made.kind("x")
     assert kind is not None
     data = np.concatenate([made.rows("x", slice(0, 40)), made.rows("x", slice(40, 64))])
@@ -53,7 +56,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
 
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_codes_arrive_to_the_bit(bits: int, group: int) -> None:
+def test_symmetric_codes_keep_their_values(bits: int, group: int) -> None:
     codes = some_codes(64, 384, bits, group, sym=True)
     kind, exact, values = repacked(codes)
     assert kind == ("Q8_0" if bits == 8 else "Q4_0") and exact
@@ -61,7 +64,7 @@ def test_symmetric_codes_arrive_to_the_bit(bits: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_asymmetric_codes_say_whether_they_do(bits: int) -> None:
+def test_asymmetric_codes_report_rounded_values(bits: int) -> None:
     codes = some_codes(64, 96, bits, 32, sym=False)
     kind, exact, values = repacked(codes)
     assert kind == "Q4_1" and not exact, "these scales times zeros need more than 11 bits"
@@ -82,7 +85,7 @@ HALVES: dict[str, gptq_layout.Codes] = {
 
 
 @pytest.mark.parametrize("case", HALVES)
-def test_what_has_no_block_is_float16(case: str) -> None:
+def test_layers_without_a_block_type_become_float16(case: str) -> None:
     for codes, whole in ((HALVES[case], False), (in_powers(HALVES[case]), True)):
         kind, exact, values = repacked(codes)
         assert (kind, exact) == ("F16", whole)
@@ -95,29 +98,32 @@ def in_powers(codes: gptq_layout.Codes) -> gptq_layout.Codes:
     return dataclasses.replace(codes, scales=scales)
 
 
-def test_a_scale_that_is_no_number() -> None:
+def test_scale_that_is_not_finite_is_refused() -> None:
     codes = some_codes(64, 32, 4, 32, sym=True)
     given = Given(codes)
     given.arrays["scales"][0, 3] = np.nan
     with pytest.raises(ValueError, match="not every value is finite"):
-        repack.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
+        repack.RepackedGPTQ(given).rows("x", slice(None))  # type: ignore[arg-type]
 
 
-def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], repack.Repacked]:
-    """(name -> (type, values as gguf reads them), where the bytes came from)"""
+def repacked_file(
+    merged: Merged, folder: Path, out: Path
+) -> tuple[dict[str, Any], repack.RepackedGPTQ, Proof]:
+    """(name -> (type, values as gguf reads them), where the bytes came from, the landing proof)"""
     from gguf import GGUFReader, dequantize
 
-    made = repack.Repacked(Checkpoint(folder))
-    gguf.convert(merged, out, "f16", threads=2, coded=made)
+    made = repack.RepackedGPTQ(Checkpoint(folder))
+    proof = convert(merged, out, "f16", threads=2, block_source=made).proof()
     found = GGUFReader(out).tensors
-    return {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}, made
+    values = {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}
+    return values, made, proof
 
 
 @pytest.mark.parametrize(
     ("case", "bits"),
     [("llama", 4), ("qwen2", 8), ("qwen3_moe", 4), ("olmoe", 4), ("pythia", 4), ("glm", 3)],
 )
-def test_the_repacked_file_holds_the_codes_values(
+def test_repacked_file_has_the_values_of_the_codes(
     make: Family, tmp_path: Path, case: str, bits: int
 ) -> None:
     """Permutations of q, k and fused qkv, tied heads and stacked experts included."""
@@ -125,9 +131,9 @@ def test_the_repacked_file_holds_the_codes_values(
     v2 = {"offset": 0, "checkpoint_format": "gptq_v2"} if case == "olmoe" else {}
     folder, made = write_gptq(base, tmp_path / "q", bits=bits, **v2)
     merged = open_merged(folder, None)
-    tensors, codes = convert(merged, folder, tmp_path / "x.gguf")
-    assert not codes.inexact and merged.proof().tensors == 0
-    plan = gguf.plan(merged, "f32")
+    tensors, codes, proof = repacked_file(merged, folder, tmp_path / "x.gguf")
+    assert not codes.inexact and proof.tensors == 0
+    plan = make_plan(merged, "f32", ConvertOptions())
     seen = set()
     for name, target in plan.targets.items():
         inside = {part.source for part in target.parts} & made.keys()
@@ -154,7 +160,7 @@ def test_rotary_rows_are_whole_blocks_in_another_order(make: Family, tmp_path: P
     """Told without the transforms: of each head of q, halves become neighbouring pairs."""
     base, _, _ = make("llama")
     folder, made = write_gptq(base, tmp_path / "q")
-    tensors, _ = convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+    tensors, _, _ = repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
     _, found = tensors["blk.1.attn_q.weight"]
     rows = [head * 16 + half * 8 + i for head in range(4) for i in range(8) for half in range(2)]
     want = made["model.layers.1.self_attn.q_proj.weight"].values()[rows]
@@ -167,7 +173,7 @@ def test_compressed_keys_are_quantized_as_usual(tmp_path: Path) -> None:
     wide = DEEPSEEK | {"q_lora_rank": None, "kv_lora_rank": 32, "moe_intermediate_size": 32}
     base, _, _ = make_tiny(tmp_path, Tiny("DeepseekV2Config", wide, MOE))
     folder, _ = write_gptq(base, tmp_path / "q")
-    tensors, _ = convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+    tensors, _, _ = repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
     kinds = {name: tensors[f"blk.1.{name}.weight"][0] for name in (
         "attn_q", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", "ffn_up_exps",
         "ffn_up_shexp", "ffn_gate_inp")}  # fmt: skip
@@ -181,13 +187,13 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
     base, _, _ = make("llama")
     folder, _ = write_gptq(base, tmp_path / "q")
 
-    class Damaged(repack.Repacked):
+    class Damaged(repack.RepackedGPTQ):
         def rows(self, source: str, rows: Any) -> npt.NDArray[np.uint8]:
             return np.full_like(super().rows(source, rows), 0xFF)  # scales that are NaN
 
     made = Damaged(Checkpoint(folder))
     with pytest.raises(ProofError, match=r"_proj.weight cannot be stored as Q4_0"):
-        gguf.convert(open_merged(folder, None), tmp_path / "x.gguf", "f16", 2, coded=made)
+        convert(open_merged(folder, None), tmp_path / "x.gguf", "f16", threads=2, block_source=made)
 
 
 CONVERTER = ROOT / "build" / "vocabularies" / "converter"
@@ -206,7 +212,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("case", "bits", "sym", "offset"),
     [("llama", 4, True, 1), ("llama", 2, False, 1), ("qwen2", 8, False, 1), ("olmoe", 4, False, 0)],
 )
-def test_llama_cpps_converter_reads_the_same_values(
+def test_values_are_those_of_llama_cpps_converter(
     make: Family, tmp_path: Path, case: str, bits: int, sym: bool, offset: int
 ) -> None:
     """It knows GPTQ, too, as far as to dequantize it: the float32 files have to be the same."""
@@ -222,36 +228,36 @@ def test_llama_cpps_converter_reads_the_same_values(
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     given = [CONVERTER, folder, "--outfile", theirs, "--outtype", "f32"]
     subprocess.run([sys.executable, "-c", THEIRS, *map(str, given)], check=True)
-    gguf.convert(open_merged(folder, None), ours, "f32", threads=2)
+    convert(open_merged(folder, None), ours, "f32", threads=2)
     found, want = ({t.name: t.data for t in GGUFReader(file).tensors} for file in (ours, theirs))
     assert found.keys() == want.keys()
     for name, values in want.items():
         np.testing.assert_array_equal(found[name], values, name)
 
 
-def test_biases_of_zeros_that_the_family_has_no_place_for(make: Family, tmp_path: Path) -> None:
+def test_unknown_biases_of_zeros_are_left_out(make: Family, tmp_path: Path) -> None:
     base, _, _ = make("qwen2")
     folder, _ = write_gptq(base, tmp_path / "q")
-    before = set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
+    before = set(repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
     arrays = load_file(folder / "model.safetensors")
     for name in ("mlp.down_proj", "self_attn.o_proj"):
         arrays[f"model.layers.1.{name}.bias"] = np.zeros(64, np.float16)
     save_file(arrays, folder / "model.safetensors")
-    assert set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0]) == before
+    assert set(repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")[0]) == before
     arrays["model.layers.1.mlp.down_proj.bias"][63] = 1
     save_file(arrays, folder / "model.safetensors")
     with pytest.raises(FormatError, match=r"has no place for tensor .*down_proj.bias"):
-        convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+        repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
 
 
-def test_an_adapter_on_a_folder_of_gptq(make: Family, tmp_path: Path) -> None:
+def test_adapter_on_a_gptq_folder(make: Family, tmp_path: Path) -> None:
     """The other way: dequantized, merged, and written as any other base."""
     base, adapter, _ = make("llama")
     folder, made = write_gptq(base, tmp_path / "q")
     plain, merged = open_merged(base, adapter), open_merged(folder, adapter)
     assert "quantization_config" not in merged.config
     name = "model.layers.0.mlp.up_proj.weight"
-    delta = plain.tensor(name) - plain.base_rows(name, slice(None))
+    delta = plain.addends(name, slice(None))[1]
     np.testing.assert_allclose(merged.tensor(name), made[name].values() + delta, atol=1e-6)
-    gguf.convert(merged, tmp_path / "x.gguf", "q8_0", threads=2)
-    assert merged.proof().beta == pytest.approx(1, abs=0.01)
+    converted = convert(merged, tmp_path / "x.gguf", "q8_0", threads=2)
+    assert converted.proof().beta == pytest.approx(1, abs=0.01)

@@ -32,7 +32,7 @@ def model(
     """(vocabulary of a GGUF file, text -> ids, end ids)."""
     engine = open_engine(exported(tiny_base, tmp_path_factory.mktemp("g"), "f32")[0], slots=1)
     runtime: Any = engine.runtime
-    yield engine._sequences._grammars, runtime.encode, runtime.ends
+    yield engine._sequences._grammars, runtime.encode, runtime.eos_ids
     engine.close()
 
 
@@ -224,9 +224,9 @@ def test_hostile_schemas_are_bounded_in_time_and_memory(model: Model) -> None:
 
 @pytest.mark.slow
 def test_hostile_schemas_are_bounded_with_a_real_vocabulary() -> None:
-    from edgeft.base.resolve import resolve
+    from edgeft.base.resolve import resolve_base
 
-    tokenizer = load_tokenizer(resolve("smollm2-135m"))
+    tokenizer = load_tokenizer(resolve_base("smollm2-135m"))
     vocabulary = GrammarVocabulary.from_tokenizer(tokenizer, 49_152, {2})
     follow_all(vocabulary, 500)
 

@@ -104,9 +104,9 @@ def test_answers_with_schemas_side_by_side_are_those_alone(
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
     """Types whose kernels ask how many rows there are, and prompts longer than the 256 tokens from
     which flash attention would split a lone token's keys."""
-    from edgeft.base.resolve import resolve
+    from edgeft.base.resolve import resolve_base
 
-    (path,) = exported(resolve("smollm2-135m"), tmp_path, quant)
+    (path,) = exported(resolve_base("smollm2-135m"), tmp_path, quant)
     engine = open_engine(path, slots=8, context=512)
     words = [
         "the",
@@ -138,7 +138,7 @@ def test_greedy_answers_are_the_runtimes(
 ) -> None:
     with open_runtime(artifacts["f32"], threads=1) as runtime:
         for ids in prompts(engine, 4):
-            wanted = [token.id for token in runtime.stream(ids, Limits(20, past_stops=True))]
+            wanted = [token.id for token in runtime.stream(ids, Limits(20, ignore_eos=True))]
             events = answers(engine, [GenerationRequest(ids, 20, logprobs=0, ignore_eos=True)])[0]
             assert ids_of(events) == wanted
 
@@ -158,7 +158,7 @@ def test_a_cached_beginning_changes_nothing_and_is_not_read_again(
             reused = engine.counts.reused_tokens - seen
             assert reused == (len(ids) if isolated else len(ids) + 9)
             for number in range(2):
-                engine._sequences.keep(number, 0)
+                engine._sequences.truncate(number, 0)
             fresh = answers(engine, [request])[0]
             assert ids_of(second) == ids_of(fresh)
             if isolated:
@@ -179,7 +179,7 @@ def test_a_beginning_is_copied_from_a_running_answer(artifacts: dict[str, Path])
         ]
         alone = [ids_of(answers(engine, [request])[0]) for request in requests]
         for number in range(2):
-            engine._sequences.keep(number, 0)
+            engine._sequences.truncate(number, 0)
         before = engine.counts.reused_tokens
         came: queue.SimpleQueue[StreamDelta] = queue.SimpleQueue()
         engine.submit([Job(replace(requests[0], max_tokens=60, ignore_eos=True), came.put)])

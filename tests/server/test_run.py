@@ -14,6 +14,7 @@ import pytest
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import run as run_module
+from edgeft.server.options import ServeOptions
 from helpers.serving import exported, running
 
 
@@ -56,7 +57,7 @@ def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
     monkeypatch.setattr(run_module, "BatchingEngine", interrupted)
     with (
         pytest.raises(KeyboardInterrupt),
-        run_module.engines(run_module.ServeOptions((artifact,))),
+        run_module.engines(ServeOptions((artifact,))),
     ):
         pass
     assert order == ["computed", "closed"]

@@ -16,6 +16,7 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.engine import Worker
 from edgeft.server.jobs import GenerationRequest
 from edgeft.server.sequential_engine import SequentialEngine
+from helpers.converting import convert
 from helpers.engines import answers, text_of
 from helpers.serving import exported, running
 
@@ -40,7 +41,7 @@ def test_one_by_one_answers_as_the_runtime_does(
         events = answers(engine, [GenerationRequest(i, 12, ignore_eos=True) for i in ids])
         with open_runtime(artifacts["f32"], threads=1) as other:
             for one, prompt in zip(events, ids, strict=True):
-                stream = other.stream(prompt, Limits(12, past_stops=True))
+                stream = other.stream(prompt, Limits(12, ignore_eos=True))
                 assert text_of(one) == "".join(token.text for token in stream)
                 assert one[-1].finish_reason == "length"
     finally:
@@ -72,12 +73,11 @@ def test_one_by_one_tells_when_the_context_is_full(most: int) -> None:
 
 @pytest.fixture(scope="module")
 def onnx(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.converters.onnx.convert import convert
     from edgeft.merge.view import open_merged
 
     folder = tmp_path_factory.mktemp("onnx") / "f32"
     folder.mkdir()
-    convert(open_merged(tiny_base, None), folder, "f32", threads=2)
+    convert(open_merged(tiny_base, None), folder, "f32", format="onnx", threads=2)
     return folder
 
 

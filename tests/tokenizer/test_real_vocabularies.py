@@ -53,7 +53,7 @@ def test_a_gguf_comes_in_and_goes_out(tmp_path: Path, name: str) -> None:
     file = data("gguf") / f"ggml-vocab-{name}.gguf"
     folder = tmp_path / "model"
     folder.mkdir()
-    gguf_import._write_tokenizer(gguf_reader.read(file), folder, {"max_position_embeddings": 64})
+    gguf_import.write_tokenizer(gguf_reader.read(file), folder, {"max_position_embeddings": 64})
     encode = encoder(folder)
     vectors = Path(f"{file}.out")
     if vectors.exists():
@@ -76,7 +76,7 @@ def test_a_gguf_comes_in_and_goes_out(tmp_path: Path, name: str) -> None:
 def test_other_kinds_are_refused(tmp_path: Path, name: str) -> None:
     file = data("gguf") / f"ggml-vocab-{name}.gguf"
     with pytest.raises(FormatError, match="GGUF import does not read"):
-        gguf_import._write_tokenizer(
+        gguf_import.write_tokenizer(
             gguf_reader.read(file), tmp_path, {"max_position_embeddings": 64}
         )
 

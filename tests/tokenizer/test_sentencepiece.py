@@ -13,7 +13,7 @@ from edgeft.benchmarks.fidelity.parity import TORTURE, check_tokens
 from edgeft.errors import FormatError, InputError
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
-from edgeft.tokenizer.sentencepiece import CHATGLM, CHATGLM_ROLES, SentencePiece
+from edgeft.tokenizer.sentencepiece import CHATGLM_ROLE_TOKENS, CHATGLM_TOKENS, SentencePiece
 from helpers.vocabs import LlamaCpp, random_texts, train_sentencepiece, write_gguf
 
 CORPUS = [line for text in TORTURE for line in text.splitlines()] * 9
@@ -81,7 +81,7 @@ def test_chatglm_has_its_own_tokens_after_the_pieces(tmp_path: Path) -> None:
     oracle = chatglm(tmp_path, chat_template=ROLES + "<|assistant|>")
     size = oracle.vocab_size()
     encode = encoder(tmp_path)
-    for i, text in enumerate((*CHATGLM, *CHATGLM_ROLES)):
+    for i, text in enumerate((*CHATGLM_TOKENS, *CHATGLM_ROLE_TOKENS)):
         assert encode(text) == [size + i]
     # Like its tokenizer, which cuts at the tokens and gives each part to sentencepiece.
     assert encode("[gMASK]sop<|user|>\n hi") == [

@@ -1,1 +1,1 @@
-"""Which weights train and how the rest is held: one file per method."""
+"""Base model + options -> a model with its trainable weights, and those weights on disk."""

@@ -1,1 +1,1 @@
-"""What is learned: dataset rows -> batches and the loss, one file per objective."""
+"""Rows of data -> batches, and a trainer that has the loss."""

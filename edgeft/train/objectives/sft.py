@@ -1,29 +1,88 @@
-"""The trainer: transformers' loop with the loss computed where there is something to learn.
+"""Supervised fine-tuning: conversations -> token ids with labels, and a trainer with the loss.
 
-The head is the largest matrix of a small model and needs no rows for prompt tokens, so hidden
-states are selected on their way into it: the model's own loss and gradients, a fraction of the work.
+The loss is the mean negative log-likelihood of the answer tokens. The head is the largest matrix of
+a small model and needs no rows for prompt tokens, so hidden states are selected before it: the loss
+and the gradients are those of the model's own forward pass, for a fraction of the work.
 """
+
+# Imported only when a run starts, after the check for the extra.
+# ruff: noqa: TID253
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch  # noqa: TID253 - this module is imported by sft.py only after the check for the extra
-import transformers  # noqa: TID253
+import torch
+import transformers
 
-from edgeft.data.encoding import IGNORED
-from edgeft.progress import Progress
-from edgeft.train.batches import Batches, only_rows
+from edgeft.data.encoding import IGNORED, encode_all
+from edgeft.errors import InputError
+from edgeft.progress import say
+from edgeft.records import Example
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import Encode
+from edgeft.train.batches import GroupedSampler, as_dataset, collate
+from edgeft.train.options import TrainOptions
+from edgeft.train.protocol import Objective
+
+
+class SFT(Objective):
+    """Learn the assistant's answers; with `train_on_inputs` the prompts, too."""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        chat: ChatTemplate,
+        tokenize: Encode,
+    ) -> None:
+        cutoff = options.cutoff_length
+        self.group_by_length = options.group_by_length
+        self.train, self.left_out = encode_all(
+            train, chat, tokenize, cutoff, options.train_on_inputs
+        )
+        self.validation, _ = encode_all(validation, chat, tokenize, cutoff)
+        if self.left_out.longer:
+            say(
+                f"{self.left_out.longer} of {len(train)} examples are longer than the cutoff of "
+                f"{cutoff} tokens (longest {self.left_out.longest}) and were left out"
+            )
+        if not self.train:
+            raise InputError(
+                f"every example is longer than the cutoff of {cutoff} tokens",
+                f"--cutoff-length {self.left_out.longest}",
+            )
+
+    def facts(self) -> dict[str, Any]:
+        return {"left_out": dataclasses.asdict(self.left_out)}
+
+    def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
+        pad = model.config.pad_token_id or 0
+        trainer = AnswerTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=as_dataset(self.train),
+            eval_dataset=as_dataset(self.validation) if self.validation else None,
+            data_collator=lambda batch: collate(batch, pad),
+        )
+        trainer.group_by_length = self.group_by_length
+        return trainer
 
 
 class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
-    """Trainer whose loss is the mean negative log-likelihood of the answer tokens of a step."""
+    """Trainer whose loss is the mean negative log-likelihood of the learned tokens of a step."""
 
-    grouped = True
+    group_by_length = True
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = list(self.train_dataset["length"])
-        return Batches(lengths, self.args.train_batch_size, self.args.seed, self.grouped)
+        return GroupedSampler(
+            lengths, self.args.train_batch_size, self.args.seed, self.group_by_length
+        )
 
     def compute_loss(
         self,
@@ -32,11 +91,12 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        inner = self.accelerator.unwrap_model(model).get_base_model()
+        """The mean over the batch, or the sum over `num_items_in_batch` of the whole step."""
+        causal_lm = _without_peft(self.accelerator.unwrap_model(model))
         labels = inputs["labels"][:, 1:]
         learned = labels != IGNORED
-        with only_rows(inner.get_output_embeddings(), learned):
-            output = inner(
+        with only_rows(causal_lm.get_output_embeddings(), learned):
+            output = causal_lm(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs["attention_mask"],
                 use_cache=False,
@@ -45,10 +105,11 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             output.logits.float(), labels[learned], reduction="sum"
         )
         loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        # The load-balancing loss of a router, only where config.json has output_router_logits.
         balance = getattr(output, "aux_loss", None)
-        if balance is not None:  # of a router: only where config.json asks for output_router_logits
+        if balance is not None:
             parts = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
-            loss = loss + inner.router_aux_loss_coef * balance / parts
+            loss = loss + causal_lm.router_aux_loss_coef * balance / parts
         return (loss, {"loss": loss}) if return_outputs else loss
 
     def prediction_step(
@@ -62,23 +123,21 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
 
-class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
-    """Feeds the bar; counts the tokens that were really computed, padding left out."""
+@contextlib.contextmanager
+def only_rows(head: Any, learned: torch.Tensor) -> Iterator[None]:
+    """Give the output layer only the learned positions.
 
-    def __init__(self, bar: Progress) -> None:
-        self.bar = bar
-        self._tokens = 0
+    `learned`: (batch, length) bool; the head then gets (learned positions, hidden size).
+    """
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][:, : learned.shape[1]][learned], *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.start_at(state.global_step)
-        self._tokens = int(state.num_input_tokens_seen)
 
-    def on_log(
-        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
-    ) -> None:
-        seen = int(state.num_input_tokens_seen) - self._tokens
-        self._tokens += seen
-        if "loss" in logs:
-            self.bar.update(1, units=seen, loss=logs["loss"])
-        elif "eval_loss" in logs:
-            self.bar.update(0, validation=logs["eval_loss"])
+def _without_peft(model: Any) -> Any:
+    """transformers' model, whether peft wraps it (a method that adds weights) or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

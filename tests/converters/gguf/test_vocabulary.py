@@ -15,7 +15,7 @@ from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.files import read_json
 from edgeft.models import pretokenizers
 from edgeft.tokenizer.hf_files import encoder
-from edgeft.tokenizer.sentencepiece import added_token, folder_json
+from edgeft.tokenizer.sentencepiece import added_token, folder_tokenizer_json
 from edgeft.weights import gguf_reader
 from helpers.vocabs import (
     LlamaCpp,
@@ -69,7 +69,7 @@ def test_llama_cpp_cuts_as_the_table_says(
         assert check_tokens(model, folder)["stops"] == ["<|end|>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    gguf_import._write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
+    gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in TEXTS if again(text) != wanted(text)]
     assert read_json(back / "tokenizer_config.json")["eos_token"] == "<|end|>"
@@ -171,7 +171,7 @@ def spm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def sentencepiece_style(folder: Path, spm: Path, style: str) -> Path:
-    tokenizer = folder_json(spm)
+    tokenizer = folder_tokenizer_json(spm)
     size = len(tokenizer["model"]["vocab"])
     added = [*tokenizer["added_tokens"], added_token(size, "<turn>", special=True)]
     added.append(added_token(size + 1, "<tool>", special=False))
@@ -201,7 +201,7 @@ def test_sentencepiece_bpe(tmp_path: Path, spm: Path, style: str, scores: str) -
         check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    gguf_import._write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
+    gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
     assert not [text for text in texts if again(text) != wanted(text)]
 
@@ -238,7 +238,7 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
             check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    gguf_import._write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
+    gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     assert encoder(back)("<turn>  a") == encoder(folder)("<turn>  a")
     # A name that says phi-3 does not make other tokenizers swallow spaces.
     folder = sentencepiece_style(tmp_path / "b", spm, "llama")
@@ -329,7 +329,7 @@ def test_stops_in_three_slots(tmp_path: Path, greedy: dict[str, Any]) -> None:
         assert check_tokens(model, folder)["stops"] == ["<t1>", "<t3>", "<t4>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
-    gguf_import._write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
+    gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     ends = read_json(back / "generation_config.json")["eos_token_id"]
     assert ends == [size + 1, size + 3, size + 4]
     generation.write_text(json.dumps({"eos_token_id": [size + i for i in range(1, 5)]}))
@@ -380,18 +380,3 @@ def test_a_broken_tokenizer_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: ") as caught:
         write_gguf(folder, tmp_path / "x.gguf", 10)
     assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "says"),
-    [
-        ("tokenizer.ggml.pre", "kimi-k2", "does not know the pre-tokenizer 'kimi-k2'"),
-        ("tokenizer.ggml.model", "rwkv", "does not read rwkv vocabularies"),
-    ],
-)
-def test_the_import_refuses_what_it_does_not_know(key: str, value: str, says: str) -> None:
-    from edgeft.tokenizer.gguf_vocabulary import from_gguf
-
-    known = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.tokens": ["a"], key: value}
-    with pytest.raises(FormatError, match=says):
-        from_gguf(known.get)

@@ -1,4 +1,4 @@
-"""The base that an adapter is trained on, weight by weight: what `open_merged` finds again."""
+"""The frozen base of training, weight by weight, equals the base that `open_merged` computes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from helpers.families import CHATGLM, DEEPSEEK, NEOX, SMALL, TINY
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 
 
-def frozen(base: Path, compute: str = "float32", keep_4bit: bool = False) -> Any:
+def frozen(base: Path, dtype: str = "float32", keep_4bit: bool = False) -> Any:
+    """The live base as training holds it."""
     import torch
-    import transformers
 
     from edgeft.train.methods.qlora import frozen_base
     from edgeft.train.options import TrainOptions
 
     options = TrainOptions(base, base / "chats", base / "adapter", keep_4bit=keep_4bit)
     card = models.card_for(read_json(base / "config.json"))
-    return frozen_base(torch, transformers, options, card, getattr(torch, compute), "cpu")
+    return frozen_base(options, card, getattr(torch, dtype), "cpu")
 
 
 def by_checkpoint(
@@ -64,7 +64,7 @@ def by_checkpoint(
 def assert_same(model: Any, merged: Merged) -> None:
     compared = set()
     for name, values in by_checkpoint(model, merged.card, merged.shapes):
-        np.testing.assert_array_equal(values, merged.base_rows(name, slice(None)).reshape(
+        np.testing.assert_array_equal(values, merged.addends(name, slice(None))[0].reshape(
             merged.shapes[name]), err_msg=name)  # fmt: skip
         compared.add(name)
     assert compared == set(merged.shapes)
@@ -79,7 +79,7 @@ def recorded(adapter: Path, folder: Path, **facts: Any) -> Path:
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_it_is_the_nf4_view(make: Family, case: str) -> None:
+def test_the_frozen_base_equals_the_nf4_view(make: Family, case: str) -> None:
     base, _, _ = make(case)
     merged, plain = open_merged(base, None, "nf4"), Checkpoint(base)
     assert_same(frozen(base), merged)
@@ -93,13 +93,15 @@ def test_it_is_the_nf4_view(make: Family, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_in_bfloat16_the_adapter_says_so(make: Family, case: str, tmp_path: Path) -> None:
+def test_a_base_frozen_in_bfloat16_equals_the_view_of_its_adapter(
+    make: Family, case: str, tmp_path: Path
+) -> None:
     base, adapter, _ = make(case)
     half = recorded(adapter, tmp_path / "half", compute_type="bfloat16")
     assert_same(frozen(base, "bfloat16"), open_merged(base, half, "nf4"))
 
 
-def test_what_transformers_holds_in_float32_stays_so(make: Family) -> None:
+def test_rotary_frequencies_stay_in_float32(make: Family) -> None:
     """Frequencies in bfloat16 turn the 500th token by 3 degrees too much."""
     import torch
 
@@ -108,7 +110,7 @@ def test_what_transformers_holds_in_float32_stays_so(make: Family) -> None:
     assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
 
 
-def test_only_the_one_adapter_that_says_so_rounds_the_base(make: Family, tmp_path: Path) -> None:
+def test_only_a_single_bfloat16_nf4_adapter_rounds_the_base(make: Family, tmp_path: Path) -> None:
     base, foreign, _ = make("llama")
     half = recorded(foreign, tmp_path / "half", compute_type="bfloat16")
     full = recorded(foreign, tmp_path / "full", compute_type="float32")
@@ -121,13 +123,15 @@ def test_only_the_one_adapter_that_says_so_rounds_the_base(make: Family, tmp_pat
         merged = open_merged(base, adapters, kind)  # type: ignore[arg-type]
         for name in merged.shapes:
             np.testing.assert_array_equal(
-                merged.base_rows(name, slice(None)), plain[kind].base_rows(name, slice(None))
+                merged.addends(name, slice(None))[0], plain[kind].addends(name, slice(None))[0]
             )
 
 
 @pytest.mark.parametrize("double_quant", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
-def test_other_kinds(make: Family, kind: Any, double_quant: bool) -> None:
+def test_fp4_and_single_quantization_round_the_linear_layers(
+    make: Family, kind: Any, double_quant: bool
+) -> None:
     base, adapter, _ = make("llama")
     merged, plain = open_merged(base, adapter, kind, double_quant), Checkpoint(base)
     for name in merged.shapes:
@@ -135,12 +139,14 @@ def test_other_kinds(make: Family, kind: Any, double_quant: bool) -> None:
         if "_proj" in name:
             seen = nf4.round_trip(seen, kind, double_quant)
         np.testing.assert_array_equal(
-            merged.base_rows(name, slice(None)).reshape(seen.shape), seen, err_msg=name
+            merged.addends(name, slice(None))[0].reshape(seen.shape), seen, err_msg=name
         )
 
 
 @pytest.mark.parametrize("compute", ["float32", "bfloat16"])
-def test_packed_by_bitsandbytes(compute: str, tmp_path: Path) -> None:
+def test_a_packed_base_equals_the_view_for_the_recorded_threads(
+    compute: str, tmp_path: Path
+) -> None:
     """From 32768 blocks on, the number of threads changes the last bit of their mean."""
     import torch
     import transformers
@@ -185,7 +191,9 @@ EXPERTS = {"moe_intermediate_size": 64, "num_experts": 4, "shared_expert_interme
     ("DeepseekV3Config", DEEPSEEK | {"intermediate_size": 128, "moe_intermediate_size": 64,
                                      "q_lora_rank": 64, "kv_lora_rank": 64}),
 ])  # fmt: skip
-def test_packed_of_other_families(config: str, options: dict[str, Any], tmp_path: Path) -> None:
+def test_a_packed_base_of_other_families_equals_the_view(
+    config: str, options: dict[str, Any], tmp_path: Path
+) -> None:
     import transformers
 
     made = getattr(transformers, config)(vocab_size=99, pad_token_id=0, **options)
@@ -193,14 +201,14 @@ def test_packed_of_other_families(config: str, options: dict[str, Any], tmp_path
     assert_same(frozen(tmp_path, keep_4bit=True), open_merged(tmp_path, None, "nf4"))
 
 
-def test_a_width_that_bitsandbytes_cannot_pack_on_a_cpu(make: Family) -> None:
+def test_a_width_that_bitsandbytes_cannot_pack_on_a_cpu_is_refused(make: Family) -> None:
     with pytest.raises(InputError, match=r"multiples of 64: model.*down_proj.weight \(96 wide\)"):
         frozen(make("llama")[0], keep_4bit=True)
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_bitsandbytes_alone_packs_the_same(make: Family, case: str) -> None:
-    """What an adapter of another trainer saw: transformers' rule, without our list."""
+def test_the_card_and_transformers_pack_the_same_layers(make: Family, case: str) -> None:
+    """Adapters of other trainers were trained on what transformers' own rule packs."""
     import torch
     from transformers.quantizers.base import get_keys_to_not_convert
     from transformers.quantizers.quantizers_utils import should_convert_module
@@ -224,8 +232,23 @@ def test_bitsandbytes_alone_packs_the_same(make: Family, case: str) -> None:
     assert theirs | odd == ours and len(ours) > 7
 
 
+@pytest.mark.parametrize(("case", "queries"), [
+    ("deepseek2", {"q_a_proj", "q_b_proj"}), ("deepseek2-lite", {"q_proj"})])  # fmt: skip
+def test_default_targets_are_the_layers_that_this_size_has(
+    make: Family, case: str, queries: set[str]
+) -> None:
+    from edgeft.train.methods.qlora import target_modules
+
+    _, _, live = make(case)
+    card = models.card_for({"architectures": ["DeepseekV2ForCausalLM"]})
+    always = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
+    assert set(target_modules(live, (), card)) == queries | always
+    with pytest.raises(InputError, match="no modules named up"):
+        target_modules(live, ("o_proj", "up"), card)
+
+
 @pytest.mark.parametrize(("compute", "packed"), [("fp32", True), ("bf16", True), ("bf16", False)])
-def test_a_trained_adapter_gives_its_base_back(
+def test_the_view_of_a_trained_adapter_equals_its_frozen_base(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, compute: Any, packed: bool
 ) -> None:
     import torch

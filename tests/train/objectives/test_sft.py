@@ -1,4 +1,4 @@
-"""The loss of the answers: transformers' own, of every family, from fewer rows of the head."""
+"""The loss of the answers equals transformers' own for every family, from fewer rows of the head."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def some_batch() -> Any:
 
 
 @pytest.mark.parametrize("case", TRAINED)
-def test_it_is_the_models_own(make: Family, case: str, tmp_path: Path) -> None:
+def test_the_loss_is_the_models_own(make: Family, case: str, tmp_path: Path) -> None:
     import torch
 
     model, batch = make(case)[2], some_batch()
@@ -82,7 +82,7 @@ def test_padding_changes_nothing(make: Family, case: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("case", BALANCED)
-def test_a_router_is_balanced_where_the_model_asks_for_it(
+def test_the_loss_of_a_router_is_added_where_the_model_asks_for_it(
     make: Family, case: str, tmp_path: Path
 ) -> None:
     import torch
@@ -115,36 +115,12 @@ def test_the_gradients_are_the_models_own(make: Family, tmp_path: Path) -> None:
         assert own.any()
 
 
-def test_libraries_are_quiet_while_it_trains(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """transformers would show a bar of its own, and advice to developers."""
-    import logging
-    import warnings
+def test_a_model_without_peft_has_the_same_loss(make: Family, tmp_path: Path) -> None:
+    """A method that trains the model's own weights does not wrap it."""
+    import torch
 
-    import transformers
-
-    from edgeft import models
-    from edgeft.files import read_json
-    from edgeft.train import run
-    from edgeft.train.methods import qlora
-    from edgeft.train.options import TrainOptions
-
-    class Reached(Exception):
-        pass
-
-    def look(*_: Any) -> None:
-        warnings.warn("advice", UserWarning, stacklevel=1)
-        assert not transformers.utils.logging.is_progress_bar_enabled()
-        assert logging.getLogger("peft").level == logging.ERROR
-        raise Reached
-
-    transformers.utils.logging.enable_progress_bar()
-    monkeypatch.setattr(qlora, "frozen_base", look)
-    options = TrainOptions(tiny_base, tmp_path, tmp_path, compute_type="fp32")
-    card = models.card_for(read_json(tiny_base / "config.json"))
-    before = logging.getLogger("peft").level
-    with warnings.catch_warnings(), pytest.raises(Reached):
-        warnings.simplefilter("error")
-        run._run(options, card, [], [], tmp_path, None, tmp_path)
-    assert logging.getLogger("peft").level == before
+    model, batch = make("llama")[2], some_batch()
+    with torch.no_grad(), model.disable_adapter():
+        wrapped = float(trainer_of(model, tmp_path).compute_loss(model, batch))
+        base = model.get_base_model()
+        assert float(trainer_of(base, tmp_path).compute_loss(base, batch)) == wrapped

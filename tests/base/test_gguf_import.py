@@ -1,25 +1,22 @@
-"""The embedded model: its import against llama.cpp's own reading, and README's commands."""
+"""GGUF import: a tiny model comes back, the embedded one is as llama.cpp reads it, dither."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.resources
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Family
 
 from edgeft import store
-from edgeft.base import resolve
-from edgeft.benchmarks.suites import load_suite
-from edgeft.errors import InputError
+from edgeft.base import import_gguf, resolve_base
+from edgeft.errors import FormatError, InputError
 from edgeft.models import sources
+from edgeft.tokenizer.hf_files import encoder
 from edgeft.weights.checkpoint import Checkpoint
-from helpers.paths import ROOT
+from helpers.serving import exported
 
 TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is 56."
 
@@ -64,10 +61,42 @@ def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
         np.testing.assert_array_equal(same.logits(ids), got)
 
 
+def test_a_family_that_cannot_be_imported_is_refused(
+    make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEFT_HOME", str(tmp_path))
+    (file,) = exported(make("gemma2")[0], tmp_path, "f32")
+    with pytest.raises(FormatError, match="GGUF import does not read gemma2"):
+        import_gguf(file, "x")
+    assert not (tmp_path / "bases").exists() or not list((tmp_path / "bases").iterdir())
+
+
+def test_an_imported_file_is_the_model_that_was_exported(
+    make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names, rows of rotated heads and the tokenizer come back; matrices are float16 then."""
+    monkeypatch.setenv("EDGEFT_HOME", str(tmp_path))
+    base = make("llama")[0]
+    (file,) = exported(base, tmp_path, "f32")
+    folder = import_gguf(file, "again")
+    assert folder == tmp_path / "bases" / "again"
+    stored, plain = Checkpoint(folder), Checkpoint(base)
+    assert stored.tensors.keys() == plain.tensors.keys()
+    for name, info in stored.tensors.items():
+        dtype = np.float16 if len(info.shape) > 1 else np.float32
+        wanted = plain.read(name).astype(dtype).astype(np.float32)
+        np.testing.assert_array_equal(stored.read(name), wanted, err_msg=name)
+    text = "<|im_start|>user\nturn on lamp 17<|im_end|>"
+    assert encoder(folder)(text) == encoder(base)(text)
+    written = (folder / "model.safetensors").stat().st_mtime_ns
+    assert import_gguf(file, "again") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == written, "imported once"
+
+
 @pytest.mark.slow
 def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
-    plain = Checkpoint(resolve.resolve("smollm2-135m"))
-    folder = resolve.resolve("smollm2-135m-dithered")
+    plain = Checkpoint(resolve_base("smollm2-135m"))
+    folder = resolve_base("smollm2-135m-dithered")
     dithered = Checkpoint(folder)
     manifest = store.read_manifest(folder)
     assert manifest is not None
@@ -83,56 +112,9 @@ def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
     assert (np.abs(noise).max(1) <= spread / 15 * 0.75 + 1e-3).mean() > 0.99
     assert abs(noise.mean()) < 1e-4
     assert noise.std() > 1e-3
-    again = Checkpoint(resolve.resolve("smollm2-135m", dither_seed=20260101))
+    again = Checkpoint(resolve_base("smollm2-135m", dither_seed=20260101))
     np.testing.assert_array_equal(again.read(name), dithered.read(name))
-    other = Checkpoint(resolve.resolve("smollm2-135m", dither_seed=1))
+    other = Checkpoint(resolve_base("smollm2-135m", dither_seed=1))
     assert (other.read(name) != dithered.read(name)).mean() > 0.9
     with pytest.raises(InputError, match="no embedded base, only those are dithered"):
-        resolve.resolve(str(folder), dither_seed=1)
-
-
-def commands_of_the_readme() -> list[str]:
-    blocks = re.findall(
-        r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    return [
-        line for block in blocks for line in block.splitlines()
-        if re.match(r"(edgeft [a-z]|echo .* \| edgeft )", line)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("model", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
-def test_the_commands_of_the_readme_run_as_printed(
-    model: str, tmp_path: Path, home: Path, tiny_base: Path
-) -> None:
-    """On the embedded model word for word, on a tiny one with its name in the place of it."""
-    suite = load_suite("smart_home")
-    for name, rows, source in (("chats", 40, suite.train), ("items", 12, suite.test)):
-        lines = source.read_text(encoding="utf-8").splitlines()[:rows]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    commands = commands_of_the_readme()
-    assert len(commands) >= 5
-    if model == "tiny":
-        commands = [command.replace("smollm2-135m", str(tiny_base)) for command in commands]
-        assert sum(str(tiny_base) in command for command in commands) == 1
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "EDGEFT_HOME": str(home)}
-    outputs = []
-    for command in commands:
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        # Twelve items cannot decide anything: the gate has to say so.
-        wanted = 4 if " ab " in command else 0
-        assert done.returncode == wanted, f"{command}\n{done.stderr}"
-        outputs.append(done.stdout)
-    chat, verdict = (
-        next(
-            out
-            for out, command in zip(outputs, commands, strict=True)
-            if f"edgeft {name}" in command
-        )
-        for name in ("chat", "ab")
-    )
-    assert chat.strip() and "INCONCLUSIVE" in verdict
+        resolve_base(str(folder), dither_seed=1)

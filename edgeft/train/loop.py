@@ -1,0 +1,117 @@
+"""Method x objective -> trained weights: transformers' training loop and its progress."""
+
+# Imported only when a run starts, after the check for the extra.
+# ruff: noqa: TID253
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from edgeft.progress import Progress
+from edgeft.train.options import TrainOptions
+from edgeft.train.protocol import Method, Objective
+
+CURVE_POINTS = 5
+"""points of the validation curve where --eval-every does not say how many steps lie between two"""
+
+
+def fit(
+    options: TrainOptions,
+    method: Method,
+    objective: Objective,
+    bar: Progress,
+    work_folder: Path,
+    checkpoint: Path | None,
+    output: Path,
+) -> dict[str, Any]:
+    """Train `bar.total` steps, write the result into `output`, return the facts for its manifest.
+
+    `work_folder` receives the checkpoints. `checkpoint`: one of them to go on from.
+    """
+    transformers.utils.logging.disable_progress_bar()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = method.prepare(device)
+    evaluates = bool(objective.validation)
+    arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
+    trainer = objective.trainer(model, arguments)
+    trainer.add_callback(ProgressCallback(bar))
+    trainer.remove_callback(transformers.PrinterCallback)
+    started = time.perf_counter()
+    with bar:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    seconds = time.perf_counter() - started
+    method.save(model, output)
+    return {
+        "steps": bar.total,
+        "seconds": round(seconds, 1),
+        "tokens": bar.units,
+        "tokens_per_second": round(bar.units / seconds, 1),
+        "device": device,
+        **method.facts(),
+        "loss": loss_curve(trainer.state.log_history, "loss"),
+        "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+    }
+
+
+def training_arguments(
+    options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: bool
+) -> Any:
+    """`transformers.TrainingArguments` of a run; `evaluates`: there are validation examples."""
+    return transformers.TrainingArguments(
+        output_dir=str(work_folder),
+        max_steps=steps,
+        per_device_train_batch_size=options.micro_batch_size,
+        per_device_eval_batch_size=options.micro_batch_size,
+        gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
+        learning_rate=options.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=math.ceil(options.warmup * steps),
+        weight_decay=0.0,
+        logging_steps=1,
+        eval_strategy="steps" if evaluates else "no",
+        eval_steps=(options.eval_every or max(1, steps // CURVE_POINTS)) if evaluates else None,
+        save_strategy="steps" if options.save_every else "no",
+        save_steps=options.save_every or 500,
+        save_total_limit=2,
+        seed=options.seed,
+        use_cpu=device == "cpu",
+        disable_tqdm=True,
+        report_to="none",
+        remove_unused_columns=False,
+        dataloader_pin_memory=device == "cuda",
+        label_names=["labels"],
+        include_num_input_tokens_seen="non_padding",
+    )
+
+
+def loss_curve(log_history: list[dict[str, Any]], key: str) -> list[list[float]]:
+    """[[step, loss], …] of one key of the trainer's log, "loss" or "eval_loss"."""
+    return [[row["step"], round(row[key], 4)] for row in log_history if key in row]
+
+
+class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Feeds the progress bar with steps, losses and computed tokens (without padding)."""
+
+    def __init__(self, bar: Progress) -> None:
+        self.bar = bar
+        self._tokens = 0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.start_at(state.global_step)
+        self._tokens = int(state.num_input_tokens_seen)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        new_tokens = int(state.num_input_tokens_seen) - self._tokens
+        self._tokens += new_tokens
+        if "loss" in logs:
+            self.bar.update(1, units=new_tokens, loss=logs["loss"])
+        elif "eval_loss" in logs:
+            self.bar.update(0, validation=logs["eval_loss"])

@@ -1,0 +1,57 @@
+"""What a training run is made of: a `Method` (which weights train) and an `Objective` (the loss).
+
+A new method is one file in `methods/`, a new objective one file in `objectives/`, each with a class
+that implements its protocol here and a row in `registry.py`. Every method trains every objective.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeft.models import Card
+from edgeft.records import Example
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import Encode
+from edgeft.train.options import TrainOptions
+
+
+class Method(Protocol):
+    """Which weights train, how the other weights are held, and what the result is on disk."""
+
+    def __init__(self, options: TrainOptions, card: Card) -> None: ...
+
+    def prepare(self, device: str) -> Any:
+        """The model on `device` ("cpu" or "cuda"); the weights that train have `requires_grad`."""
+
+    def facts(self) -> dict[str, Any]:
+        """Manifest entries: what a merge must know about the base as it was during training."""
+
+    def save(self, model: Any, folder: Path) -> None:
+        """Write the trained weights into an empty folder."""
+
+
+class Objective(Protocol):
+    """What is learned: rows of data -> batches and their loss."""
+
+    train: Sequence[Any]
+    """encoded training examples"""
+    validation: Sequence[Any]
+    """encoded validation examples, may be empty"""
+
+    def __init__(
+        self,
+        options: TrainOptions,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        chat: ChatTemplate,
+        tokenize: Encode,
+    ) -> None:
+        """Encode the examples. InputError where none remains to train on."""
+
+    def facts(self) -> dict[str, Any]:
+        """Manifest entries about the examples."""
+
+    def trainer(self, model: Any, arguments: Any) -> Any:
+        """A `transformers.Trainer` with this loss; `arguments`: its `TrainingArguments`."""
