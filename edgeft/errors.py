@@ -2,7 +2,9 @@
 
 EdgeftError                 one line, one hint, exit code 1
 ├── InputError              a file is missing, unreadable or says something impossible
-│   └── DataError           a row of a data file is broken (carries file and line)
+│   ├── DataError           a row of a data file is broken (carries file and line)
+│   └── TooLong             a prompt has more tokens than the context (edgeft.server.requests)
+├── Busy                    the queue of the server is full (edgeft.server.jobs; carries seconds)
 ├── AdapterError            not an adapter, or the adapter of another base
 ├── FormatError             unknown format or quantization, or a family it does not know
 ├── ResourceError           not enough disk or memory (carries the needed figure)

@@ -108,10 +108,19 @@ class Limits:
     """choose among so many; 0 = among all"""
     min_p: float = 0.0
     """choose among those that have at least this share of the likeliest one's probability"""
+    grammar: str = ""
+    """that the answer follows, as `edgeft.runtimes.grammar.json_schema_grammar` writes it; "" = none"""
 
     @property
     def sampling(self) -> Sampling:
-        return Sampling(self.temperature, self.top_p, self.top_k, self.min_p, seed=self.seed)
+        return Sampling(
+            self.temperature,
+            self.top_p,
+            self.top_k,
+            self.min_p,
+            seed=self.seed,
+            grammar=self.grammar,
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,7 @@ class Sampling:
     bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit)"""
     grammar: str = ""
-    """GBNF that the answer follows, from its rule root"""
+    """that the answer follows, as `edgeft.runtimes.grammar.json_schema_grammar` writes it; "" = none"""
 
 
 @dataclass(frozen=True)

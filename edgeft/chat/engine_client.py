@@ -56,26 +56,28 @@ class OnlyClient:
         self._engine = engine
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
-        from edgeft.server.jobs import Event, Job, Want
+        from edgeft.server.jobs import GenerationRequest, Job, StreamDelta
 
-        events: queue.SimpleQueue[tuple[Event, int, float]] = queue.SimpleQueue()
+        deltas: queue.SimpleQueue[tuple[StreamDelta, int, float]] = queue.SimpleQueue()
 
-        def sink(event: Event) -> None:  # in the engine's thread
-            events.put((event, job.new, time.perf_counter() - job.created))
+        def callback(delta: StreamDelta) -> None:  # in the engine's thread
+            deltas.put((delta, job.new_tokens, time.perf_counter() - job.created))
 
-        want = Want(tuple(ids), limits.max_tokens, limits.sampling, ignore_eos=limits.ignore_eos)
-        job = Job(want, sink)
+        request = GenerationRequest(
+            tuple(ids), limits.max_tokens, limits.sampling, ignore_eos=limits.ignore_eos
+        )
+        job = Job(request, callback)
         self._engine.submit([job])
         told, finish = 0, ""
         try:
             while not finish:
-                event, new, seconds = events.get()
-                finish = event.finish
-                if event.error:
-                    raise event.error
+                delta, new, seconds = deltas.get()
+                finish = delta.finish_reason
+                if delta.error:
+                    raise delta.error
                 # The engine tells of a token when it completes some text.
-                for text in [""] * (new - told - 1) + [event.text] * (
-                    new > told or bool(event.text)
+                for text in [""] * (new - told - 1) + [delta.text] * (
+                    new > told or bool(delta.text)
                 ):
                     yield Token(UNTOLD, text, seconds)
                 told = new

@@ -11,6 +11,7 @@ interleaved but not run in parallel.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import time
@@ -23,6 +24,7 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.grammar import GrammarVocabulary, Matcher
 from edgeft.runtimes.onnx_session import LOG_FATAL, open_session, unloadable
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
@@ -116,8 +118,14 @@ class ONNXRuntime:
         text = DecodeStream(skip_special_tokens=False)
         rng = np.random.default_rng(limits.seed & 0xFFFFFFFF)
         end = min(len(ids) + limits.max_tokens, self.context + 1)
+        matcher = self.matcher(limits.grammar) if limits.grammar else None
+
+        def sample(row: Logits) -> int:
+            return choose(row, limits, rng)
+
         while len(ids) < end:
-            token = choose(self._read(ids, end), limits, rng)
+            row = self._read(ids, end)
+            token = matcher.choose(row, sample) if matcher else sample(row)
             if token in self._eos_ids and not limits.ignore_eos:
                 return
             ids.append(token)
@@ -164,6 +172,14 @@ class ONNXRuntime:
             )
             self._generator = self._genai.Generator(self._model, params)
         return self._generator
+
+    def matcher(self, grammar: str) -> Matcher:
+        """For `Limits.grammar`; InputError for a grammar that is invalid or too complex."""
+        return self._grammars.matcher(grammar)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return GrammarVocabulary.from_tokenizer(self._tokenizer, self.vocab_size, self._eos_ids)
 
     def replies(
         self,

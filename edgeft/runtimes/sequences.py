@@ -16,16 +16,17 @@ Used by one thread; samplers may be made and freed in others.
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
-import numpy.typing as npt
 
-from edgeft.errors import InputError, ResourceError
 from edgeft.records import Sampling
 from edgeft.runtimes.batch_invariance import PROBED_SEQUENCES, BatchInvariance, probe
-from edgeft.runtimes.llama_context import BatchToken, LlamaContext, Logits
+from edgeft.runtimes.grammar import GrammarVocabulary, Matcher
+from edgeft.runtimes.llama_context import BatchToken, LlamaContext, LlamaModel, Logits
+from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
 
 PROBE_PROMPT_TOKENS = 8
 PROBE_VALUES = 2**17
@@ -49,7 +50,6 @@ class Sequences:
         self._rows: Logits = np.empty((0, self._size), np.float32)
         self._at: list[int] | None = None
         """the rows of `_rows` that are not of padding tokens; None = all"""
-        self._candidates = np.empty(self._size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
 
     @property
     def batch_tokens(self) -> int:
@@ -138,40 +138,27 @@ class Sequences:
         self.prompt_lengths[target] = self.prompt_lengths[source]
 
     def sampler(self, sampling: Sampling) -> Sampler:
-        return Sampler(self._lib, self._vocab, self._size, self.length, sampling)
+        """InputError for a grammar that is invalid or too complex."""
+        matcher = self._grammars.matcher(sampling.grammar) if sampling.grammar else None
+        return Sampler(self._lib, self._size, self.length, sampling, matcher)
+
+    @functools.cached_property
+    def _grammars(self) -> GrammarVocabulary:
+        return grammar_vocabulary(self._context.model)
 
     def choose(self, row: int, sampler: Sampler) -> int:
         """The next token by a row of logits."""
-        if sampler.grammar:
-            return self._constrained(self.row(row), sampler)
+        if sampler.matcher:
+            token = sampler.matcher.choose(self.row(row), sampler.sample)
+            if sampler.chain:
+                self._lib.llama_sampler_accept(sampler.chain, token)
+            return token
         if not sampler.chain:
             # llama.cpp's greedy sampler would copy the vocabulary first.
             return int(self.row(row).argmax())
         # Counted from the end, outputs are meant and not tokens.
         index = (row if self._at is None else self._at[row]) - len(self._rows)
         return int(self._lib.llama_sampler_sample(sampler.chain, self._context.pointer, index))
-
-    def _constrained(self, row: Logits, sampler: Sampler) -> int:
-        """The chain's choice where the grammar allows it, which is the rule; else its choice among
-        what the grammar allows, for which the grammar looks at the whole vocabulary."""
-        token = self._chosen(row, sampler.chain)
-        if not sampler.allows(token):
-            token = self._chosen(row, sampler.grammar, sampler.chain)
-            if not sampler.allows(token):
-                raise ResourceError(
-                    "no token of the vocabulary continues what the grammar asks for"
-                )
-        if not self._lib.llama_vocab_is_eog(self._vocab, token):
-            sampler.accept(token)
-        return token
-
-    def _chosen(self, row: Logits, *samplers: Any) -> int:
-        every = self._candidates
-        every["id"], every["logit"], every["p"] = np.arange(self._size), row, 0
-        array = _array(self._lib, every)
-        for sampler in samplers:
-            self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
-        return int(array.data[array.selected].id)
 
     def _decode(self, tokens: Sequence[BatchToken], outputs: int) -> None:
         """Logits after the last `outputs` tokens, into `rows`."""
@@ -213,18 +200,24 @@ class Sequences:
 
 
 class Sampler:
-    """llama.cpp's samplers of one answer: they remember what was chosen. Free it in the end."""
+    """llama.cpp's samplers of one answer and the matcher of its grammar. Both remember what was
+    chosen. Close it in the end."""
 
-    def __init__(self, lib: Any, vocab: Any, size: int, length: int, how: Sampling) -> None:
+    def __init__(
+        self,
+        lib: Any,
+        size: int,
+        length: int,
+        how: Sampling,
+        matcher: Matcher | None = None,
+    ) -> None:
+        """`matcher`: follows `how.grammar`, where there is one; `Sequences.sampler` makes it."""
+        if how.grammar and not matcher:
+            raise ValueError("a grammar needs its matcher")
         self._lib = lib
         self.chain: Any = None
-        """None: the likeliest token, of which no sampler is needed"""
-        self.grammar: Any = None
-        if how.grammar:
-            text = how.grammar.encode("utf-8", "replace")
-            self.grammar = lib.llama_sampler_init_grammar(vocab, text, b"root")
-            if not self.grammar:
-                raise InputError("llama.cpp does not understand the grammar", "simplify the schema")
+        """None: the likeliest token, which needs no sampler"""
+        self.matcher = matcher
         penalties = how.repeat_penalty, how.frequency_penalty, how.presence_penalty
         parts = []
         if how.bias:
@@ -242,34 +235,46 @@ class Sampler:
             if how.min_p:
                 parts.append(lib.llama_sampler_init_min_p(how.min_p, 1))
             parts.append(lib.llama_sampler_init_dist(how.seed & 0xFFFFFFFF))
-        elif parts or self.grammar:
+        elif parts:
             parts.append(lib.llama_sampler_init_greedy())
         if parts:
             self.chain = lib.llama_sampler_chain_init(lib.llama_sampler_chain_default_params())
             for part in parts:
                 lib.llama_sampler_chain_add(self.chain, part)
 
-    def allows(self, token: int) -> bool:
-        """May the grammar go on with this token?"""
-        one = np.array([(token, 0, 0)], [("id", "i4"), ("logit", "f4"), ("p", "f4")])
-        self._lib.llama_sampler_apply(self.grammar, ctypes.byref(_array(self._lib, one)))
-        return bool(np.isfinite(one["logit"][0]))
-
-    def accept(self, token: int) -> None:
-        for sampler in (self.grammar, self.chain):
-            self._lib.llama_sampler_accept(sampler, token)
+    def sample(self, logits: Logits) -> int:
+        """The chain's choice by these logits; the chain does not remember it."""
+        if not self.chain:
+            return int(logits.argmax())
+        candidates = np.empty(len(logits), [("id", "i4"), ("logit", "f4"), ("p", "f4")])
+        candidates["id"], candidates["logit"], candidates["p"] = np.arange(len(logits)), logits, 0
+        data = candidates.ctypes.data_as(ctypes.POINTER(self._lib.llama_token_data))
+        array = self._lib.llama_token_data_array(
+            data=data, size=len(logits), selected=-1, sorted=False
+        )
+        self._lib.llama_sampler_apply(self.chain, ctypes.byref(array))
+        return int(array.data[array.selected].id)
 
     def close(self) -> None:
-        for sampler in (self.grammar, self.chain):
-            if sampler:
-                self._lib.llama_sampler_free(sampler)
-        self.grammar = self.chain = None
+        if self.chain:
+            self._lib.llama_sampler_free(self.chain)
+        self.chain = self.matcher = None
 
 
-def _array(lib: Any, tokens: npt.NDArray[Any]) -> Any:
-    """A llama_token_data_array over numpy's memory."""
-    data = tokens.ctypes.data_as(ctypes.POINTER(lib.llama_token_data))
-    return lib.llama_token_data_array(data=data, size=len(tokens), selected=-1, sorted=False)
+def grammar_vocabulary(model: LlamaModel) -> GrammarVocabulary:
+    """The vocabulary of a GGUF file as grammars read it. Control tokens are special, and so are the
+    user's own tokens in angle brackets (llguidance/llamacpp.py has the same rule)."""
+    lib, vocabulary = model.lib, LlamaVocabulary(model)
+    ids = range(vocabulary.size)
+    pieces = list(map(vocabulary.piece, ids))
+
+    def is_special(token: int) -> bool:
+        attributes = lib.llama_vocab_get_attr(model.vocab, token)
+        if attributes & lib.LLAMA_TOKEN_ATTR_USER_DEFINED:
+            return pieces[token][:1] == b"<" and pieces[token][-1:] == b">"
+        return bool(attributes & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN))
+
+    return GrammarVocabulary.from_pieces(pieces, list(filter(is_special, ids)), vocabulary.eos_ids)
 
 
 def log_probabilities(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:

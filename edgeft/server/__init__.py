@@ -1,5 +1,11 @@
-"""An OpenAI-compatible server on a CPU: `edgeft serve`.
+"""Takes artifacts, gives an OpenAI-compatible HTTP server on a CPU: `edgeft serve`.
 
-schemas (what may be asked) -> api (HTTP) -> jobs (one answer each) -> engine (a thread per model).
-The engine computes, the event loop talks: they meet in `Job` and in one call per step.
+A request goes through these files: api (endpoints), schemas (what a body may hold), requests (body ->
+generation requests), engine (queue and worker thread), batching_engine or sequential_engine (tokens),
+responses and openai_objects (the answer, whole or streamed). The worker thread computes, the event loop
+sends: they meet in `jobs.Job` and in one call per step.
 """
+
+from edgeft.server.options import ServeOptions
+
+__all__ = ["ServeOptions"]

@@ -1,8 +1,8 @@
-"""The endpoints: read, check, ask the engine, answer.
+"""Takes engines, gives the ASGI application of the endpoints.
 
-    app = Api([engine], Options()).app()
+    app = Api([engine], ApiOptions()).app()
 
-Everything that is wrong with a request is 4xx with OpenAI's error body; 429 where the queue is full.
+A wrong request is answered with 4xx and OpenAI's error body, with 429 where the queue is full.
 """
 
 from __future__ import annotations
@@ -19,14 +19,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
-from edgeft.server import ask
-from edgeft.server.delivery import Refusal, Stream, chunks, gather, left, refusal, watched, whole
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import Busy, Event, Want
+from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
 from edgeft.server.metrics import Log, Metrics, memory
-from edgeft.server.replies import ChatShape, Shape, usage
+from edgeft.server.openai_objects import ChatObjects, CompletionObjects, usage
+from edgeft.server.requests import chat_requests, check_ids, completion_requests, tokenized
+from edgeft.server.responses import (
+    Deltas,
+    EventStream,
+    Refusal,
+    cancelled_on_disconnect,
+    client_left,
+    collected,
+    events,
+    refusal_for,
+    whole_response,
+)
 from edgeft.server.schemas import (
-    BODY,
+    MAX_BODY_BYTES,
     Body,
     Chat,
     Completion,
@@ -34,7 +44,7 @@ from edgeft.server.schemas import (
     Embeddings,
     Generation,
     Tokenize,
-    refuse_unsupported,
+    unsupported_field,
 )
 from edgeft.web.content_policy import content_policy
 from edgeft.web.guard import App, Guard, Rules, error_body
@@ -44,15 +54,14 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 PAGE = Path(__file__).with_name("page.html")
-PATIENCE = 30.0
-"""seconds for a body to come"""
-EMBEDDING = 16
-"""requests for embeddings that may wait for one another; more are answered with 429"""
+BODY_TIMEOUT_S = 30.0
+MAX_EMBEDDING_REQUESTS = 16
+"""that may wait for one another; more are answered with 429"""
 B = TypeVar("B", bound=Body)
 
 
 @dataclass(frozen=True)
-class Options:
+class ApiOptions:
     rules: Rules = field(default_factory=Rules)
     max_tokens: int | None = None
     """of an answer; None = the context"""
@@ -61,13 +70,13 @@ class Options:
 
 
 class Api:
-    def __init__(self, engines: Sequence[Engine], options: Options) -> None:
+    def __init__(self, engines: Sequence[Engine], options: ApiOptions) -> None:
         self.engines = {engine.name: engine for engine in engines}
         self.options = options
         self.metrics = Metrics()
-        self._embedding = 0
-        """requests for embeddings that were begun"""
-        self._one_embeds = asyncio.Lock()
+        self._embedding_requests = 0
+        """that wait or run"""
+        self._embedding_lock = asyncio.Lock()
 
     def app(self) -> App:
         from starlette.applications import Starlette
@@ -76,8 +85,8 @@ class Api:
         from starlette.routing import Route
 
         async def refused(request: Request, error: Any) -> Response:
-            headers = {"retry-after": str(error.retry)} if error.retry else {}
-            if error.status in (408, 413):  # what is still on its way is not read
+            headers = {"retry-after": str(error.retry_s)} if error.retry_s else {}
+            if error.status in (408, 413):  # the rest of the body is not read
                 headers["connection"] = "close"
             return JSONResponse(error.body, error.status, headers)
 
@@ -93,7 +102,7 @@ class Api:
         routes = [
             Route("/", self.page, methods=get),
             Route("/health", self.health, methods=get),
-            Route("/metrics", self.tell_metrics, methods=get),
+            Route("/metrics", self.show_metrics, methods=get),
             Route("/v1/models", self.models, methods=get),
             Route("/v1/models/{name:path}", self.model, methods=get),
             Route("/v1/chat/completions", self.chat, methods=post),
@@ -129,7 +138,7 @@ class Api:
             "memory": memory(),
         })  # fmt: skip
 
-    async def tell_metrics(self, request: Request) -> Response:
+    async def show_metrics(self, request: Request) -> Response:
         from starlette.responses import PlainTextResponse
 
         text = self.metrics.text(self.engines.values())
@@ -144,31 +153,31 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         body = await _body(request, Embeddings)
         engine = self._engine(body.model)
-        if self._embedding >= EMBEDDING:
-            raise refusal(Busy(1))
-        self._embedding += 1
+        if self._embedding_requests >= MAX_EMBEDDING_REQUESTS:
+            raise refusal_for(Busy(1))
+        self._embedding_requests += 1
         data, tokens = [], 0
         try:
-            prompts = await asyncio.to_thread(ask.prompts_of, body.input, engine.runtime)
-            async with watched(request.receive) as gone, self._one_embeds:
+            prompts = await asyncio.to_thread(tokenized, body.input, engine.runtime)
+            async with cancelled_on_disconnect(request.receive) as has_left, self._embedding_lock:
                 for index, ids in enumerate(prompts):
-                    if gone.is_set():
-                        raise left()
-                    ask.check_ids(ids, engine.runtime)
+                    if has_left.is_set():
+                        raise client_left()
+                    check_ids(ids, engine.runtime)
                     vector: Any = await asyncio.to_thread(engine.embed, ids)
                     if body.encoding_format == "base64":
                         vector = base64.b64encode(array.array("f", vector).tobytes()).decode()
                     data.append({"object": "embedding", "index": index, "embedding": vector})
                     tokens += len(ids)
         except NotImplementedError:
-            told = "this artifact's engine gives no embeddings"
-            raise Refusal(501, told, "not_implemented") from None
+            problem = "this artifact's engine gives no embeddings"
+            raise Refusal(501, problem, "not_implemented") from None
         except EdgeftError as error:
-            raise refusal(error) from None
+            raise refusal_for(error) from None
         finally:
-            self._embedding -= 1
-        used = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return _json({"object": "list", "data": data, "model": engine.name, "usage": used})
+            self._embedding_requests -= 1
+        counts = {"prompt_tokens": tokens, "total_tokens": tokens}
+        return _json({"object": "list", "data": data, "model": engine.name, "usage": counts})
 
     async def tokenize(self, request: Request) -> Response:
         body = await _body(request, Tokenize)
@@ -176,7 +185,7 @@ class Api:
         try:
             ids = await asyncio.to_thread(engine.runtime.encode, body.content)
         except EdgeftError as error:
-            raise refusal(error) from None
+            raise refusal_for(error) from None
         return _json({"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context})
 
     async def detokenize(self, request: Request) -> Response:
@@ -193,27 +202,28 @@ class Api:
     async def chat(self, request: Request) -> Any:
         body = await _body(request, Chat)
         engine = self._engine(body.model)
-        wants = await self._wants(ask.chat, body, engine)
-        shape = ChatShape(engine.name, getattr(engine.runtime, "piece", None))
+        requests = await self._requests(chat_requests, body, engine)
+        objects = ChatObjects(engine.name, getattr(engine.runtime, "piece", None))
         if self.options.log_prompts:
             say(f"asked: {json.dumps([m.text for m in body.messages], ensure_ascii=False)}")
-        return await self._answer(request, engine, body, wants, 1, shape)
+        return await self._answer(request, engine, body, _Reply(requests, 1, objects))
 
     async def completions(self, request: Request) -> Any:
         body = await _body(request, Completion)
         engine = self._engine(body.model)
-        wants = await self._wants(ask.completion, body, engine)
-        prompts = len(wants) // (body.n or 1)
+        requests = await self._requests(completion_requests, body, engine)
+        prompts = len(requests) // (body.n or 1)
         piece = getattr(engine.runtime, "piece", None)
-        shape = Shape(engine.name, piece)
+        objects = CompletionObjects(engine.name, piece)
         echoed: list[str] = []
         if body.echo:
             if piece is None:
                 raise Refusal(400, "the engine of this artifact has no echo", "invalid_value")
-            echoed = await asyncio.to_thread(_texts, piece, [want.ids for want in wants])
+            ids = [one.prompt_ids for one in requests]
+            echoed = await asyncio.to_thread(_texts, piece, ids)
         if self.options.log_prompts:
             say(f"asked: {json.dumps(body.prompt, ensure_ascii=False)}")
-        return await self._answer(request, engine, body, wants, prompts, shape, echoed)
+        return await self._answer(request, engine, body, _Reply(requests, prompts, objects, echoed))
 
     def _engine(self, name: str | None) -> Engine:
         if not name:
@@ -232,52 +242,63 @@ class Api:
             "max_model_len": engine.runtime.context,
         }
 
-    async def _wants(
-        self, make: Callable[[B, Engine, int], list[Want]], body: B, engine: Engine
-    ) -> list[Want]:
+    async def _requests(
+        self, make: Callable[[B, Engine, int], list[GenerationRequest]], body: B, engine: Engine
+    ) -> list[GenerationRequest]:
         limit = min(self.options.max_tokens or engine.runtime.context, engine.runtime.context)
         try:
             return await asyncio.to_thread(make, body, engine, limit)
         except EdgeftError as error:
-            raise refusal(error) from None
+            raise refusal_for(error) from None
 
     async def _answer(
-        self,
-        request: Request,
-        engine: Engine,
-        body: Generation,
-        wants: list[Want],
-        prompts: int,
-        shape: Shape,
-        echoed: Sequence[str] = (),
+        self, request: Request, engine: Engine, body: Generation, reply: _Reply
     ) -> Any:
-        queue: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        """Submit the jobs of a reply; its response, whole or streamed."""
+        queue: Deltas = asyncio.Queue()
 
-        def sink(index: int) -> Callable[[Event], None]:
-            return lambda event: queue.put_nowait((index, event))
+        def callback(index: int) -> Callback:
+            return lambda delta: queue.put_nowait((index, delta))
 
-        jobs = ask.jobs(wants, sink)
+        jobs = [Job(one, callback(index)) for index, one in enumerate(reply.requests)]
         try:
-            if wants[0].sampling.grammar:
+            if reply.requests[0].sampling.grammar:
                 await asyncio.to_thread(engine.check, jobs[0])
             engine.submit(jobs)
         except EdgeftError as error:
-            raise refusal(error) from None
+            raise refusal_for(error) from None
 
-        def finished() -> None:
+        def on_end() -> None:
             for job in jobs:
-                if job.first is not None:
-                    self.metrics.first_token(job.first)
-            new, prompt = sum(job.new for job in jobs), sum(len(job.want.ids) for job in jobs)
+                if job.first_token_s is not None:
+                    self.metrics.first_token(job.first_token_s)
+            new = sum(job.new_tokens for job in jobs)
+            prompt = sum(len(job.request.prompt_ids) for job in jobs)
             request.scope["edgeft"] = f", {prompt} + {new} tokens"
 
         if not body.stream:
-            events = await gather(request, jobs, queue)
-            finished()
-            return await asyncio.to_thread(whole, jobs, prompts, shape, events, echoed)
-        options = body.stream_options
-        use = functools.partial(usage, jobs, prompts) if options and options.include_usage else None
-        return Stream(chunks(jobs, queue, shape, echoed, use), jobs, finished)
+            deltas = await collected(request, jobs, queue)
+            on_end()
+            return await asyncio.to_thread(
+                whole_response, jobs, reply.prompts, reply.objects, deltas, reply.echoed
+            )
+        final_usage = None
+        if body.stream_options and body.stream_options.include_usage:
+            final_usage = functools.partial(usage, jobs, reply.prompts)
+        stream = events(jobs, queue, reply.objects, reply.echoed, final_usage)
+        return EventStream(stream, jobs, on_end)
+
+
+@dataclass(frozen=True)
+class _Reply:
+    """What one HTTP request asks for."""
+
+    requests: list[GenerationRequest]
+    """the answers to the first prompt first, and so on"""
+    prompts: int
+    objects: CompletionObjects
+    echoed: Sequence[str] = ()
+    """text before each answer"""
 
 
 def _texts(piece: Callable[[int], bytes], prompts: Sequence[Sequence[int]]) -> list[str]:
@@ -290,34 +311,34 @@ def _json(value: Any) -> Response:
     return JSONResponse(value)
 
 
-async def _body(request: Request, kind: type[B]) -> B:
-    """The request's JSON as what it must be; Refusal for all else."""
+async def _body(request: Request, schema: type[B]) -> B:
+    """The request's JSON by its schema; Refusal for everything else."""
     from pydantic import ValidationError
     from starlette.requests import ClientDisconnect
 
-    given = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if given != "application/json":
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
         raise Refusal(415, "the Content-Type must be application/json", "unsupported_media_type")
     data = bytearray()
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(BODY_TIMEOUT_S):
             async for part in request.stream():
                 data += part
-                if len(data) > BODY:
-                    raise Refusal(413, f"a body has {BODY} bytes at most", "body_too_large")
+                if len(data) > MAX_BODY_BYTES:
+                    raise Refusal(
+                        413, f"a body has {MAX_BODY_BYTES} bytes at most", "body_too_large"
+                    )
     except TimeoutError:
         raise Refusal(408, "the body did not come", "timeout") from None
     except ClientDisconnect:
-        raise left() from None
+        raise client_left() from None
     try:
-        body = kind.model_validate_json(bytes(data))
+        body = schema.model_validate_json(bytes(data))
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         where = ".".join(str(part)[:64] for part in first["loc"])
-        told = f"{where}: {first['msg']}" if where else first["msg"]
-        raise Refusal(400, told[:500], "invalid_value") from None
-    if isinstance(body, Generation):
-        raw = json.loads(data)
-        if name := refuse_unsupported(raw):
-            raise Refusal(400, f"{name} is not supported", "unsupported")
+        problem = f"{where}: {first['msg']}" if where else first["msg"]
+        raise Refusal(400, problem[:500], "invalid_value") from None
+    if isinstance(body, Generation) and (name := unsupported_field(json.loads(data))):
+        raise Refusal(400, f"{name} is not supported", "unsupported")
     return body

@@ -1,7 +1,8 @@
-"""The thread that computes answers, and the bounded queue of each model before it.
+"""Takes jobs into the bounded queue of a model, gives them to the thread that computes their answers.
 
-`Worker` is the thread and `Engine` the queue; what computes is `batching.Batching`, many answers at a
-time on llama.cpp, or `turns.OneByOne`.
+`Worker` is the thread, `Engine` the queue and the counts of one model. Its subclasses compute:
+`batching_engine.BatchingEngine` many answers at a time on llama.cpp, `sequential_engine.SequentialEngine`
+one at a time on any runtime.
 """
 
 from __future__ import annotations
@@ -18,22 +19,24 @@ from typing import TypeVar
 from edgeft.errors import EdgeftError, ResourceError
 from edgeft.progress import say
 from edgeft.runtimes.protocol import Runtime
-from edgeft.server.jobs import Busy, Chosen, Event, Job
+from edgeft.server.jobs import Busy, Callback, Job, StreamDelta
 
 T = TypeVar("T")
 
-PAUSE = 0.05
-"""seconds between two calls of `Engine.post`, where nobody waits for the first token or the last"""
-Post = Callable[[list[tuple[Callable[[Event], None], Event]]], None]
+SEND_INTERVAL_S = 0.05
+"""between two calls of `Engine.deliver` that carry neither a first nor a last token"""
+MAX_RETRY_S = 60
+"""that a refused client is asked to wait"""
+Deliver = Callable[[list[tuple[Callback, StreamDelta]]], None]
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Since the start, and now."""
+    """Totals since the start; the last three are those of now."""
 
     requests: int
     cancelled: int
-    """of them"""
+    """of the requests"""
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
@@ -44,16 +47,16 @@ class Counts:
     slots: int
 
 
-def _directly(events: list[tuple[Callable[[Event], None], Event]]) -> None:
-    for sink, event in events:
-        sink(event)
+def _call_directly(deltas: list[tuple[Callback, StreamDelta]]) -> None:
+    for callback, delta in deltas:
+        callback(delta)
 
 
 class Worker:
     """The thread in which all models of a process compute, in turn.
 
-    libgomp keeps a pool of threads for each thread that calls it, and where all pools together have
-    more threads than there are cores it lets them sleep at every barrier
+    libgomp keeps a pool of threads for each thread that calls it. Where all pools together have more
+    threads than there are cores, it lets them sleep at every barrier
     (gcc/libgomp/wait.h: `gomp_throttled_spin_count_var`), at a fifth of the speed.
     """
 
@@ -66,7 +69,7 @@ class Worker:
         self._thread.start()
 
     def call(self, function: Callable[[], T]) -> T:
-        """Run something in the thread, between two steps."""
+        """Run `function` in the thread, between two steps; its result or exception."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -94,10 +97,10 @@ class Worker:
                 while not (self._calls or self._closed or any(e.busy for e in self.engines)):
                     self.awake.wait()
                 call = self._calls.popleft() if self._calls else None
-                last = self._closed and not self._calls
+                is_last = self._closed and not self._calls
             if call:
                 call()
-            if last:
+            if is_last:
                 return
             for engine in list(self.engines):
                 if engine.busy:
@@ -108,42 +111,43 @@ class Engine:
     """The queue and the counts of one model; a subclass computes."""
 
     slots = 1
-    can: frozenset[str] = frozenset()
-    """what the engine can do besides temperature, top_p and seed"""
+    """answers at a time"""
+    supports: frozenset[str] = frozenset()
+    """fields of a request that the engine can serve besides temperature, top_p and seed"""
 
-    def __init__(self, name: str, runtime: Runtime, queue: int, worker: Worker) -> None:
-        """`queue`: answers that may wait for a slot."""
+    def __init__(self, name: str, runtime: Runtime, max_waiting: int, worker: Worker) -> None:
+        """`max_waiting`: answers that may wait for a slot."""
         self.name = name
         self.runtime = runtime
-        self.post: Post = _directly
-        """where the events of a step go to, set before the first job"""
-        self._bound = queue
+        self.deliver: Deliver = _call_directly
+        """takes the deltas of a step; set before the first job"""
+        self._max_waiting = max_waiting
         self._worker = worker
         self._waiting: deque[Job] = deque()
-        self._events: dict[Job, Event] = {}
-        self._urgent, self._posted = False, 0.0
+        self._unsent: dict[Job, StreamDelta] = {}
+        self._urgent, self._sent_at = False, 0.0
         self._closed = False
-        self._seconds_each = 1.0
+        self._seconds_per_answer = 1.0
         names = "requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens"
         self._totals = dict.fromkeys(names, 0)
-        self._computing = 0.0
+        self._computing_s = 0.0
 
     def check(self, job: Job) -> None:
-        """InputError for what cannot be computed, before it waits in the queue."""
+        """InputError for a job that cannot be computed, before it waits in the queue."""
 
     def embed(self, ids: Sequence[int]) -> list[float]:
         """Between two steps of the running answers; NotImplementedError where the engine cannot."""
         raise NotImplementedError
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """All of them or none. Busy where the queue is full."""
+        """Queue all of them or none; Busy where the queue is full."""
         with self._worker.awake:
             if self._closed:
                 raise ResourceError("the server shuts down")
             ahead = len(self._waiting) + self.running
-            if ahead >= self._bound + self.slots:
-                seconds = self._seconds_each * (len(self._waiting) + 1) / self.slots
-                raise Busy(min(60, max(1, math.ceil(seconds))))
+            if ahead >= self._max_waiting + self.slots:
+                seconds = self._seconds_per_answer * (len(self._waiting) + 1) / self.slots
+                raise Busy(min(MAX_RETRY_S, max(1, math.ceil(seconds))))
             self._waiting.extend(jobs)
             self._worker.awake.notify()
 
@@ -151,7 +155,7 @@ class Engine:
     def counts(self) -> Counts:
         return Counts(
             **self._totals,
-            seconds=self._computing,
+            seconds=self._computing_s,
             running=self.running,
             waiting=len(self._waiting),
             slots=self.slots,
@@ -159,11 +163,11 @@ class Engine:
 
     def cancel_all(self) -> None:
         with self._worker.awake:
-            for job in [*self._waiting, *self._jobs()]:
+            for job in [*self._waiting, *self._running_jobs()]:
                 job.cancel()
 
     def close(self) -> None:
-        """Cancel what runs and free everything."""
+        """Cancel all jobs and free everything."""
         if not self._closed:
             self._closed = True
             self._worker.call(self._end_all)
@@ -177,7 +181,8 @@ class Engine:
 
     @property
     def running(self) -> int:
-        return len(self._jobs())
+        """Answers that have a slot."""
+        return len(self._running_jobs())
 
     @property
     def busy(self) -> bool:
@@ -187,22 +192,22 @@ class Engine:
         """One step, in the worker's thread."""
         started = time.perf_counter()
         try:
-            self._forget()
-            self._compute()
+            self._drop_cancelled_waiting()
+            self._step()
         except EdgeftError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001  the thread must go on
             say(f"error: {self.name}: {error!r}")
             self._fail(EdgeftError(f"the engine failed: {error!r}"))
-        self._computing += time.perf_counter() - started
+        self._computing_s += time.perf_counter() - started
         self._flush()
 
-    def _jobs(self) -> list[Job]:
+    def _running_jobs(self) -> list[Job]:
         """Those that have a slot."""
         raise NotImplementedError
 
-    def _compute(self) -> None:
-        """Give waiting jobs a place, do one step for the running ones, tell what came."""
+    def _step(self) -> None:
+        """Give waiting jobs a slot, compute one step of the running ones, send their deltas."""
         raise NotImplementedError
 
     def _fail(self, error: EdgeftError) -> None:
@@ -212,42 +217,41 @@ class Engine:
     def _free(self) -> None:
         raise NotImplementedError
 
-    def _forget(self) -> None:
-        """Make room in the queue where nobody waits any more."""
+    def _drop_cancelled_waiting(self) -> None:
         if any(job.cancelled for job in list(self._waiting)):
             with self._worker.awake:
-                gone = [job for job in self._waiting if job.cancelled]
+                cancelled = [job for job in self._waiting if job.cancelled]
                 self._waiting = deque(job for job in self._waiting if not job.cancelled)
-            for job in gone:
-                self._end(job, "cancelled")
+            for job in cancelled:
+                self._finish(job, StreamDelta(finish_reason="cancelled"))
 
-    def _next(self) -> Job | None:
+    def _next_waiting(self) -> Job | None:
         with self._worker.awake:
             return self._waiting.popleft() if self._waiting else None
 
-    def _tell(self, job: Job, event: Event) -> None:
-        known = self._events.get(job)
-        self._urgent |= bool(event.finish) or not job.told
-        job.told = True
-        self._events[job] = known.then(event) if known else event
+    def _send(self, job: Job, delta: StreamDelta) -> None:
+        """Add to what the next `_flush` sends."""
+        self._urgent |= bool(delta.finish_reason) or not job.started
+        job.started = True
+        unsent = self._unsent.get(job)
+        self._unsent[job] = unsent.followed_by(delta) if unsent else delta
 
     def _flush(self) -> None:
-        """Whoever listens needs the cores that compute: so it is told of first and last tokens at
-        once, and of those between after a pause."""
+        """Send the first and the last token of an answer at once, all others every
+        `SEND_INTERVAL_S`: whoever receives them needs the cores that compute."""
         now = time.perf_counter()
-        if self._events and (self._urgent or now - self._posted >= PAUSE):
-            self.post([(job.sink, event) for job, event in self._events.items()])
-            self._events, self._urgent, self._posted = {}, False, now
+        if self._unsent and (self._urgent or now - self._sent_at >= SEND_INTERVAL_S):
+            self.deliver([(job.callback, delta) for job, delta in self._unsent.items()])
+            self._unsent, self._urgent, self._sent_at = {}, False, now
 
-    def _end(self, job: Job, finish: str, text: str = "", tokens: tuple[Chosen, ...] = (),
-             error: EdgeftError | None = None) -> None:  # fmt: skip
-        job.finish = finish
+    def _finish(self, job: Job, last: StreamDelta) -> None:
+        """Count a job that has ended and send its last delta."""
         seconds = time.perf_counter() - job.created
-        self._seconds_each += 0.2 * (seconds - self._seconds_each)
+        self._seconds_per_answer += 0.2 * (seconds - self._seconds_per_answer)
         totals = self._totals
         totals["requests"] += 1
-        totals["cancelled"] += finish == "cancelled"
-        totals["prompt_tokens"] += len(job.want.ids)
-        totals["reused_tokens"] += job.reused
-        totals["new_tokens"] += job.new
-        self._tell(job, Event(text, tokens, finish, error))
+        totals["cancelled"] += last.finish_reason == "cancelled"
+        totals["prompt_tokens"] += len(job.request.prompt_ids)
+        totals["reused_tokens"] += job.cached_tokens
+        totals["new_tokens"] += job.new_tokens
+        self._send(job, last)

@@ -1,4 +1,4 @@
-"""One answer that somebody waits for: what is wanted, what came, how it ended."""
+"""Takes a generation request, gives its answer in parts: what HTTP and the engines hand each other."""
 
 from __future__ import annotations
 
@@ -19,67 +19,73 @@ class Busy(EdgeftError):
 
 
 @dataclass(frozen=True)
-class Want:
-    ids: tuple[int, ...]
+class GenerationRequest:
+    """One answer to one prompt."""
+
+    prompt_ids: tuple[int, ...]
     max_tokens: int
     sampling: Sampling = field(default_factory=Sampling)
     stop: tuple[str, ...] = ()
     """texts that end the answer and are not part of it"""
-    top: int | None = None
-    """log probabilities of each token and of so many of the likeliest ones; None = of none"""
+    logprobs: int | None = None
+    """the log probability of each token, and those of so many of the likeliest; None = of none"""
     echo: bool = False
-    """log probabilities of the prompt, too"""
+    """also the log probabilities of the prompt's tokens"""
     ignore_eos: bool = False
-    """go on behind the model's own stops"""
+    """continue after the model's own stop tokens"""
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
-    """One token with its probability."""
+class TokenLogprob:
+    """One token with its log probability."""
 
     id: int
     logprob: float | None
     """None: the first token of a prompt, which nothing predicts"""
     top: list[tuple[int, float]]
+    """(id, log probability) of the likeliest tokens"""
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
-    """What one step brought: text, tokens, and the end if it is that."""
+class StreamDelta:
+    """What one or several steps add to an answer."""
 
     text: str = ""
-    tokens: tuple[Chosen, ...] = ()
-    """only where log probabilities are wanted; before any text, those of the prompt"""
-    finish: str = ""
-    """stop, length, cancelled or error"""
+    logprobs: tuple[TokenLogprob, ...] = ()
+    """only where they were asked for; before any text, those of the prompt"""
+    finish_reason: str = ""
+    """stop, length, cancelled or error; "" = the answer goes on"""
     error: EdgeftError | None = None
 
-    def then(self, later: Event) -> Event:
+    def followed_by(self, later: StreamDelta) -> StreamDelta:
         """Both as one."""
-        tokens = self.tokens + later.tokens
-        return Event(self.text + later.text, tokens, later.finish, later.error)
+        logprobs = self.logprobs + later.logprobs
+        return StreamDelta(self.text + later.text, logprobs, later.finish_reason, later.error)
+
+
+Callback = Callable[[StreamDelta], None]
 
 
 class Job:
-    """`sink` is called in the engine's thread, or where the engine posts its events to."""
+    """A request in an engine. `callback` is called in the engine's thread, or where the engine sends
+    its deltas to."""
 
-    def __init__(self, want: Want, sink: Callable[[Event], None]) -> None:
-        self.want = want
-        self.sink = sink
+    def __init__(self, request: GenerationRequest, callback: Callback) -> None:
+        self.request = request
+        self.callback = callback
         self.created = time.perf_counter()
-        self.first: float | None = None
-        """seconds until the first token"""
-        self.reused = 0
+        self.first_token_s: float | None = None
+        """seconds from the creation to the first token"""
+        self.cached_tokens = 0
         """tokens of the prompt that were in the cache"""
-        self.new = 0
-        """tokens of the answer, a stop token left out"""
-        self.finish = ""
+        self.new_tokens = 0
+        """tokens of the answer, without a stop token"""
         self.cancelled = False
-        self.told = False
-        """something came for it"""
+        self.started = False
+        """a delta was sent"""
 
     def cancel(self) -> None:
-        """Nobody waits any more: the engine drops it at its next step."""
+        """Nobody waits any more: the engine drops the job at its next step."""
         self.cancelled = True
 
 
@@ -97,25 +103,25 @@ class StopText:
         self.hit = False
 
     def push(self, text: str) -> str:
-        """What may be shown after `text` came."""
+        """The text that may be shown after `text` came."""
         if not self._stops:
             return text
         text = self._held + text
-        found = [at for at in map(text.find, self._stops) if at >= 0]
-        if found:
+        positions = [at for at in map(text.find, self._stops) if at >= 0]
+        if positions:
             self.hit, self._held = True, ""
-            return text[: min(found)]
-        held = max(_overlap(text, stop) for stop in self._stops)
-        self._held = text[len(text) - held :]
-        return text[: len(text) - held]
+            return text[: min(positions)]
+        length = max(_overlap(text, stop) for stop in self._stops)
+        self._held = text[len(text) - length :]
+        return text[: len(text) - length]
 
     def rest(self) -> str:
-        """What is left when the stream ends."""
+        """The text that is still held back when the stream ends."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that `stop` begins with."""
+    """Length of the longest end of `text` that `stop` begins with."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((n for n in lengths if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""What the server tells about itself: Prometheus' text format, and a line per request on stderr."""
+"""Takes the server's counts, gives Prometheus' text format, and a line per request on stderr."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from edgeft.progress import say
 from edgeft.server.engine import Engine
 from edgeft.web.guard import App, Message, Receive, Scope, Send
 
-BOUNDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-"""seconds, of the time to the first token"""
+FIRST_TOKEN_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+"""upper bounds of the histogram of the time to the first token"""
 
 
 class Metrics:
     def __init__(self) -> None:
-        self.answers: Counter[int] = Counter()
+        self.statuses: Counter[int] = Counter()
         """HTTP status -> requests"""
-        self._first = [0] * (len(BOUNDS) + 1)
-        self._first_sum = 0.0
+        self._first_token_counts = [0] * (len(FIRST_TOKEN_BOUNDS_S) + 1)
+        self._first_token_sum_s = 0.0
 
     def first_token(self, seconds: float) -> None:
-        self._first[bisect_left(BOUNDS, seconds)] += 1
-        self._first_sum += seconds
+        self._first_token_counts[bisect_left(FIRST_TOKEN_BOUNDS_S, seconds)] += 1
+        self._first_token_sum_s += seconds
 
     def text(self, engines: Iterable[Engine]) -> str:
         lines: list[str] = []
@@ -34,7 +34,7 @@ class Metrics:
             lines.extend([f"# HELP edgeft_{name} {help_}", f"# TYPE edgeft_{name} {kind}"])
             lines.extend(f"edgeft_{name}{labels} {value:.15g}" for labels, value in values)
 
-        status = [(f'{{status="{code}"}}', n) for code, n in sorted(self.answers.items())]
+        status = [(f'{{status="{code}"}}', n) for code, n in sorted(self.statuses.items())]
         family("http_requests_total", "counter", "Answered requests.", status)
         counts = [(f'{{model="{_escaped(e.name)}"}}', e.counts) for e in engines]
         for name, kind, help_ in (
@@ -53,15 +53,17 @@ class Metrics:
         family("resident_bytes", "gauge", "Memory of the process.", [("", memory())])
         name, total = "edgeft_first_token_seconds", 0
         lines.extend([f"# HELP {name} Time to the first token.", f"# TYPE {name} histogram"])
-        for bound, count in zip([*map(str, BOUNDS), "+Inf"], self._first, strict=True):
+        for bound, count in zip(
+            [*map(str, FIRST_TOKEN_BOUNDS_S), "+Inf"], self._first_token_counts, strict=True
+        ):
             total += count
             lines.append(f'{name}_bucket{{le="{bound}"}} {total}')
-        lines.extend([f"{name}_sum {self._first_sum:.6f}", f"{name}_count {total}", ""])
+        lines.extend([f"{name}_sum {self._first_token_sum_s:.6f}", f"{name}_count {total}", ""])
         return "\n".join(lines)
 
 
 class Log:
-    """Counts every request and says one line about it, without what was asked."""
+    """Counts every request and prints one line about it, which holds no text of a prompt."""
 
     def __init__(self, app: App, metrics: Metrics, quiet: bool = False) -> None:
         self.app, self.metrics, self.quiet = app, metrics, quiet
@@ -72,26 +74,26 @@ class Log:
             return
         started, status = time.perf_counter(), 0
 
-        async def watched(message: Message) -> None:
+        async def counted(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                self.metrics.answers[status] += 1
+                self.metrics.statuses[status] += 1
             await send(message)
 
         try:
-            await self.app(scope, receive, watched)
+            await self.app(scope, receive, counted)
         finally:
             if not self.quiet:
                 seconds = time.perf_counter() - started
-                # Printable, so that nobody writes lines of his own into the log.
+                # Printable, so that a path cannot forge lines of the log.
                 path = ascii(scope["path"])[1:-1][:200]
-                told = scope.get("edgeft", "")
-                say(f"{scope['method'][:16]} {path} {status} {seconds * 1000:.0f} ms{told}")
+                tokens = scope.get("edgeft", "")
+                say(f"{scope['method'][:16]} {path} {status} {seconds * 1000:.0f} ms{tokens}")
 
 
 def memory() -> int:
-    """Resident memory of this process in bytes, 0 where the system does not tell."""
+    """Resident memory of this process in bytes, 0 where the system has no /proc."""
     return kilobytes("/proc/self/status").get("VmRSS", 0)
 
 

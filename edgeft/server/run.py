@@ -1,4 +1,4 @@
-"""Open the artifacts, listen, serve until a signal, and end in order."""
+"""Takes `ServeOptions`, opens the artifacts and serves them until SIGTERM or SIGINT."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.protocol import open_runtime
-from edgeft.server.batching import Batching
-from edgeft.server.engine import Engine, Post, Worker
+from edgeft.server.batching_engine import BatchingEngine
+from edgeft.server.engine import Deliver, Engine, Worker
+from edgeft.server.jobs import Callback, StreamDelta
 from edgeft.server.options import ServeOptions
+from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
 
-CONNECTIONS = 512
+MAX_CONNECTIONS = 512
 """at a time; more are answered with 503"""
+KEEP_ALIVE_S = 30
 
 
 def serve(options: ServeOptions) -> None:
@@ -30,9 +33,9 @@ def serve(options: ServeOptions) -> None:
     options.check()
     for module in ("uvicorn", "starlette", "pydantic"):
         require(module, "serve")
-    listening = contextlib.closing(listen(options.host, options.port))
-    with listening as bound, engines(options) as opened:
-        asyncio.run(_serve(options, opened, bound))
+    listener = contextlib.closing(listen(options.host, options.port))
+    with listener as listening, engines(options) as opened:
+        asyncio.run(_serve(options, opened, listening))
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -48,45 +51,44 @@ def listen(host: str, port: int) -> socket.socket:
 
 @contextlib.contextmanager
 def engines(options: ServeOptions) -> Iterator[list[Engine]]:
-    """One per artifact; closed in the end."""
+    """One engine per artifact, which share a thread; closed in the end."""
     worker = Worker()
     with contextlib.ExitStack() as stack:
         stack.callback(worker.close)
         opened: list[Engine] = []
-        for name, path in names(options.artifacts).items():
-            # Repacked weights are multiplied with other kernels from four rows on.
+        for name, path in model_names(options.artifacts).items():
+            # Isolated: from four rows on, repacked weights are multiplied with other kernels.
             repack = not (options.isolate and format_of(path).name in ("gguf", "gptq"))
             runtime = open_runtime(path, options.threads, options.context, repack=repack)
-            # After what is being computed, where Ctrl-C comes in the middle of it.
+            # In the thread: Ctrl-C may come while it computes with this runtime.
             stack.callback(worker.call, runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
-                engine = Batching(
+                engine = BatchingEngine(
                     name, runtime, options.slots, options.queue, worker, options.isolate
                 )
             else:
-                from edgeft.server.turns import OneByOne
-
-                engine = OneByOne(name, runtime, options.queue, worker)
+                engine = SequentialEngine(name, runtime, options.queue, worker)
             stack.callback(engine.close)
             opened.append(engine)
         yield opened
 
 
-def names(artifacts: Sequence[Path]) -> dict[str, Path]:
-    """By their files' names, with the folder's where two have the same."""
-    found: dict[str, Path] = {}
+def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
+    """Name of the model -> its artifact. The name is the file's, with the folder's before it where two
+    files have the same."""
+    named: dict[str, Path] = {}
     for path in artifacts:
         stem = path.stem if path.suffix == ".gguf" else path.name
-        name = stem if stem not in found else f"{path.absolute().parent.name}/{stem}"
-        if name in found:
+        name = stem if stem not in named else f"{path.absolute().parent.name}/{stem}"
+        if name in named:
             raise InputError(f"two artifacts are called {name}", "rename one of them")
-        found[name] = path
-    return found
+        named[name] = path
+    return named
 
 
-async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.socket) -> None:
-    server = listener(options, opened)
+async def _serve(options: ServeOptions, opened: list[Engine], listening: socket.socket) -> None:
+    server = http_server(options, opened)
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
@@ -96,54 +98,54 @@ async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.sock
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
-    host, port = bound.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
+    host, port = listening.getsockname()[:2]
+    shown_host = f"[{host}]" if ":" in host else host
     listed = ", ".join(engine.name for engine in opened)
-    say(f"serving {listed} on http://{shown}:{port} (Ctrl-C ends it)")
-    await server.serve(sockets=[bound])
+    say(f"serving {listed} on http://{shown_host}:{port} (Ctrl-C ends it)")
+    await server.serve(sockets=[listening])
 
 
-def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
-    """The uvicorn.Server of these engines, whose events come to the running loop."""
+def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
+    """The uvicorn.Server of these engines, whose deltas come to the running loop."""
     import uvicorn
 
-    from edgeft.server.api import Api, Options
+    from edgeft.server.api import Api, ApiOptions
     from edgeft.web.connections import Connection
 
-    # As browsers send them.
+    # Browsers send both in lower case.
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
     origins = {origin.lower() for origin in options.cors}
     rules = Rules(options.key, frozenset(hosts), frozenset(origins))
-    how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
+    api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
     for engine in opened:
-        engine.post = poster(asyncio.get_running_loop())
+        engine.deliver = delivery_to(asyncio.get_running_loop())
     config = uvicorn.Config(
-        Api(opened, how).app(),
+        Api(opened, api_options).app(),
         http=Connection,
         ws="none",
         lifespan="off",
         access_log=False,
         log_level="error",
         server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=30,
+        limit_concurrency=MAX_CONNECTIONS,
+        timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=int(options.grace) + 2,
     )
     server = uvicorn.Server(config)
-    # Its own handlers would raise the signal again when all is done.
+    # uvicorn's own handlers would raise the signal again in the end.
     server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
     return server
 
 
-def poster(loop: asyncio.AbstractEventLoop) -> Post:
-    """Events go to their sinks in the loop, all of a step at once."""
+def delivery_to(loop: asyncio.AbstractEventLoop) -> Deliver:
+    """Calls the callbacks in the loop, all those of a step at once."""
 
-    def deliver(events: Any) -> None:
-        for sink, event in events:
-            sink(event)
+    def call(deltas: list[tuple[Callback, StreamDelta]]) -> None:
+        for callback, delta in deltas:
+            callback(delta)
 
-    def post(events: Any) -> None:
+    def deliver(deltas: list[tuple[Callback, StreamDelta]]) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
-            loop.call_soon_threadsafe(functools.partial(deliver, events))
+            loop.call_soon_threadsafe(functools.partial(call, deltas))
 
-    return post
+    return deliver

@@ -1,7 +1,7 @@
-"""What may be asked: the bodies of OpenAI's API, in strict types and within limits.
+"""Takes JSON bodies of OpenAI's API, gives them checked: strict types, and a limit on everything.
 
-Unknown fields are ignored, as OpenAI's own server ignores them; fields that would change the answer
-and are not supported are refused by `refuse_unsupported`.
+Unknown fields are ignored, as OpenAI's own server ignores them. `unsupported_field` names a field that
+would change the answer and is not supported.
 """
 
 from __future__ import annotations
@@ -10,20 +10,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
-BODY = 1_000_000
-"""bytes of a request at most"""
-STOPS = 16
-CHOICES = 64
-"""answers to one request at most: prompts times n"""
-MESSAGES = 1000
-TOP = 20
-LOGPROBS = 2**18
-"""log probabilities that are kept for a request; as many as one whole context has in any case"""
+MAX_BODY_BYTES = 1_000_000
+MAX_STOPS = 16
+MAX_CHOICES = 64
+"""answers to one request: prompts times n"""
+MAX_MESSAGES = 1000
+MAX_TOP_LOGPROBS = 20
+"""likeliest tokens whose log probabilities are given with each token"""
+MAX_LOGPROBS = 2**18
+"""log probabilities that are kept for a request; those of one whole context are always allowed"""
 
-Text = Annotated[str, StringConstraints(max_length=BODY)]
+Text = Annotated[str, StringConstraints(max_length=MAX_BODY_BYTES)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
-Ids = Annotated[list[Id], Field(max_length=BODY)]
+Ids = Annotated[list[Id], Field(max_length=MAX_BODY_BYTES)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -36,13 +36,13 @@ class StreamOptions(Body):
 
 
 class Generation(Body):
-    """What chat and text completions have in common."""
+    """The fields that chat and text completions share."""
 
     model: Text | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=CHOICES)] | None = None
-    stop: Stop | Annotated[list[Stop], Field(max_length=STOPS)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     temperature: Annotated[Finite, Field(ge=0, le=10)] | None = None
     top_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
@@ -56,7 +56,7 @@ class Generation(Body):
         | None
     ) = None
     ignore_eos: bool = False
-    """go on behind the model's stops, as vLLM and llama-server have it: for timing"""
+    """continue after the model's stop tokens, for timing; a field of vLLM and llama-server"""
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -97,23 +97,23 @@ class ResponseFormat(Body):
 
 
 class Chat(Generation):
-    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MESSAGES)]
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
 
 
 class Completion(Generation):
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
     )
     max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = 16
-    logprobs: Annotated[int, Field(ge=0, le=TOP)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
 
 
@@ -121,9 +121,9 @@ class Embeddings(Body):
     model: Text | None = None
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=CHOICES)]
+        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
     )
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: None = None
@@ -139,12 +139,12 @@ class Detokenize(Body):
     tokens: Ids
 
 
-UNSUPPORTED = ("tools", "functions", "suffix", "audio", "modalities", "prediction")
+UNSUPPORTED_FIELDS = ("tools", "functions", "suffix", "audio", "modalities", "prediction")
 
 
-def refuse_unsupported(raw: dict[str, Any]) -> str | None:
-    """The first field that asks for something that no model here can do."""
-    for name in UNSUPPORTED:
+def unsupported_field(raw: dict[str, Any]) -> str | None:
+    """The first field that asks for something that no model here can do, if any."""
+    for name in UNSUPPORTED_FIELDS:
         if raw.get(name) and raw[name] != ["text"]:
             return name
     if raw.get("best_of") not in (None, raw.get("n") or 1):

@@ -179,13 +179,16 @@ def served(
     artifact: Path, turns: Sequence[Sequence[Sequence[int]]], how: Sampling
 ) -> list[list[str]]:
     """Answers of the server's engine of four slots, to the prompts of each turn at once."""
-    from edgeft.server.jobs import Event, Job, Want
-    from edgeft.server.run import ServeOptions, engines
+    from edgeft.server.jobs import GenerationRequest, Job, StreamDelta
+    from edgeft.server.options import ServeOptions
+    from edgeft.server.run import engines
 
-    events: queue.SimpleQueue[tuple[int, Event]] = queue.SimpleQueue()
+    events: queue.SimpleQueue[tuple[int, StreamDelta]] = queue.SimpleQueue()
 
     def job(number: int, ids: Sequence[int]) -> Job:
-        return Job(Want(tuple(ids), 40, how), lambda event: events.put((number, event)))
+        return Job(
+            GenerationRequest(tuple(ids), 40, how), lambda delta: events.put((number, delta))
+        )
 
     answers = []
     with engines(ServeOptions((artifact,), slots=4, threads=2)) as (engine,):
@@ -195,7 +198,7 @@ def served(
             while running:
                 number, event = events.get(timeout=60)
                 said[number] += event.text
-                running -= bool(event.finish)
+                running -= bool(event.finish_reason)
             answers.append(said)
     return answers
 
@@ -264,7 +267,7 @@ def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
 def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited(artifact: Path) -> None:
     with answering(artifact, 2) as model:
         assert isinstance(model, OnlyClient)
-        model._engine._many._context.decode = broken  # type: ignore[attr-defined]
+        model._engine._sequences._context.decode = broken  # type: ignore[attr-defined]
         chat = Conversation(model, "", Limits(4))
         with pytest.raises(EdgeftError, match="out of order"):
             say(chat, "lamp")

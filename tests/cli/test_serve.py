@@ -19,7 +19,7 @@ from conftest import Ran
 
 from edgeft.errors import InputError
 from edgeft.server.options import ServeOptions
-from edgeft.server.run import names
+from edgeft.server.run import model_names
 from helpers.paths import ROOT
 from helpers.serving import exported
 
@@ -143,7 +143,7 @@ def test_a_missing_extra_is_named(
 
 def test_models_are_named_after_their_files(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "q8_0.gguf", tmp_path / "b" / "q8_0.gguf", tmp_path / "onnx-int4"]
-    assert list(names(paths)) == ["q8_0", "b/q8_0", "onnx-int4"]
+    assert list(model_names(paths)) == ["q8_0", "b/q8_0", "onnx-int4"]
 
 
 def test_the_key_is_not_in_the_repr_of_the_options(artifact: Path) -> None:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.server.engine import Engine
-from edgeft.server.run import ServeOptions, engines, listen, listener
+from edgeft.server.options import ServeOptions
+from edgeft.server.run import engines, http_server, listen
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def running(*artifacts: Path, **how: Any) -> Iterator[Served]:
         ready = threading.Event()
 
         async def serve() -> None:
-            servers.append(listener(options, opened))
+            servers.append(http_server(options, opened))
             ready.set()
             await servers[0].serve(sockets=[bound])
 

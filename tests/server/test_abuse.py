@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.server import ask
+from edgeft.server import requests
 from edgeft.web import connections
 from helpers.serving import Served, exported, running
 
@@ -58,12 +58,10 @@ BODIES: list[tuple[str, Any]] = [
     chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 3}}}),
     chat(response_format={"type": "json_schema", "json_schema": {"schema": {"$ref": "http://[::1]"}}}),
     chat(response_format={"type": "json_schema", "json_schema": {
-        "schema": {"type": "array", "items": {}, "minItems": 10**12}}}),
-    chat(response_format={"type": "json_schema", "json_schema": {
-        "schema": {"type": "string", "pattern": "^(((a*)*)*)*$"}}}),
+        "schema": {"type": "string", "maxLength": 10**12}}}),
     chat(response_format={"type": "json_schema", "json_schema": {"schema": {
-        "$defs": {"t": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/t"}}] * 10}},
-        "type": "array", "items": {"$ref": "#/$defs/t"}}}}),
+        "$defs": {"t": {"$ref": "#/$defs/t"}}, "$ref": "#/$defs/t"}}}),
+    chat(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 20_000]}}}),
     chat(stream_options={"include_usage": "maybe"}),
     (CHAT, {"messages": []}), (CHAT, {"messages": "hi"}), (CHAT, {}), (CHAT, []), (CHAT, 3),
     (CHAT, {"messages": [{"role": "root", "content": "x"}]}),
@@ -105,6 +103,25 @@ def test_a_wrong_body_is_a_4xx(served: Served, number: int) -> None:
     assert headers["content-type"] == "application/json"
     error = json.loads(data)["error"]
     assert error["message"] and error["type"] and error["code"] and len(data) < 2000
+
+
+ENDLESS: list[dict[str, Any]] = [
+    {"type": "array", "items": {}, "minItems": 10**12},
+    {"type": "string", "pattern": "^(((a*)*)*)*$"},
+    {"$defs": {"t": {"anyOf": [{"type": "array", "items": {"$ref": "#/$defs/t"}}] * 10}},
+     "type": "array", "items": {"$ref": "#/$defs/t"}},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("schema", ENDLESS)
+def test_a_schema_of_endless_texts_is_answered_within_max_tokens(
+    served: Served, schema: dict[str, Any]
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"schema": schema}}
+    began = time.perf_counter()
+    body = {"messages": HI, "max_tokens": 40, "response_format": form}
+    assert served.json(CHAT, body)["choices"][0]["message"]["content"]
+    assert time.perf_counter() - began < 10
 
 
 REQUESTS: list[tuple[str, str, dict[str, str]]] = [
@@ -186,7 +203,7 @@ def test_what_is_no_http_is_a_4xx(served: Served, data: bytes) -> None:
 
 
 def test_log_probabilities_have_a_bound(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ask, "LOGPROBS", 5000)
+    monkeypatch.setattr(requests, "MAX_LOGPROBS", 5000)
     much = {"prompt": [[1] * 100] * 64, "echo": True, "logprobs": 0, "max_tokens": 0}
     status, data, _ = served.ask("POST", TEXT, much)
     assert status == 400 and "log probabilities" in json.loads(data)["error"]["message"]

@@ -20,7 +20,6 @@ import pytest
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import api as api_module
-from edgeft.server.metrics import Metrics
 from edgeft.web.content_policy import content_policy
 from helpers.serving import Served, exported, running
 
@@ -310,7 +309,7 @@ def test_embeddings_have_a_bound_and_end_with_their_reader(
         return [1.0]
 
     monkeypatch.setattr(engine, "embed", embed)
-    monkeypatch.setattr(api_module, "EMBEDDING", 1)
+    monkeypatch.setattr(api_module, "MAX_EMBEDDING_REQUESTS", 1)
     first = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     body = json.dumps({"input": [[1, 2, 3]] * 64})
     first.request("POST", "/v1/embeddings", body, {"content-type": "application/json", **KEY})
@@ -344,48 +343,6 @@ def test_the_page_is_served_under_its_own_policy(served: Served) -> None:
     assert headers["content-security-policy"] == content_policy(data)
 
 
-def test_counters_are_whole_numbers() -> None:
-    metrics = Metrics()
-    metrics.answers[200] = 123_456_789
-    assert 'edgeft_http_requests_total{status="200"} 123456789\n' in metrics.text(())
-
-
-def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
-    artifacts: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from edgeft.server import run as run_module
-
-    order: list[str] = []
-
-    class Opened(run_module.GGUFRuntime):
-        def close(self) -> None:
-            order.append("closed")
-            super().close()
-
-    def interrupted(
-        name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool
-    ) -> Any:
-        begun = threading.Event()
-
-        def compute() -> None:
-            begun.set()
-            time.sleep(0.3)
-            order.append("computed")
-
-        threading.Thread(target=worker.call, args=(compute,), daemon=True).start()
-        assert begun.wait(30)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(run_module, "open_runtime", lambda path, *_, **__: Opened(path, 1, 128))
-    monkeypatch.setattr(run_module, "Batching", interrupted)
-    with (
-        pytest.raises(KeyboardInterrupt),
-        run_module.engines(run_module.ServeOptions((artifacts[0],))),
-    ):
-        pass
-    assert order == ["computed", "closed"]
-
-
 def test_a_page_of_an_allowed_origin_may_ask(artifacts: list[Path]) -> None:
     page = "https://example.org"
     with running(
@@ -405,45 +362,6 @@ def test_a_page_of_an_allowed_origin_may_ask(artifacts: list[Path]) -> None:
             "GET", "/health", headers={"origin": "https://evil.example"}
         )
         assert status == 403 and "access-control-allow-origin" not in headers
-
-
-def test_other_formats_answer_one_at_a_time(
-    artifacts: list[Path], monkeypatch: pytest.MonkeyPatch, model: Runtime
-) -> None:
-    from edgeft.server import run as run_module
-
-    class Other:
-        """A runtime that is none of llama.cpp's."""
-
-        def __init__(self, inner: Runtime) -> None:
-            self.inner = inner
-
-        def __getattr__(self, name: str) -> Any:
-            if name in ("sequences", "piece", "decoder"):
-                raise AttributeError(name)
-            return getattr(self.inner, name)
-
-    real = run_module.open_runtime
-    monkeypatch.setattr(run_module, "open_runtime", lambda *args, **how: Other(real(*args, **how)))
-    with running(artifacts[0], context=256, queue=4) as served:
-        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
-        ids = model.encode(model.chat.render([Message("user", "lamp")]))
-        wanted = "".join(token.text for token in model.stream(ids, Limits(12)))
-        for stream in (False, True):
-            done: Any = client.chat.completions.create(
-                model="f32", messages=hello("lamp"), max_tokens=12, stream=stream
-            )
-            if stream:
-                text = "".join(c.choices[0].delta.content or "" for c in done if c.choices)
-            else:
-                text = done.choices[0].message.content
-            assert text == wanted
-        with pytest.raises(openai.BadRequestError, match="no grammar"):
-            client.chat.completions.create(
-                model="f32", messages=hello(), response_format={"type": "json_object"}
-            )
-        with pytest.raises(openai.BadRequestError, match="no logprobs"):
-            client.chat.completions.create(model="f32", messages=hello(), logprobs=True)
 
 
 AI_SDK = """

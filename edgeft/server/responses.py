@@ -1,0 +1,187 @@
+"""Takes the deltas of running jobs, gives HTTP responses: whole, as server-sent events, or an error.
+
+Jobs are cancelled as soon as their client has closed the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.server.jobs import Busy, Job, StreamDelta
+from edgeft.server.openai_objects import CompletionObjects, joined, usage
+from edgeft.server.requests import TooLong
+from edgeft.web.guard import Receive, Scope, Send, error_body
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+SEND_TIMEOUT_S = 30.0
+"""for a client to take one chunk"""
+Deltas = asyncio.Queue[tuple[int, StreamDelta]]
+"""(index of the job, what it sent)"""
+
+
+class Refusal(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, status: int, message: str, code: str, retry_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.code, self.retry_s = status, message, code, retry_s
+
+    @property
+    def body(self) -> dict[str, Any]:
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = "rate_limit_exceeded" if self.status == 429 else kind
+        return error_body(self.message, self.code, kind)
+
+
+def client_left() -> Refusal:
+    """Nobody reads this one; the log and the metrics count it."""
+    return Refusal(499, "the client has left", "client_left")
+
+
+def refusal_for(error: EdgeftError) -> Refusal:
+    """The HTTP status and code of an error."""
+    match error:
+        case Busy():
+            return Refusal(429, str(error), "queue_full", error.seconds)
+        case TooLong():
+            return Refusal(400, str(error), "context_length_exceeded")
+        case InputError():
+            return Refusal(400, str(error), "invalid_value")
+        case ResourceError():
+            return Refusal(503, str(error), "unavailable")
+    return Refusal(500, str(error), "engine_error")
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Returns when the client has closed the connection."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@contextlib.asynccontextmanager
+async def cancelled_on_disconnect(
+    receive: Receive, jobs: Sequence[Job] = ()
+) -> AsyncIterator[asyncio.Event]:
+    """Cancel the jobs at the end, or as soon as the client has left, which sets the event."""
+    has_left = asyncio.Event()
+
+    def cancel(watcher: asyncio.Future[None]) -> None:
+        if not watcher.cancelled():
+            has_left.set()
+        for job in jobs:
+            job.cancel()
+
+    watcher = asyncio.ensure_future(_disconnected(receive))
+    watcher.add_done_callback(cancel)
+    try:
+        yield has_left
+    finally:
+        watcher.cancel()
+        for job in jobs:
+            job.cancel()
+
+
+async def collected(
+    request: Request, jobs: Sequence[Job], queue: Deltas
+) -> list[list[StreamDelta]]:
+    """All deltas of each job; Refusal where the client leaves before the end."""
+    deltas: list[list[StreamDelta]] = [[] for _ in jobs]
+    running = len(jobs)
+    async with cancelled_on_disconnect(request.receive, jobs) as has_left:
+        while running:
+            index, delta = await queue.get()
+            deltas[index].append(delta)
+            running -= bool(delta.finish_reason)
+    if has_left.is_set():
+        raise client_left()
+    return deltas
+
+
+def whole_response(
+    jobs: Sequence[Job],
+    prompts: int,
+    objects: CompletionObjects,
+    deltas: list[list[StreamDelta]],
+    echoed: Sequence[str],
+) -> Response:
+    """`echoed`: a text before each answer, or nothing. Refusal where an answer ended in an error."""
+    from starlette.responses import JSONResponse
+
+    choices = []
+    for index, answer in enumerate(map(joined, deltas)):
+        if answer.error:
+            raise refusal_for(answer.error)
+        if answer.finish_reason == "cancelled":
+            raise Refusal(503, "the answer was cancelled", "cancelled")
+        text = echoed[index] + answer.text if echoed else answer.text
+        whole = StreamDelta(text, answer.logprobs, answer.finish_reason)
+        choices.append(objects.choice(index, whole))
+    return JSONResponse(objects.whole(choices, usage(jobs, prompts)))
+
+
+async def events(
+    jobs: Sequence[Job],
+    queue: Deltas,
+    objects: CompletionObjects,
+    echoed: Sequence[str],
+    final_usage: Callable[[], dict[str, Any]] | None,
+) -> AsyncIterator[bytes]:
+    """Server-sent events; deltas that came while the client was slow are sent together."""
+    more: dict[str, Any] = {"usage": None} if final_usage else {}
+    for index in range(len(jobs)):
+        if opening := objects.opening(index):
+            yield objects.chunk(opening, **more)
+        if echoed:
+            echo = objects.chunk_choice(index, StreamDelta(echoed[index]))
+            yield objects.chunk([echo], **more)
+    running = len(jobs)
+    while running:
+        ready = [await queue.get()]
+        while not queue.empty():
+            ready.append(queue.get_nowait())
+        running -= sum(bool(delta.finish_reason) for _, delta in ready)
+        yield b"".join(_event(objects, index, delta, more) for index, delta in ready)
+    end = objects.chunk([], usage=final_usage()) if final_usage else b""
+    yield end + b"data: [DONE]\n\n"
+
+
+def _event(
+    objects: CompletionObjects, index: int, delta: StreamDelta, more: dict[str, Any]
+) -> bytes:
+    if delta.error or delta.finish_reason == "cancelled":
+        error = delta.error or ResourceError("the answer was cancelled")
+        body = json.dumps(refusal_for(error).body, ensure_ascii=False)
+        return f"data: {body}\n\n".encode("utf-8", "replace")
+    return objects.chunk([objects.chunk_choice(index, delta)], **more)
+
+
+class EventStream:
+    """A response of server-sent events that cancels its jobs when the client leaves."""
+
+    def __init__(
+        self, events: AsyncIterator[bytes], jobs: Sequence[Job], on_end: Callable[[], None]
+    ) -> None:
+        self.events, self.jobs, self.on_end = events, jobs, on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [
+            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"cache-control", b"no-store"),
+            (b"x-accel-buffering", b"no"),
+        ]
+        async with cancelled_on_disconnect(receive, self.jobs):
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            with contextlib.suppress(TimeoutError):
+                async for event in self.events:
+                    async with asyncio.timeout(SEND_TIMEOUT_S):
+                        await send({"type": "http.response.body", "body": event, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        self.on_end()

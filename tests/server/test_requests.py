@@ -1,0 +1,143 @@
+"""Bodies become generation requests, within limits; no model is loaded."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from edgeft.errors import InputError
+from edgeft.server import requests
+from edgeft.server.requests import TooLong, chat_requests, completion_requests, tokenized
+from edgeft.server.schemas import Chat, Completion
+
+FULL = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"})
+HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
+
+
+def engine(supports: frozenset[str] = FULL, context: int = 20, adds_bos: bool = False) -> Any:
+    """Of a model whose tokens are the characters of a text."""
+
+    def render(messages: Any) -> str:
+        return "".join(f"{message.role[0]}{message.content}" for message in messages)
+
+    chat = SimpleNamespace(render=render, bos_token="^")
+    runtime = SimpleNamespace(
+        encode=lambda text: [ord(c) % 128 for c in text],
+        chat=chat, vocab_size=128, context=context, adds_bos=adds_bos,
+    )  # fmt: skip
+    return SimpleNamespace(name="any", runtime=runtime, supports=supports)
+
+
+def chat(limit: int = 20, on: Any = None, **more: Any) -> list[Any]:
+    body = Chat.model_validate({"messages": HI, **more})
+    return chat_requests(body, on or engine(), limit)
+
+
+def completion(limit: int = 20, on: Any = None, **more: Any) -> list[Any]:
+    body = Completion.model_validate({"prompt": "hi", **more})
+    return completion_requests(body, on or engine(), limit)
+
+
+def test_a_chat_is_rendered_and_its_roles_are_those_of_templates() -> None:
+    (request,) = chat()
+    assert bytes(request.prompt_ids) == b"sbeuhi"
+    assert request.max_tokens == 20 and request.logprobs is None and not request.echo
+
+
+def test_each_choice_has_its_own_seed() -> None:
+    made = completion(prompt=["a", "b"], n=2, seed=5)
+    assert [(bytes(r.prompt_ids), r.sampling.seed) for r in made] == [
+        (b"a", 5), (b"a", 6), (b"b", 5), (b"b", 6)]  # fmt: skip
+    assert completion()[0].sampling.seed != completion()[0].sampling.seed
+
+
+def test_defaults_and_limits_of_max_tokens() -> None:
+    assert completion()[0].max_tokens == 16 and completion(max_tokens=0)[0].max_tokens == 0
+    assert chat(limit=9)[0].max_tokens == 9
+    assert completion(max_tokens=None)[0].max_tokens == 16
+    assert chat(max_tokens=3, max_completion_tokens=4)[0].max_tokens == 4
+    with pytest.raises(InputError, match="max_tokens is 21, at most 20"):
+        chat(max_tokens=21)
+
+
+@pytest.mark.parametrize(
+    ("more", "logprobs", "echo"),
+    [
+        ({"logprobs": 2, "echo": True}, 2, True),
+        ({"echo": True}, None, False),
+        ({"logprobs": 0}, 0, False),
+    ],
+)
+def test_log_probabilities_of_the_prompt(
+    more: dict[str, Any], logprobs: int | None, echo: bool
+) -> None:
+    (request,) = completion(**more)
+    assert (request.logprobs, request.echo) == (logprobs, echo)
+
+
+def test_log_probabilities_of_a_chat() -> None:
+    asked = [{}, {"logprobs": True}, {"top_logprobs": 3}, {"logprobs": True, "top_logprobs": 2}]
+    assert [chat(**more)[0].logprobs for more in asked] == [None, 0, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("top_k", {"top_k": 3}),
+        ("min_p", {"min_p": 0.1}),
+        ("penalties", {"presence_penalty": 1.0}),
+        ("penalties", {"repeat_penalty": 1.1}),
+        ("bias", {"logit_bias": {"3": 1.0}}),
+        ("grammar", {"response_format": {"type": "json_object"}}),
+        ("logprobs", {"logprobs": True}),
+    ],
+)
+def test_a_field_that_the_engine_does_not_support_is_refused(
+    name: str, more: dict[str, Any]
+) -> None:
+    assert chat(**more)
+    with pytest.raises(InputError, match=f"the engine of any has no {name}"):
+        chat(on=engine(FULL - {name}), **more)
+    assert chat(on=engine(frozenset()), top_k=-1, frequency_penalty=0.0, repeat_penalty=1.0)
+
+
+def test_prompts_beyond_the_limits_are_refused() -> None:
+    with pytest.raises(TooLong, match="the prompt has 21 tokens, the context only 20"):
+        completion(prompt="x" * 21)
+    with pytest.raises(InputError, match="empty"):
+        completion(prompt="")
+    with pytest.raises(InputError, match="ids of tokens go from 0 to 127"):
+        completion(prompt=[1, 128])
+    with pytest.raises(InputError, match="66 answers at once, 64 are allowed"):
+        completion(prompt=["a"] * 33, n=2)
+    with pytest.raises(InputError, match="logit_bias"):
+        completion(logit_bias={"128": 1.0})
+
+
+def test_log_probabilities_are_bounded_by_what_answers_can_hold(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "MAX_LOGPROBS", 0)
+    monkeypatch.setattr(requests, "MAX_TOP_LOGPROBS", 1)
+    # 2 x context = 40 values: two for each of 19 tokens behind a prompt of two.
+    assert completion(logprobs=1, max_tokens=20)
+    with pytest.raises(InputError, match="more log probabilities"):
+        completion(logprobs=1, max_tokens=20, n=2)
+    with pytest.raises(InputError, match="more log probabilities"):
+        completion(logprobs=1, max_tokens=20, echo=True)
+    assert completion(logprobs=1, max_tokens=10, n=2)
+
+
+def test_a_bos_is_added_where_the_vocabulary_has_one() -> None:
+    runtime = engine(adds_bos=True).runtime
+    assert [bytes(ids) for ids in tokenized(["a", "^b"], runtime)] == [b"^a", b"^b"]
+    assert tokenized([1, 2], runtime) == [[1, 2]]
+    assert tokenized([[1], [2]], engine().runtime) == [[1], [2]]
+
+
+def test_a_schema_that_is_missing_is_refused() -> None:
+    for form in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}}):
+        with pytest.raises(InputError, match="needs json_schema.schema"):
+            chat(response_format=form)

@@ -1,0 +1,101 @@
+"""Artifacts become engines, and other formats are served one answer at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from edgeft.records import Limits, Message
+from edgeft.runtimes.protocol import Runtime, open_runtime
+from edgeft.server import run as run_module
+from edgeft.server.options import ServeOptions
+from helpers.serving import exported, running
+
+
+@pytest.fixture(scope="module")
+def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(tiny_base, tmp_path_factory.mktemp("run"), "f32")[0]
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path) -> Iterator[Runtime]:
+    with open_runtime(artifact, threads=1, context=256) as model:
+        yield model
+
+
+def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    class Opened(run_module.GGUFRuntime):
+        def close(self) -> None:
+            order.append("closed")
+            super().close()
+
+    def interrupted(
+        name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool
+    ) -> Any:
+        begun = threading.Event()
+
+        def compute() -> None:
+            begun.set()
+            time.sleep(0.3)
+            order.append("computed")
+
+        threading.Thread(target=worker.call, args=(compute,), daemon=True).start()
+        assert begun.wait(30)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(run_module, "open_runtime", lambda path, *_, **__: Opened(path, 1, 128))
+    monkeypatch.setattr(run_module, "BatchingEngine", interrupted)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        run_module.engines(ServeOptions((artifact,))),
+    ):
+        pass
+    assert order == ["computed", "closed"]
+
+
+def test_other_formats_answer_one_at_a_time(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch, model: Runtime
+) -> None:
+    class Other:
+        """A runtime that is none of llama.cpp's."""
+
+        def __init__(self, inner: Runtime) -> None:
+            self.inner = inner
+
+        def __getattr__(self, name: str) -> Any:
+            if name in ("sequences", "piece", "decoder", "matcher"):
+                raise AttributeError(name)
+            return getattr(self.inner, name)
+
+    real = run_module.open_runtime
+    monkeypatch.setattr(run_module, "open_runtime", lambda *args, **how: Other(real(*args, **how)))
+    with running(artifact, context=256, queue=4) as served:
+        client = openai.OpenAI(base_url=f"{served.url}/v1", api_key="none", max_retries=0)
+        hello: list[Any] = [{"role": "user", "content": "lamp"}]
+        ids = model.encode(model.chat.render([Message("user", "lamp")]))
+        wanted = "".join(token.text for token in model.stream(ids, Limits(12)))
+        for stream in (False, True):
+            done: Any = client.chat.completions.create(
+                model="f32", messages=hello, max_tokens=12, stream=stream
+            )
+            if stream:
+                text = "".join(c.choices[0].delta.content or "" for c in done if c.choices)
+            else:
+                text = done.choices[0].message.content
+            assert text == wanted
+        with pytest.raises(openai.BadRequestError, match="no grammar"):
+            client.chat.completions.create(
+                model="f32", messages=hello, response_format={"type": "json_object"}
+            )
+        with pytest.raises(openai.BadRequestError, match="no logprobs"):
+            client.chat.completions.create(model="f32", messages=hello, logprobs=True)
