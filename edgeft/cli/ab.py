@@ -165,13 +165,13 @@ def _vote(
     port: int,
     no_browser: bool,
 ) -> int:
-    from edgeft.human.compare import Voting, compare, text
+    from edgeft.human import VotingOptions, result_text, run_voting
 
     if len(artifacts) != 2:
         raise click.UsageError("--human compares exactly two artifacts")
-    result = compare(*artifacts, asking, Voting(votes, rater, port, not no_browser))
+    result = run_voting(*artifacts, asking, VotingOptions(votes, rater, port, not no_browser))
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(text(result))
+        click.echo(result_text(result))
     return 0 if result.total.n else EXIT_CODES["INCONCLUSIVE"]

@@ -1,6 +1,19 @@
-"""Blind votes of people on two artifacts -> a result."""
+"""Two artifacts and items -> blind votes of people on a web page -> a result with statistics.
 
-from edgeft.human.compare import Voting
-from edgeft.human.tally import Result
+`run_voting` needs the extra `serve`.
+"""
 
-__all__ = ["Result", "Voting"]
+from edgeft.human.tally import Result, count_votes, result_text
+from edgeft.human.votes import Pairs, Vote, VotesFile
+from edgeft.human.voting import VotingOptions, run_voting
+
+__all__ = [
+    "Pairs",
+    "Result",
+    "Vote",
+    "VotesFile",
+    "VotingOptions",
+    "count_votes",
+    "result_text",
+    "run_voting",
+]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError, ResourceError, require
+from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -21,9 +21,7 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching import Batching
 from edgeft.server.engine import Engine, Post, Worker
 from edgeft.web.guard import Rules
-
-CONNECTIONS = 512
-"""at a time; more are answered with 503"""
+from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
 
 
 @dataclass(frozen=True)
@@ -65,22 +63,10 @@ class ServeOptions:
 def serve(options: ServeOptions) -> None:
     """Returns after SIGTERM or SIGINT."""
     options.check()
-    for module in ("uvicorn", "starlette", "pydantic"):
-        require(module, "serve")
+    require_serve_extra()
     listening = contextlib.closing(listen(options.host, options.port))
     with listening as bound, engines(options) as opened:
         asyncio.run(_serve(options, opened, bound))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        hint = "another program listens there; choose another --port"
-        raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
-    except OverflowError:
-        raise InputError(f"{port} is no port", "0 to 65535") from None
 
 
 @contextlib.contextmanager
@@ -142,10 +128,7 @@ async def _serve(options: ServeOptions, opened: list[Engine], bound: socket.sock
 
 def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     """The uvicorn.Server of these engines, whose events come to the running loop."""
-    import uvicorn
-
     from edgeft.server.api import Api, Options
-    from edgeft.web.connections import Connection
 
     # As browsers send them.
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
@@ -154,22 +137,7 @@ def listener(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     how = Options(rules, options.max_tokens, options.log_prompts, options.quiet)
     for engine in opened:
         engine.post = poster(asyncio.get_running_loop())
-    config = uvicorn.Config(
-        Api(opened, how).app(),
-        http=Connection,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="error",
-        server_header=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=int(options.grace) + 2,
-    )
-    server = uvicorn.Server(config)
-    # Its own handlers would raise the signal again when all is done.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    return server
+    return uvicorn_server(Api(opened, how).app(), options.grace)
 
 
 def poster(loop: asyncio.AbstractEventLoop) -> Post:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.server.engine import Engine
-from edgeft.server.run import ServeOptions, engines, listen, listener
+from edgeft.server.run import ServeOptions, engines, listener
+from edgeft.web.http_server import listen
 
 
 @dataclass(frozen=True)
