@@ -88,7 +88,7 @@ def own_imatrix(
         "chats": fingerprint(chats.training), "text": hashlib.sha256(chats.text.encode()).hexdigest(),
         "tokens": budget, "merge_base": view.merge_base,
     }  # fmt: skip
-    if store.finished(target, "imatrix", options, parents):
+    if store.find_complete(target, "imatrix", options, parents):
         return target
     with (
         store.writing(

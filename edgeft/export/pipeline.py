@@ -151,7 +151,7 @@ class _Run:
 
     def _done(self, row: Format, quant: str) -> Manifest | None:
         frozen = self._frozen(row, quant)
-        return store.finished(self._target(row, quant), "artifact", frozen, self.parents)
+        return store.find_complete(self._target(row, quant), "artifact", frozen, self.parents)
 
     def make(self, row: Format, quant: str, checks: Checks) -> Artifact:
         options = self.options
@@ -353,7 +353,9 @@ def _tell(
     target: Path, quant: str, manifest: Manifest, proof: Proof, converted: float, seconds: float
 ) -> None:
     size = sum(record.size for record in manifest.files.values())
-    say(f"{target}  {files.human(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")
+    say(
+        f"{target}  {files.format_bytes(size)} in {seconds:.1f} s, {converted:.1f} s of it to write"
+    )
     say(f"  {proof}")
     live = manifest.facts["parity"]["live"]
     if isinstance(live, dict):

@@ -21,7 +21,7 @@ from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.benchmarks.quality.workers import workers
 from edgeft.errors import FormatError, InputError, ResourceError
 from edgeft.export.pipeline import ExportOptions, export
-from edgeft.files import human
+from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Memory, Release, Speed
@@ -73,7 +73,7 @@ def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Rel
     for path in sorted(candidates, key=evaluate.size_of, reverse=True):
         size = evaluate.size_of(path)
         if options.max_size and size > options.max_size:
-            why = f"{human(size)}, over --max-size {human(options.max_size)}"
+            why = f"{format_bytes(size)}, over --max-size {format_bytes(options.max_size)}"
         else:
             say(f"timing {path.name}")
             measured[path] = latency.measure(path, asking.threads)
@@ -107,7 +107,7 @@ def _candidates(options: ExportOptions) -> list[Path]:
 def _over(options: Search, timing: Speed, memory: Memory) -> str:
     """What of the budget is exceeded, "" if nothing is."""
     if options.max_memory and memory.peak > options.max_memory:
-        return f"{human(memory.peak)} at the peak, over --max-memory {human(options.max_memory)}"
+        return f"{format_bytes(memory.peak)} at the peak, over --max-memory {format_bytes(options.max_memory)}"
     if options.min_tps and timing.decode_tps < options.min_tps:
         return f"{timing.decode_tps:.0f} tokens/s, below --min-tps {options.min_tps:g}"
     return ""

@@ -1,6 +1,6 @@
 """Figures as inline SVG: no script, no colours of their own (the page's style has them, light and dark).
 
-    scatter("speed", "Speed against size", points, human, str, "size", "tokens per second")
+    scatter("speed", "Speed against size", points, format_bytes, str, "size", "tokens per second")
 
 Every figure is drawn 340 units wide, near its width on a phone; text comes in escaped. A figure has a
 title and a description for those who do not see it; its numbers are in the page's tables, too.

@@ -52,7 +52,7 @@ def train(options: TrainOptions, resume: bool = False, overwrite: bool = False) 
         parents["validation_data"] = files.sha256(options.validation_data)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
-    done = store.finished(options.output, "adapter", options.to_json(), parents)
+    done = store.find_complete(options.output, "adapter", options.to_json(), parents)
     if done:
         say(f"{options.output} is complete, nothing to do")
         return done
