@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -370,3 +371,17 @@ def test_a_file_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
         store.identity(tmp_path / "model.gguf") == digest == files.sha256(tmp_path / "model.gguf")
     )
     assert store.identity(tmp_path / "copy" / "other.gguf") == digest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders of Linux")
+def test_home_is_edgeft_home_or_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/kim")
+    for chosen, cache, folder in (
+        ("/data/models", "/cache", "/data/models"),
+        ("~/models", "/cache", "/home/kim/models"),
+        ("", "/cache", "/cache/edgeft"),
+        ("", "", "/home/kim/.cache/edgeft"),
+    ):
+        monkeypatch.setenv("EDGEFT_HOME", chosen)
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert files.home() == Path(folder)

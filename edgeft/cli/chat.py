@@ -8,9 +8,8 @@ from typing import Any
 import click
 
 from edgeft.chat.commands import SETTINGS
-from edgeft.chat.conversation import Conversation
-from edgeft.chat.engine_client import answering
-from edgeft.chat.terminal import ChatOptions, talk
+from edgeft.chat.options import ChatOptions
+from edgeft.chat.terminal import run_chat
 from edgeft.cli._options import configurable, finite
 
 
@@ -73,7 +72,4 @@ def command(artifact: Path, **given: Any) -> None:
     edgeft chat out/q4_k_m.gguf
     echo "turn off the bedroom lamp" | edgeft chat out/q4_k_m.gguf
     """
-    options = ChatOptions(artifact, **given)
-    how = (options.threads, options.context, options.exact, options.isolate)
-    with answering(artifact, *how) as model:
-        talk(Conversation(model, options.system, options.limits), options)
+    run_chat(ChatOptions(artifact, **given))

@@ -13,7 +13,6 @@ import contextlib
 import os
 import sys
 import webbrowser
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft import store
@@ -21,25 +20,12 @@ from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.errors import InputError
 from edgeft.formats import format_of
+from edgeft.human.options import VotingOptions
 from edgeft.human.session import RaterSession
 from edgeft.human.tally import Result, count_votes
 from edgeft.human.votes import Pairs, VotesFile
 from edgeft.progress import say
 from edgeft.web.http_server import require_serve_extra
-
-
-@dataclass(frozen=True)
-class VotingOptions:
-    """How people are asked: the options of `edgeft ab --human`."""
-
-    votes: Path | None = None
-    """JSONL file that votes are kept in; None = named after the artifacts, in the current folder"""
-    rater: str = ""
-    """who votes, where several people do"""
-    port: int = 0
-    """of the page; 0 = any free one"""
-    browser: bool = True
-    """whether to open the page in the default browser"""
 
 
 def run_voting(one: Path, other: Path, asking: Asking, options: VotingOptions) -> Result:

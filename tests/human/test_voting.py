@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import urllib.request
 import webbrowser
@@ -124,3 +125,12 @@ def test_the_same_model_twice_is_refused(
 ) -> None:
     ran = edgeft("ab", arms[0], arms[0], "--items", questions, "--human")
     assert ran.code == 1 and "the same model" in ran.err
+
+
+def test_a_missing_extra_is_named_before_anything_is_measured(
+    edgeft: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "starlette", None)
+    ran = edgeft("ab", tmp_path / "a.gguf", tmp_path / "b.gguf", "--items", "smart_home", "--human")
+    assert ran.code == 1
+    assert ran.err == ("edgeft: error: starlette is not installed (pip install 'edgeft[serve]')\n")
