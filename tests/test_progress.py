@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pty
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -44,7 +43,6 @@ def on_a_terminal(*args: str, **env: str) -> tuple[int, str, bytes]:
         stderr=inner,
         env=kept | {"TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)} | env,
         cwd=ROOT,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(inner)
     screen = b""
