@@ -3,23 +3,28 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test test-all vocabularies check fix wheel clean
+.PHONY: help setup demo unit test test-all vocabularies check fix docs wheel clean
 
 help:      ## this list
 	@grep -E '^[a-z-]+: .*##' Makefile | sed -E 's/: .*##/\t/' | expand -t 12
 
 setup: $(VENV)/.ready  ## .venv with the pinned dependencies
 
-# llama.cpp is built from source once (pip keeps the wheel), without its multimodal part.
+# llama.cpp is built from source once (pip keeps the wheel): libllama and libggml alone, 74 of 178
+# objects, without the multimodal part, the common library and the HTTP client.
+LLAMA_CPP := -DLLAVA_BUILD=OFF -DCMAKE_PROJECT_llama_cpp_INCLUDE=$(CURDIR)/deploy/llama_cpp.cmake
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python >= 3.11 is needed")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	CMAKE_ARGS="-DMTMD_BUILD=OFF" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
+	CMAKE_ARGS="$(LLAMA_CPP)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) \
 		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
 demo: setup  ## the whole pipeline on the embedded model and task
 	$(BIN)/edgeft demo
+
+unit: setup  ## the tests without torch and llama.cpp, before each commit
+	$(BIN)/python -m pytest -m unit
 
 test: setup  ## the fast tests (what CI runs)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
@@ -52,14 +57,18 @@ $(VOCABULARIES)/.ready: constraints.txt | setup
 	rm -r $(VOCABULARIES)/packages
 	touch $@
 
-check: setup  ## lint and types
+check: setup  ## lint, types and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/codespell
 
 fix: setup  ## what ruff can mend by itself
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: setup  ## docs/families.md and docs/cli.md, from the cards and from --help
+	$(BIN)/python docs/generate.py
 
 wheel: setup  ## dist/*.whl
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,10 +1,11 @@
-"""Merged view -> a folder of GPTQ, as transformers, vLLM and GPTQModel read it.
+"""Merged view -> a GPTQ folder, as transformers, vLLM and GPTQModel read it.
 
-    convert(merged, out, "4bit", threads=2, calibration=calibration)
+    convert(merged, make_plan(merged, "4bit", options), out, options, landing)
 
-Linear layers become codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other weights float16. Groups
-are of neighbouring columns whatever the order was in which they were quantized: a reader may ignore
-g_idx, and ggml's blocks can hold the same codes (`edgeft.quantization.repack`).
+Linear layers become codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other weights
+float16. A group is a run of neighbouring columns, in whatever order the columns were quantized. So
+a reader may ignore g_idx, and ggml's blocks can hold the same codes
+(`edgeft.quantization.repack`).
 """
 
 from __future__ import annotations
@@ -14,38 +15,45 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.folder import blocks, finish
+from edgeft.converters.folder import finish, tensor_blocks
+from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
-from edgeft.gptq.quantize import Calibration, Solved, check_computes, linears, quantize
+from edgeft.gptq.quantize import Solved, check_computes, linears, quantize
 from edgeft.gptq.solver import Uniform
-from edgeft.merge.landing import sampled
+from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.weights import gptq_layout
-from edgeft.weights.checkpoint import Array, Spec, write_safetensors
+from edgeft.weights.checkpoint import Spec, write_safetensors
 
-SIZES = (128, 64, 32)
+GROUP_SIZES = (128, 64, 32)
 """columns of a group, by preference"""
-STORED = "F16"
+UNQUANTIZED_TYPE = "F16"
+"""of the weights without codes, in safetensors"""
+
+
+def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Uniform:
+    """Bits, group size and symmetry of the codes.
+
+    The default group size is the largest of GROUP_SIZES that divides every layer. FormatError or
+    MissingExtra for what could not be written.
+    """
+    kind = _kind(merged, quant, options.group_size, options.symmetric)
+    check_computes(merged)
+    return kind
 
 
 def convert(
-    merged: Merged,
-    out: Path,
-    quant: str,
-    threads: int,
-    calibration: Calibration,
-    group_size: int | None = None,
-    symmetric: bool = True,
+    merged: Merged, kind: Uniform, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the folder; returns facts for the manifest.
-
-    `group_size`: columns that share a scale, -1 for all of them; None: the largest of SIZES that
-    divides every layer.
-    """
-    kind = _kind(merged, quant, group_size, symmetric)
-    solved = quantize(merged, dict.fromkeys(linears(merged), kind), calibration, threads)
+    """Write the folder; returns facts for the manifest. `options.calibration` is needed."""
+    calibration = options.calibration
+    assert calibration is not None
+    kinds = dict.fromkeys(linears(merged), kind)
+    solved = quantize(merged, kinds, calibration, options.threads)
     specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
-    arrays = (array for name in merged.shapes for array in _arrays(merged, name, kind, solved))
+    arrays = (
+        array for name in merged.shapes for array in _arrays(merged, name, kind, solved, landing)
+    )
     write_safetensors(out / "model.safetensors", specs, arrays)
     about = gptq_layout.quantization_config(
         kind.bits, kind.columns, kind.symmetric, checkpoint_format=_layout(kind),
@@ -54,14 +62,6 @@ def convert(
     finish(merged, out, "float16", quantization_config=about)
     (out / "quantize_config.json").write_text(json.dumps(about, indent=1) + "\n")
     return {"group_size": kind.columns, **solved.facts()}
-
-
-def check(
-    merged: Merged, quant: str, group_size: int | None = None, symmetric: bool = True
-) -> None:
-    """FormatError or MissingExtra for what `convert` would refuse."""
-    _kind(merged, quant, group_size, symmetric)
-    check_computes(merged)
 
 
 def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
@@ -75,7 +75,7 @@ def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -
                 f"{bits}-bit codes of {name} do not fill whole words: {rows} x {columns}",
                 f"multiples of {span} are needed; --format gguf has other types",
             )
-    fitting = [size for size in SIZES if not any(width % size for width in widths)]
+    fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths)]
     size = group_size or next(iter(fitting), -1)
     bad = next((width for width in sorted(widths) if size != -1 and width % size), None)
     if bad:
@@ -119,7 +119,7 @@ def _left(merged: Merged) -> dict[str, Any]:
 
 def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:
     if name not in solved:
-        yield Spec(name, STORED, merged.shapes[name])
+        yield Spec(name, UNQUANTIZED_TYPE, merged.shapes[name])
         return
     for part, (dtype, shape) in gptq_layout.layout(
         merged.shapes[name], kind.bits, kind.columns
@@ -127,12 +127,14 @@ def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator
         yield Spec(name.removesuffix("weight") + part, dtype, shape)
 
 
-def _arrays(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Any]:
+def _arrays(
+    merged: Merged, name: str, kind: Uniform, solved: Solved, landing: LandingProof
+) -> Iterator[Any]:
     if name not in solved:
-        yield blocks(merged, name, STORED)
+        yield tensor_blocks(merged, name, UNQUANTIZED_TYPE, landing)
         return
     codes = kind.coded(solved.read(name))
-    rows = sampled(*merged.shapes[name])
-    given: Array = merged.rows(name, rows)
-    merged.landed(name, lambda read: read(name, rows), given, codes.take(rows).values())
+    rows = sampled_rows(*merged.shapes[name])
+    summed = merged.rows(name, rows)
+    landing.add(name, *merged.addends(name, rows), summed, codes.take(rows).values())
     yield from gptq_layout.pack(codes, gptq_layout.OFFSETS[_layout(kind)]).values()

@@ -1,27 +1,51 @@
 """Merged view -> a Hugging Face folder (safetensors), one block of rows in memory at a time.
 
-    convert(merged, out, "f32")     # out: an existing empty folder
+    convert(merged, make_plan(merged, "f32", options), out, options, landing)    # out: an empty folder
 
 The weights are the float32 sums, rounded once to the type that was asked for.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.folder import blocks, finish
+from edgeft.converters.folder import finish, tensor_blocks
+from edgeft.converters.options import ConvertOptions
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.weights.checkpoint import Spec, write_safetensors
 
-_DTYPES = {"f32": ("F32", "float32"), "f16": ("F16", "float16"), "bf16": ("BF16", "bfloat16")}
+
+@dataclass(frozen=True)
+class Plan:
+    """The type of all weights."""
+
+    stored: str
+    """in safetensors"""
+    dtype: str
+    """in config.json"""
 
 
-def convert(merged: Merged, out: Path, quant: str, threads: int) -> dict[str, Any]:
-    """Write the folder; returns facts for the manifest. `threads` is not needed here."""
-    stored, named = _DTYPES[quant]
-    specs = [Spec(name, stored, shape) for name, shape in merged.shapes.items()]
-    arrays = (blocks(merged, name, stored) for name in merged.shapes)
+PLANS = {
+    "f32": Plan("F32", "float32"),
+    "f16": Plan("F16", "float16"),
+    "bf16": Plan("BF16", "bfloat16"),
+}
+
+
+def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
+    """The type of the weights; nothing is refused."""
+    return PLANS[quant]
+
+
+def convert(
+    merged: Merged, plan: Plan, out: Path, options: ConvertOptions, landing: LandingProof
+) -> dict[str, Any]:
+    """Write the folder; returns facts for the manifest."""
+    specs = [Spec(name, plan.stored, shape) for name, shape in merged.shapes.items()]
+    arrays = (tensor_blocks(merged, name, plan.stored, landing) for name in merged.shapes)
     write_safetensors(out / "model.safetensors", specs, arrays)
-    finish(merged, out, named)
+    finish(merged, out, plan.dtype)
     return {"tensors": len(specs)}

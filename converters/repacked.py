@@ -8,7 +8,10 @@ from pathlib import Path
 
 from edgeft import __version__, machine, store
 from edgeft.converters.gguf.convert import convert
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
 from edgeft.files import home
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import open_merged
 from edgeft.progress import say
 from edgeft.quantization.repack import Repacked
@@ -30,8 +33,9 @@ def repacked(folder: Path, threads: int | None = None) -> Path:
     with store.writing(
         target, kind="repacked", options=options, parents=parents, overwrite=True
     ) as work:
-        threads = threads or len(os.sched_getaffinity(0))
-        work.facts |= convert(merged, work.path, "f16", threads, coded=codes)
+        convert_options = ConvertOptions(threads=threads or len(os.sched_getaffinity(0)))
+        plan = make_plan(merged, "f16", convert_options).with_blocks(codes)
+        work.facts |= convert(merged, plan, work.path, convert_options, LandingProof(merged))
         work.facts["inexact"] = len(codes.inexact)
     if codes.inexact:
         say(

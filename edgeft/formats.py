@@ -22,8 +22,10 @@ class Format:
 
     name: str
     """as in --format"""
+    plan: str
+    """module:function of `make_plan(merged, quant, options) -> plan`; refuses what cannot be written"""
     converter: str
-    """module:function of `convert(merged, out, quant) -> facts`"""
+    """module:function of `convert(merged, plan, out, options, landing) -> facts`"""
     runtime: str
     """module:class with the methods of `edgeft.runtimes.protocol.Runtime`"""
     suffix: str
@@ -32,10 +34,8 @@ class Format:
     """from the most to the least exact"""
     default: tuple[str, ...]
     """quantizations without --quant"""
-    check: str = ""
-    """module:function that raises before the conversion for what the converter cannot write"""
     takes: tuple[str, ...] = ()
-    """options of `edgeft.export.pipeline.ExportOptions` that this format has and others lack"""
+    """options of `edgeft.export.ExportOptions` that this format has and others lack"""
     solved: tuple[str, ...] = ()
     """quantizations that GPTQ makes, which needs calibration data"""
     prepare: str = ""
@@ -51,6 +51,7 @@ FORMATS = {
     for row in (
         Format(
             name="gguf",
+            plan="edgeft.converters.gguf.plan:make_plan",
             converter="edgeft.converters.gguf.convert:convert",
             runtime="edgeft.runtimes.gguf:GGUFRuntime",
             suffix=".gguf",
@@ -61,11 +62,11 @@ FORMATS = {
             ),
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
-            check="edgeft.converters.gguf.convert:check",
             takes=("imatrix", "tensor_types"),
         ),
         Format(
             name="hf",
+            plan="edgeft.converters.hf:make_plan",
             converter="edgeft.converters.hf:convert",
             runtime="edgeft.runtimes.reference:ReferenceRuntime",
             suffix="",
@@ -76,12 +77,12 @@ FORMATS = {
         ),
         Format(
             name="gptq",
+            plan="edgeft.converters.gptq:make_plan",
             converter="edgeft.converters.gptq:convert",
             runtime="edgeft.runtimes.gptq:GPTQRuntime",
             suffix="",
             quants=("8bit", "4bit", "3bit", "2bit"),
             default=("4bit",),
-            check="edgeft.converters.gptq:check",
             takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
             prepare="edgeft.converters.repacked:repacked",
@@ -89,12 +90,12 @@ FORMATS = {
         ),
         Format(
             name="onnx",
+            plan="edgeft.converters.onnx.convert:make_plan",
             converter="edgeft.converters.onnx.convert:convert",
             runtime="edgeft.runtimes.onnx:ONNXRuntime",
             suffix="",
             quants=("f32", "int8", "int4-mixed", "gptq-int4", "int4"),
             default=("int4",),
-            check="edgeft.converters.onnx.convert:check",
             takes=("group_size",),
             solved=("gptq-int4",),
             engines=("onnxruntime", "onnxruntime-genai"),

@@ -1,9 +1,15 @@
 """Named transforms between Hugging Face tensors and GGUF tensors, row by row.
 
-A card names them: `"blk.{i}.attn_q.weight" = "rope_q"`. A transform says which rows of the Hugging
-Face tensor become which rows of the GGUF tensor, so that a block of a large tensor can be made
-without the rest of it. Rows are those of (…, columns) seen as (rows, columns), or the elements of
-a vector.
+A card names them: `"blk.{i}.attn_q.weight" = "rope_q"`. A transform is data: which rows of the
+Hugging Face tensor a block of the GGUF tensor needs (`source_rows`), and what becomes of their
+values (`finish`). So a block of a large tensor is made without the rest of the tensor.
+
+    rows = slice(0, 64)                                          # of the GGUF tensor
+    needed = transform.source_rows(rows, shape, config)          # of the Hugging Face tensor
+    block = transform.finish(tensor[needed], rows, shape, config)
+
+Rows are those of (…, columns) seen as (rows, columns), or the elements of a vector. `shape` is the
+Hugging Face tensor's, `config` its config.json.
 """
 
 from __future__ import annotations
@@ -17,39 +23,41 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float32]
 Rows = slice | npt.NDArray[np.intp]
-Read = Callable[[Rows], Array]
-"""rows of the Hugging Face tensor"""
 Shape = tuple[int, ...]
 
 
 class Transform:
-    """The identity; what the others are made from."""
+    """The identity, and the base class of the others."""
 
-    picks = True
-    """its rows are whole rows of the other tensor, as they are"""
+    picks_rows = True
+    """every row of the GGUF tensor is an unchanged row of the Hugging Face tensor"""
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
-        """Of the GGUF tensor."""
+        """The shape of the GGUF tensor."""
         return shape
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
-        """Rows of the GGUF tensor; `shape` is the Hugging Face tensor's."""
-        return read(rows)
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
+        """Rows of the Hugging Face tensor that `rows` of the GGUF tensor are made from."""
+        return rows
+
+    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        """The values of those source rows -> `rows` of the GGUF tensor."""
+        return values
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
-        """A whole GGUF tensor -> the Hugging Face tensor."""
+        """A whole GGUF tensor -> the whole Hugging Face tensor."""
         return values
 
 
 @dataclass(frozen=True)
 class Plus(Transform):
-    """A constant more: norms that transformers stores around 0 and llama.cpp around 1."""
+    """Add a constant: transformers stores these norms around 0, llama.cpp around 1."""
 
     constant: float
-    picks = False
+    picks_rows = False
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
-        return read(rows) + np.float32(self.constant)
+    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return values + np.float32(self.constant)
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
         return values - np.float32(self.constant)
@@ -57,16 +65,17 @@ class Plus(Transform):
 
 @dataclass(frozen=True)
 class Pick(Transform):
-    """Rows in another order, or a part of them."""
+    """Rows in another order, or some of them."""
 
     order: Callable[[int, dict[str, Any]], npt.NDArray[np.intp]]
-    """(rows of the Hugging Face tensor, config) -> which of them each row is"""
+    """(number of rows of the Hugging Face tensor, config) -> the source row of each row"""
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return (len(self._order(shape, config)), *shape[1:])
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
-        return read(self._order(shape, config)[rows])
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
+        numbers: npt.NDArray[np.intp] = self._order(shape, config)[rows]
+        return numbers
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
         return values[np.argsort(self._order(values.shape, config))]
@@ -78,48 +87,57 @@ class Pick(Transform):
 class Vector(Transform):
     """A matrix of one row -> a vector."""
 
-    picks = False
+    picks_rows = False
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return shape[1:]
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
-        return read(slice(0, 1))[0, rows]
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
+        return slice(0, 1)
+
+    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return values[0, rows]
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
         return values[None]
 
 
 class MLAKeys(Transform):
-    """kv_b_proj (heads * (key + value), rank) -> its keys, (heads, rank, key): for each head the
-    transpose, with which llama.cpp takes a query to the compressed keys."""
+    """kv_b_proj, (heads * (key + value), rank) -> its keys, (heads, rank, key).
 
-    picks = False
+    Each head's keys are transposed: llama.cpp multiplies a query by them to reach the compressed
+    keys.
+    """
+
+    picks_rows = False
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return config["num_attention_heads"], shape[1], config["qk_nope_head_dim"]
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
+        heads, rank, key = self.shape(shape, config)
+        starts = np.unique(np.arange(heads * rank)[rows] // rank) * (shape[0] // heads)
+        return (starts[:, None] + np.arange(key)).reshape(-1)
+
+    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
         heads, rank, key = self.shape(shape, config)
         head, column = np.divmod(np.arange(heads * rank)[rows], rank)
-        used, which = np.unique(head, return_inverse=True)
-        starts = used * (shape[0] // heads)
-        values = read((starts[:, None] + np.arange(key)).reshape(-1))
-        return values.reshape(len(used), key, rank)[which, :, column]
+        used, index = np.unique(head, return_inverse=True)
+        return values.reshape(len(used), key, rank)[index, :, column]
 
 
 class MLAValues(Transform):
     """kv_b_proj -> its values, (heads, value, rank)."""
 
-    picks = False
+    picks_rows = False
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         return config["num_attention_heads"], config["v_head_dim"], shape[1]
 
-    def take(self, read: Read, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
         heads, width, _ = self.shape(shape, config)
         head, row = np.divmod(np.arange(heads * width)[rows], width)
-        return read(head * (shape[0] // heads) + config["qk_nope_head_dim"] + row)
+        return head * (shape[0] // heads) + config["qk_nope_head_dim"] + row
 
 
 def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.intp]:

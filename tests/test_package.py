@@ -1,4 +1,4 @@
-"""pyproject.toml, the links, the README and the pins agree with the tree."""
+"""pyproject.toml, the links, the changelog and the pins agree with the tree."""
 
 from __future__ import annotations
 
@@ -16,24 +16,29 @@ import edgeft
 from helpers.paths import ROOT
 
 LINKS = ("converters", "benchmarks", "models")
+NOT_IN_THE_WHEEL = "edgeft.benchmarks.studies"
+"""developers' comparisons"""
 PYPROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
 def packages() -> set[str]:
-    found = set()
+    """Every package of the tree that a wheel holds."""
+    names = set()
     for folder in ("edgeft", *LINKS):
         for init in (ROOT / folder).rglob("__init__.py"):
             parts = init.relative_to(ROOT).parent.parts
             if folder == "edgeft" and parts[1:2] and parts[1] in LINKS:
                 continue  # the same file through a link
-            found.add(".".join(parts if folder == "edgeft" else ("edgeft", *parts)))
-    return found
+            names.add(".".join(parts if folder == "edgeft" else ("edgeft", *parts)))
+    assert NOT_IN_THE_WHEEL in names
+    return names - {NOT_IN_THE_WHEEL}
 
 
 def test_pyproject_names_every_package() -> None:
     listed = PYPROJECT["tool"]["setuptools"]["packages"]
     assert sorted(listed) == sorted(packages())
     assert listed == sorted(listed)
+    assert not [name for name in listed if name.startswith(NOT_IN_THE_WHEEL)]
     folders = PYPROJECT["tool"]["setuptools"]["package-dir"]
     assert folders == {f"edgeft.{name}": name for name in LINKS}
 
@@ -63,11 +68,24 @@ def test_data_files_are_packaged() -> None:
 
 
 def test_one_version() -> None:
-    assert PYPROJECT["project"]["version"] == edgeft.__version__
+    """`edgeft.__version__`, which setuptools reads without importing anything."""
+    assert "version" not in PYPROJECT["project"] and PYPROJECT["project"]["dynamic"] == ["version"]
+    assert PYPROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "edgeft.__version__"}
+    init = (ROOT / "edgeft" / "__init__.py").read_text(encoding="utf-8")
+    assert re.search(r'^__version__ = "(\d+\.\d+\.\d+)"$', init, re.MULTILINE), "not a literal"
+
+
+def test_the_changelog_has_an_unreleased_section_and_dated_versions() -> None:
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
-    first = re.search(r"^## \[?v?(\d+\.\d+\.\d+)", changes, re.MULTILINE)
-    assert first, "CHANGELOG.md has no line like '## 0.1.0'"
-    assert first[1] == edgeft.__version__
+    titles = re.findall(r"^## (.+)$", changes, re.MULTILINE)
+    assert titles[0] == "[Unreleased]"
+    versions = [
+        re.fullmatch(r"\[(\d+\.\d+\.\d+)\] - \d{4}-\d\d-\d\d", title) for title in titles[1:]
+    ]
+    assert all(versions), titles
+    assert versions[0] and versions[0][1] == edgeft.__version__
+    kinds = set(re.findall(r"^### (.+)$", changes, re.MULTILINE))
+    assert kinds <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
 
 
 def tracked() -> list[Path]:
@@ -82,39 +100,6 @@ def tracked() -> list[Path]:
     if done.returncode:
         pytest.skip("not a git checkout")
     return [Path(line) for line in done.stdout.splitlines() if not (ROOT / line).is_symlink()]
-
-
-def layout() -> str:
-    """The code blocks below the heading with "Layout" in the README."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    section = re.search(r"^#+ .*Layout.*?$(.*?)(?=^#+ |\Z)", text, re.MULTILINE | re.DOTALL)
-    assert section, "README.md has no heading with 'Layout'"
-    blocks = re.findall(r"^```\w*\n(.*?)^```", section[1], re.MULTILINE | re.DOTALL)
-    assert blocks, "README.md's Layout has no code block"
-    return "\n".join(blocks)
-
-
-def mentioned(block: str) -> set[str]:
-    return set(re.findall(r"[\w-]+\.(?:py|toml)\b", block))
-
-
-def test_the_readme_lists_every_module() -> None:
-    names = mentioned(layout())
-    files = {
-        file.name for file in tracked() if "suites" not in file.parts and file.suffix == ".py"
-    } - {"__init__.py"}
-    assert files <= names, f"README.md's Layout lacks {sorted(files - names)}"
-    folders = ("edgeft", "tests", *LINKS)
-    existing = {path.name for folder in folders for path in (ROOT / folder).rglob("*.py")}
-    gone = {name for name in names if name.endswith(".py")} - existing
-    assert not gone, f"README.md's Layout names {sorted(gone)}, which do not exist"
-
-
-def test_what_counts_as_mentioned() -> None:
-    block = (
-        "edgeft/\n  merge.py      base + adapter\n  cli/train_qlora.py\n  _ggml.py llama.toml a.pyx"
-    )
-    assert mentioned(block) == {"merge.py", "train_qlora.py", "_ggml.py", "llama.toml"}
 
 
 def normal(name: str) -> str:

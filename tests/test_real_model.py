@@ -1,13 +1,9 @@
-"""The embedded model: its import against llama.cpp's own reading, and README's commands."""
+"""The embedded model: its import against llama.cpp's own reading, and its dithered variant."""
 
 from __future__ import annotations
 
 import ctypes
 import importlib.resources
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +11,9 @@ import pytest
 
 from edgeft import store
 from edgeft.base import resolve
-from edgeft.benchmarks.suites import load_suite
 from edgeft.errors import InputError
 from edgeft.models import sources
 from edgeft.weights.checkpoint import Checkpoint
-from helpers.paths import ROOT
 
 TEXT = "The capital of France is Paris. Water boils at 100 degrees, and 7 times 8 is 56."
 
@@ -89,50 +83,3 @@ def test_dither_is_seeded_half_a_step_and_leaves_the_rest() -> None:
     assert (other.read(name) != dithered.read(name)).mean() > 0.9
     with pytest.raises(InputError, match="no embedded base, only those are dithered"):
         resolve.resolve(str(folder), dither_seed=1)
-
-
-def commands_of_the_readme() -> list[str]:
-    blocks = re.findall(
-        r"^```\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE
-    )
-    return [
-        line for block in blocks for line in block.splitlines()
-        if re.match(r"(edgeft [a-z]|echo .* \| edgeft )", line)
-    ]  # fmt: skip
-
-
-@pytest.mark.parametrize("model", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
-def test_the_commands_of_the_readme_run_as_printed(
-    model: str, tmp_path: Path, home: Path, tiny_base: Path
-) -> None:
-    """On the embedded model word for word, on a tiny one with its name in the place of it."""
-    suite = load_suite("smart_home")
-    for name, rows, source in (("chats", 40, suite.train), ("items", 12, suite.test)):
-        lines = source.read_text(encoding="utf-8").splitlines()[:rows]
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
-    commands = commands_of_the_readme()
-    assert len(commands) >= 5
-    if model == "tiny":
-        commands = [command.replace("smollm2-135m", str(tiny_base)) for command in commands]
-        assert sum(str(tiny_base) in command for command in commands) == 1
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "EDGEFT_HOME": str(home)}
-    outputs = []
-    for command in commands:
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
-        # Twelve items cannot decide anything: the gate has to say so.
-        wanted = 4 if " ab " in command else 0
-        assert done.returncode == wanted, f"{command}\n{done.stderr}"
-        outputs.append(done.stdout)
-    chat, verdict = (
-        next(
-            out
-            for out, command in zip(outputs, commands, strict=True)
-            if f"edgeft {name}" in command
-        )
-        for name in ("chat", "ab")
-    )
-    assert chat.strip() and "INCONCLUSIVE" in verdict

@@ -26,6 +26,7 @@ def test_the_wheel_holds_the_package_and_runs_anywhere(tmp_path: Path) -> None:
         tops = {name.partition("/")[0] for name in archive.namelist()}
         archive.extractall(site)
     assert {top for top in tops if not top.endswith(".dist-info")} == {"edgeft"}
+    assert not (site / "edgeft" / "benchmarks" / "studies").exists()
     code = (
         "import edgeft.converters.gguf.convert, edgeft.benchmarks.statistics.noninferiority as p, edgeft.models as m\n"
         "from edgeft.benchmarks.suites import load_suite\n"

@@ -42,7 +42,8 @@ from edgeft.benchmarks.studies.padded_llama import pad
 from edgeft.data.splits import fingerprint
 from edgeft.errors import EdgeftError, InputError
 from edgeft.export import own_chats
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.formats import FORMATS
 from edgeft.progress import say
 from edgeft.records import Artifact, Score

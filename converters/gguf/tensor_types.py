@@ -1,6 +1,6 @@
 """llama-quantize's choice of a type for each tensor of a model.
 
-    types = mixture("q4_k_m", {"blk.0.attn_v.weight": (256, 2048), ...}, arch="llama", ...)
+    types = choose_tensor_types("q4_k_m", {"blk.0.attn_v.weight": (256, 2048), ...}, arch="llama", ...)
 
 In: the names and shapes of all tensors (numpy's shapes: (rows, columns), the reverse of the GGUF
 header). Out: the type that `llama-quantize` gives to each, which is a property of the
@@ -67,7 +67,7 @@ _EIGHT_EXPERTS_OUTPUT = {
 """where attn_output of a model with eight experts becomes Q5_K"""
 
 
-def mixture(
+def choose_tensor_types(
     quant: str,
     shapes: Mapping[str, tuple[int, ...]],
     *,

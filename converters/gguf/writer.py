@@ -1,12 +1,12 @@
-"""The tensors of a GGUF file, made and written block by block.
+"""The tensors of a GGUF file, computed and written in blocks of rows.
 
-    samples = write_tensors(writer, merged, plan, importance, threads=2, quant="q4_k_m")
+    samples = write_tensors(writer, merged, plan, importance, threads=2, landing=landing)
     for sample in samples:
-        sample.check(path)                  # the finished file holds what was proved
+        sample.check(path)                  # the finished file holds the proved rows
 
-A block is some rows of one tensor: merged, quantized and handed over by one thread; or codes that are
-given (`edgeft.quantization.repack`), in the order of the file's rows. Memory holds a
-few blocks for each thread, however large a tensor is.
+A block is some rows of one tensor. One thread merges and quantizes it, or takes its bytes from a
+block source of the plan (`edgeft.quantization.repack`). Blocks are written in the order of the
+file's rows. Memory holds a few blocks for each thread, however large a tensor is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.converters.gguf.tensors import Part, Target
+from edgeft.converters.gguf.plan import Part, Plan
 from edgeft.errors import ProofError
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
 from edgeft.quantization.ggml import quantize, validate
@@ -32,71 +33,62 @@ from edgeft.quantization.repack import Coded
 from edgeft.weights.checkpoint import Array
 
 BLOCK_BYTES = 4 << 20
-"""float32 that one thread merges and quantizes at a time"""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a file will hold."""
-
-    targets: dict[str, Target]
-    factors: dict[str, Array]
-    """tensors that are made of config.json"""
-    keys: dict[str, Any]
-    """of the header, without the vocabulary"""
-    types: dict[str, Any]
-    """every tensor's, in the order of the file"""
-    given: dict[str, Coded]
-    """where the bytes of tensors come from that are not quantized here"""
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self.factors[name].shape if name in self.factors else self.targets[name].shape
+"""float32 values that one thread merges and quantizes at a time, in bytes"""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A block of rows of one part of a tensor."""
+    """A block of rows of one part of a tensor, to be encoded."""
 
     name: str
+    """of the GGUF tensor"""
     part: Part
     rows: slice
+    """of the part"""
     sample: npt.NDArray[np.intp]
     """rows of the part that the proof looks at"""
     importance: Array | None
-    coded: Coded | None
-    """gives the bytes"""
+    """(columns,) of the matrix that the rows belong to"""
+    block_source: Coded | None
+    """gives the bytes of the rows"""
     qtype: Any
     first: bool
-    """of the tensor"""
+    """whether it begins a tensor"""
     last: bool
-    """of the part"""
+    """whether it ends a part"""
+
+    @property
+    def values(self) -> int:
+        rows = self.rows.stop - self.rows.start
+        return int(rows * math.prod(self.part.shape) // self.part.rows)
 
 
 @dataclass(frozen=True)
 class _Block:
     data: npt.NDArray[np.uint8]
-    given: Array
-    """the block's sampled rows before the type"""
+    """(rows, bytes)"""
+    summed: Array
+    """the block's sampled rows before quantization"""
     stored: npt.NDArray[np.uint8]
-    """and their bytes"""
+    """the bytes of these rows"""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Where the sampled rows of a part lie in the file."""
+    """Where the sampled rows of a part lie in the file, and their hash."""
 
     name: str
+    """in the checkpoint"""
     start: int
     """of the part, bytes from the start of the file"""
     rows: npt.NDArray[np.intp]
-    width: int
-    """bytes"""
+    row_bytes: int
     digest: bytes
 
     def check(self, file: Path) -> None:
-        """ProofError where the file does not hold what was proved."""
+        """ProofError where the file does not hold the rows that were proved."""
         height = int(self.rows[-1]) + 1
-        table = np.memmap(file, np.uint8, "r", self.start, (height, self.width))
+        table = np.memmap(file, np.uint8, "r", self.start, (height, self.row_bytes))
         if _digest(table[self.rows]) != self.digest:
             raise ProofError(f"{file.name} does not hold {self.name} as it was written")
 
@@ -105,102 +97,110 @@ def _digest(rows: npt.NDArray[np.uint8]) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(rows).data, digest_size=16).digest()
 
 
-def _jobs(made: Plan, importance: dict[str, Array | None]) -> Iterator[_Job]:
-    """The blocks of all tensors in the order of the file; none crosses from matrix to matrix."""
-    for name, target in ((name, made.targets.get(name)) for name in made.types):
-        for number, part in enumerate(target.parts if target else ()):
-            sample = part.sample(len(target.parts) if target else 1)
-            height = part.rows // part.matrices
-            step = max(1, BLOCK_BYTES * part.rows // (4 * math.prod(part.shape)))
-            weights = importance[name] if len(part.shape) > 1 else None
-            for matrix in range(part.matrices):
-                own = None if weights is None else weights[number * part.matrices + matrix]
-                end = (matrix + 1) * height
-                for start in range(matrix * height, end, step):
-                    yield _Job(
-                        name, part, slice(start, min(start + step, end)), sample, own,
-                        made.given.get(name), made.types[name], first=start == 0 and number == 0,
-                        last=min(start + step, end) == part.rows,
-                    )  # fmt: skip
-
-
 def write_tensors(
     writer: Any,
     merged: Merged,
-    made: Plan,
-    importance: dict[str, Array | None],
+    plan: Plan,
+    importance: Mapping[str, Array | None],
     threads: int,
-    quant: str,
+    landing: LandingProof,
 ) -> list[Sample]:
-    """Blocks are made by `threads` at once and written in order; the proof sees every sample."""
-    file = writer.fout[0]
-    names = iter(made.types)
-    samples: list[Sample] = []
-    given: list[Array] = []
-    stored: list[npt.NDArray[np.uint8]] = []
-    start = 0
-    total = sum(math.prod(target.shape) for target in made.targets.values()) // 1_000_000
-    done = 0
-
-    def begin(name: str) -> None:
-        """Tensors that are no one's part are written on the way."""
-        for other in names:
-            writer.write_padding(file, file.tell())
-            if other == name:
-                return
-            file.write(made.factors[other].tobytes())
-
+    """Encode blocks with `threads` at once, write them in order, give the samples to the proof."""
     from threadpoolctl import threadpool_limits
 
+    file = writer.fout[0]
+    tensors = _TensorOrder(writer, plan)
+    samples: list[Sample] = []
+    sampled: list[tuple[Array, npt.NDArray[np.uint8]]] = []
+    start = done = 0
+    total = sum(math.prod(target.shape) for target in plan.targets.values()) // 1_000_000
     with (
         # The threads of numpy's BLAS would spin between their small products: 1.5 x the time.
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
-        Progress(f"writing {quant}, million weights", total, short=True) as bar,
+        Progress(f"writing {plan.quant}, million weights", total, short=True) as bar,
     ):
-        jobs = _jobs(made, importance)
-        running: deque[tuple[_Job, Future[_Block]]] = deque()
-        while True:
-            while len(running) <= 2 * threads and (job := next(jobs, None)):
-                running.append((job, pool.submit(_encode, merged, job)))
-            if not running:
-                break
-            job, block = running[0][0], running.popleft()[1].result()
+        for job, block in _encoded(pool, merged, _jobs(plan, importance), 2 * threads):
             if job.first:
-                begin(job.name)
+                tensors.begin(job.name)
             if job.rows.start == 0:
                 start = file.tell()
             file.write(block.data.data)
-            given.append(block.given)
-            stored.append(block.stored)
-            done += block.data.shape[0] * math.prod(job.part.shape) // job.part.rows
+            sampled.append((block.summed, block.stored))
+            done += job.values
             bar.update(done // 1_000_000 - bar.done)
             if job.last:
-                data = np.concatenate(stored)
-                samples.append(
-                    Sample(job.part.source, start, job.sample, data.shape[1], _digest(data))
-                )
-                _report(merged, job, np.concatenate(given), data)
-                given, stored = [], []
-        begin("")
+                samples.append(_prove(merged, landing, job, start, sampled))
+                sampled = []
+        tensors.finish()
     return samples
 
 
-def _report(merged: Merged, job: _Job, given: Array, stored: npt.NDArray[np.uint8]) -> None:
-    from gguf import dequantize
+class _TensorOrder:
+    """Writes padding, and the tensors that are made of config.json, where the order has them."""
 
-    kept = dequantize(stored, job.qtype).reshape(given.shape)
-    merged.landed(job.part.source, lambda read: job.part.take(read, job.sample), given, kept)
+    def __init__(self, writer: Any, plan: Plan) -> None:
+        self._writer, self._plan = writer, plan
+        self._names = iter(plan.types)
+
+    def begin(self, name: str) -> None:
+        """Write all that comes before the tensor `name`."""
+        file = self._writer.fout[0]
+        for other in self._names:
+            self._writer.write_padding(file, file.tell())
+            if other == name:
+                return
+            file.write(self._plan.factors[other].tobytes())
+
+    def finish(self) -> None:
+        """Write what comes after the last tensor."""
+        self.begin("")
+
+
+def _jobs(plan: Plan, importance: Mapping[str, Array | None]) -> Iterator[_Job]:
+    """The blocks of all tensors in the order of the file; no block spans two matrices."""
+    for name in plan.types:
+        target = plan.targets.get(name)
+        for number, part in enumerate(target.parts if target else ()):
+            sample = part.sampled_rows(len(target.parts) if target else 1)
+            height = part.rows // part.matrices
+            step = max(1, BLOCK_BYTES * part.rows // (4 * math.prod(part.shape)))
+            weights = importance[name] if len(part.shape) > 1 else None
+            for matrix in range(part.matrices):
+                columns = None if weights is None else weights[number * part.matrices + matrix]
+                end = (matrix + 1) * height
+                for start in range(matrix * height, end, step):
+                    stop = min(start + step, end)
+                    yield _Job(
+                        name, part, slice(start, stop), sample, columns,
+                        plan.block_sources.get(name), plan.types[name],
+                        first=start == 0 and number == 0, last=stop == part.rows,
+                    )  # fmt: skip
+
+
+def _encoded(
+    pool: ThreadPoolExecutor, merged: Merged, jobs: Iterator[_Job], ahead: int
+) -> Iterator[tuple[_Job, _Block]]:
+    """Every job with its block, in order; at most `ahead` + 1 are in work."""
+    running: deque[tuple[_Job, Future[_Block]]] = deque()
+    while True:
+        while len(running) <= ahead and (job := next(jobs, None)):
+            running.append((job, pool.submit(_encode, merged, job)))
+        if not running:
+            return
+        job, future = running.popleft()
+        yield job, future.result()
 
 
 def _encode(merged: Merged, job: _Job) -> _Block:
+    """Merge and quantize a block, or take its bytes from the block source."""
     inside = job.sample[(job.sample >= job.rows.start) & (job.sample < job.rows.stop)]
-    here = inside - job.rows.start
+    sampled = inside - job.rows.start
     try:
-        if job.coded:
-            data = job.part.take(job.coded.rows, job.rows)
+        if job.block_source:
+            data = job.part.take(job.block_source.rows, job.rows)
             validate(data, job.qtype)
-            return _Block(data, job.part.take(merged.rows, inside), data[here])
+            return _Block(data, job.part.take(merged.rows, inside), data[sampled])
         values = job.part.take(merged.rows, job.rows)
         matrix = values if values.ndim > 1 else values[:, None]
         data = quantize(matrix, job.qtype, threads=1, importance=job.importance)
@@ -209,4 +209,31 @@ def _encode(merged: Merged, job: _Job) -> _Block:
             f"{job.part.source} cannot be stored as {job.qtype.name}: {error}",
             "is a weight of base or adapter damaged?",
         ) from None
-    return _Block(data, values[here], data[here])
+    return _Block(data, values[sampled], data[sampled])
+
+
+def _prove(
+    merged: Merged,
+    landing: LandingProof,
+    job: _Job,
+    start: int,
+    sampled: list[tuple[Array, npt.NDArray[np.uint8]]],
+) -> Sample:
+    """Give the sampled rows of a part, (float32, bytes) of each block, to the proof.
+
+    `start`: of the part, bytes from the start of the file.
+    """
+    from gguf import dequantize
+
+    part, rows = job.part, job.sample
+    summed = np.concatenate([values for values, _ in sampled])
+    data = np.concatenate([stored for _, stored in sampled])
+    before, delta = merged.addends(part.source, part.source_rows(rows))
+    landing.add(
+        part.source,
+        part.finish(before, rows),
+        None if delta is None else part.finish(delta, rows),
+        summed,
+        dequantize(data, job.qtype).reshape(summed.shape),
+    )
+    return Sample(part.source, start, rows, data.shape[1], _digest(data))

@@ -1,6 +1,6 @@
 """Merged view -> an ONNX decoder with a KV cache, as onnxruntime-genai runs it.
 
-    convert(merged, out, "int4", threads=2)         # out: an existing empty folder
+    convert(merged, make_plan(merged, "int4", options), out, options, landing)   # out: an empty folder
 
 onnxruntime-genai's model builder makes the graph, in float32 and of deferred weights
 (`edgeft.converters.onnx.deferred`), so that no matrix of the model is in memory; `_onnx_weights` puts them in.
@@ -19,8 +19,10 @@ from edgeft.converters.onnx import matmul_nbits as nbits
 from edgeft.converters.onnx.builders import builder_class
 from edgeft.converters.onnx.deferred import deferred_model, is_deferred
 from edgeft.converters.onnx.weights import DATA, Recipe, Weights
+from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, require
-from edgeft.gptq.quantize import Calibration, linears, quantize
+from edgeft.gptq.quantize import linears, quantize
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.torch_model import config_of
 from edgeft.merge.view import Merged
 from edgeft.progress import quiet_libraries, say
@@ -41,26 +43,19 @@ that a model can read may be larger than the model"""
 
 
 def convert(
-    merged: Merged,
-    out: Path,
-    quant: str,
-    threads: int,
-    calibration: Calibration | None = None,
-    group_size: int | None = None,
+    merged: Merged, rule: Recipe, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the folder; returns facts for the manifest.
-
-    `calibration`: of gptq-int4. `group_size`: columns that share a scale, one of `nbits.BLOCKS`.
-    """
+    """Write the folder; returns facts for the manifest. `options.calibration`: for gptq-int4."""
     import torch
 
-    torch.set_num_threads(threads)
-    rule, solved = _recipe(quant, group_size or BLOCK), None
-    if calibration:
-        solved = quantize(merged, dict.fromkeys(linears(merged), rule.kind), calibration, threads)
+    torch.set_num_threads(options.threads)
+    solved = None
+    if options.calibration:
+        kinds = dict.fromkeys(linears(merged), rule.kind)
+        solved = quantize(merged, kinds, options.calibration, options.threads)
     builder = _built(merged, out)
     with (out / DATA).open("wb") as file:
-        weights = Weights(merged, builder, file, rule, solved)
+        weights = Weights(merged, builder, file, rule, solved, landing)
         weights.write()
     if lost := weights.facts["inexact"]:
         say(
@@ -73,9 +68,9 @@ def convert(
     return weights.facts | (solved.facts() if solved else {})
 
 
-def check(merged: Merged, quant: str, group_size: int | None = None) -> None:
-    """FormatError or MissingExtra for what `convert` would refuse."""
-    size = group_size or BLOCK
+def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Recipe:
+    """Bits and blocks of the matrices; FormatError or MissingExtra for what could not be written."""
+    size = options.group_size or BLOCK
     if size not in nbits.BLOCKS:
         sizes = ", ".join(map(str, nbits.BLOCKS))
         raise FormatError(f"ONNX Runtime has no blocks of {size} columns", f"it has {sizes}")
@@ -89,11 +84,8 @@ def check(merged: Merged, quant: str, group_size: int | None = None) -> None:
         require(package, "onnx")
     with quiet_libraries():
         builder_class(config_of(merged))
-
-
-def _recipe(quant: str, block: int) -> Recipe:
     layers, head, sensitive = BITS[quant.removeprefix("gptq-")]
-    return Recipe(layers, head, sensitive, block)
+    return Recipe(layers, head, sensitive, size)
 
 
 def _built(merged: Merged, out: Path) -> Any:

@@ -1,6 +1,6 @@
 """A builder's graph gets its weights: each matrix is computed, rounded, written and let go.
 
-    weights = Weights(merged, builder, file, rule, solved)
+    weights = Weights(merged, builder, file, rule, solved, landing)
     weights.write()
 
 A MatMul becomes a MatMulNBits, on codes that GPTQ chose where there are such, or keeps its matrix in
@@ -21,7 +21,7 @@ from edgeft.converters.onnx import matmul_nbits as nbits
 from edgeft.converters.onnx.deferred import evaluate, leaves
 from edgeft.gptq.quantize import Solved
 from edgeft.gptq.solver import Uniform
-from edgeft.merge.landing import Reader, Take, sampled
+from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
 from edgeft.weights import gptq_layout
@@ -72,8 +72,10 @@ class Weights:
         file: IO[bytes],
         rule: Recipe,
         solved: Solved | None,
+        landing: LandingProof,
     ) -> None:
         self._merged, self._rule, self._solved = merged, rule, solved
+        self._landing = landing
         self._graph, self._deferred, self._file = builder.graph, builder.deferred, file
         self._count = builder.num_layers
         self.facts = {"matrices": 0, "coded": 0, "inexact": 0}
@@ -239,8 +241,10 @@ class Weights:
         return self._merged.codes(name)
 
     def _landed(self, matrix: Any, given: Array, kept: Callable[[Rows], Array]) -> None:
-        """Report to the proof what became of each of the checkpoint's tensors in a matrix: of some
-        rows what went in, and what `kept` says is left of them."""
+        """Give the proof sampled rows of each of the checkpoint's tensors in a matrix.
+
+        `given`: the whole float32 matrix; `kept`: rows -> the values that the type kept of them.
+        """
         names = leaves(matrix)
 
         def by_rows(read: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
@@ -257,23 +261,17 @@ class Weights:
             if len(names) > FEW and not self._merged.adapted(name):
                 continue
             rows = np.flatnonzero(owners == numbers[name])
-            rows = rows[sampled(len(rows), given.shape[1])]
-            self._merged.landed(name, self._taken(by_rows, name, rows), given[rows], kept(rows))
+            rows = rows[sampled_rows(len(rows), given.shape[1])]
+            before, delta = (
+                None if values is None else by_rows(self._alone(name, values))[rows]
+                for values in self._merged.addends(name, slice(None))
+            )
+            assert before is not None
+            self._landing.add(name, before, delta, given[rows], kept(rows))
 
-    def _taken(
-        self, by_rows: Callable[[Any], Array], name: str, rows: npt.NDArray[np.intp]
-    ) -> Take:
-        """How the rows of a matrix that come from one tensor come from any reader of it."""
-
-        def take(read: Reader) -> Array:
-            def only(leaf: str) -> npt.NDArray[Any]:
-                if leaf == name:
-                    return read(leaf, slice(None))
-                return self._all(leaf, np.float32(0))
-
-            return by_rows(only)[rows]
-
-        return take
+    def _alone(self, name: str, values: Array) -> Callable[[str], npt.NDArray[Any]]:
+        """Reads `values` for one tensor of the checkpoint, and zeros for every other."""
+        return lambda leaf: values if leaf == name else self._all(leaf, np.float32(0))
 
     def _all(self, name: str, value: np.generic) -> npt.NDArray[Any]:
         """A tensor's shape, full of one value."""

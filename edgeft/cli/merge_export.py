@@ -176,7 +176,8 @@ def command(threads: int | None, group_size: str, as_json: bool, **options: Any)
     edgeft merge-export --adapter adapter --out out --format onnx --quant int4
     """
     from edgeft.adapter.read import Weighted
-    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
 
     options["adapter"] = tuple(Weighted(path, weight) for path, weight in options["adapter"])
     if threads:

@@ -110,7 +110,7 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     """
     from edgeft.adapter.read import Weighted
     from edgeft.benchmarks.quality.evaluate import Asking
-    from edgeft.export.pipeline import ExportOptions
+    from edgeft.export.options import ExportOptions
     from edgeft.release.search import Search, search
     from edgeft.report import storage, tables
 

@@ -1,8 +1,8 @@
-"""What an export finds out on the fine-tune's own chats: the merge base and the importance matrix.
+"""What an export measures on the fine-tune's own chats: the base's precision, the importance matrix.
 
-    chats = own_chats(adapters, None, None)
-    choice, facts = merge_base(view, adapters, chats, out, threads=2)
-    path = own_imatrix(view.on(choice), chats, out, 2, parents)
+    data = own_chats(adapters, None, None)
+    choices = choose(options, view, data, parents)
+    choices.view                                # the view on the chosen base
 
 Both run the merged model as a temporary f16 GGUF, under the template that it was trained with.
 """
@@ -10,8 +10,8 @@ Both run the merged model as a temporary f16 GGUF, under the template that it wa
 from __future__ import annotations
 
 import contextlib
-import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,42 +20,65 @@ from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.quality import evaluate
 from edgeft.converters.gguf.convert import convert
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
 from edgeft.data.splits import fingerprint
 from edgeft.export.collect_imatrix import collect
+from edgeft.export.options import ExportOptions
 from edgeft.export.own_chats import LONGEST, Chats, sample
-from edgeft.merge.base_weights import MergeBase
+from edgeft.merge.base_weights import BasePrecision
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.progress import say
 from edgeft.records import Example
 from edgeft.runtimes.gguf import GGUFRuntime
-from edgeft.weights.imatrix import write
+from edgeft.weights import imatrix
 
 
-def merge_base(
-    view: Merged, adapters: tuple[Weighted, ...], chats: Chats, out: Path, threads: int
-) -> tuple[MergeBase, dict[str, Any]]:
-    """Which weights the delta is added to, and why: (choice, facts for the manifest).
+@dataclass(frozen=True)
+class Choices:
+    """What holds for every artifact of an export."""
 
-    The usual advice is the 16-bit base; a QLoRA adapter was trained on NF4 values, and which of the
-    two keeps more of it depends on the run, so both are measured on the validation split.
+    view: Merged
+    """on the chosen precision of the base"""
+    base_facts: dict[str, Any]
+    """which precision, and why; for the manifest"""
+    imatrix: imatrix.Imatrix | None
+    """collected for --imatrix auto"""
+
+
+def choose(options: ExportOptions, view: Merged, data: Chats, parents: dict[str, str]) -> Choices:
+    """Choose the base's precision, and collect the importance matrix where it is asked for."""
+    if options.merge_base == "auto":
+        precision, facts = choose_base(view, options.adapter, data, options.out, options.threads)
+    else:
+        precision, facts = options.merge_base, {"chosen": options.merge_base, "why": "asked for"}
+    view = view.with_base(precision)
+    importance = None
+    if options.imatrix == "auto":
+        path = own_imatrix(
+            view, data, options.calibration_tokens, options.out, options.threads, parents
+        )
+        importance = imatrix.read(path)
+    return Choices(view, facts, importance)
+
+
+def choose_base(
+    view: Merged, adapters: tuple[Weighted, ...], data: Chats, out: Path, threads: int
+) -> tuple[BasePrecision, dict[str, Any]]:
+    """Which values the delta is added to, and why: (choice, facts for the manifest).
+
+    The usual advice is the stored 16-bit weights. A QLoRA adapter was trained on NF4 values, and
+    which of the two keeps more of it depends on the run. So both are measured on the validation
+    split.
     """
     if not adapters:
         return "w16", {"chosen": "w16", "why": "no adapter"}
-    problem = chats.why_no_validation
-    losses: dict[MergeBase, float] = {}
-    count = 0
-    for candidate in ("w16", "nf4") if chats.validation else ():
-        with f16_model(view.on(candidate), out, threads) as model:
-            short = [e for e in chats.validation if _length(model, e) <= model.context]
-            if not short:
-                problem = f"no validation example is within {model.context} tokens"
-                break
-            losses[candidate] = round(evaluate.answer_nll(model, short), 5)
-            count = len(short)
+    losses, count, problem = _losses(view, data, out, threads)
     if len(losses) < 2:
         manifests = [adapter_manifest(adapter.path) for adapter in adapters]
         on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
-        choice: MergeBase = "nf4" if on_nf4 else "w16"
+        choice: BasePrecision = "nf4" if on_nf4 else "w16"
         say(f"merge base {choice}, not measured: {problem} (--validation FILE measures it)")
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
     choice = min(losses, key=lambda name: losses[name])
@@ -67,13 +90,29 @@ def merge_base(
                     "examples": count}  # fmt: skip
 
 
-def _length(model: GGUFRuntime, example: Example) -> int:
+def _losses(
+    view: Merged, data: Chats, out: Path, threads: int
+) -> tuple[dict[BasePrecision, float], int, str]:
+    """(precision -> mean negative log likelihood of the answers, examples, why it is not measured)."""
+    losses: dict[BasePrecision, float] = {}
+    count = 0
+    for candidate in ("w16", "nf4") if data.validation else ():
+        with f16_model(view.with_base(candidate), out, threads) as model:
+            short = [e for e in data.validation if _tokens(model, e) <= model.context]
+            if not short:
+                return {}, 0, f"no validation example is within {model.context} tokens"
+            losses[candidate] = round(evaluate.answer_nll(model, short), 5)
+            count = len(short)
+    return losses, count, data.why_no_validation
+
+
+def _tokens(model: GGUFRuntime, example: Example) -> int:
     return len(model.encode(model.chat.render(example.messages, generation_prompt=False)))
 
 
 def own_imatrix(
     view: Merged,
-    chats: Chats,
+    data: Chats,
     budget: int,
     out: Path,
     threads: int,
@@ -81,11 +120,11 @@ def own_imatrix(
 ) -> Path:
     """The importance matrix of the merged model on the chats that it learned: out/imatrix.gguf.
 
-    The file is llama.cpp's, so llama-quantize reads it, too.
+    `budget`: tokens at most. The file has llama.cpp's format, so llama-quantize reads it, too.
     """
     target = out / "imatrix.gguf"
     options = {
-        "chats": fingerprint(chats.training), "text": hashlib.sha256(chats.text.encode()).hexdigest(),
+        "chats": fingerprint(data.training), "text": files.text_sha256(data.text),
         "tokens": budget, "merge_base": view.merge_base,
     }  # fmt: skip
     if store.find_complete(target, "imatrix", options, parents):
@@ -96,8 +135,8 @@ def own_imatrix(
         ) as work,
         f16_model(view, out, threads) as model,
     ):
-        sequences = sample(view, chats, budget, min(LONGEST, model.context))
-        write(collect(model.path, sequences, threads, dataset=chats.name), work.path)
+        sequences = sample(view, data, budget, min(LONGEST, model.context))
+        imatrix.write(collect(model.path, sequences, threads, dataset=data.name), work.path)
         tokens = sum(map(len, sequences))
         work.facts |= {"chats": len(sequences), "tokens": tokens}
     say(f"{target}  importance from {len(sequences)} chats, {tokens} tokens")
@@ -106,9 +145,11 @@ def own_imatrix(
 
 @contextlib.contextmanager
 def f16_model(merged: Merged, out: Path, threads: int) -> Iterator[GGUFRuntime]:
-    """The merged model running from a file that is gone afterwards."""
+    """The merged model, run from a temporary file in `out`."""
     machine.preflight(out, "measuring on the model's own chats", merged.bytes_as(16))
+    options = ConvertOptions(threads=threads)
     with files.scratch(out) as folder:
-        convert(merged, folder / "f16.gguf", "f16", threads)
-        with GGUFRuntime(folder / "f16.gguf", threads=threads) as model:
+        file, plan = folder / "f16.gguf", make_plan(merged, "f16", options)
+        convert(merged, plan, file, options, LandingProof(merged))
+        with GGUFRuntime(file, threads=threads) as model:
             yield model

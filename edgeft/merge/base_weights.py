@@ -1,18 +1,18 @@
-"""The weights that an adapter's change is added to: as they are stored, or as QLoRA saw them.
+"""A checkpoint of 16 or 32 bits -> the values that a QLoRA adapter saw while it was trained.
 
-    base = BaseWeights(Checkpoint(folder), card, "nf4")
-    base.rows("model.layers.0.mlp.up_proj.weight", slice(0, 64))     # float32
+    base = QuantizedBase(Checkpoint(folder), card, "nf4")
+    base.rows("model.layers.0.mlp.up_proj.weight", slice(0, 64))     # float32, after NF4 and back
 
-"w16" are the stored weights, "nf4" and "fp4" the values after 4 bits and back where the card says
-that they were in 4 bits (`edgeft.quantization.nf4`). Of a model that was trained in bfloat16 all weights were
-rounded to it: on loading, and those in 4 bits again on the way back.
+Weights that the family's card names as 4-bit weights are quantized and dequantized
+(`edgeft.quantization.nf4`); the others stay. After a training in bfloat16 all weights are rounded
+to bfloat16: on loading, and those in 4 bits again after dequantization.
 """
 
 from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -20,61 +20,69 @@ from edgeft import models
 from edgeft.quantization import nf4
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, stored_as
 
-MergeBase = Literal["w16", "nf4", "fp4"]
+BasePrecision = Literal["w16", "nf4", "fp4"]
+"""Values that a delta is added to: as the checkpoint stores them, or after 4 bits and back."""
 
 
-class BaseWeights:
-    """Rows of the base's tensors; one quantized tensor at a time is kept."""
+class BaseWeights(Protocol):
+    """Rows of the base's tensors; a `Checkpoint` is one."""
+
+    def rows(self, name: str, rows: Rows) -> Array:
+        """(rows, columns), or elements of a vector, in float32."""
+
+
+class QuantizedBase:
+    """Rows after 4 bits and back; keeps one quantized tensor at a time. Safe for threads."""
 
     def __init__(
         self,
         weights: Checkpoint,
         card: models.Card,
-        kind: MergeBase,
+        precision: nf4.Kind,
         double_quant: bool = True,
-        recorded: dict[str, Any] | None = None,
+        training: dict[str, Any] | None = None,
     ) -> None:
-        """`recorded` is facts.nf4 of the adapter's manifest; other kinds than its own ignore it."""
-        recorded = recorded if recorded and recorded.get("kind") == kind else {}
-        self.kind = kind
-        self._weights, self._card, self._double_quant = weights, card, double_quant
-        self._half = recorded.get("compute_type") == "bfloat16"
-        self._threads: int = recorded.get("threads", 1)
+        """`training`: facts.nf4 of the adapter's manifest, which name the compute type and the
+        number of threads; used where they are of this precision."""
+        training = training if training and training.get("kind") == precision else {}
+        self._weights, self._card = weights, card
+        self._precision, self._double_quant = precision, double_quant
+        self._bfloat16 = training.get("compute_type") == "bfloat16"
+        self._threads: int = training.get("threads", 1)
         self._lock = threading.Lock()
-        self._seen: tuple[str, nf4.Quantized] | None = None
+        self._cached: tuple[str, nf4.Quantized] | None = None
 
     def rows(self, name: str, rows: Rows) -> Array:
         shape = self._weights.tensors[name].shape
-        if self.kind == "w16" or not self._card.in_4bit(name, shape):
+        if not self._card.in_4bit(name, shape):
             return self._loaded(name, rows)
         with self._lock:
-            if self._seen is None or self._seen[0] != name:
-                height, width = shape
-                read = partial(self._between, name)
-                self._seen = (
-                    name,
-                    nf4.quantized(
-                        read, (height, width), self.kind, self._double_quant, threads=self._threads
-                    ),
-                )
-            seen = self._seen[1]
-        values = _some(seen, rows)
-        return stored_as(values, "BF16") if self._half else values
+            if self._cached is None or self._cached[0] != name:
+                self._cached = name, self._quantized(name, (shape[0], shape[1]))
+            quantized = self._cached[1]
+        values = _dequantized_rows(quantized, rows)
+        return stored_as(values, "BF16") if self._bfloat16 else values
+
+    def _quantized(self, name: str, shape: tuple[int, int]) -> nf4.Quantized:
+        read = partial(self._loaded_range, name)
+        return nf4.quantized(
+            read, shape, self._precision, self._double_quant, threads=self._threads
+        )
 
     def _loaded(self, name: str, rows: Rows) -> Array:
         values = self._weights.rows(name, rows)
-        rounded = self._half and not self._card.in_float32(name)
+        rounded = self._bfloat16 and not self._card.in_float32(name)
         return stored_as(values, "BF16") if rounded else values
 
-    def _between(self, name: str, start: int, stop: int) -> Array:
+    def _loaded_range(self, name: str, start: int, stop: int) -> Array:
         return self._loaded(name, slice(start, stop))
 
 
-def _some(seen: nf4.Quantized, rows: Rows) -> Array:
+def _dequantized_rows(quantized: nf4.Quantized, rows: Rows) -> Array:
     if isinstance(rows, slice):
-        start, stop, _ = rows.indices(seen.shape[0])
-        return seen.rows(start, stop)
+        start, stop, _ = rows.indices(quantized.shape[0])
+        return quantized.rows(start, stop)
     first, last = int(rows.min()), int(rows.max())
-    if last - first < 2 * len(rows):
-        return seen.rows(first, last + 1)[rows - first]
-    return np.concatenate([seen.rows(row, row + 1) for row in rows.tolist()])
+    if last - first < 2 * len(rows):  # one range is cheaper than many single rows
+        return quantized.rows(first, last + 1)[rows - first]
+    return np.concatenate([quantized.rows(row, row + 1) for row in rows.tolist()])

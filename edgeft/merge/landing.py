@@ -1,35 +1,46 @@
-"""The landing proof: did the adapter's change arrive in the artifact?"""
+"""Sampled rows of every tensor -> the landing proof: did the adapter arrive in the artifact?
+
+    landing = LandingProof(merged)
+    before, delta = merged.addends(name, rows)              # W and s·B·A of the sampled rows
+    landing.add(name, before, delta, summed, stored)        # what went into the type, what it kept
+    print(landing.result())                                 # ProofError where the adapter is lost
+
+The landing coefficient of a tensor is beta = <W' - W, sBA> / |sBA|^2: 1 = landed, 0 = lost,
+2 = merged twice. Beta is computed twice on sampled rows. Before quantization it must be 1 for every
+tensor. After quantization a coarse type may shrink or amplify the change, above all where W already
+lies on a grid (NF4 values). The user is told; ProofError is raised where beta over all tensors
+cannot be distinguished from 0 or 2. A tensor without a delta must hold the base's values.
+
+The proof says that the adapter's change went through the merge into the file. That the change
+itself is right (its scale, its place) is proved on the finished file by comparing its logits with
+the live adapter's (`edgeft.export.verify`).
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.weights.checkpoint import Array, Rows
+from edgeft.errors import ProofError
+from edgeft.merge.base_weights import BasePrecision
+from edgeft.merge.view import Merged
+from edgeft.weights.checkpoint import Array
 
-Reader = Callable[[str, Rows], Array]
-"""(tensor, rows) -> values"""
-Take = Callable[[Reader], Array]
-"""a converter's way from a reader of the base's tensors to the rows of its own"""
-
-SAMPLE = 1 << 16
-"""elements of a tensor that beta is computed on (evenly spaced rows)"""
-
-LEAST = 4
-"""rows of every tensor that beta is computed on at least"""
-EXACT = 1e-3
-"""how far beta of the float32 sum may be from 1"""
-FAITHFUL = 0.25
-"""how far beta of what the type kept may be from 1 before the user is told"""
-ZERO = 1e-6
-"""a change of this share of the weights is none: float32 rounds as much away"""
+SAMPLE_VALUES = 1 << 16
+"""values of a tensor that beta is computed on, in evenly spaced rows"""
+MIN_SAMPLE_ROWS = 4
+"""rows of a tensor that beta is computed on at least"""
+SUM_TOLERANCE = 1e-3
+"""largest |beta - 1| of the float32 sum"""
+FAITHFUL_TOLERANCE = 0.25
+"""largest |beta - 1| of the stored values before the user is told"""
+ZERO_DELTA = 1e-6
+"""a delta with this share of the weights' rms is zero: float32 rounding is as large"""
 LOST, TWICE = 0.25, 1.75
-"""bounds of beta of what the type kept"""
+"""bounds of beta of the stored values over all tensors"""
 
 
 @dataclass(frozen=True)
@@ -39,16 +50,19 @@ class Proof:
     tensors: int
     """adapted tensors, all of them measured"""
     beta: float
-    """landing coefficient of what the output type kept, over all tensors"""
+    """landing coefficient of the stored values, over all tensors"""
     beta_min: float
+    """the smallest of a tensor"""
     beta_max: float
+    """the largest of a tensor"""
     delta: float
     """rms of the delta over rms of the weights it was added to; 1 where those are zero"""
     noise: float
     """rms of the quantization error over rms of the delta"""
-    merge_base: str
+    merge_base: BasePrecision
+    """values that the delta was added to"""
     replaced: int = 0
-    """tensors that the adapter holds whole, or rows of"""
+    """tensors of which the adapter holds all values or some rows"""
 
     def __str__(self) -> str:
         if not self.tensors and self.replaced:
@@ -63,16 +77,99 @@ class Proof:
 
     @property
     def faithful(self) -> bool:
-        """The type keeps the adapter's size; otherwise a finer one is worth a try."""
-        return abs(self.beta - 1) <= FAITHFUL
+        """The type keeps the size of the adapter's change; otherwise a finer one is worth a try."""
+        return abs(self.beta - 1) <= FAITHFUL_TOLERANCE
+
+    def to_json(self) -> dict[str, Any]:
+        """For a manifest."""
+        return dict(vars(self))
 
 
-def sampled(rows: int, width: int, share: int = 1) -> npt.NDArray[np.intp]:
-    """The rows that the landing proof looks at, of a tensor that `share` of its kind make up."""
-    count = min(rows, max(LEAST, SAMPLE // share // width))
+class LandingProof:
+    """Collects sampled rows while a converter writes; one object per artifact."""
+
+    def __init__(self, merged: Merged) -> None:
+        self._merged = merged
+        self._sums: dict[str, npt.NDArray[np.float64]] = {}
+        """tensor -> <d, d>, <w, w>, <summed - w, d>, <stored - w, d>, |stored - summed|^2, where w
+        are the base's values and d is the delta"""
+
+    def add(
+        self, name: str, before: Array, delta: Array | None, summed: Array, stored: Array
+    ) -> None:
+        """Record sampled rows of one tensor, all of one shape, float32.
+
+        `before`, `delta`: `Merged.addends` of the rows; `summed`: the converter's input to the
+        output type; `stored`: what the type kept. ProofError where the rows of a tensor without a
+        delta are not the base's.
+        """
+        if delta is None:
+            if not np.array_equal(summed, before):
+                raise ProofError(f"{name} is not the base's, and no adapter changed it")
+            return
+        pairs = (
+            (delta, delta),
+            (before, before),
+            (summed - before, delta),
+            (stored - before, delta),
+            (stored - summed, stored - summed),
+        )
+        sums = np.array([np.vdot(x, y) for x, y in pairs], np.float64)
+        self._sums[name] = self._sums.get(name, 0) + sums
+
+    def result(self) -> Proof:
+        """The proof over all recorded tensors.
+
+        ProofError where an adapted tensor was not recorded, the adapter is zero everywhere, or its
+        change was lost or added twice.
+        """
+        merged = self._merged
+        missing = [n for n in merged.shapes if merged.adapted(n) and n not in self._sums]
+        if missing:
+            raise ProofError(f"{len(missing)} adapted tensors were not written: {missing[0]}, …")
+        # A tensor whose delta is zero has nothing to land.
+        moving = {n: s for n, s in self._sums.items() if s[0] > ZERO_DELTA**2 * s[1]}
+        if self._sums and not moving and not merged.replaced:
+            raise ProofError(
+                "the adapter is zero everywhere: the result would be the base model",
+                "train it, or export the base without --adapter",
+            )
+        if not moving:
+            return Proof(0, 1.0, 1.0, 1.0, 0.0, 0.0, merged.merge_base, merged.replaced)
+        self._check_sums(moving)
+        delta, weight, _, stored, error = np.sum(list(self._sums.values()), axis=0)
+        betas = [float(sums[3] / sums[0]) for sums in moving.values()]
+        proof = Proof(
+            tensors=len(self._sums),
+            beta=float(stored / delta),
+            beta_min=min(betas),
+            beta_max=max(betas),
+            delta=float(np.sqrt(delta / weight)) if weight else 1.0,
+            noise=float(np.sqrt(error / delta)),
+            merge_base=merged.merge_base,
+            replaced=merged.replaced,
+        )
+        if not LOST < proof.beta < TWICE:
+            raise ProofError(
+                f"the adapter did not land: of its {proof.delta:.2%} change this type keeps "
+                f"beta {proof.beta:.3f} (1 = landed, 0 = lost, 2 = twice)",
+                "a finer --quant",
+            )
+        return proof
+
+    @staticmethod
+    def _check_sums(moving: dict[str, npt.NDArray[np.float64]]) -> None:
+        for name, sums in moving.items():
+            beta = sums[2] / sums[0]
+            if abs(beta - 1) > SUM_TOLERANCE:
+                raise ProofError(
+                    f"the adapter did not land in {name}: beta {beta:.3f} "
+                    "(1 = landed, 0 = lost, 2 = twice)",
+                    "this is a defect of the merge, not of your input",
+                )
+
+
+def sampled_rows(rows: int, columns: int, parts: int = 1) -> npt.NDArray[np.intp]:
+    """Numbers of the rows that the proof looks at, where `parts` such matrices share a tensor."""
+    count = min(rows, max(MIN_SAMPLE_ROWS, SAMPLE_VALUES // parts // columns))
     return np.unique(np.linspace(0, rows - 1, count).astype(np.intp))
-
-
-def to_json(proof: Proof) -> dict[str, Any]:
-    raw: dict[str, Any] = json.loads(json.dumps(vars(proof)))
-    return raw

@@ -20,7 +20,8 @@ from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.benchmarks.quality.workers import workers
 from edgeft.errors import FormatError, InputError, ResourceError
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say

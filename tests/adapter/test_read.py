@@ -13,12 +13,12 @@ import pytest
 
 from edgeft import store
 from edgeft.adapter.read import Weighted
-from edgeft.converters import hf
-from edgeft.converters.gguf import convert
 from edgeft.errors import AdapterError, FormatError, ProofError
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged, open_merged
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
+from helpers.converting import convert
 from helpers.families import MOE, SMALL, Tiny, make_tiny
 from helpers.tiny import make_base, make_tokenizer
 
@@ -92,8 +92,7 @@ def assert_merged(merged: Merged, base: Path, adapter: Path) -> None:
 def assert_live(merged: Merged, live: Any, folder: Path) -> None:
     """The exported folder, opened by transformers, computes what the live adapter computes."""
     folder.mkdir()
-    hf.convert(merged, folder, "f32", threads=1)
-    merged.proof()
+    convert(merged, folder, "f32", format="hf").proof()
     wanted = logits(live)
     got = logits(load(folder))
     np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * wanted.std())
@@ -271,8 +270,7 @@ def test_gguf_of_resized_and_untied_embeddings(
     rows = add_tokens(base, folder, 5)
     make_adapter(base, folder, rows=rows, **lora)
     merged = open_merged(base, folder)
-    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=1)
-    merged.proof()
+    convert(merged, tmp_path / "x.gguf", "f32", threads=1).proof()
     wanted = logits(reload(base, folder, rows))
     weights = ((name, merged.tensor(name)) for name in merged.shapes)
     with GGUFRuntime(tmp_path / "x.gguf", context=256, exact=True) as model:
@@ -342,7 +340,7 @@ def test_the_template_is_kept_wherever_it_was(tmp_path: Path, place: str, whose:
     merged = open_merged(base, adapter)
     assert ChatTemplate.from_folder(merged.tokenizer).source == wanted
     (tmp_path / "hf").mkdir()
-    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
+    convert(merged, tmp_path / "hf", "f32", format="hf", threads=1)
     assert ChatTemplate.from_folder(tmp_path / "hf").source == wanted
     for name, text in KEPT[place].items():
         if "additional" in name:
@@ -570,7 +568,7 @@ def test_a_converted_pissa_adapter_is_plain_lora(
     live.save_pretrained(out, path_initial_model_for_weight_conversion=start)
     merged = open_merged(base, out)
     (tmp_path / "hf").mkdir()
-    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
+    convert(merged, tmp_path / "hf", "f32", format="hf", threads=1)
     np.testing.assert_allclose(logits(load(tmp_path / "hf")), wanted, rtol=0, atol=1e-3)
 
 
@@ -735,9 +733,9 @@ def test_an_adapter_that_changes_nothing(bases: Callable[[str], Path], tmp_path:
         peft.get_peft_model(load(base), lora).save_pretrained(tmp_path / f"zero{i}")
         merged = open_merged(base, tmp_path / f"zero{i}")
         (tmp_path / f"hf{i}").mkdir()
-        hf.convert(merged, tmp_path / f"hf{i}", "f32", threads=1)
+        converted = convert(merged, tmp_path / f"hf{i}", "f32", format="hf")
         with pytest.raises(ProofError, match="zero everywhere"):
-            merged.proof()
+            converted.proof()
 
 
 def test_the_proof_of_an_adapter_that_only_replaces(
@@ -749,12 +747,12 @@ def test_the_proof_of_an_adapter_that_only_replaces(
         edit(adapter, drop=f"layers.{part}.")
     merged = open_merged(base, adapter)
     (tmp_path / "hf").mkdir()
-    hf.convert(merged, tmp_path / "hf", "f32", threads=1)
-    assert str(merged.proof()) == "replaced: 1 tensors that the adapter holds whole"
+    proof = convert(merged, tmp_path / "hf", "f32", format="hf").proof()
+    assert str(proof) == "replaced: 1 tensors that the adapter holds whole"
     name = "lm_head.weight"
     rows = merged.rows(name, slice(0, 9))
     with pytest.raises(ProofError, match="lm_head.weight is not"):
-        merged.landed(name, lambda read: read(name, slice(0, 9)), rows + 1, rows)
+        LandingProof(merged).add(name, *merged.addends(name, slice(0, 9)), rows + 1, rows)
 
 
 def test_export_of_a_sum(tmp_path: Path, edgeft: Callable[..., Any]) -> None:

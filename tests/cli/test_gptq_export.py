@@ -21,7 +21,7 @@ from edgeft.benchmarks.suites import load_suite
 from edgeft.formats import format_of
 from edgeft.gptq import blocks as gptq_blocks
 from edgeft.gptq import quantize
-from helpers.paths import README
+from helpers.paths import DOCS
 from helpers.tiny import make_chats
 
 Run = Callable[..., Any]
@@ -244,14 +244,14 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     assert not [path for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
 
 
-def test_the_commands_of_the_readme(
+def test_the_commands_of_the_docs(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
     shutil.copytree(adapter, tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
-    readme = (README).read_text(encoding="utf-8")
-    commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", readme, re.MULTILINE)
+    page = (DOCS / "gptq.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
         here = ["--base", base, "--calibration", chats, "--no-live"]

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft import models
-from helpers.paths import README
+from helpers.paths import DOCS
 
 Run = Callable[..., Any]
 
@@ -72,6 +72,6 @@ def test_the_matrix_is_the_cards(edgeft: Run) -> None:
         assert card.about and card.about in text
 
 
-def test_the_readme_shows_the_matrix(edgeft: Run) -> None:
-    readme = (README).read_text(encoding="utf-8")
-    assert f"```text\n{edgeft('models').out}```" in readme
+def test_the_docs_show_the_matrix(edgeft: Run) -> None:
+    page = (DOCS / "families.md").read_text(encoding="utf-8")
+    assert f"```text\n{edgeft('models').out}```" in page

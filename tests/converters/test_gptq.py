@@ -15,13 +15,16 @@ from conftest import Family
 from safetensors.numpy import load_file
 
 from edgeft.converters import gptq
-from edgeft.converters.gguf import convert as gguf
+from edgeft.converters.gguf.convert import gptq_blocks
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
 from edgeft.converters.repacked import repacked
 from edgeft.errors import FormatError
 from edgeft.gptq.quantize import Calibration, linears, quantize
 from edgeft.gptq.solver import Uniform
 from edgeft.merge.view import Merged, open_merged
 from edgeft.weights.checkpoint import Checkpoint
+from helpers.converting import convert
 
 
 def learn(folder: Path) -> Calibration:
@@ -29,13 +32,14 @@ def learn(folder: Path) -> Calibration:
     return Calibration([[draw.randrange(200) for _ in range(40)] for _ in range(8)], folder)
 
 
-def convert(
+def gptq_folder(
     make: Family, case: str, folder: Path, quant: str = "4bit", **options: Any
 ) -> tuple[Merged, Path, dict[str, Any]]:
     merged, out = open_merged(make(case)[0], None), folder / "out"
     out.mkdir()
-    facts = gptq.convert(merged, out, quant, 2, learn(folder / "blocks"), **options)
-    return merged, out, facts
+    learned = learn(folder / "blocks")
+    converted = convert(merged, out, quant, format="gptq", calibration=learned, **options)
+    return merged, out, converted.facts
 
 
 def config(out: Path) -> Any:
@@ -62,7 +66,7 @@ def test_the_folder_holds_what_the_solver_found(
     make: Family, tmp_path: Path, case: str, bits: int, group: int | None, symmetric: bool
 ) -> None:
     given = {"group_size": group, "symmetric": symmetric}
-    merged, out, facts = convert(make, case, tmp_path, f"{bits}bit", **given)
+    merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **given)
     read, wanted = Checkpoint(out), linears(merged)
     kind = Uniform(bits, facts["group_size"], symmetric)
     assert facts["quantized"] == len(wanted) and facts["damp"] == 0.01
@@ -95,7 +99,7 @@ def bits_of(words: npt.NDArray[np.int32], place: int, bits: int) -> int:
 
 @pytest.mark.parametrize(("bits", "symmetric"), [(3, True), (4, True), (4, False)])
 def test_a_layer_read_bit_by_bit(make: Family, tmp_path: Path, bits: int, symmetric: bool) -> None:
-    merged, out, _ = convert(make, "llama", tmp_path, f"{bits}bit", symmetric=symmetric)
+    merged, out, _ = gptq_folder(make, "llama", tmp_path, f"{bits}bit", symmetric=symmetric)
     stored, name = load_file(out / "model.safetensors"), "model.layers.1.self_attn.k_proj."
     parts = {part: stored[name + part] for part in ("qweight", "qzeros", "scales", "g_idx")}
     one = int(symmetric)  # what v1 takes off a zero, and v2 does not
@@ -116,7 +120,7 @@ def test_a_layer_read_bit_by_bit(make: Family, tmp_path: Path, bits: int, symmet
 def test_heads_stay_as_they_are(make: Family, tmp_path: Path) -> None:
     for case, tied in (("qwen2", True), ("llama", False)):
         (tmp_path / case).mkdir()
-        _, out, _ = convert(make, case, tmp_path / case)
+        _, out, _ = gptq_folder(make, case, tmp_path / case)
         stored = load_file(out / "model.safetensors")
         assert ("lm_head.weight" in stored) == (not tied)
         assert stored["model.embed_tokens.weight"].dtype == np.float16
@@ -129,7 +133,7 @@ def test_transformers_accepts_the_configuration(
 ) -> None:
     from transformers.utils.quantization_config import GPTQConfig
 
-    _, out, _ = convert(make, case, tmp_path)
+    _, out, _ = gptq_folder(make, case, tmp_path)
     about = config(out)["quantization_config"]
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "2.0")  # optimum's
     read = GPTQConfig(**about)
@@ -140,7 +144,7 @@ def test_readers_are_told_what_is_not_quantized(make: Family, tmp_path: Path) ->
     """By the rules of vLLM and GPTQModel, and of optimum, for every matrix of a block."""
     import re
 
-    merged, out, _ = convert(make, "qwen2_moe", tmp_path)
+    merged, out, _ = gptq_folder(make, "qwen2_moe", tmp_path)
     about, solved = config(out)["quantization_config"], set(linears(merged))
     (kept,) = about["modules_in_block_to_quantize"]
     for name, shape in merged.shapes.items():
@@ -159,7 +163,7 @@ def test_group_sizes(make: Family) -> None:
     assert gptq._kind(merged, "4bit", -1, True).columns == -1
     for size in (64, 128):
         with pytest.raises(FormatError, match=rf"groups of {size} do not divide a layer") as caught:
-            gptq.check(merged, "4bit", size)
+            gptq.make_plan(merged, "4bit", ConvertOptions(group_size=size))
         assert caught.value.hint == "--group-size 32 or -1"
     assert gptq._kind(open_merged(make("qwen2_moe")[0], None), "4bit", None, True).columns == -1
 
@@ -167,8 +171,8 @@ def test_group_sizes(make: Family) -> None:
 def test_layers_that_do_not_fill_words(make: Family) -> None:
     merged = open_merged(make("deepseek2")[0], None)
     with pytest.raises(FormatError, match=r"4-bit codes of .*q_a_proj.* do not fill .* 20 x 64"):
-        gptq.check(merged, "4bit")
-    gptq.check(merged, "8bit")  # four to a word
+        gptq.make_plan(merged, "4bit", ConvertOptions())
+    gptq.make_plan(merged, "8bit", ConvertOptions())  # four to a word
 
 
 @pytest.mark.parametrize(("case", "group"), [("llama", 32), ("llama", -1), ("mixtral", None)])
@@ -177,8 +181,8 @@ def test_the_repacked_file_holds_the_folders_weights_to_the_bit(
 ) -> None:
     from gguf import GGUFReader, dequantize
 
-    merged, out, _ = convert(make, case, tmp_path, group_size=group)
-    folder, plan = open_merged(out, None), gguf.plan(merged, "f32")
+    merged, out, _ = gptq_folder(make, case, tmp_path, group_size=group)
+    folder, plan = open_merged(out, None), make_plan(merged, "f32", ConvertOptions())
     tensors = {tensor.name: tensor for tensor in GGUFReader(repacked(out)).tensors}
     fours = 0
     for name, target in plan.targets.items():
@@ -201,19 +205,22 @@ def test_ggml_types_hold_what_the_solver_found(
 
     base, adapter, _ = make(case)
     merged, plain = open_merged(base, adapter), open_merged(base, adapter)
-    gguf.convert(plain, tmp_path / "plain.gguf", quant, 2)
-    made = tmp_path / "solved.gguf"
-    facts = gguf.convert(merged, made, f"gptq-{quant}", 2, calibration=learn(tmp_path / "blocks"))
-    assert merged.proof().tensors == plain.proof().tensors > 0
+    rounded = convert(plain, tmp_path / "plain.gguf", quant)
+    made, learned = tmp_path / "solved.gguf", learn(tmp_path / "blocks")
+    converted = convert(merged, made, f"gptq-{quant}", calibration=learned)
+    facts = converted.facts
+    assert converted.proof().tensors == rounded.proof().tensors > 0
     assert made.stat().st_size == (tmp_path / "plain.gguf").stat().st_size
     ours, theirs = (
         {tensor.name: tensor for tensor in GGUFReader(file).tensors}
         for file in (made, tmp_path / "plain.gguf")
     )
-    coded, solved = gguf._solved(merged, gguf.plan(merged, quant), learn(tmp_path / "blocks"), 2)
+    coded, solved = gptq_blocks(
+        merged, make_plan(merged, quant, ConvertOptions()), learn(tmp_path / "blocks"), 2
+    )
     assert facts["quantized"] == solved.facts()["quantized"] > 0
     changed = 0
-    for name, target in gguf.plan(merged, quant).targets.items():
+    for name, target in make_plan(merged, quant, ConvertOptions()).targets.items():
         tensor = ours[name]
         assert tensor.tensor_type == theirs[name].tensor_type
         if any(part.source not in solved for part in target.parts):

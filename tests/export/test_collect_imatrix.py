@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.converters.gguf import convert as converter
 from edgeft.converters.gguf import vocabulary
 from edgeft.errors import EdgeftError, InputError
 from edgeft.export import collect_imatrix
@@ -21,6 +20,7 @@ from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.gguf import BATCH, SEQUENCES, GGUFRuntime, _batches
 from edgeft.weights.imatrix import Imatrix, Sums
+from helpers.converting import convert
 
 VOCABULARY = 265
 """of tests/tiny.py"""
@@ -100,7 +100,7 @@ def assert_same(found: Imatrix, wanted: Imatrix, close: float) -> None:
 @pytest.fixture(scope="module")
 def dense(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("imatrix") / "f32.gguf"
-    converter.convert(open_merged(tiny_base, None), path, "f32", 1)
+    convert(open_merged(tiny_base, None), path, "f32", threads=1)
     return path
 
 
@@ -222,10 +222,8 @@ def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, An
         for name in ("q", "k", "v", "o"):
             values = weights[f"{source}self_attn.{name}_proj.weight"]
             if name in "qk":
-                read, whole = values, slice(None)
-                values = TRANSFORMS[f"rope_{name}"].take(
-                    lambda rows, read=read: read[rows], whole, values.shape, config.to_dict()
-                )
+                transform, shape = TRANSFORMS[f"rope_{name}"], values.shape
+                values = values[transform.source_rows(slice(None), shape, config.to_dict())]
             tensors[f"{target}attn_{'output' if name == 'o' else name}.weight"] = values
         gate_up = weights[f"{source}mlp.experts.gate_up_proj"]
         tensors |= {

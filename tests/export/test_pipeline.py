@@ -16,7 +16,9 @@ from edgeft import machine, store
 from edgeft.data.rows import load_examples
 from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import AdapterError, ProofError
+from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import open_merged
+from helpers.converting import convert
 from helpers.tiny import make_base, make_chats
 
 Run = Callable[..., Any]
@@ -155,19 +157,20 @@ def test_a_merge_that_did_not_land_is_refused(
     adapter: Path, tiny_base: Path, tmp_path: Path, factor: float, quant: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from edgeft.converters.gguf import convert
     from edgeft.merge.view import Merged
 
-    merged = open_merged(tiny_base, adapter)
+    merged, plain = open_merged(tiny_base, adapter), Merged.rows
 
     def wrong(self: Merged, name: str, rows: Any) -> Any:
-        weight = self.base_rows(name, rows)
-        return weight + np.float32(factor) * self._delta_rows(name, rows)
+        if not self.adapted(name):
+            return plain(self, name, rows)
+        before, delta = self.addends(name, rows)
+        return before + np.float32(factor) * delta
 
     monkeypatch.setattr(Merged, "rows", wrong)
-    convert.convert(merged, tmp_path / "x.gguf", quant, threads=1)
+    converted = convert(merged, tmp_path / "x.gguf", quant, threads=1)
     with pytest.raises(ProofError, match=f"did not land in .*beta {factor:.3f}"):
-        merged.proof()
+        converted.proof()
 
 
 @pytest.mark.parametrize("factor", [0.0, 2.0])
@@ -175,12 +178,14 @@ def test_a_delta_that_the_type_lost_or_doubled_is_refused(
     adapter: Path, tiny_base: Path, factor: float
 ) -> None:
     merged = open_merged(tiny_base, adapter)
+    landing = LandingProof(merged)
     for name in filter(merged.adapted, merged.shapes):
-        summed, before = merged.rows(name, slice(None)), merged.base_rows(name, slice(None))
-        kept = before + np.float32(factor) * (summed - before)
-        merged.landed(name, lambda read, name=name: read(name, slice(None)), summed, kept)
+        before, delta = merged.addends(name, slice(None))
+        summed = merged.rows(name, slice(None))
+        stored = before + np.float32(factor) * (summed - before)
+        landing.add(name, before, delta, summed, stored)
     with pytest.raises(ProofError, match=f"this type keeps beta {factor:.3f}"):
-        merged.proof()
+        landing.result()
 
 
 def test_importance_from_the_chats_that_were_learned(
@@ -249,7 +254,7 @@ def test_another_template_than_the_learned_one_is_refused(
 
 def test_a_tensor_left_out_is_noticed(adapter: Path, tiny_base: Path) -> None:
     with pytest.raises(ProofError, match="14 adapted tensors were not written"):
-        open_merged(tiny_base, adapter).proof()
+        LandingProof(open_merged(tiny_base, adapter)).result()
 
 
 def test_second_run_does_nothing(
@@ -433,7 +438,7 @@ def test_disk_and_memory_refusals_name_the_figure(
     adapter: Path, edgeft: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     tiny_base: Path, tiny_chats: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(store.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "o", "--quant", "f16")
     assert ran.code == 1 and "of disk" in ran.err and "1 kB is free" in ran.err
     monkeypatch.undo()

@@ -73,12 +73,12 @@ def running(*artifacts: Path, **how: Any) -> Iterator[Served]:
 
 def exported(base: Path, out: Path, *quants: str) -> list[Path]:
     """The artifacts of a base, without their proof."""
-    from edgeft.converters.gguf.convert import convert
     from edgeft.merge.view import open_merged
+    from helpers.converting import convert
 
     made = []
     for quant in quants:
         out.mkdir(parents=True, exist_ok=True)
-        convert(open_merged(base, None), out / f"{quant}.gguf", quant, 1)
+        convert(open_merged(base, None), out / f"{quant}.gguf", quant, threads=1)
         made.append(out / f"{quant}.gguf")
     return made

@@ -15,12 +15,11 @@ import pytest
 from conftest import Family
 
 from edgeft import models
-from edgeft.converters import hf
-from edgeft.converters.gguf import convert
 from edgeft.merge.view import open_merged
 from edgeft.records import Limits
 from edgeft.runtimes.gguf import GGUFRuntime
 from helpers import chatglm
+from helpers.converting import convert
 from helpers.families import CHATGLM, TEXT, TINY, half_gelu, make_tiny
 
 
@@ -30,8 +29,8 @@ def test_gguf_has_the_logits_of_the_live_adapter(make: Family, case: str, tmp_pa
 
     base, adapter, live = make(case)
     merged = open_merged(base, adapter)
-    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
-    assert merged.proof().beta == pytest.approx(1, abs=1e-4)
+    converted = convert(merged, tmp_path / "x.gguf", "f32")
+    assert converted.proof().beta == pytest.approx(1, abs=1e-4)
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)
         got = model.logits(ids)
@@ -59,8 +58,7 @@ def test_the_merged_folder_has_the_logits_of_the_live_adapter(
     base, adapter, live = make(case)
     merged = open_merged(base, adapter)
     assert "hf" in merged.card.formats
-    hf.convert(merged, tmp_path, "f32", threads=1)
-    assert merged.proof().tensors
+    assert convert(merged, tmp_path, "f32", format="hf").proof().tensors
     folder = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     if TINY[case].half_gelu:
         half_gelu(folder)

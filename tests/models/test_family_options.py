@@ -14,7 +14,7 @@ from conftest import Family
 from edgeft import models
 from edgeft.adapter.read import Weighted
 from edgeft.base.gguf_import import import_gguf
-from edgeft.converters.gguf import convert, metadata
+from edgeft.converters.gguf import metadata
 from edgeft.errors import FormatError, InputError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.merge.view import open_merged
@@ -23,6 +23,7 @@ from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
 from edgeft.train.methods import qlora
 from helpers import chatglm
+from helpers.converting import convert
 from helpers.families import DEEPSEEK, GLM, LONGROPE, TEXT, TINY, YARN, Tiny, make_tiny
 
 OLD: dict[str, tuple[str, dict[str, Any]]] = {
@@ -172,7 +173,7 @@ def test_import_of_a_family_that_only_export_knows_is_refused(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("EDGEFT_HOME", str(tmp_path))
-    convert.convert(open_merged(make("gemma2")[0], None), tmp_path / "x.gguf", "f32", threads=1)
+    convert(open_merged(make("gemma2")[0], None), tmp_path / "x.gguf", "f32", threads=1)
     with pytest.raises(FormatError, match="GGUF import does not read gemma2"):
         import_gguf(tmp_path / "x.gguf", "x")
 
@@ -186,7 +187,7 @@ def test_deepseek_without_compressed_queries_has_any_number_of_layers(
 
     few = {"q_lora_rank": None, "hidden_size": 32, "num_hidden_layers": layers}
     base, _, live = make_tiny(tmp_path, Tiny("DeepseekV2Config", DEEPSEEK | few))
-    convert.convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
+    convert(open_merged(base, None), tmp_path / "x.gguf", "f32", threads=2)
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)
         got = model.logits(ids)
@@ -213,7 +214,8 @@ def test_any_rows_of_a_split_projection_are_rows_of_the_whole(name: str) -> None
         np.array([0, 5, 6, 14]),
         np.array([13, 2]),
     ):
-        taken = transform.take(lambda wanted: joint[wanted], rows, joint.shape, config)
+        values = joint[transform.source_rows(rows, joint.shape, config)]
+        taken = transform.finish(values, rows, joint.shape, config)
         np.testing.assert_array_equal(taken, whole[rows])
 
 

@@ -14,18 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.converters.gguf.convert import SOLVED
+from edgeft.converters.gguf.plan import GPTQ_PREFIX
 from edgeft.converters.gguf.tensor_types import (
     FILE_TYPE,
     NEEDS_IMATRIX,
     TENSOR_TYPES,
-    mixture,
+    choose_tensor_types,
     needs_importance,
 )
 from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS
 from edgeft.quantization import ggml
 from edgeft.quantization.ggml import quantize
+from helpers.llama_quantize import gguf_type, llama_quantize, read
 
 Array = npt.NDArray[np.float32]
 ROWS = 3
@@ -172,49 +173,6 @@ def write(path: Path, model: Model, tensors: dict[str, Array]) -> None:
     writer.close()
 
 
-def llama_quantize(
-    source: Path,
-    target: Path,
-    quant: str,
-    importance: dict[str, Array] | None = None,
-    overrides: Sequence[tuple[str, str]] = (),
-) -> bool:
-    import llama_cpp
-
-    params = llama_cpp.llama_model_quantize_default_params()
-    params.nthread = 1
-    params.ftype = FILE_TYPE[quant]
-    if importance:
-        entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
-        for entry, (name, weights) in zip(entries, importance.items(), strict=False):
-            entry.name, entry.size = name.encode(), weights.size
-            entry.data = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-        params.imatrix = entries
-    if overrides:
-        table = (llama_cpp.llama_model_tensor_override * (len(overrides) + 1))()
-        for row, (pattern, kind) in zip(table, overrides, strict=False):
-            row.pattern, row.type = pattern.encode(), gguf_type(kind.upper())
-        params.tt_overrides = table
-    status = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(target).encode(), ctypes.byref(params)
-    )
-    return bool(status == 0)
-
-
-def gguf_type(kind: int | str) -> Any:
-    from gguf import GGMLQuantizationType
-
-    return GGMLQuantizationType[kind] if isinstance(kind, str) else GGMLQuantizationType(kind)
-
-
-def read(path: Path) -> tuple[int, dict[str, tuple[int, bytes]]]:
-    from gguf import GGUFReader
-
-    reader = GGUFReader(path)
-    tensors = {t.name: (int(t.tensor_type), t.data.tobytes()) for t in reader.tensors}
-    return int(reader.fields["general.file_type"].contents()), tensors
-
-
 @dataclass(frozen=True)
 class Case:
     model: Model
@@ -242,10 +200,10 @@ class Case:
         ):
             assert not imatrix
             with pytest.raises(FormatError, match=r"importance matrix.*\(--imatrix auto\)"):
-                mixture(quant, shapes, **facts)
+                choose_tensor_types(quant, shapes, **facts)
             return
         file_type, expected = read(oracle)
-        types = mixture(quant, shapes, **facts)
+        types = choose_tensor_types(quant, shapes, **facts)
         assert FILE_TYPE[quant] == file_type
         assert {name: int(kind) for name, kind in types.items()} == {
             name: kind for name, (kind, _) in expected.items()
@@ -320,7 +278,9 @@ def test_overrides_are_llama_quantizes_tensor_types(
 
 def test_overrides_are_read_like_the_command_line() -> None:
     model = MODELS["dense"]
-    shout = mixture("q4_k_m", model.shapes(), **model.facts(), overrides=[("ATTN_V", "Q3_K")])
+    shout = choose_tensor_types(
+        "q4_k_m", model.shapes(), **model.facts(), overrides=[("ATTN_V", "Q3_K")]
+    )
     assert shout["blk.0.attn_v.weight"].name == "Q3_K"
     assert shout["blk.0.attn_q.weight"].name == "Q4_K"
 
@@ -340,7 +300,7 @@ def test_overrides_are_read_like_the_command_line() -> None:
 def test_overrides_that_cannot_be_are_refused(override: tuple[str, str], problem: str) -> None:
     model = Model(layers=1, width=256 if override[1].startswith("iq2") else 96)
     with pytest.raises(FormatError, match=problem):
-        mixture("q4_0", model.shapes(), **model.facts(), overrides=[override])
+        choose_tensor_types("q4_0", model.shapes(), **model.facts(), overrides=[override])
 
 
 QUICK = tuple(kind for kind in TENSOR_TYPES if not kind.startswith(("iq1", "iq2_x")))
@@ -368,7 +328,7 @@ def test_a_type_without_a_fallback_is_refused_by_llama_quantize_too(tmp_path: Pa
 def test_which_quantizations_need_an_imatrix() -> None:
     def refused(quant: str, name: str) -> bool:
         try:
-            mixture(quant, MODELS[name].shapes(), **MODELS[name].facts())
+            choose_tensor_types(quant, MODELS[name].shapes(), **MODELS[name].facts())
         except FormatError:
             return True
         return False
@@ -381,7 +341,7 @@ def test_which_quantizations_need_an_imatrix() -> None:
 def test_which_tensors_need_importance(quant: str, tmp_path: Path) -> None:
     """A matrix of importance that lacks one tensor is refused if that tensor needs it."""
     made = make_case(Model(layers=1), tmp_path)
-    types = mixture(quant, made.model.shapes(), **made.model.facts(), imatrix=True)
+    types = choose_tensor_types(quant, made.model.shapes(), **made.model.facts(), imatrix=True)
     for name in made.importance:
         others = {other: made.importance[other] for other in made.importance if other != name}
         accepted = llama_quantize(made.source, tmp_path / "oracle.gguf", quant, others)
@@ -393,7 +353,9 @@ def test_the_models_use_every_type_of_the_mixtures() -> None:
         return {
             kind.name
             for model in models or MODELS
-            for kind in mixture(quant, MODELS[model].shapes(), **MODELS[model].facts()).values()
+            for kind in choose_tensor_types(
+                quant, MODELS[model].shapes(), **MODELS[model].facts()
+            ).values()
         }
 
     assert used("q4_k_m", "dense") == {"F32", "Q4_K", "Q6_K"}
@@ -407,13 +369,13 @@ def test_the_models_use_every_type_of_the_mixtures() -> None:
 
 def test_a_quantization_without_rules_is_refused() -> None:
     with pytest.raises(FormatError, match=r"'q3_k'.*did you mean 'q3_k_"):
-        mixture("q3_k", MODELS["dense"].shapes(), **MODELS["dense"].facts())
+        choose_tensor_types("q3_k", MODELS["dense"].shapes(), **MODELS["dense"].facts())
 
 
 def test_every_quantization_of_the_format_table_has_a_file_type() -> None:
     row = FORMATS["gguf"]
     assert set(FILE_TYPE) == set(row.quants) - set(row.solved)
-    assert {quant.removeprefix(SOLVED) for quant in row.solved} <= set(FILE_TYPE)
+    assert {quant.removeprefix(GPTQ_PREFIX) for quant in row.solved} <= set(FILE_TYPE)
 
 
 UNWEIGHTED = ("f32", "f16", "bf16", "q8_0", "mxfp4", "nvfp4", "tq2_0", "tq1_0")

@@ -14,12 +14,15 @@ import pytest
 from conftest import Family
 from safetensors.numpy import load_file, save_file
 
-from edgeft.converters.gguf import convert as gguf
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, ProofError
+from edgeft.merge.landing import Proof
 from edgeft.merge.view import Merged, open_merged
 from edgeft.quantization import repack
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Checkpoint
+from helpers.converting import convert
 from helpers.families import DEEPSEEK, MOE, Tiny, make_tiny
 from helpers.paths import ROOT
 from helpers.tiny import some_codes, write_gptq
@@ -103,14 +106,17 @@ def test_a_scale_that_is_no_number() -> None:
         repack.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
 
 
-def convert(merged: Merged, folder: Path, out: Path) -> tuple[dict[str, Any], repack.Repacked]:
-    """(name -> (type, values as gguf reads them), where the bytes came from)"""
+def repacked_file(
+    merged: Merged, folder: Path, out: Path
+) -> tuple[dict[str, Any], repack.Repacked, Proof]:
+    """(name -> (type, values as gguf reads them), where the bytes came from, the landing proof)"""
     from gguf import GGUFReader, dequantize
 
     made = repack.Repacked(Checkpoint(folder))
-    gguf.convert(merged, out, "f16", threads=2, coded=made)
+    proof = convert(merged, out, "f16", threads=2, block_source=made).proof()
     found = GGUFReader(out).tensors
-    return {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}, made
+    values = {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}
+    return values, made, proof
 
 
 @pytest.mark.parametrize(
@@ -125,9 +131,9 @@ def test_the_repacked_file_holds_the_codes_values(
     v2 = {"offset": 0, "checkpoint_format": "gptq_v2"} if case == "olmoe" else {}
     folder, made = write_gptq(base, tmp_path / "q", bits=bits, **v2)
     merged = open_merged(folder, None)
-    tensors, codes = convert(merged, folder, tmp_path / "x.gguf")
-    assert not codes.inexact and merged.proof().tensors == 0
-    plan = gguf.plan(merged, "f32")
+    tensors, codes, proof = repacked_file(merged, folder, tmp_path / "x.gguf")
+    assert not codes.inexact and proof.tensors == 0
+    plan = make_plan(merged, "f32", ConvertOptions())
     seen = set()
     for name, target in plan.targets.items():
         inside = {part.source for part in target.parts} & made.keys()
@@ -154,7 +160,7 @@ def test_rotary_rows_are_whole_blocks_in_another_order(make: Family, tmp_path: P
     """Told without the transforms: of each head of q, halves become neighbouring pairs."""
     base, _, _ = make("llama")
     folder, made = write_gptq(base, tmp_path / "q")
-    tensors, _ = convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+    tensors, _, _ = repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
     _, found = tensors["blk.1.attn_q.weight"]
     rows = [head * 16 + half * 8 + i for head in range(4) for i in range(8) for half in range(2)]
     want = made["model.layers.1.self_attn.q_proj.weight"].values()[rows]
@@ -167,7 +173,7 @@ def test_compressed_keys_are_quantized_as_usual(tmp_path: Path) -> None:
     wide = DEEPSEEK | {"q_lora_rank": None, "kv_lora_rank": 32, "moe_intermediate_size": 32}
     base, _, _ = make_tiny(tmp_path, Tiny("DeepseekV2Config", wide, MOE))
     folder, _ = write_gptq(base, tmp_path / "q")
-    tensors, _ = convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+    tensors, _, _ = repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
     kinds = {name: tensors[f"blk.1.{name}.weight"][0] for name in (
         "attn_q", "attn_kv_a_mqa", "attn_k_b", "attn_v_b", "attn_output", "ffn_up_exps",
         "ffn_up_shexp", "ffn_gate_inp")}  # fmt: skip
@@ -187,7 +193,7 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
 
     made = Damaged(Checkpoint(folder))
     with pytest.raises(ProofError, match=r"_proj.weight cannot be stored as Q4_0"):
-        gguf.convert(open_merged(folder, None), tmp_path / "x.gguf", "f16", 2, coded=made)
+        convert(open_merged(folder, None), tmp_path / "x.gguf", "f16", threads=2, block_source=made)
 
 
 CONVERTER = ROOT / "build" / "vocabularies" / "converter"
@@ -222,7 +228,7 @@ def test_llama_cpps_converter_reads_the_same_values(
     ours, theirs = tmp_path / "ours.gguf", tmp_path / "theirs.gguf"
     given = [CONVERTER, folder, "--outfile", theirs, "--outtype", "f32"]
     subprocess.run([sys.executable, "-c", THEIRS, *map(str, given)], check=True)
-    gguf.convert(open_merged(folder, None), ours, "f32", threads=2)
+    convert(open_merged(folder, None), ours, "f32", threads=2)
     found, want = ({t.name: t.data for t in GGUFReader(file).tensors} for file in (ours, theirs))
     assert found.keys() == want.keys()
     for name, values in want.items():
@@ -232,16 +238,16 @@ def test_llama_cpps_converter_reads_the_same_values(
 def test_biases_of_zeros_that_the_family_has_no_place_for(make: Family, tmp_path: Path) -> None:
     base, _, _ = make("qwen2")
     folder, _ = write_gptq(base, tmp_path / "q")
-    before = set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
+    before = set(repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
     arrays = load_file(folder / "model.safetensors")
     for name in ("mlp.down_proj", "self_attn.o_proj"):
         arrays[f"model.layers.1.{name}.bias"] = np.zeros(64, np.float16)
     save_file(arrays, folder / "model.safetensors")
-    assert set(convert(open_merged(folder, None), folder, tmp_path / "x.gguf")[0]) == before
+    assert set(repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")[0]) == before
     arrays["model.layers.1.mlp.down_proj.bias"][63] = 1
     save_file(arrays, folder / "model.safetensors")
     with pytest.raises(FormatError, match=r"has no place for tensor .*down_proj.bias"):
-        convert(open_merged(folder, None), folder, tmp_path / "x.gguf")
+        repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
 
 
 def test_an_adapter_on_a_folder_of_gptq(make: Family, tmp_path: Path) -> None:
@@ -251,7 +257,7 @@ def test_an_adapter_on_a_folder_of_gptq(make: Family, tmp_path: Path) -> None:
     plain, merged = open_merged(base, adapter), open_merged(folder, adapter)
     assert "quantization_config" not in merged.config
     name = "model.layers.0.mlp.up_proj.weight"
-    delta = plain.tensor(name) - plain.base_rows(name, slice(None))
+    delta = plain.addends(name, slice(None))[1]
     np.testing.assert_allclose(merged.tensor(name), made[name].values() + delta, atol=1e-6)
-    gguf.convert(merged, tmp_path / "x.gguf", "q8_0", threads=2)
-    assert merged.proof().beta == pytest.approx(1, abs=0.01)
+    converted = convert(merged, tmp_path / "x.gguf", "q8_0", threads=2)
+    assert converted.proof().beta == pytest.approx(1, abs=0.01)

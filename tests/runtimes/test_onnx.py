@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeft.converters.onnx import convert as converter
 from edgeft.errors import EdgeftError, InputError
 from edgeft.formats import format_of
 from edgeft.merge.view import open_merged
@@ -24,14 +23,15 @@ from edgeft.records import Limits, Message
 from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
-from helpers.paths import README
+from helpers.converting import convert
+from helpers.paths import DOCS
 
 TEXT = "turn on the lamp in room 17, then the lamp on 3 äöü 今天"
 
 
 def write(base: Path, out: Path, quant: str = "f32") -> Path:
     out.mkdir(parents=True)
-    converter.convert(open_merged(base, None), out, quant, threads=2)
+    convert(open_merged(base, None), out, quant, format="onnx", threads=2)
     return out
 
 
@@ -198,10 +198,11 @@ def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
     assert got == want
 
 
-def test_the_readmes_example_needs_nothing_but_onnxruntime(
+def test_the_example_of_the_docs_needs_nothing_but_onnxruntime(
     folder: Path, model: Any, tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
+    page = (DOCS / "onnx.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
     (example,) = (block for block in blocks if "onnxruntime.InferenceSession" in block)
     assert set(re.findall(r"^import (\w+)", example, re.MULTILINE)) == {
         "json", "numpy", "onnxruntime", "tokenizers"

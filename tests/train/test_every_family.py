@@ -8,9 +8,9 @@ import pytest
 from conftest import Family
 
 from edgeft import models, store
-from edgeft.converters.gguf import convert
 from edgeft.files import read_json
 from edgeft.merge.view import open_merged
+from helpers.converting import convert
 
 CASES = {
     "llama": "llama", "mistral": "mistral", "qwen2": "qwen2", "pythia": "pythia",
@@ -47,8 +47,7 @@ def test_train_and_convert(make: Family, family: str, tiny_chats: Path, tmp_path
         "kind": "nf4", "block": 64, "double_quant": True, "compute_type": "float32", "threads": 1,
     }  # fmt: skip
     merged = open_merged(base, tmp_path / "adapter", "nf4")
-    convert.convert(merged, tmp_path / "x.gguf", "f32", threads=2)
-    proof = merged.proof()
+    proof = convert(merged, tmp_path / "x.gguf", "f32").proof()
     wanted = {
         name
         for name, shape in merged.shapes.items()

@@ -11,12 +11,12 @@ import pytest
 
 from edgeft.adapter.deltas import LoRA
 from edgeft.benchmarks.fidelity.parity import PROMPTS, Expected, check_live, expect
-from edgeft.converters.gguf import convert
 from edgeft.errors import ProofError
 from edgeft.merge.view import Merged, open_merged
 from edgeft.records import Message
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
+from helpers.converting import convert
 from helpers.families import TINY, make_tiny
 
 Made = tuple[Path, Path, Expected]
@@ -36,7 +36,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def checked(made: Made, folder: Path, quant: str, exact: bool) -> dict[str, Any]:
     base, adapter, expected = made
-    convert.convert(open_merged(base, adapter), folder / "x.gguf", quant, threads=2)
+    convert(open_merged(base, adapter), folder / "x.gguf", quant, threads=2)
     with GGUFRuntime(folder / "x.gguf", context=256) as model:
         return check_live(model, expected, exact)
 
@@ -54,9 +54,13 @@ def test_a_merge_answers_as_the_live_adapter(made: Made, tmp_path: Path, quant: 
 def factor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[float]:
     """A merge that adds the change so many times, unnoticed by its own bookkeeping."""
 
+    plain = Merged.rows
+
     def wrong(self: Merged, name: str, rows: Any) -> Any:
-        delta = np.float32(request.param) * self._delta_rows(name, rows)
-        return self.base_rows(name, rows) + delta
+        if not self.adapted(name):
+            return plain(self, name, rows)
+        before, delta = self.addends(name, rows)
+        return before + np.float32(request.param) * delta
 
     monkeypatch.setattr(Merged, "rows", wrong)
     yield request.param

@@ -11,17 +11,19 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import Family
-from test_ggml import llama_quantize, read
 
 from edgeft.benchmarks.studies import random_model
-from edgeft.converters.gguf import convert, writer
+from edgeft.converters.gguf import convert as converter
+from edgeft.converters.gguf import writer
 from edgeft.errors import FormatError, ProofError
 from edgeft.export.collect_imatrix import collect
 from edgeft.merge import landing
 from edgeft.merge.view import open_merged
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.weights.imatrix import Imatrix
+from helpers.converting import convert
 from helpers.families import DEEPSEEK, MOE, TEXT, Tiny, make_tiny
+from helpers.llama_quantize import llama_quantize, read
 
 WIDE: dict[str, Any] = {
     "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -57,7 +59,7 @@ class Made:
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp(request.param)
     base, adapter, _ = make_tiny(folder, CASES[request.param])
-    convert.convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
+    convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
     with GGUFRuntime(folder / "f32.gguf", context=128, threads=1) as model:
         texts = [model.encode(TEXT), model.encode("all lamps off, please")]
     imatrix = collect(folder / "f32.gguf", texts, threads=1)
@@ -68,8 +70,8 @@ def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = (
     merged = open_merged(made.base, made.adapter)
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
     given = made.imatrix if imatrix else None
-    convert.convert(merged, ours, quant, 2, tensor_types=overrides, imatrix=given)
-    assert merged.proof().tensors
+    converted = convert(merged, ours, quant, tensor_types=overrides, imatrix=given)
+    assert converted.proof().tensors
     weights = {}
     if given:
         for name in given.tensors:
@@ -97,12 +99,12 @@ def test_blocks_of_rows_and_threads_change_nothing(
     make: Family, case: str, merge_base: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make(case)
-    convert.convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
+    convert(open_merged(base, adapter, merge_base), tmp_path / "whole", "q8_0", threads=1)
     monkeypatch.setattr(writer, "BLOCK_BYTES", 1000)
-    monkeypatch.setattr(landing, "SAMPLE", 300)
+    monkeypatch.setattr(landing, "SAMPLE_VALUES", 300)
     merged = open_merged(base, adapter, merge_base)
-    convert.convert(merged, tmp_path / "blocks", "q8_0", threads=5)
-    assert merged.proof().tensors
+    converted = convert(merged, tmp_path / "blocks", "q8_0", threads=5)
+    assert converted.proof().tensors
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
@@ -110,9 +112,9 @@ def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
     base, adapter, _ = make("llama")
     files = []
     for merge_base in ("w16", "nf4", "fp4"):
-        view = open_merged(base, adapter).on(merge_base)  # type: ignore[arg-type]
-        convert.convert(view, tmp_path / merge_base, "f32", threads=1)
-        assert view.proof().merge_base == merge_base
+        view = open_merged(base, adapter).with_base(merge_base)  # type: ignore[arg-type]
+        converted = convert(view, tmp_path / merge_base, "f32", threads=1)
+        assert converted.proof().merge_base == merge_base
         files.append((tmp_path / merge_base).read_bytes())
     assert len(set(files)) == 3
 
@@ -121,18 +123,18 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
     make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
-    write = convert.write_tensors
+    write = converter.write_tensors
 
     def spoiled(writer: Any, *args: Any) -> Any:
         samples = write(writer, *args)
         file = writer.fout[0]
         file.seek(samples[3].start)
-        file.write(b"\0" * samples[3].width)
+        file.write(b"\0" * samples[3].row_bytes)
         return samples
 
-    monkeypatch.setattr(convert, "write_tensors", spoiled)
+    monkeypatch.setattr(converter, "write_tensors", spoiled)
     with pytest.raises(ProofError, match="does not hold model.layers.* as it was written"):
-        convert.convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
+        convert(open_merged(base, adapter), tmp_path / "x.gguf", "q8_0", threads=1)
 
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q3_k_m", "q4_0", "iq4_xs"])
@@ -150,7 +152,7 @@ def test_tensor_types_of_ones_own(made: Made, tmp_path: Path) -> None:
 def test_a_tensor_type_for_no_tensor_is_refused(made: Made, tmp_path: Path) -> None:
     merged = open_merged(made.base, made.adapter)
     with pytest.raises(FormatError, match="no tensor's name matches 'atn_v'"):
-        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=[("atn_v", "q8_0")])
+        convert(merged, tmp_path / "x", "q4_0", threads=1, tensor_types=[("atn_v", "q8_0")])
 
 
 def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:
@@ -158,9 +160,7 @@ def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> 
     wrong = dataclasses.replace(sums, in_sum2=sums.in_sum2[:, :32])
     imatrix = dataclasses.replace(made.imatrix, tensors=made.imatrix.tensors | {name: wrong})
     with pytest.raises(FormatError, match="the importance matrix is of another model: .*attn_q"):
-        convert.convert(
-            open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", 1, (), imatrix
-        )
+        convert(open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", imatrix=imatrix)
 
 
 def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: Path) -> None:
@@ -169,11 +169,11 @@ def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: P
     if merged.config["hidden_size"] % 256:
         pytest.skip("falls back to a type that needs none")
     with pytest.raises(FormatError, match="--imatrix auto"):
-        convert.convert(merged, tmp_path / "x", "q4_0", 1, tensor_types=overrides)
+        convert(merged, tmp_path / "x", "q4_0", threads=1, tensor_types=overrides)
 
 
 def test_four_bits_run(made: Made, tmp_path: Path) -> None:
-    convert.convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
+    convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
     logits = []
     for path in (made.f32, tmp_path / "q.gguf"):
         with GGUFRuntime(path, context=128, threads=1) as model:
@@ -192,7 +192,7 @@ def test_memory_does_not_grow_with_the_model(
         random_model.make_model(work, random_model.SHAPES["qwen2-tiny"] | {"vocab_size": rows})
         merged = open_merged(work / "base", work / "adapter", "nf4")
         tracemalloc.start()
-        convert.convert(merged, work / "x.gguf", "q8_0", threads=2)
+        convert(merged, work / "x.gguf", "q8_0", threads=2)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (work / "x.gguf").stat().st_size > 20_000_000

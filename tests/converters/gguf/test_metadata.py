@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from edgeft import models
-from edgeft.converters.gguf import convert
 from edgeft.converters.gguf.metadata import metadata, rope_factors
 from edgeft.errors import FormatError
 from edgeft.merge.view import open_merged
 from edgeft.runtimes.gguf import GGUFRuntime
+from helpers.converting import convert
 
 Config = dict[str, Any]
 Header = Callable[[Config], dict[str, Any]]
@@ -189,7 +189,7 @@ def test_within_its_context_a_model_with_a_window_is_the_same(
         for parameter in model.parameters():
             parameter.normal_(0, 0.2)
     model.save_pretrained(tmp_path / "base")
-    convert.convert(open_merged(tmp_path / "base", None), tmp_path / "x.gguf", "f32", threads=1)
+    convert(open_merged(tmp_path / "base", None), tmp_path / "x.gguf", "f32", threads=1)
     ids = list(range(60, 100))
     with GGUFRuntime(tmp_path / "x.gguf") as here:
         length = here.context

@@ -22,6 +22,7 @@ from edgeft.merge.view import open_merged
 from edgeft.records import Limits
 from edgeft.runtimes.onnx import ONNXRuntime
 from edgeft.runtimes.reference import ReferenceRuntime
+from helpers.converting import convert
 from helpers.families import MOE, SLIDING, SMALL, SPARSE, TEXT, TINY, Tiny, exact_gelu, make_tiny
 from helpers.tiny import write_gptq
 
@@ -96,9 +97,8 @@ def test_the_logits_are_those_of_the_live_adapter(
 
     base, adapter, live = fitting(case)
     merged = open_merged(base, adapter)
-    converter.check(merged, "f32")
-    converter.convert(merged, tmp_path, "f32", threads=1)
-    assert abs(merged.proof().beta - 1) < 1e-3
+    converted = convert(merged, tmp_path, "f32", format="onnx", threads=1)
+    assert abs(converted.proof().beta - 1) < 1e-3
     with ONNXRuntime(tmp_path, threads=1) as model, torch.inference_mode(), exact_gelu(live):
         ids = (model.encode(TEXT) * 9)[: min(model.context, 240)]
         given = torch.tensor([ids])
@@ -173,7 +173,7 @@ def test_rounded_weights_compute_what_they_say(
     monkeypatch.setattr(weights, "INT8", 1)  # inputs in float32: another rounding is left out
     base, _, _ = fitting(case)
     merged = open_merged(base, None)
-    converter.convert(merged, tmp_path, quant, threads=1)
+    convert(merged, tmp_path, quant, format="onnx", threads=1)
     values = [(name, kept.get(name, merged.tensor(name))) for name in merged.shapes]
     changed = sum(not np.array_equal(value, merged.tensor(name)) for name, value in values)
     routers = sum("router" in name or "gate." in name for name in kept)
@@ -209,7 +209,7 @@ def test_experts_on_codes_of_gptq_compute_what_they_say(
     folder, _ = write_gptq(base, tmp_path / "gptq", bits, group, symmetric)
     merged, out = open_merged(folder, None), tmp_path / "out"
     out.mkdir()
-    facts = converter.convert(merged, out, "int4", threads=1)
+    facts = convert(merged, out, "int4", format="onnx", threads=1).facts
     assert facts["coded"] == facts["matrices"] - 1 and not facts["inexact"]  # but the embedding
     values = [(name, kept.get(name, merged.tensor(name))) for name in merged.shapes]
     with (
@@ -263,6 +263,6 @@ def test_a_model_reads_what_the_tables_of_its_rope_reach(
 ) -> None:
     """The short factors of longrope, and all that YaRN stretches."""
     base, _, _ = make(case)
-    converter.convert(open_merged(base, None), tmp_path, "f32", threads=1)
+    convert(open_merged(base, None), tmp_path, "f32", format="onnx", threads=1)
     told = json.loads((tmp_path / "genai_config.json").read_text())
     assert told["model"]["context_length"] == length == told["search"]["max_length"]

@@ -64,7 +64,7 @@ def by_checkpoint(
 def assert_same(model: Any, merged: Merged) -> None:
     compared = set()
     for name, values in by_checkpoint(model, merged.card, merged.shapes):
-        np.testing.assert_array_equal(values, merged.base_rows(name, slice(None)).reshape(
+        np.testing.assert_array_equal(values, merged.addends(name, slice(None))[0].reshape(
             merged.shapes[name]), err_msg=name)  # fmt: skip
         compared.add(name)
     assert compared == set(merged.shapes)
@@ -121,7 +121,7 @@ def test_only_the_one_adapter_that_says_so_rounds_the_base(make: Family, tmp_pat
         merged = open_merged(base, adapters, kind)  # type: ignore[arg-type]
         for name in merged.shapes:
             np.testing.assert_array_equal(
-                merged.base_rows(name, slice(None)), plain[kind].base_rows(name, slice(None))
+                merged.addends(name, slice(None))[0], plain[kind].addends(name, slice(None))[0]
             )
 
 
@@ -135,7 +135,7 @@ def test_other_kinds(make: Family, kind: Any, double_quant: bool) -> None:
         if "_proj" in name:
             seen = nf4.round_trip(seen, kind, double_quant)
         np.testing.assert_array_equal(
-            merged.base_rows(name, slice(None)).reshape(seen.shape), seen, err_msg=name
+            merged.addends(name, slice(None))[0].reshape(seen.shape), seen, err_msg=name
         )
 
 

@@ -1,0 +1,257 @@
+"""Merged view + quantization -> the plan of a GGUF file: its tensors, their types, its header.
+
+    plan = make_plan(merged, "q4_k_m", options)             # FormatError for what cannot be written
+    for target in plan.targets.values():
+        for part in target.parts:                           # one, or one for each stacked expert
+            values = part.take(merged.rows, slice(0, 256))
+
+A plan reads no weights. It does not depend on the base's precision, so one plan serves every
+`Merged.with_base`. Rows are those of (…, columns) seen as (rows, columns); all parts of a target
+have equally many.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft.converters.gguf.metadata import metadata, rope_factors
+from edgeft.converters.gguf.tensor_types import choose_tensor_types, needs_importance
+from edgeft.converters.options import ConvertOptions
+from edgeft.errors import FormatError
+from edgeft.gptq.quantize import check_computes
+from edgeft.merge.landing import sampled_rows
+from edgeft.merge.view import Merged
+from edgeft.models.transforms import Transform
+from edgeft.quantization.repack import Coded
+from edgeft.weights.checkpoint import Array, Rows, as_rows
+from edgeft.weights.imatrix import Imatrix
+
+GPTQ_PREFIX = "gptq-"
+"""before the name of a quantization whose linear layers GPTQ quantizes"""
+IMATRIX_HINT = "llama-imatrix on the model itself, or --imatrix auto"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of the checkpoint, or the part of it that a GGUF tensor holds."""
+
+    source: str
+    """name in the checkpoint"""
+    source_shape: tuple[int, ...]
+    shape: tuple[int, ...]
+    """after the transform"""
+    transform: Transform
+    config: dict[str, Any]
+
+    @property
+    def rows(self) -> int:
+        return as_rows(self.shape)[0]
+
+    @property
+    def matrices(self) -> int:
+        """Number of matrices: one, unless the part itself has three dimensions."""
+        return math.prod(self.shape[:-2])
+
+    def source_rows(self, rows: Rows) -> Rows:
+        """Rows of the checkpoint's tensor that `rows` of the part are made from."""
+        return self.transform.source_rows(rows, self.source_shape, self.config)
+
+    def finish(self, values: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
+        """The values of those source rows -> `rows` of the part."""
+        return self.transform.finish(values, rows, self.source_shape, self.config)
+
+    def take(self, read: Callable[[str, Rows], npt.NDArray[Any]], rows: Rows) -> npt.NDArray[Any]:
+        """`rows` of the part; `read` gives rows of a tensor of the checkpoint."""
+        return self.finish(read(self.source, self.source_rows(rows)), rows)
+
+    def sampled_rows(self, parts: int) -> npt.NDArray[np.intp]:
+        """Rows that the landing proof looks at, where `parts` share a tensor."""
+        return sampled_rows(self.rows, math.prod(self.shape) // self.rows, parts)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A tensor of the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file will hold."""
+
+    quant: str
+    """without GPTQ_PREFIX"""
+    targets: dict[str, Target]
+    """GGUF name -> tensor"""
+    factors: dict[str, Array]
+    """tensors that are made of config.json"""
+    keys: dict[str, Any]
+    """of the header, without the vocabulary"""
+    types: dict[str, Any]
+    """GGUF name -> GGMLQuantizationType, in the order of the file"""
+    importance: Mapping[str, Array | None] | None = None
+    """`importance_rows`; None where the importance matrix is collected after the plan is made"""
+    block_sources: Mapping[str, Coded] = dataclasses.field(default_factory=dict)
+    """GGUF name -> where its bytes come from, for tensors that are not quantized here"""
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self.factors[name].shape if name in self.factors else self.targets[name].shape
+
+    def with_blocks(self, source: Coded) -> Plan:
+        """The plan where `source` gives the bytes of the tensors that it holds whole and in one
+        type; they have the types of the source."""
+        types = {
+            name: kind
+            for name, target in self.targets.items()
+            if (kind := _block_type(target, source)) is not None
+        }
+        return dataclasses.replace(
+            self, types=self.types | types, block_sources=dict.fromkeys(types, source)
+        )
+
+
+def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
+    """The plan of a file of type `quant`; FormatError for what cannot be written."""
+    if quant.startswith(GPTQ_PREFIX):
+        check_computes(merged)
+    quant = quant.removeprefix(GPTQ_PREFIX)
+    targets, factors, keys, facts = _from_config(merged)
+    shapes = {name: target.shape for name, target in targets.items()}
+    types = choose_tensor_types(
+        quant,
+        shapes | {name: values.shape for name, values in factors.items()},
+        arch=merged.card.gguf_arch,
+        imatrix=options.imatrix_pending or options.imatrix is not None,
+        overrides=options.tensor_types,
+        **facts,
+    )
+    for pattern, _ in options.tensor_types:
+        if not any(re.search(pattern.lower(), name) for name in shapes):
+            raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
+    plan = Plan(quant, targets, factors, keys, types)
+    if options.imatrix_pending:
+        return plan
+    importance = importance_rows(plan, options.imatrix)
+    _check_imatrix(plan, options.imatrix)
+    return dataclasses.replace(plan, importance=importance)
+
+
+def importance_rows(plan: Plan, imatrix: Imatrix | None) -> dict[str, Array | None]:
+    """GGUF name -> importance, (matrices, columns), None where there is none.
+
+    FormatError where a type needs an importance that the matrix lacks, or the shapes differ.
+    """
+    importance: dict[str, Array | None] = {}
+    for name, qtype in plan.types.items():
+        rows = imatrix.importance(name) if imatrix and name in plan.targets else None
+        if rows is None and needs_importance(plan.quant, name, qtype):
+            raise FormatError(
+                f"{qtype.name} of {name} needs an importance matrix, and it has none for it",
+                "--imatrix auto, on chats that reach every expert; or a finer --quant",
+            )
+        if rows is not None:
+            stored = plan.targets[name].shape
+            shape = (math.prod(stored[:-2]), stored[-1])
+            if rows.size != math.prod(shape):
+                raise FormatError(
+                    f"the importance matrix is of another model: {name} is {rows.shape}, not {shape}"
+                )
+            rows = rows.reshape(shape)
+        importance[name] = rows
+    return importance
+
+
+def without_importance(plan: Plan, imatrix: Imatrix) -> list[str]:
+    """Quantized tensors that the importance matrix has nothing for."""
+    return [name for name in _quantized(plan) if name not in imatrix.tensors]
+
+
+def _check_imatrix(plan: Plan, imatrix: Imatrix | None) -> None:
+    """FormatError where most quantized tensors have no importance."""
+    missing = without_importance(plan, imatrix) if imatrix else []
+    if 2 * len(missing) > len(_quantized(plan)):
+        raise FormatError(
+            f"the importance matrix is of another model: it has nothing for {plan.quant}'s tensors, "
+            f"such as {missing[0]}",
+            IMATRIX_HINT,
+        )
+
+
+def _quantized(plan: Plan) -> list[str]:
+    """Tensors whose importance matters; llama-imatrix collects none of embedding and output."""
+    ends = ("token_embd.weight", "output.weight")
+    unquantized = ("F32", "F16", "BF16")
+    return [n for n, kind in plan.types.items() if kind.name not in unquantized and n not in ends]
+
+
+def _from_config(
+    merged: Merged,
+) -> tuple[dict[str, Target], dict[str, Array], dict[str, Any], dict[str, Any]]:
+    """(targets, tensors made of config.json, header keys, facts that types depend on)."""
+    arch = merged.card.gguf_arch
+    try:
+        targets, factors, keys = gguf_targets(merged), rope_factors(merged), metadata(merged)
+        heads = keys[f"{arch}.attention.head_count"]
+        facts = {
+            "layers": keys[f"{arch}.block_count"],
+            "heads": heads,
+            "kv_heads": keys.get(f"{arch}.attention.head_count_kv", heads),
+            "experts": keys.get(f"{arch}.expert_count", 0),
+        }
+    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+        raise FormatError(
+            f"config.json of {merged.base} is not one of the {merged.card.family} family: "
+            f"{type(error).__name__} {error}",
+            "is it whole, and the one that came with the weights?",
+        ) from None
+    return targets, factors, keys, facts
+
+
+def gguf_targets(merged: Merged) -> dict[str, Target]:
+    """Every tensor of the file by its GGUF name; FormatError for one that has no place."""
+    card, config = merged.card, merged.config
+    parts: dict[str, dict[int | None, Part]] = {}
+    for source, source_shape in merged.shapes.items():
+        names, expert = card.gguf_names(source)
+        if not names:
+            raise FormatError(
+                f"the {card.family} card has no place for tensor {source}", "is it a variant?"
+            )
+        for name in names:
+            transform = card.transform(name)
+            shape = transform.shape(source_shape, config)
+            part = Part(source, source_shape, shape, transform, config)
+            parts.setdefault(name, {})[expert] = part
+    if merged.tied:
+        parts.pop("output.weight", None)
+    return {name: _target(name, by_expert) for name, by_expert in parts.items()}
+
+
+def _target(name: str, parts: dict[int | None, Part]) -> Target:
+    if None in parts:
+        return Target(name, parts[None].shape, (parts[None],))
+    experts = sorted(number for number in parts if number is not None)
+    shapes = {part.shape for part in parts.values()}
+    if experts != list(range(len(experts))) or len(shapes) > 1:
+        missing = next((i for i, n in enumerate(experts) if i != n), len(experts))
+        raise FormatError(f"{name} lacks expert {missing}", "the checkpoint is incomplete")
+    ordered = tuple(parts[number] for number in experts)
+    return Target(name, (len(ordered), *shapes.pop()), ordered)
+
+
+def _block_type(target: Target, source: Coded) -> Any:
+    """The type in which `source` holds all of a tensor, else None."""
+    kinds = {source.kind(part.source) for part in target.parts}
+    picks_rows = all(part.transform.picks_rows for part in target.parts)
+    return kinds.pop() if len(kinds) == 1 and picks_rows else None

@@ -1,0 +1,73 @@
+"""Embedding and output layer that share a weight -> whether they still do after the merge.
+
+peft's live adapter changes the layer that it wraps and leaves the other layer the shared weight.
+So a change of one of them, or two different changes, make two weights of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeft import models
+from edgeft.adapter.deltas import Change
+from edgeft.errors import AdapterError
+
+
+@dataclass(frozen=True)
+class TiedWeights:
+    """The changes of an adapter, and which weights are tied, after untying."""
+
+    embedding: str
+    """name in the checkpoint; "" where the family has none"""
+    output: str
+    """likewise, of the output layer"""
+    tied: bool
+    """whether the output layer of the merged model is its embedding"""
+    changes: Mapping[str, Change]
+    """without the output layer's where it is the embedding's"""
+    source: Mapping[str, str]
+    """merged weight -> tensor of the base that it starts from, where the names differ"""
+    notes: tuple[str, ...] = ()
+    """for the user"""
+
+    @property
+    def untied(self) -> bool:
+        return bool(self.source)
+
+
+def untied_weights(
+    card: models.Card, config: dict[str, Any], changes: Mapping[str, Change]
+) -> TiedWeights:
+    """Untie embedding and output layer where the adapter changes them differently.
+
+    AdapterError where the family has no output layer that could be untied.
+    """
+    embedding = card.hf_name("token_embd.weight") or ""
+    output = card.hf_name("output.weight") or ""
+    if not card.value(config, "tie_word_embeddings"):
+        return TiedWeights(embedding, output, False, changes, {})
+    change, other = changes.get(embedding), changes.get(output)
+    if change and not output:
+        raise AdapterError(
+            f"the {card.family} family has no output layer of its own, and the adapter "
+            f"changes {embedding}"
+        )
+    if change is other or (change and change.same(other)):
+        shared = {name: entry for name, entry in changes.items() if name != output}
+        return TiedWeights(embedding, output, True, shared, {})
+    note = f"the adapter changes {embedding} and {output} differently: they are no longer tied"
+    return TiedWeights(embedding, output, False, changes, {output: embedding}, (note,))
+
+
+def resized_vocabulary(rows: Mapping[str, int]) -> int:
+    """The number of tokens, of the rows of embedding and output layer; AdapterError where they
+    differ."""
+    if len(set(rows.values())) > 1:
+        raise AdapterError(
+            "the adapter brings other numbers of tokens: "
+            + ", ".join(f"{name} has {count} rows" for name, count in rows.items()),
+            "save both embedding layers with it",
+        )
+    return next(iter(rows.values()))
