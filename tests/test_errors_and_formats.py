@@ -151,8 +151,10 @@ def test_format_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_table_names_what_exists(name: str) -> None:
     row = FORMATS[name]
-    parameters = list(inspect.signature(formats.load(row.converter)).parameters)
-    assert parameters[:3] == ["merged", "out", "quant"]
+    plan, convert = (formats.load(entry) for entry in (row.plan, row.converter))
+    assert list(inspect.signature(plan).parameters) == ["merged", "quant", "options"]
+    merged, _, *others = inspect.signature(convert).parameters  # each names its own kind of plan
+    assert merged == "merged" and others == ["out", "options", "landing"]
     assert inspect.isclass(formats.load(row.runtime))
     assert set(row.default) <= set(row.quants) and row.default
     assert all(quant == quant.lower() for quant in row.quants)
