@@ -18,8 +18,8 @@ from typing import Any
 from edgeft.converters.folder import finish, tensor_blocks
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
-from edgeft.gptq.quantize import Solved, check_computes, linears, quantize
-from edgeft.gptq.solver import Uniform
+from edgeft.gptq.quantize import QuantizedWeights, check_computes, linears, quantize_blocks
+from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.weights import gptq_layout
@@ -31,7 +31,7 @@ UNQUANTIZED_TYPE = "F16"
 """of the weights without codes, in safetensors"""
 
 
-def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Uniform:
+def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> UniformGrid:
     """Bits, group size and symmetry of the codes.
 
     The default group size is the largest of GROUP_SIZES that divides every layer. FormatError or
@@ -43,13 +43,13 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Uniform:
 
 
 def convert(
-    merged: Merged, kind: Uniform, out: Path, options: ConvertOptions, landing: LandingProof
+    merged: Merged, kind: UniformGrid, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
     """Write the folder; returns facts for the manifest. `options.calibration` is needed."""
     calibration = options.calibration
     assert calibration is not None
     kinds = dict.fromkeys(linears(merged), kind)
-    solved = quantize(merged, kinds, calibration, options.threads)
+    solved = quantize_blocks(merged, kinds, calibration, options.threads)
     specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
     arrays = (
         array for name in merged.shapes for array in _arrays(merged, name, kind, solved, landing)
@@ -64,7 +64,7 @@ def convert(
     return {"group_size": kind.columns, **solved.facts()}
 
 
-def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> Uniform:
+def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
     bits = int(quant.removesuffix("bit"))
     span, widths = gptq_layout.whole_words(bits), set()
     for name in linears(merged):
@@ -83,10 +83,10 @@ def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -
             f"groups of {size} do not divide a layer of {bad} columns",
             f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
         )
-    return Uniform(bits, size, symmetric)
+    return UniformGrid(bits, size, symmetric)
 
 
-def _layout(kind: Uniform) -> str:
+def _layout(kind: UniformGrid) -> str:
     """v2 where zeros are not all the same: GPTQModel takes those of v1 from itself alone.
 
     https://github.com/ModelCloud/GPTQModel/blob/07e4066bc2be496653104f79ea65a70687248558/gptqmodel/models/loader.py
@@ -117,7 +117,9 @@ def _left(merged: Merged) -> dict[str, Any]:
     }
 
 
-def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator[Spec]:
+def _specs(
+    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights
+) -> Iterator[Spec]:
     if name not in solved:
         yield Spec(name, UNQUANTIZED_TYPE, merged.shapes[name])
         return
@@ -128,7 +130,7 @@ def _specs(merged: Merged, name: str, kind: Uniform, solved: Solved) -> Iterator
 
 
 def _arrays(
-    merged: Merged, name: str, kind: Uniform, solved: Solved, landing: LandingProof
+    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights, landing: LandingProof
 ) -> Iterator[Any]:
     if name not in solved:
         yield tensor_blocks(merged, name, UNQUANTIZED_TYPE, landing)

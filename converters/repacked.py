@@ -14,7 +14,7 @@ from edgeft.files import home
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import open_merged
 from edgeft.progress import say
-from edgeft.quantization.repack import Repacked
+from edgeft.quantization.repack import RepackedGPTQ
 from edgeft.weights.checkpoint import Checkpoint
 
 
@@ -25,7 +25,7 @@ def repacked(folder: Path, threads: int | None = None) -> Path:
     options, parents = {"edgeft": __version__}, {"model": identity}
     if store.find_complete(target, "repacked", options, parents):
         return target
-    merged, codes = open_merged(folder, None), Repacked(Checkpoint(folder))
+    merged, codes = open_merged(folder, None), RepackedGPTQ(Checkpoint(folder))
     size = sum(
         math.prod(shape) * (codes.bits(name) or 16) / 8 for name, shape in merged.shapes.items()
     )

@@ -102,8 +102,8 @@ class Limits:
     """0 = greedy"""
     top_p: float = 1.0
     seed: int = 0
-    past_stops: bool = False
-    """go on behind a stop token, for timing a fixed number of tokens"""
+    ignore_eos: bool = False
+    """go on after an eos token, for timing a fixed number of tokens"""
     top_k: int = 0
     """choose among so many; 0 = among all"""
     min_p: float = 0.0

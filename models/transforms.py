@@ -137,7 +137,8 @@ class MLAValues(Transform):
     def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
         heads, width, _ = self.shape(shape, config)
         head, row = np.divmod(np.arange(heads * width)[rows], width)
-        return head * (shape[0] // heads) + config["qk_nope_head_dim"] + row
+        keys: int = config["qk_nope_head_dim"]
+        return head * (shape[0] // heads) + keys + row
 
 
 def _halves_to_pairs(rows: int, heads: int) -> npt.NDArray[np.intp]:

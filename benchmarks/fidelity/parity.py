@@ -240,7 +240,7 @@ def check_greedy(
 ) -> dict[str, Any]:
     """The artifact chooses the tokens that the float32 model chooses, near-ties apart."""
     same = ties = 0
-    limits = Limits(max_tokens=GREEDY_TOKENS, past_stops=True)
+    limits = Limits(max_tokens=GREEDY_TOKENS, ignore_eos=True)
     for prompt in prompts:
         text = reference.chat.render([Message("user", prompt)])
         ids = reference.encode(text)

@@ -165,7 +165,7 @@ def once(model: Runtime, use: Use, number: int) -> Run:
     started = time.perf_counter()
     prompts = [_prompt(model, use.prompt, f"{number} {client}") for client in range(use.clients)]
     tokenized = time.perf_counter() - started
-    limits = Limits(max_tokens=use.new, past_stops=True)
+    limits = Limits(max_tokens=use.new, ignore_eos=True)
     if use.clients == 1:
         times = [[token.seconds for token in model.stream(prompts[0], limits)]]
     else:

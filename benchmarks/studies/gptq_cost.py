@@ -36,15 +36,14 @@ SOLVE = """
 import sys
 from pathlib import Path
 import numpy as np
-from edgeft.gptq import Calibration, linears, quantize
+from edgeft.gptq import Calibration, UniformGrid, linears, quantize_blocks
 from edgeft.merge import open_merged
-from edgeft.solver import Uniform
 base, work, tokens, length, threads = sys.argv[1:]
 merged, draw = open_merged(Path(base), None), np.random.default_rng(0)
 shape = (int(tokens) // int(length), int(length))
 sequences = draw.integers(0, merged.vocabulary, shape).tolist()
-kinds = dict.fromkeys(linears(merged), Uniform(4, 32, True))
-quantize(merged, kinds, Calibration(sequences, Path(work)), int(threads))
+grids = dict.fromkeys(linears(merged), UniformGrid(4, 32, True))
+quantize_blocks(merged, grids, Calibration(sequences, Path(work)), int(threads))
 """
 
 

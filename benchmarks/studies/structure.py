@@ -13,7 +13,7 @@ import ast
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def figures(root: Path) -> dict[str, Any]:
         n for n in trees if n.count(".") == 1 and not any(o.startswith(n + ".") for o in trees)
     ]
 
-    def largest(nodes: dict[str, ast.stmt]) -> dict[str, int]:
+    def largest(nodes: Mapping[str, ast.stmt]) -> dict[str, int]:
         counts = {name: branches(node) for name, node in nodes.items()}
         return dict(sorted(counts.items(), key=lambda item: -item[1])[:10])
 

@@ -29,8 +29,8 @@ from edgeft.converters.gguf.plan import Plan, importance_rows, without_importanc
 from edgeft.converters.gguf.tensor_types import FILE_TYPE
 from edgeft.converters.gguf.writer import write_tensors
 from edgeft.converters.options import ConvertOptions
-from edgeft.gptq.quantize import Calibration, Solved, linears, quantize
-from edgeft.gptq.solver import Ggml
+from edgeft.gptq.quantize import Calibration, QuantizedWeights, linears, quantize_blocks
+from edgeft.gptq.solver import GgmlGrid
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.quantization import ggml_blocks
@@ -85,7 +85,7 @@ def convert(
 class GPTQBlocks:
     """The bytes of the tensors that GPTQ quantized within ggml's types."""
 
-    def __init__(self, solved: Solved, kinds: Mapping[str, Ggml]) -> None:
+    def __init__(self, solved: QuantizedWeights, kinds: Mapping[str, GgmlGrid]) -> None:
         self._solved, self._kinds = solved, kinds
         self._tensor = functools.lru_cache(8)(lambda source: solved.read(source)["data"])
 
@@ -99,18 +99,18 @@ class GPTQBlocks:
 
 def gptq_blocks(
     merged: Merged, plan: Plan, calibration: Calibration, threads: int
-) -> tuple[GPTQBlocks, Solved]:
+) -> tuple[GPTQBlocks, QuantizedWeights]:
     """Quantize by GPTQ the linear layers whose types have evenly spaced values."""
     can = set(linears(merged))
     kinds = {
-        part.source: Ggml(plan.types[name])
+        part.source: GgmlGrid(plan.types[name])
         for name, target in plan.targets.items()
         for part in target.parts
         if part.source in can
         and part.transform.picks_rows
         and ggml_blocks.supports(plan.types[name])
     }
-    solved = quantize(merged, kinds, calibration, threads)
+    solved = quantize_blocks(merged, kinds, calibration, threads)
     return GPTQBlocks(solved, kinds), solved
 
 

@@ -30,7 +30,7 @@ from edgeft.gptq.quantize import check_computes
 from edgeft.merge.landing import sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.models.transforms import Transform
-from edgeft.quantization.repack import Coded
+from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array, Rows, as_rows
 from edgeft.weights.imatrix import Imatrix
 
@@ -102,13 +102,13 @@ class Plan:
     """GGUF name -> GGMLQuantizationType, in the order of the file"""
     importance: Mapping[str, Array | None] | None = None
     """`importance_rows`; None where the importance matrix is collected after the plan is made"""
-    block_sources: Mapping[str, Coded] = dataclasses.field(default_factory=dict)
+    block_sources: Mapping[str, BlockSource] = dataclasses.field(default_factory=dict)
     """GGUF name -> where its bytes come from, for tensors that are not quantized here"""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.factors[name].shape if name in self.factors else self.targets[name].shape
 
-    def with_blocks(self, source: Coded) -> Plan:
+    def with_blocks(self, source: BlockSource) -> Plan:
         """The plan where `source` gives the bytes of the tensors that it holds whole and in one
         type; they have the types of the source."""
         types = {
@@ -250,7 +250,7 @@ def _target(name: str, parts: dict[int | None, Part]) -> Target:
     return Target(name, (len(ordered), *shapes.pop()), ordered)
 
 
-def _block_type(target: Target, source: Coded) -> Any:
+def _block_type(target: Target, source: BlockSource) -> Any:
     """The type in which `source` holds all of a tensor, else None."""
     kinds = {source.kind(part.source) for part in target.parts}
     picks_rows = all(part.transform.picks_rows for part in target.parts)

@@ -29,7 +29,7 @@ from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
 from edgeft.quantization.ggml import quantize, validate
-from edgeft.quantization.repack import Coded
+from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array
 
 BLOCK_BYTES = 4 << 20
@@ -49,7 +49,7 @@ class _Job:
     """rows of the part that the proof looks at"""
     importance: Array | None
     """(columns,) of the matrix that the rows belong to"""
-    block_source: Coded | None
+    block_source: BlockSource | None
     """gives the bytes of the rows"""
     qtype: Any
     first: bool

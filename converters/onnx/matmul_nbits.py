@@ -1,33 +1,36 @@
-"""Matrices in the layout of ONNX Runtime's MatMulNBits and GatherBlockQuantized.
+"""Values or GPTQ codes -> arrays in the layout of ONNX Runtime's operators on codes.
 
-    codes = rounded(values, bits=4, block=32)               # packed.Codes
-    blobs, scales, zeros = arrays(codes, block=32)      # zeros None: all 2 ** (bits - 1)
+    codes = nearest_codes(values, bits=4, block=32)     # edgeft.weights.Codes
+    blobs, scales, zeros = pack(codes, block=32)        # zeros None: all 2 ** (bits - 1)
 
-A weight is scale * (code - zero); a row is cut into blocks of 2^n columns, each with a scale in
-float32 and, where the blocks are not symmetric, a zero. Codes lie least significant first in bytes.
+The operators are MatMulNBits, GatherBlockQuantized and QMoE. A weight is scale * (code - zero). A
+row is cut into blocks of 2^n columns, each with a scale in float32 and, where the blocks are not
+symmetric, a zero. Codes are packed into bytes, least significant bits first.
 https://github.com/microsoft/onnxruntime/blob/v1.22.0/docs/ContribOperators.md#com.microsoft.MatMulNBits
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Array
+from edgeft.weights.gptq_layout import Codes
 
-BLOCKS = (256, 128, 64, 32, 16)
+BLOCK_SIZES = (256, 128, 64, 32, 16)
 """columns that may share a scale"""
-ROWS = 1 << 22
+STEP_VALUES = 1 << 22
 """values that are rounded at a time"""
 
 
-def rounded(values: Array, bits: int, block: int) -> gptq_layout.Codes:
-    """(rows, columns) on the nearest grid with zero in the middle; the columns are filled up to whole
-    blocks.
+def nearest_codes(values: Array, bits: int, block: int) -> Codes:
+    """Round `values` (rows, columns) to symmetric codes; columns are padded to whole blocks.
 
-    A block reaches to its largest weight, as in ggml's Q4_0. Scales with a smaller square error, which
-    cut that weight off, and asymmetric ones kept less of a fine-tune (benchmarks/LOG.md).
+    The scale of a block maps its largest weight to the last code, as in ggml's Q4_0. Scales with a
+    smaller square error, which clip that weight, and asymmetric scales keep less of a fine-tune
+    (benchmarks/studies/LOG.md).
     """
     import torch
 
@@ -35,63 +38,76 @@ def rounded(values: Array, bits: int, block: int) -> gptq_layout.Codes:
     blocks, half = -(-columns // block), 2 ** (bits - 1)
     codes = np.empty((rows, blocks * block), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
-    step = max(1, ROWS // columns)
+    step = max(1, STEP_VALUES // columns)
     for start in range(0, rows, step):
-        some = slice(start, start + step)
-        x = torch.from_numpy(np.require(values[some], requirements="W"))
+        span = slice(start, start + step)
+        x = torch.from_numpy(np.require(values[span], requirements="W"))
         x = torch.nn.functional.pad(x, (0, codes.shape[1] - columns)).view(-1, block)
         scale = x.gather(1, x.abs().argmax(1, keepdim=True)) / -half
         inverse = torch.where(scale == 0, 0, 1 / scale)
-        found = (x * inverse).round_().clamp_(-half, half - 1).add_(half).to(torch.uint8)
-        codes[some], scales[some] = found.view(-1, codes.shape[1]), scale.view(-1, blocks)
+        code = (x * inverse).round_().clamp_(-half, half - 1).add_(half).to(torch.uint8)
+        codes[span], scales[span] = code.view(-1, codes.shape[1]), scale.view(-1, blocks)
     groups = np.arange(codes.shape[1], dtype=np.int32) // block
-    return gptq_layout.Codes(codes, scales, np.full(scales.shape, half, np.uint8), groups, bits)
+    return Codes(codes, scales, np.full(scales.shape, half, np.uint8), groups, bits)
 
 
-def block_of(groups: npt.NDArray[np.int32]) -> int | None:
-    """The largest block that holds columns of one group only; None where there is none."""
-    for block in BLOCKS:
+def largest_block(groups: npt.NDArray[np.int32]) -> int | None:
+    """The largest block size whose blocks are each in one group; None where there is none.
+
+    `groups`: the group of each column.
+    """
+    for block in BLOCK_SIZES:
         if not len(groups) % block and (groups.reshape(-1, block) == groups[::block, None]).all():
             return block
     return None
 
 
-def cut(codes: gptq_layout.Codes, columns: int, block: int, bits: int) -> gptq_layout.Codes:
-    """The same values as codes of `bits` or more, filled up to whole ones of a smaller block."""
-    end = -(-columns // block) * block
-    return gptq_layout.Codes(
-        codes.codes[:, :end], codes.scales, codes.zeros, codes.groups[:end], bits
-    )
-
-
-def arrays(
-    codes: gptq_layout.Codes, block: int
+def pack(
+    codes: Codes, block: int
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.float32], npt.NDArray[np.uint8] | None]:
     """(rows, blocks, bytes of a block), (rows, blocks), and zeros (rows, bytes) or None."""
     rows = len(codes.codes)
-    bits = width(codes.bits)
-    used = codes.groups[::block]
-    blobs = _bytes(codes.codes, bits).reshape(rows, len(used), block * bits // 8)
-    scales = codes.scales.astype(np.float32)[:, used]
-    zeros = codes.zeros[:, used]
+    bits = stored_bits(codes.bits)
+    groups = codes.groups[::block]
+    blobs = _bytes(codes.codes, bits).reshape(rows, len(groups), block * bits // 8)
+    scales = codes.scales.astype(np.float32)[:, groups]
+    zeros = codes.zeros[:, groups]
     if (zeros == 2 ** (bits - 1)).all():
         return blobs, scales, None
-    odd = -len(used) % (8 // bits)
+    odd = -len(groups) % (8 // bits)
     return blobs, scales, _bytes(np.pad(zeros, ((0, 0), (0, odd))), bits)
 
 
-def width(bits: int) -> int:
-    """Bits that a code takes."""
+def pack_experts(
+    codes: Codes, shape: tuple[int, int, int], block: int, bits: int
+) -> dict[str, npt.NDArray[Any]]:
+    """ "codes", "scales" and, where they are needed, "zeros" of QMoE, (experts, rows, …).
+
+    `codes` are of the rows of all experts, `shape` is (experts, rows, columns). All experts' codes
+    get the same `bits` and `block`, which may be more bits and a smaller block than they have.
+    """
+    experts, rows, columns = shape
+    end = -(-columns // block) * block
+    fitted = Codes(codes.codes[:, :end], codes.scales, codes.zeros, codes.groups[:end], bits)
+    named = zip(("codes", "scales", "zeros"), pack(fitted, block), strict=True)
+    arrays = {name: a.reshape(experts, rows, -1) for name, a in named if a is not None}
+    # QMoE wants the last block without its padding; MatMulNBits wants it whole.
+    arrays["codes"] = arrays["codes"][..., : -(-columns * bits // 8)]
+    return arrays
+
+
+def stored_bits(bits: int) -> int:
+    """Bits that a code takes in the file."""
     return 4 if bits == 3 else bits
 
 
-def _bytes(fields: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+def _bytes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     """(rows, n) -> (rows, n * bits / 8)."""
     if bits == 8:
-        return fields
-    span = 8 // bits
-    parts = fields.reshape(len(fields), -1, span)
-    packed_: npt.NDArray[np.uint8] = parts[:, :, 0].copy()
-    for i in range(1, span):
-        packed_ |= parts[:, :, i] << np.uint8(i * bits)
-    return packed_
+        return codes
+    per_byte = 8 // bits
+    parts = codes.reshape(len(codes), -1, per_byte)
+    packed: npt.NDArray[np.uint8] = parts[:, :, 0].copy()
+    for i in range(1, per_byte):
+        packed |= parts[:, :, i] << np.uint8(i * bits)
+    return packed

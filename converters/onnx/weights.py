@@ -1,336 +1,223 @@
-"""A builder's graph gets its weights: each matrix is computed, rounded, written and let go.
+"""A builder's graph + the Merged view -> its weights in the file, each on its codes or in float32.
 
-    weights = Weights(merged, builder, file, rule, solved, landing)
-    weights.write()
+    writer = WeightWriter(merged, builder, file, recipe, quantized, landing)
+    writer.write()
+    writer.facts                            # {"matrices": 12, "coded": 10, "inexact": 0}
 
-A MatMul becomes a MatMulNBits, on codes that GPTQ chose where there are such, or keeps its matrix in
-float32. Embedding and output layer that are one weight have one place in the file.
+Each matrix is computed, rounded, written and released before the next one. A MatMul becomes a
+MatMulNBits, a MoE a QMoE, the look-up of the embedding a GatherBlockQuantized. An embedding and an
+output layer that share a weight share a place in the file.
+
+This module imports onnx_ir: import it inside functions.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from edgeft.converters.onnx import matmul_nbits as nbits
-from edgeft.converters.onnx.deferred import evaluate, leaves
-from edgeft.gptq.quantize import Solved
-from edgeft.gptq.solver import Uniform
+from edgeft.converters.onnx.graph_editor import GraphEditor
+from edgeft.converters.onnx.matrix_codes import MatrixQuantizer
+from edgeft.converters.onnx.recipe import HEAD_NODE, Recipe
+from edgeft.gptq.quantize import QuantizedWeights
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
-from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Array, Rows
+from edgeft.weights.gptq_layout import Codes
 
-DATA = "model.onnx.data"
-ALIGN = 64
-"""bytes, as ONNX Runtime maps them"""
-INLINE = 1024
-"""bytes of a constant that stays in the graph"""
-HEAD = "/lm_head/MatMul"
 EMBEDDING = "model.embed_tokens.weight"
-SENSITIVE = re.compile(r"/(qkv_proj|v_proj|down_proj)/")
-"""products that lose most by rounding"""
-FEW = 8
-"""tensors in a matrix of which all are looked at; of more, as experts are, only adapted ones"""
-PARTS = ("codes", "scales", "zeros")
-"""of a matrix in a MatMulNBits"""
-INT8 = 4
-"""accuracy_level of MatMulNBits: inputs are rounded to 8 bits"""
+"""the builder's name of the constant"""
+MAX_SOURCES_PROVED = 8
+"""tensors in a matrix that the landing proof samples all of; of more (experts) only adapted ones"""
+ACCURACY_LEVEL_INT8 = 4
+"""of MatMulNBits: inputs are rounded to 8 bits"""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Bits of each matrix's codes; 0: it stays in float32."""
-
-    layers: int
-    head: int
-    """of embedding and output layer"""
-    sensitive: int
-    """of the most sensitive products of the layers that matter most"""
-    block: int
-    """columns that share a scale"""
-
-    @property
-    def kind(self) -> Uniform:
-        """What GPTQ solves the layers for."""
-        return Uniform(self.layers, self.block, symmetric=True)
-
-
-class Weights:
-    """See the module's docstring."""
+class WeightWriter:
+    """Gives a graph its weights, node by node."""
 
     def __init__(
         self,
         merged: Merged,
         builder: Any,
         file: IO[bytes],
-        rule: Recipe,
-        solved: Solved | None,
+        recipe: Recipe,
+        quantized: QuantizedWeights | None,
         landing: LandingProof,
     ) -> None:
-        self._merged, self._rule, self._solved = merged, rule, solved
-        self._landing = landing
-        self._graph, self._deferred, self._file = builder.graph, builder.deferred, file
-        self._count = builder.num_layers
-        self.facts = {"matrices": 0, "coded": 0, "inexact": 0}
-        """matrices on a grid, how many of them with codes that were given, and how many whose codes
-        had no place and were rounded anew"""
+        """`builder`: a `Decoder` after `make_model`. `file`: open for writing."""
+        self._merged, self._recipe, self._landing = merged, recipe, landing
+        self._lazy, self._layers = builder.lazy, builder.num_layers
+        self._editor = GraphEditor(builder.graph, file)
+        self._quantizer = MatrixQuantizer(merged, recipe, quantized)
+
+    @property
+    def facts(self) -> dict[str, int]:
+        """For the manifest; see `MatrixQuantizer.facts`."""
+        return self._quantizer.facts
 
     def write(self) -> None:
-        products = [node for node in self._graph if node.op_type == "MatMul"
-                    and node.inputs[1].name in self._deferred]  # fmt: skip
-        mixtures = [node for node in self._graph if node.op_type == "MoE"]
+        products = [node for node in self._editor.nodes("MatMul")
+                    if node.inputs[1].name in self._lazy]  # fmt: skip
+        mixtures = self._editor.nodes("MoE")
         with Progress("writing, matrices", len(products) + len(mixtures)) as bar:
             for node in products:
-                self._product(node)
+                self._write_product(node)
                 bar.update(1)
             for node in mixtures:
-                if self._rule.layers:
-                    self._experts(node)
+                if self._recipe.layer_bits:
+                    self._write_experts(node)
                 bar.update(1)
-        for name in list(self._deferred):
-            self._plain(name)
-        for name, value in list(self._graph.initializers.items()):
-            tensor = value.const_value
-            if not hasattr(tensor, "location") and tensor.nbytes > INLINE:
-                self._keep(name, tensor.numpy())
+        for name in list(self._lazy):
+            self._write_floats(name)
+        self._editor.store_large()
 
-    def _product(self, node: Any) -> None:
-        name, bits = node.inputs[1].name, self._bits(node.name)
-        if bits:
-            self._on_codes(node, name, bits)
-        elif node.name == HEAD and self._merged.tied:
-            # The embedding is read as it lies there.
-            del self._deferred[name]
-            embedding = self._graph.initializers[EMBEDDING]
-            self._become(node, "FusedMatMul", [node.inputs[0], embedding], transB=1)
-            self._graph.initializers.pop(name)
+    def _write_product(self, node: Any) -> None:
+        if bits := self._recipe.bits_of(node.name, self._layers):
+            self._write_codes(node, bits)
+        elif node.name == HEAD_NODE and self._merged.tied:
+            self._share_embedding(node)
         else:
-            self._plain(name, transposed=True)
+            self._write_floats(node.inputs[1].name, transposed=True)
 
-    def _bits(self, node: str) -> int:
-        if node == HEAD:
-            return self._rule.head
-        if "/router/" in node:  # small, and what it gets wrong costs whole experts
-            return 0
-        number = re.search(r"/layers\.(\d+)/", node)
-        matters = number is not None and _matters(int(number[1]), self._count)
-        return self._rule.sensitive if matters and SENSITIVE.search(node) else self._rule.layers
-
-    def _on_codes(self, node: Any, name: str, bits: int) -> None:
-        matrix = self._deferred.pop(name).T
-        codes, block = self._coded(matrix, bits)
-        base = name.removesuffix(".weight")
-        stored = self._store(base, codes, block)
-        self._become(
-            node, "MatMulNBits", [node.inputs[0], *stored], K=matrix.shape[1], N=matrix.shape[0],
-            bits=nbits.width(codes.bits), block_size=block, accuracy_level=INT8,
+    def _write_codes(self, node: Any, bits: int) -> None:
+        """MatMul -> MatMulNBits; after the output layer's codes come the embedding's."""
+        name = node.inputs[1].name
+        matrix = self._lazy.pop(name).T
+        codes, block = self._quantize(matrix, bits)
+        constants = self._store_codes(name.removesuffix(".weight"), codes, block)
+        self._editor.replace(
+            node, "MatMulNBits", [node.inputs[0], *constants],
+            K=matrix.shape[1], N=matrix.shape[0], bits=nbits.stored_bits(codes.bits),
+            block_size=block, accuracy_level=ACCURACY_LEVEL_INT8,
         )  # fmt: skip
-        self._graph.initializers.pop(name)
-        if node.name == HEAD:
-            self._look_up(stored, codes.bits, block)
+        self._editor.remove(name)
+        if node.name == HEAD_NODE:
+            self._write_embedding(constants, codes.bits, block)
 
-    def _experts(self, node: Any) -> None:
-        """A MoE becomes a QMoE. The rows of all experts are one matrix."""
+    def _write_embedding(self, head: list[Any], bits: int, block: int) -> None:
+        """Gather -> GatherBlockQuantized, on the output layer's codes where both share a weight."""
+        lookup = next(node for node in self._editor.nodes("Gather")
+                      if node.inputs[0].name == EMBEDDING)  # fmt: skip
+        matrix = self._lazy.pop(EMBEDDING)
+        constants = head
+        if not self._merged.tied:
+            codes, block = self._quantize(matrix, self._recipe.head_bits)
+            bits, constants = codes.bits, self._store_codes("model.embed_tokens", codes, block)
+        blobs, *others = constants
+        rows, blocks, size = blobs.const_value.shape
+        flat = self._editor.reshaped("model.embed_tokens.rows", blobs, (rows, blocks * size))
+        columns = matrix.shape[1]
+        self._editor.replace(
+            lookup, "GatherBlockQuantized", [flat, lookup.inputs[1], *others],
+            bits=nbits.stored_bits(bits), block_size=block, gather_axis=0, quantize_axis=1,
+            columns=columns if columns % block else None,
+        )  # fmt: skip
+        self._editor.remove(EMBEDDING)
+
+    def _write_experts(self, node: Any) -> None:
+        """MoE -> QMoE, whose two matrices have the same bits and blocks."""
         states, router, gate_up, _, down = node.inputs
-        shapes, coded, blocks = [], [], []
-        for weight in (gate_up, down):
-            matrix = self._deferred.pop(weight.name)
-            count, rows, columns = matrix.shape
-            codes, block = self._coded(matrix.reshape(count * rows, columns), self._rule.layers)
-            shapes.append((count, rows, columns))
-            coded.append(codes)
-            blocks.append(block)
-        bits, block = max(nbits.width(codes.bits) for codes in coded), min(blocks)
-        parts: list[dict[str, Any]] = []
-        for weight, shape, codes in zip((gate_up, down), shapes, coded, strict=True):
-            base = weight.name.removesuffix(".weight")
-            arrays = nbits.arrays(nbits.cut(codes, shape[2], block, bits), block)
-            shaped = {name: array.reshape(*shape[:2], -1)
-                      for name, array in zip(PARTS, arrays, strict=True)
-                      if array is not None}  # fmt: skip
-            # Other than a MatMulNBits it wants the last block without what fills it up.
-            shaped["codes"] = shaped["codes"][..., : -(-shape[2] * bits // 8)]
-            parts.append({name: self._keep(f"{base}.{name}", array)
-                          for name, array in shaped.items()})  # fmt: skip
-        inputs = [states, router]
-        for part in parts:
-            inputs += [part["codes"], part["scales"], None]
-        zeros = [part.get("zeros") for part in parts]
+        names = [gate_up.name, down.name]
+        shapes, coded = [], []
+        for name in names:
+            matrix = self._lazy.pop(name)
+            experts, rows, columns = matrix.shape
+            # The rows of all experts are quantized as one matrix.
+            coded.append(
+                self._quantize(matrix.reshape(experts * rows, columns), self._recipe.layer_bits)
+            )
+            shapes.append((experts, rows, columns))
+        bits = max(nbits.stored_bits(codes.bits) for codes, _ in coded)
+        block = min(block for _, block in coded)
+        inputs, zeros = [states, router], []
+        for name, shape, (codes, _) in zip(names, shapes, coded, strict=True):
+            base = name.removesuffix(".weight")
+            arrays = nbits.pack_experts(codes, shape, block, bits)
+            stored = {part: self._editor.store(f"{base}.{part}", a) for part, a in arrays.items()}
+            inputs += [stored["codes"], stored["scales"], None]  # there is no bias
+            zeros.append(stored.get("zeros"))
         if any(zero is not None for zero in zeros):
-            inputs += [None, None, None, *zeros]
+            inputs += [None, None, None, *zeros]  # a third matrix, which swiglu_fusion replaces
         else:
             inputs.pop()
-        kept = {name: entry.value for name, entry in node.attributes.items()}
-        self._become(node, "QMoE", inputs, **kept, expert_weight_bits=bits, block_size=block)
-        for weight in (gate_up, down):
-            self._graph.initializers.pop(weight.name)
+        attributes = {name: entry.value for name, entry in node.attributes.items()}
+        self._editor.replace(
+            node, "QMoE", inputs, **attributes, expert_weight_bits=bits, block_size=block
+        )
+        for name in names:
+            self._editor.remove(name)
 
-    def _look_up(self, head: list[Any], bits: int, block: int) -> None:
-        """The embedding: of the output layer's codes, if it is the same weight, else of its own."""
-        lookup = next(node for node in self._graph if node.op_type == "Gather"
-                      and node.inputs[0].name == EMBEDDING)  # fmt: skip
-        matrix = self._deferred.pop(EMBEDDING)
-        if not self._merged.tied:
-            codes, block = self._coded(matrix, self._rule.head)
-            bits, head = codes.bits, self._store("model.embed_tokens", codes, block)
-        codes_of, *others = head
-        tensor = codes_of.const_value
-        rows, blocks, size = tensor.shape
-        flat = self._give("model.embed_tokens.rows", _seen_as(tensor, (rows, blocks * size)))
-        self._become(
-            lookup, "GatherBlockQuantized", [flat, lookup.inputs[1], *others],
-            bits=nbits.width(bits), block_size=block, gather_axis=0, quantize_axis=1,
-            columns=matrix.shape[1] if matrix.shape[1] % block else None,
-        )  # fmt: skip
-        self._graph.initializers.pop(EMBEDDING)
+    def _share_embedding(self, node: Any) -> None:
+        """In float32: the output layer multiplies with the embedding, transposed."""
+        name = node.inputs[1].name
+        del self._lazy[name]
+        embedding = self._editor.graph.initializers[EMBEDDING]
+        self._editor.replace(node, "FusedMatMul", [node.inputs[0], embedding], transB=1)
+        self._editor.remove(name)
 
-    def _plain(self, name: str, transposed: bool = False) -> None:
-        """In float32; `transposed`: it is stored as (columns, rows) of the checkpoint."""
-        matrix = self._deferred.pop(name)
+    def _write_floats(self, name: str, transposed: bool = False) -> None:
+        """In float32. `transposed`: the graph has (columns, rows) of the checkpoint's matrix."""
+        matrix = self._lazy.pop(name)
         matrix = matrix.T if transposed else matrix
-        values = evaluate(matrix, self._merged.tensor)
+        values = matrix.evaluate(self._merged.tensor)
         by_rows = values.reshape(-1, values.shape[-1])
-        self._landed(matrix, values, lambda rows: by_rows[rows])
-        self._keep(name, values.T if transposed else values)
+        self._prove(matrix, values, lambda rows: by_rows[rows])
+        self._editor.store(name, values.T if transposed else values)
 
-    def _coded(self, matrix: Any, bits: int) -> tuple[gptq_layout.Codes, int]:
-        """Codes of a matrix and their block: given ones, or the nearest."""
-        self.facts["matrices"] += 1
-        values = evaluate(matrix, self._merged.tensor)
-        parts = {name: codes for name in leaves(matrix) if (codes := self._codes_of(name))}
-        codes = self._given(matrix, parts)
-        block = nbits.block_of(codes.groups) if codes else None
-        if codes is None or block is None:
-            self.facts["inexact"] += len(parts) == len(leaves(matrix))
-            block = self._rule.block
-            codes = nbits.rounded(values, bits, block)
-        else:
-            self.facts["coded"] += 1
+    def _quantize(self, matrix: Any, bits: int) -> tuple[Codes, int]:
+        """Codes and block size of a lazy matrix; its rows are reported to the landing proof."""
+        values = matrix.evaluate(self._merged.tensor)
+        codes, block = self._quantizer.quantize(matrix, values, bits)
         width = values.shape[1]
-        self._landed(matrix, values, lambda rows: codes.take(rows).values()[:, :width])
+        self._prove(matrix, values, lambda rows: codes.take(rows).values()[:, :width])
         return codes, block
 
-    def _given(self, matrix: Any, parts: dict[str, gptq_layout.Codes]) -> gptq_layout.Codes | None:
-        """The codes of a matrix whose rows are those of layers that have the same kind of codes."""
-        first = next(iter(parts.values()), None)
-        if first is None or len(parts) < len(leaves(matrix)):
-            return None
-        if any(part.bits != first.bits or not np.array_equal(part.groups, first.groups)
-               for part in parts.values()):  # fmt: skip
-            return None
-        _, starts, groups = np.unique(first.groups, return_index=True, return_inverse=True)
+    def _store_codes(self, base: str, codes: Codes, block: int) -> list[Any]:
+        """Constants of codes, scales and, where they are needed, zeros."""
+        named = zip(("codes", "scales", "zeros"), nbits.pack(codes, block), strict=True)
+        return [self._editor.store(f"{base}.{part}", a) for part, a in named if a is not None]
 
-        def arranged(of: Callable[[gptq_layout.Codes], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-            return evaluate(matrix, lambda name: of(parts[name]))
+    def _prove(self, matrix: Any, summed: Array, stored: Callable[[Rows], Array]) -> None:
+        """Give the landing proof sampled rows of each of the checkpoint's tensors in a matrix.
 
-        scales = arranged(lambda part: part.scales.take(part.groups, axis=1))[:, starts]
-        zeros = arranged(lambda part: part.zeros.take(part.groups, axis=1))[:, starts]
-        codes_ = arranged(lambda part: part.codes)
-        return gptq_layout.Codes(codes_, scales, zeros, groups.astype(np.int32), first.bits)
-
-    def _codes_of(self, name: str) -> gptq_layout.Codes | None:
-        if self._solved and name in self._solved:
-            return self._rule.kind.coded(self._solved.read(name))
-        return self._merged.codes(name)
-
-    def _landed(self, matrix: Any, given: Array, kept: Callable[[Rows], Array]) -> None:
-        """Give the proof sampled rows of each of the checkpoint's tensors in a matrix.
-
-        `given`: the whole float32 matrix; `kept`: rows -> the values that the type kept of them.
+        `summed`: the whole float32 matrix; `stored`: rows -> the values that the codes hold.
         """
-        names = leaves(matrix)
+        names = matrix.sources()
 
         def by_rows(read: Callable[[str], npt.NDArray[Any]]) -> npt.NDArray[Any]:
-            found = evaluate(matrix, read)
-            return found.reshape(-1, found.shape[-1])
+            values: npt.NDArray[Any] = matrix.evaluate(read)
+            return values.reshape(-1, values.shape[-1])
 
-        given = given.reshape(-1, given.shape[-1])
+        summed = summed.reshape(-1, summed.shape[-1])
         numbers = {name: number for number, name in enumerate(names)}
         if len(names) > 1:
             owners = by_rows(lambda name: self._all(name, np.int16(numbers[name])))[:, 0]
         else:
-            owners = np.zeros(len(given), np.int16)
+            owners = np.zeros(len(summed), np.int16)
         for name in names:
-            if len(names) > FEW and not self._merged.adapted(name):
+            if len(names) > MAX_SOURCES_PROVED and not self._merged.adapted(name):
                 continue
             rows = np.flatnonzero(owners == numbers[name])
-            rows = rows[sampled_rows(len(rows), given.shape[1])]
-            before, delta = (
-                None if values is None else by_rows(self._alone(name, values))[rows]
-                for values in self._merged.addends(name, slice(None))
+            rows = rows[sampled_rows(len(rows), summed.shape[1])]
+            before, delta = self._merged.addends(name, slice(None))
+            self._landing.add(
+                name,
+                by_rows(self._alone(name, before))[rows],
+                None if delta is None else by_rows(self._alone(name, delta))[rows],
+                summed[rows],
+                stored(rows),
             )
-            assert before is not None
-            self._landing.add(name, before, delta, given[rows], kept(rows))
 
     def _alone(self, name: str, values: Array) -> Callable[[str], npt.NDArray[Any]]:
         """Reads `values` for one tensor of the checkpoint, and zeros for every other."""
-        return lambda leaf: values if leaf == name else self._all(leaf, np.float32(0))
+        return lambda source: values if source == name else self._all(source, np.float32(0))
 
     def _all(self, name: str, value: np.generic) -> npt.NDArray[Any]:
         """A tensor's shape, full of one value."""
         return np.broadcast_to(value, self._merged.shapes[name])
-
-    def _store(self, base: str, codes: gptq_layout.Codes, block: int) -> list[Any]:
-        arrays = zip(PARTS, nbits.arrays(codes, block), strict=True)
-        return [self._keep(f"{base}.{part}", array) for part, array in arrays if array is not None]
-
-    def _become(
-        self, node: Any, op: str, inputs: list[Any], columns: int | None = None, **attributes: Any
-    ) -> None:
-        """Put another operator of ONNX Runtime's in the place of a node; `columns`: how many of its
-        output's are kept."""
-        import onnx_ir as ir
-
-        new = [ir.node(op, inputs, attributes, domain="com.microsoft", name=f"{node.name}_{op}")]
-        if columns is not None:
-            bounds = [self._give(f"{node.name}.{name}", ir.tensor(np.array([value]), name=name))
-                      for name, value in (("start", 0), ("end", columns), ("axis", -1))]  # fmt: skip
-            new.append(ir.node("Slice", [*new[0].outputs, *bounds], name=f"{node.name}_Slice"))
-        ir.convenience.replace_nodes_and_values(
-            self._graph, node, [node], new, node.outputs, new[-1].outputs
-        )
-
-    def _keep(self, name: str, array: npt.NDArray[Any]) -> Any:
-        """Write the values of a constant, which the graph may have or not; the constant."""
-        import onnx_ir as ir
-
-        array = np.ascontiguousarray(array)
-        self._file.write(b"\0" * (-self._file.tell() % ALIGN))
-        kind, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
-        place = self._file.tell(), array.nbytes
-        array.tofile(self._file)
-        return self._give(name, ir.ExternalTensor(DATA, *place, kind, shape=shape, name=name))
-
-    def _give(self, name: str, tensor: Any) -> Any:
-        import onnx_ir as ir
-
-        value = self._graph.initializers.get(name) or ir.Value(name=name)
-        value.const_value, value.dtype, value.shape = tensor, tensor.dtype, tensor.shape
-        if name not in self._graph.initializers:
-            self._graph.register_initializer(value)
-        return value
-
-
-def _seen_as(tensor: Any, shape: tuple[int, ...]) -> Any:
-    """The bytes of another constant, in another shape."""
-    import onnx_ir as ir
-
-    return ir.ExternalTensor(
-        tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=ir.Shape(shape), name=""
-    )
-
-
-def _matters(layer: int, layers: int) -> bool:
-    """Of which layers llama.cpp gives sensitive matrices more bits.
-
-    https://github.com/ggml-org/llama.cpp/blob/36667c8edcded08063ed51c7d57e9e086bbfc903/src/llama-quant.cpp#L136
-    """
-    eighth = layers // 8
-    return layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2

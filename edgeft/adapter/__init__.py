@@ -1,15 +1,17 @@
-"""A peft adapter folder -> the change of every weight (the Adapter noun)."""
+"""A peft adapter folder -> the delta of every weight of its base (the Adapter noun)."""
 
-from edgeft.adapter.config import adapter_manifest, read_adapter_config
-from edgeft.adapter.deltas import Change
+from edgeft.adapter.config import CHANGED_CONFIG_KEYS, adapter_manifest, read_adapter_config
+from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
-from edgeft.adapter.tokenizer import tokenizer_folder
+from edgeft.adapter.tokenizer import tokenizer_files, tokenizer_folder
 
 __all__ = [
-    "Change",
+    "CHANGED_CONFIG_KEYS",
+    "WeightDelta",
     "Weighted",
     "adapter_manifest",
     "read_adapter_config",
     "read_adapters",
+    "tokenizer_files",
     "tokenizer_folder",
 ]

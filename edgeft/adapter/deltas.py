@@ -1,10 +1,10 @@
-"""What adapters do to one weight, row by row: replaced, s·B·A added, renormalized, tokens replaced.
+"""What an adapter does to one weight, row by row: replace it, add s·B·A, replace tokens' rows.
 
-    change = Change(shape, deltas=(LoRA(b, a, scale),))
-    change.delta(rows, before, read)              # what is added to these rows of the weight
+    change = WeightDelta(shape, deltas=(LoRA(b, a, scale),))
+    change.delta(rows, before, read)              # s·B·A of these rows, float32
 
-The adapter's own matrices stay in their file (`Stored`) and come into memory by rows, as float32.
-The oracle of the tests is peft.
+The adapter's own matrices stay in their file (`LazyTensor`); rows are read when they are needed.
+The tests hold the results to peft's.
 """
 
 from __future__ import annotations
@@ -21,47 +21,46 @@ import numpy.typing as npt
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, as_rows, to_float32
 
 Read = Callable[[Rows], Array]
-"""rows of one weight"""
+"""rows of one weight -> their values"""
+View = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""array -> a view of it: a part, the transpose or another shape"""
 
-BLOCK = 1 << 18
-"""values in memory at a time where a whole tensor is looked at"""
-
-
-Cut = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
-"""a view of an array: cut, transposed or in another shape"""
+BLOCK_VALUES = 1 << 18
+"""values in memory at a time while a whole tensor is read"""
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
-    """A tensor of a safetensors file, or a part of one, that stays there until rows are asked for.
+class LazyTensor:
+    """A tensor of a safetensors file, or a view of one, whose rows are read on demand.
 
-    The file is not kept mapped in between: an adapter of experts has tens of thousands of tensors.
+    The file is not mapped in between: an adapter of experts has tens of thousands of tensors.
     """
 
     name: str
     weights: Checkpoint
     shape: tuple[int, ...]
-    cuts: tuple[Cut, ...] = ()
+    views: tuple[View, ...] = ()
+    """applied to the stored array in this order"""
 
     @classmethod
-    def open(cls, weights: Checkpoint, name: str) -> Stored:
+    def open(cls, weights: Checkpoint, name: str) -> LazyTensor:
         return cls(name, weights, weights.tensors[name].shape)
 
     def __getitem__(self, rows: Rows) -> Array:
         return to_float32(self._raw()[rows], self.weights.tensors[self.name].dtype)
 
-    def by_rows(self) -> Stored:
+    def view(self, view: View) -> LazyTensor:
+        return LazyTensor(self.name, self.weights, view(self._raw()).shape, (*self.views, view))
+
+    def by_rows(self) -> LazyTensor:
         """As (rows, columns)."""
-        return self.part(lambda raw: raw.reshape(as_rows(raw.shape)))
+        return self.view(lambda raw: raw.reshape(as_rows(raw.shape)))
 
-    def part(self, cut: Cut) -> Stored:
-        return Stored(self.name, self.weights, cut(self._raw()).shape, (*self.cuts, cut))
-
-    def transposed(self) -> Stored:
-        return self.part(np.transpose)
+    def transposed(self) -> LazyTensor:
+        return self.view(np.transpose)
 
     def equals(self, read: Read, shape: tuple[int, ...]) -> bool:
-        """Whether another tensor's rows hold the same values."""
+        """Whether a tensor of this shape, whose rows `read` gives, has the same values."""
         return self.shape == shape and all(
             np.array_equal(self[rows], read(rows)) for rows in blocks(shape)
         )
@@ -71,36 +70,38 @@ class Stored:
 
     def _raw(self) -> npt.NDArray[Any]:
         raw = self.weights.raw(self.name).reshape(self.weights.tensors[self.name].shape)
-        for cut in self.cuts:
-            raw = cut(raw)
+        for view in self.views:
+            raw = view(raw)
         return raw
 
 
 def blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Slices of the first dimension, about `BLOCK` values each."""
-    step = max(1, BLOCK // max(1, math.prod(shape[1:])))
+    """Slices of the first dimension, about BLOCK_VALUES values each."""
+    step = max(1, BLOCK_VALUES // max(1, math.prod(shape[1:])))
     return (slice(start, start + step) for start in range(0, shape[0] if shape else 0, step))
 
 
 class Delta(Protocol):
+    """Something that is added to a weight."""
+
     @property
     def shape(self) -> tuple[int, ...]: ...
 
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
-        """What is added to `before`, the rows of the weight; `read` gives any rows of it."""
+        """The values to add to `before`, these rows of the weight; `read` gives any rows of it."""
         ...
 
-    def same(self, other: Delta) -> bool: ...
+    def equals(self, other: Delta) -> bool: ...
 
 
 @dataclass(frozen=True)
 class LoRA:
-    """s·B·A (arXiv 2106.09685), or its transpose where the weight is stored as (in, out)."""
+    """s·B·A (arXiv 2106.09685), or its transpose for a weight that is stored as (in, out)."""
 
-    left: Stored
+    left: LazyTensor
     """(rows of the weight, r)"""
-    right: Stored
-    """(r, columns)"""
+    right: LazyTensor
+    """(r, columns of the weight)"""
     scale: float
 
     @property
@@ -111,7 +112,7 @@ class LoRA:
         product: Array = np.matmul(self.left[rows] * np.float32(self.scale), self.right[:])
         return product
 
-    def same(self, other: Delta) -> bool:
+    def equals(self, other: Delta) -> bool:
         return (
             isinstance(other, LoRA)
             and self.scale == other.scale
@@ -122,16 +123,18 @@ class LoRA:
 
 @dataclass(frozen=True)
 class DoRA:
-    """m·V/|V| with V = W + s·B·A (arXiv 2402.09353); |V| is taken over the input of the layer.
+    """m·V/|V| with V = W + s·B·A (arXiv 2402.09353); |V| is taken over the layer's inputs.
 
     peft 0.21, tuners/lora/variants.py: `DoraLinearVariant.merge_safe`. Where a row of the weight is
-    an output, that is one norm a row. Of an embedding, and of a weight stored as (in, out), the
-    outputs are the columns, whose norms need the whole weight once.
+    an output, each row has a norm. Of an embedding, and of a weight stored as (in, out), the columns
+    are the outputs; their norms need one pass over the whole weight.
     """
 
     lora: LoRA
-    magnitude: Stored
+    magnitude: LazyTensor
+    """(outputs,)"""
     by_column: bool
+    """the columns of the weight are the outputs"""
     _norms: list[Array] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -140,19 +143,19 @@ class DoRA:
         return self.lora.shape
 
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
-        moved = before + self.lora.delta(rows, before, read)
+        adapted = before + self.lora.delta(rows, before, read)
         if self.by_column:
             factor = self.magnitude[:] / self._column_norms(read)
         else:
-            factor = (self.magnitude[rows] / np.linalg.norm(moved, axis=1))[:, None]
-        change: Array = factor * moved - before
+            factor = (self.magnitude[rows] / np.linalg.norm(adapted, axis=1))[:, None]
+        change: Array = factor * adapted - before
         return change
 
-    def same(self, other: Delta) -> bool:
+    def equals(self, other: Delta) -> bool:
         return (
             isinstance(other, DoRA)
             and self.by_column == other.by_column
-            and self.lora.same(other.lora)
+            and self.lora.equals(other.lora)
             and _equal(self.magnitude, other.magnitude)
         )
 
@@ -162,17 +165,17 @@ class DoRA:
                 squares = np.zeros(self.shape[1])
                 for rows in blocks(self.shape):
                     before = read(rows)
-                    moved = before + self.lora.delta(rows, before, read)
-                    squares += np.square(moved, dtype=np.float64).sum(axis=0)
+                    adapted = before + self.lora.delta(rows, before, read)
+                    squares += np.square(adapted, dtype=np.float64).sum(axis=0)
                 self._norms.append(np.sqrt(squares).astype(np.float32))
         return self._norms[0]
 
 
 @dataclass(frozen=True)
-class Shift:
+class BiasDelta:
     """s·b on a bias (`lora_bias`)."""
 
-    values: Stored
+    values: LazyTensor
     scale: float
 
     @property
@@ -182,67 +185,72 @@ class Shift:
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
         return self.values[rows] * np.float32(self.scale)
 
-    def same(self, other: Delta) -> bool:
+    def equals(self, other: Delta) -> bool:
         return (
-            isinstance(other, Shift)
+            isinstance(other, BiasDelta)
             and self.scale == other.scale
             and _equal(self.values, other.values)
         )
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenRows:
     """Rows of an embedding that were trained alone (`trainable_token_indices`)."""
 
     indices: tuple[int, ...]
-    values: Stored
+    """token ids"""
+    values: LazyTensor
+    """(tokens, columns)"""
 
     def place(self, rows: Rows, values: Array, count: int) -> Array:
         """`values`, these rows of a weight of `count` rows, with the tokens' rows replaced."""
-        index = np.full(count, -1)
-        index[list(self.indices)] = np.arange(len(self.indices))
-        wanted = index[rows]
+        position = np.full(count, -1)
+        position[list(self.indices)] = np.arange(len(self.indices))
+        positions = position[rows]
         placed = values.copy()
-        placed[wanted >= 0] = self.values[wanted[wanted >= 0]]
+        placed[positions >= 0] = self.values[positions[positions >= 0]]
         return placed
 
-    def same(self, other: Tokens) -> bool:
+    def equals(self, other: TokenRows) -> bool:
         return self.indices == other.indices and _equal(self.values, other.values)
 
 
 @dataclass(frozen=True)
-class Change:
-    """All that happens to one weight, in this order."""
+class WeightDelta:
+    """Everything that an adapter does to one weight, in the order of the fields."""
 
     shape: tuple[int, ...]
     """of the weight afterwards"""
-    whole: Stored | None = None
-    """stands in for the base's (`modules_to_save`, saved biases, resized embeddings)"""
+    whole: LazyTensor | None = None
+    """replaces the base's weight (`modules_to_save`, saved biases, resized embeddings)"""
     deltas: tuple[Delta, ...] = ()
-    tokens: Tokens | None = None
+    """are added"""
+    tokens: TokenRows | None = None
+    """replace single rows"""
 
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
-        """What is added to `before`, these rows of the weight; `read` gives any rows of it."""
+        """The values to add to `before`, these rows of the weight; `read` gives any rows of it."""
         total = np.zeros_like(before)
         for delta in self.deltas:
             total += delta.delta(rows, before, read)
         return total
 
-    def same(self, other: Change | None) -> bool:
+    def equals(self, other: WeightDelta | None) -> bool:
         """Whether both make the same weight of the same weight."""
         return (
             other is not None
             and self.shape == other.shape
             and _both(self.whole, other.whole, _equal)
-            and _both(self.tokens, other.tokens, Tokens.same)
+            and _both(self.tokens, other.tokens, TokenRows.equals)
             and len(self.deltas) == len(other.deltas)
-            and all(x.same(y) for x, y in zip(self.deltas, other.deltas, strict=True))
+            and all(x.equals(y) for x, y in zip(self.deltas, other.deltas, strict=True))
         )
 
 
-def _equal(one: Stored, other: Stored) -> bool:
+def _equal(one: LazyTensor, other: LazyTensor) -> bool:
     return one is other or one.equals(other.__getitem__, other.shape)
 
 
-def _both(one: Any, other: Any, same: Callable[[Any, Any], bool]) -> bool:
-    return one is other if one is None or other is None else same(one, other)
+def _both(one: Any, other: Any, equal: Callable[[Any, Any], bool]) -> bool:
+    """Whether both are None, or equal."""
+    return one is other if one is None or other is None else equal(one, other)

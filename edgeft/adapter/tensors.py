@@ -1,11 +1,11 @@
-"""The tensors of an adapter's file, each in its place: whose LoRA it is, or which weight it replaces.
+"""The tensors of an adapter's file, sorted: whose LoRA each is, or which weight it replaces.
 
-    found = read_tensors(folder, card, config)
-    found.parts["model.layers.0.self_attn.q_proj"]["A"]
-    found.saved["lm_head.weight"]
+    tensors = read_tensors(folder, card, config)
+    tensors.parts["model.layers.0.self_attn.q_proj"]["A"]
+    tensors.saved["lm_head.weight"]
 
-A name that peft does not give is taken for a weight of the base: if it has none of that name,
-`edgeft.adapter.read` refuses it.
+A tensor whose name is none of peft's is taken for a weight of the base. `edgeft.adapter.read` refuses
+it if the base has no weight of that name.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 
 from edgeft import models
-from edgeft.adapter.deltas import Stored
+from edgeft.adapter.deltas import LazyTensor
 from edgeft.errors import AdapterError
 from edgeft.weights.checkpoint import Checkpoint
 
 PREFIX = "base_model.model."
+"""before the names of modules in an adapter's file"""
 _NAMES = {
-    kind: re.compile(rf"(?P<module>.+?)\.{rest}")
-    for kind, rest in {
+    role: re.compile(rf"(?P<module>.+?)\.{rest}")
+    for role, rest in {
         "A": r"lora_A(\.default)?\.weight",
         "B": r"lora_B(\.default)?\.weight",
         "bias": r"lora_B(\.default)?\.bias",
@@ -36,58 +37,66 @@ _NAMES = {
         "tokens": r"token_adapter\.trainable_tokens_delta(\.default)?",
         "": r"token_adapter\.trainable_tokens_original(\.default)?",
         "saved": r"modules_to_save(\.default)?\.(?P<leaf>weight|bias)",
-        "under": r"(?:base_layer|original_module|token_adapter\.base_layer)\.(?P<leaf>weight|bias)",
+        "base": r"(?:base_layer|original_module|token_adapter\.base_layer)\.(?P<leaf>weight|bias)",
     }.items()
 }
-"""what a tensor is -> the name that peft saves it under"""
+"""role of a tensor -> the name that peft saves it under; "" is not needed"""
 
 
 @dataclass
-class Found:
-    """The tensors of one adapter, by module in transformers, or by weight."""
+class AdapterTensors:
+    """The tensors of one adapter."""
 
-    parts: dict[str, dict[str, Stored]] = field(default_factory=dict)
-    """module -> A, B, bias, embedding_A, embedding_B, magnitude, tokens"""
-    saved: dict[str, Stored] = field(default_factory=dict)
-    """weight -> what was trained whole, for this module alone"""
-    under: dict[str, Stored] = field(default_factory=dict)
-    """weight -> the base's own, saved along (resized embeddings), for all that share it"""
+    parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    """module in transformers -> A, B, bias, embedding_A, embedding_B, magnitude, tokens"""
+    saved: dict[str, LazyTensor] = field(default_factory=dict)
+    """weight -> what was trained as a whole, for this module alone"""
+    base: dict[str, LazyTensor] = field(default_factory=dict)
+    """weight -> the base's own, saved along (resized embeddings), for all modules that share it"""
 
 
-def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> Found:
-    """Every tensor of the file in its place."""
-    own = Checkpoint(adapter / "adapter_model.safetensors")
-    found = Found()
-    for full in own.tensors:
-        tensor = Stored.open(own, full)
+def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> AdapterTensors:
+    """AdapterError where a tensor is not finite, or where there is none."""
+    file = Checkpoint(adapter / "adapter_model.safetensors")
+    tensors = AdapterTensors()
+    for full in file.tensors:
+        tensor = LazyTensor.open(file, full)
         if not tensor.is_finite():
             raise AdapterError(
                 f"{adapter}: {full} holds NaN or infinite values",
                 "its training diverged, or the file is damaged",
             )
         name = full.removeprefix(PREFIX)
-        kind, match = next(
-            ((kind, m) for kind, pattern in _NAMES.items() if (m := pattern.fullmatch(name))),
-            (None, None),
-        )
-        if kind is None or match is None:
-            for weight, part in _spread(card, name, tensor):
-                module = name.rpartition(".")[0]
-                alone = f"{PREFIX}{module}.modules_to_save.weight" in own.tensors or any(
-                    module.endswith(key) for key in config.get("modules_to_save") or ()
-                )
-                _put(adapter, found.saved if alone else found.under, weight, part)
-        elif kind == "saved" or kind == "under":
+        role, match = _role(name)
+        if match is None:
+            alone = _trained_alone(name, file, config)
+            for weight, part in _by_weight(card, name, tensor):
+                _add(adapter, tensors.saved if alone else tensors.base, weight, part)
+        elif role in ("saved", "base"):
             weight = f"{card.in_checkpoint(match['module'])}.{match['leaf']}"
-            _put(adapter, found.saved if kind == "saved" else found.under, weight, tensor)
-        elif kind:
-            found.parts.setdefault(match["module"], {})[kind] = tensor
-    if not found.parts and not found.saved and not found.under:
+            _add(adapter, tensors.saved if role == "saved" else tensors.base, weight, tensor)
+        elif role:
+            tensors.parts.setdefault(match["module"], {})[role] = tensor
+    if not tensors.parts and not tensors.saved and not tensors.base:
         raise AdapterError(f"{adapter} holds no LoRA tensors")
-    return found
+    return tensors
 
 
-def _put(adapter: Path, place: dict[str, Stored], weight: str, tensor: Stored) -> None:
+def _role(name: str) -> tuple[str, re.Match[str] | None]:
+    """Key of _NAMES and the match; ("", None) for a name that is none of peft's."""
+    matches = ((role, pattern.fullmatch(name)) for role, pattern in _NAMES.items())
+    return next(((role, match) for role, match in matches if match), ("", None))
+
+
+def _trained_alone(name: str, file: Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether a weight under the base's name is a module of `modules_to_save`."""
+    module = name.rpartition(".")[0]
+    return f"{PREFIX}{module}.modules_to_save.weight" in file.tensors or any(
+        module.endswith(key) for key in config.get("modules_to_save") or ()
+    )
+
+
+def _add(adapter: Path, place: dict[str, LazyTensor], weight: str, tensor: LazyTensor) -> None:
     """Resized embeddings are saved under two names (`…weight`, `….modules_to_save.weight`)."""
     known = place.get(weight)
     if known and not known.equals(tensor.__getitem__, tensor.shape):
@@ -95,8 +104,10 @@ def _put(adapter: Path, place: dict[str, Stored], weight: str, tensor: Stored) -
     place[weight] = tensor
 
 
-def _spread(card: models.Card, name: str, tensor: Stored) -> Iterator[tuple[str, Stored]]:
-    """A saved weight, or the experts' weights in a saved 3-D parameter, by checkpoint name."""
+def _by_weight(
+    card: models.Card, name: str, tensor: LazyTensor
+) -> Iterator[tuple[str, LazyTensor]]:
+    """(name in the checkpoint, tensor) of a saved weight; of a 3-D parameter for each expert."""
     general, numbers = models.generalize(name)
     parts = card.fused.get(general)
     if not parts or len(tensor.shape) != 3:
@@ -105,8 +116,8 @@ def _spread(card: models.Card, name: str, tensor: Stored) -> Iterator[tuple[str,
     rows = tensor.shape[1] // len(parts)
     for expert in range(tensor.shape[0]):
         for i, part in enumerate(parts):
-            where = np.s_[expert, i * rows : (i + 1) * rows]
+            span = np.s_[expert, i * rows : (i + 1) * rows]
             yield (
                 models.fill(part, numbers).replace("{e}", str(expert)),
-                tensor.part(lambda raw, where=where: raw[where]),  # type: ignore[misc]
+                tensor.view(lambda raw, span=span: raw[span]),  # type: ignore[misc]
             )

@@ -1,10 +1,10 @@
-"""The tokenizer that belongs to a merged model: the base's, or the one saved with an adapter.
+"""A base folder + adapter folders -> the folder of the merged model's tokenizer files.
 
     folder = tokenizer_folder(base, [adapter], rows=49160)
 
-Tokens that were added before training are in the adapter's tokenizer only, and so may be the chat
-template that it was trained with. What an adapter does not bring (which tokens end a generation)
-is still the base's: the folder has both.
+Tokens that were added before training are in the adapter's tokenizer only; the chat template of the
+training may be there only as well. Files that the adapter lacks (for example which tokens end a
+generation) come from the base, so the folder has files of both.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json",
     "tokenizer.model", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-_FROM_BASE = ("config.json", "generation_config.json", "tokenizer_config.json")
-"""taken from the base where the adapter has none"""
+_BASE_FILES = ("config.json", "generation_config.json", "tokenizer_config.json")
+"""files of the base, for an adapter without them"""
 
 
 def tokenizer_folder(base: Path, adapters: Sequence[Path], rows: int) -> Path:
-    """`base`, or a temporary folder of links until the process ends.
+    """`base`, or a folder of links that is removed when the process ends.
 
-    AdapterError where the tokenizer does not fit embeddings of `rows` tokens.
+    AdapterError where the tokenizer has more tokens than the embeddings have `rows`.
     """
-    own = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
-    if not own:
+    with_tokenizer = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
+    if not with_tokenizer:
         return base
-    adapter, tokens = own[0], _tokens(own[0])
-    for other in own[1:]:
+    adapter, tokens = with_tokenizer[0], _tokens(with_tokenizer[0])
+    for other in with_tokenizer[1:]:
         if _tokens(other) != tokens:
             raise AdapterError(f"{adapter} and {other} have different tokenizers")
     last = max(tokens.values(), default=0)
@@ -47,27 +47,28 @@ def tokenizer_folder(base: Path, adapters: Sequence[Path], rows: int) -> Path:
         )
     folder = Path(tempfile.mkdtemp(prefix="edgeft-tokenizer-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    for source, names in ((adapter, tokenizer_files(adapter)), (base, _FROM_BASE)):
+    for source, names in ((adapter, tokenizer_files(adapter)), (base, _BASE_FILES)):
         for name in names:
             if (source / name).is_file() and not (folder / name).exists():
                 (folder / name).parent.mkdir(exist_ok=True)
                 (folder / name).symlink_to((source / name).resolve())
     template = template_source(adapter) or template_source(base)
     if template and template_source(folder) != template:
-        # The base's, of which no file was linked, or one that such a file would go before.
+        # The base's template was not linked, or a linked file takes precedence over the right one.
         (folder / "chat_template.jinja").unlink(missing_ok=True)
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     return folder
 
 
 def tokenizer_files(folder: Path) -> list[str]:
-    """The names of those in a folder; no code, which transformers would run."""
-    more = (folder / "additional_chat_templates").glob("*.jinja")
-    named = [f"{file.parent.name}/{file.name}" for file in sorted(more)]
-    return [name for name in (*TOKENIZER_FILES, *named) if (folder / name).is_file()]
+    """Names of the tokenizer files in a folder, without code that transformers would run."""
+    templates = (folder / "additional_chat_templates").glob("*.jinja")
+    additional = [f"{file.parent.name}/{file.name}" for file in sorted(templates)]
+    return [name for name in (*TOKENIZER_FILES, *additional) if (folder / name).is_file()]
 
 
 def _tokens(folder: Path) -> dict[str, int]:
+    """Token -> id, of vocabulary and added tokens."""
     tokenizer = read_json(folder / "tokenizer.json")
     vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
     if isinstance(vocabulary, list):  # Unigram: [token, score]

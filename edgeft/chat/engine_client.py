@@ -64,7 +64,7 @@ class EngineClient:
         def sink(event: Event) -> None:  # in the engine's thread
             events.put((event, job.new, time.perf_counter() - job.created))
 
-        want = Want(tuple(ids), limits.max_tokens, limits.sampling, past_stops=limits.past_stops)
+        want = Want(tuple(ids), limits.max_tokens, limits.sampling, ignore_eos=limits.ignore_eos)
         job = Job(want, sink)
         self._engine.submit([job])
         told, finish = 0, ""

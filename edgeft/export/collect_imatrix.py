@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError
 from edgeft.progress import Progress
-from edgeft.runtimes.gguf import BATCH, GGUFRuntime
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.llama_context import BATCH_TOKENS
 from edgeft.weights.imatrix import Imatrix, Sums
 
 Floats = npt.NDArray[np.float64]
@@ -56,7 +57,7 @@ def collect(
         for count in runtime.watch(sequences, collector):
             collector.last = None
             bar.update(count, units=count)
-    return Imatrix(collector.tensors(), (dataset,), BATCH, -(-tokens // BATCH))
+    return Imatrix(collector.tensors(), (dataset,), BATCH_TOKENS, -(-tokens // BATCH_TOKENS))
 
 
 class Collector:

@@ -1,18 +1,22 @@
-"""A merged model run block by block, each on what the blocks before it make as they are now.
+"""The Merged view + token ids -> its transformer blocks in order, with Hessians of their inputs.
 
     blocks = Blocks(merged, sequences, threads=2)
-    for block in blocks:                            # in memory until the next one
-        for stage in block.stages():                # what reads only what is finished
+    for block in blocks:                            # one block in memory at a time
+        for stage in block.stages():                # weights whose inputs no longer change
             for group in block.gather(stage):
-                for product in group.products:
-                    product.weight.copy_(quantized(product.weight, group.hessian))
+                for linear in group.linears:
+                    linear.weight.copy_(quantized(linear.weight, group.hessian))
 
-transformers computes a block; its weights come from the Merged view, and of the rest of the model
-only the rows of the embedding that are needed. Every matrix product goes through
-`torch.nn.functional.linear`, those of experts, too: there the inputs are seen.
+transformers computes the blocks. Their weights come from the Merged view; of the embedding only the
+rows that the ids name are read. Each block gets the outputs of the blocks before it in their current
+(already quantized) state.
 
-Conversations lie side by side in rows of about WIDTH tokens, each with positions of its own, which
-transformers takes for a reason to keep them apart (masking_utils.py: `find_packed_sequence_indices`).
+Inputs are seen by forward pre-hooks on the linear layers. Experts in one 3-D parameter have no layers
+of their own: while these are watched, `torch.nn.functional.linear` is replaced.
+
+Sequences are packed side by side into rows of about ROW_TOKENS tokens. Each has positions of its
+own, from which transformers sees that they must not attend to each other (masking_utils.py:
+`find_packed_sequence_indices`).
 """
 
 from __future__ import annotations
@@ -22,7 +26,7 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,12 +39,12 @@ from edgeft.merge.torch_model import skeleton
 from edgeft.merge.view import Merged
 from edgeft.progress import quiet_libraries
 
-WIDTH = 512
-"""tokens that a block computes at a time; a longer conversation is a row of its own"""
-HESSIANS = 2 << 30
-"""bytes of Hessians that are gathered at a time"""
-PANEL = 512
-"""columns of a Hessian that are computed at a time, down to its diagonal only"""
+ROW_TOKENS = 512
+"""tokens of a row that a block computes at a time; a longer sequence is a row of its own"""
+HESSIAN_BYTES = 2 << 30
+"""bytes of Hessians that are gathered in one pass"""
+PANEL_COLUMNS = 512
+"""columns of a Hessian that are updated at a time, each down to the diagonal"""
 STAGES = (
     r"attn_(q|k|v|qkv|q_a|kv_a_mqa)",
     r"attn_(q|kv|k|v)_b",
@@ -48,39 +52,51 @@ STAGES = (
     r"ffn_(gate|up)(_exps|_shexp)?",
     r"ffn_down(_exps|_shexp)?",
 )
-"""GGUF names of a block's linear layers, in the order in which they read each other"""
-ATTENDED = 3
-"""the first stage after attention"""
+"""GGUF names of a block's linear layers; each stage reads what the stages before it compute"""
+FIRST_STAGE_AFTER_ATTENTION = 3
 
 
 @dataclass(frozen=True)
-class Product:
+class LinearWeight:
     """A matrix of the block that inputs are multiplied with."""
 
     names: tuple[str, ...]
-    """in the checkpoint; those that lie below each other in the matrix"""
+    """in the checkpoint: the weights that lie below each other in the matrix"""
     weight: Any
-    """torch (rows, columns), float32: what the block computes with"""
+    """torch (rows, columns), float32; shares its memory with the block's parameter"""
     stage: int
+    """index in STAGES"""
+    module: Any
+    """the torch module that holds the parameter"""
+    expert: int | None = None
+    """index in the first dimension of a 3-D parameter; None for a linear layer"""
 
     def parts(self) -> Iterator[tuple[str, Any]]:
-        """(name, its rows of the matrix)"""
+        """(name in the checkpoint, its rows of the matrix)"""
         yield from zip(self.names, self.weight.chunk(len(self.names)), strict=True)
 
 
 @dataclass
-class Group:
-    """Products that read the same inputs."""
+class InputGroup:
+    """Weights that read the same inputs."""
 
-    products: list[Product]
+    linears: list[LinearWeight]
     hessian: Any
-    """torch (columns, columns), float32: the sum of x xT over the inputs"""
-    seen: int = 0
+    """torch (columns, columns), float32: the sum of x xᵀ over the inputs x"""
+    count: int = 0
     """inputs"""
 
 
+@dataclass(frozen=True)
+class BlockCall:
+    """Arguments of a block after the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
 class Blocks:
-    """See the module's docstring."""
+    """The blocks of a model; see the module's docstring."""
 
     def __init__(
         self,
@@ -89,9 +105,9 @@ class Blocks:
         threads: int,
         offload: Path | None = None,
     ) -> None:
-        """`offload`: a folder for the activations, which are kept in memory otherwise.
+        """`offload`: a folder for the activations; None keeps them in memory.
 
-        FormatError for a family that transformers does not compute.
+        InputError without any tokens, FormatError for a family that transformers does not compute.
         """
         if not any(map(len, sequences)):
             raise InputError("there are no conversations to calibrate on")
@@ -104,12 +120,12 @@ class Blocks:
             self._model = skeleton(merged)
             shape = (self.tokens, self._model.config.hidden_size)
             self.states = _buffer(shape, offload)
-            """the inputs of the block that is next, (tokens, hidden size)"""
+            """inputs of the next block, (tokens, hidden size)"""
             self.attended = _buffer(shape, offload)
-            """what attention makes of them, once it is quantized"""
-            self.rows: list[tuple[slice, list[Call]]] = []
-            """which states are a row, and how each block is called with it"""
-            self._begin(_packed(sequences))
+            """outputs of the current block's quantized attention, (tokens, hidden size)"""
+            self.rows: list[tuple[slice, list[BlockCall]]] = []
+            """for each row its tokens in `states`, and the call of each block"""
+            self._embed(_packed(sequences))
 
     def __len__(self) -> int:
         return len(self._model.base_model.layers)
@@ -123,8 +139,8 @@ class Blocks:
             block.close()
             layer.to("meta")
 
-    def _begin(self, packs: list[list[Sequence[int]]]) -> None:
-        """The first block's inputs, and what every block is called with beside them."""
+    def _embed(self, packs: list[list[Sequence[int]]]) -> None:
+        """Compute the first block's inputs, and record the other arguments of every block."""
         import torch
 
         base = self._model.base_model
@@ -132,15 +148,16 @@ class Blocks:
         name = self.merged.card.hf_name("token_embd.weight") or ""
         embedding = base.get_input_embeddings()
         embedding.padding_idx = None
-        embedding.weight = _frozen(self.merged.rows(name, used))
+        values = torch.from_numpy(self.merged.rows(name, used))
+        embedding.weight = torch.nn.Parameter(values, requires_grad=False)
         start = 0
         for pack in packs:
             ids = np.searchsorted(used, np.concatenate(pack))
             positions = np.concatenate([np.arange(len(part)) for part in pack])
             span = slice(start, start + len(ids))
-            calls: list[Call] = []
+            calls: list[BlockCall] = []
             recorded = _recorded(base.layers, self.states[span], calls)
-            with recorded, contextlib.suppress(_Enough):
+            with recorded, contextlib.suppress(_StopForward):
                 base(
                     input_ids=torch.from_numpy(ids)[None],
                     position_ids=torch.from_numpy(positions)[None],
@@ -151,68 +168,51 @@ class Blocks:
         embedding.to("meta")
 
 
-@dataclass
-class Call:
-    """What the model calls a block with, after the states."""
-
-    others: tuple[Any, ...]
-    named: dict[str, Any]
-
-
 class Block:
-    """One block in memory."""
+    """One transformer block in memory."""
 
     def __init__(self, blocks: Blocks, number: int, layer: Any) -> None:
         self.number = number
         self._blocks = blocks
         self._layer = layer
-        self.products = list(_fill(blocks.merged, number, layer))
-        """what can be quantized"""
-        self._span = slice(0)
-        """the states that are computed with"""
-        self._kept: list[Any] = []
-        """modules that are not computed again"""
+        self.linears = list(_load(blocks.merged, number, layer))
+        """the weights that can be quantized"""
+        self._attention: _KeptAttention | None = None
 
-    def stages(self) -> Iterator[list[Product]]:
-        """Products that are to be quantized together, as many as there is memory for."""
+    def stages(self) -> Iterator[list[LinearWeight]]:
+        """Weights to quantize together: of one stage, with Hessians of at most HESSIAN_BYTES."""
         for stage in range(len(STAGES)):
-            if stage == ATTENDED:
+            if stage == FIRST_STAGE_AFTER_ATTENTION:
                 self._keep_attention()
-            batch: list[Product] = []
+            batch: list[LinearWeight] = []
             size = 0
-            for product in (p for p in self.products if p.stage == stage):
-                needed = 4 * product.weight.shape[1] ** 2
-                if batch and size + needed > HESSIANS:
+            for linear in (linear for linear in self.linears if linear.stage == stage):
+                needed = 4 * linear.weight.shape[1] ** 2
+                if batch and size + needed > HESSIAN_BYTES:
                     yield batch
                     batch, size = [], 0
-                batch.append(product)
+                batch.append(linear)
                 size += needed
             if batch:
                 yield batch
 
-    def gather(self, products: Sequence[Product]) -> list[Group]:
-        """Run the block as far as `products` to see their inputs.
+    def gather(self, linears: Sequence[LinearWeight]) -> list[InputGroup]:
+        """Run the block as far as `linears`, and return the Hessians of their inputs.
 
-        Every product is in a group; a group that has seen nothing is of an expert that no token
-        was sent to.
+        Every weight is in one group. A group of 0 inputs is of an expert that no token was sent to.
         """
         import torch
 
-        watch = _Watch(products)
-        with torch.inference_mode(), _linear(watch):
+        recorder = _InputRecorder(linears)
+        with torch.inference_mode(), _watched(linears, recorder):
             for span, calls in self._blocks.rows:
-                watch.left = set(watch.wanted)
-                with contextlib.suppress(_Enough):
+                recorder.begin_row()
+                with contextlib.suppress(_StopForward):
                     self._call(span, calls)
-        for group in watch.groups:
-            upper = group.hessian.triu()
-            group.hessian = upper + upper.triu(1).T
-        found = {id(product) for group in watch.groups for product in group.products}
-        left = [product for product in products if id(product) not in found]
-        return watch.groups + [Group([p], torch.zeros(p.weight.shape[1:] * 2)) for p in left]
+        return recorder.result()
 
     def fingerprint(self) -> str:
-        """Of all its weights as they are now."""
+        """sha256 of all weights in their current state."""
         digest = hashlib.sha256()
         for name, weight in self._layer.state_dict().items():
             digest.update(name.encode())
@@ -220,7 +220,7 @@ class Block:
         return digest.hexdigest()
 
     def run(self) -> None:
-        """Put what the block makes of the states in their place."""
+        """Replace the hidden states by the block's outputs."""
         import torch
 
         with torch.inference_mode():
@@ -228,123 +228,180 @@ class Block:
                 self._blocks.states[span] = self._call(span, calls)[0]
 
     def close(self) -> None:
-        """Forget the weights."""
-        self.products.clear()
-        for module in self._kept:
-            del module.forward
+        """Release the weights."""
+        self.linears.clear()
+        if self._attention:
+            self._attention.remove()
 
     def _keep_attention(self) -> None:
-        """Compute attention once more for each row; nothing before it changes any more."""
-        for module in self._layer.children():
-            own = {parameter.data_ptr() for parameter in module.parameters()}
-            stages = {p.stage for p in self.products if p.weight.data_ptr() in own}
-            if stages and max(stages) < ATTENDED:
-                module.forward = self._once(module.forward)
-                self._kept.append(module)
+        """From here on run attention once for each row: its weights no longer change."""
+        for child in self._layer.children():
+            modules = set(map(id, child.modules()))
+            stages = {linear.stage for linear in self.linears if id(linear.module) in modules}
+            if stages and max(stages) < FIRST_STAGE_AFTER_ATTENTION:
+                self._attention = _KeptAttention(child, self._blocks.attended)
                 return
 
-    def _once(self, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A function of the states that looks its result up, where it has been computed."""
-        attended, done = self._blocks.attended, set[int]()
-        rest: tuple[None, ...] | None = None
-
-        def looked_up(*given: Any, **named: Any) -> Any:
-            nonlocal rest
-            if self._span.start not in done:
-                made = forward(*given, **named)
-                states = made
-                if isinstance(made, tuple):  # attention weights, which no one has asked for
-                    states, rest = made[0], (None,) * (len(made) - 1)
-                attended[self._span] = states[0]
-                done.add(self._span.start)
-            found = attended[self._span][None]
-            return found if rest is None else (found, *rest)
-
-        return looked_up
-
-    def _call(self, span: slice, calls: list[Call]) -> Any:
-        self._span, call = span, calls[self.number]
-        made = self._layer(self._blocks.states[span][None], *call.others, **call.named)
-        return made[0] if isinstance(made, tuple) else made
+    def _call(self, span: slice, calls: list[BlockCall]) -> Any:
+        call = calls[self.number]
+        if self._attention:
+            self._attention.span = span
+        output = self._layer(self._blocks.states[span][None], *call.args, **call.kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
 
-class _Enough(Exception):
-    """Ends a forward pass that has shown what was asked for."""
+class _KeptAttention:
+    """Takes the place of an attention module's `forward`: runs it once per row, keeps its output."""
+
+    def __init__(self, module: Any, outputs: Any) -> None:
+        self._module, self._forward = module, module.forward
+        self._outputs = outputs
+        """(tokens, hidden size) of all rows"""
+        self._computed: set[int] = set()
+        """first tokens of the rows whose output is kept"""
+        self._more: tuple[None, ...] | None = None
+        """in the place of the attention weights, where the module returns a tuple"""
+        self.span = slice(0)
+        """tokens of the row that the block computes; set before each call"""
+        module.forward = self
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if self.span.start not in self._computed:
+            self._run(args, kwargs)
+        states = self._outputs[self.span][None]
+        return states if self._more is None else (states, *self._more)
+
+    def _run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        output = self._forward(*args, **kwargs)
+        if isinstance(output, tuple):
+            output, *more = output
+            self._more = (None,) * len(more)
+        self._outputs[self.span] = output[0]
+        self._computed.add(self.span.start)
+
+    def remove(self) -> None:
+        """Give the module its own `forward` back."""
+        del self._module.forward
 
 
-class _Watch:
-    """Takes the place of `linear` and sees what the wanted weights are multiplied with."""
+class _StopForward(Exception):
+    """Ends a forward pass once all inputs that were asked for are seen."""
 
-    def __init__(self, products: Sequence[Product]) -> None:
-        self.wanted = {product.weight.data_ptr(): product for product in products}
-        self.left: set[int] = set()
-        """wanted weights that were not used in this pass; with experts some never are"""
-        self.groups: list[Group] = []
-        self._group_of: dict[int, Group] = {}
-        self._last: tuple[Any, Group] | None = None
 
-    def __call__(self, given: Any, weight: Any) -> None:
-        """Called before the product is computed."""
-        product = self.wanted.get(weight.data_ptr())
-        if product is None or weight.shape != product.weight.shape:
-            return
-        key = weight.data_ptr()
-        self.left.discard(key)
-        if self._last is None or self._last[0] is not given:
-            self._add(key, product, given)
+class _InputRecorder:
+    """Sums up the Hessians of the inputs of some weights."""
+
+    def __init__(self, linears: Sequence[LinearWeight]) -> None:
+        self._linears = {id(linear): linear for linear in linears}
+        self._groups: list[InputGroup] = []
+        self._group_of: dict[int, InputGroup] = {}
+        self._unseen: set[int] = set()
+        """weights that were not used in this row; some experts never are"""
+        self._last: tuple[Any, InputGroup] | None = None
+        """the last inputs, and the group that they were added to"""
+
+    def begin_row(self) -> None:
+        self._unseen = set(self._linears)
+
+    def __call__(self, linear: LinearWeight, inputs: Any) -> None:
+        """Called before `inputs` (…, columns) are multiplied with the weight."""
+        key = id(linear)
+        self._unseen.discard(key)
+        if self._last is None or self._last[0] is not inputs:
+            self._last = inputs, self._add(linear, inputs)
         elif key not in self._group_of:
-            self._last[1].products.append(product)
+            # The same tensor as the weight before it read: one Hessian is enough for both.
+            self._last[1].linears.append(linear)
             self._group_of[key] = self._last[1]
-        if not self.left:
+        if not self._unseen:
             self._last = None
-            raise _Enough
+            raise _StopForward
 
-    def _add(self, key: int, product: Product, given: Any) -> None:
-        group = self._group_of.get(key)
-        columns = given.shape[-1]
+    def result(self) -> list[InputGroup]:
+        """The groups, with whole Hessians; last come weights that no input reached."""
+        import torch
+
+        for group in self._groups:
+            upper = group.hessian.triu()
+            group.hessian = upper + upper.triu(1).T
+        unused = [linear for key, linear in self._linears.items() if key not in self._group_of]
+        return self._groups + [
+            InputGroup([linear], torch.zeros(linear.weight.shape[1:] * 2)) for linear in unused
+        ]
+
+    def _add(self, linear: LinearWeight, inputs: Any) -> InputGroup:
+        columns = inputs.shape[-1]
+        group = self._group_of.get(id(linear))
         if group is None:
-            group = Group([product], given.new_zeros(columns, columns))
-            self.groups.append(group)
-            self._group_of[key] = group
-        inputs = given.reshape(-1, columns)
-        for start in range(0, columns, PANEL):
-            stop = min(start + PANEL, columns)
-            # Above the diagonal only: the rest is its mirror image.
-            group.hessian[start:stop, start:].addmm_(inputs[:, start:stop].T, inputs[:, start:])
-        group.seen += len(inputs)
-        self._last = given, group
+            group = InputGroup([linear], inputs.new_zeros(columns, columns))
+            self._groups.append(group)
+            self._group_of[id(linear)] = group
+        flat = inputs.reshape(-1, columns)
+        for start in range(0, columns, PANEL_COLUMNS):
+            stop = min(start + PANEL_COLUMNS, columns)
+            # Above the diagonal only: `result` mirrors it.
+            group.hessian[start:stop, start:].addmm_(flat[:, start:stop].T, flat[:, start:])
+        group.count += len(flat)
+        return group
 
 
 @contextlib.contextmanager
-def _linear(watch: Callable[[Any, Any], None]) -> Iterator[None]:
-    """Let `watch` see every matrix product."""
+def _watched(
+    linears: Sequence[LinearWeight], record: Callable[[LinearWeight, Any], None]
+) -> Iterator[None]:
+    """Call `record` with a weight and its inputs before each product with one of `linears`."""
+    experts = {p.weight.data_ptr(): p for p in linears if p.expert is not None}
+    with contextlib.ExitStack() as stack:
+        for linear in linears:
+            if linear.expert is None:
+                hook = linear.module.register_forward_pre_hook(
+                    lambda _, args, linear=linear: record(linear, args[0])
+                )
+                stack.callback(hook.remove)
+        if experts:
+            stack.enter_context(_experts_watched(experts, record))
+        yield
+
+
+@contextlib.contextmanager
+def _experts_watched(
+    experts: Mapping[int, LinearWeight], record: Callable[[LinearWeight, Any], None]
+) -> Iterator[None]:
+    """Replace `torch.nn.functional.linear`, which transformers calls with one expert's slice.
+
+    `experts`: address of a slice of a 3-D parameter -> the weight there.
+    """
     import torch
 
     functional: Any = torch.nn.functional
-    real = functional.linear
+    original = functional.linear
 
-    def linear(given: Any, weight: Any, bias: Any = None) -> Any:
-        watch(given, weight)
-        return real(given, weight, bias)
+    def linear(inputs: Any, weight: Any, bias: Any = None) -> Any:
+        expert = experts.get(weight.data_ptr())
+        if expert is not None and weight.shape == expert.weight.shape:
+            record(expert, inputs)
+        return original(inputs, weight, bias)
 
     functional.linear = linear
     try:
         yield
     finally:
-        functional.linear = real
+        functional.linear = original
 
 
 @contextlib.contextmanager
-def _recorded(layers: Any, first: Any, calls: list[Call]) -> Iterator[None]:
-    """The blocks note how they are called instead of computing; `first` becomes the states that the
-    first one is given."""
+def _recorded(layers: Any, first_inputs: Any, calls: list[BlockCall]) -> Iterator[None]:
+    """Let the blocks record their calls instead of computing.
 
-    def record(states: Any, *others: Any, **named: Any) -> Any:
+    The first block's hidden states are written into `first_inputs` (tokens, hidden size).
+    """
+
+    def record(states: Any, *args: Any, **kwargs: Any) -> Any:
         if not calls:
-            first.copy_(states[0])
-        calls.append(Call(others, named))
+            first_inputs.copy_(states[0])
+        calls.append(BlockCall(args, kwargs))
         if len(calls) == len(layers):
-            raise _Enough
+            raise _StopForward
         return states
 
     for layer in layers:
@@ -357,7 +414,7 @@ def _recorded(layers: Any, first: Any, calls: list[Call]) -> Iterator[None]:
 
 
 def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
-    """Zeros, on the disk where a folder is given: in a file that has no name and ends with us."""
+    """Zeros in memory, or in a file of `folder` that has no name and ends with the process."""
     import torch
 
     if folder is None:
@@ -366,60 +423,55 @@ def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
         return torch.from_file(file.name, True, math.prod(shape)).view(shape)
 
 
-def _fill(merged: Merged, number: int, layer: Any) -> Iterator[Product]:
-    """Give a block of the skeleton its weights.
+def _load(merged: Merged, number: int, layer: Any) -> Iterator[LinearWeight]:
+    """Give a block of the skeleton its weights; yields those that can be quantized.
 
-    In memory of torch's own, as products may be a bit off where an array is aligned differently.
+    The memory is torch's own: products differ in their last bits where an array is aligned otherwise.
     """
     import torch
 
     card = merged.card
     prefix = next(name.partition("{i}")[0] + str(number) for name in card.tensors if "{i}" in name)
     state: dict[str, Any] = {}
-    for own, empty in layer.state_dict().items():
-        name = f"{prefix}.{own}"
+    for key, empty in layer.state_dict().items():
+        module = layer.get_submodule(key.rpartition(".")[0])
+        name = f"{prefix}.{key}"
         general, numbers = models.generalize(name)
         if general not in card.fused:
             stored = card.in_checkpoint(name)
-            state[own] = torch.from_numpy(merged.tensor(stored)).view(empty.shape).clone()
+            state[key] = torch.from_numpy(merged.tensor(stored)).view(empty.shape).clone()
             stage = stage_of(card, stored)
             if stage is not None and empty.ndim == 2:
-                yield Product((stored,), state[own], stage)
+                yield LinearWeight((stored,), state[key], stage, module)
             continue
-        state[own] = torch.empty(empty.shape)
-        for expert, matrix in enumerate(state[own]):
+        state[key] = torch.empty(empty.shape)
+        for expert, matrix in enumerate(state[key]):
             parts = [models.fill(part, (*numbers, expert)) for part in card.fused[general]]
             rows = len(matrix) // len(parts)
             for i, part in enumerate(parts):
                 matrix[i * rows : (i + 1) * rows] = torch.from_numpy(merged.tensor(part))
             stage = stage_of(card, parts[0])
             if stage is not None:
-                yield Product(tuple(parts), matrix, stage)
+                yield LinearWeight(tuple(parts), matrix, stage, module, expert)
     layer.load_state_dict(state, assign=True)
 
 
 def stage_of(card: models.Card, name: str) -> int | None:
-    """Which of STAGES a weight of the checkpoint is in; None: it is no linear layer of a block."""
+    """Index in STAGES of a weight of the checkpoint; None for one that is no linear layer."""
     gguf = "".join(card.gguf_names(name)[0][:1])
     role = gguf.removesuffix(".weight").rpartition(".")[2]
-    found = (i for i, pattern in enumerate(STAGES) if re.fullmatch(pattern, role))
-    return next(found, None) if gguf.endswith(".weight") else None
-
-
-def _frozen(values: Any) -> Any:
-    import torch
-
-    return torch.nn.Parameter(torch.from_numpy(values), requires_grad=False)
+    stages = (i for i, pattern in enumerate(STAGES) if re.fullmatch(pattern, role))
+    return next(stages, None) if gguf.endswith(".weight") else None
 
 
 def _packed(sequences: Sequence[Sequence[int]]) -> list[list[Sequence[int]]]:
-    """Rows of neighbouring sequences, none longer than WIDTH unless it is a single one."""
+    """Rows of neighbouring sequences: at most ROW_TOKENS tokens, or one longer sequence."""
     packs: list[list[Sequence[int]]] = []
     room = 0
     for ids in filter(len, sequences):
         if len(ids) > room:
             packs.append([])
-            room = WIDTH
+            room = ROW_TOKENS
         packs[-1].append(ids)
         room -= len(ids)
     return packs

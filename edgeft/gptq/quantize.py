@@ -1,13 +1,15 @@
-"""GPTQ of a merged model: block after block, each on what the quantized ones before it make.
+"""The Merged view + calibration ids -> quantized weights on disk, one file per transformer block.
 
-    kinds = {name: Uniform(4, 128, True) for name in linears(merged)}
-    solved = quantize(merged, kinds, Calibration(sequences, work), threads=2)
-    solved.read("model.layers.0.mlp.up_proj.weight")["codes"]
+    grids = {name: UniformGrid(4, 128, True) for name in linears(merged)}
+    weights = quantize_blocks(merged, grids, Calibration(sequences, work), threads=2)
+    weights.read("model.layers.0.mlp.up_proj.weight")["codes"]
 
-Every block that is done lies in a file of `work`: a run that was stopped goes on with the block
-where it stopped, and comes to the same result. Blocks that are done are only computed again. A
-file names what it was made of, by a hash that runs over the options, the first block's inputs and
-the weights of all blocks up to its own; one of anything else is made anew.
+Blocks are quantized in order. Each block reads the outputs of the quantized blocks before it.
+
+A finished block is a file in the folder `work`. An interrupted run continues with the first block
+that has no file, and gives the same result. A file records the hash of everything that it depends
+on: the options, the inputs of the first block, and the weights of all blocks up to its own. A file
+with another hash is replaced.
 """
 
 from __future__ import annotations
@@ -24,63 +26,67 @@ import numpy as np
 
 from edgeft import __version__, files, models
 from edgeft.errors import ProofError, require
-from edgeft.gptq.blocks import HESSIANS, WIDTH, Block, Blocks, Group, stage_of
-from edgeft.gptq.solver import DAMP, SHRINK, Arrays, Kind, solve
+from edgeft.gptq.blocks import HESSIAN_BYTES, ROW_TOKENS, Block, Blocks, InputGroup, stage_of
+from edgeft.gptq.solver import DAMP, SHRINKAGE, Arrays, Grid, solve
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
 
-LEAST = 64
-"""inputs below which a matrix is rounded as if all inputs were alike"""
+MIN_INPUTS = 64
+"""inputs; a matrix with fewer is rounded without a Hessian"""
+TORCH_BYTES = 500_000_000
+"""memory of torch itself"""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the quantizer learns from, and where it keeps what is done."""
+    """The text that GPTQ measures inputs on, and the folder of the finished blocks."""
 
     sequences: Sequence[Sequence[int]]
     """token ids"""
     work: Path
-    """folder for the blocks that are done; made here, removed by the caller"""
+    """folder of the finished blocks; created by `quantize_blocks`, removed by the caller"""
     damp: float = DAMP
+    """share of the mean diagonal that is added to a Hessian's diagonal"""
     offload: bool = False
-    """activations in a file instead of memory"""
+    """keep activations in a file instead of memory"""
 
     def fingerprint(self) -> str:
+        """sha256 of the sequences."""
         digest = hashlib.sha256()
         for ids in self.sequences:
             digest.update(np.asarray(ids, "<i4").tobytes() + b"\n")
         return digest.hexdigest()
 
 
-class Solved:
-    """What came of it, read tensor by tensor from the files of the blocks."""
+class QuantizedWeights:
+    """The quantized weights of a model, read from the files of its blocks."""
 
     def __init__(self) -> None:
-        self.plain: list[str] = []
-        """weights that saw too few inputs: of experts that hardly any token was sent to"""
+        self.rounded: list[str] = []
+        """weights with fewer than MIN_INPUTS inputs: experts that few tokens were sent to"""
         self.damp = 0.0
-        """the most that a Hessian needed to be inverted"""
+        """the largest damping that a Hessian needed to be inverted"""
         self._file: dict[str, Path] = {}
 
     def facts(self) -> dict[str, Any]:
         """For the manifest."""
-        return {"quantized": len(self._file), "rounded": len(self.plain), "damp": self.damp}
+        return {"quantized": len(self._file), "rounded": len(self.rounded), "damp": self.damp}
 
     def add(self, path: Path) -> None:
-        """A block's file."""
+        """Add the weights in a block's file."""
         from safetensors import safe_open
 
-        about = _about(path)
+        about = _metadata(path)
         with safe_open(path, framework="np") as file:
             self._file |= {key.rpartition(":")[0]: path for key in file.keys()}  # noqa: SIM118
-        self.plain += about["plain"]
+        self.rounded += about["rounded"]
         self.damp = max(self.damp, about["damp"])
 
     def __contains__(self, name: str) -> bool:
         return name in self._file
 
     def read(self, name: str, rows: Any = slice(None)) -> Arrays:
-        """Rows of the arrays that store a weight of the checkpoint, by what its kind calls them."""
+        """Rows of the arrays of one weight, by the array's name in its grid (`Grid.store`)."""
         from safetensors import safe_open
 
         with safe_open(self._file[name], framework="np") as file:
@@ -89,8 +95,10 @@ class Solved:
 
 
 def linears(merged: Merged) -> list[str]:
-    """The weights of the checkpoint that can be quantized: every linear layer of every block, those
-    of each expert, too, but no router, embedding or output layer."""
+    """Names of the weights that can be quantized: the linear layers of all blocks and experts.
+
+    Routers, the embedding and the output layer are not among them.
+    """
     return [
         name
         for name, shape in merged.shapes.items()
@@ -99,45 +107,46 @@ def linears(merged: Merged) -> list[str]:
 
 
 def check_computes(merged: Merged) -> None:
-    """MissingExtra or FormatError where `quantize` could not compute the model."""
+    """MissingExtra or FormatError where `quantize_blocks` could not compute the model."""
     for package in ("torch", "transformers", "accelerate"):
         require(package, "gptq")
     models.transformers_class(merged.config)
 
 
 def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool) -> tuple[int, int]:
-    """(disk, memory) in bytes that `quantize` takes at most, for blocks of the same size."""
+    """Upper bounds (disk, memory) in bytes of `quantize_blocks`, for blocks of equal size."""
     shapes = [merged.shapes[name] for name in linears(merged)]
     weights, width = sum(map(math.prod, shapes)), max(columns for _, columns in shapes)
     layers = 1 + max(models.generalize(name)[1][0] for name in linears(merged))
-    hessians = min(HESSIANS, sum(4 * columns**2 for _, columns in shapes) // layers)
+    hessians = min(HESSIAN_BYTES, sum(4 * columns**2 for _, columns in shapes) // layers)
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
     activations = 2 * 4 * hidden * sum(map(len, sequences))
-    masks = sum(len(ids) * max(len(ids), WIDTH) for ids in sequences)
+    masks = sum(len(ids) * max(len(ids), ROW_TOKENS) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
     memory = 2 * 4 * weights // layers + 12 * 4 * width**2 + hessians + masks
     memory += (not offload) * activations
-    return disk, memory + 500_000_000  # torch's own
+    return disk, memory + TORCH_BYTES
 
 
-def quantize(
-    merged: Merged, kinds: Mapping[str, Kind], calibration: Calibration, threads: int
-) -> Solved:
-    """Quantize the weights of the checkpoint that `kinds` names.
+def quantize_blocks(
+    merged: Merged, grids: Mapping[str, Grid], calibration: Calibration, threads: int
+) -> QuantizedWeights:
+    """Quantize the weights of the checkpoint that `grids` names, each on its grid.
 
-    ProofError where the model computes what are no numbers, FormatError for a family that
-    transformers does not compute.
+    ProofError where weights or inputs are not finite, FormatError for a family that transformers
+    does not compute.
     """
     import torch
 
-    work, solved = calibration.work, Solved()
+    work, weights = calibration.work, QuantizedWeights()
     work.mkdir(parents=True, exist_ok=True)
     offload = work if calibration.offload else None
     blocks = Blocks(merged, calibration.sequences, threads, offload)
     options = {
-        "kinds": {name: repr(kind) for name, kind in kinds.items()}, "damp": calibration.damp,
+        "grids": {name: repr(grid) for name, grid in grids.items()}, "damp": calibration.damp,
         "calibration": calibration.fingerprint(), "config": merged.config, "threads": threads,
-        "torch": torch.__version__, "edgeft": __version__, "shrink": SHRINK, "least": LEAST,
+        "torch": torch.__version__, "edgeft": __version__, "shrinkage": SHRINKAGE,
+        "min_inputs": MIN_INPUTS,
     }  # fmt: skip
     origin = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
     origin.update(blocks.states.view(-1).numpy())
@@ -145,81 +154,86 @@ def quantize(
         for block in blocks:
             path = work / f"block-{block.number:04}.safetensors"
             origin.update(block.fingerprint().encode())
-            if _about(path).get("origin") == origin.hexdigest():
-                _restore(block, path, kinds)
+            if _metadata(path).get("origin") == origin.hexdigest():
+                _restore(block, path, grids)
             else:
-                stored, about = _solve(block, kinds, calibration.damp)
-                _save(path, stored, about | {"origin": origin.hexdigest()})
-            solved.add(path)
+                arrays, about = _quantize(block, grids, calibration.damp)
+                _save(path, arrays, about | {"origin": origin.hexdigest()})
+            weights.add(path)
             bar.update(1)
-    return solved
+    return weights
 
 
-def _solve(block: Block, kinds: Mapping[str, Kind], damp: float) -> tuple[Arrays, dict[str, Any]]:
-    """Quantize a block in place; what is to be kept of it, and about it."""
+def _quantize(
+    block: Block, grids: Mapping[str, Grid], damp: float
+) -> tuple[Arrays, dict[str, Any]]:
+    """Quantize a block's weights in place; their arrays, and the metadata of the block's file."""
     import torch
 
-    stored: Arrays = {}
-    plain: list[str] = []
-    most = 0.0
-    for stage_ in block.stages():
-        for group in block.gather(stage_):
-            hessian = group.hessian if group.seen >= LEAST else torch.eye(len(group.hessian))
-            for kind, parts in _by_kind(group, kinds).items():
-                if group.seen < LEAST:
-                    plain += [name for name, _ in parts]
+    arrays: Arrays = {}
+    rounded: list[str] = []
+    largest_damp = 0.0
+    for stage in block.stages():
+        for group in block.gather(stage):
+            few = group.count < MIN_INPUTS
+            # Without correlations between columns GPTQ is rounding to the nearest.
+            hessian = torch.eye(len(group.hessian)) if few else group.hessian
+            for grid, parts in _by_grid(group, grids).items():
+                if few:
+                    rounded += [name for name, _ in parts]
+                # Weights that read the same inputs share the inversion of the Hessian.
                 weight = torch.cat([rows for _, rows in parts])
                 try:
-                    found = solve(weight, hessian, kind, damp)
+                    result = solve(weight, hessian, grid, damp)
                 except ProofError as error:
                     raise ProofError(f"{parts[0][0]}: {error.message}", error.hint) from None
-                most = max(most, found.damp)
+                largest_damp = max(largest_damp, result.damp)
                 start = 0
                 for name, rows in parts:
-                    own = slice(start, start + len(rows))
-                    rows.copy_(found.values[own])
-                    stored |= {f"{name}:{key}": array[own] for key, array in found.stored.items()}
-                    start = own.stop
-    return stored, {"plain": plain, "damp": most}
+                    span = slice(start, start + len(rows))
+                    rows.copy_(result.values[span])
+                    arrays |= {f"{name}:{key}": array[span] for key, array in result.arrays.items()}
+                    start = span.stop
+    return arrays, {"rounded": rounded, "damp": largest_damp}
 
 
-def _by_kind(group: Group, kinds: Mapping[str, Kind]) -> dict[Kind, list[tuple[str, Any]]]:
-    """The weights that read the same inputs, by the kind of grid that each is to have."""
-    found: dict[Kind, list[tuple[str, Any]]] = {}
-    for product in group.products:
-        for name, rows in product.parts():
-            if name in kinds:
-                found.setdefault(kinds[name], []).append((name, rows))
-    return found
+def _by_grid(group: InputGroup, grids: Mapping[str, Grid]) -> dict[Grid, list[tuple[str, Any]]]:
+    """Grid -> the weights of a group (name, rows) that are quantized on it."""
+    parts: dict[Grid, list[tuple[str, Any]]] = {}
+    for linear in group.linears:
+        for name, rows in linear.parts():
+            if name in grids:
+                parts.setdefault(grids[name], []).append((name, rows))
+    return parts
 
 
-def _restore(block: Block, path: Path, kinds: Mapping[str, Kind]) -> None:
-    """Give a block the weights that it was quantized to."""
+def _restore(block: Block, path: Path, grids: Mapping[str, Grid]) -> None:
+    """Give a block the quantized weights in its file."""
     import torch
 
-    solved = Solved()
-    solved.add(path)
-    for product in block.products:
-        for name, rows in product.parts():
-            if name in kinds:
-                rows.copy_(torch.from_numpy(kinds[name].values(solved.read(name))))
+    weights = QuantizedWeights()
+    weights.add(path)
+    for linear in block.linears:
+        for name, rows in linear.parts():
+            if name in grids:
+                rows.copy_(torch.from_numpy(grids[name].values(weights.read(name))))
 
 
-def _about(path: Path) -> dict[str, Any]:
-    """What a block's file says about itself, {} where there is no whole one."""
+def _metadata(path: Path) -> dict[str, Any]:
+    """{"origin", "rounded", "damp"} of a block's file; {} for a file that is absent or broken."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="np") as file:
-            found = json.loads(file.metadata()["about"])
-            return found if isinstance(found, dict) else {}
+            about = json.loads(file.metadata()["about"])
+            return about if isinstance(about, dict) else {}
     except (OSError, SafetensorError, TypeError, KeyError, ValueError):
         return {}
 
 
-def _save(path: Path, stored: Arrays, about: dict[str, Any]) -> None:
+def _save(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
     from safetensors.numpy import save_file
 
-    whole = {key: np.ascontiguousarray(array) for key, array in stored.items()}
+    contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
     with files.whole_file(path) as temp:
-        save_file(whole, temp, {"about": json.dumps(about)})
+        save_file(contiguous, temp, {"about": json.dumps(about)})

@@ -38,7 +38,7 @@ class QuantizedBase:
         self,
         weights: Checkpoint,
         card: models.Card,
-        precision: nf4.Kind,
+        precision: nf4.QuantType,
         double_quant: bool = True,
         training: dict[str, Any] | None = None,
     ) -> None:

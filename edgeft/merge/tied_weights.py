@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft import models
-from edgeft.adapter.deltas import Change
+from edgeft.adapter.deltas import WeightDelta
 from edgeft.errors import AdapterError
 
 
@@ -25,7 +25,7 @@ class TiedWeights:
     """likewise, of the output layer"""
     tied: bool
     """whether the output layer of the merged model is its embedding"""
-    changes: Mapping[str, Change]
+    changes: Mapping[str, WeightDelta]
     """without the output layer's where it is the embedding's"""
     source: Mapping[str, str]
     """merged weight -> tensor of the base that it starts from, where the names differ"""
@@ -38,7 +38,7 @@ class TiedWeights:
 
 
 def untied_weights(
-    card: models.Card, config: dict[str, Any], changes: Mapping[str, Change]
+    card: models.Card, config: dict[str, Any], changes: Mapping[str, WeightDelta]
 ) -> TiedWeights:
     """Untie embedding and output layer where the adapter changes them differently.
 
@@ -54,7 +54,7 @@ def untied_weights(
             f"the {card.family} family has no output layer of its own, and the adapter "
             f"changes {embedding}"
         )
-    if change is other or (change and change.same(other)):
+    if change is other or (change and change.equals(other)):
         shared = {name: entry for name, entry in changes.items() if name != output}
         return TiedWeights(embedding, output, True, shared, {})
     note = f"the adapter changes {embedding} and {output} differently: they are no longer tied"

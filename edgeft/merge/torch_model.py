@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeft import models
-from edgeft.adapter.config import CHANGED
+from edgeft.adapter.config import CHANGED_CONFIG_KEYS
 from edgeft.errors import require
 from edgeft.merge.view import Merged
 from edgeft.models import chatglm
@@ -16,7 +16,7 @@ def config_of(merged: Merged) -> Any:
     transformers = require("transformers", "gptq")
     if merged.card.family == chatglm.FAMILY:
         return chatglm.glm_config(merged.config)
-    own = {key: merged.config[key] for key in CHANGED if key in merged.config}
+    own = {key: merged.config[key] for key in CHANGED_CONFIG_KEYS if key in merged.config}
     config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True, **own)
     vars(config).pop("quantization_config", None)  # the view's values are in no codes
     return config

@@ -28,7 +28,7 @@ from typing import Any
 
 from edgeft import models
 from edgeft.adapter.config import adapter_manifest
-from edgeft.adapter.deltas import Change
+from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.files import read_json
@@ -46,7 +46,7 @@ class Merged:
         base: Path,
         weights: Checkpoint,
         config: dict[str, Any],
-        changes: Mapping[str, Change],
+        changes: Mapping[str, WeightDelta],
         adapters: Sequence[Path] = (),
         double_quant: bool = True,
     ) -> None:
@@ -155,7 +155,7 @@ class Merged:
             return change.whole.by_rows()[rows]
         return self._base.rows(self._source.get(name, name), rows)
 
-    def _delta(self, change: Change, name: str, rows: Rows, before: Array) -> Array:
+    def _delta(self, change: WeightDelta, name: str, rows: Rows, before: Array) -> Array:
         return change.delta(rows, before, lambda others: self._base_rows(name, others))
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:

@@ -1,10 +1,10 @@
-"""ggml's quantization kernels: float32 -> the bytes of a GGUF tensor.
+"""float32 values -> the bytes of a GGUF tensor, by ggml's own kernels.
 
     data = quantize(weight, GGMLQuantizationType.Q4_K, threads=4, importance=weights)
 
 The bytes are those that `llama-quantize` writes, with and without an importance matrix; the tests
-hold them against it. They come from the libggml-base that llama-cpp-python carries, so the file is
-made by the library that will run it; `gguf.dequantize` is the way back.
+compare both. The kernels are in the libggml-base that llama-cpp-python contains, so that the library
+which writes a file is the one that runs it. `gguf.dequantize` is the way back.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
 
 CHUNK_BYTES = 4 << 20
-"""float32 that one thread takes at a time"""
+"""of float32 values that one thread quantizes at a time"""
 
-IMPORTANCE_LIMIT, GRID_LIMIT = 1e18, 1e8
-"""where the sums of ggml's grid kernels may overflow, upon which they end the process; llama.cpp
-refuses values of this size anyway, and importance is a mean of squares"""
+IMPORTANCE_LIMIT, VALUE_LIMIT = 1e18, 1e8
+"""largest importance, and largest value for the IQ1 to IQ3 types. Beyond them sums in ggml's kernels
+may overflow, and then the kernels end the process. llama.cpp refuses such values as well."""
 
 _LIBRARY = ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll", "libggml-base.dll")
 
@@ -44,11 +44,11 @@ def quantize(
 ) -> npt.NDArray[np.uint8]:
     """`values` (..., rows, columns) as `qtype`, (..., rows, bytes per row).
 
-    A row's bytes hang on nothing but the row and its importance, so blocks of rows give the same
-    bytes as the whole. `importance` is llama.cpp's imatrix: one weight per column, and in a stack
-    of experts one row of them per expert, (..., columns). ValueError, like llama-quantize's
-    refusal, for input that is not finite or that overflows the type's half-precision numbers, and
-    for a type that cannot do without importance.
+    Each row is quantized independently, so quantizing in blocks of rows gives the same bytes.
+    `importance` is llama.cpp's imatrix: one weight per column, and for a stack of experts one row of
+    weights per expert, (..., columns). ValueError, where llama-quantize refuses as well: for values
+    that are not finite or overflow the type's half-precision numbers, and for a type that needs
+    importance and gets none.
     """
     from gguf import GGML_QUANT_SIZES
 
@@ -79,7 +79,7 @@ def quantize(
         target = raw[expert, start : start + step]
         if not np.isfinite(chunk).all():
             raise ValueError("not every value is finite")
-        if qtype.name.startswith(("IQ1", "IQ2", "IQ3")) and np.abs(chunk).max() > GRID_LIMIT:
+        if qtype.name.startswith(("IQ1", "IQ2", "IQ3")) and np.abs(chunk).max() > VALUE_LIMIT:
             raise ValueError(f"a value is too large for {qtype.name}")
         ggml.ggml_quantize_chunk(
             qtype,
@@ -93,7 +93,7 @@ def quantize(
         validate(target, qtype)
 
     places = itertools.product(range(experts), range(0, rows, step))
-    if threads == 1:  # the caller's own, of which it may have many
+    if threads == 1:  # in the caller's thread, which may be one of many
         for place in places:
             work(place)
     else:
@@ -104,7 +104,7 @@ def quantize(
 
 
 def validate(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> None:
-    """ValueError where ggml sees that these bytes are no rows of finite numbers."""
+    """ValueError where ggml finds a number in these bytes that is not finite."""
     if not _library().ggml_validate_row_data(qtype, data.ctypes.data, data.nbytes):
         raise ValueError(f"a value is too large for {qtype.name}")
 

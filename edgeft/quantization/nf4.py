@@ -1,17 +1,18 @@
-"""4-bit weights (QLoRA, arXiv 2305.14314): what a weight is after bitsandbytes' NF4 or FP4 and back.
+"""A weight -> its values after bitsandbytes' NF4 or FP4 and back (QLoRA, arXiv 2305.14314).
 
-    seen = round_trip(weight)                    # the values that a QLoRA adapter was trained on
+    values = round_trip(weight)                  # those that a QLoRA adapter was trained on
 
     view = quantized(rows, (40960, 16384))       # one pass over rows(0, 64), rows(64, 128), …
     view.rows(100, 164)                          # the same values, a few rows at a time
 
-Blocks of 64 weights, counted through the whole matrix, share an absolute maximum; each weight
-becomes the nearest of 16 levels. With double quantization the maxima themselves are stored in 8
-bits, in blocks of 256, around their mean.
+Blocks of 64 weights, counted through the whole matrix, share an absolute maximum. Each weight becomes
+the nearest of 16 levels. With double quantization the maxima are stored in 8 bits, in blocks of 256,
+around their mean.
 
-The values are, bit for bit, those of bitsandbytes 0.50.2 on an x86 CPU, float32. It quantizes a
-weight in the type in which the model is loaded, and multiplies with these values rounded once to
-the compute type, so for a model in bfloat16: `stored_as(round_trip(stored_as(w, "BF16")), "BF16")`.
+The values are, bit for bit, those of bitsandbytes 0.50.2 on an x86 CPU, in float32. bitsandbytes
+quantizes a weight in the type of the loaded model, and rounds these values to the compute type before
+it multiplies. For a model in bfloat16 that is
+`stored_as(round_trip(stored_as(w, "BF16")), "BF16")`.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ from edgeft.errors import InputError
 Array = npt.NDArray[np.float32]
 Rows = Callable[[int, int], Array]
 """rows(start, stop) of a matrix"""
-Kind = Literal["nf4", "fp4"]
+QuantType = Literal["nf4", "fp4"]
 
 BLOCK = 64
-"""weights per absolute maximum, by default"""
+"""default number of weights per absolute maximum"""
 OUTER_BLOCK = 256
-"""maxima per second-level scale"""
-TINY = np.float32(1e-38)
-"""the smallest maximum that is divided by"""
+"""maxima per scale of the second level"""
+MIN_DIVISOR = np.float32(1e-38)
+"""smaller maxima are divided by this instead"""
 
-LEVELS: dict[Kind, Array] = {
+LEVELS: dict[QuantType, Array] = {
     "nf4": np.array(
         [-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
          -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
@@ -52,31 +53,31 @@ LEVELS: dict[Kind, Array] = {
     ) / np.float32(12),
 }  # fmt: skip
 
-_STEP = 1 << 17
-"""weights worked on at once: their temporaries stay in the cache"""
+_STEP_VALUES = 1 << 17
+"""weights that are computed at once, so that temporaries stay in the CPU's cache"""
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """A matrix as its quantized form would be dequantized; made by `quantized`."""
+    """A matrix after quantization, computed row by row; made by `quantized`."""
 
     source: Rows
     shape: tuple[int, int]
-    kind: Kind
+    quant_type: QuantType
     blocksize: int
     maxima: Array = field(repr=False)
-    """each block's absolute maximum, which decides the levels"""
+    """absolute maximum of each block; decides the levels"""
     scales: Array = field(repr=False)
-    """what is left of it after double quantization, which multiplies them"""
+    """the maxima after double quantization; multiply the levels"""
 
     def rows(self, start: int, stop: int) -> Array:
-        """Rows start to stop (exclusive), float32."""
+        """Rows start to stop (exclusive), float32 (rows, columns)."""
         height, width = self.shape
         begin, end, block = start * width, stop * width, self.blocksize
         values = _flat(self.source, start, stop)
-        seen = np.empty_like(values)
+        result = np.empty_like(values)
         # Pieces of whole blocks, and what the first and the last row hold of a block.
-        whole = range(-(-begin // block) * block, end, max(1, _STEP // block) * block)
+        whole = range(-(-begin // block) * block, end, max(1, _STEP_VALUES // block) * block)
         cuts = sorted({begin, *whole, max(begin, end // block * block), end})
         for low, high in itertools.pairwise(cuts):
             blocks = slice(low // block, -(-high // block))
@@ -84,30 +85,30 @@ class Quantized:
             maxima, scales = self.maxima[blocks, None], self.scales[blocks, None]
             weights = values[piece].reshape(len(maxima), -1)
             if blocks.stop * block > height * width:  # bitsandbytes divides in a last, short block
-                near = _nearest(np.divide(weights, maxima), self.kind)
+                near = _nearest(np.divide(weights, maxima), self.quant_type)
             else:
-                inverse = np.divide(np.float32(1), np.maximum(maxima, TINY))
-                near = _nearest(np.multiply(weights, inverse), self.kind)
-            np.multiply(near, scales, out=seen[piece].reshape(near.shape))
-        return seen.reshape(-1, width)
+                inverse = np.divide(np.float32(1), np.maximum(maxima, MIN_DIVISOR))
+                near = _nearest(np.multiply(weights, inverse), self.quant_type)
+            np.multiply(near, scales, out=result[piece].reshape(near.shape))
+        return result.reshape(-1, width)
 
 
 def quantized(
     rows: Rows,
     shape: tuple[int, int],
-    kind: Kind = "nf4",
+    quant_type: QuantType = "nf4",
     double_quant: bool = True,
     blocksize: int = BLOCK,
     threads: int = 1,
 ) -> Quantized:
-    """The matrix behind `rows` as it is seen after 4 bits; reads all of it once, in order.
+    """The matrix of `shape` whose rows `rows` gives, after 4 bits; reads all of it once, in order.
 
-    What is kept are two float32 per block. `threads` is torch's thread count while it quantized:
-    from 32768 blocks on (2.1 million weights) the last bit of the mean over the maxima depends on
-    it. InputError: a weight is NaN or infinite.
+    Two float32 per block are kept. `threads` is torch's number of threads while bitsandbytes
+    quantized: from 32768 blocks on (2.1 million weights) the last bit of the mean over the maxima
+    depends on it. InputError where a weight is NaN or infinite.
     """
     height, width = shape
-    step = max(1, _STEP // max(1, width))
+    step = max(1, _STEP_VALUES // max(1, width))
     maxima = np.empty(-(-height * width // blocksize), np.float32)
     done, rest = 0, np.empty(0, np.float32)
     for start in range(0, height, step):
@@ -119,7 +120,7 @@ def quantized(
         maxima[done : done + count] = largest
         done, rest = done + count, values[count * blocksize :].copy()
     if len(rest):
-        maxima[done] = np.maximum(np.abs(rest).max(), TINY)
+        maxima[done] = np.maximum(np.abs(rest).max(), MIN_DIVISOR)
     if not np.isfinite(maxima).all():
         row = int(np.argmin(np.isfinite(maxima))) * blocksize // width
         raise InputError(
@@ -127,21 +128,21 @@ def quantized(
             "such a model is broken and cannot be quantized",
         )
     scales = _round_trip_8bit(maxima, threads) if double_quant else maxima
-    return Quantized(rows, shape, kind, blocksize, maxima, scales)
+    return Quantized(rows, shape, quant_type, blocksize, maxima, scales)
 
 
 def round_trip(
     weight: Array,
-    kind: Kind = "nf4",
+    quant_type: QuantType = "nf4",
     double_quant: bool = True,
     blocksize: int = BLOCK,
     threads: int = 1,
 ) -> Array:
-    """`weight` quantized and dequantized, float32; see `quantized`."""
+    """`weight` after 4 bits, float32 in its shape; see `quantized`."""
     matrix = weight.reshape(-1, weight.shape[-1])
     view = quantized(
         lambda start, stop: matrix[start:stop],
-        matrix.shape, kind, double_quant, blocksize, threads,
+        matrix.shape, quant_type, double_quant, blocksize, threads,
     )  # fmt: skip
     return view.rows(0, len(matrix)).reshape(weight.shape)
 
@@ -151,43 +152,46 @@ def _flat(rows: Rows, start: int, stop: int) -> Array:
 
 
 _CELLS = 1 << 16
+"""cells of a table over [-1, 1]"""
 
 
-def _nearest(scaled: Array, kind: Kind) -> Array:
-    """The nearest level for values in [-1, 1]; halfway it is the lower one.
+def _nearest(scaled: Array, quant_type: QuantType) -> Array:
+    """The nearest level for values in [-1, 1]; of two equally near the lower one.
 
-    A table over equal cells, in which NaN marks the cells near a border; those few values are
-    searched for.
+    It is looked up in a table of equal cells. NaN marks the cells at a border between two levels;
+    for those few values the level is searched.
     """
     cell = scaled + np.float32(1)
     cell *= np.float32(_CELLS / 2)
-    near = np.take(_cells(kind), cell.astype(np.intp), mode="clip")
+    near = np.take(_cells(quant_type), cell.astype(np.intp), mode="clip")
     unsure = np.isnan(near)
     if unsure.any():
-        near[unsure] = LEVELS[kind][np.searchsorted(_midpoints(LEVELS[kind]), scaled[unsure])]
+        near[unsure] = LEVELS[quant_type][
+            np.searchsorted(_midpoints(LEVELS[quant_type]), scaled[unsure])
+        ]
     return near
 
 
 @functools.cache
-def _cells(kind: Kind) -> Array:
-    borders = _midpoints(LEVELS[kind])
+def _cells(quant_type: QuantType) -> Array:
+    borders = _midpoints(LEVELS[quant_type])
     middles = (np.arange(_CELLS + 1) + 0.5) * (2 / _CELLS) - 1
-    table = LEVELS[kind][np.searchsorted(borders, middles)]
+    table = LEVELS[quant_type][np.searchsorted(borders, middles)]
     at = ((borders.astype(np.float64) + 1) * (_CELLS / 2)).astype(np.intp)
-    for beside in (-1, 0, 1):  # rounding in a value's cell number is far less than a cell
+    for beside in (-1, 0, 1):  # the rounding error of a cell's number is far less than a cell
         table[at + beside] = np.nan
     return table
 
 
 def _round_trip_8bit(values: Array, threads: int) -> Array:
-    """The maxima around their mean, in bitsandbytes' blockwise dynamic 8-bit type."""
+    """Maxima after bitsandbytes' blockwise dynamic 8-bit type, around their mean."""
     offset = _torch_sum(values, threads) / np.float32(len(values))
     centred = values - offset
     padded = np.pad(centred, (0, -len(centred) % OUTER_BLOCK)).reshape(-1, OUTER_BLOCK)
     absmax = np.abs(padded).max(axis=1, keepdims=True)
     inverse = np.divide(1, absmax, out=np.zeros_like(absmax), where=absmax > 2.0**-128)
     scaled = np.clip(padded * inverse, -1, 1)
-    # Its CPU kernel looks the code up in a table over [-1, 1]: not always the nearest.
+    # bitsandbytes' CPU kernel looks the code up in a table over [-1, 1]: not always the nearest.
     half = (scaled + np.float32(1)) * np.float32(0.5)
     cell = (half * np.float32(_CELLS - 1) + np.float32(0.5)).astype(np.intp)
     back: Array = dynamic_map()[_dynamic_codes()[cell]] * absmax + offset
@@ -198,8 +202,8 @@ def _round_trip_8bit(values: Array, threads: int) -> Array:
 def dynamic_map() -> Array:
     """The 256 values of the signed dynamic 8-bit type (arXiv 1511.04561, bitsandbytes' variant).
 
-    Seven exponents; the one at 10^(e-6) has 2^e fractions on each side, cell centres of an even
-    division of [0.1, 1]; then 0 and 1.
+    There are seven exponents. The exponent of 10^(e-6) has 2^e fractions of each sign, the centres of
+    2^e equal cells of [0.1, 1]. 0 and 1 are added.
     """
     values = [0.0, 1.0]
     low, high = np.float32(0.1), np.float32(1)
@@ -229,20 +233,20 @@ def _midpoints(levels: Array) -> Array:
     return middle
 
 
-_GRAIN = 32768
-"""numbers from which on torch sums in several threads"""
+_PARALLEL_VALUES = 32768
+"""length of a vector from which on torch sums in several threads"""
 _LANES = 8
 """float32 in a vector of torch's sum on x86 (with AVX-512 too)"""
 
 
 def _torch_sum(values: Array, threads: int) -> np.float32:
-    """What torch.sum makes of a float32 vector on a CPU; rounding depends on the order.
+    """torch.sum of a float32 vector on a CPU, with the same order of additions and rounding.
 
-    Each thread sums an equal share. A share is added up in vectors of 8, those in 4 interleaved
-    sums, each of them in a cascade (aten/src/ATen/native: SumKernel.cpp, TensorIteratorReduce.cpp).
+    Each thread sums an equal share. A share is added up in vectors of 8, the vectors in 4 interleaved
+    sums, each of these in a cascade (aten/src/ATen/native: SumKernel.cpp, TensorIteratorReduce.cpp).
     """
-    if threads > 1 and len(values) >= _GRAIN:
-        share = -(-len(values) // min(threads, -(-len(values) // _GRAIN)))
+    if threads > 1 and len(values) >= _PARALLEL_VALUES:
+        share = -(-len(values) // min(threads, -(-len(values) // _PARALLEL_VALUES)))
         parts = [_torch_sum(values[i : i + share], 1) for i in range(0, len(values), share)]
         idle = [np.float32(0)] * (threads - len(parts))
         return _torch_sum(np.array(parts + idle), 1)

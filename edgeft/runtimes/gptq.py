@@ -1,10 +1,11 @@
-"""Run a folder of GPTQ on the CPU, at the speed of a GGUF: it is repacked once and kept.
+"""Run a GPTQ folder on the CPU at the speed of a GGUF: the folder is repacked once, then kept.
 
     with GPTQRuntime(Path("model-4bit")) as model: ...
 
-Nothing is quantized again: codes and scales go into ggml's blocks as they are (`edgeft.quantization.repack`), the
-other weights into float16. The file lies in `edgeft.files.home`, under the folder's identity. The
-float32 model on the same codes is `ReferenceRuntime`.
+Nothing is quantized again: codes and scales are copied into ggml's blocks
+(`edgeft.quantization.repack`), the other weights become float16. The GGUF file lies in
+`edgeft.files.home`, under the identity of the folder. `ReferenceRuntime` runs the same codes in
+float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from edgeft.runtimes.gguf import GGUFRuntime
 
 
 class GPTQRuntime(GGUFRuntime):
-    """Its options are those of `GGUFRuntime`."""
+    """The options are those of `GGUFRuntime`."""
 
-    def __init__(self, path: Path, threads: int | None = None, **how: Any) -> None:
-        super().__init__(repacked(path, threads), threads, **how)
+    def __init__(self, path: Path, threads: int | None = None, **options: Any) -> None:
+        super().__init__(repacked(path, threads), threads, **options)

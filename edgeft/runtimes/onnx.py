@@ -1,12 +1,12 @@
-"""Run an ONNX decoder on the CPU: onnxruntime-genai writes, plain onnxruntime gives all logits.
+"""Run an ONNX folder on the CPU: onnxruntime-genai generates, onnxruntime computes all logits.
 
     with ONNXRuntime(Path("onnx-int4")) as model:
         ids = model.encode(model.chat.render([Message("user", "hi")]))
         print("".join(token.text for token in model.stream(ids, Limits())))
 
-The graph computes the logits after the last token only. `logits`, which compares models, opens it a
-second time without that cut, so that both are in memory then. Calls may be interleaved but not run
-in parallel.
+The graph computes the logits after the last token only. `logits`, which serves to compare models,
+opens it a second time with the logits after all tokens; both are in memory then. Calls may be
+interleaved but not run in parallel.
 """
 
 from __future__ import annotations
@@ -23,18 +23,20 @@ import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, InputError, require
 from edgeft.records import Limits, Reply, Token
+from edgeft.runtimes.onnx_session import LOG_FATAL, open_session, unloadable
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
-from edgeft.weights.onnx_graph import FATAL, ONNXGraph, unloadable
+from edgeft.weights.onnx_graph import ONNXGraph
 
 Logits = npt.NDArray[np.float32]
 
-ROOM = 512
-"""tokens that the first cache has room for; each further one has twice as many"""
-SPIN = "50"
-"""microseconds that a thread waits for work before it sleeps; with onnxruntime's own, much longer
-time threads of two programs on the same cores keep each other from working (benchmarks/LOG.md)"""
+MIN_CACHE_TOKENS = 512
+"""that the first cache has room for; a larger one has the next power of two"""
+SPIN_US = "50"
+"""microseconds that a thread spins for work before it sleeps. onnxruntime's default is much longer:
+the threads of two programs on the same cores then keep each other from working."""
 
 
 class ONNXRuntime:
@@ -45,29 +47,33 @@ class ONNXRuntime:
         context: int | None = None,
         repack: bool = True,
     ) -> None:
-        """`repack` lets onnxruntime copy weights into an order that it multiplies faster; without,
-        they stay in the file's pages."""
+        """`threads`: default all cores of the process. `context`: tokens, default what the model allows
+        up to 4096. `repack`: onnxruntime may copy weights into an order that it multiplies faster;
+        otherwise they stay in the pages of the file."""
         self.path = path
         self._graph = ONNXGraph(path)
         self._threads = threads or len(os.sched_getaffinity(0))
         self.encode = encoder(path)
         self._tokenizer = load_tokenizer(path)
-        self._stops = self._graph.stops
+        self._eos_ids = self._graph.stops
         self.chat = ChatTemplate.from_folder(path)
         self.vocab_size = self._graph.vocabulary
-        self.context = min(self._graph.context, context or 4096)
-        self._all: Any = None
-        self._writer: Any = None
-        self._room = 0
-        self._held: list[int] = []
-        require("onnxruntime", "onnx")  # which the other imports
+        self.context = min(self._graph.context, context or DEFAULT_CONTEXT_TOKENS)
+        self._session: Any = None
+        """onnxruntime's session for `logits`, opened by the first call"""
+        self._generator: Any = None
+        self._cache_tokens = 0
+        """tokens that the generator's cache has room for"""
+        self._cached: list[int] = []
+        """tokens that the generator's cache holds"""
+        require("onnxruntime", "onnx")  # onnxruntime_genai imports it
         genai = require("onnxruntime_genai", "onnx")
         getattr(genai, "disable_telemetry_events", lambda: None)()
         self._genai = genai
         options: dict[str, Any] = {
             "intra_op_num_threads": self._threads,
-            "log_severity_level": FATAL,
-            "session.intra_op.spin_duration_us": SPIN,
+            "log_severity_level": LOG_FATAL,
+            "session.intra_op.spin_duration_us": SPIN_US,
         }
         if not repack:
             options["session.disable_prepacking"] = "1"
@@ -80,20 +86,23 @@ class ONNXRuntime:
 
     def logits(self, ids: Sequence[int], last: int | None = None) -> Logits:
         self._check(ids)
-        session = self._uncut()
-        feeds: dict[str, Any] = {}
-        for given in session.get_inputs():
-            if given.name == "input_ids":
-                feeds[given.name] = np.array([ids], np.int64)
-            elif given.name == "attention_mask":
-                feeds[given.name] = np.ones((1, len(ids)), np.int64)
-            elif given.name == "position_ids":
-                feeds[given.name] = np.arange(len(ids))[None]
-            else:
-                feeds[given.name] = np.zeros((1, given.shape[1], 0, self._graph.head), np.float32)
+        if self._session is None:
+            self._session = open_session(self._graph, self._threads)
+        known = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, len(ids)), np.int64),
+            "position_ids": np.arange(len(ids))[None],
+        }
+        feeds = {}
+        for entry in self._session.get_inputs():
+            if entry.name in known:
+                feeds[entry.name] = known[entry.name]
+            else:  # keys or values of a cache without tokens
+                shape = (1, entry.shape[1], 0, self._graph.head_size)
+                feeds[entry.name] = np.zeros(shape, np.float32)
         try:
-            (rows,) = session.run(["logits"], feeds)
-        except Exception as error:  # noqa: BLE001 - onnxruntime's own, of no common kind
+            (rows,) = self._session.run(["logits"], feeds)
+        except Exception as error:  # noqa: BLE001 - onnxruntime's errors have no common class
             raise unloadable(self.path, error) from None
         return np.asarray(rows[0, -(last or len(ids)) :], np.float32)
 
@@ -104,55 +113,57 @@ class ONNXRuntime:
     def _generate(self, ids: list[int], limits: Limits, start: float) -> Iterator[Token]:
         from tokenizers.decoders import DecodeStream
 
-        text, draw = (
-            DecodeStream(skip_special_tokens=False),
-            np.random.default_rng(limits.seed & 0xFFFFFFFF),
-        )
+        text = DecodeStream(skip_special_tokens=False)
+        rng = np.random.default_rng(limits.seed & 0xFFFFFFFF)
         end = min(len(ids) + limits.max_tokens, self.context + 1)
         while len(ids) < end:
-            token = choose(self._read(ids, end), limits, draw)
-            if token in self._stops and not limits.past_stops:
+            token = choose(self._read(ids, end), limits, rng)
+            if token in self._eos_ids and not limits.ignore_eos:
                 return
             ids.append(token)
             piece = text.step(self._tokenizer, token) or ""
             yield Token(token, piece, time.perf_counter() - start)
 
     def _read(self, ids: list[int], end: int) -> Logits:
-        """What follows `ids`, of which only what the cache does not hold yet is computed."""
+        """The logits (vocabulary,) after `ids`; only tokens that the cache does not hold are computed.
+        `end`: tokens that the conversation may get."""
         try:
-            return self._computed(ids, end)
+            return self._append(ids, end)
         except BaseException as error:
-            # Stopped on the way, the cache holds nobody knows how much.
-            self._writer, self._held = None, []
+            # How much of it the cache holds after an interrupt is unknown.
+            self._generator, self._cached = None, []
             if isinstance(error, RuntimeError):
                 raise unloadable(self.path, error) from None
             raise
 
-    def _computed(self, ids: list[int], end: int) -> Logits:
-        writer = self._writer_for(end)
-        same = min(common_prefix(self._held, ids), len(ids) - 1)
-        if same < len(self._held):
-            del self._held[same:]
-            writer.rewind_to(same)
-        writer.append_tokens(np.array(ids[same:], np.int32))
-        self._held[:] = ids
-        row: Logits = writer.get_logits()[0, -1]
+    def _append(self, ids: list[int], end: int) -> Logits:
+        generator = self._generator_for(end)
+        shared = min(common_prefix(self._cached, ids), len(ids) - 1)
+        if shared < len(self._cached):
+            del self._cached[shared:]
+            generator.rewind_to(shared)
+        generator.append_tokens(np.array(ids[shared:], np.int32))
+        self._cached[:] = ids
+        row: Logits = generator.get_logits()[0, -1]
         return row[: self.vocab_size]
 
-    def _writer_for(self, tokens: int) -> Any:
-        """A generator whose cache has room for so many; a larger one begins anew."""
+    def _generator_for(self, tokens: int) -> Any:
+        """A generator whose cache has room for `tokens`; a larger one starts with an empty cache."""
         if self._model is None:
             raise EdgeftError(f"{self.path} is closed")
-        if self._writer is None or tokens > self._room:
-            self._writer, self._held = None, []
-            self._room = max(ROOM, 1 << (tokens - 1).bit_length())
+        if self._generator is None or tokens > self._cache_tokens:
+            self._generator, self._cached = None, []
+            self._cache_tokens = max(MIN_CACHE_TOKENS, 1 << (tokens - 1).bit_length())
             params = self._genai.GeneratorParams(self._model)
-            room = min(self._room, self.context)
             params.set_search_options(
-                max_length=room, batch_size=1, num_beams=1, num_return_sequences=1, min_length=0
+                max_length=min(self._cache_tokens, self.context),
+                batch_size=1,
+                num_beams=1,
+                num_return_sequences=1,
+                min_length=0,
             )
-            self._writer = self._genai.Generator(self._model, params)
-        return self._writer
+            self._generator = self._genai.Generator(self._model, params)
+        return self._generator
 
     def replies(
         self,
@@ -160,15 +171,16 @@ class ONNXRuntime:
         limits: Limits,
         progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
-        """One after the other; what a prompt begins with like the one before is not read again."""
+        """One after the other. The beginning that a prompt shares with the one before is not computed
+        again."""
 
-        def room(prompt: Sequence[int]) -> int:
+        def max_new_tokens(prompt: Sequence[int]) -> int:
             return min(limits.max_tokens, self.context + 1 - len(prompt))
 
-        return in_turn(self.stream, prompts, limits, room, progress)
+        return in_turn(self.stream, prompts, limits, max_new_tokens, progress)
 
     def close(self) -> None:
-        self._writer = self._all = self._model = None
+        self._generator = self._session = self._model = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,8 +193,3 @@ class ONNXRuntime:
             raise InputError("there are no tokens to read")
         if len(ids) > self.context:
             raise InputError(f"{len(ids)} tokens are more than the context of {self.context}")
-
-    def _uncut(self) -> Any:
-        if self._all is None:
-            self._all = self._graph.session(self._threads)
-        return self._all

@@ -1,4 +1,6 @@
-"""Runtimes open an artifact and answer prompts; chat, bench and ab know nothing else of it.
+"""The protocol of a runtime, and a path -> the runtime of its format.
+
+Chat, bench and ab use a model through this protocol only:
 
 with open_runtime(Path("q4_k_m.gguf")) as model:
     for token in model.stream(model.encode(model.chat.render(messages)), Limits()):
@@ -21,8 +23,13 @@ from edgeft.records import Limits, Reply, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.template_lock import check_as_made
 
+DEFAULT_CONTEXT_TOKENS = 4096
+"""that a conversation may have, where the model allows so many and the user names no number"""
+
 
 class Runtime(Protocol):
+    """A model that is open; a context manager that closes it."""
+
     chat: ChatTemplate
     vocab_size: int
     context: int
@@ -32,11 +39,11 @@ class Runtime(Protocol):
         """Text -> ids, special tokens recognised, nothing added."""
 
     def logits(self, ids: Sequence[int], last: int | None = None) -> npt.NDArray[np.float32]:
-        """Teacher forcing: (len(ids), vocab_size), row i predicts token i + 1; only the `last` so
-        many rows where that is given."""
+        """Teacher forcing: (len(ids), vocab_size), row i predicts token i + 1. With `last`, only the
+        last so many rows."""
 
     def stream(self, ids: Sequence[int], limits: Limits) -> Iterator[Token]:
-        """Generate one reply. Stops at a stop token, which is not yielded."""
+        """Generate one reply. Stops at an eos token, which is not yielded."""
 
     def replies(
         self,
@@ -44,7 +51,8 @@ class Runtime(Protocol):
         limits: Limits,
         progress: Callable[[int], None] | None = None,
     ) -> list[Reply]:
-        """Answer many prompts greedily, as many at a time as the engine does best."""
+        """Answer many prompts greedily, as many at a time as suits the engine. `progress` gets the
+        number of replies that are complete."""
 
     def close(self) -> None: ...
 
@@ -52,9 +60,9 @@ class Runtime(Protocol):
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
-        trace: TracebackType | None,
+        traceback: TracebackType | None,
     ) -> None: ...
 
 
@@ -65,22 +73,24 @@ def open_runtime(
     exact: bool = False,
     repack: bool = True,
 ) -> Runtime:
-    """Open an artifact with the runtime that the formats table names for it.
+    """Open an artifact with the runtime that the table of formats names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
-    model allow up to 4096. `exact`: by the reference, in float32. `repack`: whether the engine may
-    copy weights into an order that it multiplies faster. TemplateError where the artifact no longer
-    carries the chat template and the stops that its manifest names.
+    model allow up to 4096. `exact`: run the reference, in float32. `repack`: the engine may copy
+    weights into an order that it multiplies faster.
+
+    FormatError where `exact` is not possible. TemplateError where the artifact no longer carries the
+    chat template and the stop tokens that its manifest names.
     """
-    row = format_of(path)
-    if exact and not row.reference:
+    model_format = format_of(path)
+    if exact and not model_format.reference:
         raise FormatError(
             f"{path} cannot be computed exactly: its engine rounds on the way",
             f"a folder of {' or '.join(name for name, row in FORMATS.items() if row.reference)}",
         )
-    entry = row.reference if exact else row.runtime
-    how = {} if repack or entry == row.reference else {"repack": False}
-    runtime: Runtime = load(entry)(path, threads=threads, context=context, **how)
+    entry = model_format.reference if exact else model_format.runtime
+    options = {} if repack or entry == model_format.reference else {"repack": False}
+    runtime: Runtime = load(entry)(path, threads=threads, context=context, **options)
     try:
         check_as_made(path, runtime.chat)
     except EdgeftError:

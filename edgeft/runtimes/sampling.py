@@ -1,4 +1,5 @@
-"""What runtimes that write token by token have in common."""
+"""Logits -> the next token, and prompts -> replies by a stream: what runtimes without a sampler and a
+scheduler of their own share."""
 
 from __future__ import annotations
 
@@ -11,21 +12,21 @@ import numpy.typing as npt
 from edgeft.records import Limits, Reply, Token
 
 
-def choose(logits: npt.NDArray[np.float32], limits: Limits, draw: np.random.Generator) -> int:
-    """One token by the logits of the vocabulary: greedy, or sampled among the top k, the nucleus
-    (arXiv 1904.09751) and what min-p leaves (arXiv 2407.01082)."""
+def choose(logits: npt.NDArray[np.float32], limits: Limits, rng: np.random.Generator) -> int:
+    """The next token by its logits (vocabulary,): the likeliest at temperature 0, else one drawn from
+    those that top-k, top-p (arXiv 1904.09751) and min-p (arXiv 2407.01082) keep."""
     if limits.temperature <= 0:
         return int(logits.argmax())
     order = np.argsort(-logits)[: limits.top_k or None]
     scaled = (logits[order] - logits[order[0]]) / limits.temperature
-    share = np.exp(scaled) / np.exp(scaled).sum()
-    keep = int(np.searchsorted(np.cumsum(share), limits.top_p)) + 1
-    keep = min(keep, int(np.count_nonzero(share >= limits.min_p * share[0])))
-    return int(draw.choice(order[:keep], p=share[:keep] / share[:keep].sum()))
+    p = np.exp(scaled) / np.exp(scaled).sum()
+    keep = int(np.searchsorted(np.cumsum(p), limits.top_p)) + 1
+    keep = min(keep, int(np.count_nonzero(p >= limits.min_p * p[0])))
+    return int(rng.choice(order[:keep], p=p[:keep] / p[:keep].sum()))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many tokens both begin with."""
+    """The number of tokens that both begin with."""
     pairs = enumerate(zip(a, b, strict=False))
     return next((i for i, (x, y) in pairs if x != y), min(len(a), len(b)))
 
@@ -34,18 +35,18 @@ def in_turn(
     stream: Callable[[Sequence[int], Limits], Iterator[Token]],
     prompts: Sequence[Sequence[int]],
     limits: Limits,
-    room: Callable[[Sequence[int]], int],
+    max_new_tokens: Callable[[Sequence[int]], int],
     progress: Callable[[int], None] | None,
 ) -> list[Reply]:
-    """Answer one prompt after the other; `room`: tokens that its answer may have, so that one of
-    fewer has stopped."""
+    """Answer one prompt after the other. `max_new_tokens` of a prompt: what its answer may have; an
+    answer with fewer tokens has ended by itself."""
     replies, start = [], time.perf_counter()
-    for number, prompt in enumerate(prompts, 1):
+    for count, prompt in enumerate(prompts, 1):
         waited = time.perf_counter() - start
         tokens = list(stream(prompt, limits))
         text, ids = "".join(token.text for token in tokens), tuple(token.id for token in tokens)
         seconds = tuple(waited + token.seconds for token in tokens)
-        replies.append(Reply(text, ids, len(ids) < room(prompt), seconds))
+        replies.append(Reply(text, ids, len(ids) < max_new_tokens(prompt), seconds))
         if progress:
-            progress(number)
+            progress(count)
     return replies

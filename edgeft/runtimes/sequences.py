@@ -1,21 +1,22 @@
-"""Many sequences in one context of llama.cpp, for a scheduler that decides what is computed when.
+"""Several sequences in one context of llama.cpp: token ids -> logits and the next token of each.
 
-    with GGUFRuntime(path) as model, model.sequences(4) as many:
-        many.read(0, ids)                                  # a prompt, or a part of it
-        token = many.choose(0, many.sampler(Sampling()))   # what follows it
-        many.step([(0, token), (3, other)])                # one token each
+The caller decides what is computed when:
 
-Each sequence has its own part of the cache: in a unified one attention adds its terms in an order
-that depends on the neighbours. llama.cpp then computes only sequences with neighbouring numbers
-together; a gap of one is filled with a token that is taken back. Used by one thread; samplers may be
-made and freed in others.
+    with GGUFRuntime(path) as model, model.sequences(4) as sequences:
+        sequences.read(0, ids)                                   # a prompt, or a part of it
+        token = sequences.choose(0, sequences.sampler(Sampling()))   # from row 0 of the logits
+        sequences.step([(0, token), (3, other)])                 # one token each
+
+Each sequence has its own part of the cache: in a unified cache, attention adds its terms in an order
+that depends on the other sequences. llama.cpp then computes only sequences with neighbouring numbers
+together, so a gap of one is filled with a padding token that is taken back (`batch_invariance`).
+Used by one thread; samplers may be made and freed in others.
 """
 
 from __future__ import annotations
 
 import ctypes
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -23,95 +24,92 @@ import numpy.typing as npt
 
 from edgeft.errors import InputError, ResourceError
 from edgeft.records import Sampling
+from edgeft.runtimes.batch_invariance import PROBED_SEQUENCES, BatchInvariance, probe
+from edgeft.runtimes.llama_context import BatchToken, LlamaContext, Logits
 
-Logits = npt.NDArray[np.float32]
-Entry = tuple[int, int, int]
-"""(id, position, sequence)"""
+PROBE_PROMPT_TOKENS = 8
+PROBE_VALUES = 2**17
+"""states of all layers to compare: in a small model two kernels often round to the same bits"""
+PROBE_MAX_STEPS = 16
 
 
 class Sequences:
-    def __init__(
-        self,
-        lib: Any,
-        context: Any,
-        vocab: Any,
-        run: Callable[[Any], None],
-        count: int,
-        length: int,
-    ) -> None:
-        """`run`: decode a llama_batch or raise. `length`: tokens that each sequence may have."""
-        self._lib, self._context, self._vocab, self._run = lib, context, vocab, run
+    def __init__(self, context: LlamaContext, count: int, length: int) -> None:
+        """Takes `context` over and closes it in the end. `count`: sequences that it was made for.
+        `length`: tokens that each may have."""
+        self._context, self._lib, self._vocab = context, context.lib, context.model.vocab
+        self._size: int = self._lib.llama_vocab_n_tokens(self._vocab)
+        self._can_pad = not context.model.is_recurrent
+        self._invariance = BatchInvariance(max_batch=count)
         self.count, self.length = count, length
-        self.held: list[list[int]] = [[] for _ in range(count)]
-        """the tokens of each sequence; read only"""
-        self._memory = lib.llama_get_memory(context)
-        self._room: int = lib.llama_n_batch(context)
-        self._batch = lib.llama_batch_init(self._room, 0, 1)
-        self._size: int = lib.llama_vocab_n_tokens(vocab)
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
+        """the token ids of each sequence; read only"""
+        self.prompt_lengths = [0] * count
+        """tokens at the beginning of each sequence that were read, not stepped to; read only"""
         self._rows: Logits = np.empty((0, self._size), np.float32)
         self._at: list[int] | None = None
-        """where the wanted ones are among `_rows`; None = all"""
-        self._seen: tuple[Any, int] = (None, 0)
-        model = lib.llama_get_model(context)
-        recurrent = lib.llama_model_is_recurrent(model) or lib.llama_model_is_hybrid(model)
-        self._takes_back = not recurrent
-        self.width = count
-        """so many sequences step together"""
-        self.prompts = [0] * count
-        """tokens at the beginning of each sequence that were read and not stepped to"""
-        self.paired = False
-        """a lone token is computed beside one that is taken back"""
+        """the rows of `_rows` that are not of padding tokens; None = all"""
         self._candidates = np.empty(self._size, [("id", "i4"), ("logit", "f4"), ("p", "f4")])
 
+    @property
+    def batch_tokens(self) -> int:
+        """tokens that one batch takes at most"""
+        return self._context.batch_tokens
+
+    @property
+    def max_batch(self) -> int:
+        """sequences that one `step` may take"""
+        return self._invariance.max_batch
+
+    @property
+    def pad_single_token(self) -> bool:
+        """a single token is decoded beside a padding token"""
+        return self._invariance.pad_single_token
+
     def read(self, number: int, ids: Sequence[int], outputs: int = 1) -> None:
-        """Append `ids` to a sequence; `rows` then tells what follows each of the last `outputs`."""
-        held = self.held[number]
-        self._decode([(token, i, number) for i, token in enumerate(ids, len(held))], outputs)
-        if self.prompts[number] == len(held):
-            self.prompts[number] += len(ids)
-        held.extend(ids)
+        """Append `ids` to a sequence, in as many batches as they need. `rows` then has the logits after
+        each of the last `outputs` tokens, which must fit into the last batch."""
+        tokens = self.tokens[number]
+        for start in range(0, len(ids), self.batch_tokens):
+            part = ids[start : start + self.batch_tokens]
+            batch = [(token, i, number) for i, token in enumerate(part, len(tokens))]
+            self._decode(batch, min(outputs, len(part)))
+            if self.prompt_lengths[number] == len(tokens):
+                self.prompt_lengths[number] += len(part)
+            tokens.extend(part)
 
     def step(self, tokens: Sequence[tuple[int, int]]) -> None:
-        """(number of the sequence, token) in the order of the numbers; a row for each of them."""
-        self._decode([(token, len(self.held[n]), n) for n, token in tokens], len(tokens))
+        """Append one token to each of several sequences, given as (number of the sequence, token id) in
+        ascending order; `rows` then has a row for each."""
+        self._decode([(token, len(self.tokens[n]), n) for n, token in tokens], len(tokens))
         for number, token in tokens:
-            self.held[number].append(token)
+            self.tokens[number].append(token)
 
-    def settle(self) -> None:
-        """Find out how many sequences may step together so that each gets, bit for bit, what it
-        gets alone; to be asked before anything is read.
+    def probe_batch_invariance(self) -> None:
+        """Measure how many sequences may step together so that each gets, bit for bit, the logits that
+        it gets alone. To be called while the sequences are empty."""
+        model = self._context.model
+        steps = max(1, min(PROBE_MAX_STEPS, PROBE_VALUES // (model.width * model.layers)))
+        probed = range(min(self.count, PROBED_SEQUENCES))
+        for number in probed:
+            ids = [(number * 31 + i * 7) % self._size for i in range(PROBE_PROMPT_TOKENS)]
+            self.read(number, ids)
 
-        ggml has other kernels for one row of float16 than for several (llamafile/sgemm.cpp: "only
-        enable sgemm for prompt processing"), and for eight rows of K-quants (tiled/tiled.cpp:
-        `ggml_tiled_min_batch`). The former is met by pairing a lone token, the latter by `width`.
-        """
-        lib, model = self._lib, self._lib.llama_get_model(self._context)
-        # In a small model two kernels often round to the same bits.
-        values = lib.llama_model_n_embd(model) * lib.llama_model_n_layer(model)
-        rounds = max(1, min(16, 2**17 // values))
-        count = min(self.count, 9)
-        for number in range(count):
-            self.read(number, [(number * 31 + i * 7) % self._size for i in range(8)])
-
-        def stepped(width: int) -> Logits:
+        def decode(invariance: BatchInvariance) -> Logits:
+            self._invariance = invariance
             rows = []
-            for turn, begin in itertools.product(range(rounds), range(0, count, width)):
-                numbers = range(begin, min(begin + width, count))
-                self.step([(n, (n * 13 + turn) % self._size) for n in numbers])
-                rows.append(self.rows.copy())
-                for number in numbers:
-                    self.keep(number, 8)
+            for step in range(steps):
+                for begin in probed[:: invariance.max_batch]:
+                    numbers = probed[begin : begin + invariance.max_batch]
+                    self.step([(n, (n * 13 + step) % self._size) for n in numbers])
+                    rows.append(self.rows.copy())
+                    for number in numbers:
+                        self.truncate(number, PROBE_PROMPT_TOKENS)
             return np.concatenate(rows)
 
-        alone = stepped(1)
-        if self._takes_back and count > 1 and (stepped(2) != alone).any():
-            self.paired = True
-            alone = stepped(1)
-        widths = [width for width in (count, 7, 3, 2) if width <= count]
-        width = next((width for width in widths if (stepped(width) == alone).all()), 1)
-        self.width = self.count if width == count else width
-        for number in range(count):
-            self.keep(number, 0)
+        self._invariance = probe(decode, self.count, self._can_pad)
+        for number in probed:
+            self.truncate(number, 0)
 
     @property
     def rows(self) -> Logits:
@@ -119,27 +117,25 @@ class Sequences:
         return self._rows if self._at is None else self._rows[self._at]
 
     def row(self, number: int) -> Logits:
+        """(vocabulary,): one of `rows`."""
         row: Logits = self._rows[number if self._at is None else self._at[number]]
         return row
 
-    def keep(self, number: int, length: int) -> int:
-        """Forget all but the beginning of a sequence; the length that is left.
+    def truncate(self, number: int, length: int) -> int:
+        """Forget all but the first `length` tokens of a sequence; the length that is left.
 
-        That is 0 for a recurrent model, which cannot take back a part of what it has read.
+        0 for a recurrent model, whose state cannot go back to an earlier token.
         """
-        if not self._lib.llama_memory_seq_rm(self._memory, number, length, -1):
-            self._lib.llama_memory_seq_rm(self._memory, number, -1, -1)
-            length = 0
-        del self.held[number][length:]
-        self.prompts[number] = min(self.prompts[number], length)
+        length = self._context.truncate(number, length)
+        del self.tokens[number][length:]
+        self.prompt_lengths[number] = min(self.prompt_lengths[number], length)
         return length
 
     def copy(self, source: int, target: int) -> None:
-        """Make one sequence as another, which costs as much as moving its whole part of the cache."""
-        self._lib.llama_memory_seq_rm(self._memory, target, -1, -1)
-        self._lib.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        self.held[target][:] = self.held[source]
-        self.prompts[target] = self.prompts[source]
+        """Overwrite one sequence with another. The cost is that of moving its part of the cache."""
+        self._context.copy(source, target)
+        self.tokens[target][:] = self.tokens[source]
+        self.prompt_lengths[target] = self.prompt_lengths[source]
 
     def sampler(self, sampling: Sampling) -> Sampler:
         return Sampler(self._lib, self._vocab, self._size, self.length, sampling)
@@ -153,7 +149,7 @@ class Sequences:
             return int(self.row(row).argmax())
         # Counted from the end, outputs are meant and not tokens.
         index = (row if self._at is None else self._at[row]) - len(self._rows)
-        return int(self._lib.llama_sampler_sample(sampler.chain, self._context, index))
+        return int(self._lib.llama_sampler_sample(sampler.chain, self._context.pointer, index))
 
     def _constrained(self, row: Logits, sampler: Sampler) -> int:
         """The chain's choice where the grammar allows it, which is the rule; else its choice among
@@ -177,69 +173,37 @@ class Sequences:
             self._lib.llama_sampler_apply(sampler, ctypes.byref(array))
         return int(array.data[array.selected].id)
 
-    def _decode(self, tokens: Sequence[Entry], outputs: int) -> None:
-        """Logits after the last `outputs` tokens."""
-        extra = self._extra(tokens) if len(tokens) == outputs and self._takes_back else []
+    def _decode(self, tokens: Sequence[BatchToken], outputs: int) -> None:
+        """Logits after the last `outputs` tokens, into `rows`."""
+        padding = self._padding_tokens(tokens) if len(tokens) == outputs else []
+        # Padding tokens are outputs, too: the last layer is computed for outputs only.
+        batch = sorted([*tokens, *padding], key=lambda token: token[2]) if padding else tokens
         try:
-            if extra:
-                every = sorted([*tokens, *extra], key=lambda entry: entry[2])
-                self._compute(every, len(every))
-                self._at = [i for i, entry in enumerate(every) if entry not in extra]
-            else:
-                self._compute(tokens, outputs)
-                self._at = None
+            self._context.decode(batch, outputs + len(padding))
+            self._rows = self._context.logits(outputs + len(padding))
+            real = (i for i, token in enumerate(batch) if token not in padding)
+            self._at = list(real) if padding else None
         except BaseException:
             for number in {number for _, _, number in tokens}:
-                self.keep(number, len(self.held[number]))
+                self.truncate(number, len(self.tokens[number]))
             raise
         finally:
-            for _, position, number in extra:
-                self._lib.llama_memory_seq_rm(self._memory, number, position, -1)
+            for _, position, number in padding:
+                self._context.truncate(number, position)
 
-    def _extra(self, tokens: Sequence[Entry]) -> list[Entry]:
-        """Tokens of other sequences that let llama.cpp compute these together. They are outputs, too:
-        the last block is computed for outputs only."""
-        numbers = [number for _, _, number in tokens]
-        if len(set(numbers)) < len(numbers):
-            return []  # a part of a prompt
+    def _padding_tokens(self, tokens: Sequence[BatchToken]) -> list[BatchToken]:
+        """Tokens of other sequences, to be taken back, that let llama.cpp compute these together."""
+        if not self._can_pad:
+            return []
 
-        def possible(number: int) -> bool:
-            return 0 <= number < self.count and len(self.held[number]) < self.length
+        def may_pad(number: int) -> bool:
+            return 0 <= number < self.count and len(self.tokens[number]) < self.length
 
-        gaps = {a + 1 for a, b in itertools.pairwise(numbers) if b == a + 2 and possible(a + 1)}
-        if len(gaps) + len(numbers) > self.width:
-            gaps.clear()
-        if self.paired:
-            present = gaps.union(numbers)
-            lone = [n for n in numbers if not present & {n - 1, n + 1}]
-            near = (next(filter(possible, (n + 1, n - 1)), None) for n in lone)
-            gaps |= {number for number in near if number is not None}
-        return [(0, len(self.held[number]), number) for number in sorted(gaps)]
-
-    def _compute(self, tokens: Sequence[Entry], outputs: int) -> None:
-        if not self._context:
-            raise ValueError("the sequences are closed")
-        if len(tokens) > self._room:
-            raise ValueError(f"{len(tokens)} tokens at a time, {self._room} are possible")
-        batch = self._batch
-        batch.n_tokens = len(tokens)
-        first = len(tokens) - outputs
-        for i, (token, position, number) in enumerate(tokens):
-            batch.token[i], batch.pos[i] = token, position
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, number
-            batch.logits[i] = i >= first
-        self._run(batch)
-        pointer = self._lib.llama_get_logits(self._context)
-        seen = (ctypes.cast(pointer, ctypes.c_void_p).value, outputs)
-        if seen != self._seen:
-            self._seen = seen
-            self._rows = np.ctypeslib.as_array(pointer, (outputs, self._size))
+        numbers = self._invariance.padding([number for _, _, number in tokens], may_pad)
+        return [(0, len(self.tokens[number]), number) for number in numbers]
 
     def close(self) -> None:
-        if self._context:
-            self._lib.llama_batch_free(self._batch)
-            self._lib.llama_free(self._context)
-        self._context = None
+        self._context.close()
 
     def __enter__(self) -> Self:
         return self

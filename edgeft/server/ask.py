@@ -129,7 +129,7 @@ def _wants(
             stop=body.stops,
             top=top,
             echo=echo and top is not None,
-            past_stops=body.ignore_eos,
+            ignore_eos=body.ignore_eos,
         )
         for ids in prompts
         for i in range(n)

@@ -43,7 +43,7 @@ class _Slot:
 
 
 class Batching(Engine):
-    can = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "past_stops"})
+    can = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"})
 
     def __init__(
         self,
@@ -58,7 +58,7 @@ class Batching(Engine):
         self.slots = slots
         self._isolated = isolated
         self._many = worker.call(lambda: runtime.sequences(slots, isolated))
-        self._decoder, self._ends, self._embed = runtime.decoder, runtime.ends, runtime.embed
+        self._decoder, self._ends, self._embed = runtime.decoder, runtime.eos_ids, runtime.embed
         self._slots: dict[int, _Slot] = {}
         self._used = [0.0] * slots
         """when each sequence was last written to"""
@@ -117,19 +117,19 @@ class Batching(Engine):
         except EdgeftError as error:
             self._end(job, "error", error=error)
             return
-        job.reused = self._many.keep(number, self._common(number, prompt))
+        job.reused = self._many.truncate(number, self._common(number, prompt))
         self._slots[number] = _Slot(job, number, sampler, self._decoder())
 
     def _common(self, number: int, prompt: Sequence[int]) -> int:
         """Tokens that a sequence has in common with a prompt. What was stepped to went through other
         kernels than a prompt does: isolated, it is read again."""
-        same = common_prefix(self._many.held[number], prompt)
-        return min(same, self._many.prompts[number]) if self._isolated else same
+        same = common_prefix(self._many.tokens[number], prompt)
+        return min(same, self._many.prompt_lengths[number]) if self._isolated else same
 
     def _read(self, slot: _Slot, budget: int) -> int:
         """A part of a prompt; how many tokens it had."""
         want, job = slot.job.want, slot.job
-        begin = len(self._many.held[slot.number])
+        begin = len(self._many.tokens[slot.number])
         end = begin + min(ECHO if want.echo else CHUNK, budget)
         if end + REST > len(want.ids):
             end = len(want.ids)
@@ -156,7 +156,7 @@ class Batching(Engine):
     def _step(self) -> None:
         running = [self._slots[number] for number in sorted(self._slots)]
         running = [slot for slot in running if slot.last is not None]
-        parts = -(-len(running) // self._many.width)
+        parts = -(-len(running) // self._many.max_batch)
         for i in range(parts):
             part = running[len(running) * i // parts : len(running) * (i + 1) // parts]
             self._many.step([(slot.number, slot.last or 0) for slot in part])
@@ -173,7 +173,7 @@ class Batching(Engine):
             return
         if job.first is None:
             job.first = time.perf_counter() - job.created
-        if token in self._ends and not want.past_stops:
+        if token in self._ends and not want.ignore_eos:
             self._leave(slot, "stop", slot.stops.rest())
             return
         chosen: tuple[Chosen, ...] = ()

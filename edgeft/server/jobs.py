@@ -29,7 +29,7 @@ class Want:
     """log probabilities of each token and of so many of the likeliest ones; None = of none"""
     echo: bool = False
     """log probabilities of the prompt, too"""
-    past_stops: bool = False
+    ignore_eos: bool = False
     """go on behind the model's own stops"""
 
 

@@ -13,7 +13,7 @@ from edgeft.server.jobs import Event, Job, StopText
 
 
 class OneByOne(Engine):
-    can = frozenset({"top_k", "min_p", "past_stops"})
+    can = frozenset({"top_k", "min_p", "ignore_eos"})
 
     def __init__(self, name: str, runtime: Runtime, queue: int, worker: Worker) -> None:
         super().__init__(name, runtime, queue, worker)
@@ -53,7 +53,7 @@ class OneByOne(Engine):
             want, how = job.want, job.want.sampling
             limits = Limits(
                 max_tokens=want.max_tokens, temperature=how.temperature, top_p=how.top_p,
-                top_k=how.top_k, min_p=how.min_p, seed=how.seed, past_stops=want.past_stops,
+                top_k=how.top_k, min_p=how.min_p, seed=how.seed, ignore_eos=want.ignore_eos,
             )  # fmt: skip
             self._stream = self.runtime.stream(want.ids, limits)
             self._stops = StopText(want.stop)

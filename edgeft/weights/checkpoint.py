@@ -1,17 +1,17 @@
-"""safetensors folders read and written tensor by tensor, without torch.
+"""A safetensors folder -> its tensors as float32 rows, and back, without torch.
 
     weights = Checkpoint(Path("model"))            # one file, or shards with an index
     weights.read("model.norm.weight")              # float32, whatever the file stores
-    weights.rows("lm_head.weight", slice(0, 99))   # a block of it, so that size does not matter
+    weights.rows("lm_head.weight", slice(0, 99))   # only these rows come into memory
     write_safetensors(path, specs, arrays)         # one tensor in memory at a time
 
-The format: https://github.com/huggingface/safetensors#format. Headers are checked before use, so a
-hostile or truncated file is an InputError, never a wild read.
+The format: https://github.com/huggingface/safetensors#format. Headers are checked before use: a
+hostile or truncated file is an InputError.
 
-A linear layer that GPTQ quantized (`edgeft.weights.gptq_layout`) is one tensor, X.weight of the type "GPTQ",
-instead of the four that hold it; its values are read like any other's:
+The four tensors of a linear layer that GPTQ quantized (`edgeft.weights.gptq_layout`) appear as one,
+X.weight of the type "GPTQ". Its values are read like those of any other tensor:
 
-    weights.codes("model.layers.0.mlp.up_proj.weight")      # what the files hold; None elsewhere
+    weights.codes("model.layers.0.mlp.up_proj.weight")      # gptq_layout.Codes; None elsewhere
 """
 
 from __future__ import annotations
@@ -30,24 +30,27 @@ from edgeft.errors import InputError
 from edgeft.files import read_json
 from edgeft.weights import gptq_layout
 
-MAX_HEADER = 100_000_000  # bytes, as the reference implementation
+MAX_HEADER_BYTES = 100_000_000
+"""as in the reference implementation"""
 Array = npt.NDArray[np.float32]
 Rows = slice | npt.NDArray[np.intp]
-"""rows of a tensor (…, columns) seen as (rows, columns); the elements of a vector"""
+"""index of the rows of a tensor as (rows, columns), or of the elements of a vector"""
 
-_READ = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_WRITE = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
-_SIZE = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-         "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+_READ_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_WRITE_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
+_ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
+               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
 
 GPTQ = "GPTQ"
-"""the type of a layer that four tensors hold"""
-READABLE = (*_READ, GPTQ)
-"""types whose values are floats"""
+"""type of a layer that is stored in four tensors"""
+READABLE = (*_READ_DTYPES, GPTQ)
+"""types that are read as float32"""
 
 
 @dataclass(frozen=True)
 class TensorInfo:
+    """Where a tensor is stored."""
+
     file: Path
     dtype: str
     """safetensors' name: F32, F16, BF16, …; or GPTQ"""
@@ -56,7 +59,7 @@ class TensorInfo:
     """bytes from the start of the file"""
 
     def check_float(self, name: str) -> None:
-        """InputError for a tensor that is quantized, or no weight at all."""
+        """InputError for a type without float values."""
         if self.dtype not in READABLE:
             raise InputError(
                 f"{self.file}: tensor {name} is stored as {self.dtype}",
@@ -65,6 +68,8 @@ class TensorInfo:
 
 
 class Spec(NamedTuple):
+    """A tensor to write."""
+
     name: str
     dtype: str
     """F32, F16, BF16 or I32"""
@@ -83,7 +88,7 @@ class Checkpoint:
                 self.tensors[name] = info
         self._layers: dict[str, dict[str, TensorInfo]] = {}
         self.offset = 0
-        """what was taken off the zeros of its layers"""
+        """was subtracted from the zeros of its GPTQ layers before they were stored"""
         if config := quantization(source):
             self._gather(gptq_layout.settings(config, source))
 
@@ -92,7 +97,7 @@ class Checkpoint:
         return self.rows(name, slice(None)).reshape(self.tensors[name].shape)
 
     def rows(self, name: str, rows: Rows) -> Array:
-        """Some rows of a tensor as float32; only they are brought into memory."""
+        """Some rows of a tensor as float32; only they come into memory."""
         if codes := self.codes(name, rows):
             return codes.values()
         return to_float32(self.raw(name)[rows], self.tensors[name].dtype)
@@ -116,7 +121,7 @@ class Checkpoint:
         return arrays
 
     def padding(self, name: str) -> bool:
-        """Whether it is a bias of zeros: AutoGPTQ before 0.5 gave one to every layer.
+        """Whether a tensor is a bias of zeros, which AutoGPTQ before 0.5 added to every layer.
 
         https://github.com/AutoGPTQ/AutoGPTQ/blob/v0.4.2/auto_gptq/modeling/_utils.py#L86
         """
@@ -124,33 +129,33 @@ class Checkpoint:
         return part == "bias" and f"{layer}.weight" in self._layers and not self.read(name).any()
 
     def raw(self, name: str) -> npt.NDArray[Any]:
-        """A tensor as (rows, columns) of what its file stores; see `to_float32`. Not of GPTQ."""
+        """A tensor in its stored type, (rows, columns), mapped; not for GPTQ. See `to_float32`."""
         info = self.tensors[name]
         info.check_float(name)
         return _mapped(info)
 
     def _gather(self, settings: gptq_layout.Settings) -> None:
-        """Put one tensor in the place of the four of each layer."""
+        """Replace the four tensors of each GPTQ layer by one."""
         self.offset = settings.offset
-        found, self.tensors = self.tensors, {}
-        for name, info in found.items():
+        stored, self.tensors = self.tensors, {}
+        for name, info in stored.items():
             layer, _, part = name.rpartition(".")
             if part == "qweight":
-                parts = {part: found.get(f"{layer}.{part}") for part in gptq_layout.PARTS}
+                parts = {part: stored.get(f"{layer}.{part}") for part in gptq_layout.PARTS}
                 whole = {part: info for part, info in parts.items() if info}
                 shape = _shape(info.file, layer, whole, settings)
                 self.tensors[f"{layer}.weight"] = TensorInfo(info.file, GPTQ, shape, info.offset)
                 self._layers[f"{layer}.weight"] = whole
             elif part not in gptq_layout.PARTS:
                 self.tensors[name] = info
-            elif f"{layer}.qweight" not in found:
+            elif f"{layer}.qweight" not in stored:
                 raise InputError(f"{info.file}: layer {layer} has {part}, but no qweight")
 
 
 def quantization(folder: Path) -> dict[str, Any]:
-    """What a model folder says of its GPTQ layers, {} where it says of none.
+    """The GPTQ settings of a model folder; {} for a model that is not quantized by GPTQ.
 
-    The first files of AutoGPTQ had it in a file of its own alone.
+    Early folders of AutoGPTQ have them in quantize_config.json only.
     """
     if not folder.is_dir():
         return {}
@@ -163,15 +168,15 @@ def quantization(folder: Path) -> dict[str, Any]:
 def _shape(
     file: Path, layer: str, parts: dict[str, TensorInfo], settings: gptq_layout.Settings
 ) -> tuple[int, int]:
-    """(rows, columns) of a layer; InputError where it is not whole, or not what config.json says."""
+    """(rows, columns) of a layer; InputError where it is incomplete or contradicts config.json."""
     lacks = [part for part in gptq_layout.PARTS if part not in parts]
     if lacks:
         raise InputError(f"{file}: layer {layer} lacks {', '.join(lacks)}", "download it again")
-    kinds = {part: info.dtype for part, info in parts.items()}
-    scales = kinds.pop("scales")
-    if set(kinds.values()) != {"I32"} or scales not in _READ:
-        told = ", ".join(f"{part} {info.dtype}" for part, info in parts.items())
-        raise InputError(f"{file}: layer {layer} is stored as {told}", "I32 and F16 are read")
+    dtypes = {part: info.dtype for part, info in parts.items()}
+    stored = ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
+    scales = dtypes.pop("scales")
+    if set(dtypes.values()) != {"I32"} or scales not in _READ_DTYPES:
+        raise InputError(f"{file}: layer {layer} is stored as {stored}", "I32 and F16 are read")
     try:
         rows, columns, bits = gptq_layout.check_shapes({p: info.shape for p, info in parts.items()})
     except ValueError as error:
@@ -185,20 +190,20 @@ def _shape(
 
 
 def _mapped(info: TensorInfo) -> npt.NDArray[Any]:
-    """A tensor in its file, as (rows, columns)."""
-    shape, kind = as_rows(info.shape), (_READ | _WRITE)[info.dtype]
+    """A map of a tensor in its file, (rows, columns)."""
+    shape, dtype = as_rows(info.shape), (_READ_DTYPES | _WRITE_DTYPES)[info.dtype]
     if math.prod(shape) == 0:
-        return np.zeros(shape, kind)
-    return np.memmap(info.file, kind, "r", info.offset, shape)
+        return np.zeros(shape, dtype)
+    return np.memmap(info.file, dtype, "r", info.offset, shape)
 
 
 def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(…, columns) -> (rows, columns); a vector stays one."""
+    """(…, columns) -> (rows, columns); a vector stays a vector."""
     return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape or (1,)
 
 
 def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
-    """Values as a file stores them -> float32 (exact for F32, F16 and BF16)."""
+    """Stored values -> float32 (exact for F32, F16 and BF16)."""
     if dtype == "BF16":
         wide = raw.astype("<u4") << np.uint32(16)
         return wide.view(np.float32)
@@ -206,29 +211,29 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
 
 
 def from_float32(values: Array, dtype: str) -> npt.NDArray[Any]:
-    """Round to nearest even; BF16 comes back as its uint16 bits, integers as they are."""
+    """Round to nearest even. BF16 is returned as uint16 bits, integers unchanged."""
     if dtype == "BF16":
         bits = values.astype(np.float32, copy=False).view(np.uint32)
         bits = np.where(np.isnan(values), np.uint32(0x7FC00000), bits)  # rounding up would wrap it
         odd = (bits >> np.uint32(16)) & np.uint32(1)
         return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
-    return values.astype(_WRITE[dtype])
+    return values.astype(_WRITE_DTYPES[dtype])
 
 
 def stored_as(values: Array, dtype: str) -> Array:
-    """What is left of `values` after storing them as `dtype`."""
+    """`values` after they were stored as `dtype`, float32."""
     return to_float32(from_float32(values, dtype), dtype)
 
 
 def write_safetensors(path: Path, specs: list[Spec], arrays: Iterable[Any]) -> None:
-    """Write `arrays` (in the order of `specs`) as one safetensors file, streaming.
+    """Write one safetensors file; `arrays` come in the order of `specs`.
 
-    An array may come as blocks of its rows, so that no tensor has to be in memory whole.
+    An array may be an iterable of blocks of rows, so that no tensor has to be in memory as a whole.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for spec in specs:
-        size = math.prod(spec.shape) * _SIZE[spec.dtype]
+        size = math.prod(spec.shape) * _ITEM_BYTES[spec.dtype]
         header[spec.name] = {
             "dtype": spec.dtype, "shape": list(spec.shape), "data_offsets": [offset, offset + size]
         }  # fmt: skip
@@ -255,8 +260,8 @@ def _files(source: Path) -> list[Path]:
     single, index = source / "model.safetensors", source / "model.safetensors.index.json"
     if single.is_file():
         return [single]
-    if own := sorted(source.glob("gptq_model-*bit-*g.safetensors")):
-        return own[:1]  # AutoGPTQ's own name; beside it may lie the same in other group sizes
+    if named := sorted(source.glob("gptq_model-*bit-*g.safetensors")):
+        return named[:1]  # AutoGPTQ's name; other files may hold the model in other group sizes
     if not index.is_file():
         pickled = any(source.glob("*.bin"))
         raise InputError(
@@ -281,7 +286,7 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     total = file.stat().st_size
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
-        if not 2 <= size <= min(MAX_HEADER, total - 8):
+        if not 2 <= size <= min(MAX_HEADER_BYTES, total - 8):
             raise InputError(f"{file} is not a safetensors file (header of {size} bytes)")
         text = stream.read(size)
     start = 8 + size
@@ -290,13 +295,13 @@ def _header(file: Path) -> dict[str, TensorInfo]:
     try:
         raw = json.loads(text)
         raw.pop("__metadata__", None)
-        # As the reference implementation: in the order of the bytes, no overlap and no hole.
+        # As in the reference implementation: tensors neither overlap nor leave a gap.
         for name, entry in sorted(raw.items(), key=lambda item: item[1]["data_offsets"]):
             shape = tuple(int(n) for n in entry["shape"])
             begin, end = entry["data_offsets"]
             dtype = entry["dtype"]
-            wanted = math.prod(shape) * _SIZE[dtype]
-            if min(shape, default=0) < 0 or begin != end_of_data or end - begin != wanted:
+            size = math.prod(shape) * _ITEM_BYTES[dtype]
+            if min(shape, default=0) < 0 or begin != end_of_data or end - begin != size:
                 raise ValueError(f"tensor {name}: bytes {begin} to {end} for {dtype} {shape}")
             end_of_data = end
             tensors[name] = TensorInfo(file, dtype, shape, start + begin)

@@ -1,13 +1,13 @@
-"""A GGUF file without its weights: the metadata, and where each tensor is.
+"""A GGUF file -> its metadata, and the place of each tensor.
 
     header = read(Path("model.gguf"))
     header.meta["general.architecture"]             # 'llama'; arrays are lists
     tensor = header.tensors["output_norm.weight"]   # tensor.shape: (64,)
-    data(header, tensor)                            # its bytes, from the file when they are needed
+    data(header, tensor)                            # its bytes, mapped from the file
 
-gguf.GGUFReader makes arrays of every number and text, which takes seconds and hundreds of megabytes
-for a large vocabulary; this takes a fraction of one. Files come from anywhere, so nothing in one is
-believed before it is compared with the file's size.
+gguf.GGUFReader makes an array of every number and text, which takes seconds and hundreds of megabytes
+for a large vocabulary. This module takes a fraction of a second. Files come from anywhere, so every
+number is compared with the file's size before it is used.
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 """
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAGIC = int.from_bytes(b"GGUF", "little")
 VERSIONS = (2, 3)
-"""the first one counted in 32 bits; llama.cpp does not read it either"""
+"""version 1 counts in 32 bits; llama.cpp does not read it either"""
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
@@ -40,16 +40,19 @@ _LENGTH = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class Tensor:
+    """Where a tensor is stored."""
+
     name: str
     shape: tuple[int, ...]
-    """in numpy's order, rows before columns"""
+    """(…, rows, columns)"""
     type: GGMLQuantizationType
     offset: int
-    """in the file"""
+    """bytes from the start of the file"""
     row_bytes: int
 
     @property
     def count(self) -> int:
+        """weights"""
         return math.prod(self.shape)
 
     @property
@@ -60,13 +63,16 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Header:
+    """A GGUF file without its weights."""
+
     path: Path
     meta: dict[str, Any]
+    """key -> value; arrays are lists"""
     tensors: dict[str, Tensor]
 
 
 def read(path: Path) -> Header:
-    """InputError, one line, for a file that is cut, of another kind or made to do harm."""
+    """InputError for a file that is truncated, of another format or hostile."""
     try:
         with (
             path.open("rb") as file,
@@ -81,15 +87,15 @@ def read(path: Path) -> Header:
 
 
 def data(header: Header, tensor: Tensor) -> npt.NDArray[np.uint8]:
-    """The tensor's bytes (…, bytes per row), mapped from the file; gguf.dequantize takes them."""
+    """The tensor's bytes (…, bytes per row), mapped from the file, for gguf.dequantize."""
     shape = (*tensor.shape[:-1], tensor.row_bytes)
-    if not tensor.size:  # there is no map of nothing
+    if not tensor.size:  # an empty map is an error
         return np.empty(shape, np.uint8)
     return np.memmap(header.path, np.uint8, "r", tensor.offset, shape)
 
 
 class _Cursor:
-    """Reads on from where it is; struct.error or ValueError at the end of the file."""
+    """Reads values one after the other; struct.error or ValueError at the end of the file."""
 
     def __init__(self, content: mmap.mmap) -> None:
         self.content = content
@@ -104,30 +110,30 @@ class _Cursor:
         return values
 
     def texts(self, count: int) -> list[str]:
-        found = []
+        texts = []
         content, at, size = self.content, self.at, len(self.content)
         for _ in range(count):
             (length,) = _LENGTH.unpack_from(content, at)
             start, at = at + 8, at + 8 + length
             if at > size:
                 raise struct.error
-            found.append(str(content[start:at], "utf-8"))
+            texts.append(str(content[start:at], "utf-8"))
         self.at = at
-        return found
+        return texts
 
     def value(self) -> Any:
-        (kind,) = self.numbers("I")
-        if kind != _ARRAY:
-            return self.values(kind, 1)[0]
-        kind, count = *self.numbers("I"), *self.numbers("Q")
-        return self.values(kind, count)
+        (value_type,) = self.numbers("I")
+        if value_type != _ARRAY:
+            return self.values(value_type, 1)[0]
+        value_type, count = *self.numbers("I"), *self.numbers("Q")
+        return self.values(value_type, count)
 
-    def values(self, kind: int, count: int) -> list[Any]:
-        if kind == _TEXT:
+    def values(self, value_type: int, count: int) -> list[Any]:
+        if value_type == _TEXT:
             return self.texts(count)
-        if kind not in _SCALARS:
-            raise ValueError(f"unknown type of value {kind}")
-        return list(self.numbers(_SCALARS[kind], count))
+        if value_type not in _SCALARS:
+            raise ValueError(f"unknown type of value {value_type}")
+        return list(self.numbers(_SCALARS[value_type], count))
 
 
 def _header(path: Path, cursor: _Cursor) -> Header:
@@ -143,30 +149,31 @@ def _header(path: Path, cursor: _Cursor) -> Header:
         if key in meta:
             raise ValueError(f"{_short(key)} comes twice")
         meta[key] = cursor.value()
-    found: dict[str, tuple[tuple[int, ...], int, int]] = {}
+    # name -> shape, type, offset from the start of the data
+    places: dict[str, tuple[tuple[int, ...], int, int]] = {}
     for _ in range(tensor_count):
         name = cursor.texts(1)[0]
-        if name in found:
+        if name in places:
             raise ValueError(f"{_short(name)} comes twice")
         (dimensions,) = cursor.numbers("I")
         if not 1 <= dimensions <= 4:
             raise ValueError(f"{_short(name)} has {dimensions} dimensions")
         shape = cursor.numbers("Q", dimensions)[::-1]
-        found[name] = (shape, *cursor.numbers("I"), *cursor.numbers("Q"))
+        places[name] = (shape, *cursor.numbers("I"), *cursor.numbers("Q"))
     alignment = meta.get("general.alignment", 32)
     if not isinstance(alignment, int) or alignment < 1:
         raise ValueError("general.alignment is no number")
     start, end = -(-cursor.at // alignment) * alignment, len(cursor.content)
-    tensors = {name: _tensor(name, *rest, start, end) for name, rest in found.items()}
+    tensors = {name: _tensor(name, *rest, start, end) for name, rest in places.items()}
     return Header(path, meta, tensors)
 
 
 def _tensor(
-    name: str, shape: tuple[int, ...], kind: int, offset: int, start: int, end: int
+    name: str, shape: tuple[int, ...], qtype: int, offset: int, start: int, end: int
 ) -> Tensor:
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-    type_ = GGMLQuantizationType(kind)
+    type_ = GGMLQuantizationType(qtype)
     block, block_bytes = GGML_QUANT_SIZES[type_]
     if shape[-1] % block:
         raise ValueError(f"{_short(name)} has {shape[-1]} columns, {type_.name} goes by {block}")

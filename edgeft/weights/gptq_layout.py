@@ -1,14 +1,13 @@
-"""Quantized linear layers in the file layout of AutoGPTQ (v1) and GPTQModel (v2), without torch.
+"""Codes of a linear layer -> the four tensors of AutoGPTQ (v1) or GPTQModel (v2), and back.
 
     arrays = pack(codes)                            # qweight, qzeros, scales, g_idx: four tensors
     unpack(arrays, slice(0, 256)).values()          # rows of the layer, float32
-    quantization_config(bits=4, group_size=128)     # what config.json says about them
+    quantization_config(bits=4, group_size=128)     # the entry in config.json
 
 A weight is scale * (code - zero); scale and zero belong to its row and to the group of its column.
-Codes are a stream of bits, least significant first, in words of 32 bits: down the columns in
-qweight, where a word holds neighbouring columns of one row, and along the rows in qzeros. 3 bits
-run across the words' borders, 32 codes in 3 words. v1 stores every zero less one. The layout as
-AutoGPTQ writes it:
+Codes are a stream of bits, least significant first, in words of 32 bits. In qweight a word holds
+neighbouring columns of one row, in qzeros neighbouring rows of one group. Codes of 3 bits cross the
+borders of words: 32 codes are 3 words. v1 stores zero - 1. AutoGPTQ's code:
 https://github.com/AutoGPTQ/AutoGPTQ/blob/9f7d37072917ab3a7545835f23e808294a542153/auto_gptq/nn_modules/qlinear/qlinear_cuda_old.py#L110-L200
 """
 
@@ -29,9 +28,9 @@ Rows = slice | npt.NDArray[np.intp]
 
 BITS = (2, 3, 4, 8)
 PARTS = ("qweight", "qzeros", "scales", "g_idx")
-"""the tensors of a layer"""
+"""names of a layer's tensors"""
 OFFSETS = {"gptq": 1, "gptq_v2": 0}
-"""checkpoint_format -> what is taken off a zero before it is stored"""
+"""checkpoint_format -> number that is subtracted from a zero before it is stored"""
 
 
 @dataclass(frozen=True)
@@ -41,39 +40,40 @@ class Codes:
     codes: npt.NDArray[np.uint8]
     """(rows, columns)"""
     scales: npt.NDArray[np.floating[Any]]
-    """(rows, groups), float16; float32 where a file holds another type. They may be negative."""
+    """(rows, groups), float16, or float32 where a file stores another type; may be negative"""
     zeros: npt.NDArray[np.uint8]
     """(rows, groups); 2 ** (bits - 1) where the layer is symmetric"""
     groups: npt.NDArray[np.int32]
-    """(columns,): the group of each"""
+    """(columns,): each column's group"""
     bits: int
 
     def values(self) -> npt.NDArray[np.float32]:
-        """(rows, columns), scale * (code - zero); exact, as float16 scales have few enough bits."""
+        """scale * (code - zero), (rows, columns); exact in float32 for float16 scales."""
         scales = self.scales.astype(np.float32).take(self.groups, axis=1)
         steps = self.codes.astype(np.float32) - self.zeros.take(self.groups, axis=1)
         return scales * steps
 
     def take(self, rows: Rows) -> Codes:
+        """Some of the rows."""
         return Codes(self.codes[rows], self.scales[rows], self.zeros[rows], self.groups, self.bits)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What has to be known of a model to read its layers."""
+    """Settings of a model that its layers are read with."""
 
     bits: int
     offset: int
-    """what was taken off the zeros"""
+    """was subtracted from the zeros"""
     mixed: bool
     """single layers may have other bits (GPTQModel's `dynamic`)"""
 
 
 def pack(codes: Codes, offset: int = 1) -> dict[str, npt.NDArray[Any]]:
-    """A whole layer as the four tensors; `offset` 0 makes them those of v2.
+    """A whole layer as four tensors: of v1, or with `offset` 0 of v2.
 
-    ValueError for what they have no place for. In v1 that is a zero of 0, too: less one it would be
-    a -1, which readers take for different things.
+    ValueError for codes that the layout cannot hold. In v1 that includes a zero of 0: it would be
+    stored as -1, which readers do not agree on.
     """
     bits, top = codes.bits, 2**codes.bits - 1
     rows, columns = codes.codes.shape
@@ -104,9 +104,9 @@ def pack(codes: Codes, offset: int = 1) -> dict[str, npt.NDArray[Any]]:
 def unpack(
     arrays: Mapping[str, npt.NDArray[Any]], rows: Rows = slice(None), offset: int = 1
 ) -> Codes:
-    """Some rows of a layer; of mapped arrays only what they need is read.
+    """Some rows of a layer; of mapped arrays only the needed parts are read.
 
-    A zero that was stored as -1 comes back as 0, as in AutoGPTQ's exllama kernel and in GPTQModel:
+    A zero that is stored as -1 becomes 0, as in AutoGPTQ's exllama kernel and in GPTQModel:
     https://github.com/ModelCloud/GPTQModel/blob/f4c327a17eb3e24524d5a97a3d682e3696ae6a28/gptqmodel/utils/model_dequant.py#L900-L907
     """
     _, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
@@ -123,19 +123,19 @@ def unpack(
 def zeros(
     arrays: Mapping[str, npt.NDArray[Any]], rows: Rows = slice(None), offset: int = 1
 ) -> npt.NDArray[np.uint8]:
-    """What `unpack` says of them, without a look at the codes."""
+    """The zeros that `unpack` returns, (rows, groups), without reading the codes."""
     count, _, bits = check_shapes({name: array.shape for name, array in arrays.items()})
-    wanted, span = np.arange(count)[rows], whole_words(bits)
-    used, which = np.unique(wanted // span, return_inverse=True)
+    numbers, span = np.arange(count)[rows], whole_words(bits)
+    used, which = np.unique(numbers // span, return_inverse=True)
     words = span * bits // 32
     columns = (used[:, None] * words + np.arange(words)).reshape(-1)
     stored = _from_words(_words(arrays["qzeros"][:, columns].T), bits)
-    found: npt.NDArray[np.uint8] = stored[which * span + wanted % span] + np.uint8(offset)
-    return found & np.uint8(2**bits - 1)
+    shifted: npt.NDArray[np.uint8] = stored[which * span + numbers % span] + np.uint8(offset)
+    return shifted & np.uint8(2**bits - 1)
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int]:
-    """(rows, columns, bits) of a layer; ValueError where its tensors are not of one layer."""
+    """(rows, columns, bits) of a layer; ValueError where the shapes do not belong together."""
     try:
         (words, width), (groups, rows), (columns,) = (
             shapes[name] for name in ("qweight", "scales", "g_idx")
@@ -146,16 +146,16 @@ def check_shapes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, int, int]:
         if not fits or shapes["qzeros"] != (groups, rows * bits // 32):
             raise ValueError
     except (ValueError, ZeroDivisionError):
-        told = ", ".join(f"{name} {tuple(shapes[name])}" for name in PARTS)
-        raise ValueError(f"its tensors do not fit together: {told}") from None
+        listed = ", ".join(f"{name} {tuple(shapes[name])}" for name in PARTS)
+        raise ValueError(f"its tensors do not fit together: {listed}") from None
     return rows, columns, bits
 
 
 def quantization_config(
     bits: int, group_size: int, sym: bool = True, desc_act: bool = False, **more: Any
 ) -> dict[str, Any]:
-    """`quantization_config` of config.json, and the whole of quantize_config.json, for `pack`."""
-    made = {
+    """`quantization_config` of config.json, which is also the content of quantize_config.json."""
+    config = {
         "quant_method": "gptq",
         "checkpoint_format": "gptq",
         "bits": bits,
@@ -165,13 +165,13 @@ def quantization_config(
         "lm_head": False,
         "pack_dtype": "int32",
     }
-    return made | more
+    return config | more
 
 
 def layout(
     shape: tuple[int, ...], bits: int, group_size: int
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """The four tensors of a layer of (rows, columns): safetensors' type and shape of each."""
+    """Name of each tensor of a layer (rows, columns) -> its type in safetensors and its shape."""
     rows, columns = shape
     groups = 1 if group_size == -1 else columns // group_size
     return {
@@ -183,7 +183,7 @@ def layout(
 
 
 def settings(config: Mapping[str, Any], where: Path) -> Settings:
-    """From such a dictionary; InputError, with `where` it stands, for what is not readable."""
+    """The settings in a `quantization_config`; InputError, which names `where`, for unreadable ones."""
     method = str(config.get("quant_method", "gptq")).lower()
     layout = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if config.get("is_marlin_format"):
@@ -207,7 +207,7 @@ def settings(config: Mapping[str, Any], where: Path) -> Settings:
 
 
 def whole_words(bits: int) -> int:
-    """Codes after which a word ends together with one of them."""
+    """Smallest number of `bits`-wide codes that fills whole 32-bit words."""
     if bits not in BITS:
         raise ValueError(f"{bits} bits are none of {BITS}")
     return 32 // math.gcd(32, bits)

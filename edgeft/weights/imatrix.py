@@ -1,11 +1,11 @@
-"""Importance matrices: how strongly each column of a weight is used, in llama.cpp's own file format.
+"""An importance matrix <-> llama.cpp's file: the mean square of the inputs of each column.
 
-    imatrix = read(Path("imatrix.gguf"))             # llama-imatrix's or ours
+    imatrix = read(Path("imatrix.gguf"))             # written by llama-imatrix or by `write`
     weights = imatrix.importance("blk.0.attn_q.weight")
     write(imatrix, Path("copy.gguf"))                # llama-quantize and llama-imatrix read it
 
-A quantizer that knows the mean square of what a column is multiplied with rounds the columns that
-matter most carefully. `edgeft.export.collect_imatrix.collect` makes one from a model and token sequences.
+A quantizer rounds the columns with the largest inputs most carefully.
+`edgeft.export.collect_imatrix.collect` collects the numbers from a model and token sequences.
 The format is that of llama.cpp's tools/imatrix/imatrix.cpp (`save_imatrix`) and
 common/imatrix-loader.cpp: a GGUF file with two float32 tensors per weight, NAME.in_sum2 and
 NAME.counts.
@@ -25,21 +25,24 @@ from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_reader import Header, Tensor
 
 SUMS, COUNTS = ".in_sum2", ".counts"
-_MAKERS = "llama-imatrix makes one; with --in-file it also converts the older .dat format"
+"""after a weight's name: names of its tensors in the file"""
+_HINT = "llama-imatrix makes one; with --in-file it also converts the older .dat format"
 
 
 @dataclass(frozen=True)
 class Sums:
-    """What was gathered for one weight; a weight without experts has one row."""
+    """The inputs of one weight; a weight without experts has one row."""
 
     in_sum2: npt.NDArray[np.float32]
     """(experts, columns): sums of the squares of the inputs"""
     counts: npt.NDArray[np.float32]
-    """(experts,): inputs that went into each row, 0 for an expert that was never asked"""
+    """(experts,): number of inputs, 0 for an expert that was never chosen"""
 
 
 @dataclass(frozen=True)
 class Imatrix:
+    """The importance matrix of a model."""
+
     tensors: dict[str, Sums]
     """by GGUF name of the weight"""
     datasets: tuple[str, ...]
@@ -49,21 +52,22 @@ class Imatrix:
     chunk_count: int
 
     def importance(self, name: str) -> npt.NDArray[np.float32] | None:
-        """Mean squares (experts, columns); None for a weight that is to be quantized without.
+        """Mean squares (experts, columns); None for a weight that has none.
 
-        llama-quantize's numbers: 1 in every column of an expert that was never asked
+        llama-quantize's numbers: 1 in every column of an expert that was never chosen
         (tools/quantize/quantize.cpp: `load_imatrix`).
         """
         sums = self.tensors.get(name)
         if sums is None:
             return None
-        asked = sums.counts[:, None] > 0
+        chosen = sums.counts[:, None] > 0
         mean = np.ones_like(sums.in_sum2)
-        np.divide(sums.in_sum2, sums.counts[:, None], out=mean, where=asked)
+        np.divide(sums.in_sum2, sums.counts[:, None], out=mean, where=chosen)
         return mean
 
 
 def write(imatrix: Imatrix, path: Path) -> None:
+    """Write llama.cpp's file."""
     from gguf import GGUFWriter, Keys
 
     writer = GGUFWriter(path, "")
@@ -84,7 +88,7 @@ def write(imatrix: Imatrix, path: Path) -> None:
 
 
 def read(path: Path) -> Imatrix:
-    """InputError for what llama-quantize would refuse, too, and for a file that is not whole."""
+    """InputError for a broken file, and where llama-quantize would refuse it."""
     from gguf import Keys
 
     if not path.is_file():
@@ -103,9 +107,9 @@ def read(path: Path) -> Imatrix:
             raise ValueError("it holds no sums")
         return Imatrix(tensors, tuple(map(str, datasets)), int(chunk_size), int(chunk_count))
     except InputError as error:
-        raise InputError(error.message, _MAKERS) from None
+        raise InputError(error.message, _HINT) from None
     except (ValueError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} is not a whole imatrix file: {error}", _MAKERS) from None
+        raise InputError(f"{path} is not a whole imatrix file: {error}", _HINT) from None
 
 
 def _float32(header: Header, tensor: Tensor) -> npt.NDArray[np.float32]:

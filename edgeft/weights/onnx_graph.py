@@ -1,214 +1,157 @@
-"""The graph of an ONNX folder, without its weights: checked before any engine reads it.
+"""An ONNX folder -> its graph without the weights, checked before an engine opens it.
 
-graph = ONNXGraph(Path("onnx-int4"))            # InputError for what is not whole
-graph.operators()                               # {"MatMulNBits": 121, …}
-graph.session(threads=2)                        # onnxruntime's, with the logits of all tokens
+    graph = ONNXGraph(Path("onnx-int4"))            # InputError for a folder that is not whole
+    graph.operators()                               # {"MatMulNBits (4 bits, 32 columns)": 121, …}
+    graph.bytes_per_token(context=4096)
+
+`edgeft.runtimes.onnx_session` opens it with the logits of all tokens.
 """
 
 from __future__ import annotations
 
 import collections
-import json
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, require
-from edgeft.files import read_json
+from edgeft.weights.onnx_config import read_config
 
-CONFIG = "genai_config.json"
-CUT = "/lm_head/prune/"
-"""names of the nodes that take the last token's state"""
-FATAL = 4
-"""what onnxruntime logs; its errors are raised, too"""
-WIDTHS = {"bits": "bits", "block_size": "columns"}
-KNOWN = {
-    "": ("model", "search"),
-    "model": ("decoder", "type", "eos_token_id"),
-    "decoder": ("filename", "inputs", "outputs", "session_options"),
-    "session_options": ("log_id",),
-    "search": (),
-}
-"""part of the settings -> what may be more than a number in it; whatever else onnxruntime-genai
-knows may load code or other weights, or write files"""
+CODE_UNITS = {"bits": "bits", "block_size": "columns"}
+"""attribute of an operator on codes -> its unit"""
+EXPERT_OPERATORS = ("MoE", "QMoE")
+FIRST_EXPERT_INPUT = 2
+"""inputs of an expert operator before its weights: states and router logits"""
+CACHE_BYTES = 4
+"""of a number in the cache of keys and values: float32"""
 
 
 class ONNXGraph:
-    """model.onnx without its weights, checked before any engine reads it."""
+    """model.onnx without its weights.
+
+    InputError where genai_config.json, the graph or the files of its weights are broken.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        config = read_json(folder / CONFIG)
-        self._check_settings(config)
-        try:
-            model = config["model"]
-            decoder = model["decoder"]
-            self.context, self.vocabulary = int(model["context_length"]), int(model["vocab_size"])
-            self.head = int(decoder["head_size"])
-            stops = model["eos_token_id"]
-            self.stops = {int(stop) for stop in (stops if isinstance(stops, list) else [stops])}
-            self.file = folder / decoder["filename"]
-        except (KeyError, OverflowError, TypeError, ValueError) as error:
-            raise InputError(
-                f"{folder / CONFIG} says nothing of a decoder: {error!r}", "export it again"
-            ) from None
-        if not all(0 <= stop < self.vocabulary for stop in self.stops):
-            raise InputError(
-                f"{folder / CONFIG}: a vocabulary of {self.vocabulary} has not all of its stops",
-                "export it again",
-            )
-        if self.file.parent != folder or not self.file.is_file():
-            raise InputError(f"{folder} lacks {self.file.name}", "export it again")
-        self._proto = self._parsed()
-        self._check_data()
-
-    def _check_settings(self, config: dict[str, Any]) -> None:
-        """InputError for what the engine should not be given."""
-        path = self.folder / CONFIG
-
-        def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            """The engine heeds every one of several entries of a name, Python only the last."""
-            found = dict(pairs)
-            if len(found) < len(pairs):
-                raise InputError(f"{path} has an entry twice", "export it again")
-            return found
-
-        if path.is_file():
-            json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=once)
-        parts = [("", config)]
-        for part, settings in parts:
-            for name, value in settings.items():
-                if isinstance(value, dict) and name in KNOWN:
-                    parts.append((name, value))
-                elif value and isinstance(value, (str, list, dict)) and name not in KNOWN[part]:
-                    raise InputError(
-                        f"{path} has {name}", "code that comes with a model is never run"
-                    )
-
-    def _parsed(self) -> Any:
-        onnx = require("onnx", "onnx")
-        try:
-            proto = onnx.load(self.file, load_external_data=False)
-        except Exception as error:  # noqa: BLE001 - protobuf's own, of no common kind
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"{self.file} is not an ONNX model: {reason}", "export it again"
-            ) from None
-        known = onnx.defs.onnx_opset_version()
-        found = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
-        opset = found.get("ai.onnx", 0)
-        if not 1 <= opset <= known:
-            raise InputError(
-                f"{self.file} has opset {opset}, this onnxruntime knows 1 to {known}",
-                "export it again, or update onnxruntime",
-            )
-        return proto
-
-    def _check_data(self) -> None:
-        """InputError where the graph's weights do not lie where it says."""
-        for tensor in self._proto.graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            if not place:
-                continue
-            file = self.folder / place.get("location", "")
-            if file.parent != self.folder or not file.is_file():
-                raise InputError(f"{self.file}: its weights lack {place.get('location')!r}",
-                                 "keep all files of the folder together")  # fmt: skip
-            try:
-                start, length = int(place.get("offset", 0)), int(place.get("length", 0))
-            except ValueError:
-                start = length = -1
-            if min(start, length) < 0:
-                raise InputError(
-                    f"{self.file} does not say where {tensor.name} lies", "export it again"
-                )
-            end = start + length
-            if end > file.stat().st_size:
-                raise InputError(
-                    f"{file} is truncated: {file.stat().st_size} of at least {end} bytes",
-                    "export it again",
-                )
-
-    def operators(self) -> dict[str, int]:
-        """How many nodes of each kind there are, the most frequent first; of products on codes with
-        their bits and block."""
-        count: collections.Counter[str] = collections.Counter()
-        for node in self._proto.graph.node:
-            told = {entry.name: entry.i for entry in node.attribute}
-            named = [f"{told[key]} {unit}" for key, unit in WIDTHS.items() if key in told]
-            count[f"{node.op_type} ({', '.join(named)})" if named else node.op_type] += 1
-        return dict(count.most_common())
+        config = read_config(folder)
+        self.file = config.file
+        self.context, self.vocabulary = config.context, config.vocabulary
+        self.head_size, self.stops = config.head_size, config.stops
+        self.proto = _parse(self.file)
+        """onnx.ModelProto"""
+        _check_weight_files(self.file, self.proto)
 
     @property
     def opset(self) -> int:
-        entries = self._proto.opset_import
+        """Version of the standard operators."""
+        entries = self.proto.opset_import
         return next(int(entry.version) for entry in entries if entry.domain in ("", "ai.onnx"))
 
     @property
     def size(self) -> int:
         """Bytes of the graph and of its weights."""
-        files = {self.file, *(self.folder / name for name in self._locations())}
+        places = map(_place, self.proto.graph.initializer)
+        names = {place["location"] for place in places if "location" in place}
+        files = {self.file, *(self.folder / name for name in names)}
         return sum(file.stat().st_size for file in files)
 
+    def operators(self) -> dict[str, int]:
+        """Operator -> count, most frequent first; those on codes with bits and block size."""
+        count = collections.Counter(_described(node) for node in self.proto.graph.node)
+        return dict(count.most_common())
+
     def bytes_per_token(self, context: int) -> int:
-        """That are read to write one: all constants but those that only a look-up reads, of experts
-        the share that a token is sent to, and keys and values of `context` tokens."""
-        graph = self._proto.graph
-        used: dict[str, float] = {}
-        for node in graph.node:
-            for name in node.input:
-                share = 0.0 if node.op_type.startswith("Gather") else 1.0
-                used[name] = max(used.get(name, 0.0), share)
-        sent = {entry.i for node in graph.node if node.op_type in ("MoE", "QMoE")
-                for entry in node.attribute if entry.name == "k"}  # fmt: skip
-        experts = {name for node in graph.node if node.op_type in ("MoE", "QMoE")
-                   for name in node.input[2:]}  # fmt: skip
-        total = 0.0
+        """Bytes that are read to generate one token.
+
+        These are the constants without look-up tables, the chosen share of the experts, and the
+        cache of `context` tokens.
+        """
+        graph = self.proto.graph
+        read = _multiplied(graph)
+        experts, chosen = _experts(graph)
+        total = 0
         for tensor in graph.initializer:
-            place = {entry.key: entry.value for entry in tensor.external_data}
-            size = int(place.get("length", 0)) or len(tensor.raw_data)
-            if tensor.name in experts and sent:
-                size = size * max(sent) // tensor.dims[0]
-            total += used.get(tensor.name, 0.0) * size
-        for value in graph.output[1:]:
-            dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-            total += 4 * dims[1] * dims[3] * context
-        return int(total)
-
-    def _locations(self) -> set[str]:
-        return {entry.value for tensor in self._proto.graph.initializer
-                for entry in tensor.external_data if entry.key == "location"}  # fmt: skip
-
-    def session(self, threads: int) -> Any:
-        """onnxruntime's session of the graph that gives the logits after every token."""
-        ort = require("onnxruntime", "onnx")
-        graph = self._proto.graph
-        cut = {node.name: node for node in graph.node if node.name.startswith(CUT)}
-        if cut:
-            before = cut[f"{CUT}Gather"].input[0]
-            after = cut[f"{CUT}Unsqueeze"].output[0]
-            for node in graph.node:
-                for i, name in enumerate(node.input):
-                    if name == after:
-                        node.input[i] = before
-            for node in cut.values():
-                graph.node.remove(node)
-            for value in (*graph.output, *graph.value_info):
-                dims = value.type.tensor_type.shape.dim
-                if len(dims) == 3 and dims[1].dim_value == 1:
-                    dims[1].dim_param = "sequence_length"
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.log_severity_level = FATAL
-        folder = "session.model_external_initializers_file_folder_path"
-        options.add_session_config_entry(folder, str(self.folder.absolute()))
-        try:
-            return ort.InferenceSession(
-                self._proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # noqa: BLE001 - onnxruntime's own, of no common kind
-            raise unloadable(self.folder, error) from None
+            if tensor.name in read:
+                size = int(_place(tensor).get("length", 0)) or len(tensor.raw_data)
+                if tensor.name in experts and chosen:
+                    size = size * chosen // tensor.dims[0]
+                total += size
+        return total + _cache_bytes(graph, context)
 
 
-def unloadable(path: Path, error: Exception) -> InputError:
-    reason = str(error).strip().partition("\n")[0]
-    return InputError(f"cannot load {path}: {reason}", "export it again")
+def _parse(file: Path) -> Any:
+    """The graph as onnx.ModelProto; InputError for one that onnxruntime does not know."""
+    onnx = require("onnx", "onnx")
+    try:
+        proto = onnx.load(file, load_external_data=False)
+    except Exception as error:  # noqa: BLE001 - protobuf's errors share no class
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{file} is not an ONNX model: {reason}", "export it again") from None
+    newest = onnx.defs.onnx_opset_version()
+    versions = {entry.domain or "ai.onnx": entry.version for entry in proto.opset_import}
+    opset = versions.get("ai.onnx", 0)
+    if not 1 <= opset <= newest:
+        raise InputError(
+            f"{file} has opset {opset}, this onnxruntime knows 1 to {newest}",
+            "export it again, or update onnxruntime",
+        )
+    return proto
+
+
+def _check_weight_files(file: Path, proto: Any) -> None:
+    """InputError where a weight is not inside a file of the graph's folder."""
+    for tensor in proto.graph.initializer:
+        if place := _place(tensor):
+            _check_weight_file(file, tensor.name, place)
+
+
+def _check_weight_file(graph: Path, tensor: str, place: dict[str, str]) -> None:
+    file = graph.parent / place.get("location", "")
+    if file.parent != graph.parent or not file.is_file():
+        raise InputError(
+            f"{graph}: its weights lack {place.get('location')!r}",
+            "keep all files of the folder together",
+        )
+    try:
+        start, length = int(place.get("offset", 0)), int(place.get("length", 0))
+    except ValueError:
+        start = length = -1
+    if min(start, length) < 0:
+        raise InputError(f"{graph} does not say where {tensor} lies", "export it again")
+    size, end = file.stat().st_size, start + length
+    if end > size:
+        raise InputError(f"{file} is truncated: {size} of at least {end} bytes", "export it again")
+
+
+def _place(tensor: Any) -> dict[str, str]:
+    """location, offset and length of a constant in another file; {} for one in the graph."""
+    return {entry.key: entry.value for entry in tensor.external_data}
+
+
+def _described(node: Any) -> str:
+    numbers = {entry.name: entry.i for entry in node.attribute}
+    units = [f"{numbers[name]} {unit}" for name, unit in CODE_UNITS.items() if name in numbers]
+    return f"{node.op_type} ({', '.join(units)})" if units else str(node.op_type)
+
+
+def _multiplied(graph: Any) -> set[str]:
+    """Names that an operator reads as a whole: all inputs but those of look-ups alone."""
+    return {name for node in graph.node if not node.op_type.startswith("Gather")
+            for name in node.input}  # fmt: skip
+
+
+def _experts(graph: Any) -> tuple[set[str], int]:
+    """Names of the experts' weights, and how many experts read one token (0: there are none)."""
+    nodes = [node for node in graph.node if node.op_type in EXPERT_OPERATORS]
+    names = {name for node in nodes for name in node.input[FIRST_EXPERT_INPUT:]}
+    chosen = (entry.i for node in nodes for entry in node.attribute if entry.name == "k")
+    return names, max(chosen, default=0)
+
+
+def _cache_bytes(graph: Any, context: int) -> int:
+    """Of keys and values: every output but the logits, (batch, heads, tokens, columns)."""
+    total = 0
+    for value in graph.output[1:]:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        total += CACHE_BYTES * dims[1] * dims[3] * context
+    return total

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable
@@ -154,7 +155,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_merged_is_what_peft_merges(
+def test_merged_weights_are_those_of_peft(
     bases: Callable[[str], Path], tmp_path: Path, variant: str
 ) -> None:
     kind, lora = VARIANTS[variant]
@@ -185,7 +186,7 @@ TIES: dict[str, tuple[dict[str, Any], bool]] = {
 
 
 @pytest.mark.parametrize("variant", TIES)
-def test_tied_embeddings_do_what_the_live_adapter_does(
+def test_tied_embeddings_behave_as_in_the_live_adapter(
     bases: Callable[[str], Path], tmp_path: Path, variant: str
 ) -> None:
     lora, tied = TIES[variant]
@@ -284,7 +285,7 @@ def test_gguf_of_resized_and_untied_embeddings(
             check_greedy(model, reference, ["lamp", "on"])
 
 
-def test_what_the_adapters_tokenizer_lacks_is_the_bases(
+def test_missing_tokenizer_files_come_from_the_base(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = bases("plain")
@@ -318,7 +319,7 @@ KEPT: dict[str, dict[str, str]] = {
 
 @pytest.mark.parametrize("place", KEPT)
 @pytest.mark.parametrize("whose", ["adapter", "base"])
-def test_the_template_is_kept_wherever_it_was(tmp_path: Path, place: str, whose: str) -> None:
+def test_chat_template_is_kept(tmp_path: Path, place: str, whose: str) -> None:
     """An adapter's goes before the base's, and an exported folder has the one that was merged."""
     base, adapter = make_base(tmp_path / "base"), tmp_path / "adapter"
     base_config = json.loads((base / "tokenizer_config.json").read_text())
@@ -359,9 +360,7 @@ def test_half_precision_adapters(bases: Callable[[str], Path], tmp_path: Path, d
     assert_merged(open_merged(base, adapter), base, adapter)
 
 
-def test_a_smaller_vocabulary_and_one_that_does_not_fit(
-    bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_smaller_and_unfitting_vocabulary(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = bases("plain")
     smaller = make_adapter(base, tmp_path / "smaller", rows=200)
     assert open_merged(base, smaller).shapes["lm_head.weight"] == (200, 64)
@@ -421,7 +420,7 @@ def test_adapters_of_experts(tmp_path: Path, variant: str) -> None:
             np.testing.assert_allclose(got, fused[expert], rtol=0, atol=2e-6)
 
 
-def test_experts_that_an_adapter_lacks(tmp_path: Path) -> None:
+def test_missing_experts_are_refused(tmp_path: Path) -> None:
     base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
     one, two = (
         make_adapter(base, tmp_path / name, target_parameters=[*MOE]) for name in ("one", "two")
@@ -438,7 +437,7 @@ def test_experts_that_an_adapter_lacks(tmp_path: Path) -> None:
         open_merged(base, two)
 
 
-def test_a_sum_that_peft_does_not_make_is_one_line(tmp_path: Path) -> None:
+def test_sum_that_peft_does_not_support_is_refused(tmp_path: Path) -> None:
     """Of fused experts; their sum is made here all the same, without a live model beside it."""
     from edgeft.runtimes.reference import ReferenceRuntime
 
@@ -474,7 +473,7 @@ def old_adapter(base: Path, adapter: Path, **config: Any) -> Path:
     return adapter
 
 
-def test_an_adapter_of_experts_as_modules(tmp_path: Path) -> None:
+def test_adapter_of_experts_as_modules(tmp_path: Path) -> None:
     base, _, _ = make_tiny(tmp_path, Tiny("MixtralConfig", MIXTRAL))
     adapter = old_adapter(base, tmp_path / "old")
     assert_live(open_merged(base, adapter), reload(base, adapter), tmp_path / "hf")
@@ -489,7 +488,7 @@ def test_an_adapter_of_experts_as_modules(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("square", [False, True])
-def test_a_weight_stored_as_in_by_out(
+def test_weight_stored_as_in_by_out(
     tmp_path: Path, square: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """GPT-2's Conv1D, of which edgeft has no card; the output layer, which is none, comes last."""
@@ -501,7 +500,7 @@ def test_a_weight_stored_as_in_by_out(
         "gpt2", "GPT-2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
         {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
     )  # fmt: skip
-    monkeypatch.setattr(models, "cards", lambda: (card,))
+    monkeypatch.setattr(importlib.import_module("edgeft.models.cards"), "cards", lambda: (card,))
     base = tmp_path / "base"
     size, end = make_tokenizer(base)
     config = transformers.GPT2Config(
@@ -520,9 +519,7 @@ def test_a_weight_stored_as_in_by_out(
         assert_live(merged, reload(base, adapter), tmp_path / f"hf{i}")
 
 
-def test_dora_on_the_4bit_base_is_normed_by_its_values(
-    bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_dora_on_a_4bit_base_uses_its_norms(bases: Callable[[str], Path], tmp_path: Path) -> None:
     import peft
     import torch
 
@@ -539,7 +536,7 @@ def test_dora_on_the_4bit_base_is_normed_by_its_values(
         np.testing.assert_allclose(merged.tensor(name), wanted[name].numpy(), rtol=0, atol=2e-6)
 
 
-def test_a_converted_pissa_adapter_is_plain_lora(
+def test_converted_pissa_adapter_is_plain_lora(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import peft
@@ -572,7 +569,7 @@ def test_a_converted_pissa_adapter_is_plain_lora(
     np.testing.assert_allclose(logits(load(tmp_path / "hf")), wanted, rtol=0, atol=1e-3)
 
 
-def test_a_weighted_sum_is_pefts(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_weighted_sum_is_that_of_peft(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = bases("plain")
     lora = {"target_modules": [*ATTENTION, "embed_tokens"]}
     one = make_adapter(base, tmp_path / "one", **lora)
@@ -589,7 +586,7 @@ def test_a_weighted_sum_is_pefts(bases: Callable[[str], Path], tmp_path: Path) -
     np.testing.assert_allclose(twice.tensor(name), alone.tensor(name), rtol=0, atol=2e-6)
 
 
-def test_sums_that_are_not_defined(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_undefined_sums_are_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = bases("plain")
     plain = make_adapter(base, tmp_path / "plain")
     saved = make_adapter(base, tmp_path / "saved", modules_to_save=["lm_head"])
@@ -602,8 +599,11 @@ def test_sums_that_are_not_defined(bases: Callable[[str], Path], tmp_path: Path)
         ([Weighted(head), Weighted(saved)], "replaces lm_head.weight, which another"),
         ([Weighted(saved), Weighted(head)], "replaces lm_head.weight, which another"),
         ([Weighted(tokens), Weighted(tokens)], "replaces model.embed_tokens.weight, which another"),
-        ([Weighted(saved, 0.5)], "replaces lm_head.weight, which has no part of 0.5"),
-        ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight, which has no part"),
+        (
+            [Weighted(saved, 0.5)],
+            "replaces lm_head.weight as a whole, so weight 0.5 cannot be applied",
+        ),
+        ([Weighted(tokens, 0.5)], "replaces model.embed_tokens.weight as a whole, so weight 0.5"),
         ([Weighted(plain), Weighted(dora)], "DoRA adapter, which has no weighted sum"),
         ([Weighted(dora, 0.5)], "DoRA adapter, which has no weighted sum"),
     ):
@@ -633,7 +633,7 @@ def test_sums_that_are_not_defined(bases: Callable[[str], Path], tmp_path: Path)
         ({"use_dora": True}, "has no DoRA magnitude, which its configuration contradicts"),
     ],
 )
-def test_what_is_not_merged_is_refused_in_one_line(
+def test_unsupported_adapters_are_refused_in_one_line(
     bases: Callable[[str], Path], tmp_path: Path, config: dict[str, Any], text: str
 ) -> None:
     adapter = make_adapter(bases("plain"), tmp_path / "adapter")
@@ -644,9 +644,7 @@ def test_what_is_not_merged_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_what_peft_sets_by_default_and_by_start_is_merged(
-    bases: Callable[[str], Path], tmp_path: Path
-) -> None:
+def test_default_settings_of_peft_are_merged(bases: Callable[[str], Path], tmp_path: Path) -> None:
     """An allowlist must not refuse what every adapter says."""
     adapter = make_adapter(bases("plain"), tmp_path / "adapter")
     path = adapter / "adapter_config.json"
@@ -676,7 +674,7 @@ Q = "layers.0.self_attn.q_proj"
         ({"norm.weight": lambda w: w[:9]}, r"model.norm.weight is \(64,\), the adapter's is \(9,"),
     ],
 )
-def test_a_broken_adapter_names_the_tensor(
+def test_broken_tensor_is_named(
     bases: Callable[[str], Path], tmp_path: Path, edits: dict[str, Any], text: str
 ) -> None:
     base = bases("plain")
@@ -686,7 +684,7 @@ def test_a_broken_adapter_names_the_tensor(
         open_merged(base, adapter)
 
 
-def test_a_tensor_that_is_left_over(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_unknown_tensor_is_refused(bases: Callable[[str], Path], tmp_path: Path) -> None:
     base = bases("plain")
     adapter = make_adapter(base, tmp_path / "adapter")
     own = Checkpoint(adapter / "adapter_model.safetensors")
@@ -710,7 +708,9 @@ def test_a_tensor_that_is_left_over(bases: Callable[[str], Path], tmp_path: Path
             open_merged(base, adapter)
 
 
-def test_pickled_and_sharded_adapters(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_pickled_and_sharded_adapters_are_refused(
+    bases: Callable[[str], Path], tmp_path: Path
+) -> None:
     base = bases("plain")
     adapter = make_adapter(base, tmp_path / "adapter")
     weights = adapter / "adapter_model.safetensors"
@@ -724,7 +724,7 @@ def test_pickled_and_sharded_adapters(bases: Callable[[str], Path], tmp_path: Pa
             open_merged(base, copy)
 
 
-def test_an_adapter_that_changes_nothing(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_adapter_that_changes_nothing(bases: Callable[[str], Path], tmp_path: Path) -> None:
     import peft
 
     base = bases("plain")
@@ -738,7 +738,7 @@ def test_an_adapter_that_changes_nothing(bases: Callable[[str], Path], tmp_path:
             converted.proof()
 
 
-def test_the_proof_of_an_adapter_that_only_replaces(
+def test_proof_of_an_adapter_that_only_replaces(
     bases: Callable[[str], Path], tmp_path: Path
 ) -> None:
     base = bases("plain")
@@ -794,7 +794,7 @@ def test_lineage_is_checked_for_every_adapter(bases: Callable[[str], Path], tmp_
         open_merged(base, [Weighted(one), Weighted(other)])
 
 
-def test_adapters_stay_in_their_file(bases: Callable[[str], Path], tmp_path: Path) -> None:
+def test_adapter_tensors_stay_in_their_file(bases: Callable[[str], Path], tmp_path: Path) -> None:
     """Opening reads a block at a time, and rows cost what the rows are."""
     import tracemalloc
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgeft.chat.conversation import Conversation
@@ -16,7 +15,6 @@ from edgeft.chat.engine_client import EngineClient, open_model
 from edgeft.data.rows import load_examples
 from edgeft.errors import DataError, EdgeftError, InputError
 from edgeft.records import Limits, Message, Sampling, Token
-from edgeft.runtimes.sampling import choose
 from edgeft.tokenizer.chat_template import ChatTemplate
 
 
@@ -228,7 +226,7 @@ def test_tokens_are_counted_and_timed_whatever_text_they_have(artifact: Path) ->
     """Random tokens are parts of characters more often than not."""
     with open_model(artifact, 2) as model:
         ids = model.encode("lamp")
-        tokens = list(model.stream(ids, Limits(60, 3.0, past_stops=True)))
+        tokens = list(model.stream(ids, Limits(60, 3.0, ignore_eos=True)))
         assert len(tokens) == 60 and any(not token.text for token in tokens)
         assert [t.seconds for t in tokens] == sorted(t.seconds for t in tokens)
 
@@ -259,33 +257,19 @@ def test_the_second_turn_reads_only_what_is_new(artifact: Path) -> None:
 def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
     with open_model(artifact, 2, 64) as model:
         ids = model.encode("lamp")
-        tokens = list(model.stream(ids, Limits(500, past_stops=True)))
+        tokens = list(model.stream(ids, Limits(500, ignore_eos=True)))
     assert len(tokens) == 65 - len(ids)
 
 
 def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited(artifact: Path) -> None:
     with open_model(artifact, 2) as model:
         assert isinstance(model, EngineClient)
-        model._engine._many._run = broken  # type: ignore[attr-defined]
+        model._engine._many._context.decode = broken  # type: ignore[attr-defined]
         chat = Conversation(model, "", Limits(4))
         with pytest.raises(EdgeftError, match="out of order"):
             say(chat, "lamp")
         assert not chat.turns
 
 
-def broken(batch: Any) -> None:
+def broken(tokens: Any, outputs: int) -> None:
     raise EdgeftError("out of order")
-
-
-def test_top_k_and_min_p_leave_only_likely_tokens() -> None:
-    logits = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))
-
-    def chosen(**how: Any) -> set[int]:
-        draw = np.random.default_rng(0)
-        return {choose(logits, Limits(temperature=1.0, **how), draw) for _ in range(300)}
-
-    assert chosen() == {0, 1, 2, 3}
-    assert chosen(top_k=2) == {1, 2}
-    assert chosen(min_p=0.25) == {1, 2, 3}
-    assert chosen(min_p=1.0) == chosen(top_k=1) == {1}
-    assert chosen(top_p=0.7, top_k=3) == {1, 2}

@@ -20,7 +20,7 @@ from edgeft import machine
 from edgeft.benchmarks.suites import load_suite
 from edgeft.formats import format_of
 from edgeft.gptq import blocks as gptq_blocks
-from edgeft.gptq import quantize
+from edgeft.gptq import footprint, linears
 from helpers.paths import DOCS
 from helpers.tiny import make_chats
 
@@ -141,12 +141,8 @@ def test_what_it_is_thought_to_take(make: Family) -> None:
     from edgeft.merge.view import open_merged
 
     merged = open_merged(make("llama")[0], None)
-    weights = sum(
-        merged.shapes[name][0] * merged.shapes[name][1] for name in quantize.linears(merged)
-    )
-    (disk, memory), (more, less) = (
-        quantize.footprint(merged, [[0] * 10_000], way) for way in (False, True)
-    )
+    weights = sum(merged.shapes[name][0] * merged.shapes[name][1] for name in linears(merged))
+    (disk, memory), (more, less) = (footprint(merged, [[0] * 10_000], way) for way in (False, True))
     assert more - disk == memory - less == 2 * 10_000 * 64 * 4
     assert weights < disk < 1.2 * weights
 

@@ -344,10 +344,10 @@ def test_a_context_that_would_end_the_process_is_refused(
 def test_ctrl_c_while_a_model_loads_is_not_lost(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeft.runtimes import gguf
+    from edgeft.runtimes import gguf, llama_context
 
     assert export().code == 0
-    lib = gguf._llama_cpp()[0]
+    lib, _ = llama_context.load_library()
     load = lib.llama_model_load_from_file
 
     # Python takes a signal in the next line that it runs, which then is one of such a callback.

@@ -75,7 +75,7 @@ def test_blocks_of_another_size(edgeft: Run, tiny_base: Path, tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("bits", "group", "sym"), [(4, 32, True), (4, 64, False), (2, 16, False), (8, 32, True)]
 )
-def test_codes_of_gptq_arrive_as_they_are(
+def test_gptq_codes_are_kept(
     edgeft: Run, tiny_base: Path, tmp_path: Path, bits: int, group: int, sym: bool
 ) -> None:
     folder, codes = write_gptq(tiny_base, tmp_path / "gptq", bits, group, sym, dtype="float32")
@@ -119,7 +119,7 @@ def dequantized(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_an_activation_order_has_no_blocks_and_is_told(
+def test_activation_order_is_rounded_and_reported(
     edgeft: Run, tiny_base: Path, tmp_path: Path
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "gptq", order=True)
@@ -128,7 +128,7 @@ def test_an_activation_order_has_no_blocks_and_is_told(
     assert ran.code == 0 and "10 of 11 matrices have codes that no block holds" in ran.err, ran.err
 
 
-def test_an_adapter_on_a_base_of_gptq_is_rounded_anew(
+def test_adapter_on_a_gptq_base_is_rounded(
     edgeft: Run, make: Family, tiny_base: Path, tmp_path: Path
 ) -> None:
     _, adapter, _ = make("llama")
@@ -138,16 +138,14 @@ def test_an_adapter_on_a_base_of_gptq_is_rounded_anew(
     assert made["coded"] == 0 and made["proof"]["tensors"] == 14
 
 
-def test_a_matrix_that_is_adapted_in_part_is_not_said_to_lack_blocks(
-    edgeft: Run, tmp_path: Path
-) -> None:
+def test_partly_adapted_matrix_is_not_reported_as_inexact(edgeft: Run, tmp_path: Path) -> None:
     base, adapter, _ = make_tiny(tmp_path, TINY["llama"], target_modules=["q_proj"])
     folder, _ = write_gptq(base, tmp_path / "gptq")
     made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-live")["int4"]
     assert (made["coded"], made["inexact"]) == (8, 0)
 
 
-def test_an_embedding_does_not_have_the_bits_of_the_heads_codes(
+def test_embedding_has_its_own_bits(
     edgeft: Run, make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, _, _ = make("llama")
@@ -171,7 +169,7 @@ def test_an_embedding_does_not_have_the_bits_of_the_heads_codes(
         (["--quant", "gptq-int4"], "nothing to calibrate GPTQ on"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_wrong_options_are_refused_before_any_work(
     edgeft: Run, make: Family, tmp_path: Path, options: list[str], says: str
 ) -> None:
     base, adapter, _ = make("llama")
@@ -184,7 +182,7 @@ def test_a_mistake_is_told_before_any_work(
     assert ran.err.count("\n") == 1 and ran.err.endswith(")\n") and not out.exists()
 
 
-def test_a_run_that_breaks_leaves_nothing_that_looks_whole(
+def test_broken_run_leaves_no_artifact(
     edgeft: Run, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeft.converters.onnx import convert

@@ -20,8 +20,8 @@ from edgeft.converters.gguf.plan import make_plan
 from edgeft.converters.options import ConvertOptions
 from edgeft.converters.repacked import repacked
 from edgeft.errors import FormatError
-from edgeft.gptq.quantize import Calibration, linears, quantize
-from edgeft.gptq.solver import Uniform
+from edgeft.gptq.quantize import Calibration, linears, quantize_blocks
+from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.view import Merged, open_merged
 from edgeft.weights.checkpoint import Checkpoint
 from helpers.converting import convert
@@ -47,10 +47,10 @@ def config(out: Path) -> Any:
 
 
 def solver_values(
-    merged: Merged, folder: Path, kind: Uniform
+    merged: Merged, folder: Path, kind: UniformGrid
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The same blocks once more: the files that `convert` left are read, nothing is solved."""
-    solved = quantize(merged, dict.fromkeys(linears(merged), kind), learn(folder), 2)
+    solved = quantize_blocks(merged, dict.fromkeys(linears(merged), kind), learn(folder), 2)
     return {name: kind.values(solved.read(name)) for name in linears(merged)}
 
 
@@ -68,7 +68,7 @@ def test_the_folder_holds_what_the_solver_found(
     given = {"group_size": group, "symmetric": symmetric}
     merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **given)
     read, wanted = Checkpoint(out), linears(merged)
-    kind = Uniform(bits, facts["group_size"], symmetric)
+    kind = UniformGrid(bits, facts["group_size"], symmetric)
     assert facts["quantized"] == len(wanted) and facts["damp"] == 0.01
     values = solver_values(merged, tmp_path / "blocks", kind)
     assert set(read.tensors) == set(merged.shapes), "biases, routers, heads: nothing more or less"
@@ -111,7 +111,7 @@ def test_a_layer_read_bit_by_bit(make: Family, tmp_path: Path, bits: int, symmet
             zero = bits_of(parts["qzeros"][group], row, bits) + one
             found[row, column] = np.float32(parts["scales"][group, row]) * (code - zero)
     assert parts["g_idx"].tolist() == [column // 32 for column in range(64)]
-    values = solver_values(merged, tmp_path / "blocks", Uniform(bits, 32, symmetric))
+    values = solver_values(merged, tmp_path / "blocks", UniformGrid(bits, 32, symmetric))
     np.testing.assert_array_equal(found, values[name + "weight"])
     layout = config(out)["quantization_config"]["checkpoint_format"]
     assert layout == ("gptq" if symmetric else "gptq_v2")

@@ -18,7 +18,9 @@ from edgeft.export import collect_imatrix
 from edgeft.export.collect_imatrix import Collector, collect
 from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
-from edgeft.runtimes.gguf import BATCH, SEQUENCES, GGUFRuntime, _batches
+from edgeft.runtimes.eval_callback import MAX_SEQUENCES
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.llama_context import BATCH_TOKENS
 from edgeft.weights.imatrix import Imatrix, Sums
 from helpers.converting import convert
 
@@ -132,8 +134,8 @@ CASES = {
     "one": sequences(40),
     "shorter than llama-imatrix counts": sequences(3),
     "packed": sequences(20, 1, 90, 7, 33),
-    "one over two batches": sequences(30, BATCH + 100, 15),
-    "more than a batch's sequences": sequences(*[3] * (2 * SEQUENCES + 5)),
+    "one over two batches": sequences(30, BATCH_TOKENS + 100, 15),
+    "more than a batch's sequences": sequences(*[3] * (2 * MAX_SEQUENCES + 5)),
 }
 
 
@@ -151,7 +153,7 @@ def test_sums_are_those_of_transformers(case: str, dense: Path, transformers_mod
 
 @pytest.mark.usefixtures("exact")
 def test_packing_changes_nothing(dense: Path) -> None:
-    conversations = sequences(20, 1, 90, 7, BATCH, 33, 300, 12, seed=1)
+    conversations = sequences(20, 1, 90, 7, BATCH_TOKENS, 33, 300, 12, seed=1)
     alone = [collect(dense, [ids], threads=1).tensors for ids in conversations]
     added = {
         name: Sums(sum(t[name].in_sum2 for t in alone), sum(t[name].counts for t in alone))
@@ -174,21 +176,6 @@ def test_the_output_matrix_is_not_computed(dense: Path) -> None:
         assert asked[-1] == b"result_norm" and b"result_output" not in asked
         # k and v read what q reads, up what gate reads (or the other way round).
         assert len(waited) == 2 * 4 + 1
-
-
-def test_batches_are_full_and_keep_sequences_apart() -> None:
-    lengths = (100, 3 * BATCH, 1, 1, BATCH - 2, 5, *[1] * 3 * SEQUENCES)
-    conversations = sequences(*lengths)
-    for width in (1, 2, SEQUENCES):
-        batches = list(_batches(conversations, width))
-        tokens = [token for batch in batches for token, _, _ in batch]
-        assert tokens == [token for ids in conversations for token in ids]
-        assert max(map(len, batches)) == BATCH
-        for batch in batches:
-            begun = [sequence for _, position, sequence in batch if position == 0]
-            rest = {batch[0][2]} if batch[0][1] else set()
-            assert len({*begun, *rest}) == len(begun) + len(rest) <= width
-    assert len(list(_batches(sequences(300, 400, 100, 224), SEQUENCES))) == 2
 
 
 def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, Any]:
@@ -329,25 +316,6 @@ def test_another_layout_is_refused(fields: Any, monkeypatch: pytest.MonkeyPatch)
             Collector()
     finally:
         collect_imatrix._operations.cache_clear()
-
-
-@pytest.mark.parametrize("when", [True, False])
-@pytest.mark.parametrize("error", [ValueError("in the callback"), KeyboardInterrupt()])
-def test_an_error_in_the_callback_comes_out(dense: Path, error: Any, when: bool) -> None:
-    calls = 0
-
-    def observer(address: int, ask: bool) -> bool:
-        nonlocal calls
-        calls += 1
-        if ask == when:
-            raise error
-        return True
-
-    with GGUFRuntime(dense, 1) as runtime:
-        with pytest.raises(type(error)):
-            list(runtime.watch(sequences(20, 500), observer))
-        assert calls <= 2
-        assert len(runtime.logits(sequences(5)[0])) == 5
 
 
 def test_nothing_and_too_much(dense: Path) -> None:

@@ -1,4 +1,4 @@
-"""The oracles are transformers' own pass over each conversation alone, and hooks on its layers."""
+"""The oracles are transformers' pass over each sequence alone, and hooks on the live model."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def apart(states: Any, wanted: Any) -> float:
 
 
 @pytest.mark.parametrize("case", [case for case in TINY if TINY[case].config != CHATGLM])
-def test_blocks_compute_what_the_model_does(make: Family, case: str) -> None:
-    """Conversations in one row, each by itself; and every linear layer is seen in some stage."""
+def test_blocks_compute_the_same_as_the_model(make: Family, case: str) -> None:
+    """Sequences of one row do not see each other, and every linear layer is in some stage."""
     base, adapter, live = make(case)
     merged = open_merged(base, adapter)
     # The factors of longrope hang on the row's length: all of them above the original context.
@@ -61,14 +61,14 @@ def test_blocks_compute_what_the_model_does(make: Family, case: str) -> None:
     names: list[str] = []
     for block in blocks:
         assert apart(blocks.states, wanted[block.number]) < CLOSE
-        names += [name for product in block.products for name in product.names]
+        names += [name for linear in block.linears for name in linear.names]
         gathered = [
-            product
+            linear
             for stage in block.stages()
             for group in block.gather(stage)
-            for product in group.products
+            for linear in group.linears
         ]
-        assert sorted(map(id, gathered)) == sorted(map(id, block.products))
+        assert sorted(map(id, gathered)) == sorted(map(id, block.linears))
     assert sorted(names) == sorted(linears(merged))
     matrices = [name for name, shape in merged.shapes.items() if len(shape) == 2]
     others = [name for name in matrices if name not in names]
@@ -80,20 +80,20 @@ OTHERS = ("embed", "lm_head", "gate.weight")
 
 
 def test_rows_of_any_length(make: Family) -> None:
-    """One longer than WIDTH is a row of its own; a single token is a conversation, too."""
+    """One longer than ROW_TOKENS is a row of its own; a single token is a sequence as well."""
     base, adapter, live = make("llama")
     merged = open_merged(base, adapter)
-    sequences = conversations(merged, 1, 300, 212, 1, gptq_blocks.WIDTH + 88, 1, 1)
+    sequences = conversations(merged, 1, 300, 212, 1, gptq_blocks.ROW_TOKENS + 88, 1, 1)
     sequences.insert(2, [])
     blocks = Blocks(merged, sequences, threads=1)
     spans = [span.stop - span.start for span, _ in blocks.rows]
-    assert spans == [301, 213, gptq_blocks.WIDTH + 88, 2] and sum(spans) == blocks.tokens
+    assert spans == [301, 213, gptq_blocks.ROW_TOKENS + 88, 2] and sum(spans) == blocks.tokens
     wanted = alone(live, [ids for ids in sequences if ids])
     for block in blocks:
         assert apart(blocks.states, wanted[block.number]) < CLOSE
 
 
-def test_what_the_last_block_makes(make: Family) -> None:
+def test_outputs_of_the_last_block(make: Family) -> None:
     base, adapter, live = make("llama")
     merged = open_merged(base, adapter)
     sequences = conversations(merged, 30, 5)
@@ -126,17 +126,17 @@ def test_hessians_are_of_the_inputs(make: Family) -> None:
     for block in blocks:
         for stage in block.stages():
             for group in block.gather(stage):
-                together.append([product.names[0].split(".")[-2] for product in group.products])
-                for product in group.products:
-                    given = inputs_by_hook(live, sequences, product.names[0]).double()
-                    assert group.seen == len(given) == 620
+                together.append([linear.names[0].split(".")[-2] for linear in group.linears])
+                for linear in group.linears:
+                    given = inputs_by_hook(live, sequences, linear.names[0]).double()
+                    assert group.count == len(given) == 620
                     assert apart(group.hessian, given.T @ given) < 1e-4
                 assert (group.hessian == group.hessian.T).all()
     layer = [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
     assert together == 2 * layer
 
 
-def test_a_stage_reads_what_the_one_before_it_became(make: Family) -> None:
+def test_stage_reads_the_changed_weights_before_it(make: Family) -> None:
     """Queries and keys of zero, so that attention is the mean, and values that are doubled."""
     import torch
 
@@ -147,7 +147,7 @@ def test_a_stage_reads_what_the_one_before_it_became(make: Family) -> None:
     block = next(iter(Blocks(merged, sequences, threads=1)))
     stages = block.stages()
     (group,) = block.gather(next(stages))
-    query, key, value = (product.weight for product in group.products)
+    query, key, value = (linear.weight for linear in group.linears)
     query.zero_()
     key.zero_()
     value.mul_(2)
@@ -160,23 +160,23 @@ def test_a_stage_reads_what_the_one_before_it_became(make: Family) -> None:
 @pytest.mark.parametrize(
     "case", ["llama", "pythia", "pythia-sequential", "gemma2", "mixtral", "deepseek3"]
 )
-def test_attention_is_kept_as_it_became(make: Family, case: str) -> None:
+def test_attention_is_kept_with_its_changed_weights(make: Family, case: str) -> None:
     """Weights that change stage by stage against a block that had them from the start."""
     base, adapter, _ = make(case)
     merged = open_merged(base, adapter)
     sequences = conversations(merged, 200, 500, 90)
     stepwise, atonce = Blocks(merged, sequences, 1), Blocks(merged, sequences, 1)
     for changed, fixed in zip(stepwise, atonce, strict=True):
-        for product in fixed.products:
-            product.weight.mul_(1.1)
-        own = {product.names: product for product in fixed.products}
+        for linear in fixed.linears:
+            linear.weight.mul_(1.1)
+        by_names = {linear.names: linear for linear in fixed.linears}
         for stage in changed.stages():
             found = changed.gather(stage)
-            wanted = fixed.gather([own[product.names] for product in stage])
+            wanted = fixed.gather([by_names[linear.names] for linear in stage])
             for one, other in zip(found, wanted, strict=True):
-                assert one.seen == other.seen and (one.hessian == other.hessian).all()
-            for product in stage:
-                product.weight.mul_(1.1)
+                assert one.count == other.count and (one.hessian == other.hessian).all()
+            for linear in stage:
+                linear.weight.mul_(1.1)
     assert (stepwise.states == atonce.states).all()
 
 
@@ -195,13 +195,13 @@ def test_experts(make: Family, lengths: tuple[int, ...]) -> None:
     stages = {stage[0].stage: stage for stage in block.stages()}
     first, second = (block.gather(stages[stage]) for stage in (3, 4))
     assert len(first) == len(second) == 4
-    counts = [group.seen for group in first]
+    counts = [group.count for group in first]
     assert sum(counts) == 2 * sum(lengths) and (0 in counts) == (lengths == (1,))
     for group in first + second:
-        (product,) = group.products
-        *_, expert, name, _ = product.names[0].split(".")
+        (linear,) = group.linears
+        *_, expert, name, _ = linear.names[0].split(".")
         mine = given[(chosen == int(expert)).any(1)]
-        assert group.seen == len(mine)
+        assert group.count == len(mine)
         stem = f"model.layers.0.block_sparse_moe.experts.{expert}."
         gate, up, down = (torch.from_numpy(merged.tensor(f"{stem}w{i}.weight")) for i in (1, 3, 2))
         if name == "w1":
@@ -209,7 +209,7 @@ def test_experts(make: Family, lengths: tuple[int, ...]) -> None:
         else:
             wanted = {f"{stem}w2.weight": down}
             mine = torch.nn.functional.silu(mine @ gate.T) * (mine @ up.T)
-        parts = dict(product.parts())
+        parts = dict(linear.parts())
         assert list(parts) == list(wanted)
         assert all(torch.equal(parts[name], wanted[name]) for name in wanted)
         if len(mine):
@@ -226,14 +226,14 @@ def test_few_hessians_at_a_time(make: Family, monkeypatch: pytest.MonkeyPatch) -
     stages = list(block.stages())
     assert [len(stage) for stage in stages] == [3, 1, 4, 4]
     whole = block.gather(stages[2])
-    monkeypatch.setattr(gptq_blocks, "HESSIANS", 2 * 4 * 64**2)
+    monkeypatch.setattr(gptq_blocks, "HESSIAN_BYTES", 2 * 4 * 64**2)
     batches = list(block.stages())
     assert [len(stage) for stage in batches] == [2, 1, 1, 2, 2, 1, 1, 1, 1]
     parts = [group for stage in batches[3:5] for group in block.gather(stage)]
-    by_name = {group.products[0].names: group for group in parts}
+    by_name = {group.linears[0].names: group for group in parts}
     for group in whole:
-        other = by_name[group.products[0].names]
-        assert other.seen == group.seen and (other.hessian == group.hessian).all()
+        other = by_name[group.linears[0].names]
+        assert other.count == group.count and (other.hessian == group.hessian).all()
 
 
 def test_panels_of_a_hessian(make: Family, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +243,7 @@ def test_panels_of_a_hessian(make: Family, monkeypatch: pytest.MonkeyPatch) -> N
     block = next(iter(Blocks(merged, conversations(merged, 100), threads=1)))
     stage = next(block.stages())
     (whole,) = block.gather(stage)
-    monkeypatch.setattr(gptq_blocks, "PANEL", 40)
+    monkeypatch.setattr(gptq_blocks, "PANEL_COLUMNS", 40)
     (pieces,) = block.gather(stage)
     assert apart(pieces.hessian, whole.hessian) < 1e-5
 
@@ -279,7 +279,7 @@ def test_one_block_is_in_memory(make: Family) -> None:
             others = [p for i, layer in enumerate(layers) if i != block.number
                       for p in layer.parameters()]  # fmt: skip
             assert {p.device for p in others} == {torch.device("meta")}
-            before = [weakref.ref(product.weight) for product in block.products]
+            before = [weakref.ref(linear.weight) for linear in block.linears]
     assert {p.device for p in blocks._model.parameters()} == {torch.device("meta")}
 
 
@@ -288,30 +288,37 @@ def test_changed_weights_do_not_reach_the_view(make: Family) -> None:
     merged = open_merged(base, adapter, merge_base="nf4")
     before = {name: merged.tensor(name) for name in linears(merged)}
     block = next(iter(Blocks(merged, conversations(merged, 20), threads=1)))
-    for product in block.products:
-        product.weight.zero_()
+    for linear in block.linears:
+        linear.weight.zero_()
     assert all(np.array_equal(merged.tensor(name), before[name]) for name in before)
 
 
-def test_linear_is_put_back(make: Family) -> None:
+@pytest.mark.parametrize(("case", "stage"), [("llama", 0), ("mixtral", 2)])
+def test_hooks_and_linear_are_restored(make: Family, case: str, stage: int) -> None:
+    """After a stage of linear layers, and after one of experts in a 3-D parameter."""
     import torch
 
-    base, adapter, _ = make("llama")
+    base, adapter, _ = make(case)
     merged = open_merged(base, adapter)
     real = torch.nn.functional.linear
     block = next(iter(Blocks(merged, conversations(merged, 20), threads=1)))
-    stage = next(block.stages())
-    full = mock.patch.object(gptq_blocks._Watch, "_add", side_effect=RuntimeError("full"))
+    linears = list(block.stages())[stage]
+
+    def restored() -> bool:
+        hooks = [hook for linear in block.linears for hook in linear.module._forward_pre_hooks]
+        return torch.nn.functional.linear is real and not hooks
+
+    full = mock.patch.object(gptq_blocks._InputRecorder, "_add", side_effect=RuntimeError("full"))
     with full, pytest.raises(RuntimeError, match="full"):
-        block.gather(stage)
-    assert torch.nn.functional.linear is real
-    block.gather(stage)
-    assert torch.nn.functional.linear is real
+        block.gather(linears)
+    assert restored()
+    block.gather(linears)
+    assert restored()
     assert not [layer for layer in block._blocks._model.base_model.layers
                 if "forward" in vars(layer)]  # fmt: skip
 
 
-def test_what_cannot_be_run(make: Family) -> None:
+def test_unusable_input_is_refused(make: Family) -> None:
     base, adapter, _ = make("llama")
     merged = open_merged(base, adapter)
     for nothing in ([], [[], []]):

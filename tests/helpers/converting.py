@@ -9,7 +9,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.formats import format_named, load
 from edgeft.merge.landing import LandingProof, Proof
 from edgeft.merge.view import Merged
-from edgeft.quantization.repack import Coded
+from edgeft.quantization.repack import BlockSource
 
 
 class Converted:
@@ -30,7 +30,7 @@ def convert(
     quant: str,
     *,
     format: str = "gguf",
-    block_source: Coded | None = None,
+    block_source: BlockSource | None = None,
     **options: Any,
 ) -> Converted:
     """Write `out` as `edgeft merge-export` would; `options` are those of ConvertOptions."""

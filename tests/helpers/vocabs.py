@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgeft.converters.gguf import vocabulary
-from edgeft.runtimes.gguf import _llama_cpp
+from edgeft.runtimes.llama_context import load_library
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import tokenizer_json
 
@@ -46,8 +46,7 @@ class LlamaCpp:
     """The vocabulary of a GGUF as llama.cpp reads it; enough of a Runtime for check_tokens."""
 
     def __init__(self, path: Path) -> None:
-        self._lib, errors, log = _llama_cpp()
-        self._lib.llama_log_set(log, None)
+        self._lib, errors = load_library()
         errors.clear()
         params = self._lib.llama_model_default_params()
         params.vocab_only = True

@@ -34,7 +34,7 @@ def test_gguf_has_the_logits_of_the_live_adapter(make: Family, case: str, tmp_pa
     with GGUFRuntime(tmp_path / "x.gguf", context=128, exact=True) as model:
         ids = model.encode(TEXT)
         got = model.logits(ids)
-        chosen = [token.id for token in model.stream(ids, Limits(max_tokens=8, past_stops=True))]
+        chosen = [token.id for token in model.stream(ids, Limits(max_tokens=8, ignore_eos=True))]
     with torch.inference_mode():
         wanted = live(torch.tensor([ids])).logits[0].numpy()
         with live.disable_adapter():

@@ -136,7 +136,7 @@ def test_any_bytes_hold_every_code_and_scale(kind: str) -> None:
 
 @every_kind
 @pytest.mark.parametrize("weighted", [False, True])
-def test_what_ggml_quantizes(kind: str, weighted: bool) -> None:
+def test_blocks_that_ggml_quantized(kind: str, weighted: bool) -> None:
     data = quantized(kind, 12, 512, weighted)
     hold(data, kind)
     grid = grid_of(data, gguf_type(kind))
@@ -151,7 +151,7 @@ def test_small_blocks_need_no_256_columns(kind: str) -> None:
 
 
 @every_kind
-def test_the_code_of_zero(kind: str) -> None:
+def test_code_of_zero(kind: str) -> None:
     data = random_bytes(kind, 5, 2)
     grid = grid_of(data, gguf_type(kind))
     assert (grid.zero is not None) == (kind in CENTRED)
@@ -181,7 +181,7 @@ def test_slices_of_rows_and_blocks(kind: str) -> None:
 
 
 @every_kind
-def test_what_does_not_fit_is_refused(kind: str) -> None:
+def test_unfitting_arrays_are_refused(kind: str) -> None:
     qtype = gguf_type(kind)
     data = random_bytes(kind, 2, 1)
     codes, grid = codes_of(data, qtype), grid_of(data, qtype)

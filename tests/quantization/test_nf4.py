@@ -19,7 +19,7 @@ from edgeft.weights.checkpoint import Checkpoint, stored_as
 
 Array = npt.NDArray[np.float32]
 TYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-KINDS: tuple[nf4.Kind, ...] = ("nf4", "fp4")
+KINDS: tuple[nf4.QuantType, ...] = ("nf4", "fp4")
 SHAPES: list[tuple[int, ...]] = [
     (64,), (1,), (2, 1), (63,), (65,), (7, 64), (1, 100), (3, 5, 64), (130, 97), (40, 96), (64, 576),
     (257, 512),
@@ -39,7 +39,7 @@ def some(shape: tuple[int, ...], scale: float = 0.02, seed: int = 3) -> Array:
 
 def oracle(
     weight: Array,
-    kind: nf4.Kind = "nf4",
+    kind: nf4.QuantType = "nf4",
     double_quant: bool = True,
     blocksize: int = nf4.BLOCK,
     dtype: str = "F32",
@@ -75,7 +75,7 @@ def torch_threads() -> Iterator[Any]:
     torch.set_num_threads(before)
 
 
-def test_the_levels_are_bitsandbytes() -> None:
+def test_levels_are_those_of_bitsandbytes() -> None:
     from bitsandbytes.functional import create_dynamic_map, get_4bit_type
 
     for kind in KINDS:
@@ -86,8 +86,8 @@ def test_the_levels_are_bitsandbytes() -> None:
 
 @every_kind
 @pytest.mark.parametrize("shape", SHAPES)
-def test_values_are_bitsandbytes(
-    shape: tuple[int, ...], kind: nf4.Kind, double_quant: bool
+def test_values_are_those_of_bitsandbytes(
+    shape: tuple[int, ...], kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some(shape)
     seen = nf4.round_trip(weight, kind, double_quant)
@@ -96,7 +96,7 @@ def test_values_are_bitsandbytes(
 
 
 @every_kind
-def test_random_matrices(kind: nf4.Kind, double_quant: bool) -> None:
+def test_random_matrices(kind: nf4.QuantType, double_quant: bool) -> None:
     random = np.random.default_rng(11)
     for seed in range(40):
         blocksize = int(random.choice([32, 64, 128, 256, 512, 1024, 4096]))
@@ -112,8 +112,8 @@ def test_random_matrices(kind: nf4.Kind, double_quant: bool) -> None:
 
 @every_kind
 @pytest.mark.parametrize("dtype", ["BF16", "F16"])
-def test_a_16_bit_weight_comes_back_in_16_bits(
-    dtype: str, kind: nf4.Kind, double_quant: bool
+def test_16_bit_weight_is_rounded_to_16_bits(
+    dtype: str, kind: nf4.QuantType, double_quant: bool
 ) -> None:
     weight = some((96, 128))
     seen = stored_as(nf4.round_trip(stored_as(weight, dtype), kind, double_quant), dtype)
@@ -122,7 +122,7 @@ def test_a_16_bit_weight_comes_back_in_16_bits(
 
 
 @pytest.mark.parametrize(("loaded", "computed"), list(itertools.product(TYPES, TYPES)))
-def test_what_a_layer_multiplies_with(loaded: str, computed: str) -> None:
+def test_weights_that_a_layer_multiplies_with(loaded: str, computed: str) -> None:
     """Whatever the type that it was quantized in, one rounding to the compute type."""
     import bitsandbytes as bnb
     import torch
@@ -142,7 +142,9 @@ def test_what_a_layer_multiplies_with(loaded: str, computed: str) -> None:
 
 
 @pytest.mark.parametrize(("loaded", "computed"), [("F32", "F32"), ("BF16", "BF16")])
-def test_what_a_loaded_model_multiplies_with(loaded: str, computed: str, tiny_base: Path) -> None:
+def test_weights_that_a_loaded_model_multiplies_with(
+    loaded: str, computed: str, tiny_base: Path
+) -> None:
     import torch
     import transformers
 
@@ -168,7 +170,7 @@ def test_what_a_loaded_model_multiplies_with(loaded: str, computed: str, tiny_ba
         np.testing.assert_array_equal(seen, wanted, err_msg=name)
 
 
-def test_the_embedded_model() -> None:
+def test_embedded_model() -> None:
     weights = Checkpoint(resolve.resolve("smollm2-135m"))
     for name in ("0.self_attn.q_proj", "7.self_attn.v_proj", "15.mlp.gate_proj",
                  "29.mlp.down_proj"):  # fmt: skip
@@ -179,7 +181,7 @@ def test_the_embedded_model() -> None:
             )
 
 
-def test_the_sum_is_torchs(torch_threads: Any) -> None:
+def test_sum_is_that_of_torch(torch_threads: Any) -> None:
     import torch
 
     random = np.random.default_rng(5)
@@ -206,7 +208,7 @@ def test_many_blocks_summed_in_threads(torch_threads: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_borders_and_their_neighbours(kind: nf4.Kind) -> None:
+def test_borders_and_their_neighbours(kind: nf4.QuantType) -> None:
     """Where the table of cells could be one off: at the borders and some floats beside them."""
     levels = nf4.LEVELS[kind]
     borders = nf4._midpoints(levels)
@@ -239,7 +241,7 @@ def test_borders_after_scaling(width: int) -> None:
         np.testing.assert_array_equal(nf4.round_trip(weight), oracle(weight))
 
 
-def test_the_8_bit_type() -> None:
+def test_8_bit_type() -> None:
     """On a million maxima, so that each border of its table is met."""
     import torch
     from bitsandbytes.functional import dequantize_blockwise, quantize_blockwise
@@ -253,7 +255,7 @@ def test_the_8_bit_type() -> None:
 
 @every_kind
 @pytest.mark.parametrize("shape", [(4, 64), (9, 64), (3, 50)])
-def test_zero_blocks(shape: tuple[int, int], kind: nf4.Kind, double_quant: bool) -> None:
+def test_zero_blocks(shape: tuple[int, int], kind: nf4.QuantType, double_quant: bool) -> None:
     for weight in (np.zeros(shape, np.float32), some(shape)):
         weight[-2:] = 0
         with warnings.catch_warnings():
@@ -281,7 +283,7 @@ def test_tiny_weights(shape: tuple[int, int], scale: float) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("row", [3, 9])
-def test_a_weight_that_is_no_number(bad: float, row: int) -> None:
+def test_weight_that_is_not_finite_is_refused(bad: float, row: int) -> None:
     weight = some((10, 100))  # the last row ends in a short block
     weight[row, 99] = bad
     with pytest.raises(InputError, match=f"NaN or infinite, near row {row} of 10"):
@@ -292,15 +294,15 @@ def test_a_weight_that_is_no_number(bad: float, row: int) -> None:
 @pytest.mark.parametrize(("shape", "blocksize"), [
     ((300, 512), 64), ((301, 96), 64), ((257, 33), 128), ((40, 7), 64), ((5, 3000), 1024),
 ])  # fmt: skip
-def test_a_few_rows_at_a_time(
+def test_few_rows_at_a_time(
     shape: tuple[int, int],
     blocksize: int,
-    kind: nf4.Kind,
+    kind: nf4.QuantType,
     double_quant: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also where blocks span rows; and nothing is read but what is asked for."""
-    monkeypatch.setattr(nf4, "_STEP", 4096)
+    monkeypatch.setattr(nf4, "_STEP_VALUES", 4096)
     weight, read = some(shape), []
 
     def rows(start: int, stop: int) -> Array:
@@ -321,13 +323,13 @@ def test_a_few_rows_at_a_time(
         np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_a_second_round_trip_changes_nothing() -> None:
+def test_second_round_trip_changes_nothing() -> None:
     """Each block's largest weight is stored exactly, so the levels land on themselves."""
     once = nf4.round_trip(some((33, 64)), double_quant=False)
     np.testing.assert_array_equal(nf4.round_trip(once, double_quant=False), once)
 
 
-def test_the_error_is_at_most_half_the_widest_gap() -> None:
+def test_error_is_at_most_half_the_widest_gap() -> None:
     weight = some((100, 64))
     seen = nf4.round_trip(weight, double_quant=False)
     half = np.diff(nf4.LEVELS["nf4"]).max() / 2
@@ -336,7 +338,7 @@ def test_the_error_is_at_most_half_the_widest_gap() -> None:
     assert len(np.unique(seen[0])) <= 16
 
 
-def test_the_input_is_left_alone_and_a_view_is_fine() -> None:
+def test_input_is_unchanged_and_may_be_a_view() -> None:
     weight = some((64, 96))
     before = weight.copy()
     seen = nf4.round_trip(weight.T)

@@ -47,7 +47,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
     """(type, whether it says that nothing was lost, the values that gguf reads)."""
     from gguf import dequantize
 
-    made = repack.Repacked(Given(codes))  # type: ignore[arg-type]
+    made = repack.RepackedGPTQ(Given(codes))  # type: ignore[arg-type]
     kind = made.kind("x")
     assert kind is not None
     data = np.concatenate([made.rows("x", slice(0, 40)), made.rows("x", slice(40, 64))])
@@ -56,7 +56,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
 
 @pytest.mark.parametrize("group", [32, 64, 128, -1])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_symmetric_codes_arrive_to_the_bit(bits: int, group: int) -> None:
+def test_symmetric_codes_keep_their_values(bits: int, group: int) -> None:
     codes = some_codes(64, 384, bits, group, sym=True)
     kind, exact, values = repacked(codes)
     assert kind == ("Q8_0" if bits == 8 else "Q4_0") and exact
@@ -64,7 +64,7 @@ def test_symmetric_codes_arrive_to_the_bit(bits: int, group: int) -> None:
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
-def test_asymmetric_codes_say_whether_they_do(bits: int) -> None:
+def test_asymmetric_codes_report_rounded_values(bits: int) -> None:
     codes = some_codes(64, 96, bits, 32, sym=False)
     kind, exact, values = repacked(codes)
     assert kind == "Q4_1" and not exact, "these scales times zeros need more than 11 bits"
@@ -85,7 +85,7 @@ HALVES: dict[str, gptq_layout.Codes] = {
 
 
 @pytest.mark.parametrize("case", HALVES)
-def test_what_has_no_block_is_float16(case: str) -> None:
+def test_layers_without_a_block_type_become_float16(case: str) -> None:
     for codes, whole in ((HALVES[case], False), (in_powers(HALVES[case]), True)):
         kind, exact, values = repacked(codes)
         assert (kind, exact) == ("F16", whole)
@@ -98,21 +98,21 @@ def in_powers(codes: gptq_layout.Codes) -> gptq_layout.Codes:
     return dataclasses.replace(codes, scales=scales)
 
 
-def test_a_scale_that_is_no_number() -> None:
+def test_scale_that_is_not_finite_is_refused() -> None:
     codes = some_codes(64, 32, 4, 32, sym=True)
     given = Given(codes)
     given.arrays["scales"][0, 3] = np.nan
     with pytest.raises(ValueError, match="not every value is finite"):
-        repack.Repacked(given).rows("x", slice(None))  # type: ignore[arg-type]
+        repack.RepackedGPTQ(given).rows("x", slice(None))  # type: ignore[arg-type]
 
 
 def repacked_file(
     merged: Merged, folder: Path, out: Path
-) -> tuple[dict[str, Any], repack.Repacked, Proof]:
+) -> tuple[dict[str, Any], repack.RepackedGPTQ, Proof]:
     """(name -> (type, values as gguf reads them), where the bytes came from, the landing proof)"""
     from gguf import GGUFReader, dequantize
 
-    made = repack.Repacked(Checkpoint(folder))
+    made = repack.RepackedGPTQ(Checkpoint(folder))
     proof = convert(merged, out, "f16", threads=2, block_source=made).proof()
     found = GGUFReader(out).tensors
     values = {t.name: (t.tensor_type.name, dequantize(t.data, t.tensor_type)) for t in found}
@@ -123,7 +123,7 @@ def repacked_file(
     ("case", "bits"),
     [("llama", 4), ("qwen2", 8), ("qwen3_moe", 4), ("olmoe", 4), ("pythia", 4), ("glm", 3)],
 )
-def test_the_repacked_file_holds_the_codes_values(
+def test_repacked_file_has_the_values_of_the_codes(
     make: Family, tmp_path: Path, case: str, bits: int
 ) -> None:
     """Permutations of q, k and fused qkv, tied heads and stacked experts included."""
@@ -187,7 +187,7 @@ def test_bytes_that_ggml_cannot_read_are_refused(make: Family, tmp_path: Path) -
     base, _, _ = make("llama")
     folder, _ = write_gptq(base, tmp_path / "q")
 
-    class Damaged(repack.Repacked):
+    class Damaged(repack.RepackedGPTQ):
         def rows(self, source: str, rows: Any) -> npt.NDArray[np.uint8]:
             return np.full_like(super().rows(source, rows), 0xFF)  # scales that are NaN
 
@@ -212,7 +212,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
     ("case", "bits", "sym", "offset"),
     [("llama", 4, True, 1), ("llama", 2, False, 1), ("qwen2", 8, False, 1), ("olmoe", 4, False, 0)],
 )
-def test_llama_cpps_converter_reads_the_same_values(
+def test_values_are_those_of_llama_cpps_converter(
     make: Family, tmp_path: Path, case: str, bits: int, sym: bool, offset: int
 ) -> None:
     """It knows GPTQ, too, as far as to dequantize it: the float32 files have to be the same."""
@@ -235,7 +235,7 @@ def test_llama_cpps_converter_reads_the_same_values(
         np.testing.assert_array_equal(found[name], values, name)
 
 
-def test_biases_of_zeros_that_the_family_has_no_place_for(make: Family, tmp_path: Path) -> None:
+def test_unknown_biases_of_zeros_are_left_out(make: Family, tmp_path: Path) -> None:
     base, _, _ = make("qwen2")
     folder, _ = write_gptq(base, tmp_path / "q")
     before = set(repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")[0])
@@ -250,7 +250,7 @@ def test_biases_of_zeros_that_the_family_has_no_place_for(make: Family, tmp_path
         repacked_file(open_merged(folder, None), folder, tmp_path / "x.gguf")
 
 
-def test_an_adapter_on_a_folder_of_gptq(make: Family, tmp_path: Path) -> None:
+def test_adapter_on_a_gptq_folder(make: Family, tmp_path: Path) -> None:
     """The other way: dequantized, merged, and written as any other base."""
     base, adapter, _ = make("llama")
     folder, made = write_gptq(base, tmp_path / "q")

@@ -1,4 +1,4 @@
-"""A folder of GPTQ in every command, held to transformers with the codes' values in its layers."""
+"""A GPTQ folder in every command, compared with transformers on the values of its codes."""
 
 from __future__ import annotations
 
@@ -59,26 +59,26 @@ def expected(oracle: Any) -> Any:
         return oracle(torch.tensor([IDS])).logits[0].numpy()
 
 
-def test_it_answers_as_transformers_does(folder: Path, oracle: Any) -> None:
-    want = expected(oracle)
+def test_logits_are_those_of_transformers(folder: Path, oracle: Any) -> None:
+    reference = expected(oracle)
     with open_runtime(folder, threads=2, context=128) as model:
-        found = model.logits(IDS)
+        logits = model.logits(IDS)
         assert model.chat.render([Message("user", "hi")]).startswith("<|im_start|>user\nhi")
     # llama.cpp rounds activations to 8 bits in front of a layer of 4; the weights are exact.
-    assert np.abs(found - want).max() < 0.1 * want.std()
-    assert np.corrcoef(found.ravel(), want.ravel())[0, 1] > 0.9995
+    assert np.abs(logits - reference).max() < 0.1 * reference.std()
+    assert np.corrcoef(logits.ravel(), reference.ravel())[0, 1] > 0.9995
 
 
-def test_it_is_repacked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = repacked.repacked(folder)
-    manifest = store.read_manifest(made)
-    assert made.parent == files.home() / "repacked" and manifest
+def test_a_folder_is_repacked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = repacked.repacked(folder)
+    manifest = store.read_manifest(path)
+    assert path.parent == files.home() / "repacked" and manifest
     assert manifest.facts["types"] == {"F16": 1, "F32": 5, "Q4_0": 14}
     assert manifest.facts["inexact"] == 0
     monkeypatch.setattr(repacked, "convert", lambda *_, **__: pytest.fail("again"))
-    assert repacked.repacked(folder) == made
+    assert repacked.repacked(folder) == path
     moved = shutil.copytree(folder, folder.with_name("moved"))
-    assert repacked.repacked(moved) == made, "the same model at another place"
+    assert repacked.repacked(moved) == path, "the same model at another place"
 
 
 def test_an_interrupted_repack_leaves_nothing(
@@ -99,7 +99,7 @@ def test_an_interrupted_repack_leaves_nothing(
     assert repacked.repacked(folder).is_file()
 
 
-def test_it_asks_for_the_disk_first(
+def test_repacking_checks_the_free_disk_first(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", bits=8)
@@ -110,17 +110,17 @@ def test_it_asks_for_the_disk_first(
         repacked.repacked(folder)
 
 
-def test_it_says_what_does_not_arrive_to_the_bit(
+def test_layers_that_cannot_be_copied_exactly_are_reported(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", order=True)
-    made = repacked.repacked(folder)
+    path = repacked.repacked(folder)
     assert "14 layers of" in capfd.readouterr().err
-    manifest = store.read_manifest(made)
+    manifest = store.read_manifest(path)
     assert manifest and manifest.facts["types"] == {"F16": 15, "F32": 5}
 
 
-def test_exact_is_the_model_in_float32(folder: Path, oracle: Any, tmp_path: Path) -> None:
+def test_exact_runs_the_codes_in_float32(folder: Path, oracle: Any, tmp_path: Path) -> None:
     with open_runtime(folder, exact=True) as model:
         np.testing.assert_allclose(model.logits(IDS), expected(oracle), atol=1e-5)
         reply = list(model.stream(IDS, Limits(max_tokens=3)))
@@ -129,7 +129,9 @@ def test_exact_is_the_model_in_float32(folder: Path, oracle: Any, tmp_path: Path
         open_runtime(repacked.repacked(folder), exact=True)
 
 
-def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: Path) -> None:
+def test_chat_bench_ab_and_inspect_accept_a_gptq_folder(
+    edgeft: Run, folder: Path, tmp_path: Path
+) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"instruction": "lamp a on", "output": "{}"}\n' * 20)
     for more in ([], ["--exact"]):
@@ -151,24 +153,24 @@ def test_chat_bench_ab_and_inspect_take_it(edgeft: Run, folder: Path, tmp_path: 
     assert facts["tensors"]["GPTQ"].startswith("14 tensors, 73,728 weights")
 
 
-def test_it_is_a_base_like_any_other(
+def test_a_gptq_folder_is_exported_as_a_base_and_not_trained_on(
     edgeft: Run, folder: Path, oracle: Any, tmp_path: Path, tiny_chats: Path
 ) -> None:
     """Exported as a plain folder, with the check against the live model, and not trained on."""
     out = tmp_path / "out"
     ran = edgeft("merge-export", "--base", folder, "--format", "hf", "--out", out)
     assert ran.code == 0 and "as the live model on 32 prompts" in ran.err, ran.err
-    made = out / "hf-f32"
-    assert formats.format_of(made).name == "hf"
-    assert "quantization_config" not in json.loads((made / "config.json").read_text())
-    with open_runtime(made) as model:
+    path = out / "hf-f32"
+    assert formats.format_of(path).name == "hf"
+    assert "quantization_config" not in json.loads((path / "config.json").read_text())
+    with open_runtime(path) as model:
         np.testing.assert_allclose(model.logits(IDS), expected(oracle), atol=1e-5)
     more = ["--data", tiny_chats, "--output", tmp_path / "adapter"]
     ran = edgeft("train-qlora", "--base", folder, *more)
     assert ran.code == 1 and "is quantized by GPTQ (train on the unquantized model" in ran.err
 
 
-def test_other_quantizations_are_named(folder: Path, tmp_path: Path) -> None:
+def test_another_quantization_is_refused_by_name(folder: Path, tmp_path: Path) -> None:
     other = shutil.copytree(folder, tmp_path / "awq")
     config = json.loads((other / "config.json").read_text())
     config["quantization_config"] |= {"quant_method": "awq"}

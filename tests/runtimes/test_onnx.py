@@ -1,4 +1,4 @@
-"""An ONNX folder in onnxruntime-genai, held to transformers; and what is refused of it."""
+"""The ONNX runtime compared with transformers, and the damaged folders that it refuses."""
 
 from __future__ import annotations
 
@@ -52,37 +52,37 @@ def reference(tiny_base: Path) -> Any:
         yield reference
 
 
-def test_the_logits_are_those_of_transformers(model: Any, reference: Any) -> None:
+def test_logits_are_those_of_transformers(model: Any, reference: Any) -> None:
     ids = model.encode(TEXT)
-    wanted, got = reference.logits(ids), model.logits(ids)
-    assert got.shape == wanted.shape and np.abs(got - wanted).max() < 1e-4
-    np.testing.assert_array_equal(model.logits(ids, last=3), got[-3:])
+    expected, actual = reference.logits(ids), model.logits(ids)
+    assert actual.shape == expected.shape and np.abs(actual - expected).max() < 1e-4
+    np.testing.assert_array_equal(model.logits(ids, last=3), actual[-3:])
 
 
-def test_the_answers_are_those_of_transformers(model: Any, reference: Any) -> None:
-    limits = Limits(max_tokens=40, past_stops=True)
+def test_greedy_streams_are_those_of_transformers(model: Any, reference: Any) -> None:
+    limits = Limits(max_tokens=40, ignore_eos=True)
     for text in ("a", TEXT, model.chat.render([Message("user", "hi")])):
         ids = model.encode(text)
-        wanted, got = (list(m.stream(ids, limits)) for m in (reference, model))
-        assert [token.id for token in got] == [token.id for token in wanted]
-    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(got))
-    whole = model._tokenizer.decode([token.id for token in got], skip_special_tokens=False)
-    assert whole.startswith("".join(token.text for token in got).removesuffix("\ufffd"))
+        expected, actual = (list(m.stream(ids, limits)) for m in (reference, model))
+        assert [token.id for token in actual] == [token.id for token in expected]
+    assert all(a.seconds <= b.seconds for a, b in itertools.pairwise(actual))
+    text = model._tokenizer.decode([token.id for token in actual], skip_special_tokens=False)
+    assert text.startswith("".join(token.text for token in actual).removesuffix("\ufffd"))
 
 
-def test_what_the_cache_holds_changes_no_answer(folder: Path) -> None:
-    limits = Limits(max_tokens=5, past_stops=True)
+def test_a_filled_cache_changes_no_answer(folder: Path) -> None:
+    limits = Limits(max_tokens=5, ignore_eos=True)
     with open_runtime(folder) as used:
         ids = used.encode(TEXT)
         prompts = [ids, ids, ids[:-4], ids[:9] + ids[2:], ids[:1], ids + ids]
-        got = [[token.id for token in used.stream(prompt, limits)] for prompt in prompts]
-    for prompt, answer in zip(prompts, got, strict=True):
+        actual = [[token.id for token in used.stream(prompt, limits)] for prompt in prompts]
+    for prompt, answer in zip(prompts, actual, strict=True):
         with open_runtime(folder) as fresh:
             assert [token.id for token in fresh.stream(prompt, limits)] == answer
 
 
-def test_a_stream_that_is_left_and_one_between_disturb_no_other(folder: Path) -> None:
-    limits = Limits(max_tokens=8, past_stops=True)
+def test_abandoned_and_interleaved_streams_change_no_answer(folder: Path) -> None:
+    limits = Limits(max_tokens=8, ignore_eos=True)
     with open_runtime(folder) as model:
         one, two = model.encode(TEXT), model.encode("the other lamp")
         alone = [[token.id for token in model.stream(ids, limits)] for ids in (one, two)]
@@ -91,34 +91,34 @@ def test_a_stream_that_is_left_and_one_between_disturb_no_other(folder: Path) ->
         assert [list(ids) for ids in zip(*((a.id, b.id) for a, b in pair), strict=True)] == alone
 
 
-def test_a_prompt_whose_reading_is_stopped_changes_no_answer(folder: Path) -> None:
+def test_an_interrupted_prompt_changes_no_answer(folder: Path) -> None:
     with ONNXRuntime(folder) as model:
         ids = model.encode(TEXT)
-        wanted = model._read(list(ids), len(ids))
-        writer = model._writer
+        expected = model._read(list(ids), len(ids))
+        generator = model._generator
 
         class Stopped:
-            rewind_to = writer.rewind_to
+            rewind_to = generator.rewind_to
 
             def append_tokens(self, tokens: Any) -> None:
-                writer.append_tokens(tokens)
+                generator.append_tokens(tokens)
                 raise KeyboardInterrupt  # as Python does it after the call
 
-        model._writer = Stopped()
+        model._generator = Stopped()
         with pytest.raises(KeyboardInterrupt):
             model._read(ids[:5] + ids[:5], len(ids))
-        if model._writer:
-            model._writer = writer
-        np.testing.assert_array_equal(model._read(list(ids), len(ids)), wanted)
+        if model._generator:
+            model._generator = generator
+        np.testing.assert_array_equal(model._read(list(ids), len(ids)), expected)
 
 
 def test_the_cache_grows_up_to_the_context(folder: Path, reference: Any) -> None:
     with open_runtime(folder, context=300) as small:
         assert small.context == 300
         ids = [5 + i % 90 for i in range(290)]
-        got = [token.id for token in small.stream(ids, Limits(max_tokens=99, past_stops=True))]
-        wanted = reference.stream(ids, Limits(max_tokens=11, past_stops=True))
-        assert got == [token.id for token in wanted]
+        actual = [token.id for token in small.stream(ids, Limits(max_tokens=99, ignore_eos=True))]
+        expected = reference.stream(ids, Limits(max_tokens=11, ignore_eos=True))
+        assert actual == [token.id for token in expected]
         with pytest.raises(InputError, match="301 tokens are more than the context of 300"):
             small.stream([5] * 301, Limits())
     with pytest.raises(EdgeftError, match="is closed"):
@@ -129,16 +129,16 @@ def test_a_reply_ends_at_a_stop_or_at_the_limit(
     model: Any, tiny_base: Path, tmp_path: Path
 ) -> None:
     ids = model.encode(TEXT)
-    free = [t.id for t in model.stream(ids, Limits(max_tokens=12, past_stops=True))]
-    (reply,) = model.replies([ids], Limits(max_tokens=12, past_stops=True))
+    free = [t.id for t in model.stream(ids, Limits(max_tokens=12, ignore_eos=True))]
+    (reply,) = model.replies([ids], Limits(max_tokens=12, ignore_eos=True))
     assert reply.ids == tuple(free) and not reply.stopped
     # Another stop: the fourth token of the answer.
     base = shutil.copytree(tiny_base, tmp_path / "base")
     at = free.index(free[3])
     (base / "generation_config.json").write_text(json.dumps({"eos_token_id": free[3]}))
     folder = write(base, tmp_path / "out")
-    told = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
-    assert told[0] == free[3]
+    eos_ids = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+    assert eos_ids[0] == free[3]
     seen: list[int] = []
     with open_runtime(folder) as stopping:
         first, second = stopping.replies([ids, ids], Limits(max_tokens=12), seen.append)
@@ -153,49 +153,49 @@ def test_stops_beyond_the_vocabulary_are_left_out(tiny_base: Path, tmp_path: Pat
     config = json.loads((folder / "genai_config.json").read_text())
     assert config["model"]["eos_token_id"] == [end]
     with open_runtime(folder) as model:
-        assert next(model.stream([1], Limits(max_tokens=1, past_stops=True)))
+        assert next(model.stream([1], Limits(max_tokens=1, ignore_eos=True)))
 
 
 def test_sampling_follows_its_seed(model: Any) -> None:
     ids = model.encode(TEXT)
 
     def drawn(seed: int) -> list[int]:
-        limits = Limits(max_tokens=12, temperature=1.5, seed=seed, past_stops=True)
+        limits = Limits(max_tokens=12, temperature=1.5, seed=seed, ignore_eos=True)
         return [token.id for token in model.stream(ids, limits)]
 
     assert drawn(1) == drawn(1) != drawn(2)
 
 
-def test_int4_on_untied_embeddings_runs_on_its_own_values(
+def test_int4_with_untied_embeddings_differs_from_the_reference_by_quantization_only(
     make: Callable[..., Any], tmp_path: Path
 ) -> None:
     base, _, _ = make("llama")
     folder = write(base, tmp_path / "int4", "int4")
     with open_runtime(folder) as model, ReferenceRuntime(base) as reference:
         ids = model.encode(TEXT)
-        got, wanted = model.logits(ids), reference.logits(ids)
-        apart = np.abs(got - wanted).mean() / wanted.std()
+        actual, expected = model.logits(ids), reference.logits(ids)
+        apart = np.abs(actual - expected).mean() / expected.std()
         assert 0.01 < apart < 0.5
-        token = next(model.stream(ids, Limits(max_tokens=1, past_stops=True)))
-        assert token.id == got[-1].argmax()
+        token = next(model.stream(ids, Limits(max_tokens=1, ignore_eos=True)))
+        assert token.id == actual[-1].argmax()
 
 
-def test_a_folder_does_not_choose_how_replies_are_searched(
+def test_the_search_settings_of_a_folder_are_ignored(
     folder: Path, model: Any, tmp_path: Path
 ) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
     _config(copy, lambda config: config["search"].update(num_beams=4, num_return_sequences=2))
     with open_runtime(copy) as other:
-        ids, limits = model.encode(TEXT), Limits(max_tokens=4, past_stops=True)
+        ids, limits = model.encode(TEXT), Limits(max_tokens=4, ignore_eos=True)
         assert other.replies([ids], limits) == model.replies([ids], limits)
 
 
-def test_weights_may_stay_in_the_files_pages(folder: Path, model: Any) -> None:
+def test_without_repacking_the_answer_is_the_same(folder: Path, model: Any) -> None:
     ids = model.encode(TEXT)
     with ONNXRuntime(folder, repack=False) as plain:
-        want = [token.id for token in model.stream(ids, Limits(max_tokens=6, past_stops=True))]
-        got = [token.id for token in plain.stream(ids, Limits(max_tokens=6, past_stops=True))]
-    assert got == want
+        want = [token.id for token in model.stream(ids, Limits(max_tokens=6, ignore_eos=True))]
+        actual = [token.id for token in plain.stream(ids, Limits(max_tokens=6, ignore_eos=True))]
+    assert actual == want
 
 
 def test_the_example_of_the_docs_needs_nothing_but_onnxruntime(
@@ -347,7 +347,7 @@ def _config(folder: Path, change: Callable[[Any], Any]) -> None:
         (_no_json, "genai_config.json"),
     ],
 )
-def test_what_is_damaged_is_refused_in_one_line(
+def test_a_damaged_folder_is_refused_in_one_line(
     edgeft: Callable[..., Any],
     folder: Path,
     tmp_path: Path,

@@ -88,7 +88,7 @@ def prompts(engine: Batching, count: int) -> list[tuple[int, ...]]:
 def test_answers_side_by_side_are_those_alone(artifacts: dict[str, Path], quant: str) -> None:
     engine = open_engine(artifacts[quant], slots=8)
     try:
-        wants = [Want(ids, 24, top=3, past_stops=True) for ids in prompts(engine, 8)]
+        wants = [Want(ids, 24, top=3, ignore_eos=True) for ids in prompts(engine, 8)]
         alone = [answers(engine, [want])[0] for want in wants]
         for together in (2, 4, 8):
             for i in range(0, 8, together):
@@ -128,7 +128,7 @@ def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -
         asked = [" ".join(words[i:] * (1 + i * 7)) for i in range(8)]
         ids = [tuple(engine.runtime.encode(f"Tell a story. {text}")) for text in asked]
         assert max(map(len, ids)) > 256
-        wants = [Want(prompt, 32, top=1, past_stops=True) for prompt in ids]
+        wants = [Want(prompt, 32, top=1, ignore_eos=True) for prompt in ids]
         alone = [answers(engine, [want])[0] for want in wants]
         for together in (2, 4, 8):
             for i in range(0, 8, together):
@@ -142,8 +142,8 @@ def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -
 def test_greedy_answers_are_the_runtimes(artifacts: dict[str, Path], engine: Batching) -> None:
     with open_runtime(artifacts["f32"], threads=1) as runtime:
         for ids in prompts(engine, 4):
-            wanted = [token.id for token in runtime.stream(ids, Limits(20, past_stops=True))]
-            events = answers(engine, [Want(ids, 20, top=0, past_stops=True)])[0]
+            wanted = [token.id for token in runtime.stream(ids, Limits(20, ignore_eos=True))]
+            events = answers(engine, [Want(ids, 20, top=0, ignore_eos=True)])[0]
             assert ids_of(events) == wanted
 
 
@@ -154,15 +154,15 @@ def test_a_cached_beginning_changes_nothing_and_is_not_read_again(
         engine = open_engine(artifacts["f32"], slots=2, isolated=isolated)
         try:
             ids = tuple(engine.runtime.encode("the lamp on the thirty-first floor, " * 4))
-            first = answers(engine, [Want(ids, 10, top=2, past_stops=True)])[0]
+            first = answers(engine, [Want(ids, 10, top=2, ignore_eos=True)])[0]
             turn = (*ids, *ids_of(first), *engine.runtime.encode(" and then the other lamp"))
-            want = Want(turn, 10, top=2, past_stops=True)
+            want = Want(turn, 10, top=2, ignore_eos=True)
             seen = engine.counts.reused_tokens
             second = answers(engine, [want])[0]
             reused = engine.counts.reused_tokens - seen
             assert reused == (len(ids) if isolated else len(ids) + 9)
             for number in range(2):
-                engine._many.keep(number, 0)
+                engine._many.truncate(number, 0)
             fresh = answers(engine, [want])[0]
             assert ids_of(second) == ids_of(fresh)
             if isolated:
@@ -181,10 +181,10 @@ def test_a_beginning_is_copied_from_a_running_answer(artifacts: dict[str, Path])
         ]
         alone = [ids_of(answers(engine, [want])[0]) for want in wants]
         for number in range(2):
-            engine._many.keep(number, 0)
+            engine._many.truncate(number, 0)
         before = engine.counts.reused_tokens
         came: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        engine.submit([Job(replace(wants[0], max_tokens=60, past_stops=True), came.put)])
+        engine.submit([Job(replace(wants[0], max_tokens=60, ignore_eos=True), came.put)])
         came.get(timeout=30)
         assert ids_of(answers(engine, [wants[1]])[0]) == alone[1]
         while not came.get(timeout=30).finish:
@@ -207,7 +207,7 @@ def test_answers_run_on_neighbouring_sequences(
     monkeypatch.setattr(engine._many, "step", recorded)
     # Unused for longest are 1 and 5, which are not beside each other.
     monkeypatch.setattr(engine, "_used", [5.0, 0.0, 4.0, 3.0, 7.0, 1.0, 6.0, 2.0])
-    want = Want(prompts(engine, 1)[0], 12, past_stops=True)
+    want = Want(prompts(engine, 1)[0], 12, ignore_eos=True)
     try:
         answers(engine, [want] * 3)
     finally:
@@ -220,7 +220,7 @@ def test_answers_run_on_neighbouring_sequences(
 def test_a_cancelled_answer_frees_its_slot(engine: Batching) -> None:
     ids = prompts(engine, 1)[0]
     came: queue.SimpleQueue[Event] = queue.SimpleQueue()
-    job = Job(Want(ids, 200, past_stops=True), came.put)
+    job = Job(Want(ids, 200, ignore_eos=True), came.put)
     engine.submit([job])
     came.get(timeout=30)
     job.cancel()
@@ -236,7 +236,7 @@ def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -
     engine = open_engine(artifacts["f32"], slots=1, waiting=2)
     try:
         came: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        want = Want(prompts(engine, 1)[0], 200, past_stops=True)
+        want = Want(prompts(engine, 1)[0], 200, ignore_eos=True)
         jobs = [Job(want, came.put) for _ in range(3)]
         for job in jobs:
             engine.submit([job])
@@ -264,12 +264,12 @@ def test_running_answers_flow_on_while_a_long_prompt_is_read(
     engine = open_engine(artifacts["f32"], slots=2)
     try:
         order: queue.SimpleQueue[str] = queue.SimpleQueue()
-        runs = Want(prompts(engine, 1)[0], 100, past_stops=True, top=0)
+        runs = Want(prompts(engine, 1)[0], 100, ignore_eos=True, top=0)
         engine.submit(
             [Job(runs, lambda event: order.put("running" if not event.finish else "end"))]
         )
         assert order.get(timeout=30) == "running"
-        long = Want(tuple(engine.runtime.encode("abcdefgh" * 25)), 1, past_stops=True)
+        long = Want(tuple(engine.runtime.encode("abcdefgh" * 25)), 1, ignore_eos=True)
         engine.submit([Job(long, lambda event: order.put("long"))])
         between = 0
         while order.get(timeout=30) != "long":
@@ -305,8 +305,8 @@ def test_prompts_are_read_in_few_parts_and_none_that_is_short(
 def test_a_seed_fixes_an_answer_whoever_is_beside_it(engine: Batching) -> None:
     ids = prompts(engine, 3)
     how = Sampling(temperature=1.5, top_k=40, top_p=0.9, min_p=0.01, seed=7)
-    want = Want(ids[1], 20, how, top=0, past_stops=True)
-    other = Want(ids[2], 20, replace(how, seed=8), top=0, past_stops=True)
+    want = Want(ids[1], 20, how, top=0, ignore_eos=True)
+    other = Want(ids[2], 20, replace(how, seed=8), top=0, ignore_eos=True)
     (alone,) = answers(engine, [want])
     beside, _ = answers(engine, [want, other])
     assert ids_of(alone) == ids_of(beside)
@@ -320,7 +320,7 @@ def test_a_seed_fixes_an_answer_whoever_is_beside_it(engine: Batching) -> None:
 
 
 def test_penalties_and_bias_change_what_is_chosen(engine: Batching) -> None:
-    want = Want(prompts(engine, 1)[0], 30, top=0, past_stops=True)
+    want = Want(prompts(engine, 1)[0], 30, top=0, ignore_eos=True)
     plain = ids_of(answers(engine, [want])[0])
     how = Sampling(frequency_penalty=2.0, presence_penalty=2.0, repeat_penalty=1.5)
     varied = ids_of(answers(engine, [replace(want, sampling=how)])[0])
@@ -504,7 +504,7 @@ def test_schemas_that_tell_their_alternatives_apart(
         for token in engine.runtime.encode(text):
             assert sampler.allows(token)
             sampler.accept(token)
-        assert any(map(sampler.allows, engine.runtime.ends))
+        assert any(map(sampler.allows, engine.runtime.eos_ids))
         assert time.thread_time() - began < 2
     finally:
         sampler.close()
@@ -532,7 +532,7 @@ def test_each_of_several_types_is_asked_its_own(
                 if not sampler.allows(token):
                     return False
                 sampler.accept(token)
-            return text in wrong or any(map(sampler.allows, engine.runtime.ends))
+            return text in wrong or any(map(sampler.allows, engine.runtime.eos_ids))
         finally:
             sampler.close()
 
@@ -563,7 +563,7 @@ def test_a_broken_grammar_is_refused_before_it_waits(engine: Batching) -> None:
 
 
 def test_stop_texts_over_the_borders_of_tokens(engine: Batching) -> None:
-    want = Want(prompts(engine, 1)[0], 40, past_stops=True)
+    want = Want(prompts(engine, 1)[0], 40, ignore_eos=True)
     whole = text_of(answers(engine, [want])[0])
     stop = whole[10:14]
     (events,) = answers(engine, [replace(want, stop=(stop, "never that"))])
@@ -583,7 +583,7 @@ def test_an_error_of_the_engine_ends_what_runs_and_nothing_else(
 ) -> None:
     engine = open_engine(artifacts["f32"], slots=2)
     try:
-        want = Want(prompts(engine, 1)[0], 5, past_stops=True, top=0)
+        want = Want(prompts(engine, 1)[0], 5, ignore_eos=True, top=0)
         wanted = ids_of(answers(engine, [want])[0])
         step = engine._many.step
 
@@ -606,10 +606,10 @@ def test_one_by_one_answers_as_the_runtime_does(
     engine = OneByOne("any", runtime, 8, Worker())
     try:
         ids = [tuple(runtime.encode(text)) for text in ("the lamp", "on the desk", "lamp")]
-        events = answers(engine, [Want(i, 12, past_stops=True) for i in ids])
+        events = answers(engine, [Want(i, 12, ignore_eos=True) for i in ids])
         with open_runtime(artifacts["f32"], threads=1) as other:
             for one, prompt in zip(events, ids, strict=True):
-                stream = other.stream(prompt, Limits(12, past_stops=True))
+                stream = other.stream(prompt, Limits(12, ignore_eos=True))
                 assert text_of(one) == "".join(token.text for token in stream)
                 assert one[-1].finish == "length"
     finally:
@@ -683,7 +683,7 @@ def test_engines_share_one_thread_and_take_turns(artifacts: dict[str, Path]) -> 
             order.put(-1 if event.finish else number)
 
         for number, engine in enumerate(engines):
-            want = Want(prompts(engine, 1)[0], 100, past_stops=True)
+            want = Want(prompts(engine, 1)[0], 100, ignore_eos=True)
             engine.submit([Job(want, functools.partial(sink, number))])
         seen: list[int] = []
         while seen.count(-1) < 2:

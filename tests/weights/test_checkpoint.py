@@ -15,7 +15,7 @@ from safetensors import numpy as st_numpy
 
 from edgeft.errors import InputError
 from edgeft.weights.checkpoint import (
-    MAX_HEADER,
+    MAX_HEADER_BYTES,
     Checkpoint,
     Spec,
     from_float32,
@@ -40,7 +40,7 @@ def write_raw(path: Path, header: Any, data: bytes = b"") -> Path:
 
 
 @pytest.mark.parametrize("dtype", ["F32", "F16"])
-def test_the_library_reads_what_we_write(tmp_path: Path, dtype: str) -> None:
+def test_safetensors_library_reads_written_files(tmp_path: Path, dtype: str) -> None:
     file = tmp_path / "model.safetensors"
     specs = [Spec(name, dtype, shape) for name, shape in SHAPES.items()]
     write_safetensors(file, specs, (some(spec.shape) for spec in specs))
@@ -57,7 +57,7 @@ def test_the_library_reads_what_we_write(tmp_path: Path, dtype: str) -> None:
         np.testing.assert_array_equal(ours.read(name), stored_as(some(shape), dtype))
 
 
-def test_torch_reads_the_bf16_that_we_write_and_we_read_its_own(tmp_path: Path) -> None:
+def test_bf16_is_exchanged_with_torch(tmp_path: Path) -> None:
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -75,7 +75,7 @@ def test_torch_reads_the_bf16_that_we_write_and_we_read_its_own(tmp_path: Path) 
         np.testing.assert_array_equal(read, want.float().numpy())
 
 
-def test_bf16_rounding_is_torchs_ties_and_specials_included() -> None:
+def test_bf16_rounding_is_that_of_torch() -> None:
     import torch
 
     high = np.arange(2**16, dtype=np.uint32) << np.uint32(16)
@@ -92,7 +92,7 @@ def test_bf16_keeps_nan(bits: int) -> None:
     assert np.isnan(stored_as(values, "BF16")).all()
 
 
-def test_shards_and_an_index_of_the_library(tmp_path: Path) -> None:
+def test_shards_with_an_index(tmp_path: Path) -> None:
     shards = {
         "model-00001-of-00002.safetensors": {"a": some((3, 4)), "d": some((2,)).astype("f8")},
         "model-00002-of-00002.safetensors": {"b": some((5,)).astype("f2"), "c": some((1, 1))},
@@ -113,7 +113,7 @@ def test_shards_and_an_index_of_the_library(tmp_path: Path) -> None:
     assert no.value.hint == "download the model again"
 
 
-def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
+def test_tensor_in_two_shards_is_refused(tmp_path: Path) -> None:
     for name in ("x.safetensors", "y.safetensors"):
         st_numpy.save_file({"same": some((2,))}, tmp_path / name)
     index = tmp_path / "model.safetensors.index.json"
@@ -123,7 +123,7 @@ def test_a_tensor_in_two_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/passwd", "sub/x.safetensors", 3, ".."])
-def test_an_index_stays_in_its_folder(tmp_path: Path, name: object) -> None:
+def test_index_cannot_leave_its_folder(tmp_path: Path, name: object) -> None:
     (tmp_path / "model").mkdir()
     st_numpy.save_file({"a": some((2,))}, tmp_path / "x.safetensors")
     index = tmp_path / "model" / "model.safetensors.index.json"
@@ -135,7 +135,7 @@ def test_an_index_stays_in_its_folder(tmp_path: Path, name: object) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": []}}']
 )
-def test_a_broken_index(tmp_path: Path, text: str) -> None:
+def test_broken_index_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(InputError, match="index.json is not a safetensors index"):
         Checkpoint(tmp_path)
@@ -162,13 +162,13 @@ def test_every_truncation_is_an_input_error(tmp_path: Path) -> None:
     assert f"is truncated: {len(data) - 1} of {len(data)} bytes" in str(caught.value)
 
 
-@pytest.mark.parametrize("size", [0, 1, 101, MAX_HEADER + 1, 2**63, 2**64 - 1])
-def test_a_header_of_an_impossible_size(tmp_path: Path, size: int) -> None:
+@pytest.mark.parametrize("size", [0, 1, 101, MAX_HEADER_BYTES + 1, 2**63, 2**64 - 1])
+def test_impossible_header_size_is_refused(tmp_path: Path, size: int) -> None:
     file = tmp_path / "bomb.safetensors"
     file.write_bytes(struct.pack("<Q", size) + b"{}".ljust(100))
-    if size == MAX_HEADER + 1:
+    if size == MAX_HEADER_BYTES + 1:
         with file.open("r+b") as stream:
-            stream.truncate(2 * MAX_HEADER)  # sparse: the size alone must not be refused
+            stream.truncate(2 * MAX_HEADER_BYTES)  # sparse: the size alone must not be refused
     with pytest.raises(InputError, match=rf"not a safetensors file \(header of {size} bytes\)"):
         Checkpoint(file)
 
@@ -203,7 +203,7 @@ BROKEN: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("case", BROKEN)
-def test_a_broken_header(tmp_path: Path, case: str) -> None:
+def test_broken_header_is_refused(tmp_path: Path, case: str) -> None:
     file = write_raw(tmp_path / "model.safetensors", BROKEN[case], b"\0" * 64)
     with pytest.raises(SafetensorError):
         st_numpy.load_file(file)
@@ -220,14 +220,14 @@ def test_tensors_may_come_in_any_order(tmp_path: Path) -> None:
     assert ours.read("none").shape == (0,)
 
 
-def test_integers_are_refused_when_they_are_read(tmp_path: Path) -> None:
+def test_reading_integers_is_refused(tmp_path: Path) -> None:
     st_numpy.save_file({"q": np.ones((2, 2), np.int8)}, tmp_path / "model.safetensors")
     with pytest.raises(InputError, match="tensor q is stored as I8") as caught:
         Checkpoint(tmp_path).read("q")
     assert "unquantized" in caught.value.hint
 
 
-def test_arrays_must_be_as_announced(tmp_path: Path) -> None:
+def test_arrays_must_fit_their_specs(tmp_path: Path) -> None:
     spec = Spec("a", "F32", (2, 2))
     with pytest.raises(ValueError, match=r"a: \(4,\) announced as \(2, 2\)"):
         write_safetensors(tmp_path / "x", [spec], [some((4,))])

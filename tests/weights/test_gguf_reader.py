@@ -44,7 +44,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_it_reads_what_ggufreader_reads(file: Path) -> None:
+def test_content_is_that_of_ggufreader(file: Path) -> None:
     from gguf import GGUFReader, dequantize
 
     theirs, ours = GGUFReader(file), gguf_reader.read(file)
@@ -61,7 +61,7 @@ def test_it_reads_what_ggufreader_reads(file: Path) -> None:
         assert values.shape == found.shape
 
 
-def test_a_large_vocabulary_is_cheap(tmp_path: Path) -> None:
+def test_large_vocabulary_is_fast(tmp_path: Path) -> None:
     """Counted and not timed: one pass over the texts, with nothing else made of them."""
     import tracemalloc
 
@@ -89,7 +89,7 @@ def refused(path: Path, content: bytes, says: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(path))
 
 
-def test_a_cut_file_is_one_line(file: Path, tmp_path: Path) -> None:
+def test_truncated_file_is_one_line(file: Path, tmp_path: Path) -> None:
     whole, header = file.read_bytes(), gguf_reader.read(file)
     last = max(header.tensors.values(), key=lambda tensor: tensor.offset)
     first = min(tensor.offset for tensor in header.tensors.values())
@@ -148,7 +148,7 @@ def test_hostile_files_are_one_line(tmp_path: Path, case: str) -> None:
     refused(tmp_path / "x.gguf", content, says)
 
 
-def test_whatever_is_changed_is_read_or_refused(file: Path, tmp_path: Path) -> None:
+def test_any_changed_byte_is_read_or_refused(file: Path, tmp_path: Path) -> None:
     whole = file.read_bytes()
     end = min(tensor.offset for tensor in gguf_reader.read(file).tensors.values())
     draw, changed = np.random.default_rng(0), tmp_path / "x.gguf"
@@ -166,7 +166,7 @@ def test_whatever_is_changed_is_read_or_refused(file: Path, tmp_path: Path) -> N
     assert 0 < outcomes.count(None) < len(outcomes)
 
 
-def test_no_file_is_one_line(tmp_path: Path) -> None:
+def test_missing_file_is_one_line(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "absent"):
         with pytest.raises(InputError, match="is not a whole GGUF file"):
             gguf_reader.read(path)

@@ -30,7 +30,7 @@ def bit_stream(fields: list[int], bits: int) -> list[int]:
 
 @pytest.mark.parametrize("offset", [1, 0])
 @pytest.mark.parametrize("bits", BITS)
-def test_the_words_bit_by_bit(bits: int, offset: int) -> None:
+def test_words_bit_by_bit(bits: int, offset: int) -> None:
     codes = some_codes(64, 96, bits, group=32, sym=False)
     arrays = gptq_layout.pack(codes, offset)
     assert {name: array.dtype.name for name, array in arrays.items()} == {
@@ -45,7 +45,7 @@ def test_the_words_bit_by_bit(bits: int, offset: int) -> None:
     np.testing.assert_array_equal(arrays["scales"], codes.scales.T)
 
 
-def test_three_bits_as_autogptq_places_them() -> None:
+def test_three_bits_are_placed_as_in_autogptq() -> None:
     """10 codes, 2 bits of the 11th; its third, 10 codes, 1 bit of the 22nd; its others, 10 codes."""
     codes = some_codes(32, 32, 3, group=32, sym=True)
     x = codes.codes[5].astype(np.int64).tolist()
@@ -58,7 +58,7 @@ def test_three_bits_as_autogptq_places_them() -> None:
 
 @pytest.mark.parametrize("order", [False, True])
 @pytest.mark.parametrize("bits", BITS)
-def test_unpack_is_the_way_back_by_any_rows(bits: int, order: bool) -> None:
+def test_unpack_reverses_pack_for_any_rows(bits: int, order: bool) -> None:
     codes = some_codes(64, 96, bits, group=48, sym=False, order=order)
     want = [
         [float(codes.scales[r, g]) * (int(codes.codes[r, c]) - int(codes.zeros[r, g]))
@@ -78,7 +78,7 @@ def test_unpack_is_the_way_back_by_any_rows(bits: int, order: bool) -> None:
         assert (found.bits, found.scales.dtype) == (bits, np.float16)
 
 
-def test_a_zero_that_was_stored_as_minus_one() -> None:
+def test_zero_stored_as_minus_one_is_read_as_0() -> None:
     codes = some_codes(32, 32, 4, group=32, sym=False)
     arrays = gptq_layout.pack(codes)
     arrays["qzeros"][0, 1] = -1
@@ -108,17 +108,17 @@ def change(**changes: Any) -> gptq_layout.Codes:
         (change(groups=np.ones(32, np.int32)), "a group that does not exist"),
     ],
 )  # fmt: skip
-def test_what_has_no_place_is_refused(codes: gptq_layout.Codes, says: str) -> None:
+def test_codes_that_the_layout_cannot_hold_are_refused(codes: gptq_layout.Codes, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         gptq_layout.pack(codes)
 
 
-def test_a_zero_of_zero_has_a_place_in_v2() -> None:
+def test_v2_stores_a_zero_of_0() -> None:
     codes = change(zeros=np.zeros((32, 1), np.uint8))
     assert not gptq_layout.unpack(gptq_layout.pack(codes, offset=0), offset=0).zeros.any()
 
 
-def test_a_folder_of_gptq_is_read_like_any_other(tmp_path: Path, tiny_base: Path) -> None:
+def test_gptq_folder_is_read_like_any_other(tmp_path: Path, tiny_base: Path) -> None:
     folder, made = write_gptq(tiny_base, tmp_path / "q", bits=3, group=32, sym=False)
     ours, plain = Checkpoint(folder), Checkpoint(tiny_base)
     assert ours.tensors.keys() == plain.tensors.keys()
@@ -136,7 +136,7 @@ def test_a_folder_of_gptq_is_read_like_any_other(tmp_path: Path, tiny_base: Path
             np.testing.assert_array_equal(ours.read(name), plain.read(name))
 
 
-def test_a_block_of_rows_takes_the_memory_of_a_block(tmp_path: Path) -> None:
+def test_block_of_rows_takes_the_memory_of_a_block(tmp_path: Path) -> None:
     big = some_codes(4096, 1024, 4, group=128, sym=True)
     arrays = gptq_layout.pack(big)
     kinds = {name: "F16" if name == "scales" else "I32" for name in arrays}
@@ -162,7 +162,7 @@ def test_scales_of_other_types(tmp_path: Path, tiny_base: Path, kind: str) -> No
         np.testing.assert_array_equal(Checkpoint(folder).read(name), want)
 
 
-def test_the_first_files_of_autogptq_and_those_of_v2(tmp_path: Path, tiny_base: Path) -> None:
+def test_early_autogptq_folders_and_v2(tmp_path: Path, tiny_base: Path) -> None:
     old, made = write_gptq(tiny_base, tmp_path / "old")
     config = json.loads((old / "config.json").read_text())
     own = config.pop("quantization_config")
@@ -188,7 +188,7 @@ def test_the_first_files_of_autogptq_and_those_of_v2(tmp_path: Path, tiny_base: 
         ({"pack_dtype": "int64"}, "codes of 4 bits in int64"),
     ],
 )
-def test_settings_that_cannot_be_read(
+def test_unreadable_settings_are_refused(
     tmp_path: Path, tiny_base: Path, config: dict[str, Any], says: str
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q")
@@ -251,7 +251,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("case", DAMAGES)
-def test_a_damaged_layer_is_named(tmp_path: Path, tiny_base: Path, case: str) -> None:
+def test_damaged_layer_is_named(tmp_path: Path, tiny_base: Path, case: str) -> None:
     edit, says = DAMAGES[case]
     folder, _ = write_gptq(tiny_base, tmp_path / "q")
     rewrite(folder, edit)
@@ -261,14 +261,14 @@ def test_a_damaged_layer_is_named(tmp_path: Path, tiny_base: Path, case: str) ->
 
 
 @pytest.mark.parametrize("index", [-1, 2])
-def test_groups_that_are_not_there(tmp_path: Path, tiny_base: Path, index: int) -> None:
+def test_missing_groups_are_refused(tmp_path: Path, tiny_base: Path, index: int) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q")
     rewrite(folder, lambda a: a | {f"{LAYER}.g_idx": np.full(64, index, np.int32)})
     with pytest.raises(InputError, match=f"g_idx of {LAYER}.weight names groups that it lacks"):
         Checkpoint(folder).read(f"{LAYER}.weight")
 
 
-def test_integers_are_written_as_they_are(tmp_path: Path) -> None:
+def test_integers_are_written_unchanged(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     words = np.array([[-(2**31), 2**31 - 1, 16_777_217]], np.int32)
@@ -278,6 +278,6 @@ def test_integers_are_written_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, words)
 
 
-def test_a_base_has_no_codes(tmp_path: Path) -> None:
+def test_base_has_no_codes(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     assert Checkpoint(base).codes("model.norm.weight") is None

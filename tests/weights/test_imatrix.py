@@ -35,7 +35,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "imatrix.gguf"
 
 
-def test_what_is_written_is_read(file: Path) -> None:
+def test_written_file_is_read_back(file: Path) -> None:
     found = read(file)
     assert (found.datasets, found.chunk_size, found.chunk_count) == (IMATRIX.datasets, 512, 3)
     assert set(found.tensors) == set(IMATRIX.tensors)
@@ -44,7 +44,7 @@ def test_what_is_written_is_read(file: Path) -> None:
         np.testing.assert_array_equal(found.tensors[name].counts, wanted.counts)
 
 
-def test_the_file_is_laid_out_as_save_imatrix_does(file: Path) -> None:
+def test_file_is_that_of_save_imatrix(file: Path) -> None:
     from gguf import GGMLQuantizationType, GGUFReader
 
     reader = GGUFReader(file)
@@ -63,7 +63,7 @@ def test_the_file_is_laid_out_as_save_imatrix_does(file: Path) -> None:
     assert {tensor.tensor_type for tensor in reader.tensors} == {GGMLQuantizationType.F32}
 
 
-def test_importance_is_the_mean_and_1_for_an_expert_that_was_never_asked() -> None:
+def test_importance_is_the_mean_and_1_for_an_unused_expert() -> None:
     routed, dense = IMATRIX.importance(ROUTED), IMATRIX.importance(DENSE)
     assert routed is not None and dense is not None and routed.dtype == np.float32
     np.testing.assert_array_equal(routed, np.float32([[0.5, 1, 2], [1, 1, 1], [3, 0, 1]]))
@@ -71,7 +71,7 @@ def test_importance_is_the_mean_and_1_for_an_expert_that_was_never_asked() -> No
     assert IMATRIX.importance("output.weight") is None
 
 
-def test_one_row_may_stand_for_all_matrices_of_a_weight(tmp_path: Path) -> None:
+def test_one_row_may_be_of_all_matrices_of_a_weight(tmp_path: Path) -> None:
     """llama-imatrix writes one count for a weight of three dimensions that has no experts."""
     from gguf import GGUFWriter
 
@@ -122,7 +122,7 @@ def test_impossible_content_is_one_line(case: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_a_gguf_model_is_no_imatrix(tmp_path: Path) -> None:
+def test_gguf_model_is_refused(tmp_path: Path) -> None:
     from gguf import GGUFWriter
 
     writer = GGUFWriter(tmp_path / "i.gguf", "llama")
@@ -141,7 +141,7 @@ def test_other_files_are_one_line(file: Path, tmp_path: Path) -> None:
         read(legacy)
 
 
-def test_a_truncated_file_is_one_line(file: Path, tmp_path: Path) -> None:
+def test_truncated_file_is_one_line(file: Path, tmp_path: Path) -> None:
     whole, cut = file.read_bytes(), tmp_path / "cut.gguf"
     # The last tensor's bytes are followed by padding, which nobody misses.
     for size in [*range(0, len(whole) - 32, 7), len(whole) - 33]:

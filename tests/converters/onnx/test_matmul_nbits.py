@@ -40,31 +40,31 @@ def run(op: str, feeds: dict[str, Any], constants: dict[str, Any], **attributes:
 
 def product(codes: gptq_layout.Codes, block: int) -> Any:
     """The transposed matrix, as MatMulNBits sees it: a product with the identity."""
-    arrays = zip("bsz", nbits.arrays(codes, block), strict=True)
+    arrays = zip("bsz", nbits.pack(codes, block), strict=True)
     columns = codes.codes.shape[1]
     return run(
         "MatMulNBits", {"x": np.eye(columns, dtype=np.float32)},
         {key: array for key, array in arrays if array is not None},
-        K=columns, N=len(codes.codes), bits=nbits.width(codes.bits), block_size=block,
+        K=columns, N=len(codes.codes), bits=nbits.stored_bits(codes.bits), block_size=block,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("group", [16, 32, 64])
 @pytest.mark.parametrize("symmetric", [True, False])
-def test_codes_mean_what_matmulnbits_computes(bits: int, group: int, symmetric: bool) -> None:
+def test_codes_have_the_values_of_matmulnbits(bits: int, group: int, symmetric: bool) -> None:
     codes = some_codes(ROWS, COLUMNS, bits, group, symmetric)
-    block = nbits.block_of(codes.groups)
+    block = nbits.largest_block(codes.groups)
     assert block == group
     if bits == 3:  # its zero of 4 is not the middle of 4 bits: it has to be told
-        assert nbits.arrays(codes, block)[2] is not None
+        assert nbits.pack(codes, block)[2] is not None
     np.testing.assert_allclose(product(codes, block).T, codes.values(), rtol=1e-6, atol=1e-7)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_codes_mean_what_gatherblockquantized_reads(bits: int) -> None:
+def test_codes_have_the_values_of_gatherblockquantized(bits: int) -> None:
     codes = some_codes(ROWS, COLUMNS, bits, 32, True)
-    blobs, scales, zeros = nbits.arrays(codes, 32)
+    blobs, scales, zeros = nbits.pack(codes, 32)
     assert zeros is None
     ids = np.array([3, 0, 23, 3])
     got = run(
@@ -74,11 +74,11 @@ def test_codes_mean_what_gatherblockquantized_reads(bits: int) -> None:
     np.testing.assert_array_equal(got, codes.values()[ids])
 
 
-def test_the_block_is_the_longest_run_of_one_group() -> None:
-    assert nbits.block_of(np.arange(256, dtype=np.int32) // 96) == 32
-    assert nbits.block_of(np.zeros(192, np.int32)) == 64
-    assert nbits.block_of(np.zeros(512, np.int32)) == 256
-    assert nbits.block_of(np.arange(64, dtype=np.int32) % 2) is None, "activation order"
+def test_largest_block_is_within_one_group() -> None:
+    assert nbits.largest_block(np.arange(256, dtype=np.int32) // 96) == 32
+    assert nbits.largest_block(np.zeros(192, np.int32)) == 64
+    assert nbits.largest_block(np.zeros(512, np.int32)) == 256
+    assert nbits.largest_block(np.arange(64, dtype=np.int32) % 2) is None, "activation order"
 
 
 @pytest.fixture
@@ -90,8 +90,8 @@ def values() -> Any:
 
 
 @pytest.mark.parametrize("bits", [4, 8])
-def test_a_symmetric_block_reaches_to_its_largest_weight(values: Any, bits: int) -> None:
-    found = nbits.rounded(values, bits, 32)
+def test_largest_weight_of_a_block_is_not_clipped(values: Any, bits: int) -> None:
+    found = nbits.nearest_codes(values, bits, 32)
     blocks = values.reshape(ROWS, -1, 32)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2, keepdims=True), 2)
     step = -largest / 2 ** (bits - 1)
@@ -103,23 +103,23 @@ def test_a_symmetric_block_reaches_to_its_largest_weight(values: Any, bits: int)
     np.testing.assert_allclose(product(found, 32).T, found.values(), rtol=1e-6, atol=1e-6)
 
 
-def test_q4_0_of_ggml_has_the_same_codes(values: Any) -> None:
+def test_codes_are_those_of_q4_0(values: Any) -> None:
     from gguf import GGMLQuantizationType, quants
 
     stored = quants.quantize(values, GGMLQuantizationType.Q4_0).reshape(ROWS, -1, 18)
     fours = stored[:, :, 2:]
     wanted = np.concatenate([fours & 15, fours >> 4], axis=2).reshape(ROWS, COLUMNS)
-    found = nbits.rounded(values, 4, 32).codes
+    found = nbits.nearest_codes(values, 4, 32).codes
     assert (found == wanted).mean() > 0.999  # ggml's way to round differs at exact halves
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
-def test_a_row_is_filled_up_to_whole_blocks() -> None:
+def test_columns_are_padded_to_whole_blocks() -> None:
     values = np.random.default_rng(2).standard_normal((8, 80)).astype(np.float32)
-    codes = nbits.rounded(values, 4, 64)
+    codes = nbits.nearest_codes(values, 4, 64)
     assert codes.codes.shape == (8, 128) and not codes.values()[:, 80:].any()
     got = run(
         "MatMulNBits", {"x": np.eye(80, dtype=np.float32)},
-        dict(zip("bs", nbits.arrays(codes, 64), strict=False)), K=80, N=8, bits=4, block_size=64,
+        dict(zip("bs", nbits.pack(codes, 64), strict=False)), K=80, N=8, bits=4, block_size=64,
     )  # fmt: skip
     np.testing.assert_allclose(got.T, codes.values()[:, :80], rtol=1e-6)
