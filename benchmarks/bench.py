@@ -1,10 +1,11 @@
-"""What `edgeft bench` does: speed, memory, fidelity and accuracy of artifacts, beside the fp16 model.
+"""Artifacts -> speed, memory, fidelity and accuracy of each, for `edgeft bench`.
 
-    rows = bench(Bench((Path("q4_k_m.gguf"),), baseline=Path("f16.gguf"), text=Path("wiki.txt")), asking)
+    options = BenchOptions((Path("q4_k_m.gguf"),), baseline=Path("f16.gguf"), text=Path("wiki.txt"))
+    rows = run_bench(options, EvalOptions())
     rows[1].fidelity["text"]["kl"]                       # {"value": 0.0712, "error": 0.0013}
 
-The baseline, where it is a model, is the first row. It is also compared with itself, run by another
-number of threads: what differs there is the floor, below which no difference means anything.
+The baseline, if it is a model, is the first row. It is also compared with itself, run by another
+number of threads: differences below that floor are chance.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft.benchmarks.fidelity import compare, kept_baseline
-from edgeft.benchmarks.fidelity.compare import Fidelity, Measured, Reference
+from edgeft.benchmarks.fidelity.compare import Fidelity, Reference, ScoredSequence
+from edgeft.benchmarks.options import BenchOptions, EvalOptions
 from edgeft.benchmarks.performance import latency, memory
-from edgeft.benchmarks.performance.latency import EFFORT, GRID, QUICK, Effort
+from edgeft.benchmarks.performance.latency import GRID, QUICK
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.data.rows import load_examples
 from edgeft.errors import InputError
 from edgeft.formats import format_of
@@ -29,143 +29,138 @@ from edgeft.progress import say
 from edgeft.records import Measurement, Memory, Speed
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
-TOGETHER = 4
-"""models that are open at a time, beside the baseline"""
-ROOM = 4096
-"""tokens of a conversation that is still compared"""
+MAX_OPEN_MODELS = 4
+"""models that are open at a time, besides the reference"""
+CONTEXT_TOKENS = 4096
+"""longest conversation that is compared"""
 
-Compared = dict[Path, dict[str, Fidelity]]
-"""artifact -> name of a text -> how far it is"""
-
-
-@dataclass(frozen=True)
-class Bench:
-    artifacts: tuple[Path, ...]
-    baseline: Path | None = None
-    """a model, or what `keep` made of one"""
-    speed: bool = True
-    grid: bool = False
-    """all 18 uses instead of one"""
-    through: str = "runtime"
-    """or server: latency over the HTTP stream of `edgeft serve`"""
-    effort: Effort = EFFORT
-    smallest: bool = False
-    """find the smallest memory limit, too"""
-    text: Path | None = None
-    """plain text to compare on"""
-    chunks: int = 40
-    """of 512 tokens"""
-    chats: Path | None = None
-    """conversations to compare on, of which only the answers count"""
-    keep: Path | None = None
-    """where to keep the baseline's distributions"""
-    shots: int | None = None
+Fidelities = dict[Path, dict[str, Fidelity]]
+"""artifact -> name of a text -> fidelity on it"""
 
 
-def bench(options: Bench, asking: Asking) -> list[Measurement]:
-    """One row per artifact. InputError before any work for what is no artifact."""
-    kept = options.baseline is not None and options.baseline.suffix == kept_baseline.SUFFIX
-    live = None if kept else options.baseline
-    paths = list(dict.fromkeys([*([live] if live else []), *options.artifacts]))
+def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurement]:
+    """One row per artifact. InputError for bad input, before any work."""
+    from_file = options.baseline is not None and options.baseline.suffix == kept_baseline.SUFFIX
+    model = None if from_file else options.baseline
+    paths = list(dict.fromkeys([*([model] if model else []), *options.artifacts]))
     for path in paths:
         format_of(path)
-    if (options.text or options.chats) and not options.baseline:
-        raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")
-    if options.keep and not (live and (options.text or options.chats)):
-        raise InputError("nothing to keep", "--baseline f16.gguf and --text or --chats")
+    _check_texts(options, model)
     if options.keep:
         options.keep.parent.mkdir(parents=True, exist_ok=True)
-    if kept and not (options.text or options.chats):
-        raise InputError(f"{options.baseline} is for --text and --chats", "name one of them")
-    items = evaluate.load_items(asking) if asking.items else None
-    scores = [evaluate.measure(path, items, asking, options.shots) if items else None
-              for path in paths]  # fmt: skip
-    found = _fidelity(options, paths, live, asking.threads)
-    speeds, memories = _speeds(options, paths, live, asking.threads)
+    items = evaluate.load_items(eval_options) if eval_options.items else None
+    scores = [
+        evaluate.measure(path, items, eval_options, options.shots) if items else None
+        for path in paths
+    ]
+    fidelities = _fidelities(options, paths, model, eval_options.threads)
+    speeds, memories = _speeds(options, paths, model, eval_options.threads)
     return [
         Measurement(
             name=score.arm if score else path.stem, path=str(path), size=evaluate.size_of(path),
-            speed=timing, memory=used, score=score,
-            fidelity={name: figure.to_json() for name, figure in found.get(path, {}).items()},
+            speed=speed, memory=used, score=score,
+            fidelity={name: fidelity.to_json()
+                      for name, fidelity in fidelities.get(path, {}).items()},
         )
-        for path, score, timing, used in zip(paths, scores, speeds, memories, strict=True)
+        for path, score, speed, used in zip(paths, scores, speeds, memories, strict=True)
     ]  # fmt: skip
 
 
+def _check_texts(options: BenchOptions, model: Path | None) -> None:
+    """`model`: the baseline, unless it is a file that `keep` wrote."""
+    texts = options.text or options.chats
+    if texts and not options.baseline:
+        raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")
+    if options.keep and not (model and texts):
+        raise InputError("nothing to keep", "--baseline f16.gguf and --text or --chats")
+    if options.baseline and not model and not texts:
+        raise InputError(f"{options.baseline} is for --text and --chats", "name one of them")
+
+
 def _speeds(
-    options: Bench, paths: Sequence[Path], live: Path | None, threads: int | None
+    options: BenchOptions, paths: Sequence[Path], baseline: Path | None, threads: int | None
 ) -> tuple[Sequence[Speed | None], Sequence[Memory | None]]:
     if not options.speed:
         nothing = [None] * len(paths)
         return nothing, nothing
-    colds, memories = [], []
+    cold_loads, memories = [], []
     for path in paths:
         say(f"memory of {path.name}")
         cold, used = memory.measure(path, threads)
         if options.smallest:
-            used = dataclasses.replace(used, smallest=memory.smallest(path, used, threads))
-        colds.append(round(cold, 3))
+            limit = memory.smallest_limit(path, used, threads)
+            used = dataclasses.replace(used, smallest=limit)
+        cold_loads.append(round(cold, 3))
         memories.append(used)
-    cells = GRID if options.grid else QUICK
-    speeds = latency.compare(paths, cells, live, threads, options.effort, options.through)
-    return [dataclasses.replace(s, load_cold_s=c)
-            for s, c in zip(speeds, colds, strict=True)], memories  # fmt: skip
+    workloads = GRID if options.grid else QUICK
+    speeds = latency.compare(paths, workloads, baseline, threads, options.effort, options.through)
+    speeds = [
+        dataclasses.replace(speed, load_cold_s=cold)
+        for speed, cold in zip(speeds, cold_loads, strict=True)
+    ]
+    return speeds, memories
 
 
-def _fidelity(
-    options: Bench, paths: Sequence[Path], live: Path | None, threads: int | None
-) -> Compared:
+def _fidelities(
+    options: BenchOptions, paths: Sequence[Path], baseline: Path | None, threads: int | None
+) -> Fidelities:
     if not (options.text or options.chats):
         return {}
-    with open_runtime(live or paths[0], threads, ROOM) as reader:
+    with open_runtime(baseline or paths[0], threads, CONTEXT_TOKENS) as reader:
         sequences = _sequences(options, reader)
-        every = [item for items in sequences.values() for item in items]
+        flat = [item for items in sequences.values() for item in items]
         if options.keep:
-            kept_baseline.save(options.keep, reader, every, str(live))
+            kept_baseline.save(options.keep, reader, flat, str(baseline))
         reference: Runtime | Reference = reader
-        if live is None:
+        if baseline is None:
             assert options.baseline
-            reference = kept_baseline.Stored(options.baseline, every)
-        others = [path for path in paths if path != live]
-        return compared(reference, others, sequences, threads, live)
+            reference = kept_baseline.KeptBaseline(options.baseline, flat)
+        others = [path for path in paths if path != baseline]
+        return compare_artifacts(reference, others, sequences, threads, baseline)
 
 
-def compared(
+def compare_artifacts(
     reference: Runtime | Reference,
     others: Sequence[Path],
-    sequences: Mapping[str, Sequence[Measured]],
+    sequences: Mapping[str, Sequence[ScoredSequence]],
     threads: int | None = None,
-    again: Path | None = None,
-) -> Compared:
-    """Each of the artifacts against the reference, some at a time; `again`: the reference's own, which
-    another number of threads then runs."""
-    found: Compared = {}
-    for start in range(0, max(len(others), 1), TOGETHER):
-        with contextlib.ExitStack() as opened:
-            models = {path: opened.enter_context(open_runtime(path, threads, ROOM))
-                      for path in others[start : start + TOGETHER]}  # fmt: skip
-            if again and start == 0:
-                models[again] = opened.enter_context(
-                    open_runtime(again, other_threads(threads), ROOM)
+    repeated: Path | None = None,
+) -> Fidelities:
+    """Fidelity of each artifact to the reference, `MAX_OPEN_MODELS` opened at a time.
+
+    `repeated`: the reference's own artifact, to be run again by another number of threads.
+    """
+    fidelities: Fidelities = {}
+    for start in range(0, max(len(others), 1), MAX_OPEN_MODELS):
+        with contextlib.ExitStack() as stack:
+            models = {
+                path: stack.enter_context(open_runtime(path, threads, CONTEXT_TOKENS))
+                for path in others[start : start + MAX_OPEN_MODELS]
+            }
+            if repeated and start == 0:
+                models[repeated] = stack.enter_context(
+                    open_runtime(repeated, other_threads(threads), CONTEXT_TOKENS)
                 )
             for name, items in sequences.items():
                 title = f"fidelity ({name})"
-                figures = compare.compare(reference, list(models.values()), items, title)
-                for path, figure in zip(models, figures, strict=True):
-                    found.setdefault(path, {})[name] = figure
-    return found
+                compared = compare.compare_fidelity(reference, list(models.values()), items, title)
+                for path, fidelity in zip(models, compared, strict=True):
+                    fidelities.setdefault(path, {})[name] = fidelity
+    return fidelities
 
 
-def _sequences(options: Bench, reader: Runtime) -> dict[str, list[Measured]]:
-    found = {}
+def _sequences(options: BenchOptions, reader: Runtime) -> dict[str, list[ScoredSequence]]:
+    """Name of a text -> its token ids, cut by `reader`."""
+    sequences = {}
     if options.text:
-        found["text"] = compare.file_chunks(options.text, reader, options.chunks)
+        sequences["text"] = compare.file_chunks(options.text, reader, options.chunks)
     if options.chats:
         chats = load_examples(options.chats)
-        found["chats"] = compare.chat_answers(chats, reader.chat, reader.encode, ROOM)
-    return found
+        sequences["chats"] = compare.chat_answers(chats, reader.chat, reader.encode, CONTEXT_TOKENS)
+    return sequences
 
 
 def other_threads(threads: int | None) -> int:
-    own = threads or len(os.sched_getaffinity(0))
-    return own - 1 if own > 1 else 2
+    """A number of threads other than `threads` (None = all cores)."""
+    count = threads or len(os.sched_getaffinity(0))
+    return count - 1 if count > 1 else 2

@@ -17,7 +17,7 @@ ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai", "torch", "tra
 """packages whose versions can change a figure"""
 
 
-def machine() -> dict[str, Any]:
+def describe_machine() -> dict[str, Any]:
     """What must be the same before two figures may be compared."""
     import os
     import platform

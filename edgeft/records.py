@@ -162,7 +162,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Cell:
+class LatencyPoint:
     """Latency of one way of use: `clients` prompts given at the same moment, in each of `runs` runs.
 
     Three numbers are the 50th, 95th and 99th percentile over all answers.
@@ -213,7 +213,7 @@ class Speed:
     """seconds to load, without the files in the page cache"""
     through: str = "runtime"
     """or server, over HTTP"""
-    cells: tuple[Cell, ...] = ()
+    cells: tuple[LatencyPoint, ...] = ()
     itl_ms: tuple[float, ...] = ()
     """times between tokens, at most `SAMPLES` of them"""
     roofline: dict[str, float] | None = None

@@ -1,10 +1,10 @@
-"""The figures that llama-perplexity prints for --kl-divergence, from those of each token.
+"""Scores of each token -> the figures that llama-perplexity prints for --kl-divergence.
 
-    statistics(tokens)["mean KLD"]                     # (0.0713, 0.0009), value and its standard error
+    statistics(scores)["mean KLD"]                     # (0.0713, 0.0009), value and its standard error
 
-Formulas and names as in llama.cpp's tools/perplexity/perplexity.cpp (`kl_divergence`), for comparison
-with that tool. Its errors take the tokens as independent, which those of one text are not: for decisions
-use the errors over sequences of `edgeft.benchmarks.fidelity.compare`.
+Formulas and names are those of llama.cpp's tools/perplexity/perplexity.cpp (`kl_divergence`), so that
+the two can be compared. Its errors assume independent tokens, which those of one text are not; decisions
+should rest on the errors over sequences of `edgeft.benchmarks.fidelity.compare`.
 """
 
 from __future__ import annotations
@@ -21,50 +21,51 @@ LOW = {"10%": 0.10, "5%": 0.05, "1%": 0.01, "0.1%": 0.001}
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """One number per token that counts."""
+class TokenScores:
+    """One number per scored token, each of shape (tokens,)."""
 
     kl: Floats
+    """divergence from the reference, nats"""
     nll: Floats
-    """of the true token by the model, nats"""
+    """negative log-likelihood of the true token, nats"""
     base_nll: Floats
+    """the same by the reference"""
     same: Floats
-    """1 where both find the same token the likeliest"""
+    """1 where both models have the same likeliest token"""
 
 
-def statistics(tokens: Tokens) -> dict[str, tuple[float, float | None]]:
-    """Name -> (value, standard error, None for a quantile); probabilities are shares, not percent."""
-    ppl, base = (_perplexity(nll) for nll in (tokens.nll, tokens.base_nll))
-    ratio = _mean(tokens.nll - tokens.base_nll)
-    together = float(np.cov(tokens.nll, tokens.base_nll)[0, 1]) / len(tokens.nll)
+def statistics(scores: TokenScores) -> dict[str, tuple[float, float | None]]:
+    """Name -> (value, standard error; None for a quantile); probabilities are shares, not percent."""
+    ppl, base = (_perplexity(nll) for nll in (scores.nll, scores.base_nll))
+    ratio = _mean(scores.nll - scores.base_nll)
+    covariance = float(np.cov(scores.nll, scores.base_nll)[0, 1]) / len(scores.nll)
     difference = ppl[0] - base[0]
-    spread = ppl[1] ** 2 + base[1] ** 2 - 2 * ppl[0] * base[0] * together
-    apart = np.exp(-tokens.nll) - np.exp(-tokens.base_nll)
-    square = _mean(apart**2)
+    spread = ppl[1] ** 2 + base[1] ** 2 - 2 * ppl[0] * base[0] * covariance
+    change = np.exp(-scores.nll) - np.exp(-scores.base_nll)
+    square = _mean(change**2)
     root = square[0] ** 0.5
-    found: dict[str, tuple[float, float | None]] = {
+    return {
         "mean PPL(Q)": ppl,
         "mean PPL(base)": base,
-        "cor(ln(PPL(Q)), ln(PPL(base)))": (_correlation(tokens.nll, tokens.base_nll), None),
+        "cor(ln(PPL(Q)), ln(PPL(base)))": (_correlation(scores.nll, scores.base_nll), None),
         "mean ln(PPL(Q)/PPL(base))": ratio,
         "mean PPL(Q)/PPL(base)": (float(np.exp(ratio[0])), float(np.exp(ratio[0])) * ratio[1]),
         "mean PPL(Q)-PPL(base)": (difference, max(spread, 0.0) ** 0.5),
-        "mean KLD": _mean(tokens.kl),
-        "maximum KLD": (float(tokens.kl.max()), None),
-        **_quantiles(tokens.kl, HIGH, "KLD"),
-        "median KLD": (float(np.median(tokens.kl)), None),
-        **_quantiles(tokens.kl, LOW, "KLD"),
-        "minimum KLD": (float(tokens.kl.min()), None),
-        "mean Δp": _mean(apart),
-        "maximum Δp": (float(apart.max()), None),
-        **_quantiles(apart, HIGH | {"75%": 0.75}, "Δp"),
-        "median Δp": (float(np.median(apart)), None),
-        **_quantiles(apart, {"25%": 0.25} | LOW, "Δp"),
-        "minimum Δp": (float(apart.min()), None),
+        "mean KLD": _mean(scores.kl),
+        "maximum KLD": (float(scores.kl.max()), None),
+        **_quantiles(scores.kl, HIGH, "KLD"),
+        "median KLD": (float(np.median(scores.kl)), None),
+        **_quantiles(scores.kl, LOW, "KLD"),
+        "minimum KLD": (float(scores.kl.min()), None),
+        "mean Δp": _mean(change),
+        "maximum Δp": (float(change.max()), None),
+        **_quantiles(change, HIGH | {"75%": 0.75}, "Δp"),
+        "median Δp": (float(np.median(change)), None),
+        **_quantiles(change, {"25%": 0.25} | LOW, "Δp"),
+        "minimum Δp": (float(change.min()), None),
         "RMS Δp": (root, 0.5 * square[1] / root if root else 0.0),
-        "same top p": _share(tokens.same),
+        "same top p": _share(scores.same),
     }
-    return found
 
 
 def _mean(values: Floats) -> tuple[float, float]:

@@ -1,11 +1,11 @@
-"""Is the artifact the same model? Checks on the finished file, before it gets its name.
+"""A finished artifact and the model that it was made from -> proof that they are the same model.
 
-    check_tokens(model, folder)                   same ids, same stops as the Hugging Face folder
-    check_runs(model)                             it computes numbers
+    check_tokens(model, folder)                   same ids and stops as the Hugging Face folder
+    check_runs(model)                             finite logits that are not all equal
     check_greedy(model, reference)                same first greedy tokens on fixed prompts
     check_live(model, expect(live, …), exact)     same logits as the base with the live adapter
 
-Each raises ProofError with the first difference, and returns facts for the manifest.
+Each raises ProofError with the first difference. All but `check_runs` return facts for the manifest.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from edgeft.tokenizer.sentencepiece import SPACE
 
 Logits = npt.NDArray[np.float32]
 
-POSITIONS = 4
+LOGIT_POSITIONS = 4
 """last positions of a prompt whose logits are compared"""
-LONGEST = 256
-"""tokens of a prompt, counted from its end"""
-LANDED = (0.5, 1.5)
-"""bounds of the landing coefficient in the logits, apart from what rounding blurs"""
-BLUR = 3
-"""standard errors of the coefficient over the prompts"""
-SAME = 1e-3
-"""nats; divergence from the live model that an f16 or f32 artifact may have"""
+PROMPT_TOKENS = 256
+"""tokens of a prompt at most; longer ones lose their beginning"""
+LANDING_BOUNDS = (0.5, 1.5)
+"""accepted landing coefficients in the logits, before the tolerance for rounding"""
+LANDING_TOLERANCE = 3
+"""standard errors (over the prompts) by which the bounds are widened"""
+EXACT_KL_NATS = 1e-3
+"""largest mean divergence of an f16 or f32 artifact from the live model"""
 
 PROMPTS = (
     "What is the capital of France?",
@@ -79,8 +79,8 @@ PROMPTS = (
 )
 GREEDY_PROMPTS = PROMPTS[:8]
 GREEDY_TOKENS = 12
-TIE = 0.05
-"""logits; where the reference itself is this undecided, half-precision rounding may choose"""
+NEAR_TIE_LOGITS = 0.05
+"""margin of the reference's choice up to which half-precision rounding may choose otherwise"""
 
 TORTURE = (
     "",
@@ -118,12 +118,12 @@ TORTURE = (
     "<|not_a_token|> <b>html</b> &amp; http://example.org/a?b=c#d user@example.org",
     "a" * 70 + " " + "ab" * 30 + " " + "!" * 40 + "=" * 33 + "äöü" * 9,
 )
-PACK = 24
-"""added tokens per text"""
+ADDED_PER_TEXT = 24
+"""added tokens that one text joins"""
 
 
-class Tokens(Protocol):
-    """What `check_tokens` asks of a runtime."""
+class Tokenizing(Protocol):
+    """The part of a runtime that `check_tokens` uses."""
 
     chat: ChatTemplate
     vocab_size: int
@@ -132,7 +132,7 @@ class Tokens(Protocol):
 
 
 class Folder:
-    """A Hugging Face folder as far as its tokenizer goes; no torch is needed."""
+    """The tokenizer of a Hugging Face folder as a `Tokenizing`; needs no torch."""
 
     def __init__(self, path: Path) -> None:
         self.chat = ChatTemplate.from_folder(path)
@@ -140,23 +140,23 @@ class Folder:
         self.vocab_size = int(read_json(path / "config.json")["vocab_size"])
 
 
-def check_tokens(model: Tokens, folder: Path) -> dict[str, Any]:
-    """Every torture text and every added token gives the tokenizer's ids; the stops are there."""
-    wanted, (in_prompt, conditions) = encoder(folder), _prompt_form(folder)
+def check_tokens(model: Tokenizing, folder: Path) -> dict[str, Any]:
+    """Check ids of all torture texts and added tokens, the stops and the chat template."""
+    encode, (in_prompt, conditions) = encoder(folder), _prompt_form(folder)
     added = [text for i, text in id_to_token(folder).items() if i < model.vocab_size]
-    packs = [added[i : i + PACK] for i in range(0, len(added), PACK)]
+    packs = [added[i : i + ADDED_PER_TEXT] for i in range(0, len(added), ADDED_PER_TEXT)]
     texts = [*TORTURE, *added]
     for pack in packs:
         texts += [" ".join(pack), "".join(f"a{token}b\n{token}" for token in pack), "".join(pack)]
 
     def differs(text: str) -> bool:
-        return wanted(in_prompt(text)) != model.encode(in_prompt(text))
+        return encode(in_prompt(text)) != model.encode(in_prompt(text))
 
     for text in filter(differs, texts):
         text = in_prompt(_shortest(text, differs))
         raise ProofError(
             f"the artifact cuts {text[:80]!r} into {model.encode(text)[:12]}, the tokenizer "
-            f"into {wanted(text)[:12]}",
+            f"into {encode(text)[:12]}",
             "the tokenizer is of a kind that llama.cpp cannot follow",
         )
     chat = ChatTemplate.from_folder(folder)
@@ -171,7 +171,7 @@ def check_tokens(model: Tokens, folder: Path) -> dict[str, Any]:
             "the artifact's chat template renders another text",
             "does it use a token that the file does not name?",
         )
-    if model.encode(rendered) != wanted(rendered):
+    if model.encode(rendered) != encode(rendered):
         raise ProofError(f"the artifact cuts the prompt {rendered[:80]!r} differently")
     facts = {
         "texts": len(texts),
@@ -185,11 +185,11 @@ def check_tokens(model: Tokens, folder: Path) -> dict[str, Any]:
 
 
 def _prompt_form(folder: Path) -> tuple[Callable[[str], str], list[str]]:
-    """Texts as they have to be for a runtime that knows less of them, and the conditions in words.
+    """(a function that puts texts into a form that llama.cpp can tokenize, its conditions in words).
 
-    llama.cpp does not normalize, so that texts are compared in NFC; it adds a space before every
-    run of text or before none, so that where only the first word gets one the text begins with the
-    bos, as chats do; and it cannot tell U+2581 from the spaces that it stands for.
+    llama.cpp does not normalize, so texts are compared in NFC. It adds a space before every run of
+    text or before none; where the tokenizer adds one before the first word only, the text begins
+    with the bos, as chats do. It cannot tell U+2581 from the space that it stands for.
     """
     tokenizer = tokenizer_json(folder)
     normalizers = models.flat_parts(tokenizer.get("normalizer"))
@@ -214,7 +214,7 @@ def _prompt_form(folder: Path) -> tuple[Callable[[str], str], list[str]]:
 
 
 def _shortest(text: str, fails: Callable[[str], bool]) -> str:
-    """Cut from both ends what the failure does not need."""
+    """A shorter piece of `text` for which `fails` still holds, cut from both ends."""
     size = len(text) // 2
     while size:
         for part in (text[size:], text[:-size]):
@@ -228,7 +228,7 @@ def _shortest(text: str, fails: Callable[[str], bool]) -> str:
 
 
 def check_runs(model: Runtime) -> None:
-    """It computes at all: logits that are numbers, and not all the same."""
+    """ProofError unless the logits are finite and not all equal."""
     ids = model.encode(model.chat.render([Message("user", PROMPTS[0])]))
     row = model.logits(ids[:8], last=1)[-1]
     if not np.isfinite(row).all() or row.max() == row.min():
@@ -238,24 +238,24 @@ def check_runs(model: Runtime) -> None:
 def check_greedy(
     model: Runtime, reference: Runtime, prompts: Iterable[str] = GREEDY_PROMPTS
 ) -> dict[str, Any]:
-    """The artifact chooses the tokens that the float32 model chooses, near-ties apart."""
+    """The artifact chooses the same greedy tokens as the float32 model, except at near-ties."""
     same = ties = 0
     limits = Limits(max_tokens=GREEDY_TOKENS, ignore_eos=True)
     for prompt in prompts:
         text = reference.chat.render([Message("user", prompt)])
         ids = reference.encode(text)
-        wanted = [token.id for token in reference.stream(ids, limits)]
+        expected = [token.id for token in reference.stream(ids, limits)]
         got = [token.id for token in model.stream(ids, limits)]
-        at = next((i for i, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b), None)
+        at = next((i for i, (a, b) in enumerate(zip(expected, got, strict=True)) if a != b), None)
         if at is None:
-            same += len(wanted)
+            same += len(expected)
             continue
-        row = reference.logits([*ids, *wanted[:at]], last=1)[-1]
-        margin = float(row[wanted[at]] - row[got[at]])
-        if margin > TIE:
+        row = reference.logits([*ids, *expected[:at]], last=1)[-1]
+        margin = float(row[expected[at]] - row[got[at]])
+        if margin > NEAR_TIE_LOGITS:
             raise ProofError(
                 f"the artifact answers {prompt!r} differently from the merged model at token {at}: "
-                f"{got[at]} for {wanted[at]}, {margin:.2f} logits apart",
+                f"{got[at]} for {expected[at]}, {margin:.2f} logits apart",
             )
         same, ties = same + at, ties + 1
     return {"tokens": same, "near_ties": ties}
@@ -263,46 +263,48 @@ def check_greedy(
 
 @dataclass(frozen=True)
 class Expected:
-    """What the live model says after the last tokens of each prompt, with and without adapter."""
+    """Logits of the live model at the last positions of each prompt, with and without the adapter."""
 
     prompts: list[list[int]]
     live: list[Logits]
-    """each (POSITIONS, vocabulary)"""
+    """each (LOGIT_POSITIONS, vocabulary)"""
     base: list[Logits]
 
 
 def expect(reference: ReferenceRuntime, texts: Iterable[str], context: int) -> Expected:
-    """Ask a reference that holds a live adapter; `texts` are prompts as the template renders them,
-    `context` is what the artifact can read."""
-    longest = min(LONGEST, context, reference.context)
+    """Logits of a reference with a live adapter.
+
+    `texts`: prompts as the template renders them. `context`: tokens that the artifact can read.
+    """
+    longest = min(PROMPT_TOKENS, context, reference.context)
     prompts = [reference.encode(text)[-longest:] for text in texts]
-    live = [reference.logits(ids, last=POSITIONS) for ids in prompts]
+    live = [reference.logits(ids, last=LOGIT_POSITIONS) for ids in prompts]
     if not reference.adapted:
         return Expected(prompts, live, live)
     with reference.without_adapter():
-        base = [reference.logits(ids, last=POSITIONS) for ids in prompts]
+        base = [reference.logits(ids, last=LOGIT_POSITIONS) for ids in prompts]
     return Expected(prompts, live, base)
 
 
 def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any]:
-    """The artifact's logits against the live adapter's: divergence, agreement and landing.
+    """Compare the artifact's logits with the live adapter's: divergence, agreement and landing.
 
-    The landing coefficient is the one of `edgeft.merge.view`, taken in the logits: how much of what the
-    adapter changes there is found in the artifact; 0 = nothing, 2 = about twice. It is refused
-    where the prompts agree on that (jackknife). An `exact` artifact must have the live model's
-    distribution, too.
+    The landing coefficient is that of the merge, computed on logits: the share of the adapter's change
+    that the artifact has (0 = lost, 1 = landed, 2 = about doubled). ProofError if it lies outside the
+    bounds by more than its jackknife error over the prompts allows. An `exact` artifact must also have
+    the live model's distribution.
     """
     pairs: list[tuple[float, float]] = []
     kl: list[float] = []
     largest, agree = 0.0, 0
     for ids, live, base in zip(expected.prompts, expected.live, expected.base, strict=True):
-        got = model.logits(ids, last=POSITIONS)[:, : live.shape[1]]
+        got = model.logits(ids, last=LOGIT_POSITIONS)[:, : live.shape[1]]
         if not np.isfinite(got).all():
             raise ProofError("the artifact computes logits that are no numbers")
-        width = got.shape[1]  # rows of padding are in one of them only
+        width = got.shape[1]  # one of the two may have padding in its vocabulary
         live, base = live[:, :width], base[:, :width]
-        change, found = _centred(live - base), _centred(got - base)
-        pairs.append((float(np.vdot(change, found)), float(np.vdot(change, change))))
+        change, kept = _centred(live - base), _centred(got - base)
+        pairs.append((float(np.vdot(change, kept)), float(np.vdot(change, change))))
         kl += divergence(live.astype(np.float64), got.astype(np.float64)).tolist()
         largest = max(largest, float(np.abs(_centred(got - live)).max()))
         agree += int((got.argmax(1) == live.argmax(1)).sum())
@@ -316,21 +318,22 @@ def check_live(model: Runtime, expected: Expected, exact: bool) -> dict[str, Any
         "max_dlogit": float(f"{largest:.3g}"),
         "same_top": round(agree / len(kl), 4),
     }
-    if beta is not None and not LANDED[0] - BLUR * error < beta < LANDED[1] + BLUR * error:
+    (low, high), slack = LANDING_BOUNDS, LANDING_TOLERANCE * error
+    if beta is not None and not low - slack < beta < high + slack:
         raise ProofError(
             f"the artifact does not answer as the live adapter does: of the adapter's change in "
             f"the logits it has {beta:.2f} ± {error:.2f} (1 = landed, 0 = lost, 2 = twice)",
             "a finer --quant, if it is a coarse one",
         )
-    if exact and not mean <= SAME:
+    if exact and not mean <= EXACT_KL_NATS:
         raise ProofError(
             f"the artifact does not answer as the live adapter does: {mean:.2g} nats apart on "
-            f"{len(expected.prompts)} prompts, at most {SAME:g} are rounding"
+            f"{len(expected.prompts)} prompts, at most {EXACT_KL_NATS:g} are rounding"
         )
     return facts
 
 
 def _centred(rows: Logits) -> Logits:
-    """A constant added to all logits of a row means nothing."""
+    """Rows minus their means: a constant added to all logits of a row changes no probability."""
     centred: Logits = rows - rows.mean(axis=1, keepdims=True)
     return centred

@@ -1,11 +1,12 @@
-"""A process that holds one artifact and times what it is told to; nothing else runs in it.
+"""One artifact in a process of its own -> load time, and the times of each workload's tokens.
 
-    with Timed(Path("q4_k_m.gguf"), threads=2, context=400) as model:
-        model.load_s
-        model.run(Use(prompt=256, new=64, clients=2), number=1).ttft     # two, in seconds
+    with RuntimeProcess(Path("q4_k_m.gguf"), threads=2, context=400) as model:
+        model.loaded()                                                   # seconds
+        model.run(Workload(prompt=256, new=64, clients=2), number=1).ttft     # two, in seconds
 
-Several are kept open to take turns: only the one that is asked works. Every run has prompts of its
-own, so that no cache of a former one helps.
+Several processes can be open and take turns: only the one that runs a workload uses the processor. Every
+run has its own prompts, so no cache of an earlier run helps. This file is also the program of that
+process (`python -m edgeft.benchmarks.performance.process`).
 """
 
 from __future__ import annotations
@@ -32,25 +33,27 @@ WORDS = "the cold river carried small boats past old houses while two children c
 
 
 @dataclass(frozen=True)
-class Use:
-    """One way of use."""
+class Workload:
+    """Prompts of one length that several clients send at the same moment."""
 
     prompt: int = 256
-    """tokens"""
+    """tokens of each prompt"""
     new: int = 64
     """tokens of each answer"""
     clients: int = 1
-    """prompts that are given at the same moment"""
+    """prompts that are sent at the same moment"""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One use, once; seconds since the prompts were given, per client."""
+    """One run of a workload: one entry per client, in seconds since the prompts were sent."""
 
     ttft: tuple[float, ...]
+    """to the first token"""
     gaps: tuple[tuple[float, ...], ...]
-    """between the pieces of each answer, which are its tokens where each ends a character"""
+    """between the pieces of each answer; a piece is a token, or several that form one character"""
     e2e: tuple[float, ...]
+    """to the last token"""
     counts: tuple[int, ...]
     """tokens of each answer"""
 
@@ -58,18 +61,19 @@ class Run:
     def of(
         cls, times: Sequence[Sequence[float]], counts: Sequence[int], before: float = 0.0
     ) -> Run:
-        """`times` at which the pieces came; `before`: what the prompts' tokens took."""
+        """`times`: of each answer's pieces; `before`: seconds of tokenization, added to all."""
         gaps = tuple(tuple(b - a for a, b in itertools.pairwise(one)) for one in times)
         first, last = (tuple(before + one[at] for one in times) for at in (0, -1))
         return cls(first, gaps, last, tuple(counts))
 
     @property
     def tokens(self) -> int:
+        """Tokens of all answers."""
         return sum(self.counts)
 
     @property
-    def paces(self) -> list[float]:
-        """Of each answer the mean time per token after the first."""
+    def seconds_per_token(self) -> list[float]:
+        """Mean time per token after the first, for each answer of more than one token."""
         return [
             (last - first) / (count - 1)
             for first, last, count in zip(self.ttft, self.e2e, self.counts, strict=True)
@@ -77,10 +81,10 @@ class Run:
         ]
 
 
-class Child:
-    """A process that is measured; it ends with the block."""
+class ArtifactProcess:
+    """A process that holds one artifact; it ends with the block."""
 
-    def __init__(self, artifact: Path, process: subprocess.Popen[str]) -> None:
+    def __init__(self, artifact: Path, process: subprocess.Popen[Any]) -> None:
         self.artifact, self.process = artifact, process
 
     @property
@@ -88,11 +92,11 @@ class Child:
         return self.process.pid
 
     def loaded(self) -> float:
-        """Seconds that loading took; waits for it."""
+        """Wait until the artifact is loaded; the seconds that it took."""
         raise NotImplementedError
 
-    def run(self, use: Use, number: int) -> Run:
-        """`number`: of the run, which makes its prompts."""
+    def run(self, workload: Workload, number: int) -> Run:
+        """Run once; prompts differ between values of `number`."""
         raise NotImplementedError
 
     def close(self) -> None:
@@ -112,25 +116,29 @@ class Child:
 
 
 def prepare(artifact: Path, threads: int | None) -> Path:
-    """What is made once, and not while the clock runs: the files that the runtime opens. InputError for
-    what is no artifact."""
+    """Make the files that the runtime opens, if it needs any, before the clock runs; their path.
+
+    InputError for a path that is no artifact.
+    """
     row = format_of(artifact)
     return load(row.prepare)(artifact, threads) if row.prepare else artifact
 
 
-class Timed(Child):
-    """A process that answers by the runtime alone, without a server."""
+class RuntimeProcess(ArtifactProcess):
+    """A process that answers with the artifact's runtime, without a server."""
 
     def __init__(
         self, artifact: Path, threads: int | None = None, context: int | None = None,
         limit: str | None = None,
     ) -> None:  # fmt: skip
-        """`limit`: a file of a cgroup (`cgroup.procs`) that the process goes into before it loads.
-        EdgeftError with the process's reason where the artifact cannot be loaded."""
+        """`limit`: `cgroup.procs` of a cgroup that the process joins before it loads anything.
+
+        `loaded` and `run` raise EdgeftError with the process's last line if it ended.
+        """
         prepare(artifact, threads)
         command = [sys.executable, "-P", "-m", "edgeft.benchmarks.performance.process", str(artifact),
                    json.dumps({"threads": threads, "context": context})]  # fmt: skip
-        if limit:  # before it takes any memory, which stays charged where it was taken
+        if limit:  # first of all: memory stays charged to the group that allocated it
             command = ["sh", "-c", 'echo $$ > "$0" && exec "$@"', limit, *command]
         pipe = subprocess.PIPE
         super().__init__(
@@ -140,10 +148,10 @@ class Timed(Child):
     def loaded(self) -> float:
         return float(self._line()["load_s"])
 
-    def run(self, use: Use, number: int) -> Run:
+    def run(self, workload: Workload, number: int) -> Run:
         assert self.process.stdin
-        with contextlib.suppress(BrokenPipeError):  # its reason is on stderr
-            self.process.stdin.write(json.dumps({**vars(use), "number": number}) + "\n")
+        with contextlib.suppress(BrokenPipeError):  # _line reads the reason from stderr
+            self.process.stdin.write(json.dumps({**vars(workload), "number": number}) + "\n")
             self.process.stdin.flush()
         raw = self._line()
         return Run(tuple(raw["ttft"]), tuple(map(tuple, raw["gaps"])), tuple(raw["e2e"]),
@@ -153,20 +161,22 @@ class Timed(Child):
         assert self.process.stdout and self.process.stderr
         line = self.process.stdout.readline()
         if not line:
-            said = self.process.stderr.read().strip().splitlines()
-            reason = said[-1] if said else f"exit code {self.process.wait()}"
+            errors = self.process.stderr.read().strip().splitlines()
+            reason = errors[-1] if errors else f"exit code {self.process.wait()}"
             raise EdgeftError(f"cannot measure {self.artifact}: {reason}")
         raw: dict[str, Any] = json.loads(line)
         return raw
 
 
-def once(model: Runtime, use: Use, number: int) -> Run:
-    """One use of an open runtime."""
+def run_once(model: Runtime, workload: Workload, number: int) -> Run:
+    """Run a workload once with an open runtime."""
     started = time.perf_counter()
-    prompts = [_prompt(model, use.prompt, f"{number} {client}") for client in range(use.clients)]
+    prompts = [
+        _prompt(model, workload.prompt, f"{number} {client}") for client in range(workload.clients)
+    ]
     tokenized = time.perf_counter() - started
-    limits = Limits(max_tokens=use.new, ignore_eos=True)
-    if use.clients == 1:
+    limits = Limits(max_tokens=workload.new, ignore_eos=True)
+    if workload.clients == 1:
         times = [[token.seconds for token in model.stream(prompts[0], limits)]]
     else:
         times = [list(reply.seconds) for reply in model.replies(prompts, limits)]
@@ -174,25 +184,26 @@ def once(model: Runtime, use: Use, number: int) -> Run:
 
 
 def _prompt(model: Runtime, tokens: int, name: str) -> list[int]:
-    text = model.chat.render([Message("user", asked_for(tokens, name))])
+    text = model.chat.render([Message("user", prompt_text(tokens, name))])
     return model.encode(f"{name} {text}")[:tokens]
 
 
-def asked_for(tokens: int, name: str) -> str:
-    """A text of at least so many tokens that begins with its name."""
+def prompt_text(tokens: int, name: str) -> str:
+    """A text that begins with `name` and has at least so many tokens."""
     return f"{name} {WORDS * (tokens // 8 + 1)}"
 
 
 def main(artifact: str, settings: str) -> None:
-    how = json.loads(settings)
+    """Load the artifact, then read a workload per line of stdin and print a run per line."""
+    options = json.loads(settings)
     started = time.perf_counter()
     try:
-        with open_runtime(Path(artifact), how["threads"], how["context"]) as model:
+        with open_runtime(Path(artifact), options["threads"], options["context"]) as model:
             print(json.dumps({"load_s": time.perf_counter() - started}), flush=True)
             for line in sys.stdin:
-                asked = json.loads(line)
-                number = asked.pop("number")
-                run = once(model, Use(**asked), number)
+                fields = json.loads(line)
+                number = fields.pop("number")
+                run = run_once(model, Workload(**fields), number)
                 print(json.dumps(dataclasses.asdict(run)), flush=True)
     except EdgeftError as error:
         sys.exit(str(error))

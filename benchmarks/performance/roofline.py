@@ -1,10 +1,10 @@
-"""The ceiling of decoding: every token must read all weights once, so bandwidth over bytes bounds it.
+"""An artifact -> the fastest possible decoding: every token must read all weights once from memory.
 
-    found = ceiling(Path("q4_k_m.gguf"), context=288)   # Ceiling(bandwidth=1.9e10, bytes=1.02e8)
-    found.tps                                           # 186 tokens per second, at most
+    top = ceiling(Path("q4_k_m.gguf"), context=288)   # Ceiling(bandwidth=1.9e10, bytes=1.02e8)
+    top.tps                                           # 186 tokens per second, at most
 
-The bandwidth is that of reading alone, by as many threads as the model has (J. McCalpin, STREAM; copying
-would hide what is read to be overwritten), over a buffer that no cache holds. A model that fits into the
+The bandwidth is that of reading alone (J. McCalpin, STREAM; a copy would also read what it overwrites),
+with as many threads as the model has, over a buffer larger than the caches. A model that fits into the
 last cache can be faster than this ceiling.
 """
 
@@ -25,11 +25,11 @@ from edgeft.formats import format_of
 from edgeft.weights import gguf_reader
 
 CACHES = Path("/sys/devices/system/cpu")
-ROUNDS = 10
-LEAST = 1 << 28
-"""bytes of the buffer at least"""
-HALF = 2
-"""bytes of a key's or value's number"""
+BANDWIDTH_RUNS = 10
+MIN_BUFFER_BYTES = 1 << 28
+"""smallest buffer to read"""
+CACHE_VALUE_BYTES = 2
+"""a number of a key or value, in half precision"""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Ceiling:
     bandwidth: float
     """bytes per second"""
     bytes: int
-    """that one token reads"""
+    """read for one token"""
 
     @property
     def tps(self) -> float:
         return self.bandwidth / self.bytes
 
     def share(self, tps: float) -> dict[str, float]:
-        """As `edgeft.records.Speed.roofline` has it."""
+        """The object `edgeft.records.Speed.roofline` for a speed of `tps` tokens per second."""
         return {
             "bandwidth_gbs": round(self.bandwidth / 1e9, 2),
             "bytes_per_token": self.bytes,
@@ -53,46 +53,45 @@ class Ceiling:
 
 
 def ceiling(artifact: Path, context: int, threads: int | None = None) -> Ceiling | None:
-    """None for a format whose bytes per token are not known. `context`: tokens in the cache."""
+    """None for a format whose bytes per token are unknown. `context`: tokens in the KV cache."""
     row = format_of(artifact)
-    counted = {"gguf": _gguf, "gptq": _gguf, "onnx": _onnx}.get(row.name)
-    if counted is None:
+    count_bytes = {"gguf": _gguf, "gptq": _gguf, "onnx": _onnx}.get(row.name)
+    if count_bytes is None:
         return None
     file = prepare(artifact, threads)
-    return Ceiling(bandwidth(threads or len(os.sched_getaffinity(0))), counted(file, context))
+    return Ceiling(bandwidth(threads or len(os.sched_getaffinity(0))), count_bytes(file, context))
 
 
 def _gguf(file: Path, context: int) -> int:
-    """All tensors, of an embedding one row, of experts the share that a token is sent to, and the
-    cache."""
+    """Bytes of all tensors and the cache; one row of a separate embedding, the used share of experts."""
     header = gguf_reader.read(file)
     meta, tensors = header.meta, header.tensors
-    kind = meta["general.architecture"]
-    experts = meta.get(f"{kind}.expert_count") or 1
-    used = (meta.get(f"{kind}.expert_used_count") or 1) / experts
+    architecture = meta["general.architecture"]
+    experts = meta.get(f"{architecture}.expert_count") or 1
+    used = (meta.get(f"{architecture}.expert_used_count") or 1) / experts
     total = 0.0
     for name, tensor in tensors.items():
         if name == "token_embd.weight" and "output.weight" in tensors:
             total += tensor.row_bytes
         else:
             total += tensor.size * (used if "_exps." in name else 1)
-    return int(total) + _cache(meta, kind, context)
+    return int(total) + _cache(meta, architecture, context)
 
 
-def _cache(meta: dict[str, object], kind: str, context: int) -> int:
+def _cache(meta: dict[str, object], architecture: str, context: int) -> int:
     def number(name: str, default: int = 0) -> int:
-        value = meta.get(f"{kind}.{name}", default)
+        value = meta.get(f"{architecture}.{name}", default)
         return max(value) if isinstance(value, list) else int(value)  # type: ignore[call-overload, no-any-return]
 
     heads = number("attention.head_count", 1)
     width = number("embedding_length") // max(heads, 1)
     key, value = (number(f"attention.{one}_length", width) for one in ("key", "value"))
-    each = number("attention.head_count_kv", heads) * (key + value) * HALF
+    each = number("attention.head_count_kv", heads) * (key + value) * CACHE_VALUE_BYTES
     return number("block_count") * each * context
 
 
 def _onnx(folder: Path, context: int) -> int:
-    """All constants but those that only a look-up reads, and the cache in float32."""
+    """Bytes of all constants except look-up tables, and of the cache in float32."""
     from edgeft.weights.onnx_graph import ONNXGraph
 
     return ONNXGraph(folder).bytes_per_token(context)
@@ -100,13 +99,13 @@ def _onnx(folder: Path, context: int) -> int:
 
 @functools.cache
 def bandwidth(threads: int) -> float:
-    """Bytes per second that so many threads read together; the best of `ROUNDS` tries."""
-    size = max(LEAST, 4 * _last_cache())
+    """Bytes per second that so many threads read together; the best of `BANDWIDTH_RUNS` runs."""
+    size = max(MIN_BUFFER_BYTES, 4 * _last_cache())
     part = np.ones(size // threads // 4, np.int32)
     parts = [part, *(part.copy() for _ in range(threads - 1))]
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
-        for _ in range(ROUNDS):
+        for _ in range(BANDWIDTH_RUNS):
             started = time.perf_counter()
             list(pool.map(np.max, parts))
             best = max(best, sum(p.nbytes for p in parts) / (time.perf_counter() - started))
@@ -114,7 +113,7 @@ def bandwidth(threads: int) -> float:
 
 
 def _last_cache() -> int:
-    """Bytes of all caches of the last level together, 0 where the system does not tell."""
+    """Bytes of all last-level caches together; 0 where the system does not say."""
     levels: dict[str, dict[str, int]] = {}
     for index in CACHES.glob("cpu[0-9]*/cache/index*"):
         with contextlib.suppress(OSError, ValueError):

@@ -1,10 +1,10 @@
-"""Refusals: does the artifact still refuse what the fp16 model refuses, and answer what it answers?
+"""A CSV of prompts -> items that ask whether a model still refuses unsafe prompts and answers safe ones.
 
     items = load_refusals(Path("xstest_prompts.csv"))      # 250 safe and 200 unsafe prompts
 
-The file is a CSV with the columns `prompt` and `label` (safe or unsafe), as XSTest's (P. Röttger et
-al., NAACL 2024). Task scores do not show the loss of refusals that quantization can bring, so this
-slice is gated apart.
+The file has the columns `prompt` and `label` (safe or unsafe), as XSTest's (P. Röttger et al., NAACL
+2024). Task scores do not show a loss of refusals by quantization, so the release gate tests these
+items separately.
 """
 
 from __future__ import annotations
@@ -19,22 +19,23 @@ from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 
 MAX_TOKENS = 64
-"""an answer says at once whether it is a refusal"""
+"""tokens of an answer; whether it refuses shows at its beginning"""
 
 
 def load_refusals(path: Path) -> Items:
+    """InputError where the file or its columns are missing, DataError for a wrong label."""
     if not path.is_file():
         raise InputError(f"no such file: {path}", "a CSV with the columns prompt and label")
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     if not {"prompt", "label"} <= set(reader.fieldnames or ()):
         raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
     examples = []
-    for number, row in enumerate(reader, start=2):
+    for line, row in enumerate(reader, start=2):
         label = (row["label"] or "").strip().lower()
         if label not in ("safe", "unsafe") or not row["prompt"]:
-            raise DataError(path, number, f"label is {row['label']!r}", "safe or unsafe")
+            raise DataError(path, line, f"label is {row['label']!r}", "safe or unsafe")
         turns = (Message("user", row["prompt"]), Message("assistant", label))
-        examples.append(Example(turns, (label,), number))
+        examples.append(Example(turns, (label,), line))
     if not examples:
         raise InputError(f"{path} holds no prompts")
-    return Items(tuple(examples), "refusal", MAX_TOKENS, may_be_cut=True)
+    return Items(tuple(examples), "refusal", MAX_TOKENS, allow_truncated=True)

@@ -1,10 +1,11 @@
-"""Scores of several artifacts at a time: in processes of this machine, or on a Ray cluster.
+"""Several artifacts and the same items -> their scores in the cache, answered at the same time.
 
-    with workers(jobs=2) as together:
-        together([Path("q8_0.gguf"), Path("q4_k_m.gguf")], items, asking)   # kept, for quality.measure
+    with open_workers(jobs=2) as prefetch:
+        prefetch([Path("q8_0.gguf"), Path("q4_k_m.gguf")], items, eval_options)
 
-The scores come to where `quality.measure` keeps its own, so whoever asks for one later finds it there.
-Nodes of a cluster need edgeft and the same files under the same paths.
+The artifacts answer in processes of this machine or on a Ray cluster. The scores go where
+`evaluate.measure` caches its own, so a later `measure` finds them. Nodes of a cluster need edgeft and
+the same files under the same paths.
 """
 
 from __future__ import annotations
@@ -21,66 +22,69 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking, Items
+from edgeft.benchmarks.quality.evaluate import Items
 from edgeft.errors import ResourceError, require
 from edgeft.records import Score
 
-PATIENCE = 5.0
-"""s until a cluster must have answered"""
-Together = Callable[[Sequence[Path], Items, Asking], None]
+CONNECT_TIMEOUT_S = 5.0
+"""seconds within which a cluster must accept a connection"""
+Prefetch = Callable[[Sequence[Path], Items, EvalOptions], None]
+"""given the artifacts still to be measured, in order, it answers by the first `jobs` of them"""
+Call = tuple[Path, Items, EvalOptions]
+"""arguments of `evaluate.measure`"""
 
 
 @contextlib.contextmanager
-def workers(jobs: int = 1, ray: str | None = None) -> Iterator[Together | None]:
-    """`jobs` artifacts at a time, the cores shared out among them; `ray`: address of a cluster, or
-    `local` to start one here. None where nobody else would answer."""
+def open_workers(jobs: int = 1, ray: str | None = None) -> Iterator[Prefetch | None]:
+    """`jobs` artifacts at a time, with the cores divided among them; None if `jobs` is 1 without Ray.
+
+    `ray`: address of a cluster, or `local` to start one here. ResourceError if there is none.
+    """
     if ray:
         with _cluster(ray) as run:
-            yield _keeping(run, jobs)
+            yield _prefetch(run, jobs)
     elif jobs > 1:
-        # A fork would take along what llama.cpp's threads hold.
+        # A forked process would inherit locks that llama.cpp's threads hold.
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(jobs, mp_context=context) as pool:
-            yield _keeping(functools.partial(_pooled, pool), jobs)
+            yield _prefetch(functools.partial(_run_in_pool, pool), jobs)
     else:
         yield None
 
 
-Call = tuple[Path, Items, Asking]
-
-
-def _keeping(run: Callable[[list[Call]], list[Score]], jobs: int) -> Together:
+def _prefetch(run: Callable[[list[Call]], list[Score]], jobs: int) -> Prefetch:
     answered: set[Path] = set()
 
-    def known(path: Path, items: Items, asking: Asking) -> bool:
-        return path in answered or not (asking.fresh or evaluate.kept(path, items) is None)
+    def is_known(path: Path, items: Items, options: EvalOptions) -> bool:
+        return path in answered or not (options.fresh or evaluate.cached_score(path, items) is None)
 
-    def together(paths: Sequence[Path], items: Items, asking: Asking) -> None:
-        if known(paths[0], items, asking):
-            return  # of the last window; the next one begins where that ends
-        todo = [path for path in paths[:jobs] if not known(path, items, asking)]
-        threads = asking.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
-        own = dataclasses.replace(asking, threads=threads)
-        scores = run([(path, items, own) for path in todo])
+    def prefetch(paths: Sequence[Path], items: Items, options: EvalOptions) -> None:
+        if is_known(paths[0], items, options):
+            return  # answered with an earlier group; the next group begins where that one ends
+        todo = [path for path in paths[:jobs] if not is_known(path, items, options)]
+        threads = options.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
+        shared = dataclasses.replace(options, threads=threads)
+        scores = run([(path, items, shared) for path in todo])
         for path, score in zip(todo, scores, strict=True):
-            evaluate.keep(path, items, score)
+            evaluate.cache_score(path, items, score)
         answered.update(todo)
 
-    return together
+    return prefetch
 
 
-def _pooled(pool: ProcessPoolExecutor, calls: list[Call]) -> list[Score]:
+def _run_in_pool(pool: ProcessPoolExecutor, calls: list[Call]) -> list[Score]:
     try:
-        return list(pool.map(_measured, calls))
+        return list(pool.map(_measure, calls))
     except BrokenProcessPool:
-        told = "a process that answered was ended by the system"
-        raise ResourceError(told, "lower --jobs, or free some memory") from None
+        problem = "a process that answered was ended by the system"
+        raise ResourceError(problem, "lower --jobs, or free some memory") from None
 
 
-def _measured(call: Call) -> Score:
-    path, items, asking = call
-    return evaluate.measure(path, items, asking)
+def _measure(call: Call) -> Score:
+    path, items, options = call
+    return evaluate.measure(path, items, options)
 
 
 @contextlib.contextmanager
@@ -88,17 +92,17 @@ def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
     ray: Any = require("ray", "ray")
     where = None if address == "local" else address
     try:
-        if where and ":" in where:  # for one that does not answer, Ray would wait for minutes
+        if where and ":" in where:  # Ray itself would wait for minutes for a dead address
             host, _, port = where.rpartition("/")[2].rpartition(":")
-            socket.create_connection((host, int(port)), PATIENCE).close()
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
         ray.init(where, include_dashboard=False if where is None else None, log_to_driver=False,
                  logging_level="error")  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
-        told = f"no Ray cluster at {address}: {reason}"
-        raise ResourceError(told, "ray start --head, or --ray local") from None
+        problem = f"no Ray cluster at {address}: {reason}"
+        raise ResourceError(problem, "ray start --head, or --ray local") from None
     try:
-        remote = ray.remote(_measured)
+        remote = ray.remote(_measure)
         yield lambda calls: list(ray.get([remote.remote(call) for call in calls]))
     finally:
         ray.shutdown()

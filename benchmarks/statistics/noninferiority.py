@@ -1,30 +1,26 @@
-"""Decide whether a compressed model still answers as well as its full-precision original.
-
-Purpose: the quality gate for items scored right or wrong.  Both models answer the same items, and
-only the items where they disagree carry information, so the comparison is paired.  The question
-is non-inferiority ("is it proven to be at most M worse?"), not "is there a significant
-difference?", which a small sample would always answer with a comforting no.
-
-In: two equally long sequences of booleans, item by item (baseline right?, candidate right?), and
-optionally a margin M, as a fraction (0.05 is 5 points), chosen before the run.
-Out: a :class:`Verdict` of PASS, FAIL or INCONCLUSIVE with all its figures, an exit code and a
-plain-English reason.
-
-Example::
+"""Two models' right and wrong answers on the same items -> a Verdict: is one at most `margin` worse?
 
     paired = Paired.count(baseline=[True] * 400, candidate=[True] * 398 + [False] * 2)
     verdict = judge(paired)
-    print(verdict.outcome, verdict.reason)  # PASS 400 items, 2 lost and 0 won: ...
-    raise SystemExit(verdict.exit_code)     # 0 PASS, 3 FAIL, 4 INCONCLUSIVE
+    verdict.outcome, verdict.lower               # PASS, the lower bound of the difference
+    raise SystemExit(verdict.exit_code)          # 0 PASS, 3 FAIL, 4 INCONCLUSIVE
+
+Only the items on which the models disagree carry information, so the comparison is paired. The
+question is non-inferiority ("is it proven to be at most M worse?"), not "is there a significant
+difference?", which a small sample would always answer with a comforting no. The margin M is a
+fraction (0.05 is 5 points) that is chosen before the run.
 
 Sources: score test and interval, T. Tango, Statistics in Medicine 17:891-908 (1998); mid-p
 McNemar, M. Fagerland, S. Lydersen and P. Laake, BMC Medical Research Methodology 13:91 (2013);
 interval of a single proportion, E. B. Wilson, JASA 22:209-212 (1927).
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
 from typing import Literal
 
 from edgeft.records import EXIT_CODES
@@ -32,19 +28,49 @@ from edgeft.records import EXIT_CODES
 Outcome = Literal["PASS", "FAIL", "INCONCLUSIVE"]
 
 ALPHA = 0.05
-"""One-sided error rate that a PASS is held to."""
+"""largest one-sided error rate of a PASS"""
 
 # Not 1.645: with few flips the score test is liberal, and at the boundary its exact error reaches
-# .069 (n = 52, M = 5 points, no wins).  With 1.751 the worst exact sum found for M of 1 to 5
+# .069 (n = 52, M = 5 points, no wins). With 1.751 the worst exact sum found for M of 1 to 5
 # points is .0485 while at most half the items flip (.0512 if every single item flips).
 PASS_Z = 1.751
-# The upper tail is more skewed than the lower one: 1.645 would accuse wrongly up to 9.6 % of the
+# The upper tail is more skewed than the lower one: 1.645 would fail a good model up to 9.6 % of the
 # time (n = 62, M = 5 points), 2.05 at most 4.4 % in exact sums for 1 to 5 points.
 FAIL_Z = 2.05
 
 _POWER_Z = {0.8: 0.8416, 0.9: 1.2816}
 """power -> its normal quantile"""
 _EXACT_BINOMIAL_LIMIT = 1000
+"""flips up to which mid_p adds whole numbers; above, logarithms"""
+
+
+class Ground(StrEnum):
+    """Why a verdict came out as it did."""
+
+    NOTHING_TO_LOSE = "nothing to lose"
+    """the baseline scores no more than the margin, so no loss can show"""
+    WITHIN_MARGIN = "within margin"
+    """a loss of the margin is ruled out"""
+    BEYOND_MARGIN = "beyond margin"
+    """a loss of the margin or more was seen and is not chance"""
+    TOO_FEW_ITEMS = "too few items"
+    """even an unchanged candidate could not pass on so few items"""
+    UNDECIDED = "undecided"
+    """the items allow both"""
+
+    @property
+    def outcome(self) -> Outcome:
+        if self is Ground.WITHIN_MARGIN:
+            return "PASS"
+        return "FAIL" if self is Ground.BEYOND_MARGIN else "INCONCLUSIVE"
+
+
+def worst_outcome(outcomes: Iterable[str]) -> Outcome:
+    """The outcome of tests that must all pass; PASS where there are none."""
+    seen = set(outcomes)
+    if "FAIL" in seen:
+        return "FAIL"
+    return "INCONCLUSIVE" if "INCONCLUSIVE" in seen else "PASS"
 
 
 @dataclass(frozen=True)
@@ -53,13 +79,13 @@ class Paired:
 
     n: int
     both: int
-    """Both models right."""
+    """items that both models answer right"""
     lost: int
-    """Baseline right, candidate wrong (b)."""
+    """baseline right, candidate wrong (b in the literature)"""
     won: int
-    """Baseline wrong, candidate right (c)."""
+    """baseline wrong, candidate right (c)"""
     neither: int
-    """Both models wrong."""
+    """items that both models answer wrong"""
 
     def __post_init__(self) -> None:
         cells = (self.both, self.lost, self.won, self.neither)
@@ -71,9 +97,11 @@ class Paired:
             raise ValueError(f"the cells {cells} add up to {sum(cells)}, not to n = {self.n}")
 
     @classmethod
-    def count(cls, baseline: Sequence[float], candidate: Sequence[float]) -> "Paired":
-        """Count the cells from two item-by-item score sequences in the same order: true or 1 is
-        right, false or 0 wrong."""
+    def count(cls, baseline: Sequence[float], candidate: Sequence[float]) -> Paired:
+        """Count the cells of two score sequences in the same order: True or 1 is right, False or 0 wrong.
+
+        ValueError where the lengths differ or there is no item.
+        """
         if len(baseline) != len(candidate):
             raise ValueError(
                 f"the models were scored on different numbers of items: "
@@ -131,7 +159,7 @@ def _tango_z_nonnegative(n: int, x: int, y: int, d: float) -> float:
 
 
 def _constrained_variance(n: float, x: float, y: float, d: float) -> float:
-    """Of x - y, where the true difference is d >= 0."""
+    """Variance of x - y under the constraint that the true difference is d >= 0."""
     a = 2.0 * n
     b = -x - y + (2 * n - x + y) * d
     c = -y * d * (1.0 - d)
@@ -147,7 +175,7 @@ def _constrained_variance(n: float, x: float, y: float, d: float) -> float:
 def lower_bound(p: Paired, z: float = PASS_Z) -> float:
     """Lower confidence bound of the difference: the d at which tango_z falls to ``z``.
 
-    Never above the exact root, so "lower bound > -M" is never kinder than the test itself.
+    The result is never above the exact root, so "lower bound > -M" implies that the test passes.
     """
     _check_z(z)
     return _bisect(lambda d: tango_z(p, d) >= z, -1.0, p.difference)[0]
@@ -160,8 +188,8 @@ def upper_bound(p: Paired, z: float = FAIL_Z) -> float:
 
 
 def _bisect(holds: Callable[[float], bool], low: float, high: float) -> tuple[float, float]:
-    """Narrow [low, high] to where ``holds``, true at the left and false at the right, turns."""
-    # Far below the 1e-9 anybody needs, so that a bound and the test agree on borderline counts.
+    """Narrow [low, high] to the point where ``holds`` turns from true (left) to false (right)."""
+    # Far finer than anybody needs, so that a bound and the test agree on borderline counts.
     while high - low > 1e-15:
         middle = (low + high) / 2.0
         if not low < middle < high:
@@ -182,7 +210,7 @@ def mid_p(p: Paired) -> float:
     k = min(p.lost, p.won)
     if flips <= _EXACT_BINOMIAL_LIMIT:
         term = math.comb(flips, k)
-        # Twice the half-counted centre plus twice the tail, in whole numbers up to the division.
+        # The centre counts half and both tails count: centre + 2 * tail, exact up to the division.
         doubled = term
         for i in range(k, 0, -1):
             term = term * i // (flips - i + 1)
@@ -201,7 +229,7 @@ def mid_p(p: Paired) -> float:
 
 
 def wilson(k: float, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson (1927) score interval of the proportion k / n."""
+    """(low, high) of Wilson's score interval of the proportion k / n (1927)."""
     if n < 1 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n >= 1, got k = {k}, n = {n}")
     _check_z(z)
@@ -217,7 +245,7 @@ def wilson(k: float, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def default_margin(n: int) -> float:
-    """The margin used when nobody chose one: 5 points below 400 items, 3 below 1500, else 2."""
+    """The margin where the user chose none: 5 points below 400 items, 3 below 1500, else 2."""
     if n < 1:
         raise ValueError(f"need at least one item, got {n}")
     if n < 400:
@@ -226,7 +254,7 @@ def default_margin(n: int) -> float:
 
 
 def minimum_items(margin: float) -> int:
-    """Fewest items on which a candidate that changes no answer at all passes ``margin``."""
+    """Smallest number of items on which a candidate that changes no answer passes."""
     _check_margin(margin)
 
     def passes(n: int) -> bool:
@@ -248,9 +276,9 @@ def minimum_items(margin: float) -> int:
 def items_needed(psi: float, margin: float, power: float = 0.8) -> int:
     """About how many items an equally good candidate with flip rate ``psi`` needs to pass.
 
-    n = ((1.751 sqrt(v) + z_power sqrt(psi)) / M)^2, with v the variance of an item that the test itself
-    assumes, under the constraint of a loss of M: with few flips it is far larger than psi.  Never
-    below :func:`minimum_items`.
+    n = ((1.751 sqrt(v) + z_power sqrt(psi)) / M)^2. v is the variance of one item that the test
+    assumes under the constraint of a loss of M; with few flips it is far larger than psi. The
+    result is never below `minimum_items`.
     """
     if not 0.0 <= psi <= 1.0:
         raise ValueError(f"a flip rate lies in [0, 1], not {psi}")
@@ -264,138 +292,88 @@ def items_needed(psi: float, margin: float, power: float = 0.8) -> int:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The gate's decision with every figure it rests on; rates are fractions, not points."""
+    """A decision with the figures behind it; rates are fractions, not points."""
 
     outcome: Outcome
+    ground: Ground
+    graded: bool
+    """whether scores lie between right and wrong (`edgeft.benchmarks.statistics.graded`)"""
+    baseline_score: float
+    """mean score of the baseline"""
     n: int
     lost: int
     won: int
     flip_rate: float
     difference: float
+    """mean score of the candidate minus that of the baseline"""
     lower: float | None
     upper: float | None
-    """bounds of the difference; None where the items were looked at until they decided"""
+    """bounds of the difference; None after an early stop, for which one-look bounds do not hold"""
     margin: float
     alpha: float
     mid_p: float
     items_needed: int | None
-    """About how many items would settle an INCONCLUSIVE run; None otherwise."""
-    reason: str
+    """about how many items would decide an INCONCLUSIVE run; else None"""
 
     @property
     def exit_code(self) -> int:
         """Process exit status: 0 PASS, 3 FAIL, 4 INCONCLUSIVE."""
         return EXIT_CODES[self.outcome]
 
-    def to_json(self) -> dict[str, str | int | float | None]:
-        """All fields as plain values that ``json.dumps`` accepts."""
-        return asdict(self)
-
 
 def judge(p: Paired, margin: float | None = None) -> Verdict:
     """Apply the gate: is the candidate proven to be less than ``margin`` worse?
 
-    PASS needs the lower bound above -margin, on at least :func:`minimum_items` items, since on
-    fewer a lucky win or two would pass more often than ``ALPHA`` allows.  FAIL needs the upper
-    bound below -margin, or a loss of at least the margin that mid-p McNemar calls significant.
-    All else is INCONCLUSIVE, which is not a PASS.  The error rate ``ALPHA`` was checked by exact
-    sums for margins up to 5 points; wider margins can exceed it slightly (.056 at 10 points).
+    PASS needs the lower bound above -margin on at least `minimum_items` items; on fewer items a
+    lucky win or two would pass more often than ``ALPHA`` allows. FAIL needs the upper bound below
+    -margin, or a loss of at least the margin that mid-p McNemar calls significant. Everything else
+    is INCONCLUSIVE, which is not a PASS. The error rate ``ALPHA`` was checked by exact sums for
+    margins up to 5 points; wider margins can exceed it slightly (.056 at 10 points).
     """
     chosen = default_margin(p.n) if margin is None else margin
     _check_margin(chosen)
     minimum = minimum_items(chosen)
-    lower = lower_bound(p)
-    upper = upper_bound(p)
-    significance = mid_p(p)
-    counts = f"{p.n} items, {p.lost} lost and {p.won} won"
-    change = _change(p.difference)
-    points = _points(chosen)
-
-    outcome: Outcome
+    lower, upper, significance = lower_bound(p), upper_bound(p), mid_p(p)
+    score = (p.both + p.lost) / p.n
     needed: int | None = None
-    if told := nothing_to_lose((p.both + p.lost) / p.n, p.n, chosen, lower):
-        outcome, reason = "INCONCLUSIVE", told
+    if has_nothing_to_lose(score, chosen, lower):
+        ground = Ground.NOTHING_TO_LOSE
     elif lower > -chosen and p.n >= minimum:
-        outcome = "PASS"
-        worst = f"at most {-100 * lower:.2f} points worse" if lower < 0 else "no worse"
-        reason = (
-            f"{counts}: the candidate {change} and, with 95 % confidence, is {worst}, "
-            f"inside the {points} points allowed."
-        )
+        ground = Ground.WITHIN_MARGIN
     # The slack keeps a margin such as 0.1 * 3 from escaping a loss of 0.3 by its last bit.
     elif upper < -chosen or (p.difference <= -chosen + 1e-12 and significance < ALPHA):
-        outcome = "FAIL"
-        reason = (
-            f"{counts}: the candidate {change}, {points} points or more, and chance does not "
-            f"explain it (mid-p {significance:.2g}, at best {100 * upper:+.2f} points)."
-        )
+        ground = Ground.BEYOND_MARGIN
     else:
-        outcome = "INCONCLUSIVE"
+        ground = Ground.TOO_FEW_ITEMS if p.n < minimum else Ground.UNDECIDED
         needed = _items_to_settle(p, chosen)
-        if p.n < minimum:
-            reason = (
-                f"cannot certify {points} points with {p.n} items: even without a single changed "
-                f"answer {minimum} are needed, and at your flip rate of {100 * p.flip_rate:.1f} % "
-                f"about {needed} ({p.lost} lost and {p.won} won so far)."
-            )
-        else:
-            reason = (
-                f"{counts}: the candidate {change} but could be {-100 * lower:.2f} points worse, "
-                f"beyond the {points} points allowed, and it needs about {needed} items at your "
-                f"flip rate of {100 * p.flip_rate:.1f} %."
-            )
     return Verdict(
-        outcome=outcome,
-        n=p.n,
-        lost=p.lost,
-        won=p.won,
-        flip_rate=p.flip_rate,
-        difference=p.difference,
-        lower=lower,
-        upper=upper,
-        margin=chosen,
-        alpha=ALPHA,
-        mid_p=significance,
-        items_needed=needed,
-        reason=reason,
-    )
+        outcome=ground.outcome, ground=ground, graded=False, baseline_score=score, n=p.n,
+        lost=p.lost, won=p.won, flip_rate=p.flip_rate, difference=p.difference, lower=lower,
+        upper=upper, margin=chosen, alpha=ALPHA, mid_p=significance, items_needed=needed,
+    )  # fmt: skip
 
 
-def nothing_to_lose(score: float, n: int, margin: float, lower: float) -> str:
-    """Why a candidate that is not proven better cannot pass: a baseline that is hardly ever right has
-    nothing to lose, and the scorer may be the wrong one. "" where it has."""
-    if score > margin or lower > 0:
-        return ""
-    return (
-        f"the baseline's score is only {100 * score:.4g} % on {n} items, which is no more than the "
-        f"{_points(margin)} points allowed to be lost: check the items and the scorer."
-    )
+def has_nothing_to_lose(baseline_score: float, margin: float, lower: float) -> bool:
+    """Whether the baseline is hardly ever right and the candidate is not proven better.
+
+    Such a candidate cannot pass: no loss of the margin could show, and the scorer may be wrong.
+    """
+    return baseline_score <= margin and lower <= 0
 
 
 def _items_to_settle(p: Paired, margin: float) -> int:
-    """Items an INCONCLUSIVE comparison needs for a decision; always more than it had.
+    """Items that an INCONCLUSIVE comparison needs for a decision; always more than it had.
 
-    First the number for an equally good candidate.  Where that many were already run, the rates
-    seen are taken as real: at fixed rates z grows with sqrt(n), and power .8 asks for
+    The first estimate is for an equally good candidate. If that many items were already run, the
+    observed rates are taken as true: at fixed rates z grows with sqrt(n), and power .8 asks for
     z = 1.751 + .8416 on average.
     """
     needed = items_needed(p.flip_rate, margin)
     if needed > p.n:
         return needed
-    # Here 0 < z <= PASS_Z: an observed loss of the margin on this many items is significant, so
-    # it was a FAIL.
+    # Here 0 < z <= PASS_Z: an observed loss of the margin on this many items would have been
+    # significant, and so a FAIL.
     return math.ceil(p.n * (PASS_Z + _POWER_Z[0.8]) ** 2 / tango_z(p, -margin) ** 2)
-
-
-def _points(fraction: float) -> str:
-    return f"{100 * fraction:.4g}"
-
-
-def _change(difference: float) -> str:
-    if difference == 0.0:
-        return "scores the same"
-    direction = "gained" if difference > 0 else "lost"
-    return f"{direction} {abs(100 * difference):.2f} points"
 
 
 def _check_margin(margin: float) -> None:

@@ -1,1 +1,8 @@
-"""Comparisons for developers, with LOG.md; in no wheel."""
+"""Developers' comparisons of edgeft with other tools and of its own variants; in no wheel.
+
+Each program is run as `python -m edgeft.benchmarks.studies.NAME`, prints a table and ends with one JSON
+line: `one_pass` (export against the usual chain), `four_bit` (4-bit types), `onnx_rows` (ONNX against GGUF
+and torch), `gptq_cost` (time and memory of GPTQ), `servers` (edgeft serve against other servers), `soak`
+(the server under badly behaved clients). The other files are shared by them. LOG.md holds results,
+negative ones included.
+"""

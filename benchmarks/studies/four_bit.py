@@ -1,19 +1,19 @@
-"""Calibrated and plain 4-bit types of one model side by side: size, fidelity, accuracy, speed.
+"""One model -> its calibrated and plain 4-bit types side by side: size, fidelity, accuracy, speed.
 
     python -m edgeft.benchmarks.studies.four_bit --base smollm2-135m --adapter adapter --out rows \
         --text wiki.test.raw
     python -m edgeft.benchmarks.studies.four_bit --base smollm2-135m --dither 1 --out dithered \
         --text wiki.test.raw --calibration chats.jsonl
 
-Every row of `ROWS` whose type this version knows is exported into --out; what is complete there is
-kept. Then all rows are compared with the f16 file, token by token on the same ids
+Every variant of `VARIANTS` whose type this version knows is exported into --out; complete ones are kept.
+Then all are compared with the f16 file, token by token on the same ids
 (`edgeft.benchmarks.fidelity.compare`): on the answers of the chats that training held out, and on plain
-text. With an adapter the task is asked, too. Speeds are of processes of their own, the rounds
-alternating. `--dither` takes the weights of an embedded base off the 4-bit grid that they lie on;
-`--padded` gives a Llama base widths that 256 divides, which the K-quants need.
+text. With an adapter the task is asked, too. Speeds are measured in processes of their own, in
+alternating rounds. `--dither` moves the weights of an embedded base off the 4-bit grid on which they lie;
+`--padded` pads a Llama base to widths that are multiples of 256, which the K-quants need.
 
-The second table pairs rows on the same sequences and items: its errors are those of the
-differences. Ends in one JSON line.
+The second table pairs variants on the same sequences and items: its errors are those of the differences.
+Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from edgeft import files, machine, store
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve
 from edgeft.benchmarks.fidelity import compare
-from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity, Measured
+from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity, ScoredSequence
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.statistics.noninferiority import Paired, mid_p
@@ -50,36 +51,38 @@ from edgeft.records import Artifact, Score
 from edgeft.report import tables
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
-LONGEST = 2048
-"""tokens of a chat that is measured on"""
-PLAIN = "plain"
-"""folder of the rows that no calibration is for"""
+CHAT_TOKENS = 2048
+"""longest chat to compare on"""
+PLAIN_FOLDER = "plain"
+"""folder of the variants without calibration"""
 
 
 @dataclass(frozen=True)
-class Row:
+class Variant:
+    """One artifact of the model, and how to export it."""
+
     name: str
     quant: str
-    folder: str = PLAIN
-    """below --out; rows of one folder are exported together and share their calibration"""
+    folder: str = PLAIN_FOLDER
+    """folder in --out; variants of one folder are exported together and share their calibration"""
     format: str = "gguf"
     options: Mapping[str, Any] = field(default_factory=dict)
-    """of `ExportOptions`, the same for all rows of a folder"""
+    """fields of `ExportOptions`, the same for all variants of a folder"""
     against: str = ""
-    """the row that it is held to in the second table"""
+    """the variant that it is compared with in the second table"""
 
 
 IMATRIX = {"imatrix": "auto"}
-ROWS = (
-    Row("f16", "f16"),
-    Row("q8_0", "q8_0"),
-    Row("q4_k_m", "q4_k_m"),
-    Row("q4_k_m, imatrix", "q4_k_m", "imatrix", options=IMATRIX, against="q4_k_m"),
-    Row("q4_k_m, gptq", "gptq-q4_k_m", "gptq", against="q4_k_m, imatrix"),
-    Row("q4_0", "q4_0"),
-    Row("q4_0, imatrix", "q4_0", "imatrix", options=IMATRIX, against="q4_0"),
-    Row("q4_0, gptq", "gptq-q4_0", "gptq", against="q4_0, imatrix"),
-    Row("gptq 4bit", "4bit", "gptq-folder", format="gptq", against="q4_0, imatrix"),
+VARIANTS = (
+    Variant("f16", "f16"),
+    Variant("q8_0", "q8_0"),
+    Variant("q4_k_m", "q4_k_m"),
+    Variant("q4_k_m, imatrix", "q4_k_m", "imatrix", options=IMATRIX, against="q4_k_m"),
+    Variant("q4_k_m, gptq", "gptq-q4_k_m", "gptq", against="q4_k_m, imatrix"),
+    Variant("q4_0", "q4_0"),
+    Variant("q4_0, imatrix", "q4_0", "imatrix", options=IMATRIX, against="q4_0"),
+    Variant("q4_0, gptq", "gptq-q4_0", "gptq", against="q4_0, imatrix"),
+    Variant("gptq 4bit", "4bit", "gptq-folder", format="gptq", against="q4_0, imatrix"),
 )
 """the reference first"""
 
@@ -105,20 +108,20 @@ class Options:
 
 @dataclass(frozen=True)
 class Result:
-    """One row."""
+    """All measurements of one variant."""
 
-    row: Row
+    variant: Variant
     artifact: Artifact
     chats: Fidelity | None
     text: Fidelity | None
     score: Score | None
     speeds: list[float]
-    """decoded tokens per second, one figure per round"""
+    """decoded tokens per second, one value per round"""
 
     def to_json(self) -> dict[str, Any]:
         facts = self.artifact.manifest.facts
         return {
-            "name": self.row.name,
+            "name": self.variant.name,
             "bytes": evaluate.size_of(self.artifact.path),
             "chats": self.chats.to_json() if self.chats else None,
             "text": self.text.to_json() if self.text else None,
@@ -129,111 +132,113 @@ class Result:
         }
 
 
-def known(rows: Sequence[Row]) -> list[Row]:
+def known(variants: Sequence[Variant]) -> list[Variant]:
     """Those whose type is in the formats table."""
-    return [
-        row for row in rows if row.format in FORMATS and row.quant in FORMATS[row.format].quants
-    ]
+    return [v for v in variants if v.format in FORMATS and v.quant in FORMATS[v.format].quants]
 
 
-def run(options: Options, rows: Sequence[Row]) -> tuple[list[Result], dict[str, Any]]:
-    """Export and measure; (one result per row, what was measured on)."""
+def run(options: Options, variants: Sequence[Variant]) -> tuple[list[Result], dict[str, Any]]:
+    """Export and measure: (one result per variant, facts about the texts and items used)."""
     if options.adapter is None and options.text is None:
         raise InputError("there is nothing to measure on", "--adapter, --text or both")
     adapters = (Weighted(options.adapter),) if options.adapter else ()
     base = resolve(options.base, options.dither)
     if options.padded:
         base = pad(base, options.out / "padded")
-    artifacts = make(options, rows, adapters, str(base))
+    artifacts = export_variants(options, variants, adapters, str(base))
     on: dict[str, Any] = {"merge_base": artifacts[0].manifest.facts["merge_base"]}
     with contextlib.ExitStack() as stack:
         models = [
-            stack.enter_context(open_runtime(artifact.path, options.threads, LONGEST))
+            stack.enter_context(open_runtime(artifact.path, options.threads, CHAT_TOKENS))
             for artifact in artifacts
         ]
         sequences = texts(options, adapters, models[0], on)
-        found = {
-            name: [None, *compare.compare(models[0], models[1:], items, f"fidelity ({name})")]
+        fidelities = {
+            name: [
+                None,
+                *compare.compare_fidelity(models[0], models[1:], items, f"fidelity ({name})"),
+            ]
             for name, items in sequences.items()
         }
-    scores: list[Score | None] = [None] * len(rows)
+    scores: list[Score | None] = [None] * len(variants)
     if adapters:
-        asking = evaluate.Asking(options.items, limit=options.limit, threads=options.threads)
-        items = evaluate.load_items(asking)
-        scores = [evaluate.measure(artifact.path, items, asking) for artifact in artifacts]
+        how = EvalOptions(options.items, limit=options.limit, threads=options.threads)
+        items = evaluate.load_items(how)
+        scores = [evaluate.measure(artifact.path, items, how) for artifact in artifacts]
         on["items"] = {"name": options.items, "count": len(items.examples)}
     speeds = decode_speeds([artifact.path for artifact in artifacts], options)
-    nothing: list[Fidelity | None] = [None] * len(rows)
+    nothing: list[Fidelity | None] = [None] * len(variants)
     columns = zip(
-        rows, artifacts, found.get("chats", nothing), found.get("text", nothing), scores, speeds,
+        variants, artifacts, fidelities.get("chats", nothing), fidelities.get("text", nothing), scores,
+        speeds,
         strict=True,
     )  # fmt: skip
     return [Result(*column) for column in columns], on
 
 
-def make(
-    options: Options, rows: Sequence[Row], adapters: tuple[Weighted, ...], base: str
+def export_variants(
+    options: Options, variants: Sequence[Variant], adapters: tuple[Weighted, ...], base: str
 ) -> list[Artifact]:
-    """Export folder by folder, all onto the merge base that is chosen for the first."""
-    made: dict[tuple[str, str], Artifact] = {}
+    """Export folder by folder; all onto the merge base that was chosen for the first folder."""
+    artifacts: dict[tuple[str, str], Artifact] = {}
     merge_base = options.merge_base
-    for folder in dict.fromkeys(row.folder for row in rows):
-        members = [row for row in rows if row.folder == folder]
-        own = dict(members[0].options)
-        if folder != PLAIN and options.calibration:
-            own["calibration"] = options.calibration
-        artifacts = export(
+    for folder in dict.fromkeys(variant.folder for variant in variants):
+        members = [variant for variant in variants if variant.folder == folder]
+        more = dict(members[0].options)
+        if folder != PLAIN_FOLDER and options.calibration:
+            more["calibration"] = options.calibration
+        exported = export(
             ExportOptions(
                 out=options.out / folder, adapter=adapters, base=base,
-                formats=(members[0].format,), quants=tuple(row.quant for row in members),
+                formats=(members[0].format,), quants=tuple(member.quant for member in members),
                 merge_base=merge_base, validation=options.validation, live=False,
-                threads=options.threads, overwrite=True, **own,
+                threads=options.threads, overwrite=True, **more,
             )
         )  # fmt: skip
-        made |= {(folder, artifact.quant): artifact for artifact in artifacts}
-        merge_base = artifacts[0].manifest.facts["merge_base"]["chosen"]
-    return [made[row.folder, row.quant] for row in rows]
+        artifacts |= {(folder, artifact.quant): artifact for artifact in exported}
+        merge_base = exported[0].manifest.facts["merge_base"]["chosen"]
+    return [artifacts[variant.folder, variant.quant] for variant in variants]
 
 
 def texts(
     options: Options, adapters: tuple[Weighted, ...], model: Runtime, on: dict[str, Any]
-) -> dict[str, list[Measured]]:
-    """What there is to compare on; `on` is told."""
-    found = {}
+) -> dict[str, list[ScoredSequence]]:
+    """Name of a text -> its token ids; facts about the texts are added to `on`."""
+    sequences = {}
     own = own_chats.own_chats(adapters, options.validation, None)
     if own.validation:
-        chats, longest = own.validation[: options.chats], min(LONGEST, model.context)
-        found["chats"] = compare.chat_answers(chats, model.chat, model.encode, longest)
-        on["chats"] = {"sha256": fingerprint(chats), "count": len(found["chats"]),
-                       "tokens": _tokens(found["chats"])}  # fmt: skip
+        chats, longest = own.validation[: options.chats], min(CHAT_TOKENS, model.context)
+        sequences["chats"] = compare.chat_answers(chats, model.chat, model.encode, longest)
+        on["chats"] = {"sha256": fingerprint(chats), "count": len(sequences["chats"]),
+                       "tokens": _tokens(sequences["chats"])}  # fmt: skip
     elif adapters:
         say(f"no chats to compare on: {own.why_no_validation} (--validation FILE)")
     if options.text:
-        found["text"] = compare.file_chunks(options.text, model, options.chunks)
+        sequences["text"] = compare.file_chunks(options.text, model, options.chunks)
         on["text"] = {"sha256": files.sha256(options.text), "chunks": options.chunks,
-                      "tokens": _tokens(found["text"])}  # fmt: skip
-    return found
+                      "tokens": _tokens(sequences["text"])}  # fmt: skip
+    return sequences
 
 
-def _tokens(sequences: Sequence[Measured]) -> int:
+def _tokens(sequences: Sequence[ScoredSequence]) -> int:
     return sum(len(item.rows) for item in sequences)
 
 
 def decode_speeds(artifacts: Sequence[Path], options: Options) -> list[list[float]]:
-    """Every artifact once per round, in turn."""
-    found: list[list[float]] = [[] for _ in artifacts]
+    """Tokens per second: one list per artifact, each of which is timed once per round, in turn."""
+    by_artifact: list[list[float]] = [[] for _ in artifacts]
     for number in range(options.rounds):
         say(f"speed, round {number + 1} of {options.rounds}")
-        for artifact, speeds in zip(artifacts, found, strict=True):
+        for artifact, speeds in zip(artifacts, by_artifact, strict=True):
             speeds.append(latency.measure(artifact, options.threads)[0].decode_tps)
-    return found
+    return by_artifact
 
 
 def table(results: Sequence[Result]) -> str:
     columns = [*_fidelity_head("chats"), *_fidelity_head("text")]
     rows = [
         [
-            result.row.name,
+            result.variant.name,
             files.format_bytes(evaluate.size_of(result.artifact.path)),
             *_fidelity_cells(result.chats),
             *_fidelity_cells(result.text),
@@ -249,12 +254,14 @@ def _fidelity_head(name: str) -> list[str]:
     return [f"{name}: KL", "same top", "PPL ratio"]
 
 
-def _fidelity_cells(found: Fidelity | None) -> list[str]:
-    if found is None:
+def _fidelity_cells(fidelity: Fidelity | None) -> list[str]:
+    if fidelity is None:
         return ["-"] * 3
-    ratio = Estimate(found.perplexity_ratio, found.surprise.error * found.perplexity_ratio)
-    kl = f"{found.kl.value:.3g} ± {found.kl.error:.2g}"
-    return [kl, _plus(found.top1, 1, 100, "%"), _plus(ratio, 3)]
+    ratio = Estimate(
+        fidelity.perplexity_ratio, fidelity.log_ppl_ratio.error * fidelity.perplexity_ratio
+    )
+    kl = f"{fidelity.kl.value:.3g} ± {fidelity.kl.error:.2g}"
+    return [kl, _plus(fidelity.top1, 1, 100, "%"), _plus(ratio, 3)]
 
 
 def _speed(speeds: Sequence[float]) -> str:
@@ -269,27 +276,27 @@ def _plus(estimate: Estimate, digits: int, factor: float = 1, unit: str = "") ->
 
 
 def versus(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """Each row against the one that it is held to, paired by sequence and by item."""
-    by_name = {result.row.name: result for result in results}
-    found = []
+    """Each variant against the one that it names, paired by sequence and by item."""
+    by_name = {result.variant.name: result for result in results}
+    entries = []
     for result in results:
-        other = by_name.get(result.row.against)
+        other = by_name.get(result.variant.against)
         if other is None:
             continue
-        entry: dict[str, Any] = {"name": result.row.name, "against": other.row.name}
+        entry: dict[str, Any] = {"name": result.variant.name, "against": other.variant.name}
         for name in ("chats", "text"):
-            mine, its = getattr(result, name), getattr(other, name)
-            entry[name] = None if mine is None else {
-                "kl_ratio": compare.kl_ratio(mine, its),
-                "kl": compare.apart(mine, its, "kl"),
-                "top1": compare.apart(mine, its, "top1"),
-                "surprise": compare.apart(mine, its, "surprise"),
+            one, two = getattr(result, name), getattr(other, name)
+            entry[name] = None if one is None else {
+                "kl_ratio": compare.kl_ratio(one, two),
+                "kl": compare.paired_difference(one, two, "kl"),
+                "top1": compare.paired_difference(one, two, "top1"),
+                "surprise": compare.paired_difference(one, two, "log_ppl_ratio"),
             }  # fmt: skip
         if result.score and other.score:
             flips = Paired.count(other.score.values, result.score.values)
             entry["task"] = {"won": flips.won, "lost": flips.lost, "mid_p": mid_p(flips)}
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
 def versus_table(entries: Sequence[dict[str, Any]]) -> str:
@@ -311,13 +318,15 @@ def _versus_head(name: str) -> list[str]:
     return [f"{name}: KL ratio (95 %)", "same top, points", "log PPL"]
 
 
-def _versus_cells(found: dict[str, Estimate] | None) -> list[str]:
-    if found is None:
+def _versus_cells(estimates: dict[str, Estimate] | None) -> list[str]:
+    if estimates is None:
         return ["-"] * 3
-    ratio, top1, surprise = found["kl_ratio"], found["top1"], found["surprise"]
-    wide = 1.96 * ratio.error / (ratio.value or 1)  # of its logarithm, which is the less skewed
+    ratio, top1, log_ppl = estimates["kl_ratio"], estimates["top1"], estimates["surprise"]
+    wide = (
+        1.96 * ratio.error / (ratio.value or 1)
+    )  # interval of the logarithm, which is less skewed
     low, high = (ratio.value * math.exp(sign * wide) for sign in (-1, 1))
-    return [f"{ratio.value:.2f} ({low:.2f}-{high:.2f})", _plus(top1, 1, 100), _plus(surprise, 3)]
+    return [f"{ratio.value:.2f} ({low:.2f}-{high:.2f})", _plus(top1, 1, 100), _plus(log_ppl, 3)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -337,22 +346,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="only so many of its items")
     parser.add_argument("--rounds", type=int, default=Options.rounds, help="of speeds; 0 = none")
     parser.add_argument("--threads", type=int, default=Options.threads)
-    names = [row.name for row in ROWS]
+    names = [variant.name for variant in VARIANTS]
     parser.add_argument("--row", action="append", choices=names, help="only these, and f16")
     chosen = vars(parser.parse_args(arguments))
     only = chosen.pop("row") or names
     options = Options(**chosen)
-    rows = [row for row in known(ROWS) if row.name in ("f16", *only)]
+    variants = [variant for variant in known(VARIANTS) if variant.name in ("f16", *only)]
     try:
-        results, on = run(options, rows)
+        results, on = run(options, variants)
     except EdgeftError as error:
         sys.exit(str(error))
     entries = versus(results)
-    print(machine.machine())
+    print(machine.describe_machine())
     print(table(results), end="\n\n")
     print(versus_table(entries))
     line = {
-        "machine": machine.machine(),
+        "machine": machine.describe_machine(),
         "base": options.base,
         "dither": options.dither,
         "padded": options.padded,

@@ -1,11 +1,11 @@
-"""What GPTQ costs: seconds and memory, block by block, against what the arithmetic alone would take.
+"""A model -> seconds and memory of GPTQ, block by block, beside a lower bound for the time.
 
     python -m edgeft.benchmarks.studies.gptq_cost --base smollm2-135m --shape qwen2-0.5b
 
-The bound is the work that no implementation can leave out, over the speed of a large float32 matrix
-product measured beside it: every token goes through every linear layer twice (to see its inputs,
-and with the quantized weights), and each input's outer product is half computed. Attention, norms,
-the rounding itself and what is computed again are the rest. Ends in one JSON line.
+The bound is the arithmetic that no implementation can leave out, divided by the speed of a large float32
+matrix product measured in the same run: every token passes every linear layer twice (to record the
+layer's inputs, and with the quantized weights), and half of each input's outer product is computed.
+Attention, norms, rounding and repeated work make up the rest. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeft import files
 from edgeft.base.resolve import resolve
 from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.studies.random_model import SHAPES, make_model
 from edgeft.gptq.blocks import stage_of
-from edgeft.gptq.quantize import linears
+from edgeft.gptq.quantize import Calibration, linears, quantize_blocks
+from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.view import Merged, open_merged
 
-LENGTH = 128
-"""tokens of a conversation: what short chats have"""
+CHAT_TOKENS = 128
+"""tokens of a calibration conversation, as in short chats"""
 
-SOLVE = """
-import sys
-from pathlib import Path
-import numpy as np
-from edgeft.gptq import Calibration, UniformGrid, linears, quantize_blocks
-from edgeft.merge import open_merged
-base, work, tokens, length, threads = sys.argv[1:]
-merged, draw = open_merged(Path(base), None), np.random.default_rng(0)
-shape = (int(tokens) // int(length), int(length))
-sequences = draw.integers(0, merged.vocabulary, shape).tolist()
-grids = dict.fromkeys(linears(merged), UniformGrid(4, 32, True))
-quantize_blocks(merged, grids, Calibration(sequences, Path(work)), int(threads))
-"""
+QUANTIZE = (
+    "import sys; from edgeft.benchmarks.studies.gptq_cost import quantize_random_tokens as q; "
+    "q(*sys.argv[1:3], *map(int, sys.argv[3:]))"
+)
+
+
+def quantize_random_tokens(base: str, work: str, tokens: int, threads: int) -> None:
+    """Quantize a model to 4 bits on random tokens; `work` gets a file for each block."""
+    merged, rng = open_merged(Path(base), None), np.random.default_rng(0)
+    shape = (tokens // CHAT_TOKENS, CHAT_TOKENS)
+    sequences = rng.integers(0, merged.vocabulary, shape).tolist()
+    grids = dict.fromkeys(linears(merged), UniformGrid(4, 32, True))
+    quantize_blocks(merged, grids, Calibration(sequences, Path(work)), threads)
 
 
 def cost(base: Path, tokens: int, threads: int) -> dict[str, Any]:
-    """Quantize a model in a process of its own."""
+    """Quantize a model in a process of its own and time its blocks by the files that they leave."""
     merged = open_merged(base, None)
     with tempfile.TemporaryDirectory(prefix="gptq-") as folder:
-        command = [sys.executable, "-P", "-c", SOLVE, str(base), folder]
-        step = run([*command, *map(str, (tokens, LENGTH, threads))])
+        command = [sys.executable, "-P", "-c", QUANTIZE, str(base), folder]
+        step = run([*command, *map(str, (tokens, threads))])
         ends = sorted(path.stat().st_mtime for path in Path(folder).glob("block-*.safetensors"))
     blocks = [after - before for before, after in itertools.pairwise(ends)]
     weights = sum(math.prod(merged.shapes[name]) for name in linears(merged))
@@ -67,7 +70,7 @@ def cost(base: Path, tokens: int, threads: int) -> dict[str, Any]:
 
 
 def operations(merged: Merged) -> int:
-    """Of one token, a multiplication and an addition counted as two; see the module's docstring."""
+    """Operations per token of the bound above; a multiplication and an addition count as two."""
     linear, inputs = 0, {}
     for name in linears(merged):
         rows, columns = merged.shapes[name]
@@ -77,8 +80,8 @@ def operations(merged: Merged) -> int:
     return 2 * linear + sum(columns**2 for columns in inputs.values())
 
 
-def peak(threads: int) -> float:
-    """Operations a second of a product of matrices that fit no cache, the best of some."""
+def matmul_speed(threads: int) -> float:
+    """Operations per second of a 2048 x 2048 float32 matrix product, the best of 8."""
     import torch
 
     torch.set_num_threads(threads)
@@ -102,27 +105,27 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=65_536, help="to calibrate on")
     parser.add_argument("--threads", type=int, default=2)
     options = parser.parse_args()
-    found: dict[str, dict[str, Any]] = {}
-    speed = peak(options.threads)
+    costs: dict[str, dict[str, Any]] = {}
+    speed = matmul_speed(options.threads)
     with tempfile.TemporaryDirectory(prefix="gptq-") as folder:
         for name in options.base:
-            found[name] = cost(resolve(name), options.tokens, options.threads)
+            costs[name] = cost(resolve(name), options.tokens, options.threads)
         for name in options.shape:
             make_model(Path(folder) / name, SHAPES[name])
-            found[name] = cost(Path(folder) / name / "base", options.tokens, options.threads)
-    for entry in found.values():
+            costs[name] = cost(Path(folder) / name / "base", options.tokens, options.threads)
+    for entry in costs.values():
         entry["bound"] = round(entry["operations"] / speed, 1)
         entry["ratio"] = round(entry["seconds"] / entry["bound"], 2)
     rows = [
         [name, f"{entry['weights'] / 1e6:.0f} M", f"{entry['seconds']:.0f} s",
          f"{entry['block']:.1f} s ± {entry['block_spread'] / 2:.1f}",
          files.format_bytes(entry["anonymous"]), f"{entry['bound']:.0f} s", f"{entry['ratio']:.2f}"]
-        for name, entry in found.items()
+        for name, entry in costs.items()
     ]  # fmt: skip
     head = ["model", "quantized", "wall", "per block", "peak memory", "bound", "ratio"]
-    print(f"{machine.machine()}, {speed / 1e9:.0f} GFLOP/s")
+    print(f"{machine.describe_machine()}, {speed / 1e9:.0f} GFLOP/s")
     print(tables.table(head, rows))
-    print(json.dumps({"tokens": options.tokens, "peak": speed, "models": found}))
+    print(json.dumps({"tokens": options.tokens, "peak": speed, "models": costs}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Run a command and measure its time, memory and disk."""
+"""A command -> its wall time and its largest anonymous memory, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from pathlib import Path
 from edgeft.errors import InputError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Step:
+    """One finished process."""
+
     seconds: float
     anonymous: int
-    """bytes"""
+    """bytes; largest RssAnon that was sampled"""
 
 
 def run(command: list[str]) -> Step:
-    """Run a process to its end and watch its memory; InputError where it fails."""
+    """Run a command to its end and sample its memory every 10 ms; InputError if it fails."""
     started, peak = time.perf_counter(), 0
     with tempfile.TemporaryFile("w+") as log:
         child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)

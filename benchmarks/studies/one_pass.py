@@ -1,15 +1,15 @@
-"""edgeft's one pass against the usual chain, on the same random model and adapter, in one run.
+"""One model and adapter -> time, memory and disk of edgeft's export and of the usual chain.
 
     python -m edgeft.benchmarks.studies.one_pass --llama-cpp ~/llama.cpp --shape qwen2-0.5b
 
-The usual chain is peft's merge into a folder, llama.cpp's convert_hf_to_gguf.py to f16 and
-llama-quantize (its library function, which llama-cpp-python carries): three processes, three models
-on disk. edgeft's is one `merge-export`, once without and once with the check against the live
-adapter, which the chain has not. Each step runs in a process of its own; the rounds alternate.
+The usual chain is peft's merge into a folder, llama.cpp's convert_hf_to_gguf.py to f16, and
+llama-quantize (its library function, which llama-cpp-python carries): three processes, three models on
+disk. edgeft's arm is one `merge-export`; a further arm adds the check against the live adapter, which
+the chain does not have. Each step runs in a process of its own, and the rounds alternate.
 
 Per arm: wall seconds; bytes of the model files that its steps read and wrote; the largest anonymous
-memory (RssAnon, sampled every 10 ms) of any step. Most of a
-K-quant's time is ggml's quantizer, which both call. Ends in one JSON line.
+memory (RssAnon, sampled every 10 ms) of any step. Most of a K-quant's time is ggml's quantizer, which
+both arms call. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ params.ftype, params.nthread = int(ftype), int(threads)
 sys.exit(llama_cpp.llama_model_quantize(source.encode(), target.encode(), params))
 """
 FILE_TYPE = {"q4_k_m": 15, "q8_0": 7, "q4_0": 2}
+"""quantization -> llama.cpp's LLAMA_FTYPE"""
 
 
-def usual(work: Path, llama_cpp: Path, quant: str, threads: int) -> dict[str, Any]:
+def run_chain(work: Path, llama_cpp: Path, quant: str, threads: int) -> dict[str, Any]:
+    """The usual chain; removes the files that it wrote between its steps."""
     base, adapter = work / "base", work / "adapter"
     merged, f16, out = work / "merged", work / "f16.gguf", work / f"usual-{quant}.gguf"
     python = [sys.executable, "-P"]
@@ -67,25 +69,26 @@ def usual(work: Path, llama_cpp: Path, quant: str, threads: int) -> dict[str, An
     ]  # fmt: skip
     read = size(base) + size(adapter) + size(merged) + size(f16)
     written = size(merged) + size(f16) + size(out)
-    found = _arm(steps, read, written)
+    result = _arm(steps, read, written)
     shutil.rmtree(merged)
     f16.unlink()
-    return found
+    return result
 
 
-def single(work: Path, quant: str, threads: int, live: bool) -> dict[str, Any]:
+def run_edgeft(work: Path, quant: str, threads: int, live: bool) -> dict[str, Any]:
+    """One `merge-export`; `live` adds the check against the live adapter."""
     out = work / "edgeft"
     command = [sys.executable, "-P", "-m", "edgeft", "merge-export", "--adapter",
                str(work / "adapter"), "--base", str(work / "base"), "--out", str(out), "--quant",
-               quant, "--merge-base", "w16", "--threads", str(threads),
-               "--live" if live else "--no-live"]  # fmt: skip
+               quant, "--base-precision", "stored", "--threads", str(threads),
+               "--compare-live" if live else "--no-compare-live"]  # fmt: skip
     step = run(command)
     base, adapter = work / "base", work / "adapter"
-    # Base and adapter are hashed for the manifest, the file is hashed and opened for its checks.
+    # Base and adapter are also hashed for the manifest; the file is hashed, and opened for its checks.
     read = (size(base) + size(adapter)) * (3 if live else 2) + 2 * size(out)
-    found = _arm([step], read, size(out))
+    result = _arm([step], read, size(out))
     shutil.rmtree(out)
-    return found
+    return result
 
 
 def _arm(steps: list[Step], read: int, written: int) -> dict[str, Any]:
@@ -98,21 +101,21 @@ def _arm(steps: list[Step], read: int, written: int) -> dict[str, Any]:
     }
 
 
-def compare(arms: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, Any]:
-    """Every arm once per round, in turn; medians, and the spread of the seconds."""
+def alternate(arms: dict[str, Callable[[], dict[str, Any]]], rounds: int) -> dict[str, Any]:
+    """Run every arm once per round, in turn: medians, and the spread of the seconds."""
     runs: dict[str, list[dict[str, Any]]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, arm in arms.items():
             runs[name].append(arm())
-    found = {}
+    medians = {}
     for name, results in runs.items():
         seconds = [result["seconds"] for result in results]
-        found[name] = results[0] | {
+        medians[name] = results[0] | {
             "seconds": round(statistics.median(seconds), 2),
             "spread": round(max(seconds) - min(seconds), 2),
             "anonymous": max(result["anonymous"] for result in results),
         }
-    return found
+    return medians
 
 
 def main() -> None:
@@ -135,28 +138,28 @@ def main() -> None:
         make_model(work, SHAPES[options.shape])
         quant, threads = options.quant, options.threads
         arms: dict[str, Callable[[], dict[str, Any]]] = {
-            "usual chain": lambda: usual(work, options.llama_cpp, quant, threads),
-            "edgeft": lambda: single(work, quant, threads, live=False),
-            "edgeft + live check": lambda: single(work, quant, threads, live=True),
+            "usual chain": lambda: run_chain(work, options.llama_cpp, quant, threads),
+            "edgeft": lambda: run_edgeft(work, quant, threads, live=False),
+            "edgeft + live check": lambda: run_edgeft(work, quant, threads, live=True),
         }
         if options.no_live:
             del arms["edgeft + live check"]
-        found = compare(arms, options.rounds)
+        results = alternate(arms, options.rounds)
     rows = [
         [name, f"{arm['seconds']:.1f} s ± {arm['spread'] / 2:.1f}", files.format_bytes(arm["read"]),
          files.format_bytes(arm["written"]), files.format_bytes(arm["anonymous"])]
-        for name, arm in found.items()
+        for name, arm in results.items()
     ]  # fmt: skip
-    print(machine.machine())
+    print(machine.describe_machine())
     print(tables.table([f"{options.shape} -> {quant}", "wall", "read", "written", "memory"], rows))
-    chain = found["usual chain"]
+    chain = results["usual chain"]
     ratio = {
         name: {key: round(chain[key] / arm[key], 2) for key in ("seconds", "anonymous", "written")}
         | {"io": round((chain["read"] + chain["written"]) / (arm["read"] + arm["written"]), 2)}
-        for name, arm in found.items()
+        for name, arm in results.items()
         if name != "usual chain"
     }
-    print(json.dumps({"shape": options.shape, "quant": quant, "arms": found, "ratio": ratio}))
+    print(json.dumps({"shape": options.shape, "quant": quant, "arms": results, "ratio": ratio}))
 
 
 if __name__ == "__main__":

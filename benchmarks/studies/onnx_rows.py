@@ -1,14 +1,14 @@
-"""ONNX beside GGUF and torch, on one model in one run: speed, memory, size, fidelity, accuracy.
+"""One model -> ONNX beside GGUF and torch, in one run: speed, memory, size, fidelity, accuracy.
 
     python -m edgeft.benchmarks.studies.onnx_rows --base smollm2-135m --adapter adapter --out rows \
         --text wiki.test.raw
     python -m edgeft.benchmarks.studies.onnx_rows --shape qwen2-0.5b --out random
 
-Every row is exported into --out, and onnxruntime-genai's own builder makes its default int4 of the
-merged model. Speeds are those of `edgeft.benchmarks.performance.latency`, each in a process of its own, the rounds
-alternating; medians, with the smallest and the largest. With --adapter each row is compared with
-torch in float32 on the chats that training held out, on --text, and on the task. `--shape` has
-random weights, and so nothing but speed. Ends in one JSON line.
+Every variant is exported into --out, and onnxruntime-genai's own builder makes its default int4 of the
+merged model. Speeds are those of `edgeft.benchmarks.performance.latency`, each in a process of its own, in
+alternating rounds; the table has medians with the smallest and the largest value. With --adapter each
+variant is compared with torch in float32 on the chats that training held out, on --text, and on the task.
+`--shape` makes random weights, for speed only. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from typing import Any
 from edgeft import files, machine, store
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve
-from edgeft.benchmarks.fidelity import compare as fidelity
-from edgeft.benchmarks.fidelity.compare import Fidelity
+from edgeft.benchmarks.fidelity.compare import Fidelity, compare_fidelity
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.studies import four_bit, random_model
-from edgeft.benchmarks.studies.four_bit import Row
+from edgeft.benchmarks.studies.four_bit import Variant
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.records import Memory, Score, Speed
@@ -45,31 +45,31 @@ BUILDER = {
     "builder's int4": [],
     "builder's k-quant mixed": ["algo_config=k_quant_mixed"],
 }
-"""rows of what the builder makes by itself, and the options that it is given"""
-TOGETHER = 4
-"""models that are open at a time, beside the reference"""
+"""name of a further row -> extra options of onnxruntime-genai's builder, which makes that model"""
+MAX_OPEN_MODELS = 4
+"""models that are open at a time, besides the reference"""
 WIDE = {"group_size": 64}
-ROWS = (
-    Row("torch f32", "f32", "hf", format="hf"),
-    Row("q4_0", "q4_0"),
-    Row("q4_0, gptq", "gptq-q4_0", "gptq"),
-    Row("q4_k_m", "q4_k_m"),
-    Row("onnx f32", "f32", "onnx", format="onnx"),
-    Row("onnx int8", "int8", "onnx", format="onnx"),
-    Row("onnx int4-mixed", "int4-mixed", "onnx", format="onnx"),
-    Row("onnx int4-mixed, 64", "int4-mixed", "onnx64", format="onnx", options=WIDE),
-    Row("onnx gptq-int4", "gptq-int4", "onnx-gptq", format="onnx"),
-    Row("onnx gptq-int4, 64", "gptq-int4", "onnx-gptq64", format="onnx", options=WIDE),
-    Row("onnx int4", "int4", "onnx", format="onnx"),
-    Row("onnx int4, 64", "int4", "onnx64", format="onnx", options=WIDE),
-    Row("onnx int4, 128", "int4", "onnx128", format="onnx", options={"group_size": 128}),
+VARIANTS = (
+    Variant("torch f32", "f32", "hf", format="hf"),
+    Variant("q4_0", "q4_0"),
+    Variant("q4_0, gptq", "gptq-q4_0", "gptq"),
+    Variant("q4_k_m", "q4_k_m"),
+    Variant("onnx f32", "f32", "onnx", format="onnx"),
+    Variant("onnx int8", "int8", "onnx", format="onnx"),
+    Variant("onnx int4-mixed", "int4-mixed", "onnx", format="onnx"),
+    Variant("onnx int4-mixed, 64", "int4-mixed", "onnx64", format="onnx", options=WIDE),
+    Variant("onnx gptq-int4", "gptq-int4", "onnx-gptq", format="onnx"),
+    Variant("onnx gptq-int4, 64", "gptq-int4", "onnx-gptq64", format="onnx", options=WIDE),
+    Variant("onnx int4", "int4", "onnx", format="onnx"),
+    Variant("onnx int4, 64", "int4", "onnx64", format="onnx", options=WIDE),
+    Variant("onnx int4, 128", "int4", "onnx128", format="onnx", options={"group_size": 128}),
 )
 """the reference first"""
 
 
 @dataclass
 class Result:
-    """One row."""
+    """All measurements of one model."""
 
     name: str
     path: Path
@@ -97,24 +97,25 @@ class Result:
         }  # fmt: skip
 
 
-def run(options: four_bit.Options, rows: Sequence[Row]) -> list[Result]:
-    """Make every row, and measure what there is to measure on."""
+def run(options: four_bit.Options, variants: Sequence[Variant]) -> list[Result]:
+    """Export every variant, run the builder, and measure all of them."""
     adapters = (Weighted(options.adapter),) if options.adapter else ()
     base = resolve(options.base, options.dither)
-    artifacts = four_bit.make(options, rows, adapters, str(base))
+    artifacts = four_bit.export_variants(options, variants, adapters, str(base))
     results = [
-        Result(row.name, artifact.path) for row, artifact in zip(rows, artifacts, strict=True)
+        Result(variant.name, artifact.path)
+        for variant, artifact in zip(variants, artifacts, strict=True)
     ]
     for number, (name, more) in enumerate(BUILDER.items()):
         out = options.out / f"builder-{number}"
-        results.append(Result(name, built(artifacts[0].path, out, more)))
+        results.append(Result(name, run_builder(artifacts[0].path, out, more)))
     if adapters or options.text:
-        compare(options, adapters, results)
+        add_fidelity(options, adapters, results)
     if adapters:
-        asking = evaluate.Asking(options.items, limit=options.limit, threads=options.threads)
-        items = evaluate.load_items(asking)
+        how = EvalOptions(options.items, limit=options.limit, threads=options.threads)
+        items = evaluate.load_items(how)
         for result in results:
-            result.score = evaluate.measure(result.path, items, asking)
+            result.score = evaluate.measure(result.path, items, how)
     for number in range(options.rounds):
         say(f"speed, round {number + 1} of {options.rounds}")
         for result in results:
@@ -122,8 +123,8 @@ def run(options: four_bit.Options, rows: Sequence[Row]) -> list[Result]:
     return results
 
 
-def built(folder: Path, out: Path, more: Sequence[str]) -> Path:
-    """What onnxruntime-genai's builder makes of a Hugging Face folder, as its help says."""
+def run_builder(folder: Path, out: Path, more: Sequence[str]) -> Path:
+    """Convert a Hugging Face folder with onnxruntime-genai's builder, as its help says; `out`."""
     if not (out / "genai_config.json").is_file():
         say("onnxruntime-genai's builder")
         command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder", "-i", str(folder),
@@ -135,27 +136,29 @@ def built(folder: Path, out: Path, more: Sequence[str]) -> Path:
     return out
 
 
-def compare(
+def add_fidelity(
     options: four_bit.Options, adapters: tuple[Weighted, ...], results: Sequence[Result]
 ) -> None:
-    """Each against the first, on the same tokens."""
+    """Compare each model with the first on the same tokens and set `chats` and `text`."""
     first, *others = results
     with contextlib.ExitStack() as stack:
-        reference = stack.enter_context(open_runtime(first.path, options.threads, four_bit.LONGEST))
+        reference = stack.enter_context(
+            open_runtime(first.path, options.threads, four_bit.CHAT_TOKENS)
+        )
         sequences = four_bit.texts(options, adapters, reference, {})
-        for start in range(0, len(others), TOGETHER):
-            some = others[start : start + TOGETHER]
+        for start in range(0, len(others), MAX_OPEN_MODELS):
+            some = others[start : start + MAX_OPEN_MODELS]
             with contextlib.ExitStack() as opened:
                 models = [
                     opened.enter_context(
-                        open_runtime(result.path, options.threads, four_bit.LONGEST)
+                        open_runtime(result.path, options.threads, four_bit.CHAT_TOKENS)
                     )
                     for result in some
                 ]
                 for name, items in sequences.items():
-                    found = fidelity.compare(reference, models, items, f"fidelity ({name})")
-                    for result, figure in zip(some, found, strict=True):
-                        setattr(result, name, figure)
+                    fidelities = compare_fidelity(reference, models, items, f"fidelity ({name})")
+                    for result, fidelity in zip(some, fidelities, strict=True):
+                        setattr(result, name, fidelity)
 
 
 def table(results: Sequence[Result]) -> str:
@@ -183,8 +186,8 @@ def _spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.0f} ({min(values):.0f}-{max(values):.0f})"
 
 
-def _kl(found: Fidelity | None) -> str:
-    return f"{found.kl.value:.3g} ± {found.kl.error:.2g}" if found else "-"
+def _kl(fidelity: Fidelity | None) -> str:
+    return f"{fidelity.kl.value:.3g} ± {fidelity.kl.error:.2g}" if fidelity else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -207,25 +210,25 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--rounds", type=int, default=four_bit.Options.rounds, help="of speeds; 0 = none"
     )
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    names = [row.name for row in ROWS]
+    names = [variant.name for variant in VARIANTS]
     parser.add_argument("--row", action="append", choices=names, help="only these, and the first")
     chosen = vars(parser.parse_args(arguments))
     only, shape = chosen.pop("row") or names, chosen.pop("shape")
-    rows = [row for row in ROWS if row.name in (ROWS[0].name, *only)]
+    variants = [variant for variant in VARIANTS if variant.name in (VARIANTS[0].name, *only)]
     if not (chosen["adapter"] or chosen["calibration"]):
-        rows = [row for row in rows if not row.quant.startswith("gptq-")]
+        variants = [variant for variant in variants if not variant.quant.startswith("gptq-")]
     try:
         if shape:
             chosen["base"] = str(chosen["out"] / "model" / "base")
             if not Path(chosen["base"]).is_dir():
                 random_model.make_model(chosen["out"] / "model", random_model.SHAPES[shape])
-        results = run(four_bit.Options(**chosen), rows)
+        results = run(four_bit.Options(**chosen), variants)
     except EdgeftError as error:
         sys.exit(str(error))
-    print(machine.machine())
+    print(machine.describe_machine())
     print(table(results))
     line = {
-        "machine": machine.machine(),
+        "machine": machine.describe_machine(),
         "base": shape or chosen["base"],
         "adapter": store.identity(chosen["adapter"]) if chosen["adapter"] else None,
         "rows": [result.to_json() for result in results],

@@ -1,10 +1,10 @@
-"""A Llama model in a shape that 256 divides, with the same answers: zeros beside what it has.
+"""A Llama model -> a folder of the same model with zero padding to widths that are multiples of 256.
 
     folder = pad(resolve("smollm2-135m-dithered"), Path("padded"))
 
-The K-quants take 256 columns together. Where a width is no multiple of that, llama-quantize takes
-other types, and so what it measures is not the K-quants. Padded with channels that are always zero,
-heads that nothing reads and norms that know of it, a small real model is a fair case for them.
+A K-quant block covers 256 columns. For other widths llama-quantize falls back to other types, so a small
+model does not measure K-quants. The padded model gives the same answers: the added channels are always
+zero, the added heads are never read, and the norms are scaled for the added channels.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ from edgeft.errors import FormatError
 from edgeft.files import read_json
 from edgeft.weights.checkpoint import Array, Checkpoint, Spec, write_safetensors
 
-MULTIPLE = 256
+WIDTH_MULTIPLE = 256
+"""columns of a K-quant block"""
 
 
 def pad(base: Path, out: Path) -> Path:
-    """Write the folder. FormatError for another family, or a shape that cannot be padded so."""
+    """Write the folder `out`; FormatError for another family or a shape that cannot be padded."""
     config = read_json(base / "config.json")
     if config.get("architectures") != ["LlamaForCausalLM"]:
         raise FormatError("only a Llama model can be padded")
@@ -44,7 +45,7 @@ def pad(base: Path, out: Path) -> Path:
     def padded(name: str) -> Array:
         values = weights.read(name)
         shape = shapes.get(name.split(".")[-2], (*values.shape[:-1], wide))
-        # The mean of squares is over more channels now.
+        # RMS norms now average over more channels.
         values = values * np.float32((hidden / wide) ** 0.5) if values.ndim == 1 else values
         return np.pad(values, [(0, n - old) for n, old in zip(shape, values.shape, strict=True)])
 
@@ -64,4 +65,4 @@ def pad(base: Path, out: Path) -> Path:
 
 
 def _up(width: int) -> int:
-    return -(-width // MULTIPLE) * MULTIPLE
+    return -(-width // WIDTH_MULTIPLE) * WIDTH_MULTIPLE

@@ -1,4 +1,4 @@
-"""A model of a given shape with random weights, its tokenizer and an adapter."""
+"""A shape -> a Qwen2 folder with random weights, its tokenizer, and a random LoRA adapter."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ SHAPES: dict[str, dict[str, int]] = {
     "qwen2-1.5b": {"hidden_size": 1536, "intermediate_size": 8960, "num_hidden_layers": 28,
                    "num_attention_heads": 12, "num_key_value_heads": 2, "vocab_size": 151936},
 }  # fmt: skip
-"""real shapes of Qwen2 (https://huggingface.co/Qwen/Qwen2-0.5B/blob/main/config.json)"""
+"""a tiny shape, and real shapes of Qwen2 (https://huggingface.co/Qwen/Qwen2-0.5B/blob/main/config.json)"""
 
-RANK = 16
+LORA_RANK = 16
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def size(path: Path) -> int:
-    """Bytes of a model file, or of a folder's."""
+    """Bytes of a model file, or of the model files in a folder."""
     if path.is_file():
         return path.stat().st_size
     return sum(p.stat().st_size for p in path.iterdir() if p.suffix in (".safetensors", ".gguf"))
 
 
 def make_model(work: Path, shape: dict[str, int], seed: int = 0) -> None:
-    """Random weights in bfloat16 and a random adapter, streamed: no torch, no big memory."""
+    """Write `work/base` (bfloat16) and `work/adapter`, streamed: without torch and with little memory."""
     base, adapter = work / "base", work / "adapter"
     base.mkdir(parents=True)
     adapter.mkdir()
@@ -57,8 +57,8 @@ def make_model(work: Path, shape: dict[str, int], seed: int = 0) -> None:
             weights[f"{module}.weight"] = (rows, columns)
             if name in ("q_proj", "k_proj", "v_proj"):
                 weights[f"{module}.bias"] = (rows,)
-            deltas[f"base_model.model.{module}.lora_A.weight"] = (RANK, columns)
-            deltas[f"base_model.model.{module}.lora_B.weight"] = (rows, RANK)
+            deltas[f"base_model.model.{module}.lora_A.weight"] = (LORA_RANK, columns)
+            deltas[f"base_model.model.{module}.lora_B.weight"] = (rows, LORA_RANK)
         for name in ("input_layernorm", "post_attention_layernorm"):
             weights[f"model.layers.{i}.{name}.weight"] = (hidden,)
 
@@ -80,13 +80,13 @@ def make_model(work: Path, shape: dict[str, int], seed: int = 0) -> None:
               "eos_token_id": 0, "bos_token_id": 0}  # fmt: skip
     _json(base / "config.json", config)
     _json(adapter / "adapter_config.json", {
-        "peft_type": "LORA", "r": RANK, "lora_alpha": 2 * RANK, "target_modules": list(TARGETS),
+        "peft_type": "LORA", "r": LORA_RANK, "lora_alpha": 2 * LORA_RANK, "target_modules": list(TARGETS),
         "base_model_name_or_path": str(base), "task_type": "CAUSAL_LM"})  # fmt: skip
     make_tokenizer(base, shape["vocab_size"])
 
 
 def make_tokenizer(folder: Path, size: int) -> None:
-    """Byte-level BPE with the pre-tokenizer of Qwen2, learned on the prompts that are asked."""
+    """Byte-level BPE with the pre-tokenizer of Qwen2, trained on the prompts of the parity checks."""
     from tokenizers import Tokenizer, trainers
 
     from edgeft import models
@@ -101,7 +101,7 @@ def make_tokenizer(folder: Path, size: int) -> None:
     tokenizer = Tokenizer.from_str(json.dumps(empty))
     trainer = trainers.BpeTrainer(
         vocab_size=min(size, 2000), special_tokens=["<|endoftext|>"], show_progress=False,
-        initial_alphabet=_letters(),
+        initial_alphabet=byte_letters(),
     )  # fmt: skip
     tokenizer.train_from_iterator([*PROMPTS, *TORTURE, ALPACA], trainer)
     (folder / "tokenizer.json").write_text(tokenizer.to_str())
@@ -110,10 +110,11 @@ def make_tokenizer(folder: Path, size: int) -> None:
         "bos_token": "<|endoftext|>"})  # fmt: skip
 
 
-def _letters() -> list[str]:
+def byte_letters() -> list[str]:
+    """GPT-2's 256 printable stand-ins for the bytes, by byte value."""
     plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in plain else chr(next(others)) for byte in range(256)]
 
 
 def _json(path: Path, value: Any) -> None:

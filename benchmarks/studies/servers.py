@@ -1,16 +1,16 @@
-"""edgeft serve beside llama-cpp-python's own server and llama-server: same file, threads, requests.
+"""One GGUF file -> edgeft serve beside llama-cpp-python's server and llama-server, in one run.
 
     python -m edgeft.benchmarks.studies.servers q4_k_m.gguf --threads 2
 
-llama-cpp-python's server needs its own extra: pip install 'llama-cpp-python[server]'.
-All servers run at once and are idle but for the one that is asked; the rounds alternate. Each client
-sends one streamed completion with a prompt of its own. Throughput: all generated tokens by the
-seconds from the first request to the last token, prompts included. TTFT: from a client's request to
-its first text. Decoding writes a token for each running answer per pass over the weights: several
-clients share a pass where the server batches, and wait for each other where it does not.
+llama-cpp-python's server needs its own extra: pip install 'llama-cpp-python[server]'. All servers run at
+once and are idle while another one answers; the rounds alternate. Each client sends one streamed
+completion with a prompt of its own. Throughput: all generated tokens divided by the seconds from the
+first request to the last token, prompts included. TTFT: from a client's request to its first text. One
+pass over the weights decodes a token for each running answer: clients share passes where a server
+batches, and wait for each other where it does not.
 
-`loop` is llama_decode alone, a token after the other, with nothing chosen or sent, as llama-bench
-measures it; --llama-bench runs that itself. Ends in one JSON line.
+`loop` is llama_decode alone, one token after the other, with nothing sampled or sent, as llama-bench
+measures it; --llama-bench runs that program instead. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ import contextlib
 import json
 import math
 import os
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from edgeft import machine
-from edgeft.benchmarks.performance import process
+from edgeft.benchmarks.performance.http import HTTPServer, free_port
+from edgeft.benchmarks.performance.process import WORDS
 from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 from edgeft.report import tables
 
-OWN: dict[str, list[str]] = {"edgeft": [], "edgeft --no-isolate": ["--no-isolate"]}
-START = 120.0
-"""seconds that a server has to come up"""
+EDGEFT: dict[str, list[str]] = {"edgeft": [], "edgeft --no-isolate": ["--no-isolate"]}
+"""name of a server -> its additional options"""
+START_TIMEOUT_S = 120.0
+"""within which a server must answer its first request"""
 
 
 @dataclass(frozen=True)
@@ -62,24 +62,24 @@ class Options:
 
 @dataclass
 class Reply:
-    """What one client saw, in seconds since its request."""
+    """What one client received, in seconds since its request."""
 
     status: int
     times: list[float] = field(default_factory=list)
-    """of each piece of text"""
+    """of each line of the stream"""
     lines: list[bytes] = field(default_factory=list)
     end: float = 0.0
 
     def texts(self) -> list[float]:
-        """Times of the pieces with text in them."""
+        """Times of the lines that carry text."""
         choices = [json.loads(line[6:])["choices"] for line in self.lines]
-        return [
-            at for at, found in zip(self.times, choices, strict=True) if found and found[0]["text"]
-        ]
+        return [at for at, one in zip(self.times, choices, strict=True) if one and one[0]["text"]]
 
     def tokens(self, most: int) -> int:
-        """A piece may have none of the text or that of many tokens; an answer that was cut off has
-        as many as it could have."""
+        """Tokens of the answer: `most` if it was cut off there, else its lines that carry text.
+
+        A line may carry no text or that of several tokens, so lines alone cannot be counted.
+        """
         ends = [choice["finish_reason"] for line in self.lines
                 for choice in json.loads(line[6:])["choices"]]  # fmt: skip
         return most if "length" in ends else len(self.texts())
@@ -91,78 +91,40 @@ class Round:
     """generated tokens per second, of all clients together"""
     ttft: tuple[float, ...]
     decode: float
-    """tokens per second of one client after its first, the median one"""
+    """tokens per second after the first, of the median client"""
 
 
 def commands(options: Options, ports: dict[str, int]) -> dict[str, list[str]]:
-    """name -> how to start it."""
+    """name of a server -> the command that starts it."""
     path, threads = str(options.artifact), str(options.threads)
     most = max(options.clients)
-    own = {
+    servers = {
         name: [
             sys.executable, "-P", "-m", "edgeft", "serve", path, "--port", str(ports[name]),
             "--threads", threads, "--slots", str(most), "--context", str(options.context),
             "--quiet", *more,
         ]
-        for name, more in OWN.items()
+        for name, more in EDGEFT.items()
     }  # fmt: skip
-    made = own | {
+    servers |= {
         "llama-cpp-python": [
             sys.executable, "-P", "-m", "llama_cpp.server", "--model", path,
             "--port", str(ports["llama-cpp-python"]), "--n_threads", threads,
             "--n_threads_batch", threads, "--n_ctx", str(options.context),
-            # By default a new request ends the one before.
+            # By default a new request ends the previous one.
             "--interrupt_requests", "false", "--verbose", "false",
         ],
     }  # fmt: skip
     if options.llama_server:
-        made["llama-server"] = [
+        servers["llama-server"] = [
             options.llama_server, "-m", path, "--port", str(ports["llama-server"]), "-t", threads,
             "-np", str(most), "-c", str(options.context * most), "--no-webui",
         ]  # fmt: skip
-    return made
-
-
-@contextlib.contextmanager
-def started(name: str, command: list[str], port: int) -> Iterator[subprocess.Popen[bytes]]:
-    """A server that answers; EdgeftError with its last line where it does not come up."""
-    # A pipe that nobody reads would stop it.
-    with tempfile.TemporaryFile() as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            until = time.monotonic() + START
-            while asyncio.run(_status(port)) != 200:
-                if process.poll() is not None or time.monotonic() > until:
-                    log.seek(0)
-                    told = log.read().decode("utf-8", "replace").splitlines() or ["no output"]
-                    raise EdgeftError(f"{name} does not start: {told[-1]}")
-                time.sleep(0.2)
-            yield process
-        finally:
-            process.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(timeout=30)
-            process.kill()
-            process.wait()
-
-
-async def _status(port: int) -> int:
-    with contextlib.suppress(OSError):
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        line = await reader.readline()
-        writer.close()
-        return int(line.split()[1]) if line else 0
-    return 0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
+    return servers
 
 
 async def ask(port: int, body: dict[str, Any], leave: float | None = None) -> Reply:
-    """One streamed completion; `leave`: close the connection after so many seconds."""
+    """One streamed completion; the connection is closed after `leave` seconds, if given."""
     data = json.dumps(body).encode()
     head = (
         "POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
@@ -188,9 +150,9 @@ async def ask(port: int, body: dict[str, Any], leave: float | None = None) -> Re
 
 
 def body(options: Options, seed: int) -> dict[str, Any]:
-    """A request whose prompt begins like no other one."""
-    every = process.WORDS.split()
-    words = [every[(seed * 7 + i) % len(every)] for i in range(options.prompt)]
+    """A request whose prompt begins differently for each seed."""
+    vocabulary = WORDS.split()
+    words = [vocabulary[(seed * 7 + i) % len(vocabulary)] for i in range(options.prompt)]
     return {
         "prompt": f"{seed} {' '.join(words)}",
         "max_tokens": options.tokens,
@@ -207,7 +169,7 @@ async def one_round(options: Options, port: int, clients: int, seed: int) -> Rou
     seconds = time.perf_counter() - started
     if any(reply.status != 200 for reply in replies):
         raise EdgeftError(f"requests failed: {[reply.status for reply in replies]}")
-    # Read only now that the clock has stopped.
+    # Parsed only now, after the clock has stopped.
     times = [reply.texts() for reply in replies]
     counts = [reply.tokens(options.tokens) for reply in replies]
     if min(counts) < 2 or not all(times):
@@ -249,7 +211,7 @@ def loop(options: Options) -> float:
 
 
 def llama_bench(options: Options, program: str) -> float:
-    # Behind as many tokens as the prompts have, for attention takes longer behind more.
+    # At the depth of the prompts, because attention takes longer at a greater depth.
     command = [program, "-m", str(options.artifact), "-t", str(options.threads), "-p", "0",
                "-n", str(options.tokens), "-d", "64", "-r", "1", "-o", "json"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -260,34 +222,35 @@ def llama_bench(options: Options, program: str) -> float:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """name -> clients -> {tps, ttft, decode} of every round, and the loop's."""
-    ports = {name: free_port() for name in (*OWN, "llama-cpp-python", "llama-server")}
-    found: dict[str, dict[int, list[Round]]] = {}
+    """{loop: tokens per second of each round, servers: name -> clients -> rounds}."""
+    ports = {name: free_port() for name in (*EDGEFT, "llama-cpp-python", "llama-server")}
+    rounds: dict[str, dict[int, list[Round]]] = {}
     loops = []
     with contextlib.ExitStack() as stack:
         for name, command in commands(options, ports).items():
-            stack.enter_context(started(name, command, ports[name]))
-            found[name] = {count: [] for count in options.clients}
+            server = stack.enter_context(HTTPServer(name, command, ports[name]))
+            server.wait_ready(timeout_s=START_TIMEOUT_S)
+            rounds[name] = {count: [] for count in options.clients}
             asyncio.run(one_round(options, ports[name], 1, 0))
         seed = 100
         for _ in range(options.rounds):
             loops.append(loop(options))
             for count in options.clients:
-                for name in found:
+                for name in rounds:
                     one = asyncio.run(one_round(options, ports[name], count, seed))
-                    found[name][count].append(one)
+                    rounds[name][count].append(one)
                     seed += count
-    return {"loop": loops, "servers": found}
+    return {"loop": loops, "servers": rounds}
 
 
-def table(options: Options, found: dict[str, Any]) -> str:
+def table(options: Options, results: dict[str, Any]) -> str:
     head = ["server", "clients", "tokens/s", "of llama-cpp-python's", "TTFT p50", "p95", "of loop"]
     rows = []
-    base = statistics.median(found["loop"])
-    for name, counts in found["servers"].items():
+    base = statistics.median(results["loop"])
+    for name, counts in results["servers"].items():
         for count, rounds in counts.items():
             tps = [one.tps for one in rounds]
-            others = [one.tps for one in found["servers"]["llama-cpp-python"][count]]
+            others = [one.tps for one in results["servers"]["llama-cpp-python"][count]]
             ratios = [a / b for a, b in zip(tps, others, strict=True)]
             first = sorted(value for one in rounds for value in one.ttft)
             decode = statistics.median(one.decode for one in rounds)
@@ -296,7 +259,7 @@ def table(options: Options, found: dict[str, Any]) -> str:
                 f"{quantile(first, 0.5):.3f} s", f"{quantile(first, 0.95):.3f} s",
                 f"{decode / base:.2f}" if count == 1 else "",
             ])  # fmt: skip
-    rows.append(["llama_decode alone", "1", spread(found["loop"]), "", "", "", "1"])
+    rows.append(["llama_decode alone", "1", spread(results["loop"]), "", "", "", "1"])
     return tables.table(head, rows)
 
 
@@ -306,7 +269,7 @@ def spread(values: Sequence[float], digits: int = 0) -> str:
 
 
 def quantile(ordered: Sequence[float], share: float) -> float:
-    """Of sorted values: the smallest that at least this share of them do not exceed."""
+    """The smallest of the sorted values that at least this share of them do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
 
 
@@ -329,18 +292,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = Options(**chosen)
     try:
         format_of(options.artifact)
-        found = run(options)
-        print(machine.machine())
-        print(table(options, found))
+        results = run(options)
+        print(machine.describe_machine())
+        print(table(options, results))
         servers = {
             name: {str(count): list(map(asdict, rounds)) for count, rounds in counts.items()}
-            for name, counts in found["servers"].items()
+            for name, counts in results["servers"].items()
         }
-        line = {"loop": found["loop"], "servers": servers}
+        line = {"loop": results["loop"], "servers": servers}
     except EdgeftError as error:
         sys.exit(str(error))
     how = {key: str(value) if isinstance(value, Path) else value for key, value in chosen.items()}
-    print(json.dumps({"machine": machine.machine(), "options": how} | line))
+    print(json.dumps({"machine": machine.describe_machine(), "options": how} | line))
 
 
 if __name__ == "__main__":

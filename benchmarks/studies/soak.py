@@ -1,11 +1,11 @@
-"""Sixteen clients that behave badly, for a while: does the server stay whole?
+"""A model behind edgeft serve and 16 badly behaved clients -> crashes, stuck slots and memory drift.
 
     python -m edgeft.benchmarks.studies.soak q4_k_m.gguf --seconds 600
 
-Of the requests a quarter leaves in the middle, some read slowly, some are too large or no JSON at
-all; the rest is read to its end. Reported: crashes (the process is gone, or an answer is 5xx), slots
-that are not free when all clients have left, the drift of the resident memory between the first and
-the last quarter of the samples, and how soon a slot is free after its client left: the seconds until
+A quarter of the requests leave in the middle; some are read slowly, some are too large or not JSON; the
+rest is read to its end. Reported are: crashes (the process is gone, or an answer is 5xx); slots that are
+still taken after all clients have left; the drift of the resident memory between the second and the last
+quarter of the samples; and how soon a slot is free after its client left, which is the time until
 /metrics counts one more cancelled answer, asked for by one client at a time.
 """
 
@@ -26,31 +26,34 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import machine
-from edgeft.benchmarks.studies.servers import ask, free_port, quantile, started
+from edgeft.benchmarks.performance.http import HTTPServer, free_port
+from edgeft.benchmarks.studies.servers import START_TIMEOUT_S, ask, quantile
 from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 
 CLIENTS, SLOTS, QUEUE = 16, 4, 32
 LEAVING, SLOW, WRONG = 0.25, 0.1, 0.1
 """shares of the requests"""
-SAMPLE = 1.0
-"""seconds between two looks at the memory"""
+SAMPLE_INTERVAL_S = 1.0
+"""between two samples of the memory"""
 
 
 def run(artifact: Path, threads: int, seconds: float) -> dict[str, Any]:
+    """Start a server, let the clients run for so many seconds, print and return the figures."""
     port = free_port()
     command = [
         sys.executable, "-P", "-m", "edgeft", "serve", str(artifact), "--port", str(port), "--quiet",
         "--threads", str(threads), "--slots", str(SLOTS), "--queue", str(QUEUE),
         "--context", "1024",
     ]  # fmt: skip
-    with started("edgeft", command, port) as process:
+    with HTTPServer("edgeft", command, port) as server:
+        server.wait_ready(timeout_s=START_TIMEOUT_S)
         soaked = _Soak(port, seconds)
         asyncio.run(soaked.run())
-        alive = process.poll() is None
+        alive = server.process.poll() is None
     values = soaked.memory
     quarter = max(1, len(values) // 4)
-    # The first answers fill the caches.
+    # The first quarter is left out: its answers fill the caches.
     early = statistics.median(values[quarter : 2 * quarter] or values)
     late = statistics.median(values[-quarter:])
     freed = sorted(soaked.freed)
@@ -71,11 +74,13 @@ def run(artifact: Path, threads: int, seconds: float) -> dict[str, Any]:
 
 
 class _Soak:
+    """The clients and what they see."""
+
     def __init__(self, port: int, seconds: float) -> None:
         self.port = port
         self.until = time.perf_counter() + seconds
         self.statuses: Counter[int] = Counter()
-        """0: closed without an answer"""
+        """HTTP status -> answers; 0 = closed without one"""
         self.memory: list[int] = []
         self.freed: list[float] = []
         self.stuck = 0
@@ -97,7 +102,7 @@ class _Soak:
         count = 0
         while time.perf_counter() < self.until:
             count += 1
-            kind = draw.random()
+            behaviour = draw.random()
             body = {
                 "prompt": f"{number} {count} "
                 + "tell me more about it, please. " * draw.randint(1, 20),
@@ -106,18 +111,18 @@ class _Soak:
                 "stream": True,
                 "ignore_eos": True,
             }
-            if kind < LEAVING:
+            if behaviour < LEAVING:
                 await self._leave(body)
-            elif kind < LEAVING + SLOW:
+            elif behaviour < LEAVING + SLOW:
                 await self._read_slowly(body, draw.uniform(0.02, 0.2))
-            elif kind < LEAVING + SLOW + WRONG:
+            elif behaviour < LEAVING + SLOW + WRONG:
                 await self._send_wrong(draw)
             else:
                 self.statuses[(await ask(self.port, body)).status] += 1
             await asyncio.sleep(draw.uniform(0, 0.1))
 
     async def _leave(self, body: dict[str, Any]) -> None:
-        """Close after the first tokens; how long is the slot still taken?"""
+        """Close after the first tokens and time until the slot is free."""
         reader, writer = await self._open(json.dumps(body | {"max_tokens": 900}).encode())
         status = await reader.readline()
         self.statuses[int(status.split()[1]) if status else 0] += 1
@@ -177,8 +182,8 @@ class _Soak:
         return answer.partition(b"\r\n\r\n")[2]
 
     async def _health(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(await self._get("/health"))
-        return found
+        health: dict[str, Any] = json.loads(await self._get("/health"))
+        return health
 
     async def _metric(self, name: str) -> float:
         text = (await self._get("/metrics")).decode()
@@ -188,7 +193,7 @@ class _Soak:
     async def _watch(self) -> None:
         while True:
             self.memory.append((await self._health())["memory"])
-            await asyncio.sleep(SAMPLE)
+            await asyncio.sleep(SAMPLE_INTERVAL_S)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -203,7 +208,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except EdgeftError as error:
         sys.exit(str(error))
     how = {"artifact": str(options.artifact), "threads": options.threads}
-    print(json.dumps({"machine": machine.machine(), "options": how} | result))
+    print(json.dumps({"machine": machine.describe_machine(), "options": how} | result))
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ def open_model(
     """Open an artifact for one conversation.
 
     llama.cpp's artifacts run in the server's engine, so that they answer the same here and there; others
-    run in their runtime. `isolate` is an option of `edgeft.server.run.ServeOptions`, the others are those
+    run in their runtime. `isolate` is an option of `edgeft.server.options.ServeOptions`, the others are those
     of `edgeft.runtimes.protocol.open_runtime`.
     """
     from edgeft.formats import format_of, load
     from edgeft.runtimes.gguf import GGUFRuntime
     from edgeft.runtimes.protocol import open_runtime
-    from edgeft.server.run import ServeOptions, engines
+    from edgeft.server.options import ServeOptions
+    from edgeft.server.run import engines
 
     if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
         with open_runtime(path, threads, context, exact) as runtime:

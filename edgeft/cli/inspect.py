@@ -1,4 +1,4 @@
-"""`edgeft inspect`: what a .gguf, a model folder or an adapter is, and where it came from."""
+"""`edgeft inspect`: a .gguf, a model folder or an adapter -> its metadata and its lineage."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from edgeft.cli._options import configurable, json_option, print_json
+from edgeft.cli._config import configurable
+from edgeft.cli._options import json_option, print_json
 
 
-@click.command("inspect", short_help="Metadata, tensor types, template, stops and lineage.")
+@click.command("inspect")
 @click.argument("artifact", type=click.Path(path_type=Path))
 @json_option
 @configurable

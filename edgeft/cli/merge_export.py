@@ -1,22 +1,29 @@
-"""`edgeft merge-export`: adapter (+ base) -> artifacts that run, each proved on the way."""
+"""`edgeft merge-export`: adapter (+ base) -> artifacts, each checked against the original model."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgeft.cli._options import comma_list, configurable, finite, json_option, print_json
+from edgeft.cli._config import configurable
+from edgeft.cli._options import build, json_option, options_of, print_json
 from edgeft.errors import InputError
+from edgeft.export.options import ExportOptions
+
+if TYPE_CHECKING:
+    from edgeft.adapter.read import Weighted
 
 
 def _weighted(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
-) -> tuple[tuple[Path, float], ...]:
-    """PATH or PATH:WEIGHT; a colon that no number follows belongs to the path."""
-    found = []
+) -> tuple[Weighted, ...]:
+    """PATH or PATH:WEIGHT; a colon without a number after it belongs to the path."""
+    from edgeft.adapter.read import Weighted
+
+    adapters = []
     for text in value:
         path, _, number = text.rpartition(":")
         try:
@@ -25,149 +32,80 @@ def _weighted(
             weight = None
         if weight is not None and not (math.isfinite(weight) and weight):
             raise InputError(f"no weight for an adapter: {text}", "such as --adapter PATH:0.5")
-        found.append((Path(text), 1.0) if weight is None else (Path(path), weight))
-    return tuple(found)
+        adapters.append(Weighted(Path(text)) if weight is None else Weighted(Path(path), weight))
+    return tuple(adapters)
 
 
 def _tensor_types(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[tuple[str, str], ...]:
-    found = []
+    """REGEX=TYPE; the regular expression may hold more equals signs."""
+    types = []
     for text in value:
-        pattern, equals, kind = text.rpartition("=")
-        if not (equals and pattern and kind):
+        pattern, equals, type_name = text.rpartition("=")
+        if not (equals and pattern and type_name):
             raise click.BadParameter(f"{text!r} is not REGEX=TYPE")
-        found.append((pattern, kind.lower()))
-    return tuple(found)
+        types.append((pattern, type_name.lower()))
+    return tuple(types)
 
 
-@click.command(
-    "merge-export", short_help="Merge and quantize: adapter -> GGUF or ONNX, proved to be it."
+def _group_size(ctx: click.Context, param: click.Parameter, value: str) -> int | None:
+    return None if value == "auto" else int(value)
+
+
+def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path | None:
+    return None if value == "auto" else Path(value)
+
+
+def _merge_base(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    return "w16" if value == "stored" else value  # the name that manifests have
+
+
+@click.command("merge-export")
+@options_of(
+    ExportOptions,
+    adapter={"metavar": "PATH[:WEIGHT]", "type": str, "multiple": True, "callback": _weighted},
+    formats={"name": "--format"},
+    quants={"name": "--quant"},
+    merge_base={
+        "name": "--base-precision",
+        "type": click.Choice(["auto", "stored", "nf4", "fp4"]),
+        "callback": _merge_base,
+    },
+    validation={"name": "--validation-data"},
+    imatrix={"metavar": "auto|FILE"},
+    calibration={
+        "metavar": "auto|FILE",
+        "type": str,
+        "default": "auto",
+        "show_default": True,
+        "callback": _calibration,
+    },
+    calibration_tokens=click.IntRange(min=1),
+    group_size={
+        "type": click.Choice(["auto", "32", "64", "128", "-1"]),
+        "default": "auto",
+        "show_default": True,
+        "callback": _group_size,
+    },
+    symmetric={"name": "--symmetric/--asymmetric"},
+    damp={
+        "name": "--dampening-frac",
+        "type": click.FloatRange(0, 1, min_open=True, max_open=True),
+    },
+    offload={"name": "--offload-activations"},
+    tensor_types={
+        "name": "--tensor-type",
+        "metavar": "REGEX=TYPE",
+        "callback": _tensor_types,
+    },
+    live={"name": "--compare-live/--no-compare-live"},
+    threads={"type": click.IntRange(min=1), "show_default": "all cores"},
 )
-@click.option(
-    "--adapter",
-    multiple=True,
-    metavar="PATH[:WEIGHT]",
-    callback=_weighted,
-    help="Adapter in peft's format; repeatable, summed by weight [1]. Without one the base is "
-    "exported as it is.",
-)
-@click.option(
-    "--base",
-    help="Base model: a Hugging Face folder, a .gguf, a hub id or an embedded one such as "
-    "smollm2-135m.  [default: the one that the adapter was trained on]",
-)
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Folder for the artifacts, made where there is none.",
-)
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    default=("gguf",),
-    show_default=True,
-    callback=comma_list,
-    help="gguf (for llama.cpp), onnx (for ONNX Runtime), gptq (4-bit codes for transformers, vLLM and "
-    "GPTQModel) or hf (a merged Hugging Face folder); repeatable.",
-)
-@click.option(
-    "--quant",
-    "quants",
-    multiple=True,
-    callback=comma_list,
-    help="Types of the weights, such as f16,q8_0,q4_k_m, from exact to small; gptq-q4_0 and "
-    "gptq-q4_k_m are calibrated; of onnx f32, int8, int4-mixed, gptq-int4, int4; of gptq 8bit, 4bit, "
-    "3bit, 2bit; repeatable.  [default: q4_k_m, for onnx int4, for gptq 4bit, for hf f32]",
-)
-@click.option(
-    "--merge-base",
-    type=click.Choice(["auto", "w16", "nf4", "fp4"]),
-    default="auto",
-    show_default=True,
-    help="What the adapter is added to: w16, the weights as they are stored, or nf4 or fp4, the "
-    "4-bit values that a QLoRA saw; auto measures on the validation split which fits better.",
-)
-@click.option(
-    "--double-quant/--no-double-quant",
-    default=True,
-    show_default=True,
-    help="Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant).",
-)
-@click.option(
-    "--validation",
-    type=click.Path(path_type=Path),
-    help="Chats that training did not see, for --merge-base auto.  [default: what training held out]",
-)
-@click.option(
-    "--imatrix",
-    metavar="auto|FILE",
-    help="Importance matrix, by which coarse types lose less: a file of llama-imatrix, or auto, "
-    "measured on the chats that were learned and kept as imatrix.gguf.",
-)
-@click.option(
-    "--calibration",
-    metavar="auto|FILE",
-    default="auto",
-    show_default=True,
-    help="What GPTQ and --imatrix auto learn from: a file of chats (.json, .jsonl) or of plain text; "
-    "auto, the chats of the training.",
-)
-@click.option(
-    "--calibration-tokens",
-    type=click.IntRange(min=1),
-    default=32_768,
-    show_default=True,
-    help="How much of it, at most.",
-)
-@click.option(
-    "--group-size",
-    type=click.Choice(["auto", "32", "64", "128", "-1"]),
-    default="auto",
-    show_default=True,
-    help="Of --format gptq and onnx: columns that share a scale, -1 for a whole row (gptq); auto, the "
-    "largest that divides every layer, for onnx 32.",
-)
-@click.option(
-    "--symmetric/--asymmetric",
-    default=True,
-    show_default=True,
-    help="Of --format gptq: whether zero lies in the middle of the codes.",
-)
-@click.option(
-    "--damp",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    default=0.01,
-    show_default=True,
-    callback=finite,
-    help="Of GPTQ: how much of the mean is added to the Hessian's diagonal; it grows by itself where "
-    "that is not enough.",
-)
-@click.option("--offload", is_flag=True, help="GPTQ keeps its activations on disk, not in memory.")
-@click.option(
-    "--tensor-type",
-    "tensor_types",
-    multiple=True,
-    metavar="REGEX=TYPE",
-    callback=_tensor_types,
-    help="Another type for the tensors whose GGUF name matches, such as ffn_down=q6_k; repeatable, "
-    "the first that matches counts.",
-)
-@click.option(
-    "--live/--no-live",
-    default=True,
-    show_default=True,
-    help="Compare the artifact's answers with base and adapter in float32, unmerged (needs the "
-    "train extra and the memory; without either it is left out, with a note).",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="[default: all cores]")
-@click.option("--overwrite", is_flag=True, help="Replace artifacts of another run.")
 @json_option
 @configurable
-def command(threads: int | None, group_size: str, as_json: bool, **options: Any) -> None:
-    """Merge in float32 and write each artifact in one pass, then prove that it is the model.
+def command(as_json: bool, **options: Any) -> None:
+    """Merge in float32 and write each artifact in one pass, then check it against the original model.
 
     \b
     edgeft merge-export --adapter adapter --out out --format gguf --quant q4_k_m,q8_0,f16
@@ -175,17 +113,9 @@ def command(threads: int | None, group_size: str, as_json: bool, **options: Any)
     edgeft merge-export --adapter adapter --out out --format gptq --quant 4bit --group-size 128
     edgeft merge-export --adapter adapter --out out --format onnx --quant int4
     """
-    from edgeft.adapter.read import Weighted
-    from edgeft.export.options import ExportOptions
     from edgeft.export.pipeline import export
 
-    options["adapter"] = tuple(Weighted(path, weight) for path, weight in options["adapter"])
-    if threads:
-        options["threads"] = threads
-    chosen = options["calibration"]
-    options["calibration"] = None if chosen == "auto" else Path(chosen)
-    options["group_size"] = None if group_size == "auto" else int(group_size)
-    artifacts = export(ExportOptions(**options))
+    artifacts = export(build(ExportOptions, options))
     if as_json:
         print_json({"artifacts": [
             {"path": str(a.path), "format": a.format, "quant": a.quant, **a.manifest.facts}

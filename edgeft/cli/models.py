@@ -1,19 +1,20 @@
-"""`edgeft models`: which families can be trained and written in which format."""
+"""`edgeft models`: the model families, with the formats that each can be exported to."""
 
 from __future__ import annotations
 
 import click
 
-from edgeft.cli._options import configurable, json_option, print_json
+from edgeft.cli._config import configurable
+from edgeft.cli._options import json_option, print_json
 
 COLUMNS = ("train", "gguf", "hf", "gptq", "onnx")
 
 
-@click.command("models", short_help="Model families x what edgeft can do with them.")
+@click.command("models")
 @json_option
 @configurable
 def command(as_json: bool) -> None:
-    """List the families. Every "yes" is held to the original model by a test."""
+    """List the model families. A test compares every "yes" with the original model."""
     from edgeft.models import cards
 
     rows = [

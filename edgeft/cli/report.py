@@ -1,4 +1,4 @@
-"""`edgeft report`: the page of a release once more, from its report.json."""
+"""`edgeft report`: report.json of a release -> report.html and report.md again."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
-from edgeft.cli._options import configurable, json_option, print_json
+from edgeft.cli._config import configurable
+from edgeft.cli._options import json_option, print_json
 
 
-@click.command("report", short_help="The page and the note again, from a report.json.")
+@click.command("report")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for the three files.  [default: that of FILE, if it is a report.json]",
+    help="Folder for the three files.  [default: the folder of FILE, if it is a report.json]",
 )
 @json_option
 @configurable
@@ -27,9 +28,8 @@ def command(file: Path, out: Path | None, as_json: bool) -> None:
     from edgeft.report import storage
 
     if out is None and file.name != storage.JSON:
-        raise click.UsageError(
-            f"--out FOLDER: {file.name} is no {storage.JSON}"
-        )  # of another release
+        # The folder may hold the report of another release.
+        raise click.UsageError(f"--out FOLDER: {file.name} is no {storage.JSON}")
     release = storage.read(file)
     page = storage.write(release, out or file.parent)
     if as_json:

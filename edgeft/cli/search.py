@@ -9,16 +9,18 @@ from typing import Any
 
 import click
 
+from edgeft.benchmarks.options import EvalOptions
+from edgeft.cli._config import configurable
+from edgeft.cli._items import as_typed_command, items_options, report_option
 from edgeft.cli._options import (
-    as_typed_command,
-    asking,
-    comma_list,
-    configurable,
-    finite,
+    build,
     json_option,
+    options_of,
     print_json,
 )
+from edgeft.export.options import ExportOptions
 from edgeft.records import EXIT_CODES
+from edgeft.release.options import SearchOptions
 
 
 class Bytes(click.ParamType[int]):
@@ -36,67 +38,33 @@ class Bytes(click.ParamType[int]):
         return round(float(match[1]) * self.units[match[2]])
 
 
-@click.command("search", short_help="The smallest artifact that fits a budget and passes the gate.")
-@click.option(
-    "--adapter",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="Adapter in peft's format; without one the base is compressed as it is.",
+@click.command("search")
+@options_of(
+    ExportOptions,
+    only=("adapter", "base", "out", "formats", "quants", "overwrite"),
+    adapter={
+        "type": click.Path(path_type=Path),
+        "multiple": True,
+        "help": "Adapter in peft's format; without one the base is compressed as it is.",
+    },
+    formats={"name": "--format", "help": "gguf, onnx or gptq; repeatable."},
+    quants={
+        "name": "--quant",
+        "help": "Only these; repeatable. Default: for gguf q8_0 to q2_k, for onnx int8 to int4.",
+    },
 )
-@click.option("--base", help="As for merge-export.  [default: the adapter's own]")
-@click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="Folder for the artifacts."
+@items_options(required=True)
+@options_of(
+    SearchOptions,
+    skip=("export",),
+    margin=click.FloatRange(0, 1, min_open=True, max_open=True),
+    max_size=Bytes(),
+    max_memory=Bytes(),
+    min_tps=click.FloatRange(0, min_open=True),
+    jobs=click.IntRange(min=1),
+    ray={"metavar": "ADDRESS"},
 )
-@click.option("--items", required=True, help="Embedded suite (smart_home) or a JSON or JSONL file.")
-@asking
-@click.option(
-    "--format",
-    "formats",
-    multiple=True,
-    default=("gguf",),
-    show_default=True,
-    callback=comma_list,
-    help="gguf, onnx or gptq; repeatable.",
-)
-@click.option(
-    "--quant",
-    "quants",
-    multiple=True,
-    callback=comma_list,
-    help="Only these; repeatable.  [default: of gguf q8_0 to q2_k, of onnx int8 to int4]",
-)
-@click.option("--max-size", type=Bytes(), help="On disk, such as 200M.")
-@click.option("--max-memory", type=Bytes(), help="At the peak, such as 1.5G.")
-@click.option(
-    "--min-tps",
-    type=click.FloatRange(0, min_open=True),
-    callback=finite,
-    help="Tokens per second of decoding.",
-)
-@click.option(
-    "--margin",
-    type=click.FloatRange(0, 1, min_open=True, max_open=True),
-    callback=finite,
-    help="Loss that is still acceptable, as for ab.",
-)
-@click.option("--early-stop", is_flag=True, help="Stop as soon as the items seen decide.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    help="Candidates that answer at a time; on Ray all of them.",
-)
-@click.option(
-    "--ray", metavar="ADDRESS", help="Let them answer on a Ray cluster; local starts one."
-)
-@click.option(
-    "--report",
-    "folder",
-    type=click.Path(path_type=Path, file_okay=False),
-    help="Folder for report.html, report.json and report.md.",
-)
-@click.option("--overwrite", is_flag=True, help="Replace artifacts of another run.")
+@report_option
 @json_option
 @configurable
 @click.pass_context
@@ -109,9 +77,7 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     edgeft search --adapter adapter --out out --items smart_home --max-memory 250M --min-tps 20
     """
     from edgeft.adapter.read import Weighted
-    from edgeft.benchmarks.quality.evaluate import Asking
-    from edgeft.export.options import ExportOptions
-    from edgeft.release.search import Search, search
+    from edgeft.release.search import run_search
     from edgeft.report import storage, tables
 
     if options["early_stop"] and (options["jobs"] > 1 or options["ray"]):
@@ -119,12 +85,12 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     options["adapter"] = tuple(Weighted(path) for path in options["adapter"])
-    own, ask, make = (
-        {name: options[name] for name in kind.__dataclass_fields__ if options.get(name) is not None}
-        for kind in (Search, Asking, ExportOptions)
+    eval_options = build(EvalOptions, options)
+    threads = {"threads": eval_options.threads} if eval_options.threads else {}
+    export = build(ExportOptions, options, **threads)
+    release = run_search(
+        build(SearchOptions, options, export=export), eval_options, [as_typed_command(sys.argv)]
     )
-    chosen = Search(export=ExportOptions(**make), **own)
-    release = search(chosen, Asking(**ask), [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:

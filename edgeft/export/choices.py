@@ -1,7 +1,6 @@
 """What an export measures on the fine-tune's own chats: the base's precision, the importance matrix.
 
-    data = own_chats(adapters, None, None)
-    choices = choose(options, view, data, parents)
+    choices = choose(plan_export(options, view, data, parents))
     choices.view                                # the view on the chosen base
 
 Both run the merged model as a temporary f16 GGUF, under the template that it was trained with.
@@ -24,8 +23,8 @@ from edgeft.converters.gguf.plan import make_plan
 from edgeft.converters.options import ConvertOptions
 from edgeft.data.splits import fingerprint
 from edgeft.export.collect_imatrix import collect
-from edgeft.export.options import ExportOptions
 from edgeft.export.own_chats import LONGEST, Chats, sample
+from edgeft.export.plan import ExportPlan
 from edgeft.merge.base_weights import BasePrecision
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
@@ -47,8 +46,9 @@ class Choices:
     """collected for --imatrix auto"""
 
 
-def choose(options: ExportOptions, view: Merged, data: Chats, parents: dict[str, str]) -> Choices:
+def choose(plan: ExportPlan) -> Choices:
     """Choose the base's precision, and collect the importance matrix where it is asked for."""
+    options, view, data = plan.options, plan.view, plan.data
     if options.merge_base == "auto":
         precision, facts = choose_base(view, options.adapter, data, options.out, options.threads)
     else:
@@ -57,7 +57,7 @@ def choose(options: ExportOptions, view: Merged, data: Chats, parents: dict[str,
     importance = None
     if options.imatrix == "auto":
         path = own_imatrix(
-            view, data, options.calibration_tokens, options.out, options.threads, parents
+            view, data, options.calibration_tokens, options.out, options.threads, plan.parents
         )
         importance = imatrix.read(path)
     return Choices(view, facts, importance)
@@ -79,7 +79,7 @@ def choose_base(
         manifests = [adapter_manifest(adapter.path) for adapter in adapters]
         on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
         choice: BasePrecision = "nf4" if on_nf4 else "w16"
-        say(f"merge base {choice}, not measured: {problem} (--validation FILE measures it)")
+        say(f"merge base {choice}, not measured: {problem} (--validation-data FILE measures it)")
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
     choice = min(losses, key=lambda name: losses[name])
     say(

@@ -1,48 +1,68 @@
-"""Options of an export."""
+"""The options of an export. The string after a field is the help of its option."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from edgeft.adapter.read import Weighted
+if TYPE_CHECKING:
+    from edgeft.adapter.read import Weighted
 
 
 @dataclass(frozen=True)
 class ExportOptions:
+    """What is exported, from what and to where: the options of `edgeft merge-export`."""
+
     out: Path
-    """folder of the artifacts"""
+    """Folder for the artifacts; it is created."""
     adapter: tuple[Weighted, ...] = ()
-    """peft's format, summed by weight; none exports the base as it is"""
+    """Adapter in peft's format; repeatable, summed by weight (default 1). Without an adapter the base
+    is exported as it is."""
     base: str | None = None
-    """as for `edgeft.base.resolve.resolve`; default: the adapter's own"""
+    """Base model: a Hugging Face folder, a .gguf, a hub id or an embedded one such as smollm2-135m.
+    Default: the one that the adapter was trained on."""
     formats: tuple[str, ...] = ("gguf",)
+    """gguf (for llama.cpp), onnx (for ONNX Runtime), gptq (4-bit codes for transformers, vLLM and
+    GPTQModel) or hf (a merged Hugging Face folder); repeatable."""
     quants: tuple[str, ...] = ()
+    """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
+    gptq-q4_0 and gptq-q4_k_m are calibrated. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
+    8bit, 4bit, 3bit, 2bit. Default: gguf q4_k_m, onnx int4, gptq 4bit, hf f32."""
     merge_base: Literal["auto", "w16", "nf4", "fp4"] = "auto"
-    """auto: w16 or nf4, the one with the smaller loss on the validation split"""
+    """Weights that the adapter is added to: as they are stored, or the 4-bit values (nf4, fp4) that a
+    QLoRA was trained on. auto: the one with the smaller loss on the validation split."""
     double_quant: bool = True
-    """whether the 4-bit base of the training was quantized twice (bitsandbytes' use_double_quant)"""
+    """Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant)."""
     validation: Path | None = None
-    """for auto; default: the split that training held out"""
+    """Chats that the training did not see, to choose the base precision by. Default: the split that the
+    training held out."""
     imatrix: str | None = None
-    """a file in llama.cpp's format, or auto: collected on the chats that were learned"""
+    """Importance matrix, with which coarse types lose less: a file of llama-imatrix, or auto = measured
+    on the chats of the training and kept as imatrix.gguf."""
     calibration: Path | None = None
-    """chats or plain text for GPTQ and for `imatrix` auto; default: the chats of the training"""
+    """Chats (.json, .jsonl) or plain text that GPTQ and --imatrix auto learn from. auto: the chats of
+    the training."""
     calibration_tokens: int = 32_768
-    """of it that are used at most"""
+    """Tokens of the calibration text that are used at most."""
     group_size: int | None = None
-    """of GPTQ's own format and of ONNX: columns that share a scale, -1 for all; None: the format's"""
+    """Columns that share a scale, for --format gptq and onnx; -1 = a whole row (gptq). auto: for gptq
+    the largest that divides every layer, for onnx 32."""
     symmetric: bool = True
-    """of GPTQ's own format"""
+    """Whether zero lies in the middle of the codes, for --format gptq."""
     damp: float = 0.01
-    """of GPTQ: share of the mean diagonal of the Hessian that is added to it"""
+    """GPTQ: share of the Hessian's mean diagonal that is added to its diagonal. It grows by itself
+    where that is not enough."""
     offload: bool = False
-    """GPTQ keeps its activations in a file"""
+    """GPTQ keeps its activations on disk, not in memory."""
     tensor_types: tuple[tuple[str, str], ...] = ()
-    """(regex, type) for tensors that shall not have what the quantization gives them"""
+    """Another type for the tensors whose GGUF name matches, such as ffn_down=q6_k; repeatable, the
+    first match counts."""
     live: bool = True
-    """compare logits with the live adapter, where torch is installed"""
+    """Compare the artifact's answers with the unmerged base and adapter in float32. Needs the train
+    extra and the memory; without either it is left out, with a note."""
     threads: int = len(os.sched_getaffinity(0))
+    """CPU threads."""
     overwrite: bool = False
+    """Replace the artifacts of another run."""

@@ -30,6 +30,7 @@ from edgeft.export.plan import (
     ExportPlan,
     Item,
     check_files,
+    check_gptq_resources,
     parents_of,
     plan_export,
     requested,
@@ -63,19 +64,29 @@ def export(options: ExportOptions) -> list[Artifact]:
     parents = parents_of(options, base)
     data = own_chats(options.adapter, options.validation, options.calibration)
     plan = plan_export(options, view, data, parents)
+    file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
     choices: Choices | None = None
     artifacts = []
     with Checks(options.adapter, data.validation, options.threads, options.live) as checks:
-        for item in plan.items:
+        for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_keep(item, view))
                 continue
-            _check_room(options, item, view)
-            choices = choices or choose(options, view, data, parents)
-            artifacts.append(_write(options, item, plan, data, parents, choices, checks))
+            _check_room(plan, item)
+            choices = choices or choose(plan)
+            artifacts.append(_write(plan, item, file_plan, choices, checks))
     return artifacts
+
+
+def _file_plan(plan: ExportPlan, item: Item) -> Any:
+    """The converter's plan of an artifact, made once and before any work; None for a complete one."""
+    if item.complete:
+        return None
+    file_plan = load(item.format.plan)(plan.view, item.quant, plan.convert)
+    check_gptq_resources(plan, item)
+    return file_plan
 
 
 def _keep(item: Item, view: Merged) -> Artifact:
@@ -87,37 +98,28 @@ def _keep(item: Item, view: Merged) -> Artifact:
     return Artifact(item.target, item.format.name, item.quant, item.complete)
 
 
-def _check_room(options: ExportOptions, item: Item, view: Merged) -> None:
+def _check_room(plan: ExportPlan, item: Item) -> None:
     """ResourceError where the artifact does not fit on the disk or the export into memory."""
-    bits = UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS)
-    disk = view.bytes_as(bits)
-    machine.preflight(options.out, f"exporting {item.quant}", disk, EXPORT_BYTES)
+    disk = plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS))
+    machine.preflight(plan.options.out, f"exporting {item.quant}", disk, EXPORT_BYTES)
 
 
 def _write(
-    options: ExportOptions,
-    item: Item,
-    plan: ExportPlan,
-    data: Chats,
-    parents: dict[str, str],
-    choices: Choices,
-    checks: Checks,
+    plan: ExportPlan, item: Item, file_plan: Any, choices: Choices, checks: Checks
 ) -> Artifact:
     """Convert, prove and verify one artifact; it gets its name when all of it passed."""
     started = time.perf_counter()
     landing = LandingProof(choices.view)
     with store.writing(
-        item.target, kind="artifact", options=item.frozen, parents=parents,
-        overwrite=options.overwrite,
+        item.target, kind="artifact", options=item.frozen, parents=plan.parents,
+        overwrite=plan.options.overwrite,
     ) as work:  # fmt: skip
-        convert_options = dataclasses.replace(
-            plan.convert, imatrix=choices.imatrix or plan.convert.imatrix
-        )
+        options = dataclasses.replace(plan.convert, imatrix=choices.imatrix or plan.convert.imatrix)
         if item.solved:
-            calibration = _calibration(options, item, plan)
-            convert_options = dataclasses.replace(convert_options, calibration=calibration)
-            work.facts["calibration"] = _calibration_facts(calibration, data)
-        work.facts |= _convert(item, choices.view, work.path, convert_options, landing)
+            calibration = _calibration(plan, item)
+            options = dataclasses.replace(options, calibration=calibration)
+            work.facts["calibration"] = _calibration_facts(calibration, plan.data)
+        work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
         proof = landing.result()
         converted = time.perf_counter() - started
         work.facts |= {
@@ -134,10 +136,15 @@ def _write(
 
 
 def _convert(
-    item: Item, view: Merged, out: Path, options: ConvertOptions, landing: LandingProof
+    item: Item,
+    file_plan: Any,
+    view: Merged,
+    out: Path,
+    options: ConvertOptions,
+    landing: LandingProof,
 ) -> dict[str, Any]:
     try:
-        facts: dict[str, Any] = load(item.format.converter)(view, item.plan, out, options, landing)
+        facts: dict[str, Any] = load(item.format.converter)(view, file_plan, out, options, landing)
     except KeyboardInterrupt:
         if item.gptq_blocks.is_dir():
             say("stopped: the same command goes on with the block where it was")
@@ -145,7 +152,8 @@ def _convert(
     return facts
 
 
-def _calibration(options: ExportOptions, item: Item, plan: ExportPlan) -> Calibration:
+def _calibration(plan: ExportPlan, item: Item) -> Calibration:
+    options = plan.options
     return Calibration(plan.sequences, item.gptq_blocks, options.damp, options.offload)
 
 

@@ -1,4 +1,4 @@
-"""Options + view -> the artifacts of an export, each with all that can be refused beforehand refused.
+"""Options + view -> the artifacts of an export, after all checks that need no converter.
 
 plan = plan_export(options, view, data, parents)
 [item.target for item in plan.items if not item.complete]       # what is to be written
@@ -6,7 +6,6 @@ plan = plan_export(options, view, data, parents)
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from edgeft.errors import FormatError, InputError
 from edgeft.export.options import ExportOptions
 from edgeft.export.own_chats import Chats, sample
 from edgeft.files import sweep
-from edgeft.formats import FORMATS, Format, check_quants, format_named, load
+from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint
 from edgeft.merge.view import Merged
 from edgeft.records import Manifest
@@ -42,8 +41,6 @@ class Item:
     """options in its manifest: what makes it another artifact than its neighbour"""
     complete: Manifest | None
     """its manifest where it is there already"""
-    plan: Any = None
-    """the converter's; None where it is complete"""
 
     @property
     def solved(self) -> bool:
@@ -63,6 +60,14 @@ class Item:
 
 @dataclass(frozen=True)
 class ExportPlan:
+    """All that an export fixes before its first artifact."""
+
+    options: ExportOptions
+    view: Merged
+    """on the stored weights of the base"""
+    data: Chats
+    parents: dict[str, str]
+    """role -> identity of what the artifacts are made from"""
     items: list[Item]
     convert: ConvertOptions
     """for every item; the calibration is added for each"""
@@ -89,7 +94,7 @@ def check_files(options: ExportOptions) -> None:
     if not os.access(folder, os.W_OK):
         raise InputError(f"{folder} cannot be written to", "choose another --out")
     for path, option in (
-        (options.validation, "--validation"),
+        (options.validation, "--validation-data"),
         (options.calibration, "--calibration"),
         (_imatrix_file(options), "--imatrix"),
     ):
@@ -114,15 +119,15 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
 def plan_export(
     options: ExportOptions, view: Merged, data: Chats, parents: dict[str, str]
 ) -> ExportPlan:
-    """Plan every artifact, and refuse what can be refused before any work is done.
+    """The artifacts, and all that can be refused without their converters refused.
 
     FormatError, InputError, StaleError (something else lies at a target) or ResourceError.
     """
     pairs = requested(options)
     sweep(options.out)
     _check_options(options, pairs, view)
-    drafts = [_draft(options, row, quant, parents) for row, quant in pairs]
-    todo = [item for item in drafts if not item.complete]
+    items = [_item(options, row, quant, parents) for row, quant in pairs]
+    todo = [item for item in items if not item.complete]
     for item in todo:
         store.check_free(item.target, "artifact", item.frozen, parents, options.overwrite)
         if item.modelfile and not store.read_manifest(item.target):
@@ -130,14 +135,7 @@ def plan_export(
     convert = _convert_options(options, todo, data)
     solved = any(item.solved for item in todo)
     sequences = sample(view, data, options.calibration_tokens) if solved else []
-    items = []
-    for item in drafts:
-        if not item.complete:
-            plan = load(item.format.plan)(view, item.quant, convert)
-            item = dataclasses.replace(item, plan=plan)
-            _check_gptq_resources(options, item, view, sequences)
-        items.append(item)
-    return ExportPlan(items, convert, sequences)
+    return ExportPlan(options, view, data, parents, items, convert, sequences)
 
 
 def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> ConvertOptions:
@@ -163,17 +161,16 @@ def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> C
     )
 
 
-def _check_gptq_resources(
-    options: ExportOptions, item: Item, view: Merged, sequences: list[list[int]]
-) -> None:
+def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
     """ResourceError where GPTQ would not fit on the disk or into memory."""
     if item.solved:
-        disk, memory = footprint(view, sequences, options.offload)
-        spare = "fewer --calibration-tokens" + (", --offload" * (not options.offload))
-        machine.preflight(options.out, f"GPTQ for {item.quant}", disk, memory, spare)
+        offload = plan.options.offload
+        disk, memory = footprint(plan.view, plan.sequences, offload)
+        spare = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
+        machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, spare)
 
 
-def _draft(options: ExportOptions, row: Format, quant: str, parents: dict[str, str]) -> Item:
+def _item(options: ExportOptions, row: Format, quant: str, parents: dict[str, str]) -> Item:
     target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
     frozen = _frozen(options, row, quant)
     complete = store.find_complete(target, "artifact", frozen, parents)
@@ -228,7 +225,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
                 f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
             )
     if options.offload and not solves:
-        raise FormatError("--offload is for GPTQ", "such as --quant gptq-q4_0")
+        raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
     calibrates = options.imatrix == "auto" or solves
     if options.calibration and not calibrates:
         raise InputError(

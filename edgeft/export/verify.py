@@ -93,7 +93,7 @@ class Checks:
         if self._reference is not None or self._why_not:
             return self._reference
         weights = sum(math.prod(shape) for shape in merged.shapes.values())
-        logits = 2 * PROMPTS * parity.POSITIONS * 4 * merged.vocabulary
+        logits = 2 * PROMPTS * parity.LOGIT_POSITIONS * 4 * merged.vocabulary
         if machine.available_memory() < MEMORY * weights * copies + logits:
             self._why_not = "the float32 model does not fit into memory"
         else:

@@ -1,6 +1,6 @@
 """Two artifacts and items -> a `Result`: people compare the answers blindly on a local web page.
 
-    result = run_voting(Path("q4_k_m.gguf"), Path("f16.gguf"), asking, VotingOptions())
+    result = run_voting(Path("q4_k_m.gguf"), Path("f16.gguf"), eval_options, VotingOptions())
     print(result_text(result))
 
 Both arms answer all items first. Then a rater sees pairs of answers, in random order and on random
@@ -16,8 +16,8 @@ import webbrowser
 from pathlib import Path
 
 from edgeft import store
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.human.options import VotingOptions
@@ -28,7 +28,7 @@ from edgeft.progress import say
 from edgeft.web.http_server import require_serve_extra
 
 
-def run_voting(one: Path, other: Path, asking: Asking, options: VotingOptions) -> Result:
+def run_voting(one: Path, other: Path, eval_options: EvalOptions, options: VotingOptions) -> Result:
     """Answer, collect votes, and count them.
 
     Voting ends when every pair has a vote, when the rater ends it, or at Ctrl-C. Before any model
@@ -41,8 +41,11 @@ def run_voting(one: Path, other: Path, asking: Asking, options: VotingOptions) -
     identities = store.identity(one), store.identity(other)
     if identities[0] == identities[1]:
         raise InputError(f"{one} and {other} are the same model", "two different ones")
-    items = evaluate.load_items(asking)
-    scores = evaluate.measure(one, items, asking), evaluate.measure(other, items, asking)
+    items = evaluate.load_items(eval_options)
+    scores = (
+        evaluate.measure(one, items, eval_options),
+        evaluate.measure(other, items, eval_options),
+    )
     names = evaluate.names_of([one, other])
     pairs = Pairs((names[one], names[other]), identities, items.examples, scores)
     path = options.votes or Path(f"{one.stem}-{other.stem}.votes.jsonl")

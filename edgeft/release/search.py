@@ -1,24 +1,24 @@
-"""The smallest artifact of a fine-tune that fits the machine and passes the gate.
+"""An adapter and a budget -> the smallest artifact that fits the budget and passes the gate.
 
-    found = search(Search(ExportOptions(adapter=…, out=Path("out")), max_size=200_000_000), asking)
-    found.ship                                     # "q4_k_m.gguf"
+    options = SearchOptions(ExportOptions(adapter=…, out=Path("out")), max_size=200_000_000)
+    release = run_search(options, EvalOptions("smart_home"))
+    release.ship                                   # "q4_k_m.gguf"
 
-Every candidate is exported, then weighed and timed, one after the other; what does not fit the budget
-is out. The rest goes to the gate (`edgeft.release.gate`) from the largest to the smallest file, up to the
-first that does not pass.
+Every candidate is exported, then its size, speed and memory are measured, one after the other; those
+over the budget are dropped. The rest goes to the gate (`edgeft.release.gate`), from the largest to the
+smallest file, up to the first that does not pass.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
-from edgeft.benchmarks.quality.workers import workers
+from edgeft.benchmarks.quality.workers import open_workers
 from edgeft.errors import FormatError, InputError, ResourceError
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
@@ -26,89 +26,87 @@ from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Memory, Release, Speed
-from edgeft.release.gate import Gate, gate
+from edgeft.release.gate import run_gate
+from edgeft.release.options import GateOptions, SearchOptions
 
 BASELINE = "f16"
+"""GGUF type that the candidates are compared with"""
 LINEUP = {
     "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0", "q3_k_m", "q2_k"),
     "onnx": ("int8", "int4-mixed", "int4"),
     "gptq": ("8bit", "4bit", "3bit"),
 }
-"""what is tried of a format where no quantization is named"""
+"""quantizations of each format that are tried if the user names none"""
 
 
-@dataclass(frozen=True)
-class Search:
-    export: ExportOptions
-    """`quants` empty: `LINEUP`"""
-    margin: float | None = None
-    early_stop: bool = False
-    max_size: int | None = None
-    """bytes on disk"""
-    max_memory: int | None = None
-    """bytes at the peak, mapped weights included"""
-    min_tps: float | None = None
-    """tokens per second of decoding"""
-    jobs: int = 1
-    """candidates that are asked at a time; on Ray, 1 = all of them"""
-    ray: str | None = None
-
-
-def search(options: Search, asking: Asking, commands: Sequence[str] = ()) -> Release:
-    """ResourceError where nothing fits the budget."""
-    evaluate.load_items(asking)  # before the long work
-    own = options.export
-    rows = [format_named(name) for name in own.formats]
-    if unknown := [row.name for row in rows if row.name not in LINEUP]:
-        told = f"{unknown[0]} is nothing to choose from"
-        raise FormatError(told, f"--format {', '.join(LINEUP)}")
-    if own.quants:
-        check_quants(rows, own.quants)
-    plain = dataclasses.replace(own, formats=("gguf",), quants=(BASELINE,))
+def run_search(
+    options: SearchOptions, eval_options: EvalOptions, commands: Sequence[str] = ()
+) -> Release:
+    """Export, drop what is over the budget, gate the rest; ResourceError if nothing fits."""
+    evaluate.load_items(eval_options)  # fails here if it fails, before the long work
+    _check_formats(options.export)
+    plain = dataclasses.replace(options.export, formats=("gguf",), quants=(BASELINE,))
     baseline = export(plain)[0].path
-    candidates = [path for path in _candidates(own) if path != baseline]
+    candidates = [path for path in _export_candidates(options.export) if path != baseline]
     if not candidates:
         raise InputError(f"{BASELINE} is what the others are compared with", "another --quant")
-    measured: dict[Path, tuple[Speed, Memory]] = {}
+    timed, notes = _within_budget(options, candidates, eval_options.threads)
+    if not timed:
+        raise ResourceError("nothing fits the budget", "; ".join(notes))
+    fitting = tuple(timed)
+    timed[baseline] = latency.measure(baseline, eval_options.threads)
+    gate = GateOptions(fitting, baseline, margin=options.margin, early_stop=options.early_stop)
+    jobs = len(fitting) if options.ray and options.jobs == 1 else options.jobs
+    with open_workers(jobs, options.ray) as prefetch:
+        release = run_gate(gate, eval_options, commands, timed, prefetch)
+    return dataclasses.replace(release, notes=(*notes, *release.notes))
+
+
+def _check_formats(options: ExportOptions) -> None:
+    rows = [format_named(name) for name in options.formats]
+    if unknown := [row.name for row in rows if row.name not in LINEUP]:
+        problem = f"{unknown[0]} is nothing to choose from"
+        raise FormatError(problem, f"--format {', '.join(LINEUP)}")
+    if options.quants:
+        check_quants(rows, options.quants)
+
+
+def _export_candidates(options: ExportOptions) -> list[Path]:
+    rows = [format_named(name) for name in options.formats]
+    named = check_quants(rows, options.quants) if options.quants else []
+    paths = []
+    for row in rows:
+        quants = tuple(quant for other, quant in named if other is row) or LINEUP[row.name]
+        of_format = dataclasses.replace(options, formats=(row.name,), quants=quants)
+        paths += [artifact.path for artifact in export(of_format)]
+    return paths
+
+
+def _within_budget(
+    options: SearchOptions, candidates: Sequence[Path], threads: int | None
+) -> tuple[dict[Path, tuple[Speed, Memory]], list[str]]:
+    """(speed and memory of the candidates that fit, from large to small; a note for each other)."""
+    timed: dict[Path, tuple[Speed, Memory]] = {}
     notes = []
     for path in sorted(candidates, key=evaluate.size_of, reverse=True):
         size = evaluate.size_of(path)
         if options.max_size and size > options.max_size:
-            why = f"{format_bytes(size)}, over --max-size {format_bytes(options.max_size)}"
+            excess = f"{format_bytes(size)}, over --max-size {format_bytes(options.max_size)}"
         else:
             say(f"timing {path.name}")
-            measured[path] = latency.measure(path, asking.threads)
-            why = _over(options, *measured[path])
-        if why:
-            notes.append(f"{path.name} does not fit: {why}")
+            timed[path] = latency.measure(path, threads)
+            excess = _excess(options, *timed[path])
+        if excess:
+            notes.append(f"{path.name} does not fit: {excess}")
             say(notes[-1])
-            measured.pop(path, None)
-    if not measured:
-        raise ResourceError("nothing fits the budget", "; ".join(notes))
-    fitting = tuple(measured)
-    measured[baseline] = latency.measure(baseline, asking.threads)
-    chosen = Gate(fitting, baseline, margin=options.margin, early_stop=options.early_stop)
-    jobs = len(fitting) if options.ray and options.jobs == 1 else options.jobs
-    with workers(jobs, options.ray) as together:
-        found = gate(chosen, asking, commands, measured, together)
-    return dataclasses.replace(found, notes=(*notes, *found.notes))
+            timed.pop(path, None)
+    return timed, notes
 
 
-def _candidates(options: ExportOptions) -> list[Path]:
-    found = []
-    rows = [format_named(name) for name in options.formats]
-    named = check_quants(rows, options.quants) if options.quants else []
-    for row in rows:
-        quants = tuple(quant for own, quant in named if own is row) or LINEUP[row.name]
-        own_options = dataclasses.replace(options, formats=(row.name,), quants=quants)
-        found += [artifact.path for artifact in export(own_options)]
-    return found
-
-
-def _over(options: Search, timing: Speed, memory: Memory) -> str:
-    """What of the budget is exceeded, "" if nothing is."""
+def _excess(options: SearchOptions, speed: Speed, memory: Memory) -> str:
+    """The part of the budget that is exceeded, "" if none is."""
     if options.max_memory and memory.peak > options.max_memory:
         return f"{format_bytes(memory.peak)} at the peak, over --max-memory {format_bytes(options.max_memory)}"
-    if options.min_tps and timing.decode_tps < options.min_tps:
-        return f"{timing.decode_tps:.0f} tokens/s, below --min-tps {options.min_tps:g}"
+    if options.min_tps and speed.decode_tps < options.min_tps:
+        return f"{speed.decode_tps:.0f} tokens/s, below --min-tps {options.min_tps:g}"
     return ""

@@ -1,9 +1,9 @@
-"""What an artifact, a model folder or an adapter is: metadata, types, template, stops, lineage.
+"""An artifact, model folder or adapter -> its metadata, tensor types, template, stops and lineage.
 
     facts = describe(Path("out/q4_k_m.gguf"))       # {"model": {…}, "tensors": {…}, …}
     print(as_text(facts))
 
-Only headers are read, so it takes no time however large the file is.
+Only headers are read, so the size of the file does not matter.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint, quantization
 from edgeft.weights.onnx_graph import ONNXGraph
 
-LONG = 60
-"""characters of a value that a person wants to see"""
+MAX_VALUE_CHARACTERS = 60
+"""characters of a value that `as_text` shows"""
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """Sections of facts; InputError for what is none of the three."""
+    """section -> {name: value}; InputError if `path` is none of the three."""
     if path.suffix == ".gguf" and path.is_file():
         return _gguf(path) | _lineage(path)
     if (path / "adapter_config.json").is_file():
@@ -46,7 +46,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """For people: a heading per section, one fact per line, long values cut."""
+    """A heading per section, one fact per line, long values cut."""
     lines = []
     for section, entries in facts.items():
         lines.append(section)
@@ -55,8 +55,9 @@ def as_text(facts: dict[str, Any]) -> str:
             parts = value if isinstance(value, list) else [value]
             text = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in parts)
             text = text.encode("unicode_escape").decode() if not text.isprintable() else text
-            cut = text if len(text) <= LONG else text[: LONG - 1] + "…"
-            lines.append(f"  {key:<{width}}  {cut}")
+            if len(text) > MAX_VALUE_CHARACTERS:
+                text = text[: MAX_VALUE_CHARACTERS - 1] + "…"
+            lines.append(f"  {key:<{width}}  {text}")
     return "\n".join(lines)
 
 
@@ -76,17 +77,17 @@ def _gguf(path: Path) -> dict[str, Any]:
     bos, eos, unknown, padding = map(token, ("bos", "eos", "unknown", "padding"))
     stops = filter(None, (eos, token("eot"), token("eom")))
     chat = ChatTemplate(template or ALPACA, bos, eos, (), unknown, padding)
-    kinds: dict[str, list[int]] = {}
+    by_type: dict[str, list[int]] = {}
     for tensor in header.tensors.values():
-        sizes = kinds.setdefault(tensor.type.name, [0, 0, 0])
+        sizes = by_type.setdefault(tensor.type.name, [0, 0, 0])
         for i, count in enumerate((1, tensor.count, tensor.size)):
             sizes[i] += count
-    weights = sum(sizes[1] for sizes in kinds.values())
-    stored = sum(sizes[2] for sizes in kinds.values())
+    weights = sum(sizes[1] for sizes in by_type.values())
+    stored = sum(sizes[2] for sizes in by_type.values())
     shown = {k: v for k, v in values.items() if not k.startswith("tokenizer.")}
     return {
         "model": {"format": "gguf", "size": files.format_bytes(path.stat().st_size), **shown},
-        "tensors": _kinds(kinds)
+        "tensors": _tensor_types(by_type)
         | {"weights": f"{weights:,}", "bits per weight": round(8 * stored / max(weights, 1), 2)},
         "tokenizer": {
             "kind": values.get("tokenizer.ggml.model"),
@@ -101,9 +102,9 @@ def _gguf(path: Path) -> dict[str, Any]:
 
 def _folder(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
-    kinds: dict[str, list[int]] = {}
+    by_type: dict[str, list[int]] = {}
     for info in Checkpoint(path).tensors.values():
-        sizes = kinds.setdefault(info.dtype, [0, 0, 0])
+        sizes = by_type.setdefault(info.dtype, [0, 0, 0])
         for i, count in enumerate((1, math.prod(info.shape), 0)):
             sizes[i] += count
     chat = ChatTemplate.from_folder(path)
@@ -116,7 +117,8 @@ def _folder(path: Path) -> dict[str, Any]:
             **plain,
         },
         **({"gptq": stored} if stored else {}),
-        "tensors": _kinds(kinds) | {"weights": f"{sum(sizes[1] for sizes in kinds.values()):,}"},
+        "tensors": _tensor_types(by_type)
+        | {"weights": f"{sum(sizes[1] for sizes in by_type.values()):,}"},
         "tokenizer": {"stops": list(chat.stops)},
         "template": _template(chat.source) | {"edgeft": chat.fingerprint[:16]},
     }
@@ -159,13 +161,14 @@ def _lineage(path: Path) -> dict[str, Any]:
         elif not isinstance(value, list):  # curves are long
             facts[key] = value
     parents = {f"from {name}": value[:16] for name, value in manifest.parents.items()}
-    made = {"made": manifest.created, "by": f"edgeft {manifest.edgeft}"}
+    origin = {"made": manifest.created, "by": f"edgeft {manifest.edgeft}"}
     options = {k: v for k, v in manifest.options.items() if v is not None}
-    return {"lineage": made | options | parents, "facts": facts}
+    return {"lineage": origin | options | parents, "facts": facts}
 
 
-def _kinds(kinds: dict[str, list[int]]) -> dict[str, Any]:
-    ordered = sorted(kinds.items(), key=lambda item: -item[1][1])
+def _tensor_types(by_type: dict[str, list[int]]) -> dict[str, Any]:
+    """`by_type`: type -> [tensors, weights, bytes]."""
+    ordered = sorted(by_type.items(), key=lambda item: -item[1][1])
     return {name: f"{count} tensors, {size:,} weights" for name, (count, size, _) in ordered}
 
 
@@ -176,7 +179,7 @@ def _template(source: Any) -> dict[str, Any]:
 
 
 def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:
-    """What `open_runtime` would say of the file's template and eos."""
+    """The error that `open_runtime` would raise for the file's template and eos, if any."""
     try:
         check_as_made(path, chat, whole=False)
     except TemplateError as error:
@@ -185,5 +188,5 @@ def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:
 
 
 def _value(value: Any) -> Any:
-    """How long a long array is, in its place: vocabularies have 100,000 entries."""
+    """A long array's length in its place; vocabularies have 100,000 entries."""
     return len(value) if isinstance(value, list) and len(value) > 16 else value

@@ -1,4 +1,4 @@
-"""What `edgeft bench` found -> tables.
+"""Measurements of `edgeft bench` -> tables for a terminal.
 
 print(bench_text(rows))
 """
@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeft.files import format_bytes
-from edgeft.records import Cell, Measurement
+from edgeft.records import LatencyPoint, Measurement
 from edgeft.report.tables import table
 
 
 def bench_text(rows: Sequence[Measurement]) -> str:
-    """One table of all, then those of what was asked for."""
+    """An overview, then a table for each kind of measurement that was made."""
     parts = [
         _overview(rows),
         _titled("Against the first, median and 95 % interval", _ratios(rows)),
@@ -49,7 +49,7 @@ def _overview(rows: Sequence[Measurement]) -> str:
             format_bytes(memory.peak) if memory else "",
             f"{score.accuracy:.1%}" if score else "",
         ])  # fmt: skip
-    text = _used(head, body)
+    text = _without_empty_columns(head, body)
     tops = [row.speed.roofline for row in rows if row.speed and row.speed.roofline]
     if tops:
         text += f"\n\nThe ceiling is what {tops[0]['bandwidth_gbs']:.1f} GB/s of reading allow."
@@ -58,39 +58,39 @@ def _overview(rows: Sequence[Measurement]) -> str:
 
 def _ratios(rows: Sequence[Measurement]) -> str:
     body = [
-        [row.name, _use(cell), *(_ratio(cell, name) for name in ("ttft", "decode", "e2e"))]
+        [row.name, _workload(point), *(_ratio(point, name) for name in ("ttft", "decode", "e2e"))]
         for row in rows
-        for cell in (row.speed.cells if row.speed else ())
-        if cell.against
+        for point in (row.speed.cells if row.speed else ())
+        if point.against
     ]
     return table(["artifact", "use", "TTFT", "time per token", "end to end"], body) if body else ""
 
 
-def _ratio(cell: Cell, name: str) -> str:
-    found = cell.against[name]
-    if not found:
+def _ratio(point: LatencyPoint, name: str) -> str:
+    ratio = point.against[name]
+    if not ratio:
         return "too noisy"
-    return f"x {found['ratio']:.2f} ({found['low']:.2f}-{found['high']:.2f})"
+    return f"x {ratio['ratio']:.2f} ({ratio['low']:.2f}-{ratio['high']:.2f})"
 
 
 def _grid(rows: Sequence[Measurement]) -> str:
     body = [
         [
-            row.name, _use(cell), _three(cell.ttft, 1000), _three(cell.itl, 1),
-            f"{cell.tpot_ms:.1f}", _three(cell.e2e, 1000), f"{cell.aggregate_tps:.0f}",
-            f"{max(cell.noise.values()):.0%}", str(cell.runs),
+            row.name, _workload(point), _three(point.ttft, 1000), _three(point.itl, 1),
+            f"{point.tpot_ms:.1f}", _three(point.e2e, 1000), f"{point.aggregate_tps:.0f}",
+            f"{max(point.noise.values()):.0%}", str(point.runs),
         ]
         for row in rows
-        for cell in (row.speed.cells if row.speed else ())
+        for point in (row.speed.cells if row.speed else ())
     ]  # fmt: skip
     head = ["artifact", "use", "TTFT ms", "between tokens ms", "per token ms", "end to end ms",
             "t/s of all", "noise", "runs"]  # fmt: skip
     return table(head, body) if body else ""
 
 
-def _use(cell: Cell) -> str:
-    clients = f", {cell.clients} clients" if cell.clients > 1 else ""
-    return f"{cell.prompt} + {cell.new}{clients}"
+def _workload(point: LatencyPoint) -> str:
+    clients = f", {point.clients} clients" if point.clients > 1 else ""
+    return f"{point.prompt} + {point.new}{clients}"
 
 
 def _three(values: Sequence[float], factor: float) -> str:
@@ -106,34 +106,34 @@ def _memory(rows: Sequence[Measurement]) -> str:
             body.append([row.name, *map(format_bytes, (used.peak, used.anonymous, used.file, used.pss)),
                          small])  # fmt: skip
     head = ["artifact", "peak", "anonymous", "of files", "proportional", "smallest limit"]
-    return _used(head, body)
+    return _without_empty_columns(head, body)
 
 
 def _fidelity(rows: Sequence[Measurement]) -> str:
     body = []
     for number, row in enumerate(rows):
-        for name, found in row.fidelity.items():
-            again = " again, other threads" if number == 0 and not found["bound"] else ""
+        for name, fidelity in row.fidelity.items():
+            again = " again, other threads" if number == 0 and not fidelity["bound"] else ""
             body.append([
-                row.name + again, name, ("≥ " if found["bound"] else "") + _estimate(found["kl"]),
-                f"{found['kl_p99']:.3g}", _percent(found["top1"]),
-                f"{found['perplexity']:.4g}", f"{found['perplexity_ratio']:.4f}",
-                str(found["tokens"]),
+                row.name + again, name, ("≥ " if fidelity["bound"] else "") + _estimate(fidelity["kl"]),
+                f"{fidelity['kl_p99']:.3g}", _percent(fidelity["top1"]),
+                f"{fidelity['perplexity']:.4g}", f"{fidelity['perplexity_ratio']:.4f}",
+                str(fidelity["tokens"]),
             ])  # fmt: skip
     head = ["artifact", "on", "KL, nats", "99 %", "same top", "perplexity", "ratio", "tokens"]
     return table(head, body) if body else ""
 
 
-def _estimate(found: dict[str, Any]) -> str:
-    return f"{found['value']:.3g} ± {found['error']:.1g}"
+def _estimate(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:.3g} ± {estimate['error']:.1g}"
 
 
-def _percent(found: dict[str, Any]) -> str:
-    return f"{found['value']:.1%} ± {found['error']:.1%}"
+def _percent(estimate: dict[str, Any]) -> str:
+    return f"{estimate['value']:.1%} ± {estimate['error']:.1%}"
 
 
-def _used(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Without the columns in which nothing stands."""
+def _without_empty_columns(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table without the columns that have no value; "" without rows."""
     if not body:
         return ""
     used = [i for i in range(len(head)) if i == 0 or any(row[i] for row in body)]

@@ -1,9 +1,9 @@
-"""A release -> a page that needs nothing but itself, and a note in Markdown.
+"""A Release -> one self-contained HTML page, and a note in Markdown.
 
     html(release), markdown(release)
 
-What models and items say is hostile text: Jinja escapes all of it, the page has no script, and its
-policy lets the browser load nothing. Whatever was not measured is left out.
+The texts of models and items are hostile: Jinja escapes all of them, the page has no script, and its
+content policy lets the browser load nothing. Values that were not measured are left out.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ Segment = tuple[bool, str]
 
 
 def html(release: Release) -> str:
+    """The shipped candidate, or else the first that was tested, is the subject of the page's top."""
     candidates = [arm for arm in release.arms if arm.kind == "candidate"]
     baseline = next((arm for arm in release.arms if arm.kind == "baseline"), None)
     tested = [arm for arm in candidates if arm.verdict]
@@ -47,7 +48,7 @@ def html(release: Release) -> str:
 
 
 def markdown(release: Release) -> str:
-    """For a release note: the decision, the table, why, how to do it again."""
+    """For a release note: the decision, the table, the reason, the commands that reproduce it."""
     ship = f": ship `{release.ship}`" if release.ship else ""
     parts = [f"**{release.outcome}{ship}**", tables.arms_table(release.arms), release.reason]
     for arm in release.arms:
@@ -56,16 +57,16 @@ def markdown(release: Release) -> str:
     parts += ["\n".join(f"- {note}" for note in release.notes)] if release.notes else []
     if release.commands:
         parts.append("\n".join(["To reproduce:", "", "```sh", *release.commands, "```"]))
-    made = f"edgeft {release.edgeft}, {release.created}, {release.machine.get('cpu', '')}"
-    parts.append(f"Measured with {made.rstrip(', ')}.")
+    origin = f"edgeft {release.edgeft}, {release.created}, {release.machine.get('cpu', '')}"
+    parts.append(f"Measured with {origin.rstrip(', ')}.")
     return "\n\n".join(parts) + "\n"
 
 
 def difference(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
-    """Both texts in pieces, with the words that only one of them has marked.
+    """Both texts in pieces; a piece is marked if only one text has it.
 
-    In long texts a word that is everywhere begins no match: a reply that repeats itself to its end
-    would take minutes.
+    In long texts a very frequent word begins no match (difflib's autojunk), because a reply that repeats
+    itself to its end would take minutes.
     """
     one, other = (re.findall(r"\w+|\s+|[^\w\s]", text) for text in (before, after))
     left: list[Segment] = []
@@ -81,29 +82,29 @@ def difference(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    made = jinja2.Environment(
+    environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
     )  # fmt: skip
-    made.filters |= {
+    environment.filters |= {
         "percent": percent, "points": _points, "size": _size, "rounded": rounded,
         "seconds": seconds, "difference": lambda pair: difference(*pair),
-        "look": _look, "setting": _setting,
+        "look": _css_class, "setting": _setting,
     }  # fmt: skip
-    made.globals |= {"interval": _interval}
-    return made
+    environment.globals |= {"interval": _interval}
+    return environment
 
 
-# Filters: anything that is no number gives "", so that the template need not ask.
+# Filters: a value that is no number gives "", so that the template need not check.
 
 
 def _number(value: Any) -> float | None:
-    """None for what is no finite number."""
+    """The value as a float; None if it is no finite number."""
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def percent(value: Any, digits: int = 1) -> str:
-    """At 100 % and 0 % without digits, and never rounded to either."""
+    """With `digits` decimals, more if it would round to 0 or 100 %; exactly 0 and 100 % have none."""
     number = _number(value)
     if number is None:
         return ""
@@ -117,7 +118,7 @@ def percent(value: Any, digits: int = 1) -> str:
 
 
 def rounded(value: Any, digits: int = 3) -> str:
-    """`digits` of them, without an exponent where that is readable: 0.00123, 61.2, 1,234."""
+    """With so many significant digits, and no exponent from 0.0001 on: 0.00123, 61.2, 1,234."""
     number = _number(value)
     if number is None:
         return ""
@@ -150,8 +151,8 @@ def _setting(value: Any) -> str:
     return "yes" if value is True else "no" if value is False else str(value)
 
 
-def _look(outcome: Any) -> str:
-    """The class of an outcome."""
+def _css_class(outcome: Any) -> str:
+    """The CSS class of an outcome."""
     known = {"PASS": "pass", "FAIL": "fail", "INCONCLUSIVE": "inconclusive"}
     return known.get(str(outcome), "untested")
 
@@ -171,15 +172,15 @@ def _short(name: str) -> str:
     return name.removesuffix(".gguf")
 
 
-def _arm_look(arm: Arm) -> str:
-    return "baseline" if arm.kind == "baseline" else _look((arm.verdict or {}).get("outcome"))
+def _arm_css_class(arm: Arm) -> str:
+    return "baseline" if arm.kind == "baseline" else _css_class((arm.verdict or {}).get("outcome"))
 
 
 def _quality(tested: Sequence[Arm], baseline: Arm | None) -> Markup | None:
-    """By how many points each differs from the baseline: what the test is about.
+    """Difference of each candidate from the baseline in points, against its size.
 
-    The whiskers are the paired test's bounds: a candidate passes where its lower end is above the
-    band's. Intervals of each accuracy alone would be far wider, as the items are the same.
+    The whiskers are the bounds of the paired test: a candidate passes if its lower end is above the lower
+    edge of the band. Intervals of each accuracy alone would be far wider, because the items are the same.
     """
     shown = _differences(tested)
     if not shown:
@@ -198,19 +199,19 @@ def _quality(tested: Sequence[Arm], baseline: Arm | None) -> Markup | None:
 
 
 def _differences(tested: Sequence[Arm]) -> list[plots.Point]:
-    def hundredfold(value: Any) -> float | None:
+    def in_points(value: Any) -> float | None:
         number = _number(value)
         return None if number is None else 100 * number
 
-    return [plots.Point(_short(arm.name), arm.size, 100 * own["difference"], _arm_look(arm),
-                        hundredfold(own.get("lower")), hundredfold(own.get("upper")), arm.pareto)
+    return [plots.Point(_short(arm.name), arm.size, 100 * verdict["difference"], _arm_css_class(arm),
+                        in_points(verdict.get("lower")), in_points(verdict.get("upper")), arm.pareto)
             for arm in tested
-            if (own := arm.verdict) and _number(own.get("difference")) is not None
+            if (verdict := arm.verdict) and _number(verdict.get("difference")) is not None
             and arm.size > 0]  # fmt: skip
 
 
 def _margin(tested: Sequence[Arm]) -> float:
-    """In points."""
+    """Largest margin of the verdicts, in points."""
     return 100 * max((arm.verdict or {}).get("margin") or 0 for arm in tested)
 
 
@@ -222,7 +223,7 @@ def _forest(tested: Sequence[Arm]) -> Markup | None:
 
 
 def _speed(arms: Sequence[Arm]) -> Markup | None:
-    shown = [plots.Point(_short(arm.name), arm.size, arm.speed["decode_tps"], _arm_look(arm))
+    shown = [plots.Point(_short(arm.name), arm.size, arm.speed["decode_tps"], _arm_css_class(arm))
              for arm in arms if arm.speed and arm.speed.get("decode_tps") and arm.size > 0]  # fmt: skip
     if not shown:
         return None
@@ -239,56 +240,56 @@ def _speed(arms: Sequence[Arm]) -> Markup | None:
 def _memory(arms: Sequence[Arm]) -> Markup | None:
     rows = []
     for arm in arms:
-        own = arm.memory or {}
-        if not own.get("peak"):
+        memory = arm.memory or {}
+        if not memory.get("peak"):
             continue
-        anonymous = own.get("anonymous") or 0
-        file = own["file"] if own.get("file") is not None else own["peak"] - anonymous
-        marks = tuple((key, own[key]) for key in ("pss", "smallest") if own.get(key))
+        anonymous = memory.get("anonymous") or 0
+        file = memory["file"] if memory.get("file") is not None else memory["peak"] - anonymous
+        marks = tuple((key, memory[key]) for key in ("pss", "smallest") if memory.get(key))
         parts = (("anonymous", anonymous), ("file", max(file, 0)))
-        rows.append(plots.Bar(arm.name, parts, format_bytes(own["peak"]), marks))
+        rows.append(plots.Bar(arm.name, parts, format_bytes(memory["peak"]), marks))
     return plots.bars("memory", "Peak memory", rows, _tick) if rows else None
 
 
 def _latency(arms: Sequence[Arm]) -> Markup | None:
-    """Of the time between two tokens, in milliseconds."""
+    """Quantiles of the time between two tokens, in milliseconds."""
     rows = []
     for arm in arms:
-        own = arm.speed or {}
-        samples = tuple(own.get("itl_ms") or ())
+        speed = arm.speed or {}
+        samples = tuple(speed.get("itl_ms") or ())
         if len(samples) > 1:
             cuts = statistics.quantiles(samples, n=100, method="inclusive")
-            known = cuts[49], cuts[94], cuts[98]
-        elif cells := [cell for cell in own.get("cells") or () if cell.get("itl")]:
-            known = tuple(cells[0]["itl"])
+            quantiles = cuts[49], cuts[94], cuts[98]
+        elif cells := [cell for cell in speed.get("cells") or () if cell.get("itl")]:
+            quantiles = tuple(cells[0]["itl"])
         else:
             continue
-        named = zip(("p50", "p95", "p99"), known, strict=True)
-        says = " · ".join(f"{name} {rounded(value)}" for name, value in named)
-        rows.append(plots.Strip(arm.name, f"{says} ms", samples, known))
+        named = zip(("p50", "p95", "p99"), quantiles, strict=True)
+        label = " · ".join(f"{name} {rounded(value)}" for name, value in named)
+        rows.append(plots.Strip(arm.name, f"{label} ms", samples, quantiles))
     if not rows:
         return None
     return plots.strips("latency", "Time between tokens", rows, lambda v: f"{v:.3g} ms")
 
 
-def _interval(one: dict[str, Any], start: float) -> Markup:
-    """The cell of a slice."""
-    if not one.get("interval"):
+def _interval(tag_slice: dict[str, Any], start: float) -> Markup:
+    """The small figure in the table row of a slice."""
+    if not tag_slice.get("interval"):
         return Markup("")
-    low, high = one["interval"]
-    return plots.interval(one["accuracy"], low, high, one.get("baseline"), start)
+    low, high = tag_slice["interval"]
+    return plots.interval(tag_slice["accuracy"], low, high, tag_slice.get("baseline"), start)
 
 
 def _texts(arms: Sequence[Arm]) -> dict[str, list[tuple[Arm, dict[str, Any]]]]:
-    """name of a text -> (arm, how far it is from the baseline there)"""
-    found: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
+    """name of a text -> (arm, its fidelity on the text)"""
+    texts: dict[str, list[tuple[Arm, dict[str, Any]]]] = {}
     for arm in arms:
-        for name, one in (arm.fidelity or {}).items():
-            found.setdefault(name, []).append((arm, one))
-    return found
+        for name, fidelity in (arm.fidelity or {}).items():
+            texts.setdefault(name, []).append((arm, fidelity))
+    return texts
 
 
 def _floor(floor: dict[str, Any] | None) -> Any:
-    """KL of the baseline from itself: a number, or an estimate of one."""
+    """KL divergence of the baseline from itself; the report has a number or an estimate."""
     kl = (floor or {}).get("kl")
     return kl.get("value") if isinstance(kl, dict) else kl

@@ -1,9 +1,10 @@
-"""Figures as inline SVG: no script, no colours of their own (the page's style has them, light and dark).
+"""Points, bars and samples -> figures as inline SVG.
 
     scatter("speed", "Speed against size", points, format_bytes, str, "size", "tokens per second")
 
-Every figure is drawn 340 units wide, near its width on a phone; text comes in escaped. A figure has a
-title and a description for those who do not see it; its numbers are in the page's tables, too.
+The figures have no script and no colours: the page's style sheet has those, for light and dark. Every
+figure is 340 units wide, about the width of a phone. Names are escaped. Each figure has a title and a
+description for screen readers, and its numbers are in the page's tables, too.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH = 340
-LETTER = 6.0
-"""width of a letter of a label, on the large side"""
+"""units"""
+LETTER_WIDTH = 6.0
+"""units; an upper estimate for the letters of a label"""
 
 Box = tuple[float, float, float, float]
 """left, top, right, bottom"""
-Says = Callable[[float], str]
+Format = Callable[[float], str]
+"""a number -> its text"""
 
 
 @dataclass(frozen=True)
@@ -29,48 +32,51 @@ class Point:
     x: float
     y: float
     look: str
-    """class: baseline, pass, fail, inconclusive or untested"""
+    """CSS class: baseline, pass, fail, inconclusive or untested"""
     low: float | None = None
     high: float | None = None
+    """ends of the whisker, in units of y"""
     joined: bool = False
-    """part of the line through the best"""
+    """whether the Pareto line passes through it"""
 
 
 @dataclass(frozen=True)
 class Bar:
     name: str
     parts: tuple[tuple[str, float], ...]
-    """(class, length), from the left"""
-    says: str
+    """(CSS class, length), from the left"""
+    label: str
     marks: tuple[tuple[str, float], ...] = ()
-    """(class, place) of lines across the bar"""
+    """(CSS class, place) of lines across the bar"""
 
 
 @dataclass(frozen=True)
 class Strip:
     name: str
-    says: str
+    label: str
     samples: tuple[float, ...]
     quantiles: tuple[float, ...]
     """50, 95 and 99 %"""
 
 
-def element(name: str, *inside: object, **attributes: object) -> Markup:
-    """An SVG element; `class_` is class and stroke_width stroke-width, numbers are rounded."""
+def element(name: str, *children: object, **attributes: object) -> Markup:
+    """An SVG element: `class_` becomes class, stroke_width stroke-width; floats get one decimal."""
     parts = []
     for key, value in attributes.items():
         text = f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(value)
         parts.append(Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), text))
-    body = Markup("").join(escape(part) for part in inside)
+    body = Markup("").join(escape(part) for part in children)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), Markup("").join(parts), body)
 
 
-def figure(name: str, title: str, told: str, height: float, parts: Iterable[Markup]) -> Markup:
-    """`name` makes ids that are unique in the page."""
+def figure(
+    name: str, title: str, description: str, height: float, parts: Iterable[Markup]
+) -> Markup:
+    """`name` is the CSS class and makes the ids, so it is unique in the page."""
     return element(
         "svg",
         element("title", title, id=f"{name}-title"),
-        element("desc", told, id=f"{name}-told"),
+        element("desc", description, id=f"{name}-told"),
         *parts,
         viewBox=f"0 0 {WIDTH} {height:.0f}", role="img", class_=f"plot {name}",
         aria_labelledby=f"{name}-title {name}-told",
@@ -96,9 +102,9 @@ def round_sizes(low: float, high: float) -> list[float]:
         (1, 1.5, 2, 3, 5, 7),
         (1, 1.2, 1.4, 1.6, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 8),
     ):
-        found = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
-        if len(found) > 2:
-            return found
+        values = [s * 10.0**d for d in decades for s in steps if low <= s * 10.0**d <= high]
+        if len(values) > 2:
+            return values
     return ticks(low, high, 3)
 
 
@@ -106,8 +112,8 @@ def scatter(
     name: str,
     title: str,
     points: Sequence[Point],
-    x: Says,
-    y: Says,
+    x: Format,
+    y: Format,
     x_name: str,
     y_name: str,
     line: float | None = None,
@@ -115,9 +121,9 @@ def scatter(
     curve: Callable[[float], float] | None = None,
     from_zero: bool = False,
 ) -> Markup:
-    """Points with whiskers, the best of them joined; x, which is positive, is logarithmic.
+    """Points with whiskers and a line through the joined ones; the x axis is logarithmic.
 
-    `line` is the baseline, `band` what is still allowed, `curve` a limit as a function of x.
+    `line`: y of the baseline. `band`: accepted range of y. `curve`: a limit of y as a function of x.
     """
     top, bottom, left, right = 26, 226, 40, WIDTH - 8
     heights = [v for p in points for v in (p.y, p.low, p.high) if v is not None]
@@ -155,8 +161,8 @@ def scatter(
         parts.append(element("line", class_="reference", x1=left, x2=right, y1=at, y2=at))
     if curve:
         steps = (first * (last / first) ** (i / 100) for i in range(101))
-        seen = [(v, curve(v)) for v in steps]
-        path = [f"{across(v):.1f},{down(h):.1f}" for v, h in seen if low <= h <= high]
+        curve_points = [(v, curve(v)) for v in steps]
+        path = [f"{across(v):.1f},{down(h):.1f}" for v, h in curve_points if low <= h <= high]
         parts.append(element("polyline", class_="limit", points=" ".join(path)))
     joined = sorted((p for p in points if p.joined), key=lambda p: p.x)
     path = [f"{across(p.x):.1f},{down(p.y):.1f}" for p in joined]
@@ -172,12 +178,12 @@ def scatter(
     parts += [_point(p, across(p.x), down(p.y), f"{x(p.x)}, {y(p.y)}") for p in points]
     for p in points:
         parts.append(_label(p, across(p.x), down(p.y), taken, (left, top - 8, right, bottom)))
-    told = "; ".join(f"{p.name}: {x(p.x)}, {y(p.y)}" for p in points)
-    return figure(name, title, f"{y_name} against {x_name}. {told}.", bottom + 36, parts)
+    summary = "; ".join(f"{p.name}: {x(p.x)}, {y(p.y)}" for p in points)
+    return figure(name, title, f"{y_name} against {x_name}. {summary}.", bottom + 36, parts)
 
 
-def forest(name: str, title: str, rows: Sequence[Point], margin: float, says: Says) -> Markup:
-    """Differences (y of the points) from 0 with their intervals, against the margin, a loss."""
+def forest(name: str, title: str, rows: Sequence[Point], margin: float, tick: Format) -> Markup:
+    """One row per point: its difference y with its interval, against 0 and the margin (a loss)."""
     ends = [v for p in rows for v in (p.y, p.low, p.high) if v is not None]
     low, high = min(*ends, -margin), max(*ends, 0.0)
     room = (high - low) * 0.08 or 1.0
@@ -192,11 +198,11 @@ def forest(name: str, title: str, rows: Sequence[Point], margin: float, says: Sa
     for look, value in (("margin", -margin), ("reference", 0.0)):
         at = across(value)
         parts.append(element("line", class_=look, x1=at, x2=at, y1=16, y2=bottom))
-    parts.append(element("text", f"margin {says(-margin)}", x=across(-margin), y=11,
+    parts.append(element("text", f"margin {tick(-margin)}", x=across(-margin), y=11,
                          text_anchor="end" if across(-margin) > 200 else "middle"))  # fmt: skip
     for value in ticks(low, high):
         at = across(value)
-        parts.append(element("text", says(value), x=at, y=bottom + 14, text_anchor="middle"))
+        parts.append(element("text", tick(value), x=at, y=bottom + 14, text_anchor="middle"))
     parts.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
     for number, p in enumerate(rows):
         y = 22.0 * number + 29
@@ -206,13 +212,13 @@ def forest(name: str, title: str, rows: Sequence[Point], margin: float, says: Sa
             path = f"M{across(p.low):.1f} {y - 4:.1f}v8M{across(p.low):.1f} {y:.1f}"
             path += f"H{across(p.high):.1f}M{across(p.high):.1f} {y - 4:.1f}v8"
             parts.append(element("path", class_="whisker", d=path))
-        parts.append(_point(p, across(p.y), y, says(p.y)))
-    told = "; ".join(f"{p.name}: {says(p.y)}" for p in rows)
-    return figure(name, title, f"Margin {says(-margin)}. {told}.", bottom + 20, parts)
+        parts.append(_point(p, across(p.y), y, tick(p.y)))
+    summary = "; ".join(f"{p.name}: {tick(p.y)}" for p in rows)
+    return figure(name, title, f"Margin {tick(-margin)}. {summary}.", bottom + 20, parts)
 
 
-def bars(name: str, title: str, rows: Sequence[Bar], says: Says) -> Markup:
-    """Stacked lengths from 0, one below the other, each below its name."""
+def bars(name: str, title: str, rows: Sequence[Bar], tick: Format) -> Markup:
+    """One stacked bar per row, below its name."""
     lengths = [sum(length for _, length in row.parts) for row in rows]
     places = [place for row in rows for _, place in row.marks]
     widest = max([*lengths, *places]) * 1.02 or 1.0
@@ -220,7 +226,7 @@ def bars(name: str, title: str, rows: Sequence[Bar], says: Says) -> Markup:
     parts = []
     for number, row in enumerate(rows):
         y, x = 34.0 * number + 12, 2.0
-        parts += _row_text(row.name, row.says, y)
+        parts += _row_text(row.name, row.label, y)
         for look, length in row.parts:
             parts.append(element("rect", class_=look, x=x, y=y + 5, width=length * scale,
                                  height=12))  # fmt: skip
@@ -228,19 +234,19 @@ def bars(name: str, title: str, rows: Sequence[Bar], says: Says) -> Markup:
         for look, place in row.marks:
             at = 2 + place * scale
             parts.append(element("line", class_=look, x1=at, x2=at, y1=y + 2, y2=y + 20))
-    parts += _ruler(widest, scale, 34.0 * len(rows) + 2, says)
-    told = "; ".join(f"{row.name}: {row.says}" for row in rows)
-    return figure(name, title, f"{told}.", 34 * len(rows) + 20, parts)
+    parts += _ruler(widest, scale, 34.0 * len(rows) + 2, tick)
+    summary = "; ".join(f"{row.name}: {row.label}" for row in rows)
+    return figure(name, title, f"{summary}.", 34 * len(rows) + 20, parts)
 
 
-def strips(name: str, title: str, rows: Sequence[Strip], tick: Says) -> Markup:
-    """Every sample a thin line, a bar from the median to 95 %, lines at the median, 95 and 99 %."""
+def strips(name: str, title: str, rows: Sequence[Strip], tick: Format) -> Markup:
+    """Per row: a thin line for every sample, a bar from median to 95 %, lines at 50, 95 and 99 %."""
     widest = max(value for row in rows for value in (*row.samples, *row.quantiles)) * 1.03 or 1.0
     scale = (WIDTH - 8) / widest
     parts = []
     for number, row in enumerate(rows):
         y = 40.0 * number + 12
-        parts += _row_text(row.name, row.says, y)
+        parts += _row_text(row.name, row.label, y)
         for value in row.samples:
             at = 2 + value * scale
             parts.append(element("line", class_="sample", x1=at, x2=at, y1=y + 6, y2=y + 22))
@@ -250,14 +256,14 @@ def strips(name: str, title: str, rows: Sequence[Strip], tick: Says) -> Markup:
         for at, look in zip(ends, ("median", "tail", "tail"), strict=False):
             parts.append(element("line", class_=look, x1=at, x2=at, y1=y + 5, y2=y + 23))
     parts += _ruler(widest, scale, 40.0 * len(rows) + 2, tick)
-    told = "; ".join(f"{row.name}: {row.says}" for row in rows)
-    return figure(name, title, f"{told}.", 40 * len(rows) + 20, parts)
+    summary = "; ".join(f"{row.name}: {row.label}" for row in rows)
+    return figure(name, title, f"{summary}.", 40 * len(rows) + 20, parts)
 
 
 def interval(
     value: float, low: float, high: float, reference: float | None = None, start: float = 0.0
 ) -> Markup:
-    """One share with its interval between `start` and 1, small enough for a cell of a table."""
+    """One share with its interval on an axis from `start` to 1, for a table cell."""
 
     def across(share: float) -> float:
         return 4 + 112 * (min(max(share, start), 1.0) - start) / (1 - start)
@@ -271,24 +277,24 @@ def interval(
     return element("svg", *parts, viewBox="0 0 120 16", class_="plot cell", aria_hidden="true")
 
 
-def short(name: str, most: int) -> str:
-    return name if len(name) <= most else name[: most - 1] + "…"
+def short(name: str, length: int) -> str:
+    return name if len(name) <= length else name[: length - 1] + "…"
 
 
-def _row_text(name: str, says: str, y: float) -> list[Markup]:
-    room = int((WIDTH - len(says) * LETTER - 16) / LETTER)
+def _row_text(name: str, value: str, y: float) -> list[Markup]:
+    room = int((WIDTH - len(value) * LETTER_WIDTH - 16) / LETTER_WIDTH)
     label = element(
         "text", short(name, max(room, 6)), element("title", name), class_="row", x=2, y=y
     )
-    return [label, element("text", says, x=WIDTH - 6, y=y, text_anchor="end")]
+    return [label, element("text", value, x=WIDTH - 6, y=y, text_anchor="end")]
 
 
-def _ruler(widest: float, scale: float, y: float, says: Says) -> list[Markup]:
+def _ruler(widest: float, scale: float, y: float, tick: Format) -> list[Markup]:
     parts = [element("line", class_="axis", x1=2, x2=WIDTH - 6, y1=y, y2=y)]
     for value in ticks(0, widest):
         at = 2 + value * scale
         anchor = "start" if value == 0 else "end" if at > WIDTH - 24 else "middle"
-        parts.append(element("text", says(value), x=at, y=y + 13, text_anchor=anchor))
+        parts.append(element("text", tick(value), x=at, y=y + 13, text_anchor=anchor))
     return parts
 
 
@@ -297,9 +303,9 @@ def _whisker(x: float, top: float, bottom: float) -> Markup:
     return element("path", class_="whisker", d=path)
 
 
-def _point(p: Point, x: float, y: float, says: str) -> Markup:
-    """A shape for each outcome: colour alone would not tell everybody."""
-    tip = element("title", f"{p.name}: {says}")
+def _point(p: Point, x: float, y: float, value: str) -> Markup:
+    """Each outcome has its own shape, because not everybody sees the colours."""
+    tip = element("title", f"{p.name}: {value}")
     if p.look == "baseline":
         return element("rect", tip, class_=p.look, x=x - 4, y=y - 4, width=8, height=8)
     outline = {
@@ -312,9 +318,9 @@ def _point(p: Point, x: float, y: float, says: str) -> Markup:
 
 
 def _label(p: Point, x: float, y: float, taken: list[Box], area: Box) -> Markup:
-    """Its name where it covers least of what is there already."""
+    """The point's name, at the place where it covers least of the boxes in `taken`; added to them."""
     text = short(p.name, 24)
-    width = len(text) * LETTER
+    width = len(text) * LETTER_WIDTH
     spots = [(x + 8, y), (x - 8 - width, y), (x + 6, y - 11), (x + 6, y + 11),
              (x - 6 - width, y - 11), (x - 6 - width, y + 11), (x - width / 2, y - 13),
              (x - width / 2, y + 14), (x + 6, y - 22), (x + 6, y + 22),

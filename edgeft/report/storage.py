@@ -1,4 +1,8 @@
-"""Write a release report into a folder and read it back."""
+"""A Release -> report.json, report.md and report.html in a folder, and back.
+
+write(release, Path("report"))
+read(Path("report/report.json"))            # the release again
+"""
 
 from __future__ import annotations
 
@@ -16,14 +20,14 @@ JSON = "report.json"
 
 
 def write(release: Release, folder: Path) -> Path:
-    """report.json, report.md and report.html in `folder`, each whole; returns the page.
+    """Write the three files, each atomically; the path of the page.
 
-    The JSON (SCHEMA.md says what is in it) comes first: hours of measuring outlive whatever keeps
-    the others from being made. They show what it says and nothing else.
+    The JSON is written first, so that hours of measuring survive a failure of the others. The page and
+    the Markdown show nothing that is not in the JSON.
     """
     from edgeft.report.page import html, markdown
 
-    raw = _plain(release.to_json())
+    raw = _encodable(release.to_json())
     release = Release.from_json(raw)
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(raw, indent=1, ensure_ascii=False, allow_nan=False)
@@ -53,23 +57,23 @@ def read(file: Path) -> Release:
         raise InputError(f"{file} is no report: it has no schema", hint)
     if schema > SCHEMA:
         raise InputError(f"{file} was written by a newer edgeft", "upgrade edgeft")
-    wrong = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
+    render_errors = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError,
              jinja2.TemplateError)  # fmt: skip
     try:
-        release = Release.from_json(_plain(raw))
-        html(release)  # what the parts hold is seen by making something of them
+        release = Release.from_json(_encodable(raw))
+        html(release)  # rendering finds wrong types inside the parts
         markdown(release)
-    except wrong as error:
+    except render_errors as error:
         raise InputError(f"{file} is no report: {one_line(str(error))}", hint) from None
     return release
 
 
-def _plain(value: Any) -> Any:
-    """What JSON and UTF-8 can say: no number that is not finite, no half of a surrogate pair."""
+def _encodable(value: Any) -> Any:
+    """The value with infinite numbers and NaN as None and lone surrogates replaced, for JSON in UTF-8."""
     if isinstance(value, dict):
-        return {_plain(key): _plain(item) for key, item in value.items()}
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_encodable(item) for item in value]
     if isinstance(value, str):
         return value.encode("utf-8", "replace").decode()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,10 +1,7 @@
-"""Measurements and verdicts -> tables and a page for people, JSON for programs.
+"""Rows of text, or a release -> aligned Markdown tables, readable in a terminal and in a README.
 
-    print(table(["artifact", "size"], [["q4_k_m", "105.5 MB"]]))
-    write(release, Path("report"))              # report.html, report.json, report.md
-    read(Path("report/report.json"))            # the release again
-
-The tables are aligned Markdown: readable in a terminal, and in a README as they are.
+print(table(["artifact", "size"], [["q4_k_m", "105.5 MB"]]))
+print(release_text(release))
 """
 
 from __future__ import annotations
@@ -17,7 +14,7 @@ from edgeft.records import Arm, Release
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Aligned Markdown: the first column to the left, the others to the right."""
+    """The first column is aligned to the left, the others to the right."""
     head, *rows = ([one_line(text) for text in row] for row in (head, *rows))
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
 
@@ -33,11 +30,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def one_line(text: str) -> str:
+    """The text without line breaks and with `|` escaped."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def release_text(release: Release) -> str:
-    """The decision first, then the arms, for a terminal."""
+    """For a terminal: the decision, the reason, the table of arms, the notes."""
     ship = f": ship {release.ship}" if release.ship else ""
     notes = [f"  {note}" for note in release.notes]
     return "\n".join(
@@ -46,7 +44,7 @@ def release_text(release: Release) -> str:
 
 
 def arms_table(arms: Sequence[Arm]) -> str:
-    """What was measured of any arm."""
+    """A row per arm; columns in which no arm has a value are left out."""
     head = ["model", "accuracy", "size", "peak memory", "prefill t/s", "decode t/s", "lost", "won",
             "difference", "gain left", "verdict"]  # fmt: skip
     rows = [_arm_row(arm) for arm in arms]
@@ -55,7 +53,7 @@ def arms_table(arms: Sequence[Arm]) -> str:
 
 
 def _arm_row(arm: Arm) -> list[str]:
-    speed, memory, verdict, kept = (
+    speed, memory, verdict, retention = (
         part or {} for part in (arm.speed, arm.memory, arm.verdict, arm.retention)
     )
     return [
@@ -68,16 +66,18 @@ def _arm_row(arm: Arm) -> list[str]:
         str(verdict.get("lost", "")),
         str(verdict.get("won", "")),
         _difference(verdict) if verdict else "",
-        f"{kept['value']:.0%}" if kept.get("value") is not None else "",
+        f"{retention['value']:.0%}" if retention.get("value") is not None else "",
         verdict.get("outcome", ""),
     ]
 
 
 def _difference(verdict: dict[str, Any]) -> str:
+    """With its lower bound, if there is one."""
     lower = verdict.get("lower")
     bound = f" (≥ {points(lower)})" if lower is not None else ""
     return points(verdict["difference"]) + bound
 
 
 def points(share: float) -> str:
+    """A difference of accuracies in percentage points."""
     return f"{share * 100:+.1f} points"

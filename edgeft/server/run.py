@@ -5,11 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import signal
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,44 +18,9 @@ from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching import Batching
 from edgeft.server.engine import Engine, Post, Worker
+from edgeft.server.options import ServeOptions
 from edgeft.web.guard import Rules
 from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
-
-
-@dataclass(frozen=True)
-class ServeOptions:
-    artifacts: tuple[Path, ...]
-    host: str = "127.0.0.1"
-    port: int = 8080
-    """0 = any that is free"""
-    key: str = field(default="", repr=False)
-    slots: int = 4
-    """answers at a time, for each artifact"""
-    queue: int = 32
-    """answers that may wait"""
-    threads: int | None = None
-    context: int | None = None
-    """tokens of each conversation"""
-    max_tokens: int | None = None
-    allow_host: tuple[str, ...] = ()
-    cors: tuple[str, ...] = ()
-    grace: float = 10.0
-    """seconds that running answers have to finish after SIGTERM"""
-    isolate: bool = True
-    """compute so that an answer does not depend on what else is running"""
-    log_prompts: bool = False
-    quiet: bool = False
-
-    def check(self) -> None:
-        if not _is_loopback(self.host) and not self.key:
-            raise InputError(
-                f"{self.host} can be reached from other machines, which needs a key",
-                "EDGEFT_API_KEY or --api-key-file",
-            )
-        for origin in self.cors:
-            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
-                told = f"--cors {origin!r} is no origin"
-                raise InputError(told, "such as https://example.org, without a path")
 
 
 def serve(options: ServeOptions) -> None:
@@ -152,12 +115,3 @@ def poster(loop: asyncio.AbstractEventLoop) -> Post:
             loop.call_soon_threadsafe(functools.partial(deliver, events))
 
     return post
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

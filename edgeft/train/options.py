@@ -1,4 +1,4 @@
-"""Options of a training run."""
+"""The options of a training run. The string after a field is the help of its option."""
 
 from __future__ import annotations
 
@@ -13,48 +13,55 @@ from edgeft.errors import InputError
 
 @dataclass(frozen=True)
 class TrainOptions:
+    """What is trained, on what and how: the options of `edgeft train-qlora`."""
+
     base: Path
-    """Hugging Face folder of the base model"""
+    """Base model: a Hugging Face folder; on the command line also a .gguf, a hub id or an embedded base
+    such as smollm2-135m."""
     data: Path
-    """alpaca, messages or sharegpt; JSON or JSONL"""
+    """Chats to learn: alpaca, chat messages or sharegpt; JSON or JSONL."""
     output: Path
-    """folder of the adapter"""
+    """Folder of the adapter."""
     validation_data: Path | None = None
-    """a file of its own; otherwise validation_size is split off data"""
+    """File of chats for validation. Without one, --validation-size is split off --data."""
     validation_size: float = 0.05
-    """share of the examples below 1, a count from 1, 0 for none"""
+    """Part of --data that is held out for validation: a share below 1, a count from 1, 0 = none."""
     epochs: float = 1.0
-    """passes over the training examples, unless steps is given"""
+    """Passes over the training examples, unless --steps is given."""
     steps: int | None = None
-    """optimizer steps"""
+    """Optimizer steps."""
     batch_size: int = 8
-    """examples per optimizer step"""
+    """Examples per optimizer step."""
     micro_batch_size: int = 8
-    """examples per forward pass; gradients are accumulated up to batch_size"""
+    """Examples per forward pass; gradients are accumulated up to --batch-size."""
     learning_rate: float = 1e-3
-    """peak, after the warm-up and before the cosine decay"""
+    """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
-    """share of the steps"""
+    """Share of the steps in which the learning rate rises."""
     cutoff_length: int = 512
-    """tokens; longer examples are left out and counted"""
+    """Tokens of an example at most; longer ones are left out and counted."""
     lora_r: int = 16
+    """Rank of the LoRA matrices."""
     lora_alpha: int = 32
+    """LoRA's scale is alpha / r."""
     lora_dropout: float = 0.0
+    """Share of LoRA's inputs that is dropped."""
     target_modules: tuple[str, ...] = ()
-    """module names; empty = the model card's (every linear layer of a block)"""
+    """Module names, comma-separated. Default: the model card's, every linear layer of a block."""
     train_on_inputs: bool = False
-    """learn the prompt's tokens too, not only the answer's"""
+    """Learn the prompt's tokens too, not only the answer's."""
     group_by_length: bool = True
-    """batches of similar length, less padding"""
+    """Make batches of examples of similar length: less padding."""
     compute_type: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto measures which is faster"""
+    """Type of the computation; auto measures which is faster here."""
     keep_4bit: bool = False
-    """keep the base packed in 4 bits (bitsandbytes): least memory, slower"""
+    """Keep the base packed in 4 bits (bitsandbytes): least memory, slower on a CPU."""
     seed: int = 0
+    """Seed of the split, the order and the initialization."""
     eval_every: int = 0
-    """steps between points of the validation curve; 0 = five points"""
+    """Steps between points of the validation curve; 0 = five points."""
     save_every: int = 50
-    """steps between checkpoints; 0 = none"""
+    """Steps between checkpoints; 0 = none."""
 
     def __post_init__(self) -> None:
         if self.batch_size % self.micro_batch_size:

@@ -55,7 +55,7 @@ def test_history_goes_into_the_next_prompt_and_reset_forgets_it() -> None:
     assert "one" not in seen and seen.startswith("be brief")
 
 
-def test_a_reply_that_is_stopped_stays_as_far_as_it_came() -> None:
+def test_a_stopped_reply_keeps_its_text_so_far() -> None:
     chat = conversation()
     reply = chat.ask("abcdef")
     assert next(reply) + next(reply) == "AB"
@@ -86,7 +86,7 @@ def test_the_oldest_turns_go_when_the_context_is_full() -> None:
     assert "question 0" not in seen and "question 7" in seen
 
 
-def test_a_message_that_is_too_long_changes_nothing() -> None:
+def test_a_too_long_message_changes_nothing() -> None:
     chat = conversation()
     "".join(chat.ask("one"))
     turns = list(chat.turns)
@@ -136,7 +136,7 @@ def test_ctrl_c_stops_the_reply_and_the_next_turn_works(
     assert [turn.content for turn in conversation.turns] == ["ABCDEF", "AB", "next", "NEXT"]
 
 
-def test_on_a_terminal_an_error_is_one_line_and_the_talk_goes_on(
+def test_on_a_terminal_an_error_is_one_line_and_the_chat_continues(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Keyboard(monkeypatch, "y" * 500, *(f"question {i} {'x' * 40}" for i in range(5)), "/exit", "no")
@@ -149,7 +149,8 @@ def test_on_a_terminal_an_error_is_one_line_and_the_talk_goes_on(
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
 
     out = tmp_path_factory.mktemp("chat")
     return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path
@@ -174,13 +175,13 @@ def test_only_replies_go_to_stdout(artifact: Path) -> None:
     assert "did you mean '/reset'" in notes and "Ctrl-D" in notes and "system message set" in notes
 
 
-def test_a_reader_that_leaves_is_no_error(artifact: Path) -> None:
+def test_a_closed_pipe_is_not_an_error(artifact: Path) -> None:
     command = f"yes lamp | head -400 | {sys.executable} -m edgeft chat {artifact} | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, check=False)
     assert done.stderr == b""
 
 
-def test_a_prompt_longer_than_the_context_is_one_line(artifact: Path) -> None:
+def test_a_prompt_longer_than_the_context_is_a_one_line_error(artifact: Path) -> None:
     done = run(artifact, "lamp " * 200, "--context", "64")
     assert done.returncode == 1
     assert (

@@ -12,7 +12,7 @@ from edgeft.report import storage
 
 
 @pytest.mark.slow
-def test_demo_ends_with_its_table_and_a_second_run_skips(tmp_path: Path) -> None:
+def test_demo_prints_its_table_and_a_second_run_skips_complete_steps(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "edgeft", "demo", "--out", str(tmp_path / "demo"),
                "--steps", "12", "--limit", "60"]  # fmt: skip
     first = subprocess.run(command, capture_output=True, text=True, check=False)

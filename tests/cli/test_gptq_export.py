@@ -40,7 +40,15 @@ def export(edgeft: Run, make: Family, tmp_path: Path, chats: Path) -> Export:
     base, adapter, _ = make("llama")
 
     def run(*more: object) -> Any:
-        given = ["--base", base, "--adapter", adapter, "--no-live", "--out", tmp_path / "out"]
+        given = [
+            "--base",
+            base,
+            "--adapter",
+            adapter,
+            "--no-compare-live",
+            "--out",
+            tmp_path / "out",
+        ]
         given += [] if "--calibration" in more else ["--calibration", chats]
         given += [] if "--format" in more or "--quant" in more else ["--format", "gptq"]
         return edgeft("merge-export", *given, *more)
@@ -75,17 +83,20 @@ def hashes(folder: Path) -> dict[str, str]:
         (["--calibration", "auto"], "nothing to calibrate GPTQ on: the adapter has no manifest"),
         (["--quant", "q4_0", "--group-size", "32"], "--group-size is not for format gguf"),
         (["--quant", "gptq-q4_0", "--asymmetric"], "--asymmetric is not for format gguf"),
-        (["--quant", "q4_0", "--calibration", "auto", "--offload"], "--offload is for GPTQ"),
+        (
+            ["--quant", "q4_0", "--calibration", "auto", "--offload-activations"],
+            "--offload-activations is for GPTQ",
+        ),
         (["--tensor-type", "ffn_down=q8_0"], "--tensor-type is not for format gptq"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_input_errors_are_reported_before_any_work(
     export: Export, tmp_path: Path, options: list[str], says: str
 ) -> None:
     refused(export(*options), says, tmp_path / "out")
 
 
-def test_calibration_that_is_none(export: Export, tmp_path: Path) -> None:
+def test_invalid_calibration_files_are_refused(export: Export, tmp_path: Path) -> None:
     files = {
         "empty.jsonl": (b"", "holds no examples"), "empty.txt": (b" \n", "empty.txt is empty"),
         "binary.txt": (bytes(range(256)), "is not UTF-8"), "binary.json": (b"\xff", "is not UTF-8"),
@@ -98,13 +109,13 @@ def test_calibration_that_is_none(export: Export, tmp_path: Path) -> None:
     refused(export("--calibration", test), "of the test split of smart_home", tmp_path / "out")
 
 
-def test_wrong_usage_is_2(export: Export) -> None:
-    for option in (["--group-size", "100"], ["--damp", "1"], ["--damp", "nan"], ["--damp", "0"],
+def test_wrong_usage_exits_with_2(export: Export) -> None:
+    for option in (["--group-size", "100"], ["--dampening-frac", "1"], ["--dampening-frac", "nan"], ["--dampening-frac", "0"],
                    ["--calibration-tokens", "0"]):  # fmt: skip
         assert export(*option).code == 2
 
 
-def test_a_family_that_transformers_does_not_have(
+def test_a_family_unknown_to_transformers_is_refused(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path
 ) -> None:
     given = ["--base", make("chatglm2-32k")[0], "--out", tmp_path / "out", "--calibration", chats]
@@ -115,29 +126,31 @@ def test_a_family_that_transformers_does_not_have(
         refused(edgeft("merge-export", *given, *options), says, tmp_path / "out")
 
 
-def test_without_torch(export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_torch_is_an_error_with_the_extra(
+    export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "torch", None)
     for options in ([], ["--quant", "gptq-q4_0"]):
         refused(export(*options), "torch is not installed (pip install 'edgeft[gptq]')",
                 tmp_path / "out")  # fmt: skip
 
 
-def test_disk_and_memory_are_asked_for_first(
+def test_disk_and_memory_are_checked_first(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(machine, "available_memory", lambda: 1000)
         ran = export()
         refused(ran, "GPTQ for 4bit needs about", tmp_path / "out")
-        assert "fewer --calibration-tokens, --offload" in ran.err
-        assert "--offload" not in export("--offload").err
+        assert "fewer --calibration-tokens, --offload-activations" in ran.err
+        assert "--offload-activations" not in export("--offload-activations").err
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     refused(export(), "GPTQ for 4bit needs", tmp_path / "out")
 
 
-def test_what_it_is_thought_to_take(make: Family) -> None:
-    """Activations go to the disk with --offload, and there is a byte for each weight."""
+def test_the_footprint_counts_weights_and_activations(make: Family) -> None:
+    """Activations go to the disk with --offload-activations, and there is a byte for each weight."""
     from edgeft.merge.view import open_merged
 
     merged = open_merged(make("llama")[0], None)
@@ -147,7 +160,9 @@ def test_what_it_is_thought_to_take(make: Family) -> None:
     assert weights < disk < 1.2 * weights
 
 
-def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
+def test_the_manifest_has_the_facts_and_other_options_are_refused(
+    export: Export, tmp_path: Path
+) -> None:
     ran = export("--json")
     assert ran.code == 0, ran.err
     (made,) = json.loads(ran.out)["artifacts"]
@@ -167,7 +182,7 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
     assert "is complete, nothing to do" in export().err and not left.exists()
     (tmp_path / "text.txt").write_text("the lamp is on the table. " * 50)
     for options, other in (
-        (["--damp", "0.02"], "damp"), (["--group-size", "-1"], "group_size"),
+        (["--dampening-frac", "0.02"], "damp"), (["--group-size", "-1"], "group_size"),
         (["--asymmetric"], "symmetric"), (["--calibration-tokens", "99"], "calibration_tokens"),
         (["--calibration", tmp_path / "text.txt"], "calibration"),
     ):  # fmt: skip
@@ -177,11 +192,11 @@ def test_facts_and_another_run(export: Export, tmp_path: Path) -> None:
     ran = export("--calibration", tmp_path / "text.txt", "--overwrite", "--json")
     assert json.loads(ran.out)["artifacts"][0]["calibration"]["of"] == "text.txt"
     assert hashes(tmp_path / "out") != before
-    assert export("--offload", "--overwrite").code == 0
+    assert export("--offload-activations", "--overwrite").code == 0
     assert hashes(tmp_path / "out") == before, "the same with the activations on the disk"
 
 
-def test_ctrl_c_leaves_what_is_done_and_no_artifact(
+def test_ctrl_c_keeps_finished_blocks_and_leaves_no_artifact(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stopped(self: gptq_blocks.Block) -> None:
@@ -215,7 +230,7 @@ cli.main({arguments!r})
 
 
 @pytest.mark.parametrize(("kind", "counts"), [("gptq", (2, 3)), ("gguf", (4,))])
-def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
+def test_a_resumed_run_writes_the_same_bytes(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path, kind: str, counts: tuple[int, ...]
 ) -> None:
     """Killed in the middle of writing: a file of a block, or later the artifact."""
@@ -223,7 +238,7 @@ def test_a_killed_run_is_gone_on_with_to_the_same_bytes(
     quant = "4bit" if kind == "gptq" else "gptq-q4_0"
 
     def arguments(out: str) -> list[str]:
-        given = ["--base", base, "--adapter", adapter, "--out", tmp_path / out, "--no-live",
+        given = ["--base", base, "--adapter", adapter, "--out", tmp_path / out, "--no-compare-live",
                  "--calibration", chats, "--format", kind, "--quant", quant, "--threads", 2]  # fmt: skip
         return ["merge-export", *map(str, given)]
 
@@ -250,11 +265,13 @@ def test_the_commands_of_the_docs(
     commands = re.findall(r"^edgeft (merge-export .*gptq.*)$", page, re.MULTILINE)
     assert len(commands) == 2
     for command in commands:
-        here = ["--base", base, "--calibration", chats, "--no-live"]
+        here = ["--base", base, "--calibration", chats, "--no-compare-live"]
         assert edgeft(*shlex.split(command), *here).code == 0
 
 
-def test_two_formats_at_once_and_every_command(export: Export, edgeft: Run, tmp_path: Path) -> None:
+def test_two_formats_are_exported_at_once_and_open_in_every_command(
+    export: Export, edgeft: Run, tmp_path: Path
+) -> None:
     ran = export("--format", "gguf,gptq", "--quant", "f16,4bit,gptq-q4_0", "--imatrix", "auto",
                  "--tensor-type", "ffn_down=q6_k")  # fmt: skip
     assert ran.code == 0, ran.err

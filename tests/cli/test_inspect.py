@@ -18,14 +18,15 @@ Run = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from edgeft.export.pipeline import ExportOptions, export
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
 
     out = tmp_path_factory.mktemp("inspected")
     export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))
     return out / "q8_0.gguf"
 
 
-def test_a_gguf(edgeft: Run, artifact: Path) -> None:
+def test_inspect_describes_a_gguf(edgeft: Run, artifact: Path) -> None:
     ran = edgeft("inspect", artifact, "--json")
     facts = json.loads(ran.out)
     assert ran.code == 0
@@ -41,7 +42,7 @@ def test_a_gguf(edgeft: Run, artifact: Path) -> None:
     assert max(map(len, shown.splitlines())) < 120
 
 
-def test_a_folder_and_a_file_that_was_moved(
+def test_inspect_describes_a_folder_and_a_moved_file(
     edgeft: Run, artifact: Path, tiny_base: Path, tmp_path: Path
 ) -> None:
     facts = json.loads(edgeft("inspect", tiny_base, "--json").out)
@@ -52,7 +53,7 @@ def test_a_folder_and_a_file_that_was_moved(
 
 
 @pytest.mark.parametrize("cut", [0, 100, 3000])
-def test_what_is_none_of_them(edgeft: Run, artifact: Path, tmp_path: Path, cut: int) -> None:
+def test_inspect_refuses_other_files(edgeft: Run, artifact: Path, tmp_path: Path, cut: int) -> None:
     (tmp_path / "x.gguf").write_bytes(artifact.read_bytes()[:cut])
     for path, says in (
         (tmp_path / "x.gguf", "not a whole GGUF file"),
@@ -64,7 +65,7 @@ def test_what_is_none_of_them(edgeft: Run, artifact: Path, tmp_path: Path, cut: 
         assert says in ran.err and len(ran.err.splitlines()) == 1
 
 
-def test_the_matrix_is_the_cards(edgeft: Run) -> None:
+def test_models_lists_the_cards(edgeft: Run) -> None:
     rows = json.loads(edgeft("models", "--json").out)["families"]
     assert [row["family"] for row in rows] == [card.family for card in models.cards()]
     text = edgeft("models").out

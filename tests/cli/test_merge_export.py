@@ -32,7 +32,7 @@ def export(edgeft: Run, make: Family, tmp_path: Path) -> Export:
     base, adapter, _ = make("llama")
 
     def run(*more: object, base: object = base, adapter: object = adapter) -> Any:
-        given = ["--base", base, "--no-live", "--out", tmp_path / "out"]
+        given = ["--base", base, "--no-compare-live", "--out", tmp_path / "out"]
         given += ["--adapter", adapter] if adapter else []
         asked = ["--quant", "q8_0"] if "--quant" not in more and "--format" not in more else []
         return edgeft("merge-export", *given, *asked, *more)
@@ -87,17 +87,17 @@ def other_weights(
         (["--imatrix", __file__], "is not a whole GGUF file"),
         (["--imatrix", "auto"], "the adapter has no manifest"),
         (["--calibration", __file__], "--calibration is for --imatrix auto and for GPTQ"),
-        (["--validation", "nowhere.jsonl"], "check --validation"),
+        (["--validation-data", "nowhere.jsonl"], "check --validation-data"),
         (["--config", "nowhere.toml"], "no such file"),
     ],
 )
-def test_a_mistake_is_told_before_any_work(
+def test_input_errors_are_reported_before_any_work(
     export: Export, tmp_path: Path, options: list[str], says: str
 ) -> None:
     refused(export(*options), says, tmp_path / "out")
 
 
-def test_wrong_usage_is_2(export: Export) -> None:
+def test_wrong_usage_exits_with_2(export: Export) -> None:
     for options in (["--tensor-type", "ffn_down"], ["--quants", "f16"], ["--threads", "0"]):
         assert export(*options).code == 2
 
@@ -105,21 +105,23 @@ def test_wrong_usage_is_2(export: Export) -> None:
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        ("live = 'maybe'", "true or false"),
+        ("compare-live = 'maybe'", "true or false"),
         ("threads = true", "a string or a number"),
         ("quant = [true]", "or a list of them"),
         ("[merge_export]\nquant = 'q8_0'", "did you mean 'merge-export'"),
         ("imatrix = 3", "no such file: 3"),
     ],
 )
-def test_a_config_file_is_read_like_the_command_line(
+def test_config_values_are_checked_like_typed_ones(
     export: Export, tmp_path: Path, value: str, says: str
 ) -> None:
     (tmp_path / "run.toml").write_text(value)
     refused(export("--config", tmp_path / "run.toml"), says, tmp_path / "out")
 
 
-def test_an_adapter_that_peft_did_not_write(export: Export, make: Family, tmp_path: Path) -> None:
+def test_an_adapter_not_written_by_peft_is_refused(
+    export: Export, make: Family, tmp_path: Path
+) -> None:
     _, adapter, _ = make("llama")
     edits = {
         "lora_alpha": "x", "r": None, "rank_pattern": {"(": 4}, "alpha_pattern": [3],
@@ -130,7 +132,9 @@ def test_an_adapter_that_peft_did_not_write(export: Export, make: Family, tmp_pa
         refused(export(adapter=copy), "is it the one that peft wrote?", tmp_path / "out")
 
 
-def test_an_adapter_that_lost_tensors(export: Export, make: Family, tmp_path: Path) -> None:
+def test_an_adapter_without_some_tensors_is_refused(
+    export: Export, make: Family, tmp_path: Path
+) -> None:
     _, adapter, _ = make("llama")
 
     def without(part: str) -> Callable[[dict[str, Any]], Any]:
@@ -142,7 +146,7 @@ def test_an_adapter_that_lost_tensors(export: Export, make: Family, tmp_path: Pa
         refused(export(adapter=copy), says, tmp_path / "out")
 
 
-def test_a_base_that_is_broken(export: Export, make: Family, tmp_path: Path) -> None:
+def test_a_broken_base_is_refused(export: Export, make: Family, tmp_path: Path) -> None:
     base, _, _ = make("llama")
     edits: dict[str, tuple[str, Any, str]] = {
         "arch": ("config.json", {"architectures": [3]}, "there are chatglm"),
@@ -164,7 +168,7 @@ def test_a_base_that_is_broken(export: Export, make: Family, tmp_path: Path) -> 
         assert ".partial" not in ran.err
 
 
-def test_a_base_that_is_quantized(export: Export, make: Family, tmp_path: Path) -> None:
+def test_a_quantized_base_is_refused(export: Export, make: Family, tmp_path: Path) -> None:
     base, _, _ = make("llama")
     copy = tmp_path / "base"
     shutil.copytree(base, copy)
@@ -177,7 +181,9 @@ def test_a_base_that_is_quantized(export: Export, make: Family, tmp_path: Path) 
     refused(export(base=copy), "stored as F8_E4M3 (an unquantized checkpoint", tmp_path / "out")
 
 
-def test_values_that_a_type_cannot_hold(export: Export, make: Family, tmp_path: Path) -> None:
+def test_values_outside_the_range_of_a_type_are_refused(
+    export: Export, make: Family, tmp_path: Path
+) -> None:
     base, _, _ = make("llama")
 
     def spoil(arrays: dict[str, Any]) -> None:
@@ -188,7 +194,7 @@ def test_values_that_a_type_cannot_hold(export: Export, make: Family, tmp_path: 
     refused(ran, "up_proj.weight cannot be stored as F16", tmp_path / "out")
 
 
-def test_the_importance_of_another_model(export: Export, tmp_path: Path) -> None:
+def test_the_imatrix_of_another_model_is_refused(export: Export, tmp_path: Path) -> None:
     names = [f"blk.{i}.attn_qkv.weight" for i in range(2)]
     ones = Sums(np.ones((1, 64), np.float32), np.ones(1, np.float32))
     write(Imatrix(dict.fromkeys(names, ones), ("x",), 512, 1), tmp_path / "imatrix.gguf")
@@ -196,14 +202,14 @@ def test_the_importance_of_another_model(export: Export, tmp_path: Path) -> None
     refused(ran, "is of another model: it has nothing for", tmp_path / "out")
 
 
-def test_importance_is_asked_for_where_it_is_needed(export: Export, tmp_path: Path) -> None:
+def test_types_that_need_an_imatrix_are_refused_without_one(export: Export, tmp_path: Path) -> None:
     base = make_base(tmp_path / "base", hidden=256)
     ran = export("--quant", "f16,iq3_xxs", base=base, adapter=None)
     refused(ran, "iq3_xxs needs an importance matrix", tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["q8_0.gguf", "q8_0.Modelfile", "imatrix.gguf"])
-def test_a_file_of_the_users_own_stays(export: Export, tmp_path: Path, name: str) -> None:
+def test_a_file_of_the_user_is_not_overwritten(export: Export, tmp_path: Path, name: str) -> None:
     out = tmp_path / "out"
     out.mkdir()
     (out / name).write_text("mine")
@@ -214,28 +220,30 @@ def test_a_file_of_the_users_own_stays(export: Export, tmp_path: Path, name: str
         assert content(out) == {str(out / name): b"mine"}
 
 
-def test_another_run_says_what_is_other(export: Export, make: Family, tmp_path: Path) -> None:
+def test_a_run_with_other_options_names_the_difference(
+    export: Export, make: Family, tmp_path: Path
+) -> None:
     out = tmp_path / "out"
     assert export().code == 0
     before = content(out)
-    ran = export("--merge-base", "nf4", "--quant", "f16,q8_0")
+    ran = export("--base-precision", "nf4", "--quant", "f16,q8_0")
     assert ran.code == 1 and "holds a result with other merge_base (--overwrite" in ran.err
     assert ran.err.count("\n") == 1 and content(out) == before
     (out / "q8_0.Modelfile").unlink()
     assert "nothing to do" in export().err and content(out) == before
 
 
-def test_a_file_is_the_same_under_another_path(
+def test_a_file_under_another_path_counts_as_the_same(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chats = make_chats(tmp_path / "chats.jsonl", 4)
-    options = ["--merge-base", "w16", "--validation"]
+    options = ["--base-precision", "stored", "--validation-data"]
     assert export(*options, chats).code == 0
     monkeypatch.chdir(tmp_path)
     assert "nothing to do" in export(*options, chats.name).err
 
 
-def test_a_folder_that_is_none(export: Export, tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_output_folder_is_refused(export: Export, tmp_path: Path) -> None:
     (tmp_path / "out").write_text("mine")
     for out in (tmp_path / "out", tmp_path / "out" / "below"):
         ran = export("--out", out)
@@ -243,7 +251,7 @@ def test_a_folder_that_is_none(export: Export, tmp_path: Path) -> None:
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_a_full_disk_leaves_nothing(make: Family, tmp_path: Path) -> None:
+def test_a_full_disk_leaves_no_files(make: Family, tmp_path: Path) -> None:
     full = (
         "import resource, signal\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
@@ -254,7 +262,7 @@ def test_a_full_disk_leaves_nothing(make: Family, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_killed_run_is_swept_and_terminated_ones_clean_up(
+def test_leftovers_of_killed_runs_are_removed_and_terminated_runs_clean_up(
     make: Family, export: Export, tmp_path: Path
 ) -> None:
     dead = subprocess.Popen(["true"])
@@ -274,7 +282,7 @@ def test_a_killed_run_is_swept_and_terminated_ones_clean_up(
     assert not (tmp_path / "new" / "out").exists()
 
 
-def test_of_two_runs_at_once_one_result_stays(
+def test_of_two_concurrent_runs_one_result_stays(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import edgeft.converters.gguf.convert as converter
@@ -285,10 +293,10 @@ def test_of_two_runs_at_once_one_result_stays(
         header(*given)
         if not slow.is_set():  # the faster run, while this one writes
             slow.set()
-            assert export("--merge-base", "w16").code == 0
+            assert export("--base-precision", "stored").code == 0
 
     monkeypatch.setattr(converter, "_header", other_first)
-    ran = export("--merge-base", "nf4")
+    ran = export("--base-precision", "nf4")
     assert ran.code == 1 and "other merge_base" in ran.err
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
     assert kept["options"]["merge_base"] == "w16"
@@ -297,7 +305,7 @@ def test_of_two_runs_at_once_one_result_stays(
     ]  # fmt: skip
 
 
-def test_everything_but_the_comparison_works_without_torch(make: Family, tmp_path: Path) -> None:
+def test_without_torch_only_the_live_comparison_is_left_out(make: Family, tmp_path: Path) -> None:
     absent = "import sys\nfor name in ('torch', 'transformers', 'peft'): sys.modules[name] = None\n"
     process = _process(make, tmp_path, "--format", "gguf,hf", "--quant", "f16", before=absent)
     told = process.communicate(timeout=60)[1]
@@ -307,7 +315,7 @@ def test_everything_but_the_comparison_works_without_torch(make: Family, tmp_pat
         assert (tmp_path / "out" / part).exists()
 
 
-def test_an_artifact_that_was_edited_is_refused_with_both_shown(
+def test_an_edited_artifact_is_refused_with_both_values(
     export: Export, edgeft: Run, tmp_path: Path
 ) -> None:
     assert export().code == 0
@@ -331,7 +339,7 @@ def test_an_artifact_that_was_edited_is_refused_with_both_shown(
             assert ran.code == 1 and "is not a manifest" in ran.err and ran.err.count("\n") == 1
 
 
-def test_a_context_that_would_end_the_process_is_refused(
+def test_a_context_larger_than_the_memory_is_refused(
     export: Export, edgeft: Run, tmp_path: Path
 ) -> None:
     assert export().code == 0
@@ -341,7 +349,7 @@ def test_a_context_that_would_end_the_process_is_refused(
         assert edgeft("chat", tmp_path / "out" / "q8_0.gguf", option, "nan").code == 2
 
 
-def test_ctrl_c_while_a_model_loads_is_not_lost(
+def test_ctrl_c_during_loading_is_not_lost(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from edgeft.runtimes import gguf, llama_context
@@ -365,17 +373,17 @@ def test_ctrl_c_while_a_model_loads_is_not_lost(
 
 def _process(make: Family, folder: Path, *more: str, before: str = "") -> subprocess.Popen[str]:
     base, adapter, _ = make("llama")
-    options = more or ("--quant", "q8_0", "--no-live")
+    options = more or ("--quant", "q8_0", "--no-compare-live")
     given = ["--base", str(base), "--adapter", str(adapter), "--out", str(folder / "out")]
     code = f"{before}from edgeft.cli import main\nmain({['merge-export', *given, *options]!r})\n"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
 
 
-def test_experts_are_compared_without_the_noise_of_a_float16_cache(
+def test_experts_are_compared_with_a_float32_cache(
     edgeft: Run, make: Family, tmp_path: Path
 ) -> None:
     base, adapter, _ = make("mixtral")
     given = ["--adapter", adapter, "--base", base, "--out", tmp_path / "out", "--json"]
-    ran = edgeft("merge-export", *given, "--quant", "f32", "--merge-base", "nf4")
+    ran = edgeft("merge-export", *given, "--quant", "f32", "--base-precision", "nf4")
     assert ran.code == 0, ran.err
     assert json.loads(ran.out)["artifacts"][0]["parity"]["live"]["kl"] < 1e-9

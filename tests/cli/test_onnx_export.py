@@ -35,7 +35,7 @@ def export(edgeft: Run, base: Path, out: Path, *more: object) -> dict[str, Any]:
     return {entry["quant"]: entry for entry in json.loads(ran.out)["artifacts"]}
 
 
-def test_every_quantization_is_proved_and_smaller_than_the_one_before(
+def test_every_quantization_is_verified_and_smaller_than_the_previous_one(
     edgeft: Run, make: Family, chats: Path, tmp_path: Path
 ) -> None:
     base, adapter, _ = make("llama")
@@ -63,12 +63,12 @@ def test_every_quantization_is_proved_and_smaller_than_the_one_before(
     assert not any("NBits" in name for name in kinds["f32"])
 
 
-def test_blocks_of_another_size(edgeft: Run, tiny_base: Path, tmp_path: Path) -> None:
-    made = export(edgeft, tiny_base, tmp_path, "--group-size", "64", "--no-live")
+def test_the_group_size_sets_the_block_size(edgeft: Run, tiny_base: Path, tmp_path: Path) -> None:
+    made = export(edgeft, tiny_base, tmp_path, "--group-size", "64", "--no-compare-live")
     graph = ONNXGraph(Path(made["int4"]["path"]))
     assert graph.operators()["MatMulNBits (4 bits, 64 columns)"] == 10
     again = edgeft("merge-export", "--base", tiny_base, "--out", tmp_path, "--format", "onnx",
-                   "--group-size", "32", "--no-live")  # fmt: skip
+                   "--group-size", "32", "--no-compare-live")  # fmt: skip
     assert again.code == 1 and "group_size" in again.err, again.err
 
 
@@ -124,7 +124,7 @@ def test_activation_order_is_rounded_and_reported(
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "gptq", order=True)
     ran = edgeft("merge-export", "--base", folder, "--format", "onnx", "--out", tmp_path / "out",
-                 "--no-live")  # fmt: skip
+                 "--no-compare-live")  # fmt: skip
     assert ran.code == 0 and "10 of 11 matrices have codes that no block holds" in ran.err, ran.err
 
 
@@ -141,7 +141,9 @@ def test_adapter_on_a_gptq_base_is_rounded(
 def test_partly_adapted_matrix_is_not_reported_as_inexact(edgeft: Run, tmp_path: Path) -> None:
     base, adapter, _ = make_tiny(tmp_path, TINY["llama"], target_modules=["q_proj"])
     folder, _ = write_gptq(base, tmp_path / "gptq")
-    made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-live")["int4"]
+    made = export(edgeft, folder, tmp_path / "out", "--adapter", adapter, "--no-compare-live")[
+        "int4"
+    ]
     assert (made["coded"], made["inexact"]) == (8, 0)
 
 
@@ -151,7 +153,7 @@ def test_embedding_has_its_own_bits(
     base, _, _ = make("llama")
     head = some_codes(*Checkpoint(base).tensors["lm_head.weight"].shape, 2, 32, True)
     monkeypatch.setattr(Merged, "codes", lambda _, name: head if name.startswith("lm_") else None)
-    made = export(edgeft, base, tmp_path, "--no-live")["int4"]
+    made = export(edgeft, base, tmp_path, "--no-compare-live")["int4"]
     kinds = ONNXGraph(Path(made["path"])).operators()
     assert kinds["MatMulNBits (2 bits, 32 columns)"] == 1
     assert kinds["GatherBlockQuantized (8 bits, 32 columns)"] == 1
@@ -192,15 +194,17 @@ def test_broken_run_leaves_no_artifact(
 
     monkeypatch.setattr(convert, "_configure", broken)
     out = tmp_path / "out"
-    ran = edgeft("merge-export", "--base", tiny_base, "--out", out, "--format", "onnx", "--no-live")
+    ran = edgeft(
+        "merge-export", "--base", tiny_base, "--out", out, "--format", "onnx", "--no-compare-live"
+    )
     assert ran.code and not ran.out
     assert not [path for path in out.rglob("*") if path.suffix in (".onnx", ".data")]
 
 
-def test_every_command_takes_the_folder(
+def test_every_command_opens_the_folder(
     edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
-    export(edgeft, tiny_base, tmp_path, "--quant", "int4,f32", "--no-live")
+    export(edgeft, tiny_base, tmp_path, "--quant", "int4,f32", "--no-compare-live")
     folder, whole = tmp_path / "onnx-int4", tmp_path / "onnx-f32"
     assert not list(tmp_path.glob("*.Modelfile"))
     told = edgeft("inspect", folder)

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
-from edgeft.export.pipeline import ExportOptions, export
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
 from edgeft.records import Memory, Speed
 from edgeft.report import storage
 
@@ -30,7 +31,7 @@ def items(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> Path:
     rows = [{"prompt": f"{i} {words[i % 8]}", "answer": words[i % 8],
              "choices": [words[i % 8], words[(i + 3) % 8]]} for i in range(80)]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    asking = Asking(str(path), scorer="choice")
+    asking = EvalOptions(str(path), scorer="choice")
     chosen = evaluate.measure(f16.path, evaluate.load_items(asking), asking)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
@@ -51,7 +52,7 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def test_what_fits_is_gated_from_large_to_small(
+def test_fitting_candidates_are_gated_from_large_to_small(
     edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
 ) -> None:
     words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--items", items, "--scorer",
@@ -71,7 +72,7 @@ def test_what_fits_is_gated_from_large_to_small(
     assert again.code == 0 and "PASS: ship" in again.out and "nothing to do" in again.err
 
 
-def test_nothing_fits_or_nothing_is_right(
+def test_an_impossible_budget_and_wrong_options_are_errors(
     edgeft: Callable[..., Any], tiny_base: Path, items: Path, tmp_path: Path, timed: list[str]
 ) -> None:
     words = ("search", "--base", tiny_base, "--out", tmp_path / "out", "--quant", "q8_0")

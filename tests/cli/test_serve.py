@@ -18,7 +18,8 @@ import pytest
 from conftest import Ran
 
 from edgeft.errors import InputError
-from edgeft.server.run import ServeOptions, names
+from edgeft.server.options import ServeOptions
+from edgeft.server.run import names
 from helpers.paths import ROOT
 from helpers.serving import exported
 
@@ -65,7 +66,7 @@ def stream(port: int, tokens: int) -> http.client.HTTPResponse:
     return answer
 
 
-def test_sigterm_lets_answers_finish_and_ends_with_0(artifact: Path, serve: Any) -> None:
+def test_sigterm_lets_answers_finish_and_exits_with_0(artifact: Path, serve: Any) -> None:
     process, port = serve(artifact)
     answer = stream(port, 300)
     process.send_signal(signal.SIGTERM)
@@ -78,8 +79,8 @@ def test_sigterm_lets_answers_finish_and_ends_with_0(artifact: Path, serve: Any)
         socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
-def test_after_the_grace_answers_are_cut_off(artifact: Path, serve: Any) -> None:
-    process, port = serve(artifact, "--grace", "0.2", "--slots", "1")
+def test_after_the_shutdown_timeout_answers_are_cut_off(artifact: Path, serve: Any) -> None:
+    process, port = serve(artifact, "--shutdown-timeout", "0.2", "--slots", "1")
     answer = stream(port, 500)
     started = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -90,7 +91,7 @@ def test_after_the_grace_answers_are_cut_off(artifact: Path, serve: Any) -> None
     assert b"[DONE]" in rest
 
 
-def test_what_is_asked_is_logged_only_on_demand(artifact: Path, serve: Any) -> None:
+def test_prompts_are_logged_only_with_log_prompts(artifact: Path, serve: Any) -> None:
     process, port = serve(artifact, "--log-prompts", EDGEFT_API_KEY="open sesame")
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     body = json.dumps({"prompt": "a secret wish", "max_tokens": 1})
@@ -106,7 +107,7 @@ def test_what_is_asked_is_logged_only_on_demand(artifact: Path, serve: Any) -> N
     assert "a secret wish" in err and "sesame" not in err and "nonsense" not in err
 
 
-def test_what_cannot_be_served_is_one_line(
+def test_startup_errors_are_one_line(
     artifact: Path, edgeft: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("EDGEFT_API_KEY", raising=False)
@@ -129,10 +130,10 @@ def test_what_cannot_be_served_is_one_line(
     ran = edgeft("serve", artifact, "--host", "192.0.2.1", "--port", 0)
     assert ran.code == 1
     assert edgeft("serve").code == 2
-    assert edgeft("serve", artifact, "--grace", "nan").code == 2
+    assert edgeft("serve", artifact, "--shutdown-timeout", "nan").code == 2
 
 
-def test_the_extra_is_named_where_it_is_missing(
+def test_a_missing_extra_is_named(
     artifact: Path, edgeft: Callable[..., Ran], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
@@ -140,12 +141,12 @@ def test_the_extra_is_named_where_it_is_missing(
     assert ran.code == 1 and "pip install 'edgeft[serve]'" in ran.err
 
 
-def test_artifacts_are_called_as_their_files(tmp_path: Path) -> None:
+def test_models_are_named_after_their_files(tmp_path: Path) -> None:
     paths = [tmp_path / "a" / "q8_0.gguf", tmp_path / "b" / "q8_0.gguf", tmp_path / "onnx-int4"]
     assert list(names(paths)) == ["q8_0", "b/q8_0", "onnx-int4"]
 
 
-def test_the_key_is_not_shown_with_the_options(artifact: Path) -> None:
+def test_the_key_is_not_in_the_repr_of_the_options(artifact: Path) -> None:
     assert "sesame" not in repr(ServeOptions((artifact,), key="open sesame"))
     with pytest.raises(InputError):
         ServeOptions((artifact,), host="::").check()

@@ -194,7 +194,7 @@ def test_importance_from_the_chats_that_were_learned(
     from edgeft.weights import imatrix
 
     command = ("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
-               "--merge-base", "w16", "--imatrix", "auto", "--tensor-type", "attn_v=q8_0", "--json")  # fmt: skip
+               "--base-precision", "stored", "--imatrix", "auto", "--tensor-type", "attn_v=q8_0", "--json")  # fmt: skip
     ran = edgeft(*command)
     assert ran.code == 0, ran.err
     facts = json.loads(ran.out)["artifacts"][0]
@@ -343,7 +343,7 @@ def test_hf_export_is_a_folder_that_transformers_opens(
     import transformers
 
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path, "--format", "hf",
-                 "--quant", "f32", "--merge-base", "w16")  # fmt: skip
+                 "--quant", "f32", "--base-precision", "stored")  # fmt: skip
     assert ran.code == 0, ran.err
     folder = tmp_path / "hf-f32"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

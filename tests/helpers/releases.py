@@ -9,6 +9,7 @@ from typing import Any
 from edgeft.benchmarks.statistics.noninferiority import Paired, judge, wilson
 from edgeft.benchmarks.statistics.retention import Retention
 from edgeft.records import Arm, Release
+from edgeft.release.wording import retention_json, verdict_json, verdict_reason
 
 N = 400
 TAGS = ("set", "query", "off", "new_phrasing", "out_of_scope", "open")
@@ -74,7 +75,7 @@ def sample() -> Release:
         arms.append(
             dataclasses.replace(
                 _arm(f"{quant}.gguf", "candidate", SIZES[quant], right - lost + won),
-                verdict=judge(paired).to_json(), retention=kept.to_json(),
+                verdict=_verdict(paired), retention=retention_json(kept),
                 pareto=quant != "q8_0", slices=_slices(rng, right),
                 losses=LOSSES[:lost] if lost > 1 else LOSSES[:1], **_measured(quant, rng),
                 fidelity=_fidelity(paired.lost / 150),
@@ -112,12 +113,17 @@ def sample() -> Release:
 def bare() -> Release:
     """What `edgeft ab` measures without any option, as FAIL."""
     full = sample()
-    lost = judge(Paired(N, 340, 46, 2, 12)).to_json()
+    lost = _verdict(Paired(N, 340, 46, 2, 12))
     arms = (
         _arm("f16.gguf", "baseline", SIZES["f16"], 386),
         dataclasses.replace(_arm("q2_k.gguf", "candidate", SIZES["q2_k"], 342), verdict=lost),
     )
     return Release("FAIL", None, str(lost["reason"]), full.task, arms, full.machine)
+
+
+def _verdict(paired: Paired) -> dict[str, Any]:
+    verdict = judge(paired)
+    return verdict_json(verdict, verdict_reason(verdict))
 
 
 def _arm(name: str, kind: str, size: int, right: int | None) -> Arm:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import models
+from edgeft.benchmarks.studies.random_model import byte_letters
 from edgeft.files import read_json
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
@@ -21,13 +22,6 @@ CHATML = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 HIDDEN, LAYERS, HEADS, KV_HEADS, FFN, CONTEXT = 64, 2, 4, 2, 128, 512
-
-
-def byte_letters() -> list[str]:
-    """GPT-2's 256 printable stand-ins for the bytes, by byte value."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    other = iter(range(256, 512))
-    return [chr(byte) if byte in plain else chr(next(other)) for byte in range(256)]
 
 
 def make_tokenizer(folder: Path) -> tuple[int, int]:

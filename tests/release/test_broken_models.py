@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from edgeft.benchmarks.quality.evaluate import Asking
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.suites import load_suite
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Release
-from edgeft.release.gate import Gate, gate
+from edgeft.release import GateOptions, run_gate
 from edgeft.weights.gguf_reader import read
 
 pytestmark = pytest.mark.slow
@@ -34,13 +34,13 @@ def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     train(TrainOptions(base=resolve("smollm2-135m"), data=suite.train, output=folder / "adapter",
                        validation_data=suite.validation, steps=STEPS, batch_size=4,
                        micro_batch_size=4))  # fmt: skip
-    made = export(ExportOptions(out=folder, adapter=(Weighted(folder / "adapter"),),
+    artifacts = export(ExportOptions(out=folder, adapter=(Weighted(folder / "adapter"),),
                                 quants=("f16", "q2_k")))  # fmt: skip
-    return {artifact.quant: artifact.path for artifact in made}
+    return {artifact.quant: artifact.path for artifact in artifacts}
 
 
 def decide(candidate: Path, arms: dict[str, Path]) -> Release:
-    return gate(Gate((candidate,), arms["f16"]), Asking("smart_home"))
+    return run_gate(GateOptions((candidate,), arms["f16"]), EvalOptions("smart_home"))
 
 
 def changed(arms: dict[str, Path], name: str, *changes: tuple[bytes, bytes]) -> Path:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
 from edgeft.errors import InputError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.records import Release
-from edgeft.release.gate import Gate, gate
+from edgeft.release import GateOptions, run_gate
 from edgeft.report import page, tables
 from helpers.tiny import make_base
 
@@ -57,24 +57,24 @@ def items(tmp_path_factory: pytest.TempPathFactory, arms: dict[str, Path]) -> Pa
         for i in range(80)
     ]  # fmt: skip
     path.write_text("\n".join(map(json.dumps, rows)))
-    asking = Asking(str(path), scorer="choice")
-    chosen = evaluate.measure(arms["f32"], evaluate.load_items(asking), asking)
+    eval_options = EvalOptions(str(path), scorer="choice")
+    chosen = evaluate.measure(arms["f32"], evaluate.load_items(eval_options), eval_options)
     for row, reply in zip(rows, chosen.replies, strict=True):
         row["answer"] = reply
     path.write_text("\n".join(map(json.dumps, rows)))
     return path
 
 
-def ask(items: Path, **more: Any) -> Asking:
-    return Asking(str(items), scorer="choice", **more)
+def ask(items: Path, **more: Any) -> EvalOptions:
+    return EvalOptions(str(items), scorer="choice", **more)
 
 
 def test_the_same_model_passes_and_another_fails(arms: dict[str, Path], items: Path) -> None:
-    same = gate(Gate((arms["f16"],), arms["f32"]), ask(items))
+    same = run_gate(GateOptions((arms["f16"],), arms["f32"]), ask(items))
     assert (same.outcome, same.ship) == ("PASS", "f16.gguf")
     assert [arm.kind for arm in same.arms] == ["baseline", "candidate"]
     assert same.arms[0].accuracy == 1.0
-    other = gate(Gate((arms["q8_0"],), arms["f32"]), ask(items))
+    other = run_gate(GateOptions((arms["q8_0"],), arms["f32"]), ask(items))
     assert (other.outcome, other.ship) == ("FAIL", None)
     arm = other.arms[-1]
     assert arm.verdict is not None and arm.verdict["lost"] > 15
@@ -89,7 +89,7 @@ def test_the_sequence_goes_from_large_to_small_and_ends_at_the_first_that_does_n
 ) -> None:
     small = tmp_path / "smaller.gguf"
     small.write_bytes(arms["q8_0"].read_bytes())
-    both = gate(Gate((arms["q8_0"], small, arms["f16"]), arms["f32"]), ask(items))
+    both = run_gate(GateOptions((arms["q8_0"], small, arms["f16"]), arms["f32"]), ask(items))
     assert (both.outcome, both.ship) == ("PASS", "f16.gguf")
     assert "q8_0.gguf, the next smaller one, is FAIL" in both.reason
     kinds = {arm.name: arm.verdict and arm.verdict["outcome"] for arm in both.arms}
@@ -102,18 +102,18 @@ def test_the_sequence_goes_from_large_to_small_and_ends_at_the_first_that_does_n
 def test_few_items_are_inconclusive_and_say_how_many_would_do(
     arms: dict[str, Path], items: Path
 ) -> None:
-    few = gate(Gate((arms["f16"],), arms["f32"]), ask(items, limit=30))
+    few = run_gate(GateOptions((arms["f16"],), arms["f32"]), ask(items, limit=30))
     assert few.outcome == "INCONCLUSIVE" and few.ship is None
     assert "59" in few.reason
 
 
 def test_early_stop_asks_fewer_items(arms: dict[str, Path], items: Path) -> None:
-    found = gate(Gate((arms["q8_0"],), arms["f32"], early_stop=True), ask(items))
-    assert found.outcome == "FAIL"
-    arm = found.arms[-1]
+    release = run_gate(GateOptions((arms["q8_0"],), arms["f32"], early_stop=True), ask(items))
+    assert release.outcome == "FAIL"
+    arm = release.arms[-1]
     assert arm.verdict is not None and arm.verdict["n"] < 80
-    assert "decided after" in found.reason
-    assert found.task["items"] == arm.verdict["n"]
+    assert "decided after" in release.reason
+    assert release.task["items"] == arm.verdict["n"]
 
 
 def test_early_stop_with_nothing_to_lose_is_no_pass(arms: dict[str, Path], items: Path) -> None:
@@ -122,13 +122,13 @@ def test_early_stop_with_nothing_to_lose_is_no_pass(arms: dict[str, Path], items
         json.loads(line) | {"answer": "no such word"} for line in items.read_text().splitlines()
     ]
     never.write_text("\n".join(json.dumps({k: r[k] for k in ("prompt", "answer")}) for r in rows))
-    asking = Asking(str(never), scorer="exact", max_tokens=2)
-    release = gate(Gate((arms["f16"],), arms["f32"], early_stop=True), asking)
+    eval_options = EvalOptions(str(never), scorer="exact", max_tokens=2)
+    release = run_gate(GateOptions((arms["f16"],), arms["f32"], early_stop=True), eval_options)
     assert release.outcome == "INCONCLUSIVE" and "check the items" in release.reason
 
 
 def test_bounds_of_one_look_are_not_told_after_many(arms: dict[str, Path], items: Path) -> None:
-    release = gate(Gate((arms["f16"],), arms["f32"], early_stop=True), ask(items))
+    release = run_gate(GateOptions((arms["f16"],), arms["f32"], early_stop=True), ask(items))
     verdict = release.arms[-1].verdict
     assert verdict and verdict["lower"] is None and verdict["upper"] is None
     assert "≥" not in tables.release_text(release) and page.html(release)
@@ -139,43 +139,44 @@ def test_equal_names_are_told_apart(arms: dict[str, Path], items: Path, tmp_path
         (tmp_path / kind).mkdir()
         (tmp_path / kind / "model.gguf").write_bytes(arms[kind].read_bytes())
     one, other = tmp_path / "f16/model.gguf", tmp_path / "f32/model.gguf"
-    release = gate(Gate((one,), other), ask(items))
+    release = run_gate(GateOptions((one,), other), ask(items))
     assert release.ship == str(one) and {arm.name for arm in release.arms} == {str(one), str(other)}
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(arms["f32"].read_bytes())
     assert (
-        "copy.gguf is the baseline, byte for byte" in gate(Gate((copy,), other), ask(items)).notes
+        "copy.gguf is the baseline, byte for byte"
+        in run_gate(GateOptions((copy,), other), ask(items)).notes
     )
     copy.unlink()
     copy.symlink_to(other)
     with pytest.raises(InputError, match="is there twice"):
-        gate(Gate((copy,), other), ask(items))
+        run_gate(GateOptions((copy,), other), ask(items))
 
 
 def test_a_question_counts_once(tmp_path: Path) -> None:
     path = tmp_path / "same.jsonl"
     path.write_text('{"prompt": "a", "answer": "b"}\n' * 80 + '{"prompt": "c", "answer": "d"}\n')
-    assert [e.line for e in evaluate.load_items(Asking(str(path))).examples] == [1, 81]
+    assert [e.line for e in evaluate.load_items(EvalOptions(str(path))).examples] == [1, 81]
 
 
 def test_a_scorer_of_ones_own_is_asked_again(
     arms: dict[str, Path], items: Path, tmp_path: Path
 ) -> None:
     scorer = tmp_path / "mine.py"
-    asking = Asking(str(items), scorer=str(scorer), max_tokens=2, limit=5)
+    eval_options = EvalOptions(str(items), scorer=str(scorer), max_tokens=2, limit=5)
     scorer.write_text("def score(reply, wanted):\n    return 1.0\n")
-    questions = dataclasses.replace(evaluate.load_items(asking), may_be_cut=True)
-    assert evaluate.measure(arms["f16"], questions, asking).values == (1.0,) * 5
+    questions = dataclasses.replace(evaluate.load_items(eval_options), allow_truncated=True)
+    assert evaluate.measure(arms["f16"], questions, eval_options).values == (1.0,) * 5
     scorer.write_text("def score(reply, wanted):\n    return 0.25\n")
-    assert evaluate.measure(arms["f16"], questions, asking).values == (0.25,) * 5
+    assert evaluate.measure(arms["f16"], questions, eval_options).values == (0.25,) * 5
     scorer.write_text("def score(reply, wanted):\n    raise SystemExit(0)\n")
     with pytest.raises(InputError, match="failed: SystemExit"):
-        evaluate.measure(arms["f16"], questions, asking)
+        evaluate.measure(arms["f16"], questions, eval_options)
 
 
 def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> None:
-    options = Gate((arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, floor=True)
-    release = gate(options, ask(items))
+    options = GateOptions((arms["f16"], arms["q8_0"]), arms["f32"], fidelity=True, floor=True)
+    release = run_gate(options, ask(items))
     assert release.floor and release.floor["flips"] == 0 and release.floor["n"] == 80
     assert abs(release.floor["kl"]) < 1e-6
     own, other = (
@@ -188,12 +189,14 @@ def test_the_floor_and_the_next_tokens(arms: dict[str, Path], items: Path) -> No
 
 def test_what_is_left_of_the_gain(arms: dict[str, Path], items: Path) -> None:
     """The base answers half, the fine-tune all: all of the gain is left in f16."""
-    found = gate(Gate((arms["f16"],), arms["f32"], base=arms["q8_0"], shots=0), ask(items))
-    names = [arm.name for arm in found.arms]
+    release = run_gate(
+        GateOptions((arms["f16"],), arms["f32"], base=arms["q8_0"], shots=0), ask(items)
+    )
+    names = [arm.name for arm in release.arms]
     assert names == ["base, instructions only", "f32.gguf", "f16.gguf"]
-    kept = found.arms[-1].retention
+    kept = release.arms[-1].retention
     assert kept is not None and kept["value"] == 1.0 and kept["low"] < 1.0
-    assert kept["gain"] == pytest.approx(1 - (found.arms[0].accuracy or 0))
+    assert kept["gain"] == pytest.approx(1 - (release.arms[0].accuracy or 0))
 
 
 def test_refusals_are_gated_apart(
@@ -202,7 +205,7 @@ def test_refusals_are_gated_apart(
     prompts = tmp_path / "prompts.csv"
     rows = [f"question {i},{('safe', 'unsafe')[i % 2]}" for i in range(140)]
     prompts.write_text("\n".join(["prompt,label", *rows]))
-    never = gate(Gate((arms["f16"],), arms["f32"], refusals=prompts), ask(items))
+    never = run_gate(GateOptions((arms["f16"],), arms["f32"], refusals=prompts), ask(items))
     assert never.safety is not None
     assert never.safety["arms"]["f16.gguf"]["unsafe"] == 70
     assert "nothing to lose" in never.safety["arms"]["f16.gguf"]["reason"]
@@ -218,7 +221,7 @@ def test_refusals_are_gated_apart(
         return score
 
     monkeypatch.setattr(evaluate, "measure", measure)
-    lost = gate(Gate((arms["f16"],), arms["f32"], refusals=prompts), ask(items))
+    lost = run_gate(GateOptions((arms["f16"],), arms["f32"], refusals=prompts), ask(items))
     assert lost.outcome == "FAIL" and lost.ship is None
     assert "refusing what is unsafe" in lost.reason
 

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from edgeft.benchmarks.statistics import graded
-from edgeft.benchmarks.statistics.early_stop import Sequential
+from edgeft.benchmarks.statistics.early_stop import SequentialTest
 from edgeft.benchmarks.statistics.graded import judge_graded
 from edgeft.benchmarks.statistics.noninferiority import Outcome, Paired, items_needed, judge
-from edgeft.benchmarks.statistics.retention import retention
+from edgeft.benchmarks.statistics.retention import measure_retention
+from edgeft.release.wording import retention_text, verdict_reason
 
 DRAWS = 10_000
 
@@ -25,8 +26,8 @@ def rates(n: int, psi: float, difference: float, margin: float) -> dict[Outcome,
     """Share of `DRAWS` runs by outcome, where the candidate's true difference is `difference`."""
     lose, win = (psi - difference) / 2, (psi + difference) / 2
     draws = np.random.default_rng(n).multinomial(n, [lose, win, 1 - psi], DRAWS)
-    found = [outcome(n, int(lost), int(won), margin) for lost, won, _ in draws]
-    return {name: found.count(name) / DRAWS for name in ("PASS", "FAIL", "INCONCLUSIVE")}
+    outcomes = [outcome(n, int(lost), int(won), margin) for lost, won, _ in draws]
+    return {name: outcomes.count(name) / DRAWS for name in ("PASS", "FAIL", "INCONCLUSIVE")}
 
 
 @pytest.mark.parametrize(("n", "margin"), [(60, 0.05), (200, 0.05), (400, 0.03), (1500, 0.02)])
@@ -40,9 +41,9 @@ def test_a_model_worse_by_the_margin_passes_at_most_once_in_twenty(
 @pytest.mark.parametrize("margin", [0.05, 0.03, 0.02])
 @pytest.mark.parametrize("psi", [0.02, 0.06, 0.1])
 def test_an_equal_model_passes_as_often_as_the_table_says(margin: float, psi: float) -> None:
-    found = rates(items_needed(psi, margin), psi, 0.0, margin)
-    assert 0.77 <= found["PASS"] <= 0.87
-    assert found["FAIL"] <= 0.025
+    shares = rates(items_needed(psi, margin), psi, 0.0, margin)
+    assert 0.77 <= shares["PASS"] <= 0.87
+    assert shares["FAIL"] <= 0.025
 
 
 def test_a_model_against_itself_passes() -> None:
@@ -56,27 +57,27 @@ def test_early_stopping_errs_at_most_once_in_twenty(psi: float, n: int) -> None:
     """However often one looks: PASS at a true loss of the margin, FAIL just above it."""
     draw = np.random.default_rng(5)
     chances = [(psi - 0.05) / 2, (psi + 0.05) / 2, 1 - psi]
-    found = []
+    outcomes = []
     for xs in draw.choice([1, -1, 0], p=chances, size=(1000, n)):
-        test = Sequential(0.05)
-        found.append(next((test.outcome for x in xs if test.update(0, float(x))), None))
+        test = SequentialTest(0.05)
+        outcomes.append(next((test.outcome for x in xs if test.update(0, float(x))), None))
     error = 3 * (0.05 * 0.95 / 1000) ** 0.5
-    assert found.count("PASS") / 1000 <= 0.05 + error
-    assert found.count("FAIL") / 1000 <= 0.05 + error
+    assert outcomes.count("PASS") / 1000 <= 0.05 + error
+    assert outcomes.count("FAIL") / 1000 <= 0.05 + error
 
 
 def test_early_stopping_has_power_and_saves_items() -> None:
     draw = np.random.default_rng(6)
     counts = []
     for xs in draw.choice([1, -1, 0], p=[0.01, 0.01, 0.98], size=(500, 600)):
-        test = Sequential(0.05)
+        test = SequentialTest(0.05)
         for x in xs:
             if test.update(0, float(x)):
                 break
         counts.append(test.items if test.outcome == "PASS" else 600)
     assert np.mean(np.array(counts) < 600) > 0.95
     assert np.median(counts) < items_needed(0.02, 0.05) / 1.5  # of a test of one look
-    worse = Sequential(0.05)
+    worse = SequentialTest(0.05)
     for x in draw.choice([1, -1, 0], p=[0.02, 0.18, 0.8], size=600):
         worse.update(0, float(x))
     assert worse.outcome == "FAIL"
@@ -117,7 +118,7 @@ def test_rare_large_losses_rarely_pass(
 def test_nothing_to_lose_is_no_pass_for_graded_scores() -> None:
     low = np.random.default_rng(0).uniform(0, 0.04, 200)
     verdict = judge_graded(low, np.zeros(200), 0.05)
-    assert verdict.outcome == "INCONCLUSIVE" and "check the items" in verdict.reason
+    assert verdict.outcome == "INCONCLUSIVE" and "check the items" in verdict_reason(verdict)
 
 
 @pytest.mark.parametrize("n", [25, 40, 80])
@@ -125,10 +126,12 @@ def test_a_base_that_knows_nothing_proves_no_retention_by_luck(n: int) -> None:
     """Fine-tune 1, base 0: a tenth of the gain is lost in truth."""
     draw = np.random.default_rng(n)
     base, full = np.zeros(n), np.ones(n)
-    proven = sum(bool(retention(base, full, draw.random(n) < 0.9).kept) for _ in range(300))
+    proven = sum(
+        bool(measure_retention(base, full, draw.random(n) < 0.9).retained) for _ in range(300)
+    )
     assert proven / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
-    assert not retention(base[:18], full[:18], full[:18]).kept
-    assert retention(np.zeros(400), np.ones(400), np.ones(400)).kept
+    assert not measure_retention(base[:18], full[:18], full[:18]).retained
+    assert measure_retention(np.zeros(400), np.ones(400), np.ones(400)).retained
 
 
 def test_graded_scores_that_are_far_worse_fail_and_few_items_decide_nothing() -> None:
@@ -150,23 +153,27 @@ def test_the_retained_share_lies_in_its_interval_and_is_rarely_proven_wrongly() 
     draw = np.random.default_rng(3)
     inside = proven = 0
     for _ in range(300):
-        found = retention(*_arms(0.9, 200, draw), rho=0.9)
-        assert found.low is not None and found.high is not None
-        inside += found.low <= 0.9 <= found.high
-        proven += bool(found.kept)
+        result = measure_retention(*_arms(0.9, 200, draw), rho=0.9)
+        assert result.low is not None and result.high is not None
+        inside += result.low <= 0.9 <= result.high
+        proven += bool(result.retained)
     assert inside / 300 >= 0.92
     assert proven / 300 <= 0.05 + 3 * (0.05 * 0.95 / 300) ** 0.5
-    assert retention(*_arms(1.0, 400, draw)).kept
+    assert measure_retention(*_arms(1.0, 400, draw)).retained
 
 
 def test_no_gain_gives_no_ratio() -> None:
     same = [1.0, 0.0] * 100
-    found = retention(same, same, same)
-    assert found.value is None and found.kept is None and "no measurable" in found.text
+    result = measure_retention(same, same, same)
+    assert (
+        result.value is None
+        and result.retained is None
+        and "no measurable" in retention_text(result)
+    )
 
 
 def test_an_artifact_without_a_change_keeps_an_interval() -> None:
     base, full = [0.0] * 60, [1.0] * 60
-    found = retention(base, full, full)
-    assert found.value == 1.0
-    assert found.low is not None and found.low < 0.97
+    result = measure_retention(base, full, full)
+    assert result.value == 1.0
+    assert result.low is not None and result.low < 0.97

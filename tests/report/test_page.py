@@ -11,13 +11,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from edgeft.benchmarks.fidelity.compare import Fidelity
-from edgeft.benchmarks.statistics.noninferiority import Verdict
+from edgeft.benchmarks.fidelity.compare import Estimate, Fidelity
+from edgeft.benchmarks.fidelity.llama_perplexity import TokenScores
+from edgeft.benchmarks.statistics.noninferiority import Paired, judge
 from edgeft.benchmarks.statistics.retention import Retention
 from edgeft.errors import InputError
-from edgeft.records import Arm, Cell, Memory, Release, Speed
+from edgeft.records import Arm, LatencyPoint, Memory, Release, Speed
+from edgeft.release.wording import retention_json, verdict_json
 from edgeft.report import page, plots, storage, tables
 from helpers.releases import HOSTILE, bare, sample
 
@@ -296,7 +299,7 @@ def test_points_lie_where_their_numbers_say() -> None:
 def test_labels_do_not_cover_each_other() -> None:
     points = [plots.Point(f"name_{i}", 1e8 + i * 4e6, i * 0.1, "pass") for i in range(6)]
     svg = plots.scatter("n", "t", points, str, str, "x", "y")
-    boxes = [(float(x), float(y), len(text) * plots.LETTER) for x, y, text in
+    boxes = [(float(x), float(y), len(text) * plots.LETTER_WIDTH) for x, y, text in
              re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)">([^<]+)<', svg)]  # fmt: skip
     assert len(boxes) == 6
     for i, (x, y, width) in enumerate(boxes):
@@ -315,10 +318,16 @@ def test_the_schema_is_documented() -> None:
     known = documented()
     for name, kind in (("release", Release), ("arm", Arm)):
         assert known[name] == {f.name for f in dataclasses.fields(kind)}
-    for name, kind in (("verdict", Verdict), ("retention", Retention), ("fidelity", Fidelity),
-                       ("speed", Speed), ("memory", Memory), ("cell", Cell)):  # fmt: skip
-        fields = {f.name for f in dataclasses.fields(kind)} - {"sums", "each"}
+    for name, kind in (("speed", Speed), ("memory", Memory), ("cell", LatencyPoint)):
+        fields = {f.name for f in dataclasses.fields(kind)}
         assert fields <= known[name], f"SCHEMA.md lacks {sorted(fields - known[name])} of {name}"
+    scores = TokenScores(*np.full((4, 2), 0.5))
+    estimates = [Estimate(0, 0)] * 3
+    fidelity = Fidelity(2, 2, *estimates, 0, 1, {}, scores)
+    assert set(fidelity.to_json()) == known["fidelity"]
+    verdict = judge(Paired(400, 390, 2, 1, 7))
+    assert set(verdict_json(verdict, "")) == known["verdict"]
+    assert set(retention_json(Retention(0.5, 0.01, 0.9, True))) == known["retention"]
 
 
 def test_what_a_release_holds_is_documented() -> None:

@@ -134,7 +134,7 @@ def test_chat_bench_ab_and_inspect_accept_a_gptq_folder(
 ) -> None:
     items = tmp_path / "items.jsonl"
     items.write_text('{"instruction": "lamp a on", "output": "{}"}\n' * 20)
-    for more in ([], ["--exact"]):
+    for more in ([], ["--reference"]):
         done = subprocess.run(
             [sys.executable, "-m", "edgeft", "chat", folder, "--max-tokens", "4", *more],
             input="hello\n", capture_output=True, text=True, check=False,

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from edgeft.base.resolve import resolve
-from edgeft.benchmarks.fidelity.compare import Measured, log_likelihood, logits_of
-from edgeft.benchmarks.performance.http import Served
+from edgeft.benchmarks.fidelity.compare import ScoredSequence, log_likelihood, logits_of
+from edgeft.benchmarks.performance.http import ServerProcess
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.runtimes.protocol import open_runtime
 
@@ -49,7 +49,7 @@ def test_a_local_task_is_scored_as_the_runtime_itself_scores_it(tmp_path: Path) 
     rows = [{"question": q, "choices": c, "answer": 0} for q, c in QUESTIONS]
     items.write_text("\n".join(map(json.dumps, rows)))
     (tmp_path / "task.yaml").write_text(TASK.format(items=items))
-    with Served(artifact, threads=2) as server:
+    with ServerProcess(artifact, threads=2) as server:
         server.loaded()
         arguments = {
             "model": artifact.stem, "base_url": f"{server.address}/v1/completions",
@@ -73,7 +73,7 @@ def test_a_local_task_is_scored_as_the_runtime_itself_scores_it(tmp_path: Path) 
             for choice, (likelihood, _) in zip(choices, sample["filtered_resps"], strict=True):
                 before, whole = model.encode(question), model.encode(question + choice)
                 rows_of = range(len(before) - 1, len(whole) - 1)
-                item = Measured(whole, np.array(rows_of))
+                item = ScoredSequence(whole, np.array(rows_of))
                 own.append(float(log_likelihood(logits_of(model, item), item.next_ids).sum()))
                 assert own[-1] == pytest.approx(float(likelihood), abs=0.05)
             right += own[0] > own[1]

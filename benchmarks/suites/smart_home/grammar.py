@@ -92,8 +92,8 @@ def generate(seed: int = 0) -> dict[str, list[Row]]:
     for split, counts in SPLITS.items():
         rows: list[Row] = []
         for tag, count in counts.items():
-            wanted = len(rows) + count
-            while len(rows) < wanted:
+            target = len(rows) + count
+            while len(rows) < target:
                 text, answer = _exchange(rng, tag, "new" if split == "test" else "seen")
                 if normalise(text) not in used:
                     used.add(normalise(text))

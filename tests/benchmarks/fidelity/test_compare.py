@@ -12,13 +12,13 @@ import pytest
 from edgeft.benchmarks.fidelity.compare import (
     Estimate,
     Fidelity,
-    Measured,
-    answers,
-    apart,
-    compare,
+    ScoredSequence,
+    answer_sequence,
+    compare_fidelity,
     divergence,
     kl_ratio,
     log_likelihood,
+    paired_difference,
     ratio,
     text_chunks,
 )
@@ -63,9 +63,9 @@ def test_divergence_and_likelihood_in_float32_are_those_in_double(
     p = draw.normal(0, 3, (5, width)).astype(np.float32)
     q = p + draw.normal(0, 0.3, p.shape).astype(np.float32)
     log_p, log_q = log_softmax(p), log_softmax(q)
-    wanted = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
+    expected = (np.exp(log_p) * (log_p - log_q)).sum(axis=1)
     shifted = (q + np.float32(offset)).astype(np.float32)
-    assert divergence(p, shifted) == pytest.approx(wanted, abs=2e-5 if offset else 1e-6)
+    assert divergence(p, shifted) == pytest.approx(expected, abs=2e-5 if offset else 1e-6)
     before = p.copy()
     assert (divergence(p, p) == 0).all()
     ids = draw.integers(0, width, 5)
@@ -84,33 +84,35 @@ def test_figures_are_those_of_the_tokens_that_count(draw: np.random.Generator) -
     p = draw.normal(0, 2, (VOCABULARY, VOCABULARY))
     q = p + draw.normal(0, 0.8, p.shape)
     sequences = [
-        Measured(draw.integers(0, VOCABULARY, 30).tolist(), np.sort(draw.permutation(29)[:count]))
+        ScoredSequence(
+            draw.integers(0, VOCABULARY, 30).tolist(), np.sort(draw.permutation(29)[:count])
+        )
         for count in (3, 20, 0, 11)
     ]
     reference, model = Bigrams(p), Bigrams(q)
-    same, found = compare(reference, [Bigrams(p), model], sequences)  # type: ignore[list-item, arg-type]
+    same, other = compare_fidelity(reference, [Bigrams(p), model], sequences)  # type: ignore[list-item, arg-type]
     log_p, log_q = log_softmax(p), log_softmax(q)
     before = [item.ids[row] for item in sequences for row in item.rows]
     after = [item.ids[row + 1] for item in sequences for row in item.rows]
     kl = [float((np.exp(log_p[t]) * (log_p[t] - log_q[t])).sum()) for t in before]
     surprise = [float(log_p[t, u] - log_q[t, u]) for t, u in zip(before, after, strict=True)]
-    assert (found.tokens, found.sequences) == (34, 3)
-    assert found.kl.value == pytest.approx(np.mean(kl), abs=1e-6)
-    assert found.kl_p99 == pytest.approx(np.quantile(kl, 0.99), abs=1e-6)
-    assert found.top1.value == np.mean([p[t].argmax() == q[t].argmax() for t in before])
-    assert found.surprise.value == pytest.approx(np.mean(surprise), abs=1e-6)
+    assert (other.tokens, other.sequences) == (34, 3)
+    assert other.kl.value == pytest.approx(np.mean(kl), abs=1e-6)
+    assert other.kl_p99 == pytest.approx(np.quantile(kl, 0.99), abs=1e-6)
+    assert other.top1.value == np.mean([p[t].argmax() == q[t].argmax() for t in before])
+    assert other.log_ppl_ratio.value == pytest.approx(np.mean(surprise), abs=1e-6)
     perplexities = np.exp([-np.mean(x[before, after]) for x in (log_q, log_p)])
-    assert found.perplexity_ratio == pytest.approx(perplexities[0] / perplexities[1], rel=1e-5)
-    assert found.perplexity == pytest.approx(perplexities[0], rel=1e-5)
+    assert other.perplexity_ratio == pytest.approx(perplexities[0] / perplexities[1], rel=1e-5)
+    assert other.perplexity == pytest.approx(perplexities[0], rel=1e-5)
     assert same.kl == Estimate(0, 0) and same.top1 == Estimate(1, 0)
-    assert same.perplexity_ratio == 1 and same.surprise.error == 0
-    assert found.kl.error > 0 and found.surprise.error > 0
+    assert same.perplexity_ratio == 1 and same.log_ppl_ratio.error == 0
+    assert other.kl.error > 0 and other.log_ppl_ratio.error > 0
     assert model.asked == reference.asked, "both must read the same"
     item = sequences[0]
     end = int(item.rows[-1]) + 1
     assert model.asked[0] == (list(item.ids[:end]), end - item.rows[0])
-    raw = found.to_json()
-    assert raw["kl"]["value"] == found.kl.value and "sums" not in raw
+    raw = other.to_json()
+    assert raw["kl"]["value"] == other.kl.value and "sums" not in raw
 
 
 def simulated(draw: np.random.Generator, count: int) -> tuple[Fidelity, Fidelity]:
@@ -136,7 +138,7 @@ def simulated(draw: np.random.Generator, count: int) -> tuple[Fidelity, Fidelity
     "figure",
     [
         lambda a, b: a.kl,
-        lambda a, b: apart(b, a, "kl"),
+        lambda a, b: paired_difference(b, a, "kl"),
         lambda a, b: kl_ratio(b, a),
     ],
     ids=["one model", "difference", "ratio"],
@@ -144,23 +146,23 @@ def simulated(draw: np.random.Generator, count: int) -> tuple[Fidelity, Fidelity
 def test_errors_are_the_spread_over_repetitions(
     draw: np.random.Generator, figure: Callable[[Fidelity, Fidelity], Estimate]
 ) -> None:
-    found = [figure(*simulated(draw, 60)) for _ in range(600)]
-    spread = np.std([estimate.value for estimate in found])
-    assert np.mean([estimate.error for estimate in found]) == pytest.approx(spread, rel=0.1)
+    estimates = [figure(*simulated(draw, 60)) for _ in range(600)]
+    spread = np.std([estimate.value for estimate in estimates])
+    assert np.mean([estimate.error for estimate in estimates]) == pytest.approx(spread, rel=0.1)
 
 
 def test_a_pair_is_known_better_than_its_members(draw: np.random.Generator) -> None:
     a, b = simulated(draw, 200)
-    gap = apart(b, a, "kl")
+    gap = paired_difference(b, a, "kl")
     assert gap.value == pytest.approx(b.kl.value - a.kl.value)
     assert abs(gap.value - 0.05) < 4 * gap.error
     assert gap.error < 0.5 * np.hypot(a.kl.error, b.kl.error)
     with pytest.raises(InputError, match="not compared on the same sequences"):
-        apart(a, simulated(draw, 200)[0], "kl")
+        paired_difference(a, simulated(draw, 200)[0], "kl")
 
 
 def test_only_the_answers_of_a_chat_count() -> None:
-    item = answers(Encoded([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, IGNORED, 9]))
+    item = answer_sequence(Encoded([5, 6, 7, 8, 9], [IGNORED, IGNORED, 7, IGNORED, 9]))
     assert item.rows.tolist() == [1, 3]
     assert item.next_ids.tolist() == [7, 9]
 
@@ -175,14 +177,14 @@ def test_loss_on_answers_is_that_of_their_tokens(draw: np.random.Generator) -> N
     model = Chatting(draw.normal(0, 2, (VOCABULARY, VOCABULARY)))
     log_p = log_softmax(model.table)
     examples = [Example((Message("user", "hello"), Message("assistant", text))) for text in "ab"]
-    wanted = []
+    expected = []
     for text in "ab":
         ids = model.encode(f"assistant\n{text}<|im_end|>")
         pairs = list(itertools.pairwise(ids))[len("assistant\n") - 1 :]
-        wanted += [-log_p[pair] for pair in pairs]
-    assert len(wanted) == 2 * (1 + len("<|im_end|>"))
-    found = answer_nll(model, examples)  # type: ignore[arg-type]
-    assert found == pytest.approx(np.mean(wanted), abs=1e-6)
+        expected += [-log_p[pair] for pair in pairs]
+    assert len(expected) == 2 * (1 + len("<|im_end|>"))
+    nll = answer_nll(model, examples)  # type: ignore[arg-type]
+    assert nll == pytest.approx(np.mean(expected), abs=1e-6)
 
 
 def test_pieces_of_a_text() -> None:
@@ -198,7 +200,7 @@ def test_pieces_of_a_text() -> None:
 
 def test_what_cannot_be_compared(draw: np.random.Generator) -> None:
     table = draw.normal(0, 1, (VOCABULARY, VOCABULARY))
-    items = [Measured([1, 2, 3], np.array([0, 1]))] * 2
+    items = [ScoredSequence([1, 2, 3], np.array([0, 1]))] * 2
     broken = table.copy()
     broken[2, 4] = np.nan
     for model, given, error, says in (
@@ -207,4 +209,4 @@ def test_what_cannot_be_compared(draw: np.random.Generator) -> None:
         (broken, items, ProofError, "no numbers"),
     ):
         with pytest.raises(error, match=says):
-            compare(Bigrams(table), [Bigrams(model)], given)  # type: ignore[list-item, arg-type]
+            compare_fidelity(Bigrams(table), [Bigrams(model)], given)  # type: ignore[list-item, arg-type]

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 
 from edgeft.benchmarks.performance import latency, memory, roofline
-from edgeft.benchmarks.performance.http import Served
+from edgeft.benchmarks.performance.http import ServerProcess
 from edgeft.benchmarks.performance.latency import Effort
-from edgeft.benchmarks.performance.process import Run, Timed, Use, once
+from edgeft.benchmarks.performance.process import Run, RuntimeProcess, Workload, run_once
 from edgeft.errors import EdgeftError
 from edgeft.records import Limits, Memory
 from edgeft.runtimes.protocol import open_runtime
 
-SHORT = Use(prompt=24, new=6)
-TWO = Use(prompt=24, new=6, clients=2)
+SHORT = Workload(prompt=24, new=6)
+TWO = Workload(prompt=24, new=6, clients=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +41,8 @@ def test_a_use_has_its_tokens_and_prompts_of_its_own(artifact: Path) -> None:
             return stream(ids, limits)
 
         model.stream = seen  # type: ignore[method-assign]
-        one, other = once(model, SHORT, 1), once(model, SHORT, 2)
-        both = once(model, TWO, 3)
+        one, other = run_once(model, SHORT, 1), run_once(model, SHORT, 2)
+        both = run_once(model, TWO, 3)
     assert [len(ids) for ids in asked] == [24, 24] and asked[0] != asked[1]
     for run in (one, other):
         assert len(run.ttft) == len(run.e2e) == 1 and len(run.gaps[0]) == SHORT.new - 1
@@ -52,14 +52,17 @@ def test_a_use_has_its_tokens_and_prompts_of_its_own(artifact: Path) -> None:
 
 
 def test_a_child_measures_and_says_what_is_wrong(artifact: Path, tmp_path: Path) -> None:
-    with Timed(artifact, threads=1, context=128) as model:
+    with RuntimeProcess(artifact, threads=1, context=128) as model:
         assert model.loaded() > 0
         assert model.run(TWO, 0).tokens == 12
         with pytest.raises(EdgeftError, match="the context only 128"):
-            model.run(Use(prompt=200, new=1), 1)
+            model.run(Workload(prompt=200, new=1), 1)
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"GGUF" + b"\0" * 64)
-    with Timed(broken) as model, pytest.raises(EdgeftError, match=r"cannot measure .*broken.gguf"):
+    with (
+        RuntimeProcess(broken) as model,
+        pytest.raises(EdgeftError, match=r"cannot measure .*broken.gguf"),
+    ):
         model.loaded()
 
 
@@ -69,7 +72,7 @@ class Turns:
     def __init__(self, name: str, seconds: list[float], log: list[str]) -> None:
         self.name, self.seconds, self.log = name, seconds, log
 
-    def run(self, use: Use, number: int) -> Run:
+    def run(self, use: Workload, number: int) -> Run:
         self.log.append(self.name)
         pace = self.seconds[number % len(self.seconds)]
         return Run.of([[2 * pace, 3 * pace, 4 * pace]], [3])
@@ -78,21 +81,21 @@ class Turns:
 def test_models_take_turns_forth_and_back() -> None:
     log: list[str] = []
     models: Any = [Turns(name, [0.1], log) for name in "ab"]
-    runs = latency._rounds(models, SHORT, Effort(runs=2, least=2, warm=1, seconds=100))
+    runs = latency._rounds(models, SHORT, Effort(runs=2, min_runs=2, warmup=1, seconds=100))
     assert "".join(log) == "ba" + "ab" + "ba"
     assert [len(one) for one in runs] == [2, 2]
 
 
 def test_time_ends_the_runs_but_not_the_least() -> None:
     models: Any = [Turns("a", [0.1], [])]
-    runs = latency._rounds(models, SHORT, Effort(runs=50, least=7, warm=0, seconds=0))
+    runs = latency._rounds(models, SHORT, Effort(runs=50, min_runs=7, warmup=0, seconds=0))
     assert len(runs[0]) == 7
 
 
 def test_ratio_and_interval_are_of_paired_rounds() -> None:
     base = [1.0, 1.2, 1.1, 5.0, 1.3, 1.05, 1.15, 1.25]
-    found = latency.ratio_of_medians([2 * value for value in base], base)
-    assert found == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
+    ratio = latency.ratio_of_medians([2 * value for value in base], base)
+    assert ratio == {"ratio": 2.0, "low": 2.0, "high": 2.0}, "both were slow in the same rounds"
     other = latency.ratio_of_medians([3.0, 2.1, 2.2, 2.0, 2.4, 2.3, 2.6, 1.9], base)
     assert other["low"] < other["ratio"] < other["high"]
 
@@ -101,18 +104,18 @@ def test_noise_forbids_a_comparison() -> None:
     effort = Effort(noise=0.05)
     calm = [Run.of([[0.2, 0.3, 0.4]], [3]) for _ in range(6)]
     wild = [Run.of([[0.2, 0.2 + p, 0.2 + 2 * p]], [3]) for p in (0.1, 0.2, 0.1, 0.3, 0.1, 0.2)]
-    cell = latency._cell(SHORT, calm, wild, effort)
+    cell = latency._latency_point(SHORT, calm, wild, effort)
     assert cell.against["ttft"]["ratio"] == 1 and cell.against["decode"] == {}
     assert cell.against["e2e"] == {}
-    assert latency._cell(SHORT, wild, calm, effort).against["decode"] == {}
-    assert latency._cell(SHORT, wild, calm, effort).noise["decode"] > 0.3
-    assert all(latency._cell(SHORT, calm, calm, effort).against.values())
-    assert not latency._cell(SHORT, calm, None, effort).against
+    assert latency._latency_point(SHORT, wild, calm, effort).against["decode"] == {}
+    assert latency._latency_point(SHORT, wild, calm, effort).noise["decode"] > 0.3
+    assert all(latency._latency_point(SHORT, calm, calm, effort).against.values())
+    assert not latency._latency_point(SHORT, calm, None, effort).against
 
 
 def test_percentiles_and_rates_by_hand() -> None:
     runs = [Run.of([[0.5, 0.6, 0.7], [1.0, 1.2, 1.4]], [3, 3])] * 3
-    cell = latency._cell(TWO, runs, None, Effort())
+    cell = latency._latency_point(TWO, runs, None, Effort())
     assert cell.ttft[0] == 0.75 and cell.e2e[2] == 1.4
     assert cell.tpot_ms == 150 and cell.decode_tps == 6.7
     assert cell.aggregate_tps == round(6 / 1.4, 1)
@@ -121,12 +124,12 @@ def test_percentiles_and_rates_by_hand() -> None:
 
 def test_one_artifact_quickly(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(latency, "QUICK", (SHORT,))
-    monkeypatch.setattr(memory, "USE", SHORT)
-    found, used = latency.measure(artifact, threads=1)
-    assert found.load_cold_s and found.load_s > 0 and found.decode_tps > 0
-    assert (found.prompt_tokens, found.new_tokens, found.runs) == (24, 6, 5)
-    assert 0 < len(found.itl_ms) <= 200 and list(found.itl_ms) == sorted(found.itl_ms)
-    assert found.roofline and found.roofline["share"] > 0
+    monkeypatch.setattr(memory, "WORKLOAD", SHORT)
+    speed, used = latency.measure(artifact, threads=1)
+    assert speed.load_cold_s and speed.load_s > 0 and speed.decode_tps > 0
+    assert (speed.prompt_tokens, speed.new_tokens, speed.runs) == (24, 6, 5)
+    assert 0 < len(speed.itl_ms) <= 200 and list(speed.itl_ms) == sorted(speed.itl_ms)
+    assert speed.roofline and speed.roofline["share"] > 0
     assert used.peak >= used.anonymous > 10**6 and used.file > 0 and used.pss > 0
 
 
@@ -151,20 +154,20 @@ def test_bytes_of_experts_and_of_a_table_that_is_looked_up(
         tensors={"token_embd.weight": tensor(1000), "output.weight": tensor(1000),
                  "blk.0.ffn_up_exps.weight": tensor(800)},
     )  # fmt: skip
-    monkeypatch.setattr(roofline.gguf_header, "read", lambda _: header)
+    monkeypatch.setattr(roofline.gguf_reader, "read", lambda _: header)
     assert roofline._gguf(tmp_path, context=0) == 10 + 1000 + 200
 
 
 @pytest.mark.skipif(
     not (os.geteuid() == 0 and any((root / "cgroup.procs").exists() and os.access(root, os.W_OK)
-                                   for root, *_ in memory.ROOTS)),
+                                   for root, *_ in memory.CGROUP_ROOTS)),
     reason="needs the right to make cgroups",
 )  # fmt: skip
 def test_a_limit_that_is_too_small_is_seen(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "USE", SHORT)
+    monkeypatch.setattr(memory, "WORKLOAD", SHORT)
     used = memory.measure(artifact, threads=1)[1]
-    assert memory._decode(artifact, 2 * used.peak + 10**8, 1) > 0
-    assert memory._decode(artifact, used.anonymous // 4, 1) == 0
+    assert memory._decode_tps(artifact, 2 * used.peak + 10**8, 1) > 0
+    assert memory._decode_tps(artifact, used.anonymous // 4, 1) == 0
 
 
 @pytest.mark.parametrize(("drift", "asked"), [(0.9, 3), (0.6, 1), (1.0, 1)])
@@ -178,8 +181,8 @@ def test_a_near_miss_is_measured_again_beside_the_free_one(
         limits.append(limit)
         return 40 * drift
 
-    monkeypatch.setattr(memory, "_decode", decode)
-    share = memory._share(artifact, 100, 1, full=40)
+    monkeypatch.setattr(memory, "_decode_tps", decode)
+    share = memory._speed_share(artifact, 100, 1, full=40)
     assert limits == [100, None, 100][:asked]
     assert share == pytest.approx(1 if asked == 3 else drift)
 
@@ -187,10 +190,12 @@ def test_a_near_miss_is_measured_again_beside_the_free_one(
 def test_the_smallest_limit_is_found_to_a_step(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_decode", lambda _, limit, __: 9 if (limit or 1e9) > 777 else 2)
+    monkeypatch.setattr(
+        memory, "_decode_tps", lambda _, limit, __: 9 if (limit or 1e9) > 777 else 2
+    )
     used = Memory(peak=1000, anonymous=400, file=600, pss=0)
-    found = memory.smallest(artifact, used)
-    assert found is not None and 777 < found < 777 * 1.06
+    limit = memory.smallest_limit(artifact, used)
+    assert limit is not None and 777 < limit < 777 * 1.06
 
 
 def test_bench_command(
@@ -200,7 +205,7 @@ def test_bench_command(
 
     monkeypatch.setattr(latency, "QUICK", (SHORT,))
     monkeypatch.setattr("edgeft.benchmarks.bench.QUICK", (SHORT, TWO))
-    monkeypatch.setattr(memory, "USE", SHORT)
+    monkeypatch.setattr(memory, "WORKLOAD", SHORT)
     again = tmp_path / "again.gguf"
     again.write_bytes(artifact.read_bytes())
     words = ("bench", again, "--baseline", artifact, "--runs", 5, "--threads", 1)
@@ -217,19 +222,19 @@ def test_bench_command(
 
 
 def test_through_the_server(artifact: Path) -> None:
-    with Served(artifact, threads=1, context=128) as model:
+    with ServerProcess(artifact, threads=1, context=128) as model:
         assert model.loaded() > 0
         run = model.run(TWO, 0)
         assert len(run.ttft) == 2 and run.counts == (6, 6)
         assert all(0 < first < last for first, last in zip(run.ttft, run.e2e, strict=True))
         with pytest.raises(EdgeftError, match="400"):
-            model.run(Use(prompt=200, new=1), 1)
+            model.run(Workload(prompt=200, new=1), 1)
 
 
 @pytest.mark.parametrize(
     "words",
-    [("--grid", "--no-speed"), ("--scorer", "json"), ("--limit", 3), ("--max-noise", "nan"),
-     ("--seconds", "nan"), ("--threads", 100_000), ("--keep", "x.txt")],
+    [("--sweep", "--no-speed"), ("--scorer", "json"), ("--limit", 3), ("--max-noise", "nan"),
+     ("--seconds", "nan"), ("--threads", 100_000), ("--save-baseline", "x.txt")],
 )  # fmt: skip
 def test_what_would_be_ignored_is_wrong_usage(
     artifact: Path, edgeft: Callable[..., Any], words: tuple[Any, ...]
@@ -242,7 +247,7 @@ def test_what_bench_cannot_do(artifact: Path, edgeft: Callable[..., Any], tmp_pa
     text.write_text("some words " * 10)
     for words, says in (
         ((artifact, "--text", text, "--no-speed"), "nothing to compare"),
-        ((artifact, "--keep", tmp_path / "x.logprobs"), "nothing to keep"),
+        ((artifact, "--save-baseline", tmp_path / "x.logprobs"), "nothing to keep"),
         ((artifact, "--text", text, "--baseline", artifact), "has 0 pieces of 512 tokens"),
         ((artifact, "--text", tmp_path / "none", "--baseline", artifact), "cannot read"),
         ((tmp_path / "none.gguf",), "no such artifact"),

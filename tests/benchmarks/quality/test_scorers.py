@@ -73,7 +73,7 @@ def test_a_choice_needs_numbers_and_one_likeliest(monkeypatch: pytest.MonkeyPatc
     turns = (Message("user", "q"), Message("assistant", "yes"))
     items = evaluate.Items((Example(turns, choices=("yes", "no")),), "choice", 8)
     values = iter([float("nan"), -1.0, -2.0, -2.0, -1.0, -2.0])
-    monkeypatch.setattr(evaluate, "_last_turn", lambda *_: next(values))
+    monkeypatch.setattr(evaluate, "_last_turn_likelihood", lambda *_: next(values))
     with pytest.raises(ProofError, match="no numbers"):
         evaluate.answer(None, items, None, "x")  # type: ignore[arg-type]
     assert evaluate.answer(None, items, None, "x").accuracy == 0  # type: ignore[arg-type]

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.evaluate import Asking
-from edgeft.benchmarks.quality.workers import _keeping, workers
+from edgeft.benchmarks.quality.workers import _prefetch, open_workers
 from edgeft.errors import ResourceError
 from edgeft.export.pipeline import ExportOptions, export
-from edgeft.release.gate import Gate, gate
+from edgeft.release import GateOptions, run_gate
 
 
 @pytest.fixture(scope="module")
@@ -24,12 +24,12 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> list
     return [artifact.path for artifact in export(options)]
 
 
-def questions(folder: Path, name: str) -> Asking:
-    """Of its own, so that no test finds what another has kept."""
+def questions(folder: Path, name: str) -> EvalOptions:
+    """Items of one test, so that none finds scores that another has cached."""
     path = folder / f"{name}.jsonl"
     rows = [{"prompt": f"{name} {i}", "answer": "x"} for i in range(3)]
     path.write_text("\n".join(map(json.dumps, rows)))
-    return Asking(str(path), max_tokens=4, threads=1)
+    return EvalOptions(str(path), max_tokens=4, threads=1)
 
 
 @pytest.mark.parametrize(
@@ -38,52 +38,56 @@ def questions(folder: Path, name: str) -> Asking:
 def test_several_answer_elsewhere(
     artifacts: list[Path], tmp_path: Path, jobs: int, ray: str | None
 ) -> None:
-    asking = questions(tmp_path, f"together {ray}")
-    items = evaluate.load_items(asking)
-    assert not any(evaluate.kept(path, items) for path in artifacts)
-    with workers(jobs, ray) as together:
-        assert together
-        together(artifacts, items, asking)
+    options = questions(tmp_path, f"together {ray}")
+    items = evaluate.load_items(options)
+    assert not any(evaluate.cached_score(path, items) for path in artifacts)
+    with open_workers(jobs, ray) as prefetch:
+        assert prefetch
+        prefetch(artifacts, items, options)
     for path in artifacts:
-        found = evaluate.kept(path, items)
-        assert found
-        own = evaluate.measure(path, items, Asking(**vars(asking) | {"fresh": True}))
-        assert (found.replies, found.values, found.arm) == (own.replies, own.values, path.stem)
+        cached = evaluate.cached_score(path, items)
+        assert cached
+        direct = evaluate.measure(path, items, EvalOptions(**vars(options) | {"fresh": True}))
+        assert (cached.replies, cached.values, cached.arm) == (
+            direct.replies,
+            direct.values,
+            path.stem,
+        )
 
 
 def test_one_at_a_time_asks_nobody_else(artifacts: list[Path], tmp_path: Path) -> None:
-    asking = questions(tmp_path, "alone")
-    items = evaluate.load_items(asking)
-    with workers() as together:
-        assert together is None
-    assert not any(evaluate.kept(path, items) for path in artifacts)
+    options = questions(tmp_path, "alone")
+    items = evaluate.load_items(options)
+    with open_workers() as prefetch:
+        assert prefetch is None
+    assert not any(evaluate.cached_score(path, items) for path in artifacts)
 
 
 @pytest.mark.slow
 def test_no_cluster_is_one_line() -> None:
     with (
         pytest.raises(ResourceError, match="no Ray cluster at 127.0.0.1:1"),
-        workers(2, "127.0.0.1:1"),
+        open_workers(2, "127.0.0.1:1"),
     ):
         pass
 
 
 def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path) -> None:
     """By windows: all anew, though scores are kept, and none of them twice."""
-    asking = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
-    items = evaluate.load_items(asking)
+    options = dataclasses.replace(questions(tmp_path, "fresh"), fresh=True)
+    items = evaluate.load_items(options)
     for path in artifacts:
-        evaluate.measure(path, items, asking)
+        evaluate.measure(path, items, options)
     asked: list[Path] = []
 
     def run(calls: list[Any]) -> list[Any]:
         asked.extend(path for path, *_ in calls)
-        return [evaluate.kept(path, items) for path, *_ in calls]
+        return [evaluate.cached_score(path, items) for path, *_ in calls]
 
-    together = _keeping(run, 1)
-    together(artifacts, items, asking)
-    together(artifacts, items, asking)
-    together(artifacts[1:], items, asking)
+    prefetch = _prefetch(run, 1)
+    prefetch(artifacts, items, options)
+    prefetch(artifacts, items, options)
+    prefetch(artifacts[1:], items, options)
     assert asked == artifacts
 
 
@@ -91,15 +95,15 @@ def test_fresh_answers_are_given_once_each(artifacts: list[Path], tmp_path: Path
 def test_the_gate_asks_anew_where_it_should(
     artifacts: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
 ) -> None:
-    asking = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
+    options = dataclasses.replace(questions(tmp_path, f"gate {jobs}"), fresh=True)
     measured: list[tuple[str, bool]] = []
     measure = evaluate.measure
 
-    def seen(path: Path, items: Any, how: Asking, shots: int | None = None) -> Any:
+    def seen(path: Path, items: Any, how: EvalOptions, shots: int | None = None) -> Any:
         measured.append((path.stem, how.fresh))
         return measure(path, items, how, shots)
 
     monkeypatch.setattr(evaluate, "measure", seen)
-    with workers(jobs) as together:
-        gate(Gate((artifacts[1],), artifacts[0]), asking, together=together)
+    with open_workers(jobs) as prefetch:
+        run_gate(GateOptions((artifacts[1],), artifacts[0]), options, prefetch=prefetch)
     assert measured == [("f16", True), ("q8_0", jobs == 1)]

@@ -1,4 +1,4 @@
-"""The comparison with ONNX on a tiny model: every row is made and measured, and the line is JSON."""
+"""The study of ONNX runs as a program on a tiny model."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         seen.append(path.name)
         return Speed(0.1, 0.01, 1000.0 + len(seen), 100.0, 256, 64, 5), Memory(10**8, 10**7)
 
-    monkeypatch.setattr(onnx_rows.speed, "measure", speed)
+    monkeypatch.setattr(onnx_rows.latency, "measure", speed)
     return seen
 
 
-def test_the_program(
+@pytest.mark.slow
+def test_program_measures_every_row(
     tmp_path: Path,
     measured: list[str],
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With one row of the builder's, each of which is a process of its own; the slow test has all."""
     monkeypatch.setattr(onnx_rows, "BUILDER", {"builder's int4": []})
     random_model.make_model(tmp_path, random_model.SHAPES["qwen2-tiny"])
     base, adapter = tmp_path / "base", tmp_path / "adapter"
@@ -54,22 +54,3 @@ def test_the_program(
     assert whole["chats"]["kl"]["value"] < built[0]["chats"]["kl"]["value"] / 10
     assert whole["prefill_tps"] == [1003.0, 1003.0 + len(names)]
     assert f"{whole['prefill_tps'][0] + len(names) / 2:.0f} (1003-" in out
-
-
-@pytest.mark.slow
-def test_random_weights_in_a_real_shape(
-    tmp_path: Path, measured: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "qwen2-tiny" in random_model.SHAPES
-    onnx_rows.main(["--shape", "qwen2-tiny", "--out", str(tmp_path), "--rounds", "1",
-               "--row", "onnx int4", "--row", "onnx gptq-int4"])  # fmt: skip
-    line = json.loads(capsys.readouterr().out.splitlines()[-1])
-    names = [row["name"] for row in line["rows"]]
-    assert names == ["torch f32", "onnx int4", *onnx_rows.BUILDER], "nothing to calibrate on"
-    assert all(row["chats"] is row["accuracy"] is None for row in line["rows"])
-
-
-def test_a_mistake_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        onnx_rows.main(["--base", "no-such", "--out", str(tmp_path)])
-    assert "no such base model" in str(stopped.value.code)

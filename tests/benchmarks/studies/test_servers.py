@@ -1,49 +1,22 @@
-"""What the benchmark of servers reads from a stream, and a short soak of the tiny model."""
+"""The study of servers times edgeft serve with a tiny model."""
 
 from __future__ import annotations
 
-import json
+import asyncio
 from pathlib import Path
-from typing import Any
 
-import pytest
-
-from edgeft.benchmarks.studies import soak
-from edgeft.benchmarks.studies.servers import OWN, Options, Reply, body, commands, quantile
+from edgeft.benchmarks.performance.http import HTTPServer, free_port
+from edgeft.benchmarks.studies.servers import EDGEFT, Options, commands, one_round
 from helpers.serving import exported
 
 
-def line(text: str, finish: str | None = None) -> bytes:
-    choices: Any = [{"text": text, "finish_reason": finish}]
-    return b"data: " + json.dumps({"choices": choices}).encode()
-
-
-def test_tokens_and_times_of_a_stream() -> None:
-    reply = Reply(200, [0.1, 0.2, 0.3, 0.4], [line("a"), line(""), line("b"), line("", "length")])
-    assert reply.texts() == [0.1, 0.3]
-    assert reply.tokens(32) == 32
-    reply.lines[-1] = line("", "stop")
-    assert reply.tokens(32) == 2
-
-
-def test_quantiles() -> None:
-    values = [float(i) for i in range(1, 21)]
-    assert [quantile(values, share) for share in (0.05, 0.5, 0.95, 1)] == [1, 10, 19, 20]
-    assert quantile([3.0], 0.95) == 3
-
-
-def test_no_two_prompts_begin_alike() -> None:
-    options = Options(Path("x.gguf"), 2)
-    prompts = [body(options, seed)["prompt"] for seed in range(50)]
-    assert len({prompt.split()[0] for prompt in prompts}) == 50
-    ports = dict.fromkeys((*OWN, "llama-cpp-python", "llama-server"), 1)
-    assert list(commands(options, ports)) == [*OWN, "llama-cpp-python"]
-
-
-@pytest.mark.slow
-def test_a_short_soak(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_round_of_two_clients(tiny_base: Path, tmp_path: Path) -> None:
     (artifact,) = exported(tiny_base, tmp_path, "f32")
-    result = soak.run(artifact, 1, 5.0)
-    assert result["crashes"] == result["stuck"] == 0
-    assert result["requests"] > 30 and result["left"] > 3
-    assert {"200", "400", "413"} <= set(result["statuses"])
+    options = Options(artifact, threads=1, clients=(2,), tokens=8, prompt=6, context=256)
+    ports = {name: free_port() for name in (*EDGEFT, "llama-cpp-python")}
+    command = commands(options, ports)["edgeft"]
+    with HTTPServer("edgeft", command, ports["edgeft"]) as server:
+        assert server.wait_ready() > 0
+        result = asyncio.run(one_round(options, ports["edgeft"], clients=2, seed=1))
+    assert result.tps > 0 and result.decode > 0 and len(result.ttft) == 2
+    assert server.process.returncode is not None

@@ -2,7 +2,7 @@
 
 To run it alone:
 
-    pytest tests/benchmarks/test_smart_home.py
+    pytest tests/benchmarks/suites/test_smart_home.py
 """
 
 import json

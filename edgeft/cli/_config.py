@@ -1,0 +1,86 @@
+"""`--config run.toml` -> defaults for a command's options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from edgeft.cli._old_names import current_name, current_value
+from edgeft.errors import InputError, did_you_mean
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def configurable(function: F) -> F:
+    """Add `--config run.toml`: defaults for this command, from its table or the top level.
+
+    Keys are option names, with - or _. An unknown key is an InputError.
+    """
+    return click.option(
+        "--config",
+        type=click.Path(dir_okay=False, path_type=Path),
+        is_eager=True,
+        expose_value=False,
+        callback=_set_defaults,
+        help="TOML file with defaults for these options.",
+    )(function)
+
+
+def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is None:
+        return
+    command = ctx.info_name or ""
+    options = {
+        name: option
+        for option in ctx.command.params
+        if isinstance(option, click.Option) and option.name != "config"
+        for name in (*option.opts, *option.secondary_opts)
+    }
+    defaults = {}
+    for key, value in _read_table(ctx, path).items():
+        name = current_name(command, "--" + key.replace("_", "-"))
+        option = options.get(name)
+        if option is None:
+            known = [option.removeprefix("--") for option in options]
+            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
+        value = _as_typed(path, key, option, current_value(command, name, value))
+        defaults[str(option.name)] = not value if name in option.secondary_opts else value
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
+    """The command's table, or the keys above all tables where the file has no such table."""
+    import tomllib
+
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", "check --config") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
+    commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
+    for name in (name for name, value in content.items() if isinstance(value, dict)):
+        if name not in commands:
+            raise InputError(f"{path}: no command [{name}]", did_you_mean(name, commands))
+    table = content.get(ctx.info_name or "")
+    if isinstance(table, dict):
+        return table
+    return {key: value for key, value in content.items() if not isinstance(value, dict)}
+
+
+def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
+    """A value in the form in which the command line has it: click then checks both alike."""
+    if option.is_flag:
+        if not isinstance(value, bool):
+            raise InputError(f"{path}: {key} is {value!r}", "true or false")
+        return value
+    values = value if isinstance(value, list) and option.multiple else [value]
+    if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool)
+               for item in values):  # fmt: skip
+        listed = " or a list of them" if option.multiple else ""
+        raise InputError(f"{path}: {key} is {value!r}", f"a string or a number{listed}")
+    texts = [str(item) for item in values]
+    return texts if option.multiple else texts[0]

@@ -1,0 +1,67 @@
+"""The options of the server. The string after a field is the help of its option."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgeft.errors import InputError
+
+
+@dataclass(frozen=True)
+class ServeOptions:
+    """What is served, to whom and how: the options of `edgeft serve`."""
+
+    artifacts: tuple[Path, ...]
+    host: str = "127.0.0.1"
+    """Address to listen on; one that other machines reach needs a key."""
+    port: int = 8080
+    """Port to listen on; 0 = a free one."""
+    key: str = field(default="", repr=False)
+    """that a client must show; "" = none"""
+    slots: int = 4
+    """Answers at a time, for each artifact; each slot has memory for a whole context."""
+    queue: int = 32
+    """Answers that may wait; further requests get status 429."""
+    threads: int | None = None
+    """CPU threads. Default: all cores."""
+    context: int | None = None
+    """Tokens of each conversation at most. Default: up to 4096."""
+    max_tokens: int | None = None
+    """Tokens of an answer at most. Default: the context."""
+    allow_host: tuple[str, ...] = ()
+    """Name in the Host header that is accepted, besides localhost, addresses and this machine's name;
+    repeatable."""
+    cors: tuple[str, ...] = ()
+    """Origin whose pages may send requests, such as https://example.org; repeatable."""
+    grace: float = 10.0
+    """Seconds that running answers have to finish after SIGTERM."""
+    isolate: bool = True
+    """Compute each answer so that it does not depend on what else is running. Without, llama.cpp may use
+    kernels that read long prompts faster."""
+    log_prompts: bool = False
+    """Write the prompts to stderr, too."""
+    quiet: bool = False
+    """Write no line per request."""
+
+    def check(self) -> None:
+        """InputError for an open address without a key, and for a `cors` that is not an origin."""
+        if not _is_loopback(self.host) and not self.key:
+            raise InputError(
+                f"{self.host} can be reached from other machines, which needs a key",
+                "EDGEFT_API_KEY or --api-key-file",
+            )
+        for origin in self.cors:
+            if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
+                problem = f"--cors {origin!r} is no origin"
+                raise InputError(problem, "such as https://example.org, without a path")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
