@@ -23,7 +23,7 @@ def repacked(folder: Path, threads: int | None = None) -> Path:
     identity = store.identity(folder)
     target = home() / "repacked" / f"{identity[:20]}.gguf"
     options, parents = {"edgeft": __version__}, {"model": identity}
-    if store.finished(target, "repacked", options, parents):
+    if store.find_complete(target, "repacked", options, parents):
         return target
     merged, codes = open_merged(folder, None), RepackedGPTQ(Checkpoint(folder))
     size = sum(

@@ -1,17 +1,17 @@
-"""What can go wrong because of the user's input or machine, as one family.
+"""The family of errors that a user can mend, each one line with a hint.
 
-EdgeftError                 one line, one hint, exit code 1
-├── InputError              a file is missing, unreadable or says something impossible
-│   ├── DataError           a row of a data file is broken (carries file and line)
-│   └── TooLong             a prompt has more tokens than the context (edgeft.server.requests)
-├── Busy                    the queue of the server is full (edgeft.server.jobs; carries seconds)
+EdgeftError                 a user error, exit code 1
+├── InputError              a file or an option is missing, unreadable or contradictory
+│   ├── DataError           a line of a data file is broken (names file and line)
+│   └── TooLong             a prompt does not fit the context (edgeft.server)
 ├── AdapterError            not an adapter, or the adapter of another base
-├── FormatError             unknown format or quantization, or a family it does not know
-├── ResourceError           not enough disk or memory (carries the needed figure)
+├── FormatError             unknown format, quantization or model family
+├── ResourceError           too little disk or memory (names both figures), or a port in use
 ├── StaleError              the output already holds something else
-├── TemplateError           another chat template than the one that was learned
-├── ProofError              a result was made but is not the same model: nothing is kept
-└── MissingExtra            an optional package is not installed
+├── TemplateError           the chat template differs from that of the training
+├── ProofError              the result is not the same model; nothing is kept
+├── MissingExtra            an optional package is not installed
+└── Busy                    the queue is full (edgeft.server)
 
 Example: ``raise InputError("no such file: chats.jsonl", hint="check --data")``
 """
@@ -26,14 +26,16 @@ from types import ModuleType
 
 
 class EdgeftError(Exception):
-    """A user error: printed as one line with a hint, never as a traceback."""
+    """A user error. The command line prints it as one line with its hint, never as a traceback."""
 
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
+        """the problem"""
         self.hint = hint
+        """the remedy; "" = none is known"""
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})" if self.hint else self.message
@@ -77,10 +79,10 @@ class MissingExtra(EdgeftError):
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import `module`, or say which extra brings it.
+    """Import a `module`; MissingExtra names the `extra` that installs it.
 
-    Only the absence of the named package itself is translated: an import that fails inside an
-    installed package is a defect to see, not a package to install.
+    Only the absence of the package itself becomes MissingExtra. An import that fails inside an installed
+    package is a defect, so its error passes through.
     """
     try:
         return importlib.import_module(module)
@@ -93,8 +95,8 @@ def require(module: str, extra: str) -> ModuleType:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown `name`: its nearest neighbour, then everything that exists."""
+    """The hint for an unknown `name`: the most similar known name, then all of them."""
     names = sorted(known)
-    near = difflib.get_close_matches(name.lower(), names, n=1)
-    guess = f"did you mean {near[0]!r}? " if near else ""
+    matches = difflib.get_close_matches(name.lower(), names, n=1)
+    guess = f"did you mean {matches[0]!r}? " if matches else ""
     return f"{guess}known: {', '.join(names)}"

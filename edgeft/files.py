@@ -1,4 +1,4 @@
-"""Files and folders: the cache folder, JSON, hashes, whole writes, temporary names, sizes as text."""
+"""Paths -> the cache folder, JSON, hashes, files written whole or not at all, sizes as text."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from edgeft.errors import InputError
 
 
 def home() -> Path:
-    """Where imported bases and measurements are kept: EDGEFT_HOME, else the user's cache."""
-    chosen = os.environ.get("EDGEFT_HOME")
-    if chosen:
-        return Path(chosen).expanduser()
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(cache) / "edgeft"
+    """The folder of imported bases and measurements: EDGEFT_HOME, else the user's cache folder."""
+    from platformdirs import user_cache_path
+
+    folder = os.environ.get("EDGEFT_HOME")
+    return Path(folder).expanduser() if folder else user_cache_path("edgeft", appauthor=False)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small file so that it is either the old text or the new one."""
+    """Write a small UTF-8 file. At any moment it holds the old text or the new one."""
     with whole_file(path) as temp:
         temp.write_text(text, encoding="utf-8")
 
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A place to write a file that is then `path`, whole; for one that needs no manifest."""
-    temp = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    """A temporary path to write to. On a clean exit it is flushed and renamed to `path`.
+
+    For files without a manifest; `edgeft.store.writing` writes one.
+    """
+    temp = partial_path(path)
     try:
         yield temp
         fsync(temp)
@@ -46,10 +48,11 @@ def whole_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def scratch(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`, gone afterwards; what a killed run left of one goes, too."""
+    """A temporary folder in `folder`, removed at the end; that of a killed run is removed first."""
     folder.mkdir(parents=True, exist_ok=True)
-    sweep_target(folder / "scratch")
-    temp = folder / f".scratch.partial-{os.getpid()}"
+    target = folder / "scratch"
+    sweep_target(target)
+    temp = partial_path(target)
     temp.mkdir()
     try:
         yield temp
@@ -57,8 +60,13 @@ def scratch(folder: Path) -> Iterator[Path]:
         remove(temp)
 
 
-def human(size: float) -> str:
-    """Bytes for people, in powers of 1000 as disks and llama.cpp count."""
+def partial_path(target: Path) -> Path:
+    """The path beside `target` where this process writes it."""
+    return target.with_name(f".{target.name}.partial-{os.getpid()}")
+
+
+def format_bytes(size: float) -> str:
+    """1_234_567 -> "1.2 MB": powers of 1000, as disks and llama.cpp count."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
@@ -67,13 +75,14 @@ def human(size: float) -> str:
 
 
 def text_sha256(text: str) -> str:
+    """Hexadecimal SHA-256 of the UTF-8 text."""
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content; read once per process as long as the file is the same."""
-    now = path.stat()
-    return _sha256(path.absolute(), now.st_ino, now.st_size, now.st_mtime_ns)
+    """Hexadecimal SHA-256 of a file. An unchanged file is read once per process."""
+    stat = path.stat()
+    return _sha256(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -83,18 +92,18 @@ def _sha256(path: Path, *_: int) -> str:
 
 
 def sweep(folder: Path) -> None:
-    """Remove what killed runs left in a folder of results, of whatever target."""
+    """Remove partial results of killed runs from a folder, whatever their targets."""
     if folder.is_dir():
-        found = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
-        for name in sorted({match[1] for match in found if match}):
+        matches = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
+        for name in sorted({match[1] for match in matches if match}):
             sweep_target(folder / name)
 
 
 def sweep_target(target: Path) -> None:
-    """Remove what a killed run left, but not what a living one is writing.
+    """Remove what killed runs left of `target`, but nothing of a running process.
 
-    A run killed between the two renames of an overwrite left the old result under its second name:
-    that one is put back.
+    A run that was killed between the two renames of an overwrite left the old result under the name
+    `-old`. It is renamed back.
     """
     pattern = re.compile(re.escape(f".{target.name}.partial-") + r"(\d+)(-old)?")
     for path in target.parent.iterdir():
@@ -107,7 +116,7 @@ def sweep_target(target: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
+    """Remove a file or a folder with its content, if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:
@@ -115,6 +124,7 @@ def remove(path: Path) -> None:
 
 
 def fsync(path: Path) -> None:
+    """Flush a file, or a folder's list of names, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -123,7 +133,7 @@ def fsync(path: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, {} where the file is absent."""
+    """The JSON object in a file; {} where the file does not exist. InputError for anything else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

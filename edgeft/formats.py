@@ -1,7 +1,7 @@
-"""The one table of artifact formats: who writes each, who runs it, what it needs.
+"""The table of artifact formats: which converter writes each, which runtime opens it, what it needs.
 
-A new format is one converter, one runtime and one row here. The entries are strings so that
-looking at the table imports nothing: ``load(row.converter)`` imports on use.
+A new format is one converter, one runtime and one row here. Entries are strings, so that reading the
+table imports nothing: ``load(row.converter)`` imports on use.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from edgeft.errors import FormatError, InputError, did_you_mean
 
 @dataclass(frozen=True)
 class Format:
+    """One row of the table."""
+
     name: str
+    """as in --format"""
     plan: str
     """module:function of `make_plan(merged, quant, options) -> plan`; refuses what cannot be written"""
     converter: str
@@ -26,20 +29,21 @@ class Format:
     runtime: str
     """module:class with the methods of `edgeft.runtimes.protocol.Runtime`"""
     suffix: str
-    """of the artifact's file name; "" for a folder"""
+    """suffix of the artifact's file name; "" for a folder"""
     quants: tuple[str, ...]
     """from the most to the least exact"""
     default: tuple[str, ...]
+    """quantizations without --quant"""
     takes: tuple[str, ...] = ()
-    """options of `edgeft.export.ExportOptions` that only some formats have"""
+    """options of `edgeft.export.ExportOptions` that this format has and others lack"""
     solved: tuple[str, ...] = ()
-    """quantizations that GPTQ makes: they need something to calibrate on"""
+    """quantizations that GPTQ makes, which needs calibration data"""
     prepare: str = ""
-    """module:function of `prepare(path, threads)`: makes what the runtime opens, if it is not there"""
+    """module:function of `prepare(path, threads)`: makes the file that the runtime opens, once"""
     engines: tuple[str, ...] = ("llama-cpp-python",)
-    """packages whose versions can change an answer"""
+    """packages whose version can change an answer"""
     reference: str = ""
-    """module:class of the runtime that computes the same weights in float32, slowly"""
+    """module:class of the runtime that computes the same weights in float32 by torch; "" = none"""
 
 
 FORMATS = {
@@ -101,6 +105,7 @@ FORMATS = {
 
 
 def format_named(name: str) -> Format:
+    """The row of a name, in any case. FormatError for an unknown one."""
     try:
         return FORMATS[name.lower()]
     except KeyError:
@@ -108,24 +113,27 @@ def format_named(name: str) -> Format:
 
 
 def check_quants(rows: Sequence[Format], quants: tuple[str, ...]) -> list[tuple[Format, str]]:
-    """Of each format those of `quants` that it has, from the most to the least exact, each once; its
-    default where it has none of them. FormatError for one that no format has."""
-    wanted = {quant.lower() for quant in quants}
+    """(format, quantization) pairs to export, per format from the most to the least exact.
+
+    A format gets those of `quants` that it has, or its default where it has none of them. FormatError
+    for a quantization that none of the formats has.
+    """
+    names = {quant.lower() for quant in quants}
     known = [quant for row in rows for quant in row.quants]
-    for quant in wanted - set(known):
-        names = " or ".join(row.name for row in rows)
+    for quant in names - set(known):
+        formats = " or ".join(row.name for row in rows)
         other = next((row.name for row in FORMATS.values() if quant in row.quants), None)
         hint = f"--format {other} has" if other else did_you_mean(quant, known)
-        raise FormatError(f"format {names} has no quantization {quant!r}", hint)
-    found = []
+        raise FormatError(f"format {formats} has no quantization {quant!r}", hint)
+    pairs = []
     for row in rows:
-        own = wanted & set(row.quants) or set(row.default)
-        found += [(row, quant) for quant in row.quants if quant in own]
-    return found
+        chosen = names & set(row.quants) or set(row.default)
+        pairs += [(row, quant) for quant in row.quants if quant in chosen]
+    return pairs
 
 
 def format_of(path: Path) -> Format:
-    """The format of an artifact on disk."""
+    """The format of an artifact on disk. InputError for a path that is none."""
     if path.suffix == ".gguf" and path.is_file():
         return FORMATS["gguf"]
     if (path / "genai_config.json").is_file():
@@ -141,18 +149,18 @@ def format_of(path: Path) -> Format:
 
 
 def _is_gptq(folder: Path) -> bool:
-    """Told without a look at the weights; `edgeft.weights.checkpoint.quantization` reads it in full."""
+    """Judged by config.json alone; `edgeft.weights.checkpoint.quantization` reads the whole of it."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         quantized = config.get("quantization_config")
     except (ValueError, AttributeError, RecursionError):
-        return False  # whoever opens it says what is wrong with it
+        return False  # the runtime that opens it reports what is wrong
     if quantized is None:
         return (folder / "quantize_config.json").is_file()
     return isinstance(quantized, dict) and quantized.get("quant_method") == "gptq"
 
 
 def load(entry: str) -> Any:
-    """Import what a "module:name" entry of the table names."""
+    """The object that an entry "module:name" of the table names, imported now."""
     module, _, name = entry.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""The machine: its CPU and engines, free memory and disk, and the check before work starts."""
+"""This machine -> CPU and engine versions, free memory and disk, a check before work starts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import ResourceError
-from edgeft.files import human
+from edgeft.files import format_bytes
 
 ISA = ("fma", "avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
        "asimddp", "i8mm", "sve")  # fmt: skip
-"""instructions that kernels of 4 and 8 bits are chosen by"""
+"""instruction sets by which engines choose their kernels for 4 and 8 bits"""
 ENGINES = ("llama-cpp-python", "onnxruntime", "onnxruntime-genai", "torch", "transformers")
+"""packages whose versions can change a figure"""
 
 
 def describe_machine() -> dict[str, Any]:
@@ -46,6 +47,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 CGROUP = Path("/sys/fs/cgroup")
+"""mount point of cgroup v2"""
 
 
 def preflight(
@@ -55,28 +57,33 @@ def preflight(
     memory: int = 0,
     spare: str = "take a smaller model or context",
 ) -> None:
-    """Refuse before the work starts when `disk` or `memory` bytes cannot be had."""
-    home = folder
-    while not home.exists():
-        home = home.parent
-    free = shutil.disk_usage(home).free
+    """ResourceError where `what` needs more bytes of `disk` at `folder`, or of `memory`, than are free.
+
+    `folder` need not exist yet. `spare` is the hint for less memory.
+    """
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
     if disk > free:
         raise ResourceError(
-            f"{what} needs {human(disk)} of disk at {home}, {human(free)} is free",
+            f"{what} needs {format_bytes(disk)} of disk at {existing}, {format_bytes(free)} is free",
             "free some, or choose another output",
         )
     available = available_memory()
     if memory > available:
         raise ResourceError(
-            f"{what} needs about {human(memory)} of memory, {human(available)} is available",
+            f"{what} needs about {format_bytes(memory)} of memory, "
+            f"{format_bytes(available)} is available",
             f"close other programs, or {spare}",
         )
 
 
 def available_memory() -> int:
-    """Bytes a new process can have without swapping, the cgroup's limit included.
+    """Bytes that a new process can use without swapping, within the limit of this process's cgroup.
 
-    A cgroup counts the pages of files that were read as used; the kernel gives them up on demand.
+    A cgroup counts cached pages of files as used, but the kernel drops them on demand, so they count as
+    available here.
     """
     bounds = [_meminfo("MemAvailable")]
     with contextlib.suppress(OSError, ValueError):
@@ -91,14 +98,14 @@ def available_memory() -> int:
 
 
 def kilobytes(file: str) -> dict[str, int]:
-    """Name -> bytes, of a file of `Name: 123 kB` lines as in /proc; empty where there is none."""
-    found = {}
+    """Name -> bytes, of the lines `Name: 123 kB` of a file in /proc; {} where it does not exist."""
+    sizes = {}
     with contextlib.suppress(OSError):
         for line in Path(file).read_text().splitlines():
             name, _, rest = line.partition(":")
             if rest.endswith("kB"):
-                found[name] = int(rest.split()[0]) * 1024
-    return found
+                sizes[name] = int(rest.split()[0]) * 1024
+    return sizes
 
 
 def _meminfo(key: str) -> int:

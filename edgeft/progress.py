@@ -1,14 +1,13 @@
-"""Progress and notes on stderr: a bar on a terminal, plain lines elsewhere.
+"""Notes and progress on stderr: a bar on a terminal, plain lines elsewhere. stdout is left to results.
 
-    with Progress("train-qlora", total=110) as bar:
-        bar.update(1, units=380, loss=0.42)     # units: tokens, for the rate
-
-stdout is left to results.
+with Progress("train-qlora", total=110) as bar:
+    bar.update(1, units=380, loss=0.42)     # units: tokens, for the rate
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import sys
@@ -16,95 +15,139 @@ import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-LINE_SECONDS = 10.0
-"""between two plain lines where stderr is no terminal"""
+if TYPE_CHECKING:
+    import rich.console
+    import rich.progress
+
+LINE_INTERVAL_S = 10.0
+"""seconds between two plain lines, where stderr is no terminal"""
+BAR_INTERVAL_S = 0.1
+"""seconds between two drawings of the bar"""
 
 
 def say(text: str) -> None:
+    """Print a note for the user."""
     print(f"edgeft: {text}", file=sys.stderr, flush=True)
+
+
+def dumb_terminal() -> bool:
+    """Whether the terminal understands no control codes."""
+    return os.environ.get("TERM", "dumb") in ("dumb", "unknown", "")
 
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Keep torch's and its neighbours' advice to developers out of the user's terminal."""
+    """Hide the advice that torch and the Hugging Face libraries print for developers."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    noisy = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
-    levels = [logger.level for logger in noisy]
-    for logger in noisy:
+    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, level in zip(noisy, levels, strict=True):
+        for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 
 
 class Progress:
-    """Counts steps of `total`, tokens per second, the last values, and the time left."""
+    """Shows steps done of `total`, the last values, tokens per second, and the time left.
+
+    It is drawn within `update` only: no thread takes time from what is measured.
+    """
 
     def __init__(self, title: str, total: int, short: bool = False) -> None:
-        """`short`: no plain line of work that is over before the first one is due."""
+        """`short`: print no plain line for work that takes less than `LINE_INTERVAL_S`."""
         self.title = title
-        self.short = short
         self.total = total
+        self.short = short
         self.done = 0
+        """steps"""
         self.units = 0
-        self._first = 0
+        """tokens"""
+        self._first_step = 0
         self._started = time.perf_counter()
-        self._printed = 0.0
+        self._last_shown = 0.0
         self._values: dict[str, float] = {}
-        self._terminal = sys.stderr.isatty()
+        self._bar: rich.progress.Progress | None = None
 
     def start_at(self, done: int) -> None:
-        """A resumed run has `done` steps behind it that cost no time now."""
-        self.done = self._first = done
+        """Begin at step `done`: a resumed run spends no time on the steps before it."""
+        self.done = self._first_step = done
 
     def update(self, done: int, units: int = 0, **values: float) -> None:
+        """Count `done` further steps and `units` further tokens; `values` replace those shown."""
         self.done += done
         self.units += units
         self._values.update(values)
         now = time.perf_counter()
-        due = 0.1 if self._terminal else LINE_SECONDS
-        over = self.done == self.total and not (self.short and not self._terminal)
-        if now - self._printed >= due or over:
-            self._printed = now
-            self._print()
+        interval = BAR_INTERVAL_S if self._bar else LINE_INTERVAL_S
+        finished = self.done == self.total and (self._bar is not None or not self.short)
+        if now - self._last_shown >= interval or finished:
+            self._last_shown = now
+            self._show()
 
-    def _print(self) -> None:
+    def _show(self) -> None:
+        if self._bar is None:
+            say(self._text())
+        else:
+            (task,) = self._bar.task_ids
+            self._bar.update(task, completed=self.done, description=self._text(), refresh=True)
+
+    def _text(self) -> str:
         elapsed = time.perf_counter() - self._started
-        made = self.done - self._first
-        left = elapsed / made * (self.total - self.done) if made else 0.0
+        steps = self.done - self._first_step
+        left = elapsed / steps * (self.total - self.done) if steps else 0.0
         parts = [f"{self.title} {self.done}/{self.total}"]
-        parts += [f"{key} {value:.4g}" for key, value in self._values.items()]
+        parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
         if self.units:
             parts.append(f"{self.units / elapsed:.0f} tokens/s")
         parts.append(f"{elapsed:.0f} s, {left:.0f} s left")
-        text = "  ".join(parts)
-        if self._terminal:
-            width = 24
-            filled = round(width * self.done / max(1, self.total))
-            bar = "█" * filled + "░" * (width - filled)
-            print(f"\r\x1b[K{bar} {text}", end="", file=sys.stderr, flush=True)
-        else:
-            say(text)
+        return "  ".join(parts)
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
-        if self.short and not self._terminal:
-            self._printed = self._started
+        if sys.stderr.isatty() and not dumb_terminal():
+            self._bar = _terminal_bar()
+            self._bar.add_task(self.title, total=self.total, completed=self.done)
+            self._bar.start()
+        elif self.short:
+            self._last_shown = self._started
         return self
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
-        if self._terminal:
-            print(file=sys.stderr, flush=True)
+        if self._bar is not None:
+            self._bar.stop()  # shows the cursor again and leaves the last state on a line
+            self._bar = None
+
+
+def _terminal_bar() -> rich.progress.Progress:
+    """A bar and a text beside it. What is printed to stderr meanwhile appears above it."""
+    from rich.progress import BarColumn, Progress, TextColumn
+
+    return Progress(
+        BarColumn(bar_width=24),
+        TextColumn("{task.description}", markup=False),
+        console=_stderr_console(),
+        auto_refresh=False,
+        redirect_stdout=False,
+    )
+
+
+@functools.cache
+def _stderr_console() -> rich.console.Console:
+    """One console for all bars, so that a bar within another is drawn below it."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False)

@@ -1,9 +1,9 @@
-"""The nouns as frozen records, and JSON in and out.
+"""The nouns of edgeft as frozen records, and their JSON.
 
-Every noun on disk is a directory, or a file with a manifest beside it. The manifest is written
-last: where it is, the noun is complete. It holds the options that made it, the sha256 of every
-file and the identity of its parents (`edgeft.store.identity`), so that an artifact's history can
-be followed back to the base model and the data.
+A noun on disk is a directory, or a file with a manifest beside it. The manifest is written last, so a
+noun with a manifest is complete. It holds the options that made it, the sha256 of every file and the
+identity of its parents (`edgeft.store.identity`). So the history of an artifact can be followed back
+to the base model and the data.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ SCHEMA = 1
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 """outcome of a gate -> exit code"""
 SAMPLES = 200
-"""of a distribution that a report shows"""
+"""values that a report keeps of a distribution"""
 
 
 @dataclass(frozen=True)
@@ -30,14 +30,14 @@ class Message:
 
 @dataclass(frozen=True)
 class Example:
-    """One conversation that ends with the answer to learn or to compare with."""
+    """One conversation. Its last message is the answer to learn or to compare with."""
 
     messages: tuple[Message, ...]
     tags: tuple[str, ...] = ()
     line: int = 0
     """line (or item number) in its file, from 1"""
     choices: tuple[str, ...] = ()
-    """answers to choose from, of which one is the right one"""
+    """answers to choose from; one of them is right"""
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -64,7 +64,7 @@ class Manifest:
     parents: dict[str, str] = field(default_factory=dict)
     """role -> identity of that parent"""
     facts: dict[str, Any] = field(default_factory=dict)
-    """what was measured while it was made"""
+    """what was measured on the way"""
     edgeft: str = ""
     created: str = ""
     schema: int = SCHEMA
@@ -125,7 +125,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How one token is chosen from what the model says of all; the defaults choose the likeliest."""
+    """How a token is chosen from the logits. The defaults choose the likeliest one (greedy)."""
 
     temperature: float = 0.0
     """0 = greedy"""
@@ -135,11 +135,11 @@ class Sampling:
     min_p: float = 0.0
     """choose among those that have at least this share of the likeliest one's probability"""
     repeat_penalty: float = 1.0
-    """divides the logits of tokens that were there before; 1 = none"""
+    """divides the logits of tokens that occurred before; 1 = none"""
     frequency_penalty: float = 0.0
-    """subtracted from a token's logit for each time that it was there"""
+    """subtracted from a token's logit for each of its occurrences"""
     presence_penalty: float = 0.0
-    """subtracted once"""
+    """subtracted once from the logit of a token that occurred"""
     seed: int = 0
     bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit)"""
@@ -149,13 +149,13 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Token:
-    """One streamed token; every command that times a reply reads these."""
+    """One streamed token and its time. Every command that measures speed reads these."""
 
     id: int
     text: str
-    """text that became complete with this token ("" while a character is still partial)"""
+    """text that this token completes; "" while a character is still partial"""
     seconds: float
-    """since the request was made"""
+    """since the request"""
 
 
 @dataclass(frozen=True)
@@ -165,9 +165,9 @@ class Reply:
     text: str
     ids: tuple[int, ...]
     stopped: bool
-    """True when the model ended its turn, False when max_tokens cut it off"""
+    """True where the model ended its turn, False where max_tokens cut it off"""
     seconds: tuple[float, ...] = field(default=(), compare=False)
-    """of each token, since all the prompts were given"""
+    """time of each token, since all prompts were passed in"""
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Speed:
     """One artifact's speed on this machine; medians of `runs` runs."""
 
     load_s: float
-    """files in the page cache"""
+    """seconds to load, with the files in the page cache"""
     ttft_s: float
     """time to first token for a prompt of `prompt_tokens`, tokenization included"""
     prefill_tps: float
@@ -219,7 +219,7 @@ class Speed:
     new_tokens: int
     runs: int
     load_cold_s: float | None = None
-    """files not in the page cache"""
+    """seconds to load, without the files in the page cache"""
     through: str = "runtime"
     """or server, over HTTP"""
     cells: tuple[LatencyPoint, ...] = ()
@@ -231,33 +231,33 @@ class Speed:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak memory of a process that only loads the model and answers one prompt, in bytes."""
+    """Peak memory in bytes of a process that loads the model and answers one prompt."""
 
     peak: int
     """resident set, mapped weights included"""
     anonymous: int
-    """the part that cannot be dropped under pressure"""
+    """the part that the system cannot drop"""
     file: int = 0
     """pages of files, which the system can drop and read again"""
     pss: int = 0
-    """proportional set size: a page that several processes map counts in part"""
+    """proportional set size: a page that n processes map counts as 1/n"""
     smallest: int | None = None
-    """limit of a cgroup under which decoding keeps 95 % of its speed; None = not measured"""
+    """smallest limit of a cgroup at which decoding keeps 95 % of its speed; None = not measured"""
 
 
 @dataclass(frozen=True)
 class Score:
-    """Answers of one arm on one list of items."""
+    """Answers of one arm to a list of items."""
 
     arm: str
     items: str
-    """sha256 of the items, the order included"""
+    """sha256 of the items in their order"""
     scorer: str
     replies: tuple[str, ...]
     values: tuple[float, ...]
-    """per item, from 0 to 1; a scorer of right and wrong gives 1 and 0"""
+    """per item, from 0 to 1 (right or wrong: 1 or 0)"""
     stopped: tuple[bool, ...]
-    """per item: did the model end its turn? An answer that was cut off counts as 0"""
+    """per item, whether the model ended its turn; an answer that was cut off counts as 0"""
     seconds: float
 
     @property
@@ -267,7 +267,7 @@ class Score:
 
 @dataclass(frozen=True)
 class Measurement:
-    """What `edgeft bench` found out about one artifact."""
+    """What `edgeft bench` measured of one artifact."""
 
     name: str
     path: str
@@ -285,7 +285,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Arm:
-    """One model of a comparison, and all that was found out about it; None = not measured."""
+    """One model of a comparison with its measurements; None = not measured."""
 
     name: str
     kind: str
@@ -299,7 +299,7 @@ class Arm:
     interval: tuple[float, float] | None = None
     """of the accuracy, at 95 %"""
     stopped: float | None = None
-    """share of the answers that ended by themselves"""
+    """share of the answers that the model ended itself"""
     speed: dict[str, Any] | None = None
     memory: dict[str, Any] | None = None
     fidelity: dict[str, Any] | None = None
@@ -307,11 +307,11 @@ class Arm:
     verdict: dict[str, Any] | None = None
     """`edgeft.benchmarks.statistics.noninferiority.Verdict.to_json()`, of candidates"""
     retention: dict[str, Any] | None = None
-    """how much of the fine-tune's gain is left, where the base was measured"""
+    """how much of the fine-tune's gain is left; None where the base was not measured"""
     slices: tuple[dict[str, Any], ...] = ()
     """per tag: {tag, n, accuracy, interval, baseline, lost, won}"""
     losses: tuple[dict[str, Any], ...] = ()
-    """the worst: {prompt, wanted, baseline, answer, tags}"""
+    """the worst answers: {prompt, wanted, baseline, answer, tags}"""
     lineage: tuple[dict[str, Any], ...] = ()
     """from the artifact to its roots: {role, name, identity, options}"""
     pareto: bool = False
@@ -320,7 +320,7 @@ class Arm:
 
 @dataclass(frozen=True)
 class Release:
-    """What a report shows: the decision first, then all that it rests on."""
+    """What a report shows: the decision, then the measurements behind it."""
 
     outcome: str
     """PASS, FAIL or INCONCLUSIVE"""
@@ -334,9 +334,9 @@ class Release:
     safety: dict[str, Any] | None = None
     """refusals: {name, arms: {arm: {unsafe, refused, safe, answered, outcome, reason}}}"""
     floor: dict[str, Any] | None = None
-    """the baseline against itself, with another number of threads: {threads, flips, n, kl}"""
+    """the baseline compared with itself at another number of threads: {threads, flips, n, kl}"""
     commands: tuple[str, ...] = ()
-    """to do it all again"""
+    """shell commands that repeat the comparison"""
     notes: tuple[str, ...] = ()
     edgeft: str = ""
     created: str = ""
@@ -347,7 +347,7 @@ class Release:
 
     @classmethod
     def from_json(cls, raw: dict[str, Any]) -> Release:
-        """The inverse of `to_json`; TypeError or KeyError for what is none."""
+        """The inverse of `to_json`. TypeError or KeyError for anything else."""
         arms = []
         for arm in raw["arms"]:
             listed = ("slices", "losses", "lineage", "interval")

@@ -1,12 +1,12 @@
-"""Results that are whole or absent.
+"""A target path and what makes it -> a result with its manifest, complete or absent.
 
-A stage writes into a temporary neighbour, flushes it to the disk, renames it into place and
-writes the manifest last; whatever stops it before that leaves the old state. A second run with the
-same options and parents finds the manifest and does nothing.
+    with store.writing(out, kind="artifact", options=options, parents=parents) as draft:
+        draft.path.write_bytes(...)
+        draft.facts["beta"] = 1.0
 
-    with stage.writing(out, kind="artifact", options=opts, parents=parents) as work:
-        (work.path).write_bytes(...)
-        work.facts["beta"] = 1.0
+The result is written beside the target, flushed to the disk and renamed into place; the manifest comes
+last. Whatever interrupts that leaves the old state. A second run with the same options and parents
+finds the manifest (`find_complete`) and has nothing to do.
 """
 
 from __future__ import annotations
@@ -23,26 +23,29 @@ from typing import Any
 
 from edgeft import __version__
 from edgeft.errors import InputError, StaleError
-from edgeft.files import fsync, remove, sha256, sweep_target, write_text
+from edgeft.files import fsync, partial_path, remove, sha256, sweep_target, write_text
 from edgeft.records import SCHEMA, FileRecord, Manifest
 
 
 @dataclass
-class Work:
+class Draft:
+    """A result while it is written."""
+
     path: Path
     """where to write: a folder that exists, or a file that does not exist yet"""
     facts: dict[str, Any] = field(default_factory=dict)
+    """what was measured on the way, for the manifest"""
 
 
 def manifest_path(target: Path) -> Path:
-    """A folder holds its manifest; a file has it beside it."""
-    if target.suffix == ".gguf":
+    """`manifest.json` in a folder; `NAME.gguf.manifest.json` beside a file."""
+    if _is_file_target(target):
         return target.with_name(target.name + ".manifest.json")
     return target / "manifest.json"
 
 
 def read_manifest(target: Path) -> Manifest | None:
-    """The manifest of a complete noun, or None where there is none."""
+    """The manifest of a complete result, None where there is none. InputError for a broken one."""
     path = manifest_path(target)
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
@@ -55,21 +58,24 @@ def read_manifest(target: Path) -> Manifest | None:
     return manifest
 
 
-def finished(
+def find_complete(
     target: Path, kind: str, options: dict[str, Any], parents: dict[str, str]
 ) -> Manifest | None:
-    """The manifest when `target` already is what this run would make, else None."""
+    """The manifest where `target` already is the result of these options and parents, else None.
+
+    Its files must exist with the recorded sizes; their hashes are not computed.
+    """
     manifest = read_manifest(target)
     if manifest is None or (manifest.kind, manifest.parents) != (kind, parents):
         return None
-    if manifest.options != json.loads(json.dumps(options)):
+    if manifest.options != _as_json(options):
         return None
-    sizes = {name: _part(target, name) for name in manifest.files}
-    whole = all(
+    paths = {name: _file_path(target, name) for name in manifest.files}
+    complete = all(
         path.is_file() and path.stat().st_size == manifest.files[name].size
-        for name, path in sizes.items()
+        for name, path in paths.items()
     )
-    return manifest if whole else None
+    return manifest if complete else None
 
 
 @contextlib.contextmanager
@@ -80,75 +86,86 @@ def writing(
     options: dict[str, Any],
     parents: dict[str, str],
     overwrite: bool = False,
-) -> Iterator[Work]:
-    """Yield a place to write; on a clean exit put it at `target` with its manifest.
+) -> Iterator[Draft]:
+    """Yield a `Draft` to write; on a clean exit put it at `target` with its manifest.
 
-    Raises StaleError where something else lies at `target` already and `overwrite` is off.
+    `kind`, `options` and `parents` (role -> identity) go into the manifest. StaleError where something
+    else is at `target` already and `overwrite` is off.
     """
-    is_file = target.suffix == ".gguf"
     if target.parent.is_dir():
         sweep_target(target)
     check_free(target, kind, options, parents, overwrite)
     made_parent = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temp = target.with_name(f".{target.name}.partial-{os.getpid()}")
-    if not is_file:
+    temp = partial_path(target)
+    if not _is_file_target(target):
         temp.mkdir()
     try:
-        work = Work(temp)
-        yield work
-        if is_file:
-            files = {target.name: _record(temp)}
-        else:
-            files = {
-                str(path.relative_to(temp)): _record(path)
-                for path in sorted(temp.rglob("*"))
-                if path.is_file()
-            }
+        draft = Draft(temp)
+        yield draft
         manifest = Manifest(
             kind=kind,
-            options=json.loads(json.dumps(options)),
-            files=files,
+            options=_as_json(options),
+            files=_file_records(target, temp),
             parents=parents,
-            facts=work.facts,
+            facts=draft.facts,
             edgeft=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        if finished(target, kind, options, parents) is None:
-            check_free(
-                target, kind, options, parents, overwrite
-            )  # another run may have been faster
-        if is_file:
-            manifest_path(target).unlink(missing_ok=True)
-            os.replace(temp, target)
-            write_text(manifest_path(target), manifest.to_json())
+        # Another run may have written the target meanwhile.
+        if find_complete(target, kind, options, parents) is None:
+            check_free(target, kind, options, parents, overwrite)
+        if _is_file_target(target):
+            _replace_file(temp, target, manifest)
         else:
-            write_text(temp / "manifest.json", manifest.to_json())
-            old = target.with_name(f".{target.name}.partial-{os.getpid()}-old")
-            if target.exists():
-                os.replace(target, old)
-            try:
-                os.replace(temp, target)
-            except BaseException:
-                if old.exists():
-                    os.replace(old, target)
-                raise
-            remove(old)
+            _replace_folder(temp, target, manifest)
         fsync(target.parent)
     finally:
         remove(temp)
         if made_parent:
             with contextlib.suppress(OSError):
-                target.parent.rmdir()  # only where nothing came of it
+                target.parent.rmdir()  # fails where the result is in it
+
+
+def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
+    """Name -> record of each file written to `temp`. Their content is flushed to the disk."""
+    if _is_file_target(target):
+        return {target.name: _file_record(temp)}
+    paths = (path for path in sorted(temp.rglob("*")) if path.is_file())
+    return {str(path.relative_to(temp)): _file_record(path) for path in paths}
+
+
+def _replace_file(temp: Path, target: Path, manifest: Manifest) -> None:
+    # Without a manifest the target is incomplete, so none may stand beside a file that it does not
+    # describe.
+    manifest_path(target).unlink(missing_ok=True)
+    os.replace(temp, target)
+    write_text(manifest_path(target), manifest.to_json())
+
+
+def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:
+    write_text(temp / "manifest.json", manifest.to_json())
+    # A folder that is not empty cannot be replaced in one step. `sweep_target` puts the old one back
+    # where a run was killed between the two.
+    old = temp.with_name(f"{temp.name}-old")
+    if target.exists():
+        os.replace(target, old)
+    try:
+        os.replace(temp, target)
+    except BaseException:
+        if old.exists():
+            os.replace(old, target)
+        raise
+    remove(old)
 
 
 def check_free(
     target: Path, kind: str, options: dict[str, Any], parents: dict[str, str], overwrite: bool
 ) -> None:
-    """StaleError where `writing` would refuse because of what lies at `target`."""
+    """StaleError where `writing` would refuse because of what is at `target`."""
     folder = target.is_dir() and any(target.iterdir())
     if not (folder or target.is_file()):
-        if target.suffix == ".gguf" and target.is_dir():
+        if _is_file_target(target) and target.is_dir():
             raise StaleError(f"{target} is a folder", "choose another output")
         return
     manifest = read_manifest(target)
@@ -156,17 +173,17 @@ def check_free(
         raise StaleError(f"{target} was not made by this command", "choose another output")
     if overwrite:
         return
-    told = "something else"
+    holds = "something else"
     if manifest is not None and manifest.kind == kind:
-        now = {**json.loads(json.dumps(options)), **parents}
+        now = {**_as_json(options), **parents}
         then = {**manifest.options, **manifest.parents}
         names = sorted(name for name in {**now, **then} if now.get(name) != then.get(name))
-        told = f"a result with other {', '.join(names)}" if names else "a result that was changed"
-    raise StaleError(f"{target} already holds {told}", "--overwrite, or choose another output")
+        holds = f"a result with other {', '.join(names)}" if names else "a result that was changed"
+    raise StaleError(f"{target} already holds {holds}", "--overwrite, or choose another output")
 
 
 def check_not_foreign(file: Path, overwrite: bool) -> None:
-    """StaleError for a file that nothing says is ours."""
+    """StaleError for an existing file without a manifest, unless `overwrite`."""
     if file.exists() and read_manifest(file) is None and not overwrite:
         raise StaleError(
             f"{file} is there already", "move it away, --overwrite, or choose another output"
@@ -174,36 +191,48 @@ def check_not_foreign(file: Path, overwrite: bool) -> None:
 
 
 def identity(target: Path) -> str:
-    """What names a parent: one hash over the names and hashes of its files.
+    """The hexadecimal SHA-256 that names an artifact as a parent.
 
-    It comes from the manifest where there is one and from the files elsewhere, with the same
-    result, so a model keeps its identity when it is copied without its manifest. Of a folder only
-    what makes the model counts: weights, JSON and templates.
+    Of a file it is the hash of its content. Of a folder it is one hash over the names and hashes of
+    weights, JSON and templates. These come from the manifest, or without one from the files, with the
+    same result: a model keeps its identity when it is copied without its manifest.
     """
     if target.is_file():
-        return sha256(target)  # cheap, and right even where the file was exchanged
+        return sha256(target)  # cheap, and right where the file was replaced under its manifest
     manifest = read_manifest(target)
     if manifest is not None:
-        files = {name: record.sha256 for name, record in manifest.files.items() if _counts(name)}
+        hashes = {name: record.sha256 for name, record in manifest.files.items()}
     else:
         paths = (*target.iterdir(), *target.glob("additional_chat_templates/*"))
         names = {path.relative_to(target).as_posix(): path for path in paths if path.is_file()}
-        files = {name: sha256(path) for name, path in names.items() if _counts(name)}
-    lines = (f"{name} {digest}\n" for name, digest in sorted(files.items()))
+        hashes = {name: sha256(path) for name, path in names.items() if _is_model_file(name)}
+    lines = (
+        f"{name} {digest}\n" for name, digest in sorted(hashes.items()) if _is_model_file(name)
+    )
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _counts(name: str) -> bool:
-    return (
-        name.endswith((".json", ".safetensors", ".onnx", ".data", ".jinja"))
-        and name != "manifest.json"
-    )
+def _is_model_file(name: str) -> bool:
+    """Whether a file of a folder can change what the model answers."""
+    suffixes = (".json", ".safetensors", ".onnx", ".data", ".jinja")
+    return name.endswith(suffixes) and name != "manifest.json"
 
 
-def _part(target: Path, name: str) -> Path:
-    return target if target.suffix == ".gguf" else target / name
+def _is_file_target(target: Path) -> bool:
+    """Whether a result is one file (GGUF) and not a folder."""
+    return target.suffix == ".gguf"
 
 
-def _record(path: Path) -> FileRecord:
+def _file_path(target: Path, name: str) -> Path:
+    return target if _is_file_target(target) else target / name
+
+
+def _file_record(path: Path) -> FileRecord:
     fsync(path)
     return FileRecord(sha256=sha256(path), size=path.stat().st_size)
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    """Options as the manifest holds them: tuples become lists."""
+    value: dict[str, Any] = json.loads(json.dumps(options))
+    return value

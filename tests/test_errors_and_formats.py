@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import pytest
 from edgeft import errors, formats
 from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra, did_you_mean, require
 from edgeft.formats import FORMATS, Format, check_quants, format_named, format_of
+from helpers.paths import ROOT
 
 
 def test_an_error_is_one_line_with_its_hint() -> None:
@@ -25,10 +27,19 @@ def test_an_error_is_one_line_with_its_hint() -> None:
 
 def test_the_docstring_draws_the_whole_tree() -> None:
     drawn = errors.__doc__ or ""
-    for name, kind in inspect.getmembers(errors, inspect.isclass):
-        if issubclass(kind, Exception):
+    for name, member in inspect.getmembers(errors, inspect.isclass):
+        if issubclass(member, Exception):
             assert f"{name} " in drawn, f"edgeft/errors.py does not draw {name}"
-            assert issubclass(kind, EdgeftError)
+            assert issubclass(member, EdgeftError)
+    family = {"EdgeftError", *re.findall(r"─ (\w+)", drawn)}
+    defined = {"EdgeftError"}
+    for folder in ("edgeft", "converters", "benchmarks", "models"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for name, base in re.findall(r"^class (\w+)\((\w+)\):", path.read_text(), re.MULTILINE):
+                if base in family:
+                    assert name in family, f"edgeft/errors.py does not draw {name} of {path}"
+                    defined.add(name)
+    assert defined == family
 
 
 def test_did_you_mean() -> None:
@@ -140,8 +151,10 @@ def test_format_of(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_table_names_what_exists(name: str) -> None:
     row = FORMATS[name]
-    parameters = list(inspect.signature(formats.load(row.converter)).parameters)
-    assert parameters[:3] == ["merged", "out", "quant"]
+    plan, convert = (formats.load(entry) for entry in (row.plan, row.converter))
+    assert list(inspect.signature(plan).parameters) == ["merged", "quant", "options"]
+    merged, _, *others = inspect.signature(convert).parameters  # each names its own kind of plan
+    assert merged == "merged" and others == ["out", "options", "landing"]
     assert inspect.isclass(formats.load(row.runtime))
     assert set(row.default) <= set(row.quants) and row.default
     assert all(quant == quant.lower() for quant in row.quants)

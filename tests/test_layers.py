@@ -16,7 +16,8 @@ from helpers.paths import ROOT
 LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file
-    "errors records progress web",
+    "errors records progress",
+    "web",
     "models files formats",
     "weights store machine",
     "quantization tokenizer",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -124,3 +126,56 @@ def test_constraints_pin_every_dependency() -> None:
         assert match, f"not of the form name>=version: {entry}"
         assert normal(match[1]) in pins, f"constraints.txt does not pin {match[1]}"
         assert version(pins[normal(match[1])]) >= version(match[2]), entry
+
+
+PROGRAMS = {"codespell", "lm-eval", "mypy", "pytest-xdist", "ruff"}
+"""dependencies that are run, never imported"""
+LM_EVAL_API = {"aiohttp", "tenacity", "tiktoken"}
+"""what lm-eval imports when it asks a server, from its extra `api`"""
+IMPORT_NAMES = {"llama-cpp-python": "llama_cpp"}
+"""distribution -> import name, where they differ by more than - and _"""
+
+CALL = (
+    r"(?:[\w.]+\.)?(?:require|importorskip|import_module)"
+    r"\('(?P<name>\w+)[\w.]*'(?:, '(?P<extra>[\w-]+)')?.*\)"
+)
+"""an import of a module named by a literal string, as `require("torch", "train")`"""
+
+
+def test_dependencies_are_imported_and_imports_are_declared() -> None:
+    def modules(*folders: str) -> tuple[set[str], set[tuple[str, str]]]:
+        """(top-level names imported at any depth, (name, extra) of each `require`)."""
+        names, required = set(), set()
+        for path in (path for folder in folders for path in (ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Import):
+                    names |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    names.add(str(node.module).partition(".")[0])
+                elif isinstance(node, ast.Call):
+                    call = re.fullmatch(CALL, ast.unparse(node), re.DOTALL)
+                    if call:
+                        names.add(call["name"])
+                    if call and call["extra"]:
+                        required.add((call["name"], call["extra"]))
+        return names - set(sys.stdlib_module_names) - {"edgeft"}, required
+
+    def import_names(entries: list[str]) -> set[str]:
+        dists = {normal(re.split(r"[>\[]", entry)[0]) for entry in entries} - {"edgeft"}
+        dists -= PROGRAMS | LM_EVAL_API
+        return {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in dists}
+
+    extras = PYPROJECT["project"]["optional-dependencies"]
+    core = import_names(PYPROJECT["project"]["dependencies"])
+    declared = {extra: import_names(entries) for extra, entries in extras.items()}
+    for_users = core.union(*(names for extra, names in declared.items() if extra != "dev"))
+    imported, required = modules("edgeft", *LINKS)
+    assert not imported - for_users, "imported and not declared"
+    assert not for_users - imported, "declared and never imported"
+    for name, extra in required:
+        assert name in core | declared[extra], f"the extra {extra} does not install {name}"
+    helpers = {path.stem for path in (ROOT / "tests").rglob("*.py")} | {"helpers"}
+    of_tests = modules("tests")[0] - helpers
+    of_tests = {name for name in of_tests if not name.startswith("edgeft_")}
+    assert not of_tests - for_users - declared["dev"], "a test imports what is not declared"
+    assert not declared["dev"] - of_tests - imported, "declared for developers and never imported"

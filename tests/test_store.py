@@ -1,4 +1,4 @@
-"""What is on the disk after a stage ended, failed, or failed half-way through its own ending."""
+"""What is on the disk after a result was written, or after writing failed at any point."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,18 @@ PARENTS = {"base": "ab" * 32}
 
 
 def make(target: Path, text: str, options: dict[str, Any] = OPTIONS, **more: Any) -> None:
-    with store.writing(target, kind="artifact", options=options, parents=PARENTS, **more) as work:
-        fill(work, text)
+    with store.writing(target, kind="artifact", options=options, parents=PARENTS, **more) as draft:
+        fill(draft, text)
 
 
-def fill(work: store.Work, text: str) -> None:
-    work.facts["letters"] = len(text)
-    if work.path.is_dir():
-        (work.path / "sub").mkdir()
-        (work.path / "config.json").write_text(text)
-        (work.path / "sub" / "more.bin").write_text(text * 2)
+def fill(draft: store.Draft, text: str) -> None:
+    draft.facts["letters"] = len(text)
+    if draft.path.is_dir():
+        (draft.path / "sub").mkdir()
+        (draft.path / "config.json").write_text(text)
+        (draft.path / "sub" / "more.bin").write_text(text * 2)
     else:
-        work.path.write_text(text)
+        draft.path.write_text(text)
 
 
 def content(target: Path) -> str | None:
@@ -50,8 +51,8 @@ def content(target: Path) -> str | None:
     return text
 
 
-def finished(target: Path, options: dict[str, Any] = OPTIONS) -> bool:
-    return store.finished(target, "artifact", options, PARENTS) is not None
+def is_complete(target: Path, options: dict[str, Any] = OPTIONS) -> bool:
+    return store.find_complete(target, "artifact", options, PARENTS) is not None
 
 
 def names(folder: Path) -> list[str]:
@@ -84,8 +85,8 @@ def test_an_exception_in_the_block_leaves_nothing(
     tmp_path: Path, name: str, error: type[BaseException]
 ) -> None:
     target = tmp_path / name
-    with pytest.raises(error), store.writing(target, kind="base", options={}, parents={}) as work:
-        fill(work, "half")
+    with pytest.raises(error), store.writing(target, kind="base", options={}, parents={}) as draft:
+        fill(draft, "half")
         raise error
     assert names(tmp_path) == []
 
@@ -96,11 +97,11 @@ def test_an_exception_leaves_the_old_artifact(tmp_path: Path, name: str) -> None
     make(target, "old")
     with (
         pytest.raises(KeyboardInterrupt),
-        store.writing(target, kind="artifact", options={}, parents={}, overwrite=True) as work,
+        store.writing(target, kind="artifact", options={}, parents={}, overwrite=True) as draft,
     ):
-        fill(work, "half")
+        fill(draft, "half")
         raise KeyboardInterrupt
-    assert content(target) == "old" and finished(target) and names(tmp_path) == beside(name)
+    assert content(target) == "old" and is_complete(target) and names(tmp_path) == beside(name)
 
 
 def test_overwrite_spares_a_folder_that_is_not_ours(tmp_path: Path) -> None:
@@ -116,33 +117,35 @@ def test_overwrite_spares_a_folder_that_is_not_ours(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_finished_only_for_the_same_run(tmp_path: Path, name: str) -> None:
+def test_complete_only_for_the_same_run(tmp_path: Path, name: str) -> None:
     target = tmp_path / name
-    assert not finished(target)
+    assert not is_complete(target)
     make(target, "abc")
-    found = store.finished(target, "artifact", OPTIONS | {"targets": ("q", "v")}, dict(PARENTS))
-    assert found is not None and found.facts == {"letters": 3}
-    assert store.finished(target, "artifact", OPTIONS | {"rank": 16}, PARENTS) is None
-    assert store.finished(target, "artifact", {}, PARENTS) is None
-    assert store.finished(target, "artifact", OPTIONS, {"base": "cd" * 32}) is None
-    assert store.finished(target, "artifact", OPTIONS, PARENTS | {"data": "ef"}) is None
-    assert store.finished(target, "adapter", OPTIONS, PARENTS) is None
+    manifest = store.find_complete(
+        target, "artifact", OPTIONS | {"targets": ("q", "v")}, dict(PARENTS)
+    )
+    assert manifest is not None and manifest.facts == {"letters": 3}
+    assert store.find_complete(target, "artifact", OPTIONS | {"rank": 16}, PARENTS) is None
+    assert store.find_complete(target, "artifact", {}, PARENTS) is None
+    assert store.find_complete(target, "artifact", OPTIONS, {"base": "cd" * 32}) is None
+    assert store.find_complete(target, "artifact", OPTIONS, PARENTS | {"data": "ef"}) is None
+    assert store.find_complete(target, "adapter", OPTIONS, PARENTS) is None
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_not_finished_when_a_file_is_missing_or_of_another_size(tmp_path: Path, name: str) -> None:
+def test_incomplete_when_a_file_is_missing_or_of_another_size(tmp_path: Path, name: str) -> None:
     target = tmp_path / name
     make(target, "abc")
     part = target if target.is_file() else target / "sub" / "more.bin"
     whole = part.read_text()
     part.write_text(whole[:-1])
-    assert not finished(target)
+    assert not is_complete(target)
     part.unlink()
-    assert not finished(target)
+    assert not is_complete(target)
     part.write_text(whole)
-    assert finished(target)
+    assert is_complete(target)
     store.manifest_path(target).unlink()
-    assert not finished(target)
+    assert not is_complete(target)
 
 
 @pytest.mark.parametrize(
@@ -171,9 +174,11 @@ def test_an_occupied_target_is_refused_and_overwrite_replaces_it(tmp_path: Path,
     with pytest.raises(StaleError, match=re.escape(f"{target} already holds")) as caught:
         make(target, "new", {"rank": 16})
     assert "--overwrite" in caught.value.hint
-    assert content(target) == "old" and finished(target)
+    assert content(target) == "old" and is_complete(target)
     make(target, "new", {"rank": 16}, overwrite=True)
-    assert content(target) == "new" and finished(target, {"rank": 16}) and not finished(target)
+    assert (
+        content(target) == "new" and is_complete(target, {"rank": 16}) and not is_complete(target)
+    )
     assert names(tmp_path) == beside(name)
 
 
@@ -260,16 +265,16 @@ def test_whatever_call_fails_the_target_is_old_or_new(
                 assert error.errno == errno.ENOSPC
         where = f"{function} number {nth}"
         assert content(target) in (old or None, "new"), f"{where} lost the old artifact"
-        assert not finished(target) or content(target) == old, where
-        assert not finished(target, new_options) or content(target) == "new", where
-        left = [found for found in names(target.parent) if "partial" in found]
+        assert not is_complete(target) or content(target) == old, where
+        assert not is_complete(target, new_options) or content(target) == "new", where
+        left = [name for name in names(target.parent) if "partial" in name]
         assert left == [], f"{where} leaves {left}"
         if failing.left > 0:
             break
         make(target, "again", overwrite=True)
-        assert content(target) == "again" and finished(target), where
+        assert content(target) == "again" and is_complete(target), where
     assert nth > 2, "nothing ever failed"
-    assert content(target) == "new" and finished(target, new_options)
+    assert content(target) == "new" and is_complete(target, new_options)
 
 
 @pytest.mark.parametrize("function", ["replace", "fsync"])
@@ -329,17 +334,17 @@ def test_files_in_the_page_cache_are_available(
     [(0, "0 B"), (999, "999 B"), (1000, "1 kB"), (20_499, "20 kB"), (1_234_567, "1.2 MB"),
      (4_200_000_000, "4.2 GB"), (1.5e12, "1.5 TB"), (2e15, "2000.0 TB")],
 )  # fmt: skip
-def test_human(size: float, text: str) -> None:
-    assert files.human(size) == text
+def test_format_bytes(size: float, text: str) -> None:
+    assert files.format_bytes(size) == text
 
 
 def test_a_folder_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
     parts = ("config.json", "model.safetensors", "chat_template.jinja", "tokenizer.json",
              "additional_chat_templates/rag.jinja")  # fmt: skip
-    with store.writing(tmp_path / "model", kind="base", options={}, parents={}) as work:
+    with store.writing(tmp_path / "model", kind="base", options={}, parents={}) as draft:
         for part in parts:
-            (work.path / part).parent.mkdir(exist_ok=True)
-            (work.path / part).write_text(part)
+            (draft.path / part).parent.mkdir(exist_ok=True)
+            (draft.path / part).write_text(part)
     copy = tmp_path / "copy"
     shutil.copytree(tmp_path / "model", copy)
     (copy / "manifest.json").unlink()
@@ -366,3 +371,17 @@ def test_a_file_keeps_its_identity_without_its_manifest(tmp_path: Path) -> None:
         store.identity(tmp_path / "model.gguf") == digest == files.sha256(tmp_path / "model.gguf")
     )
     assert store.identity(tmp_path / "copy" / "other.gguf") == digest
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the folders of Linux")
+def test_home_is_edgeft_home_or_the_users_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/kim")
+    for chosen, cache, folder in (
+        ("/data/models", "/cache", "/data/models"),
+        ("~/models", "/cache", "/home/kim/models"),
+        ("", "/cache", "/cache/edgeft"),
+        ("", "", "/home/kim/.cache/edgeft"),
+    ):
+        monkeypatch.setenv("EDGEFT_HOME", chosen)
+        monkeypatch.setenv("XDG_CACHE_HOME", cache)
+        assert files.home() == Path(folder)

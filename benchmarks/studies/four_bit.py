@@ -239,7 +239,7 @@ def table(results: Sequence[Result]) -> str:
     rows = [
         [
             result.variant.name,
-            files.human(evaluate.size_of(result.artifact.path)),
+            files.format_bytes(evaluate.size_of(result.artifact.path)),
             *_fidelity_cells(result.chats),
             *_fidelity_cells(result.text),
             f"{result.score.accuracy:.1%}" if result.score else "-",

@@ -119,7 +119,7 @@ def main() -> None:
     rows = [
         [name, f"{entry['weights'] / 1e6:.0f} M", f"{entry['seconds']:.0f} s",
          f"{entry['block']:.1f} s ± {entry['block_spread'] / 2:.1f}",
-         files.human(entry["anonymous"]), f"{entry['bound']:.0f} s", f"{entry['ratio']:.2f}"]
+         files.format_bytes(entry["anonymous"]), f"{entry['bound']:.0f} s", f"{entry['ratio']:.2f}"]
         for name, entry in costs.items()
     ]  # fmt: skip
     head = ["model", "quantized", "wall", "per block", "peak memory", "bound", "ratio"]

@@ -146,8 +146,8 @@ def main() -> None:
             del arms["edgeft + live check"]
         results = alternate(arms, options.rounds)
     rows = [
-        [name, f"{arm['seconds']:.1f} s ± {arm['spread'] / 2:.1f}", files.human(arm["read"]),
-         files.human(arm["written"]), files.human(arm["anonymous"])]
+        [name, f"{arm['seconds']:.1f} s ± {arm['spread'] / 2:.1f}", files.format_bytes(arm["read"]),
+         files.format_bytes(arm["written"]), files.format_bytes(arm["anonymous"])]
         for name, arm in results.items()
     ]  # fmt: skip
     print(machine.describe_machine())

@@ -171,11 +171,11 @@ def table(results: Sequence[Result]) -> str:
             speeds = [
                 _spread(result.each("prefill_tps")), _spread(result.each("decode_tps")),
                 f"{result.middle('ttft_s') * 1000:.0f}", f"{result.middle('load_s'):.2f}",
-                files.human(int(result.middle("peak"))),
+                files.format_bytes(int(result.middle("peak"))),
             ]  # fmt: skip
         text = result.text
         rows.append([
-            result.name, files.human(evaluate.size_of(result.path)), *speeds, _kl(result.chats),
+            result.name, files.format_bytes(evaluate.size_of(result.path)), *speeds, _kl(result.chats),
             _kl(text), f"{text.top1.value:.1%}" if text else "-",
             f"{result.score.accuracy:.1%}" if result.score else "-",
         ])  # fmt: skip

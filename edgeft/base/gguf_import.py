@@ -39,7 +39,7 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
     target = home() / "bases" / name
     options = {"source": file.name, "dither_seed": dither_seed}
     parents = {"file": files.sha256(file)}
-    if store.finished(target, "base", options, parents):
+    if store.find_complete(target, "base", options, parents):
         return target
     header = gguf_reader.read(file)
     card = models.card_for_gguf(header.meta.get("general.architecture", ""))

@@ -1,4 +1,4 @@
-"""What `edgeft chat` is told rather than asked: /save, /retry and the others."""
+"""A line such as "/save talk.jsonl" -> the command it names, carried out on a chat."""
 
 from __future__ import annotations
 
@@ -24,27 +24,28 @@ SETTINGS: dict[str, click.ParamType[Any]] = {
     "seed": click.INT,
     "max_tokens": click.IntRange(1),
 }
-"""of `edgeft.records.Limits`, options and /set alike -> what they may be"""
+"""field of `edgeft.records.Limits` -> its range, for the options of the command and for /set"""
 
 
-class Leave(Exception):
-    """The user said /exit."""
+class Exit(Exception):
+    """The user typed /exit."""
 
 
 @dataclass
-class Session:
-    """A conversation, and which file it is kept in."""
+class ChatSession:
+    """A conversation and its file."""
 
     conversation: Conversation
     file: Path | None = None
+    """where /save without a name writes to; None = nowhere yet"""
 
 
 Reply = Generator[str] | None
-"""what a command makes the model say"""
+"""pieces of the model's reply, None for a command that does not ask the model"""
 
 
-def obey(session: Session, line: str) -> Reply:
-    """Carry out a command; EdgeftError where it cannot be done."""
+def run_command(session: ChatSession, line: str) -> Reply:
+    """Carry out a command. EdgeftError where it cannot be done; Exit after /exit."""
     name, _, rest = line.partition(" ")
     name = {"/quit": "/exit"}.get(name, name)
     if name not in COMMANDS:
@@ -53,14 +54,14 @@ def obey(session: Session, line: str) -> Reply:
     return COMMANDS[name][1](session, rest.strip())
 
 
-def _help(session: Session, rest: str) -> None:
+def _help(session: ChatSession, rest: str) -> None:
     for name, (meaning, _) in COMMANDS.items():
         say(f"{name} {meaning}")
     say('a message goes on in the next line after \\, and between two """')
     say("// begins a message with a slash")
 
 
-def _save(session: Session, rest: str) -> None:
+def _save(session: ChatSession, rest: str) -> None:
     file = _file(rest) if rest else session.file
     if file is None:
         raise InputError("no file was named", "/save FILE")
@@ -72,14 +73,14 @@ def _save(session: Session, rest: str) -> None:
     say(f"saved to {file}")
 
 
-def _load(session: Session, rest: str) -> None:
+def _load(session: ChatSession, rest: str) -> None:
     if not rest:
         raise InputError("no file was named", "/load FILE")
     file = _file(rest)
     with _file_errors(file):
         session.conversation.load(file)
-        ours = file.read_text(encoding="utf-8") == session.conversation.to_json()
-    session.file = file if ours else None
+        is_saved_chat = file.read_text(encoding="utf-8") == session.conversation.to_json()
+    session.file = file if is_saved_chat else None  # other files are not overwritten
     say(f"{len(session.conversation.turns)} turns of {file}; /show shows them")
 
 
@@ -92,7 +93,7 @@ def _file(text: str) -> Path:
 
 @contextlib.contextmanager
 def _file_errors(file: Path) -> Iterator[None]:
-    """The system's own errors as one line."""
+    """Errors of the system as InputError, which is one line."""
     try:
         yield
     except OSError as error:
@@ -101,29 +102,29 @@ def _file_errors(file: Path) -> Iterator[None]:
         raise InputError(f"{file}: {error}", "the name of a file") from None
 
 
-def _retry(session: Session, rest: str) -> Reply:
+def _retry(session: ChatSession, rest: str) -> Reply:
     if session.conversation.limits.temperature == 0:
         say("the temperature is 0: the likeliest reply stays the same; /set temperature 0.7")
     return session.conversation.retry()
 
 
-def _undo(session: Session, rest: str) -> None:
+def _undo(session: ChatSession, rest: str) -> None:
     session.conversation.undo()
     say("the last message and its reply are forgotten")
 
 
-def _system(session: Session, rest: str) -> None:
+def _system(session: ChatSession, rest: str) -> None:
     session.conversation.system = rest
     session.conversation.reset()
     say("system message set, the conversation starts over")
 
 
-def _reset(session: Session, rest: str) -> None:
+def _reset(session: ChatSession, rest: str) -> None:
     session.conversation.reset()
     say("the conversation starts over")
 
 
-def _set(session: Session, rest: str) -> None:
+def _set(session: ChatSession, rest: str) -> None:
     name, _, value = rest.replace("=", " ").partition(" ")
     name = name.replace("-", "_")
     if name not in SETTINGS:
@@ -139,26 +140,26 @@ def _set(session: Session, rest: str) -> None:
     say(_settings(session, name))
 
 
-def _settings(session: Session, *names: str) -> str:
+def _settings(session: ChatSession, *names: str) -> str:
     limits = session.conversation.limits
     return ", ".join(f"{name} {getattr(limits, name)}" for name in names)
 
 
-def _show(session: Session, rest: str) -> None:
+def _show(session: ChatSession, rest: str) -> None:
     say(_settings(session, *SETTINGS))
     for message in session.conversation.messages:
-        say(f"{message.role}: {shown(message.content)}")
+        say(f"{message.role}: {printable(message.content)}")
 
 
-def _stats(session: Session, rest: str) -> None:
+def _stats(session: ChatSession, rest: str) -> None:
     say(session.conversation.stats)
 
 
-def _exit(session: Session, rest: str) -> None:
-    raise Leave
+def _exit(session: ChatSession, rest: str) -> None:
+    raise Exit
 
 
-COMMANDS: dict[str, tuple[str, Callable[[Session, str], Reply]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[ChatSession, str], Reply]]] = {
     "/save": ("FILE: keep the conversation as a row of data", _save),
     "/load": ("FILE: go on with such a row", _load),
     "/retry": ("answer the last message again", _retry),
@@ -171,6 +172,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Session, str], Reply]]] = {
     "/help": ("this list", _help),
     "/exit": ("leave (Ctrl-D too)", _exit),
 }
+"""name -> (help, function of the session and the rest of the line)"""
 
 _CONTROLS = {
     code: "\N{REPLACEMENT CHARACTER}"
@@ -179,6 +181,6 @@ _CONTROLS = {
 }
 
 
-def shown(text: str) -> str:
-    """As a terminal may get it: a model's escape sequences would be obeyed there."""
+def printable(text: str) -> str:
+    """Text without control characters: a terminal would carry out a model's escape sequences."""
     return text.translate(_CONTROLS)

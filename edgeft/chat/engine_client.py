@@ -1,4 +1,4 @@
-"""One client of an inference engine: the chat in the terminal."""
+"""An artifact -> the `ChatModel` of a conversation, computed as `edgeft serve` computes it."""
 
 from __future__ import annotations
 
@@ -9,28 +9,30 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgeft.chat.conversation import Model
+from edgeft.chat.conversation import ChatModel
 from edgeft.records import Limits, Token
 
 if TYPE_CHECKING:
     from edgeft.server.engine import Engine
 
-
-UNTOLD = -1
-"""id of a token of which only the text is known"""
+UNKNOWN_ID = -1
+"""id of a token, where only its text is known"""
 
 
 @contextlib.contextmanager
-def answering(
+def open_model(
     path: Path,
     threads: int | None = None,
     context: int | None = None,
     exact: bool = False,
     isolate: bool = True,
-) -> Iterator[Model]:
-    """Open an artifact for a conversation: what llama.cpp runs in the server's engine, so that it
-    answers the same there and here; else in its runtime. The options are those of `open_runtime` and
-    of `edgeft.server.options.ServeOptions`."""
+) -> Iterator[ChatModel]:
+    """Open an artifact for one conversation.
+
+    llama.cpp's artifacts run in the server's engine, so that they answer the same here and there; others
+    run in their runtime. `isolate` is an option of `edgeft.server.options.ServeOptions`, the others are those
+    of `edgeft.runtimes.protocol.open_runtime`.
+    """
     from edgeft.formats import format_of, load
     from edgeft.runtimes.gguf import GGUFRuntime
     from edgeft.runtimes.protocol import open_runtime
@@ -44,11 +46,11 @@ def answering(
     options = ServeOptions((path,), slots=1, queue=8, threads=threads, context=context,
                            isolate=isolate)  # fmt: skip
     with engines(options) as (engine,):
-        yield OnlyClient(engine)
+        yield EngineClient(engine)
 
 
-class OnlyClient:
-    """The one client of a server's engine."""
+class EngineClient:
+    """The only client of an engine, as a `ChatModel`."""
 
     def __init__(self, engine: Engine) -> None:
         runtime = engine.runtime
@@ -79,7 +81,7 @@ class OnlyClient:
                 for text in [""] * (new - told - 1) + [delta.text] * (
                     new > told or bool(delta.text)
                 ):
-                    yield Token(UNTOLD, text, seconds)
+                    yield Token(UNKNOWN_ID, text, seconds)
                 told = new
         finally:
             job.cancel()

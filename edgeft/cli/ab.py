@@ -20,7 +20,7 @@ from edgeft.cli._options import (
     print_json,
     require_options,
 )
-from edgeft.human.options import Voting
+from edgeft.human.options import VotingOptions
 from edgeft.records import EXIT_CODES
 from edgeft.release.options import GateOptions
 
@@ -45,7 +45,7 @@ def _names(cls: type[Any]) -> list[str]:
 @report_option
 @click.option("--human", is_flag=True, help="People vote blindly on two artifacts, in a browser.")
 @options_of(
-    Voting,
+    VotingOptions,
     votes=click.Path(path_type=Path, dir_okay=False),
     port=click.IntRange(0, 65535),
 )
@@ -81,7 +81,7 @@ def command(
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
     _check_combination(ctx, human)
     eval_options = build(EvalOptions, options)
-    voting = build(Voting, options)
+    voting = build(VotingOptions, options)
     if human:
         ctx.exit(_vote(artifacts, eval_options, voting, as_json))
     require_options(ctx, shots="base", min_retention="base", few_shot_data="base")
@@ -100,7 +100,7 @@ def command(
 
 def _check_combination(ctx: click.Context, human: bool) -> None:
     """UsageError for an option that the comparison would ignore: of the gate or of the votes."""
-    ignored = [*_names(GateOptions), "folder"] if human else _names(Voting)
+    ignored = [*_names(GateOptions), "folder"] if human else _names(VotingOptions)
     for param in ctx.command.params:
         if param.name in ignored and is_typed(ctx, param.name):
             how = "cannot be combined with" if human else "needs"
@@ -108,15 +108,15 @@ def _check_combination(ctx: click.Context, human: bool) -> None:
 
 
 def _vote(
-    artifacts: tuple[Path, ...], eval_options: EvalOptions, voting: Voting, as_json: bool
+    artifacts: tuple[Path, ...], eval_options: EvalOptions, voting: VotingOptions, as_json: bool
 ) -> int:
-    from edgeft.human.compare import compare, text
+    from edgeft.human import result_text, run_voting
 
     if len(artifacts) != 2:
         raise click.UsageError("--human compares exactly two artifacts")
-    result = compare(*artifacts, eval_options, voting)
+    result = run_voting(*artifacts, eval_options, voting)
     if as_json:
         print_json(result.to_json())
     else:
-        click.echo(text(result))
+        click.echo(result_text(result))
     return 0 if result.total.n else EXIT_CODES["INCONCLUSIVE"]

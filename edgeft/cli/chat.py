@@ -8,10 +8,8 @@ from typing import Any
 import click
 
 from edgeft.chat.commands import SETTINGS
-from edgeft.chat.conversation import Conversation
-from edgeft.chat.engine_client import answering
 from edgeft.chat.options import ChatOptions
-from edgeft.chat.terminal import talk
+from edgeft.chat.terminal import run_chat
 from edgeft.cli._config import configurable
 from edgeft.cli._options import build, options_of
 
@@ -39,6 +37,4 @@ def command(artifact: Path, **options: Any) -> None:
     edgeft chat out/q4_k_m.gguf
     echo "turn off the bedroom lamp" | edgeft chat out/q4_k_m.gguf
     """
-    chat = build(ChatOptions, options, artifact=artifact)
-    with answering(artifact, chat.threads, chat.context, chat.exact, chat.isolate) as model:
-        talk(Conversation(model, chat.system, chat.limits), chat)
+    run_chat(build(ChatOptions, options, artifact=artifact))

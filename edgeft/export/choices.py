@@ -132,7 +132,7 @@ def own_imatrix(
         "chats": fingerprint(data.training), "text": files.text_sha256(data.text),
         "tokens": budget, "base_precision": view.base_precision,
     }  # fmt: skip
-    if store.finished(target, "imatrix", options, parents):
+    if store.find_complete(target, "imatrix", options, parents):
         return target
     with (
         store.writing(

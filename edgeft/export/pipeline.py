@@ -36,7 +36,7 @@ from edgeft.export.plan import (
     requested,
 )
 from edgeft.export.verify import Checks
-from edgeft.files import human, remove, write_text
+from edgeft.files import format_bytes, remove, write_text
 from edgeft.formats import load
 from edgeft.gptq.quantize import Calibration
 from edgeft.merge.landing import LandingProof, Proof
@@ -179,7 +179,7 @@ def _report(item: Item, manifest: Manifest, proof: Proof, converted: float, seco
     """Tell the user what was written; seconds of the conversion, and of all."""
     facts = manifest.facts
     size = sum(record.size for record in manifest.files.values())
-    say(f"{item.target}  {human(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")
+    say(f"{item.target}  {format_bytes(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")
     say(f"  {proof}")
     live = facts["parity"]["live"]
     if isinstance(live, dict):

@@ -173,7 +173,7 @@ def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
 def _item(options: ExportOptions, row: Format, quant: str, parents: dict[str, str]) -> Item:
     target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
     frozen = _frozen(options, row, quant)
-    complete = store.finished(target, "artifact", frozen, parents)
+    complete = store.find_complete(target, "artifact", frozen, parents)
     return Item(row, quant, target, frozen, complete)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
-class Voting:
+class VotingOptions:
     """How people are asked: the options of `edgeft ab --human`."""
 
     votes: Path | None = None

@@ -1,161 +1,155 @@
-"""The page of a vote over HTTP, for the browsers of this machine alone.
+"""A rater's session -> its voting page over HTTP, for the browsers of this machine alone.
 
-    with serving(booth, port=0) as url:
-        booth.ended.wait()
+    with serving(session, port=0) as url:
+        session.ended.wait()
 
-It listens on 127.0.0.1. Another page that the same browser has open can neither read nor vote: the
-path holds a random token, the Host header must be ours (against DNS rebinding), a POST must come from
-our origin as JSON, and no other origin is allowed to read answers.
+The server listens on 127.0.0.1. Other pages in the same browser can neither read nor vote: the Host
+must be this server's address (against DNS rebinding), the path begins with a random token, and a POST
+needs this page's Origin and a JSON body. `edgeft.web.guard` checks all but the last.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import secrets
-import socketserver
 import threading
 from collections.abc import Iterator
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler
 from importlib import resources
 from typing import Any
 
-from edgeft.errors import InputError
-from edgeft.human.booth import Booth, Refused
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Mount, Route
+
+from edgeft.human.session import Conflict, RaterSession
 from edgeft.web.content_policy import content_policy
+from edgeft.web.guard import App, Guard, Rules, error_body
+from edgeft.web.http_server import listen, uvicorn_server
 
-BODY = 4096
-"""bytes of a request, at most"""
-ACTS = ("left", "right", "tie", "bad", "skip")
-
-
-class Problem(Exception):
-    """A request that is answered by a status and a sentence."""
-
-    def __init__(self, status: HTTPStatus, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-
-
-class Server(socketserver.ThreadingTCPServer):
-    daemon_threads = True
-    allow_reuse_address = True
-
-    def __init__(self, booth: Booth, port: int) -> None:
-        self.booth = booth
-        self.root = f"/{secrets.token_urlsafe(18)}/"
-        self.page = resources.files(__package__).joinpath("page.html").read_bytes()
-        self.policy = content_policy(self.page)
-        super().__init__(("127.0.0.1", port), Handler)
-        own = self.server_address[1]
-        self.hosts = (f"127.0.0.1:{own}", f"localhost:{own}")
-        self.url = f"http://{self.hosts[0]}{self.root}"
+MAX_BODY_BYTES = 4096
+BODY_TIMEOUT_S = 30.0
+GRACE_S = 1.0
+"""seconds that the last answers have to reach the page"""
+CHOICES = ("left", "right", "tie", "bad", "skip")
 
 
 @contextlib.contextmanager
-def serving(booth: Booth, port: int) -> Iterator[str]:
-    """The page's address, for as long as the context lasts."""
-    try:
-        server = Server(booth, port)
-    except OSError as error:
-        raise InputError(f"port {port}: {error.strerror}", "another --port, or none") from None
-    with server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True)
+def serving(session: RaterSession, port: int) -> Iterator[str]:
+    """The page's address; it is served until the context ends. ResourceError for a port in use."""
+    with contextlib.closing(listen("127.0.0.1", port)) as listening:
+        token = secrets.token_urlsafe(18)
+        port = listening.getsockname()[1]
+        server = uvicorn_server(voting_app(session, port, token), GRACE_S)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True
+        )
         thread.start()
         try:
-            yield server.url
+            yield f"http://127.0.0.1:{port}/{token}/"
         finally:
-            server.shutdown()
+            server.should_exit = True
+            thread.join()
 
 
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-    timeout = 30
-    server_version = "edgeft"
-    sys_version = ""
+def voting_app(session: RaterSession, port: int, token: str) -> App:
+    """The page and its JSON API below `/token/`, behind the guard."""
+    page = resources.files(__package__).joinpath("page.html").read_bytes()
 
-    def do_GET(self) -> None:
-        self._answer(self._get)
+    async def show_page(request: Request) -> Response:
+        return HTMLResponse(page)
 
-    def do_POST(self) -> None:
-        self._answer(self._post)
+    async def state(request: Request) -> Response:
+        return JSONResponse(await asyncio.to_thread(session.state))
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing: the terminal is for the result."""
+    async def vote(request: Request) -> Response:
+        body = await _json_body(request)
+        item, choice = body.get("item"), body.get("vote")
+        if type(item) is not int or choice not in CHOICES:
+            raise HTTPException(400, f"item and vote, one of {', '.join(CHOICES)}")
+        return JSONResponse(await asyncio.to_thread(session.vote, item, choice))
 
-    def _answer(self, act: Any) -> None:
-        try:
-            if self.headers.get("Host") not in self.server.hosts:
-                raise Problem(HTTPStatus.MISDIRECTED_REQUEST, "another host's name")
-            root, path = self.server.root, self.path
-            if not secrets.compare_digest(path[: len(root)].encode(), root.encode()):
-                raise Problem(
-                    HTTPStatus.NOT_FOUND, "no such page; see the terminal for the address"
-                )
-            status, body = HTTPStatus.OK, act(path[len(root) :])
-        except Problem as problem:
-            status, body = problem.status, {"error": str(problem)}
-        except Refused as refused:
-            status, body = HTTPStatus.CONFLICT, {"error": str(refused)}
-        try:
-            self._send(status, body)
-        finally:
-            if self.server.booth.closed:
-                self.server.booth.ended.set()
+    async def undo(request: Request) -> Response:
+        await _json_body(request)
+        return JSONResponse(await asyncio.to_thread(session.undo))
 
-    def _get(self, name: str) -> Any:
-        if name == "":
-            return self.server.page
-        if name == "state":
-            return self.server.booth.state()
-        raise Problem(HTTPStatus.NOT_FOUND, "no such page")
+    async def result(request: Request) -> Response:
+        await _json_body(request)
+        content = await asyncio.to_thread(session.result)
+        return JSONResponse(content, background=BackgroundTask(end))
 
-    def _post(self, name: str) -> Any:
-        if self.headers.get("Origin") not in [f"http://{host}" for host in self.server.hosts]:
-            raise Problem(HTTPStatus.FORBIDDEN, "from another page")
-        sent = self._body()
-        booth = self.server.booth
-        if name == "vote":
-            if type(sent.get("item")) is not int or sent.get("vote") not in ACTS:
-                raise Problem(HTTPStatus.BAD_REQUEST, f"item and vote, one of {', '.join(ACTS)}")
-            return booth.vote(sent["item"], sent["vote"])
-        if name == "undo":
-            return booth.undo()
-        if name == "result":
-            return booth.result()
-        raise Problem(HTTPStatus.NOT_FOUND, "no such page")
+    async def end() -> None:
+        session.ended.set()  # the program may end only when the page has its answer
 
-    def _body(self) -> dict[str, Any]:
-        if self.headers.get_content_type() != "application/json":
-            raise Problem(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "JSON is needed")
-        length = self.headers.get("Content-Length", "")
-        if not length.isascii() or not length.isdigit():
-            raise Problem(HTTPStatus.LENGTH_REQUIRED, "a length is needed")
-        if len(length) > 9 or int(length) > BODY:
-            raise Problem(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{BODY} bytes at most")
-        try:
-            sent = json.loads(self.rfile.read(int(length)))
-        except (ValueError, RecursionError):
-            sent = None
-        if not isinstance(sent, dict):
-            raise Problem(HTTPStatus.BAD_REQUEST, "not a JSON object")
-        return sent
+    routes = [
+        Route("/", show_page, methods=["GET"]),
+        Route("/state", state, methods=["GET"]),
+        Route("/vote", vote, methods=["POST"]),
+        Route("/undo", undo, methods=["POST"]),
+        Route("/result", result, methods=["POST"]),
+    ]
+    app: Any = Starlette(
+        routes=[Mount(f"/{token}", routes=routes)],
+        exception_handlers={HTTPException: _refused, Conflict: _conflict, OSError: _not_kept},
+    )
+    app.router.redirect_slashes = False
+    rules = Rules(
+        addresses=frozenset({f"127.0.0.1:{port}", f"localhost:{port}"}),
+        path_prefix=f"/{token}/",
+        post_origin=True,
+        headers=_security_headers(page),
+    )
+    return Guard(app, rules)
 
-    def _send(self, status: HTTPStatus, body: Any) -> None:
-        page = isinstance(body, bytes)
-        content = body if page else json.dumps(body).encode()
-        self.send_response(status)
-        for name, value in {
-            "Content-Type": "text/html; charset=utf-8" if page else "application/json",
-            "Content-Length": str(len(content)),
-            "Content-Security-Policy": self.server.policy,
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cross-Origin-Resource-Policy": "same-origin",
-            "Cross-Origin-Opener-Policy": "same-origin",
-            "Cache-Control": "no-store",
-        }.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(content)
+
+def _security_headers(page: bytes) -> tuple[tuple[bytes, bytes], ...]:
+    return (
+        (b"content-security-policy", content_policy(page).encode()),
+        (b"x-content-type-options", b"nosniff"),
+        (b"referrer-policy", b"no-referrer"),
+        (b"cross-origin-resource-policy", b"same-origin"),
+        (b"cross-origin-opener-policy", b"same-origin"),
+        (b"cache-control", b"no-store"),
+    )
+
+
+async def _json_body(request: Request) -> dict[str, Any]:
+    """The JSON object of a request; HTTPException for anything else. h11 has checked the length."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type != "application/json":
+        raise HTTPException(415, "JSON is needed")
+    length = request.headers.get("content-length")
+    if length is None or "transfer-encoding" in request.headers:
+        raise HTTPException(411, "a length is needed")
+    if int(length) > MAX_BODY_BYTES:
+        raise HTTPException(413, f"{MAX_BODY_BYTES} bytes at most", {"connection": "close"})
+    try:
+        async with asyncio.timeout(BODY_TIMEOUT_S):
+            body = json.loads(await request.body())
+    except (TimeoutError, ClientDisconnect):
+        raise HTTPException(408, "the body did not come", {"connection": "close"}) from None
+    except (ValueError, RecursionError):
+        body = None
+    if not isinstance(body, dict):
+        raise HTTPException(400, "not a JSON object")
+    return body
+
+
+async def _refused(request: Request, error: Any) -> Response:
+    code = HTTPStatus(error.status_code).name.lower()
+    return JSONResponse(error_body(error.detail, code), error.status_code, error.headers)
+
+
+async def _conflict(request: Request, error: Exception) -> Response:
+    return JSONResponse(error_body(str(error), "conflict"), 409)
+
+
+async def _not_kept(request: Request, error: Any) -> Response:
+    """The votes file cannot be written, as on a full disk."""
+    body = error_body(f"the vote was not kept: {error.strerror or error}", "disk", "server_error")
+    return JSONResponse(body, 500)

@@ -1,12 +1,12 @@
-"""Votes -> which arm is preferred, and how sure that is.
+"""Votes -> which arm is preferred, with confidence interval and p value.
 
-    found = count(pairs, file.seed, file.votes)
-    found.total.rate, found.total.interval, found.total.mid_p, found.meaning
+    result = count_votes(pairs, file.seed, file.votes)
+    result.total.rate, result.total.interval, result.total.mid_p, result.meaning
 
-An item counts once, however many raters voted on it: by the majority of those who preferred an arm,
-else as a tie. So items are independent, which the statistics need: Wilson's interval of the win rate
-(E. B. Wilson, JASA 22:209-212, 1927), and the sign test over the items that are not tied, with its
-mid-p value (the same as McNemar's, `edgeft.benchmarks.statistics.noninferiority`).
+An item counts once, however many raters voted on it. The majority of the raters who prefer an arm
+decides; without a majority it is a tie. So items are independent, as the statistics require: Wilson's
+interval of the win rate (E. B. Wilson, JASA 22:209-212, 1927), and the sign test on the items without
+ties with its mid-p value (equal to McNemar's, `edgeft.benchmarks.statistics.noninferiority`).
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft.benchmarks.statistics.noninferiority import ALPHA, Paired, mid_p, wilson
-from edgeft.human.votes import Pairs, Vote, standing
+from edgeft.human.votes import Pairs, Vote, active_votes
 from edgeft.report.tables import table
 
 
 @dataclass(frozen=True)
 class Tally:
-    """Items, from the first arm's side."""
+    """Numbers of items, as seen from the first arm."""
 
     wins: int
     losses: int
     ties: int
-    """bad and identical ones included"""
+    """`bad` and `identical` included"""
     bad: int = 0
-    """neither answer will do"""
+    """neither answer is acceptable"""
     identical: int = 0
-    """both arms say the same; nobody was asked"""
+    """both arms give the same answer; nobody was asked"""
 
     @property
     def n(self) -> int:
@@ -41,28 +41,28 @@ class Tally:
 
     @property
     def rate(self) -> float | None:
-        """Share of the items won, a tie as half."""
+        """Win rate: share of the items won, a tie as half; None without items."""
         return (self.wins + self.ties / 2) / self.n if self.n else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % of `rate`; a little too wide where there are ties, which vary less."""
+        """95 % confidence interval of `rate`; ties vary less, so with ties it is slightly too wide."""
         return wilson(self.wins + self.ties / 2, self.n) if self.n else None
 
     @property
     def decided(self) -> float | None:
-        """Share of the items won, without the ties."""
+        """Share of the items won, ties left out; None where all are ties."""
         return self.wins / (self.wins + self.losses) if self.wins + self.losses else None
 
     @property
     def decided_interval(self) -> tuple[float, float] | None:
-        """95 % of `decided`."""
-        count = self.wins + self.losses
-        return wilson(self.wins, count) if count else None
+        """95 % confidence interval of `decided`."""
+        n = self.wins + self.losses
+        return wilson(self.wins, n) if n else None
 
     @property
     def mid_p(self) -> float | None:
-        """Two-sided sign test of "neither is preferred"."""
+        """Two-sided mid-p value of the sign test; the hypothesis is that neither arm is preferred."""
         return mid_p(Paired(self.n, self.ties, self.losses, self.wins, 0)) if self.n else None
 
     def to_json(self) -> dict[str, Any]:
@@ -72,25 +72,24 @@ class Tally:
 
 @dataclass(frozen=True)
 class Result:
+    """What the votes say about two arms."""
+
     names: tuple[str, str]
     total: Tally
     slices: dict[str, Tally]
-    """by tag, the most frequent first"""
+    """tag -> its items, the most frequent tag first"""
     votes: dict[str, int]
-    """rater -> items that he voted on"""
+    """rater -> number of items with a vote"""
     agreement: float | None
-    """share of pairs of raters that voted the same on the same item"""
+    """share of pairs of votes on the same item that are equal; None with one rater"""
     left_rate: float | None
-    """share of the preferences that went to the left side; far from a half, the side counted"""
+    """share of the preferences for the left side; far from 0.5, raters preferred a side"""
     missing: int
     """items that nobody has voted on yet"""
 
     @property
-    def voted(self) -> int:
-        return self.total.n - self.total.identical
-
-    @property
     def meaning(self) -> str:
+        """One sentence for people."""
         one, other = self.names
         total = self.total
         if not total.n:
@@ -117,42 +116,44 @@ class Result:
         }  # fmt: skip
 
 
-def count(pairs: Pairs, seed: int, votes: Iterable[Vote]) -> Result:
-    """What the votes say so far.
-
-    Of the identical answers only those count that lie before the first pair which nobody was shown:
-    with them, what was voted on is a random part of all items at any time.
-    """
-    acts = standing(votes)
-    last: dict[int, dict[str, Vote]] = {}
-    for rater, own in acts.items():
-        for vote in own:
+def count_votes(pairs: Pairs, seed: int, votes: Iterable[Vote]) -> Result:
+    """The result of the votes given so far; `seed` is that of the votes file."""
+    acts = active_votes(votes)
+    by_item: dict[int, dict[str, Vote]] = {}  # item -> rater -> the last vote
+    for rater, rater_acts in acts.items():
+        for vote in rater_acts:
             if vote.vote != "skip":
-                last.setdefault(vote.item, {})[rater] = vote
-    seen = {vote.item for own in acts.values() for vote in own} | pairs.identical
-    reached = list(itertools.takewhile(seen.__contains__, pairs.order(seed)))
+                by_item.setdefault(vote.item, {})[rater] = vote
+    # Identical answers count up to the first pair that nobody was shown. So the items that count are
+    # a random sample of all items at any time.
+    shown = {vote.item for rater_acts in acts.values() for vote in rater_acts} | pairs.identical
+    reached = itertools.takewhile(shown.__contains__, pairs.order(seed))
     outcomes = {item: "identical" for item in reached if item in pairs.identical}
-    outcomes |= {item: _outcome([vote.vote for vote in own.values()])
-                 for item, own in last.items()}  # fmt: skip
-    tags: dict[str, list[str]] = {}
-    for item, outcome in outcomes.items():
-        for tag in pairs.examples[item].tags:
-            tags.setdefault(tag, []).append(outcome)
-    ordered = sorted(tags.items(), key=lambda pair: (-len(pair[1]), pair[0]))
-    raters = {rater: sum(rater in own for own in last.values()) for rater in acts}
+    for item, item_votes in by_item.items():
+        outcomes[item] = _outcome([vote.vote for vote in item_votes.values()])
+    raters = {rater: sum(rater in voters for voters in by_item.values()) for rater in acts}
     return Result(
         names=pairs.names,
         total=_tally(list(outcomes.values())),
-        slices={tag: _tally(own) for tag, own in ordered},
+        slices=_slices(pairs, outcomes),
         votes={rater: number for rater, number in raters.items() if number},
-        agreement=_agreement(last),
-        left_rate=_left_rate([vote for own in last.values() for vote in own.values()]),
-        missing=len(pairs.examples) - len(pairs.identical) - len(last),
+        agreement=_agreement(by_item),
+        left_rate=_left_rate([vote for voters in by_item.values() for vote in voters.values()]),
+        missing=len(pairs.examples) - len(pairs.identical) - len(by_item),
     )
 
 
-def text(result: Result) -> str:
-    """For a terminal."""
+def _slices(pairs: Pairs, outcomes: dict[int, str]) -> dict[str, Tally]:
+    by_tag: dict[str, list[str]] = {}
+    for item, outcome in outcomes.items():
+        for tag in pairs.examples[item].tags:
+            by_tag.setdefault(tag, []).append(outcome)
+    ordered = sorted(by_tag.items(), key=lambda pair: (-len(pair[1]), pair[0]))
+    return {tag: _tally(tag_outcomes) for tag, tag_outcomes in ordered}
+
+
+def result_text(result: Result) -> str:
+    """The result in lines for a terminal."""
     one, other = result.names
     total = result.total
     lines = [f"{one} against {other}: {result.meaning}"]
@@ -170,13 +171,13 @@ def text(result: Result) -> str:
     if result.missing:
         lines.append(f"  {result.missing} pairs have no vote yet: the same command goes on")
     if len(result.votes) > 1:
-        agreed = "" if result.agreement is None else f"; they agree on {result.agreement:.0%}"
-        lines.append(f"  {len(result.votes)} raters{agreed}")
+        agreement = "" if result.agreement is None else f"; they agree on {result.agreement:.0%}"
+        lines.append(f"  {len(result.votes)} raters{agreement}")
     if total.n and len(result.slices) > 1:
         rows = [
-            [tag, str(own.n), str(own.wins), str(own.losses), str(own.ties),
-             _share(own.rate, own.interval)]
-            for tag, own in result.slices.items()
+            [tag, str(tally.n), str(tally.wins), str(tally.losses), str(tally.ties),
+             _share(tally.rate, tally.interval)]
+            for tag, tally in result.slices.items()
         ]  # fmt: skip
         lines += ["", table(["tag", "items", "won", "lost", "tied", "win rate"], rows)]
     return "\n".join(lines)
@@ -189,6 +190,7 @@ def _share(rate: float | None, interval: tuple[float, float] | None) -> str:
 
 
 def _outcome(votes: Sequence[str]) -> str:
+    """a, b, tie or bad: of the votes on one item."""
     a, b = votes.count("a"), votes.count("b")
     if a != b:
         return "a" if a > b else "b"
@@ -201,11 +203,11 @@ def _tally(outcomes: Sequence[str]) -> Tally:
     return Tally(outcomes.count("a"), outcomes.count("b"), ties, bad, identical)
 
 
-def _agreement(last: dict[int, dict[str, Vote]]) -> float | None:
+def _agreement(by_item: dict[int, dict[str, Vote]]) -> float | None:
     same = [
         one.vote == other.vote
-        for own in last.values()
-        for one, other in itertools.combinations(own.values(), 2)
+        for votes in by_item.values()
+        for one, other in itertools.combinations(votes.values(), 2)
     ]
     return sum(same) / len(same) if same else None
 

@@ -1,12 +1,12 @@
-"""Blind votes: the order in which pairs of answers are shown, and the file that votes are kept in.
+"""Two arms' answers -> the order in which pairs are shown, and the JSONL file that votes are kept in.
 
     pairs = Pairs(names, identities, examples, (one, other))
     with VotesFile(Path("votes.jsonl"), pairs) as file:
         file.add(Vote(item=3, vote="a", rater="kim", left="b"))
-        left_to_ask(pairs.order(file.seed), file.votes, "kim")
+        remaining_items(pairs.order(file.seed), active_votes(file.votes)["kim"])
 
-The first line of the file says what is compared, each further line is one act of a rater; nothing is
-ever rewritten, so a killed program loses at most the line that it was writing.
+The first line of the file says what is compared. Each further line is one act of a rater. Lines are
+only appended, so a killed program loses at most the line that it was writing.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ from edgeft.records import Example, Score
 
 ARMS = ("a", "b")
 VOTES = (*ARMS, "tie", "bad")
-"""bad: neither answer will do"""
+"""arm a or b is better; both are equally good; neither answer is acceptable"""
 ACTS = (*VOTES, "skip", "undo")
 SCHEMA = 1
+"""version of the file's format"""
 
 
 @dataclass(frozen=True)
@@ -46,10 +47,13 @@ class Pairs:
     """Two arms' answers to the same items."""
 
     names: tuple[str, str]
+    """of the arms, as the result shows them"""
     identities: tuple[str, str]
     """of the artifacts (`edgeft.store.identity`)"""
     examples: tuple[Example, ...]
+    """the items"""
     scores: tuple[Score, Score]
+    """the arms' answers to them"""
 
     def replies(self, item: int) -> tuple[str, str]:
         one, other = self.scores
@@ -57,27 +61,31 @@ class Pairs:
 
     @cached_property
     def identical(self) -> frozenset[int]:
-        """Items on which both say the same: ties that nobody need be asked about."""
+        """Items with the same answer of both arms: ties, which are not shown."""
         items = range(len(self.examples))
         return frozenset(i for i in items if len(set(self.replies(i))) == 1)
 
     def order(self, seed: int) -> list[int]:
-        """All items, shuffled; the same for every rater, so that they meet on the first ones."""
+        """All items, shuffled. Every rater has this order, so that their first votes overlap."""
         items = list(range(len(self.examples)))
         random.Random(seed).shuffle(items)
         return items
 
-    def sides(self, seed: int, rater: str) -> dict[int, str]:
-        """Item -> the arm on the left: each on half of the pairs, drawn anew for each rater."""
-        asked = [item for item in self.order(seed) if item not in self.identical]
-        drawn = random.Random(f"{seed} {rater}")
-        first = drawn.choice(ARMS)
-        left = [ARMS[(i + ARMS.index(first)) % 2] for i in range(len(asked))]
-        drawn.shuffle(left)
-        return dict(zip(asked, left, strict=True))
+    def left_arms(self, seed: int, rater: str) -> dict[int, str]:
+        """Item to ask about -> the arm on the left, in the order of asking.
+
+        Each arm is on the left in half of the pairs, drawn for each rater separately.
+        """
+        items = [item for item in self.order(seed) if item not in self.identical]
+        rng = random.Random(f"{seed} {rater}")
+        first = rng.choice(ARMS)
+        left = [ARMS[(i + ARMS.index(first)) % 2] for i in range(len(items))]
+        rng.shuffle(left)
+        return dict(zip(items, left, strict=True))
 
     def header(self, seed: int) -> dict[str, Any]:
-        said = hashlib.sha256(json.dumps([score.replies for score in self.scores]).encode())
+        """The first line of the votes file."""
+        replies = hashlib.sha256(json.dumps([score.replies for score in self.scores]).encode())
         return {
             "votes": SCHEMA,
             "artifacts": [
@@ -85,7 +93,7 @@ class Pairs:
                 for name, identity in zip(self.names, self.identities, strict=True)
             ],
             "items": fingerprint(self.examples),
-            "answers": said.hexdigest(),
+            "answers": replies.hexdigest(),
             "seed": seed,
             "edgeft": __version__,
         }
@@ -93,46 +101,52 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Vote:
+    """One act of a rater, a line of the file."""
+
     item: int
     """number in the list of items, from 0"""
     vote: str
     """a or b is better, tie, bad; skip asks again later, undo takes the rater's last act back"""
     rater: str
+    """name; "" where one person votes"""
     left: str
-    """arm that stood on the left"""
+    """arm that was shown on the left"""
     at: str = ""
+    """time, ISO 8601 in UTC"""
 
 
-def standing(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
-    """Rater -> his acts, without what he took back."""
-    kept: dict[str, list[Vote]] = {}
+def active_votes(votes: Iterable[Vote]) -> dict[str, list[Vote]]:
+    """Rater -> acts that were not undone, skips included."""
+    active: dict[str, list[Vote]] = {}
     for vote in votes:
-        own = kept.setdefault(vote.rater, [])
+        acts = active.setdefault(vote.rater, [])
         if vote.vote != "undo":
-            own.append(vote)
-        elif own:
-            own.pop()
-    return kept
+            acts.append(vote)
+        elif acts:
+            acts.pop()
+    return active
 
 
-def left_to_ask(asked: Sequence[int], own: Sequence[Vote]) -> list[int]:
-    """Of the items `asked`, those that a rater has not voted on; what he skipped comes last."""
-    queue = dict.fromkeys(asked)
-    for vote in own:
+def remaining_items(items: Sequence[int], votes: Sequence[Vote]) -> list[int]:
+    """The `items` without one of these votes; skipped ones come last."""
+    queue = dict.fromkeys(items)
+    for vote in votes:
         if queue.pop(vote.item, 0) is None and vote.vote == "skip":
             queue[vote.item] = None
     return list(queue)
 
 
 class VotesFile:
-    """A JSONL file of votes, open for one program at a time.
+    """A JSONL file of votes, locked by one program at a time; made where it does not exist.
 
-    StaleError for a file of another comparison, InputError for one that holds no votes or is open.
+    StaleError for votes on another comparison, DataError for a broken line, InputError for a file that
+    is something else or that another program has open.
     """
 
     def __init__(self, path: Path, pairs: Pairs) -> None:
         self.path = path
         self.votes: list[Vote] = []
+        """all acts in the order of time"""
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
         self._file = path.open("r+b", buffering=0)
@@ -142,6 +156,7 @@ class VotesFile:
                 self._append(pairs.header(secrets.randbelow(2**32)))
                 self._file.seek(0)
             self.seed = self._read(pairs)
+            """of the order and the sides, the same for every run on this file"""
         except BaseException:
             self._file.close()
             raise
@@ -150,20 +165,22 @@ class VotesFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:  # fmt: skip
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
         self._file.close()
 
     def add(self, vote: Vote) -> None:
-        """On the disk when this returns."""
+        """Append a vote. It is on the disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         vote = dataclasses.replace(vote, at=vote.at or now)
         self._append(dataclasses.asdict(vote))
         self.votes.append(vote)
 
     def _append(self, value: dict[str, Any]) -> None:
-        """On the disk when this returns; nothing of it where it cannot be written whole."""
+        """Append a line. Where it cannot be written whole, the file stays as it was."""
         end = self._file.seek(0, os.SEEK_END)
         line = (json.dumps(value) + "\n").encode()
         try:
@@ -183,37 +200,44 @@ class VotesFile:
             ) from None
 
     def _read(self, pairs: Pairs) -> int:
+        """Fill `votes` from the file; the seed in its header."""
         first, *lines = self._file.read().splitlines(keepends=True)
+        seed = self._check_header(first, pairs)
+        if lines and not lines[-1].endswith(b"\n"):  # the program was killed while it wrote
+            self._file.seek(-len(lines.pop()), os.SEEK_END)
+            self._file.truncate()
+            say(f"{self.path}: the last vote was written in part, it is asked again")
+        self.votes = [
+            _parse_vote(self.path, number, line, len(pairs.examples))
+            for number, line in enumerate(lines, 2)
+        ]
+        return seed
+
+    def _check_header(self, line: bytes, pairs: Pairs) -> int:
         header: Any = None
         with contextlib.suppress(ValueError):
-            header = json.loads(first)
+            header = json.loads(line)
         if not isinstance(header, dict) or not isinstance(header.get("seed"), int):
             raise InputError(f"{self.path} is not a file of votes", "another --votes")
         if header.get("votes") != SCHEMA:
             raise InputError(f"{self.path} was written by another edgeft", "another --votes")
-        wanted = pairs.header(header["seed"])
-        kinds = ("artifacts", "items", "answers")
-        if other := [kind for kind in kinds if not _same(header.get(kind), wanted[kind])]:
+        expected = pairs.header(header["seed"])
+        parts = ("artifacts", "items", "answers")
+        if other := [part for part in parts if not _same(header.get(part), expected[part])]:
             raise StaleError(
                 f"{self.path} holds votes on other {' and other '.join(other)}", "another --votes"
             )
-        if lines and not lines[-1].endswith(b"\n"):
-            self._file.seek(-len(lines.pop()), os.SEEK_END)
-            self._file.truncate()
-            say(f"{self.path}: the last vote was written in part, it is asked again")
-        self.votes = [_vote(self.path, number, line, len(pairs.examples))
-                      for number, line in enumerate(lines, 2)]  # fmt: skip
         return int(header["seed"])
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Artifacts may have been renamed since."""
+    """Equal, apart from the names of artifacts: files may have been renamed since."""
     if isinstance(one, list) and isinstance(other, list):
         return [entry.get("identity") for entry in one] == [entry["identity"] for entry in other]
     return bool(one == other)
 
 
-def _vote(path: Path, number: int, line: bytes, items: int) -> Vote:
+def _parse_vote(path: Path, number: int, line: bytes, items: int) -> Vote:
     try:
         vote = Vote(**json.loads(line))
         known = vote.vote in ACTS and vote.left in ARMS and isinstance(vote.rater, str)

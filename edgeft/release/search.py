@@ -22,7 +22,7 @@ from edgeft.benchmarks.quality.workers import open_workers
 from edgeft.errors import FormatError, InputError, ResourceError
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
-from edgeft.files import human
+from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Memory, Release, Speed
@@ -91,7 +91,7 @@ def _within_budget(
     for path in sorted(candidates, key=evaluate.size_of, reverse=True):
         size = evaluate.size_of(path)
         if options.max_size and size > options.max_size:
-            excess = f"{human(size)}, over --max-size {human(options.max_size)}"
+            excess = f"{format_bytes(size)}, over --max-size {format_bytes(options.max_size)}"
         else:
             say(f"timing {path.name}")
             timed[path] = latency.measure(path, threads)
@@ -106,7 +106,7 @@ def _within_budget(
 def _excess(options: SearchOptions, speed: Speed, memory: Memory) -> str:
     """The part of the budget that is exceeded, "" if none is."""
     if options.max_memory and memory.peak > options.max_memory:
-        return f"{human(memory.peak)} at the peak, over --max-memory {human(options.max_memory)}"
+        return f"{format_bytes(memory.peak)} at the peak, over --max-memory {format_bytes(options.max_memory)}"
     if options.min_tps and speed.decode_tps < options.min_tps:
         return f"{speed.decode_tps:.0f} tokens/s, below --min-tps {options.min_tps:g}"
     return ""

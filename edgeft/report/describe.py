@@ -86,7 +86,7 @@ def _gguf(path: Path) -> dict[str, Any]:
     stored = sum(sizes[2] for sizes in by_type.values())
     shown = {k: v for k, v in values.items() if not k.startswith("tokenizer.")}
     return {
-        "model": {"format": "gguf", "size": files.human(path.stat().st_size), **shown},
+        "model": {"format": "gguf", "size": files.format_bytes(path.stat().st_size), **shown},
         "tensors": _tensor_types(by_type)
         | {"weights": f"{weights:,}", "bits per weight": round(8 * stored / max(weights, 1), 2)},
         "tokenizer": {
@@ -132,7 +132,7 @@ def _onnx(path: Path) -> dict[str, Any]:
             "format": "onnx",
             "architectures": config.get("architectures", []),
             "opset": graph.opset,
-            "size": files.human(graph.size),
+            "size": files.format_bytes(graph.size),
             "context": graph.context,
             "vocabulary": graph.vocabulary,
         },

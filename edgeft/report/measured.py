@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgeft.files import human
+from edgeft.files import format_bytes
 from edgeft.records import LatencyPoint, Measurement
 from edgeft.report.tables import table
 
@@ -39,14 +39,14 @@ def _overview(rows: Sequence[Measurement]) -> str:
         cold = speed.load_cold_s if speed else None
         body.append([
             row.name,
-            human(row.size),
+            format_bytes(row.size),
             f"{cold:.2f} s" if cold is not None else "",
             f"{speed.load_s:.2f} s" if speed else "",
             f"{speed.ttft_s * 1000:.0f} ms" if speed else "",
             f"{speed.prefill_tps:.0f}" if speed else "",
             f"{speed.decode_tps:.0f}" if speed else "",
             f"{top['share']:.0%}" if top else "",
-            human(memory.peak) if memory else "",
+            format_bytes(memory.peak) if memory else "",
             f"{score.accuracy:.1%}" if score else "",
         ])  # fmt: skip
     text = _without_empty_columns(head, body)
@@ -102,8 +102,8 @@ def _memory(rows: Sequence[Measurement]) -> str:
     body = []
     for row in rows:
         if used := row.memory:
-            small = human(used.smallest) if used.smallest else ""
-            body.append([row.name, *map(human, (used.peak, used.anonymous, used.file, used.pss)),
+            small = format_bytes(used.smallest) if used.smallest else ""
+            body.append([row.name, *map(format_bytes, (used.peak, used.anonymous, used.file, used.pss)),
                          small])  # fmt: skip
     head = ["artifact", "peak", "anonymous", "of files", "proportional", "smallest limit"]
     return _without_empty_columns(head, body)

@@ -20,7 +20,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from edgeft.files import human
+from edgeft.files import format_bytes
 from edgeft.records import Arm, Release
 from edgeft.report import plots, tables
 
@@ -53,7 +53,7 @@ def markdown(release: Release) -> str:
     parts = [f"**{release.outcome}{ship}**", tables.arms_table(release.arms), release.reason]
     for arm in release.arms:
         if arm.name == release.ship and arm.kind == "candidate":
-            parts.append(f"`{arm.name}`: {human(arm.size)}, identity `{arm.identity}`")
+            parts.append(f"`{arm.name}`: {format_bytes(arm.size)}, identity `{arm.identity}`")
     parts += ["\n".join(f"- {note}" for note in release.notes)] if release.notes else []
     if release.commands:
         parts.append("\n".join(["To reproduce:", "", "```sh", *release.commands, "```"]))
@@ -144,7 +144,7 @@ def _points(value: Any) -> str:
 
 
 def _size(value: Any) -> str:
-    return human(value) if _number(value) is not None else ""
+    return format_bytes(value) if _number(value) is not None else ""
 
 
 def _setting(value: Any) -> str:
@@ -161,7 +161,7 @@ def _css_class(outcome: Any) -> str:
 
 
 def _tick(size: float) -> str:
-    return human(size).replace(".0 ", " ") if size else "0"
+    return format_bytes(size).replace(".0 ", " ") if size else "0"
 
 
 def _signed(points: float) -> str:
@@ -247,7 +247,7 @@ def _memory(arms: Sequence[Arm]) -> Markup | None:
         file = memory["file"] if memory.get("file") is not None else memory["peak"] - anonymous
         marks = tuple((key, memory[key]) for key in ("pss", "smallest") if memory.get(key))
         parts = (("anonymous", anonymous), ("file", max(file, 0)))
-        rows.append(plots.Bar(arm.name, parts, human(memory["peak"]), marks))
+        rows.append(plots.Bar(arm.name, parts, format_bytes(memory["peak"]), marks))
     return plots.bars("memory", "Peak memory", rows, _tick) if rows else None
 
 

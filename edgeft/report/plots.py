@@ -1,6 +1,6 @@
 """Points, bars and samples -> figures as inline SVG.
 
-    scatter("speed", "Speed against size", points, human, str, "size", "tokens per second")
+    scatter("speed", "Speed against size", points, format_bytes, str, "size", "tokens per second")
 
 The figures have no script and no colours: the page's style sheet has those, for light and dark. Every
 figure is 340 units wide, about the width of a phone. Names are escaped. Each figure has a title and a

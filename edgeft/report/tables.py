@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from edgeft.files import human
+from edgeft.files import format_bytes
 from edgeft.records import Arm, Release
 
 
@@ -59,8 +59,8 @@ def _arm_row(arm: Arm) -> list[str]:
     return [
         arm.name,
         f"{arm.accuracy:.1%}" if arm.accuracy is not None else "",
-        human(arm.size),
-        human(memory["peak"]) if memory.get("peak") else "",
+        format_bytes(arm.size),
+        format_bytes(memory["peak"]) if memory.get("peak") else "",
         f"{speed['prefill_tps']:.0f}" if speed.get("prefill_tps") else "",
         f"{speed['decode_tps']:.0f}" if speed.get("decode_tps") else "",
         str(verdict.get("lost", "")),

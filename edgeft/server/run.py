@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError, ResourceError, require
+from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -22,31 +22,16 @@ from edgeft.server.jobs import Callback, StreamDelta
 from edgeft.server.options import ServeOptions
 from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
-
-MAX_CONNECTIONS = 512
-"""at a time; more are answered with 503"""
-KEEP_ALIVE_S = 30
+from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
 
 
 def serve(options: ServeOptions) -> None:
     """Returns after SIGTERM or SIGINT."""
     options.check()
-    for module in ("uvicorn", "starlette", "pydantic"):
-        require(module, "serve")
+    require_serve_extra()
     listener = contextlib.closing(listen(options.host, options.port))
     with listener as listening, engines(options) as opened:
         asyncio.run(_serve(options, opened, listening))
-
-
-def listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=256)
-    except OSError as error:
-        hint = "another program listens there; choose another --port"
-        raise ResourceError(f"cannot listen on {host}:{port}: {error.strerror}", hint) from None
-    except OverflowError:
-        raise InputError(f"{port} is no port", "0 to 65535") from None
 
 
 @contextlib.contextmanager
@@ -107,10 +92,7 @@ async def _serve(options: ServeOptions, opened: list[Engine], listening: socket.
 
 def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     """The uvicorn.Server of these engines, whose deltas come to the running loop."""
-    import uvicorn
-
     from edgeft.server.api import Api, ApiOptions
-    from edgeft.web.connections import Connection
 
     # Browsers send both in lower case.
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
@@ -119,22 +101,7 @@ def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
     for engine in opened:
         engine.deliver = delivery_to(asyncio.get_running_loop())
-    config = uvicorn.Config(
-        Api(opened, api_options).app(),
-        http=Connection,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_level="error",
-        server_header=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(options.grace) + 2,
-    )
-    server = uvicorn.Server(config)
-    # uvicorn's own handlers would raise the signal again in the end.
-    server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
-    return server
+    return uvicorn_server(Api(opened, api_options).app(), options.grace)
 
 
 def delivery_to(loop: asyncio.AbstractEventLoop) -> Deliver:

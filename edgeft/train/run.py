@@ -66,7 +66,7 @@ def train(
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
-    complete = store.finished(options.output, row.result, **request)
+    complete = store.find_complete(options.output, row.result, **request)
     if complete:
         say(f"{options.output} is complete, nothing to do")
         return complete

@@ -1,4 +1,9 @@
-"""A connection that says nothing is closed: uvicorn waits without a bound for a first request."""
+"""uvicorn's HTTP/1.1 protocol with a time limit for headers and one for answers that nobody reads.
+
+    uvicorn.Config(app, http=Connection)
+
+uvicorn itself waits without limit for the first request of a connection.
+"""
 
 from __future__ import annotations
 
@@ -7,47 +12,49 @@ import socket
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-PATIENCE = 30.0
-"""seconds for all headers of a request to come"""
-UNREAD = 60.0
-"""seconds that an answer may lie unread: closing alone would wait for its reader"""
+HEADERS_TIMEOUT_S = 30.0
+"""seconds within which all headers of a request must arrive"""
+UNREAD_TIMEOUT_S = 60.0
+"""seconds that sent bytes may stay unacknowledged; closing alone would wait for the reader"""
 
 
 class Connection(H11Protocol):
-    """h11 bounds the size of the headers, this their time."""
+    """Closes a connection whose request is late. h11 limits the size of the headers, this their time."""
 
-    _late: asyncio.TimerHandle | None = None
+    _timeout: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            own: socket.socket = transport.get_extra_info("socket")
-            own.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD * 1000))
-        self._watch()
+            tcp: socket.socket = transport.get_extra_info("socket")
+            milliseconds = int(UNREAD_TIMEOUT_S * 1000)
+            tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+        self._update_timeout()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._watch()
+        self._update_timeout()
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        self._rest()
+        self._cancel_timeout()
 
-    def _watch(self) -> None:
-        if not self._waits():
-            self._rest()
-        elif self._late is None:
-            self._late = self.loop.call_later(PATIENCE, self._give_up)
+    def _update_timeout(self) -> None:
+        """The time runs from the first moment without a request, not from the last byte."""
+        if not self._awaits_request():
+            self._cancel_timeout()
+        elif self._timeout is None:
+            self._timeout = self.loop.call_later(HEADERS_TIMEOUT_S, self._close_late)
 
-    def _waits(self) -> bool:
+    def _awaits_request(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
-    def _rest(self) -> None:
-        if self._late:
-            self._late.cancel()
-            self._late = None
+    def _cancel_timeout(self) -> None:
+        if self._timeout:
+            self._timeout.cancel()
+            self._timeout = None
 
-    def _give_up(self) -> None:
-        self._late = None
-        if self._waits():
+    def _close_late(self) -> None:
+        self._timeout = None
+        if self._awaits_request():
             self.transport.close()

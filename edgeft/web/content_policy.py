@@ -1,4 +1,4 @@
-"""Web pages in one file: under which policy a browser may show them.
+"""The bytes of an HTML page -> its Content-Security-Policy.
 
 headers = {"Content-Security-Policy": content_policy(page)}
 """
@@ -11,19 +11,20 @@ import re
 
 
 def content_policy(page: bytes) -> str:
-    """A Content-Security-Policy: only the page's own script and style run, and it asks only its server.
+    """The value of a Content-Security-Policy header (W3C, Content Security Policy Level 3).
 
-    They are told by their hashes (W3C, Content Security Policy Level 3), so what a model or a user
-    writes can never become a script.
+    Only the page's own inline scripts and styles run, each allowed by its hash. So text of a model or
+    a user never becomes a script. The page may connect to its own server only.
     """
-
-    def hashes(tag: bytes) -> str:
-        found = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
-        digests = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in found)
-        return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"
-
     return (
-        f"default-src 'none'; script-src {hashes(b'script')}; style-src {hashes(b'style')}; "
+        f"default-src 'none'; script-src {_hashes(b'script', page)}; "
+        f"style-src {_hashes(b'style', page)}; "
         "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; "
         "frame-ancestors 'none'"
     )
+
+
+def _hashes(tag: bytes, page: bytes) -> str:
+    texts = re.findall(rb"<%b>(.*?)</%b>" % (tag, tag), page, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(text).digest()).decode() for text in texts)
+    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

@@ -1,8 +1,11 @@
-"""Who may ask: Host, Origin, key and size, before anything reads the body.
+"""An ASGI application and `Rules` -> the same application behind checks of who may ask.
 
-A page on the web can make its own name mean 127.0.0.1 (DNS rebinding) and then reads like a page of
-this server: so the Host must be a name that was allowed. It can also send a simple request anywhere
-without reading the answer: so a foreign Origin is refused.
+    app = Guard(Starlette(routes=routes), Rules(key="secret", hosts=frozenset({"box.local"})))
+
+The checks run before anything reads the body. They are against pages of other origins that run in the
+user's browser: such a page can make its own name resolve to 127.0.0.1 (DNS rebinding) and would then
+read like a page of this server, so the Host must be an allowed name. It can also send simple requests
+anywhere without reading the answers, so a foreign Origin is refused.
 """
 
 from __future__ import annotations
@@ -20,28 +23,42 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
+Headers = list[tuple[bytes, bytes]]
+Refusal = tuple[int, dict[str, Any]]
+"""HTTP status and JSON body"""
 
-OPEN = ("/", "/health")
-"""paths that need no key: the page asks for it"""
-HEADERS = 64
+KEYLESS_PATHS = ("/", "/health")
+"""paths that need no key: the chat page itself asks for the key"""
+MAX_HEADERS = 64
 
 
 @dataclass(frozen=True)
 class Rules:
+    """Which requests are answered. The defaults are those of the API: see `addresses` for stricter ones."""
+
     key: str = ""
-    """that a client must show; "" = none"""
+    """bearer token that a client must send; "" = none"""
     hosts: frozenset[str] = frozenset()
-    """names in the Host header, besides localhost and addresses"""
+    """names allowed in the Host header, besides localhost and IP addresses"""
     origins: frozenset[str] = frozenset()
-    """other pages that may ask, such as https://example.org"""
+    """origins of other pages that may ask, such as https://example.org"""
+    addresses: frozenset[str] = frozenset()
+    """the only Host headers allowed, as name:port; empty = `hosts` decides, with any port"""
+    path_prefix: str = ""
+    """beginning of every path, with a secret that only the user's browser is told; "" = none"""
+    post_origin: bool = False
+    """whether a POST must name its Origin, which programs other than browsers need not send"""
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    """sent with every answer"""
 
 
 def error_body(message: str, code: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+    """The JSON of an error in OpenAI's form."""
     return {"error": {"message": message, "type": kind, "param": None, "code": code}}
 
 
 class Guard:
-    """Refuses with 4xx, adds the headers of CORS where they were asked for."""
+    """Answers what `rules` refuse with 4xx; adds `rules.headers` and CORS headers to every answer."""
 
     def __init__(self, app: App, rules: Rules) -> None:
         self.app, self.rules = app, rules
@@ -54,46 +71,54 @@ class Guard:
                 return
             await self.app(scope, receive, send)
             return
-        headers = scope["headers"]
-        origin = _one(headers, b"origin")
-        cors = _cors(origin) if origin and origin in self.rules.origins else []
+        origin = _single_value(scope["headers"], b"origin")
+        cors = _cors_headers(origin) if origin and origin in self.rules.origins else []
+        added = [*self.rules.headers, *cors]
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", []), *added]
+            await send(message)
+
         if refusal := self._refusal(scope, origin):
-            await _answer(send, *refusal, cors)
+            await _answer(send_with_headers, *refusal)
         elif cors and scope["method"] == "OPTIONS":
-            await _answer(send, 204, None, cors)
-        elif cors:
-
-            async def with_cors(message: Message) -> None:
-                if message["type"] == "http.response.start":
-                    message["headers"] = [*message.get("headers", []), *cors]
-                await send(message)
-
-            await self.app(scope, receive, with_cors)
+            await _answer(send_with_headers, 204, None)
         else:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive, send_with_headers if added else send)
 
-    def _refusal(self, scope: Scope, origin: str | None) -> tuple[int, dict[str, Any]] | None:
-        headers = scope["headers"]
-        if len(headers) > HEADERS:
-            return 431, error_body(f"more than {HEADERS} headers", "too_many_headers")
-        host = _one(headers, b"host")
-        if host is None or not self._is_host(host):
-            told = "this Host is not served; allow it with --allow-host"
-            return 403, error_body(told, "host_not_allowed")
-        own = f"{scope.get('scheme', 'http')}://{host}"
-        if origin is not None and origin != own and origin not in self.rules.origins:
-            told = "this Origin may not ask; allow it with --cors"
-            return 403, error_body(told, "origin_not_allowed")
+    def _refusal(self, scope: Scope, origin: str | None) -> Refusal | None:
+        rules, headers = self.rules, scope["headers"]
+        if len(headers) > MAX_HEADERS:
+            return 431, error_body(f"more than {MAX_HEADERS} headers", "too_many_headers")
+        host = _single_value(headers, b"host")
+        if refusal := self._host_refusal(host):
+            return refusal
+        prefix = rules.path_prefix.encode()
+        if not hmac.compare_digest(scope["path"].encode()[: len(prefix)], prefix):
+            message = "no such page; see the terminal for the address"
+            return 404, error_body(message, "not_found")
+        if refusal := self._origin_refusal(scope, host, origin):
+            return refusal
         preflight = scope["method"] == "OPTIONS"
-        if self.rules.key and scope["path"] not in OPEN and not preflight:
-            given = (_one(headers, b"authorization") or "").encode("latin-1", "replace")
-            wanted = b"Bearer " + self.rules.key.encode()
-            if not hmac.compare_digest(given, wanted):
-                told = "a key is needed: Authorization: Bearer KEY"
-                return 401, error_body(told, "invalid_api_key", "authentication_error")
+        if rules.key and scope["path"] not in KEYLESS_PATHS and not preflight:
+            sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
+            if not hmac.compare_digest(sent, b"Bearer " + rules.key.encode()):
+                message = "a key is needed: Authorization: Bearer KEY"
+                return 401, error_body(message, "invalid_api_key", "authentication_error")
         return None
 
-    def _is_host(self, host: str) -> bool:
+    def _host_refusal(self, host: str | None) -> Refusal | None:
+        if self.rules.addresses:
+            if host in self.rules.addresses:
+                return None
+            return 421, error_body("this Host is not served", "host_not_allowed")
+        if host is not None and self._is_allowed_host(host):
+            return None
+        message = "this Host is not served; allow it with --allow-host"
+        return 403, error_body(message, "host_not_allowed")
+
+    def _is_allowed_host(self, host: str) -> bool:
         try:
             parts = urlsplit(f"//{host}")
             name, _ = parts.hostname, parts.port
@@ -104,19 +129,30 @@ class Guard:
         if name == "localhost" or name in self.rules.hosts:
             return True
         try:
-            ipaddress.ip_address(name)  # no name, so nobody can make it mean something else
+            ipaddress.ip_address(name)  # not a name, so no DNS server can redirect it
         except ValueError:
             return False
         return True
 
+    def _origin_refusal(self, scope: Scope, host: str | None, origin: str | None) -> Refusal | None:
+        if origin is None:
+            allowed = not (self.rules.post_origin and scope["method"] == "POST")
+        else:
+            same = f"{scope.get('scheme', 'http')}://{host}"
+            allowed = origin == same or origin in self.rules.origins
+        if allowed:
+            return None
+        hint = "" if self.rules.addresses else "; allow it with --cors"
+        return 403, error_body(f"this Origin may not ask{hint}", "origin_not_allowed")
 
-def _one(headers: list[tuple[bytes, bytes]], name: bytes) -> str | None:
-    """A header's value; of several, which no browser sends, something that nobody allows."""
+
+def _single_value(headers: Headers, name: bytes) -> str | None:
+    """A header's value; of several, which no browser sends, a value that no rule allows."""
     values = [value for key, value in headers if key == name]
     return None if not values else values[0].decode("latin-1") if len(values) == 1 else "\0"
 
 
-def _cors(origin: str) -> list[tuple[bytes, bytes]]:
+def _cors_headers(origin: str) -> Headers:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
         (b"access-control-allow-headers", b"authorization, content-type"),
@@ -126,12 +162,10 @@ def _cors(origin: str) -> list[tuple[bytes, bytes]]:
     ]
 
 
-async def _answer(
-    send: Send, status: int, body: dict[str, Any] | None, more: list[tuple[bytes, bytes]]
-) -> None:
+async def _answer(send: Send, status: int, body: dict[str, Any] | None) -> None:
     data = json.dumps(body).encode() if body else b""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
-    # What a refused request still sends is not read: the connection ends.
+    # The rest of a refused request is not read, so the connection ends.
     headers += [(b"connection", b"close")] if status >= 400 else []
-    await send({"type": "http.response.start", "status": status, "headers": [*headers, *more]})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": data})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft.chat.conversation import Conversation
-from edgeft.chat.engine_client import OnlyClient, answering
+from edgeft.chat.engine_client import EngineClient, open_model
 from edgeft.data.rows import load_examples
 from edgeft.errors import DataError, EdgeftError, InputError
 from edgeft.records import Limits, Message, Sampling, Token
@@ -208,7 +208,7 @@ def test_the_server_answers_the_same(artifact: Path, how: Sampling) -> None:
     limits = Limits(40, how.temperature, how.top_p, how.seed, top_k=how.top_k, min_p=how.min_p)
     assert limits.sampling == how
     prompts, alone = [], []
-    with answering(artifact, 2) as model:
+    with open_model(artifact, 2) as model:
         for text in ("lamp", LONG, "off"):
             alone += say(Conversation(model, "", limits), text)
             prompts.append(model.encode(model.chat.render([Message("user", text)])))
@@ -217,7 +217,7 @@ def test_the_server_answers_the_same(artifact: Path, how: Sampling) -> None:
 
 
 def test_the_server_answers_the_second_turn_the_same(artifact: Path) -> None:
-    with answering(artifact, 2) as model:
+    with open_model(artifact, 2) as model:
         chat = Conversation(model, "", Limits(40))
         said = say(chat, LONG, "off")
         asked = [chat.turns[:1], chat.turns[:3]]
@@ -227,7 +227,7 @@ def test_the_server_answers_the_second_turn_the_same(artifact: Path) -> None:
 
 def test_tokens_are_counted_and_timed_whatever_text_they_have(artifact: Path) -> None:
     """Random tokens are parts of characters more often than not."""
-    with answering(artifact, 2) as model:
+    with open_model(artifact, 2) as model:
         ids = model.encode("lamp")
         tokens = list(model.stream(ids, Limits(60, 3.0, ignore_eos=True)))
         assert len(tokens) == 60 and any(not token.text for token in tokens)
@@ -235,7 +235,7 @@ def test_tokens_are_counted_and_timed_whatever_text_they_have(artifact: Path) ->
 
 
 def test_a_reply_that_is_left_makes_room_for_the_next(artifact: Path) -> None:
-    with answering(artifact, 2) as model:
+    with open_model(artifact, 2) as model:
         expected = say(Conversation(model, "", Limits(20)), LONG)
         for _ in range(5):
             chat = Conversation(model, "", Limits(400, 3.0))
@@ -248,8 +248,8 @@ def test_a_reply_that_is_left_makes_room_for_the_next(artifact: Path) -> None:
 
 
 def test_the_second_turn_reads_only_what_is_new(artifact: Path) -> None:
-    with answering(artifact, 2) as model:
-        assert isinstance(model, OnlyClient)
+    with open_model(artifact, 2) as model:
+        assert isinstance(model, EngineClient)
         chat = Conversation(model, "", Limits(4))
         say(chat, LONG)
         first = chat.prompt_tokens
@@ -258,15 +258,15 @@ def test_the_second_turn_reads_only_what_is_new(artifact: Path) -> None:
 
 
 def test_a_reply_fills_the_context_and_ends(artifact: Path) -> None:
-    with answering(artifact, 2, 64) as model:
+    with open_model(artifact, 2, 64) as model:
         ids = model.encode("lamp")
         tokens = list(model.stream(ids, Limits(500, ignore_eos=True)))
     assert len(tokens) == 65 - len(ids)
 
 
 def test_an_error_of_the_engine_is_raised_where_the_answer_is_awaited(artifact: Path) -> None:
-    with answering(artifact, 2) as model:
-        assert isinstance(model, OnlyClient)
+    with open_model(artifact, 2) as model:
+        assert isinstance(model, EngineClient)
         model._engine._sequences._context.decode = broken  # type: ignore[attr-defined]
         chat = Conversation(model, "", Limits(4))
         with pytest.raises(EdgeftError, match="out of order"):

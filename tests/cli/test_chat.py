@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from edgeft.chat.conversation import Conversation
 from edgeft.chat.options import ChatOptions
 from edgeft.chat.terminal import talk
-from edgeft.cli.chat import Conversation
 from edgeft.errors import InputError
 from edgeft.records import Limits, Token
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate

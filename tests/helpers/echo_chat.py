@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from edgeft.chat.terminal import ChatOptions, talk
-from edgeft.cli.chat import Conversation
+from edgeft.chat.conversation import Conversation
+from edgeft.chat.options import ChatOptions
+from edgeft.chat.terminal import talk
 from edgeft.records import Limits, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
 

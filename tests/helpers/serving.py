@@ -14,7 +14,8 @@ from typing import Any
 
 from edgeft.server.engine import Engine
 from edgeft.server.options import ServeOptions
-from edgeft.server.run import engines, http_server, listen
+from edgeft.server.run import engines, http_server
+from edgeft.web.http_server import listen
 
 
 @dataclass(frozen=True)

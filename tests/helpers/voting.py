@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeft.human.votes import Pairs
+from edgeft.human.votes import Pairs, Vote
 from edgeft.records import Example, Message, Score
 
 NAMES = ("quantized-arm.gguf", "full-arm.gguf")
@@ -24,3 +24,9 @@ def make_pairs(count: int = 6, identical: tuple[int, ...] = ()) -> Pairs:
         return Score(word, "", "exact", replies, (0.0,) * count, (True,) * count, 0.0)
 
     return Pairs(NAMES, ("1" * 64, "2" * 64), examples, (score("good"), score("poor")))
+
+
+def make_votes(letters: str, rater: str = "", first: int = 0) -> list[Vote]:
+    """Votes on items from `first` on, a letter each: a, b, t(ie), x(bad), s(kip), u(ndo)."""
+    names = {"a": "a", "b": "b", "t": "tie", "x": "bad", "s": "skip", "u": "undo"}
+    return [Vote(first + i, names[letter], rater, "a") for i, letter in enumerate(letters)]

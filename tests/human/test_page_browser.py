@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from edgeft.human.booth import Booth
 from edgeft.human.server import serving
+from edgeft.human.session import RaterSession
 from edgeft.human.votes import Pairs, VotesFile
 from helpers.voting import NAMES, make_pairs
 
@@ -53,7 +53,7 @@ def talkative() -> Pairs:
 @dataclasses.dataclass
 class Voting:
     page: Any
-    booth: Booth
+    session: RaterSession
     url: str
     problems: list[str]
 
@@ -64,7 +64,7 @@ class Voting:
     def kept(self) -> list[str]:
         """As the page means it: which side."""
         sides = {"ab": "right", "ba": "right", "aa": "left", "bb": "left"}
-        votes = self.booth.file.votes
+        votes = self.session.file.votes
         return [sides.get(vote.left + vote.vote, vote.vote) for vote in votes]
 
 
@@ -77,8 +77,8 @@ def voting(browser: Any, tmp_path: Path) -> Iterator[Opened]:
 
     def start(pairs: Pairs | None = None, width: int = 1280, dark: bool = False) -> Voting:
         file = VotesFile(tmp_path / "votes.jsonl", pairs or make_pairs(identical=(0,)))
-        booth = Booth(pairs or make_pairs(identical=(0,)), file, "")
-        server = serving(booth, 0)
+        session = RaterSession(pairs or make_pairs(identical=(0,)), file, "")
+        server = serving(session, 0)
         url = server.__enter__()
         context = browser.new_context(
             viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light",
@@ -92,7 +92,7 @@ def voting(browser: Any, tmp_path: Path) -> Iterator[Opened]:
         )
         page.goto(url)
         stack.append((context, server, file))
-        return Voting(page, booth, url, problems)
+        return Voting(page, session, url, problems)
 
     yield start
     for context, server, file in stack:
@@ -148,7 +148,7 @@ def test_names_are_hidden_until_the_end(voting: Opened) -> None:
     shown = v.page.locator("main").inner_text()
     assert "5, of these" not in shown and "1, of these 0 both bad and 1 identical" in shown
     assert "92 %" in shown  # 5.5 of 6
-    assert v.booth.ended.wait(5) and v.problems == []
+    assert v.session.ended.wait(5) and v.problems == []
 
 
 def test_reload_and_a_new_server_go_on(voting: Opened) -> None:
@@ -168,7 +168,7 @@ def test_reload_and_a_new_server_go_on(voting: Opened) -> None:
     other.keyboard.press("b")  # of a pair that has its vote: shows what is asked now
     other.locator("#place", has_text="3 of 5").wait_for()
     assert v.kept == ["left", "tie"]
-    v.booth.file.__exit__(None, None, None)
+    v.session.file.__exit__(None, None, None)
     again = voting()
     again.place("3 of 5 · 3 left")
     again.page.keyboard.press("u")
@@ -221,7 +221,7 @@ def test_any_answer_fits_and_is_harmless(voting: Opened, width: int, dark: bool)
             v.page.keyboard.press("d")
             shot(v.page, f"vote-{width}-{'dark' if dark else 'light'}")
         texts = {v.page.locator(side).text_content() for side in ("#left", "#right")}
-        assert texts & {*(reply or "(empty)" for reply in v.booth.pairs.scores[0].replies)}
+        assert texts & {*(reply or "(empty)" for reply in v.session.pairs.scores[0].replies)}
         act = v.page.locator("#tie" if number == 2 else "#one")
         assert act.bounding_box()["height"] >= 44
         act.tap() if width < 500 else act.click()

@@ -217,7 +217,7 @@ def test_log_probabilities_have_a_bound(served: Served, monkeypatch: pytest.Monk
 def test_who_says_nothing_is_not_waited_for(
     served: Served, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(connections, "PATIENCE", 0.3)
+    monkeypatch.setattr(connections, "HEADERS_TIMEOUT_S", 0.3)
     with socket.create_connection(("127.0.0.1", served.port), timeout=10) as waiting:
         if said == b"whole":  # and then half of a second one
             waiting.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -235,7 +235,7 @@ def test_who_says_nothing_is_not_waited_for(
 def test_an_answer_that_nobody_reads_is_dropped(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connections, "UNREAD", 0.5)
+    monkeypatch.setattr(connections, "UNREAD_TIMEOUT_S", 0.5)
     body = json.dumps({"content": "a b " * 200_000}).encode()
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
