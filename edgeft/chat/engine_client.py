@@ -25,12 +25,12 @@ def open_model(
     threads: int | None = None,
     context: int | None = None,
     exact: bool = False,
-    isolate: bool = True,
+    batch_invariant: bool = True,
 ) -> Iterator[ChatModel]:
     """Open an artifact for one conversation.
 
     llama.cpp's artifacts run in the server's engine, so that they answer the same here and there; others
-    run in their runtime. `isolate` is an option of `edgeft.server.options.ServeOptions`, the others are those
+    run in their runtime. `batch_invariant` is an option of `edgeft.server.options.ServeOptions`, the others are those
     of `edgeft.runtimes.protocol.open_runtime`.
     """
     from edgeft.formats import format_of, load
@@ -44,7 +44,7 @@ def open_model(
             yield runtime
         return
     options = ServeOptions((path,), slots=1, queue=8, threads=threads, context=context,
-                           isolate=isolate)  # fmt: skip
+                           batch_invariant=batch_invariant)  # fmt: skip
     with engines(options) as (engine,):
         yield EngineClient(engine)
 

@@ -31,9 +31,9 @@ class ChatOptions:
     """CPU threads. Default: all cores."""
     context: int | None = None
     """Tokens of the conversation at most. Default: up to 4096."""
-    exact: bool = False
+    reference: bool = False
     """Compute a Hugging Face folder in float32 by torch, slowly."""
-    isolate: bool = True
+    batch_invariant: bool = True
     """Compute as `edgeft serve` does, whose answers are then the same. Without, llama.cpp may use kernels
     that read long prompts faster."""
     stats: bool = False

@@ -25,8 +25,7 @@ RANGES: dict[str, Any] = {**SETTINGS}
     **RANGES,
     threads=click.IntRange(min=1),
     context=click.IntRange(min=16),
-    exact={"name": "--reference"},
-    isolate={"name": "--batch-invariant/--no-batch-invariant"},
+    batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},
 )
 @configurable
 def command(artifact: Path, **options: Any) -> None:

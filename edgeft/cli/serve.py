@@ -25,8 +25,8 @@ from edgeft.server.options import ServeOptions
     threads=click.IntRange(min=1),
     context=click.IntRange(min=16),
     max_tokens=click.IntRange(min=1),
-    grace={"name": "--shutdown-timeout", "type": click.FloatRange(0, 3600)},
-    isolate={"name": "--batch-invariant/--no-batch-invariant"},
+    shutdown_timeout=click.FloatRange(0, 3600),
+    batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},
 )
 @click.option(
     "--api-key-file",

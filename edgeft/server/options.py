@@ -35,9 +35,9 @@ class ServeOptions:
     repeatable."""
     cors: tuple[str, ...] = ()
     """Origin whose pages may send requests, such as https://example.org; repeatable."""
-    grace: float = 10.0
+    shutdown_timeout: float = 10.0
     """Seconds that running answers have to finish after SIGTERM."""
-    isolate: bool = True
+    batch_invariant: bool = True
     """Compute each answer so that it does not depend on what else is running. Without, llama.cpp may use
     kernels that read long prompts faster."""
     log_prompts: bool = False

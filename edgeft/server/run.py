@@ -43,14 +43,14 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
         opened: list[Engine] = []
         for name, path in model_names(options.artifacts).items():
             # Isolated: from four rows on, repacked weights are multiplied with other kernels.
-            repack = not (options.isolate and format_of(path).name in ("gguf", "gptq"))
+            repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
             runtime = open_runtime(path, options.threads, options.context, repack=repack)
             # In the thread: Ctrl-C may come while it computes with this runtime.
             stack.callback(worker.call, runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
                 engine = BatchingEngine(
-                    name, runtime, options.slots, options.queue, worker, options.isolate
+                    name, runtime, options.slots, options.queue, worker, options.batch_invariant
                 )
             else:
                 engine = SequentialEngine(name, runtime, options.queue, worker)
@@ -79,7 +79,7 @@ async def _serve(options: ServeOptions, opened: list[Engine], listening: socket.
     def stop() -> None:
         server.should_exit = True
         for engine in opened:
-            loop.call_later(options.grace, engine.cancel_all)
+            loop.call_later(options.shutdown_timeout, engine.cancel_all)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
@@ -101,7 +101,7 @@ def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
     for engine in opened:
         engine.deliver = delivery_to(asyncio.get_running_loop())
-    return uvicorn_server(Api(opened, api_options).app(), options.grace)
+    return uvicorn_server(Api(opened, api_options).app(), options.shutdown_timeout)
 
 
 def delivery_to(loop: asyncio.AbstractEventLoop) -> Deliver:

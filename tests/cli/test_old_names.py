@@ -51,7 +51,7 @@ def test_values_go_with_their_options() -> None:
     for args in (("--merge-base", "w16"), ("--merge-base=w16",), ("--base-precision", "stored")):
         assert parsed("merge-export", "--out", "x", *args)["base_precision"] == "stored"
     assert parsed("merge-export", "--out", "x", "--merge-base", "nf4")["base_precision"] == "nf4"
-    assert parsed("serve", "m.gguf", "--grace=2")["grace"] == 2
+    assert parsed("serve", "m.gguf", "--grace=2")["shutdown_timeout"] == 2
     assert parsed("bench", "m.gguf", "--through", "server")["via"] == "server"
     assert (
         parsed("ab", "a", "b", "--items", "i", "--keeps", ".5", "--floor")["repeat_baseline"]

@@ -82,7 +82,7 @@ def test_the_unit_asks_for_options_that_exist() -> None:
     (credential,) = SERVICE["LoadCredential"]
     assert str(how["api_key_file"]) == f"%d/{credential.partition(':')[0]}"
     # uvicorn waits two seconds longer for connections to end.
-    assert float(SERVICE["TimeoutStopSec"][0]) > how["grace"] + 2
+    assert float(SERVICE["TimeoutStopSec"][0]) > how["shutdown_timeout"] + 2
 
 
 def test_an_option_that_does_not_exist_is_found() -> None:
