@@ -37,7 +37,10 @@ from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 from edgeft.report import tables
 
-EDGEFT: dict[str, list[str]] = {"edgeft": [], "edgeft --no-batch-invariant": ["--no-batch-invariant"]}
+EDGEFT: dict[str, list[str]] = {
+    "edgeft": [],
+    "edgeft --no-batch-invariant": ["--no-batch-invariant"],
+}
 """name of a server -> its additional options"""
 START_TIMEOUT_S = 120.0
 """within which a server must answer its first request"""

@@ -70,7 +70,7 @@ class EngineClient:
         )
         job = Job(request, callback)
         self._engine.submit([job])
-        told, finish = 0, ""
+        yielded, finish = 0, ""
         try:
             while not finish:
                 delta, new, seconds = deltas.get()
@@ -78,10 +78,10 @@ class EngineClient:
                 if delta.error:
                     raise delta.error
                 # The engine tells of a token when it completes some text.
-                for text in [""] * (new - told - 1) + [delta.text] * (
-                    new > told or bool(delta.text)
+                for text in [""] * (new - yielded - 1) + [delta.text] * (
+                    new > yielded or bool(delta.text)
                 ):
                     yield Token(UNKNOWN_ID, text, seconds)
-                told = new
+                yielded = new
         finally:
             job.cancel()

@@ -30,7 +30,11 @@ from edgeft.progress import dumb_terminal, say
 def run_chat(options: ChatOptions) -> None:
     """Open the artifact and talk to it until the input ends or /exit."""
     with open_model(
-        options.artifact, options.threads, options.context, options.reference, options.batch_invariant
+        options.artifact,
+        options.threads,
+        options.context,
+        options.reference,
+        options.batch_invariant,
     ) as model:
         talk(Conversation(model, options.system, options.limits), options)
 

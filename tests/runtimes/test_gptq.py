@@ -87,7 +87,7 @@ def test_an_interrupted_repack_leaves_nothing(
     folder, _ = write_gptq(tiny_base, tmp_path / "q", bits=2)
     monkeypatch.setenv("EDGEFT_HOME", str(tmp_path / "home"))
 
-    def stopped(merged: Any, out: Path, *_: object, **__: object) -> None:
+    def stopped(merged: Any, plan: Any, out: Path, *_: object) -> None:
         out.write_bytes(b"GGUF")
         raise KeyboardInterrupt
 

@@ -49,7 +49,7 @@ def test_several_answer_elsewhere(
     for path in artifacts:
         cached = evaluate.cached_score(path, items)
         assert cached
-        direct = evaluate.measure(path, items, EvalOptions(**vars(options) | {"fresh": True}))
+        direct = evaluate.measure(path, items, EvalOptions(**vars(options) | {"no_cache": True}))
         assert (cached.replies, cached.values, cached.arm) == (
             direct.replies,
             direct.values,
@@ -102,7 +102,7 @@ def test_the_gate_asks_anew_where_it_should(
     measure = evaluate.measure
 
     def seen(path: Path, items: Any, how: EvalOptions, shots: int | None = None) -> Any:
-        measured.append((path.stem, how.fresh))
+        measured.append((path.stem, how.no_cache))
         return measure(path, items, how, shots)
 
     monkeypatch.setattr(evaluate, "measure", seen)
