@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.abc
 import os
 import shutil
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,19 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 # A shell lets what it starts with & ignore Ctrl-C, which tests send to themselves and to others.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+class NoEngines(importlib.abc.MetaPathFinder):
+    """Refuses to import what the unit tier does without."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name in ("torch", "llama_cpp", "transformers", "onnxruntime"):
+            raise ModuleNotFoundError(f"a unit test imports {name}", name=name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("markexpr") == "unit":
+        sys.meta_path.insert(0, NoEngines())
 
 
 Family = Callable[[str], tuple[Path, Path, Any]]

@@ -16,6 +16,8 @@ from edgeft.errors import EdgeftError, FormatError, InputError, MissingExtra, di
 from edgeft.formats import FORMATS, Format, check_quants, format_named, format_of
 from helpers.paths import ROOT
 
+pytestmark = pytest.mark.unit
+
 
 def test_an_error_is_one_line_with_its_hint() -> None:
     assert str(InputError("no such file", "check --data")) == "no such file (check --data)"

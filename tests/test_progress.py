@@ -16,6 +16,8 @@ from edgeft import progress
 from edgeft.progress import Progress
 from helpers.paths import ROOT
 
+pytestmark = pytest.mark.unit
+
 CODE = """
 import os, signal, sys, time
 from edgeft.progress import Progress, say

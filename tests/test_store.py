@@ -20,6 +20,8 @@ import pytest
 from edgeft import files, machine, store
 from edgeft.errors import InputError, ResourceError, StaleError
 
+pytestmark = pytest.mark.unit
+
 NAMES = ("model.gguf", "model")
 OPTIONS: dict[str, Any] = {"rank": 8, "targets": ["q", "v"], "note": None}
 PARENTS = {"base": "ab" * 32}

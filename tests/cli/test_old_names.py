@@ -12,6 +12,8 @@ import pytest
 from edgeft.cli import group
 from edgeft.cli._old_names import OLD_NAMES, current_args
 
+pytestmark = pytest.mark.unit
+
 ALL = [(command, *pair) for command, names in OLD_NAMES.items() for pair in names.items()]
 
 

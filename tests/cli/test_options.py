@@ -19,7 +19,7 @@ from edgeft.chat.options import ChatOptions
 from edgeft.cli import COMMANDS, group
 from edgeft.cli._options import build, field_helps, options_of
 from edgeft.export.options import ExportOptions
-from edgeft.human.options import Voting
+from edgeft.human.options import VotingOptions
 from edgeft.release.options import GateOptions, SearchOptions
 from edgeft.server.options import ServeOptions
 from edgeft.train.options import TrainOptions
@@ -32,7 +32,7 @@ OPTIONS: dict[str, tuple[type[Any], ...]] = {
     "chat": (ChatOptions,),
     "serve": (ServeOptions,),
     "bench": (EvalOptions, BenchOptions, Effort),
-    "ab": (EvalOptions, GateOptions, Voting),
+    "ab": (EvalOptions, GateOptions, VotingOptions),
 }
 """command -> dataclasses that its options are made of"""
 DERIVED = {

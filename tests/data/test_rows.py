@@ -13,6 +13,8 @@ from edgeft.errors import DataError, InputError
 from edgeft.records import Message
 from helpers.chats import talk
 
+pytestmark = pytest.mark.unit
+
 ALPACA_ROW: dict[str, Any] = {"instruction": "Q", "output": "A"}
 TALK = (Message("user", "Q"), Message("assistant", "A"))
 

@@ -9,6 +9,8 @@ from edgeft.errors import InputError
 from edgeft.records import Example
 from helpers.chats import some_examples
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(("size", "held"), [(0.1, 10), (0.005, 0), (1, 1), (7, 7), (0.994, 99)])
 def test_split_is_a_partition(size: float, held: int) -> None:

@@ -11,6 +11,8 @@ from edgeft.export.own_chats import own_chats, sample
 from edgeft.merge.view import open_merged
 from helpers.tiny import make_chats
 
+pytestmark = pytest.mark.unit
+
 
 def test_validation_is_left_out(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     lines = make_chats(tmp_path / "all.jsonl", 10).read_text().splitlines(keepends=True)

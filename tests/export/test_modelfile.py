@@ -11,6 +11,8 @@ from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 from helpers.tiny import CHATML
 
+pytestmark = pytest.mark.unit
+
 NO_SYSTEM = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}"
     "{{ raise_exception('no system role') }}{% endif %}<{{ m.role }}>{{ m.content }}</turn>"

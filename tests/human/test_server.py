@@ -16,6 +16,8 @@ from edgeft.human.session import RaterSession
 from edgeft.human.votes import VotesFile
 from helpers.voting import NAMES, make_pairs
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[RaterSession]:

@@ -13,6 +13,8 @@ from edgeft.human.session import Conflict, RaterSession
 from edgeft.human.votes import VotesFile
 from helpers.voting import make_pairs
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.fixture
 def session(tmp_path: Path) -> Iterator[RaterSession]:

@@ -10,6 +10,8 @@ from edgeft.human.tally import count_votes, result_text
 from edgeft.human.votes import Vote
 from helpers.voting import NAMES, make_pairs, make_votes
 
+pytestmark = pytest.mark.unit
+
 
 def test_counts_and_statistics() -> None:
     result = count_votes(make_pairs(20), 0, make_votes("aaaaaaaaaaaabbbttxaa"))

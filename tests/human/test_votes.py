@@ -12,6 +12,8 @@ from edgeft.errors import EdgeftError
 from edgeft.human.votes import Vote, VotesFile, active_votes, remaining_items
 from helpers.voting import make_pairs, make_votes
 
+pytestmark = pytest.mark.unit
+
 
 def test_order_and_sides_are_random_balanced_and_repeatable() -> None:
     pairs = make_pairs(40, identical=(1, 2, 3, 4))

@@ -7,6 +7,8 @@ import pytest
 from edgeft import models
 from edgeft.errors import FormatError
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("name", "pattern", "numbers"),

@@ -10,6 +10,8 @@ import pytest
 
 from edgeft.runtimes.batch_invariance import PROBED_SEQUENCES, BatchInvariance, probe
 
+pytestmark = pytest.mark.unit
+
 
 def same_kernel(rows: int) -> str:
     return "any"

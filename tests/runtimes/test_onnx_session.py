@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeft.runtimes.onnx_session import with_all_logits
+
+pytestmark = pytest.mark.unit
 
 
 def test_output_layer_reads_all_states() -> None:

@@ -11,6 +11,8 @@ import pytest
 from edgeft.records import Limits, Token
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
 
+pytestmark = pytest.mark.unit
+
 
 def test_top_k_top_p_and_min_p_keep_only_likely_tokens() -> None:
     logits = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeft.server.jobs import StopText
+
+pytestmark = pytest.mark.unit
 
 
 def test_what_may_begin_a_stop_text_is_held_back() -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeft.server.metrics import Metrics
+
+pytestmark = pytest.mark.unit
 
 
 def test_counters_are_whole_numbers() -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from edgeft.server.jobs import GenerationRequest, Job, StreamDelta, TokenLogprob
 from edgeft.server.openai_objects import ChatObjects, CompletionObjects, joined, usage
+
+pytestmark = pytest.mark.unit
 
 PIECES = [b"a", "é".encode()[:1], b"bc"]
 

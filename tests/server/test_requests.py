@@ -12,6 +12,8 @@ from edgeft.server import requests
 from edgeft.server.requests import TooLong, chat_requests, completion_requests, tokenized
 from edgeft.server.schemas import Chat, Completion
 
+pytestmark = pytest.mark.unit
+
 FULL = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"})
 HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
 

@@ -9,6 +9,8 @@ from edgeft.server.jobs import Busy
 from edgeft.server.requests import TooLong
 from edgeft.server.responses import client_left, refusal_for
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("error", "status", "code", "kind"),

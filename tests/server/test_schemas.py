@@ -8,6 +8,8 @@ import pytest
 
 from edgeft.server.schemas import unsupported_field
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("body", "field"),

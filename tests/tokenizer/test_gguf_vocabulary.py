@@ -7,6 +7,8 @@ import pytest
 from edgeft.errors import FormatError
 from edgeft.tokenizer.gguf_vocabulary import from_gguf
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("key", "value", "says"),

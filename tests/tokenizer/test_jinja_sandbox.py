@@ -13,6 +13,8 @@ from edgeft.errors import InputError
 from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ChatTemplate
 
+pytestmark = pytest.mark.unit
+
 
 def chat(source: str) -> ChatTemplate:
     return ChatTemplate(source, bos_token="<s>", eos_token="<|im_end|>", stops=("<|im_end|>",))

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from edgeft.web.content_policy import content_policy
+
+pytestmark = pytest.mark.unit
 
 
 def test_policy_names_each_script_and_style() -> None:

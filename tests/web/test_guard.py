@@ -11,6 +11,8 @@ import pytest
 
 from edgeft.web.guard import Guard, Message, Rules
 
+pytestmark = pytest.mark.unit
+
 STRICT = Rules(
     addresses=frozenset({"127.0.0.1:8000", "localhost:8000"}),
     path_prefix="/secret/",

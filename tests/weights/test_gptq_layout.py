@@ -17,6 +17,8 @@ from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Checkpoint, Spec, stored_as, write_safetensors
 from helpers.tiny import make_base, some_codes, write_gptq
 
+pytestmark = pytest.mark.unit
+
 BITS = [2, 3, 4, 8]
 
 

@@ -11,6 +11,8 @@ import pytest
 from edgeft.errors import InputError
 from edgeft.weights.imatrix import Imatrix, Sums, read, write
 
+pytestmark = pytest.mark.unit
+
 DENSE, ROUTED = "blk.0.attn_q.weight", "blk.1.ffn_up_exps.weight"
 
 

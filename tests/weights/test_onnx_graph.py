@@ -11,6 +11,8 @@ import pytest
 
 from edgeft.weights.onnx_graph import ONNXGraph
 
+pytestmark = pytest.mark.unit
+
 VOCABULARY, HIDDEN, EXPERTS, HEADS, HEAD_SIZE = 10, 4, 8, 2, 3
 
 

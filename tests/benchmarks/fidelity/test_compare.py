@@ -29,6 +29,8 @@ from edgeft.records import Example, Message
 from edgeft.tokenizer.chat_template import ChatTemplate
 from helpers.tiny import CHATML
 
+pytestmark = pytest.mark.unit
+
 VOCABULARY = 50
 
 

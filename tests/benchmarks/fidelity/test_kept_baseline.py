@@ -13,6 +13,8 @@ from edgeft.benchmarks.fidelity.compare import ScoredSequence, compare_fidelity
 from edgeft.benchmarks.fidelity.kept_baseline import KeptBaseline, save
 from edgeft.errors import InputError
 
+pytestmark = pytest.mark.unit
+
 WORDS = 600
 
 

@@ -12,6 +12,8 @@ from edgeft.benchmarks.fidelity.compare import compare_fidelity, file_chunks
 from edgeft.benchmarks.fidelity.llama_perplexity import TokenScores, statistics
 from helpers.paths import ROOT
 
+pytestmark = pytest.mark.unit
+
 
 def test_statistics_by_hand() -> None:
     nll, base = np.array([1.0, 2.0, 3.0, 2.0]), np.array([1.0, 1.0, 3.0, 3.0])

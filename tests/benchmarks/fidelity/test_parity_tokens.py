@@ -13,6 +13,8 @@ from edgeft.errors import ProofError
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
 
+pytestmark = pytest.mark.unit
+
 
 class Fake:
     """A runtime that encodes as the folder does, except for what a test changes."""

@@ -11,6 +11,8 @@ from edgeft.benchmarks.quality.scorers import refused, scorer_named
 from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.records import Example, Message
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("scorer", "reply", "wanted", "score"),

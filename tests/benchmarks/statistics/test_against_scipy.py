@@ -12,6 +12,8 @@ from edgeft.benchmarks.statistics.graded import BOUND_LEVEL, bootstrap_bounds, s
 from edgeft.benchmarks.statistics.noninferiority import Paired, lower_bound, mid_p, tango_z, wilson
 from edgeft.benchmarks.statistics.retention import Z, fieller_interval
 
+pytestmark = pytest.mark.unit
+
 
 def paired(n: int, lost: int, won: int) -> Paired:
     return Paired(n, n - lost - won, lost, won, 0)

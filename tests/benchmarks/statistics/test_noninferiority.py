@@ -32,6 +32,8 @@ from edgeft.benchmarks.statistics.noninferiority import (
 )
 from edgeft.release.wording import verdict_json, verdict_reason
 
+pytestmark = pytest.mark.unit
+
 
 def table(n: int, lost: int, won: int) -> Paired:
     return Paired(n, n - lost - won, lost, won, 0)

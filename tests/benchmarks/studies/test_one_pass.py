@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from edgeft.benchmarks.studies import one_pass, random_model
+
+pytestmark = pytest.mark.unit
 
 
 def test_edgeft_arm_is_measured(tmp_path: Path) -> None:

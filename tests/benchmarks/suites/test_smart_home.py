@@ -26,6 +26,8 @@ from edgeft.benchmarks.suites.smart_home.grammar import (
     to_jsonl,
 )
 
+pytestmark = pytest.mark.unit
+
 SUITE = load_suite("smart_home")
 ROWS: dict[str, list[Row]] = {
     split: [json.loads(line) for line in (SUITE.folder / f"{split}.jsonl").open(encoding="utf-8")]

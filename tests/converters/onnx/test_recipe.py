@@ -6,6 +6,8 @@ import pytest
 
 from edgeft.converters.onnx.recipe import HEAD_NODE, recipe_of
 
+pytestmark = pytest.mark.unit
+
 
 @pytest.mark.parametrize(
     ("quant", "bits"),
