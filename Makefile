@@ -24,7 +24,7 @@ demo: setup  ## the whole pipeline on the embedded model and task
 	$(BIN)/edgeft demo
 
 unit: setup  ## the tests without torch and llama.cpp, before each commit
-	$(BIN)/python -m pytest -m unit
+	$(BIN)/python -m pytest -m "unit and not slow"
 
 test: setup  ## the fast tests (what CI runs)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
