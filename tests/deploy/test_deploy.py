@@ -167,6 +167,7 @@ def test_the_container_copies_what_the_wheel_is_made_of() -> None:
     project, tools = PYPROJECT["project"], PYPROJECT["tool"]["setuptools"]
     needed = {"pyproject.toml", project["readme"], *project["license-files"]}
     needed |= {"edgeft", *tools["package-dir"].values(), "constraints.txt"}
+    needed.add("deploy/llama_cpp.cmake")  # how llama.cpp is built
     assert copied == needed
 
 
