@@ -45,7 +45,7 @@ class ArtifactVerifier:
         threads: int,
         live: bool = True,
     ) -> None:
-        """`examples`: the validation split, the first prompts. `live=False`: tokens and stops only."""
+        """`examples`: the validation split, whose prompts come first. `live=False`: no logits."""
         self._adapters = adapters
         self._examples = examples
         self._threads = threads
@@ -126,7 +126,7 @@ class ArtifactVerifier:
         )
 
     def _prompts(self, reference: ReferenceRuntime) -> list[str]:
-        """LIVE_PROMPTS texts: prompts of the examples, every second one with its answer; then general ones."""
+        """LIVE_PROMPTS texts: the examples, every second one with its answer, then general prompts."""
         texts = []
         for number, example in enumerate(self._examples[:LIVE_PROMPTS]):
             prompt = reference.chat.render(example.prompt)
