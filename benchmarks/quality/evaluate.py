@@ -213,7 +213,7 @@ def _choose(model: Runtime, items: Items, prefix: list[Message], bar: Progress) 
         ]
         likelihoods = [_last_turn_likelihood(model, turn) for turn in turns]
         if not all(map(math.isfinite, likelihoods)):
-            raise ProofError("a model computes logits that are NaN or infinite")
+            raise ProofError("a model computes NaN or infinite logits")
         best = max(likelihoods)
         unique = likelihoods.count(best) == 1
         replies.append(example.choices[likelihoods.index(best)] if unique else "")

@@ -65,8 +65,8 @@ def solver_values(
 def test_the_folder_holds_what_the_solver_found(
     make: Family, tmp_path: Path, case: str, bits: int, group: int | None, symmetric: bool
 ) -> None:
-    given = {"group_size": group, "symmetric": symmetric}
-    merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **given)
+    options = {"group_size": group, "symmetric": symmetric}
+    merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **options)
     read, wanted = Checkpoint(out), linears(merged)
     kind = UniformGrid(bits, facts["group_size"], symmetric)
     assert facts["quantized"] == len(wanted) and facts["damp"] == 0.01
