@@ -1,1 +1,1 @@
-"""One file per target format; imported as edgeft.converters."""
+"""Merged view -> Artifacts, one file per format; imported as edgeft.converters."""

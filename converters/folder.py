@@ -1,4 +1,4 @@
-"""Parts of every Hugging Face folder: weights in blocks of rows, config.json, the tokenizer."""
+"""Merged view -> parts of a Hugging Face folder: blocks of weights, config.json, the tokenizer."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from edgeft.merge.view import Merged
 from edgeft.weights.checkpoint import Array, as_rows, stored_as
 
 BLOCK_VALUES = 4 << 20
-"""values of a tensor in memory at a time"""
+"""float32 values of a block of rows"""
 
 
-def tensor_blocks(merged: Merged, name: str, stored: str, landing: LandingProof) -> Iterator[Array]:
-    """Blocks of rows of a merged tensor, float32; the proof gets its sampled rows after the last.
+def tensor_blocks(merged: Merged, name: str, dtype: str, landing: LandingProof) -> Iterator[Array]:
+    """Blocks of rows of a merged tensor, float32; adds the sampled rows to the proof at the end.
 
-    `stored`: type in safetensors; ProofError where it holds a value only as infinity or NaN.
+    `dtype`: type in safetensors. ProofError where a value is infinite or NaN in that type.
     """
     shape = as_rows(merged.shapes[name])
     columns = math.prod(shape[1:])
     step = max(1, BLOCK_VALUES // columns)
     sample = sampled_rows(shape[0], columns)
-    summed = []
+    sampled = []
     for start in range(0, shape[0], step):
         values = merged.rows(name, slice(start, start + step))
         with np.errstate(over="ignore"):
-            finite = np.isfinite(stored_as(values, stored)).all()
+            finite = np.isfinite(stored_as(values, dtype)).all()
         if not finite:
             raise ProofError(
-                f"{name} cannot be stored as {stored}: not every value is finite in it",
-                "--quant f32 or bf16 hold larger values; NaN is of no use in any",
+                f"{name} cannot be stored as {dtype}: not every value is finite in it",
+                "--quant f32 and bf16 hold larger values; no type can use NaN",
             )
-        summed.append(values[sample[(sample >= start) & (sample < start + step)] - start])
+        sampled.append(values[sample[(sample >= start) & (sample < start + step)] - start])
         yield values
-    rows = np.concatenate(summed)
-    landing.add(name, *merged.addends(name, sample), rows, stored_as(rows, stored))
+    summed = np.concatenate(sampled)
+    landing.add(name, *merged.addends(name, sample), summed, stored_as(summed, dtype))
 
 
-def finish(merged: Merged, out: Path, dtype: str, **more: Any) -> None:
-    """Write config.json, with `dtype` and `more` entries, and the files of the tokenizer."""
+def write_config_and_tokenizer(merged: Merged, out: Path, dtype: str, **entries: Any) -> None:
+    """Write config.json, with `dtype` and more `entries`, and copy the tokenizer files."""
     replaced = ("torch_dtype", "quantization_config")
     config = {key: value for key, value in merged.config.items() if key not in replaced}
-    config |= {"dtype": dtype, **more}
+    config |= {"dtype": dtype, **entries}
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     for name in tokenizer_files(merged.tokenizer):
         (out / name).parent.mkdir(exist_ok=True)

@@ -1,10 +1,10 @@
-"""Merged view -> a GPTQ folder, as transformers, vLLM and GPTQModel read it.
+"""Merged view -> a GPTQ folder for transformers, vLLM and GPTQModel.
 
     convert(merged, make_plan(merged, "4bit", options), out, options, landing)
 
-Linear layers become codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other weights
-float16. A group is a run of neighbouring columns, in whatever order the columns were quantized. So
-a reader may ignore g_idx, and ggml's blocks can hold the same codes
+Linear layers are stored as codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other
+weights in float16. A group always consists of neighbouring columns, even where GPTQ quantized them
+in another order. So a reader may ignore g_idx, and ggml's blocks can hold the same codes
 (`edgeft.quantization.repack`).
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.folder import finish, tensor_blocks
+from edgeft.converters.folder import tensor_blocks, write_config_and_tokenizer
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
 from edgeft.gptq.quantize import QuantizedWeights, check_computes, linears, quantize_blocks
@@ -26,117 +26,119 @@ from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Spec, write_safetensors
 
 GROUP_SIZES = (128, 64, 32)
-"""columns of a group, by preference"""
+"""columns per group, the preferred size first"""
 UNQUANTIZED_TYPE = "F16"
-"""of the weights without codes, in safetensors"""
+"""safetensors type of the weights without codes"""
 
 
 def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> UniformGrid:
     """Bits, group size and symmetry of the codes.
 
-    The default group size is the largest of GROUP_SIZES that divides every layer. FormatError or
-    MissingExtra for what could not be written.
+    The default group size is the largest of GROUP_SIZES that divides every layer. FormatError for an
+    unsupported model, MissingExtra without the packages of GPTQ.
     """
-    kind = _kind(merged, quant, options.group_size, options.symmetric)
+    grid = _code_grid(merged, quant, options.group_size, options.symmetric)
     check_computes(merged)
-    return kind
+    return grid
 
 
 def convert(
-    merged: Merged, kind: UniformGrid, out: Path, options: ConvertOptions, landing: LandingProof
+    merged: Merged, grid: UniformGrid, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the folder; returns facts for the manifest. `options.calibration` is needed."""
+    """Write the folder; return facts for the manifest. `options.calibration` must be set."""
     calibration = options.calibration
     assert calibration is not None
-    kinds = dict.fromkeys(linears(merged), kind)
-    solved = quantize_blocks(merged, kinds, calibration, options.threads)
-    specs = [spec for name in merged.shapes for spec in _specs(merged, name, kind, solved)]
+    grids = dict.fromkeys(linears(merged), grid)
+    solved = quantize_blocks(merged, grids, calibration, options.threads)
+    specs = [spec for name in merged.shapes for spec in _specs(merged, name, grid, solved)]
     arrays = (
-        array for name in merged.shapes for array in _arrays(merged, name, kind, solved, landing)
+        array for name in merged.shapes for array in _arrays(merged, name, grid, solved, landing)
     )
     write_safetensors(out / "model.safetensors", specs, arrays)
-    about = gptq_layout.quantization_config(
-        kind.bits, kind.columns, kind.symmetric, checkpoint_format=_layout(kind),
-        damp_percent=calibration.damp, **_left(merged),
+    quantization_config = gptq_layout.quantization_config(
+        grid.bits, grid.columns, grid.symmetric, checkpoint_format=_checkpoint_format(grid),
+        damp_percent=calibration.damp, **_unquantized_layer_settings(merged),
     )  # fmt: skip
-    finish(merged, out, "float16", quantization_config=about)
-    (out / "quantize_config.json").write_text(json.dumps(about, indent=1) + "\n")
-    return {"group_size": kind.columns, **solved.facts()}
+    write_config_and_tokenizer(merged, out, "float16", quantization_config=quantization_config)
+    (out / "quantize_config.json").write_text(json.dumps(quantization_config, indent=1) + "\n")
+    return {"group_size": grid.columns, **solved.facts()}
 
 
-def _kind(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
+def _code_grid(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
     bits = int(quant.removesuffix("bit"))
-    span, widths = gptq_layout.whole_words(bits), set()
+    codes_per_span, widths = gptq_layout.whole_words(bits), set()
     for name in linears(merged):
         rows, columns = merged.shapes[name]
         widths.add(columns)
-        if rows % span or columns % span:
+        if rows % codes_per_span or columns % codes_per_span:
             raise FormatError(
                 f"{bits}-bit codes of {name} do not fill whole words: {rows} x {columns}",
-                f"multiples of {span} are needed; --format gguf has other types",
+                f"multiples of {codes_per_span} are needed; --format gguf has other types",
             )
     fitting = [size for size in GROUP_SIZES if not any(width % size for width in widths)]
     size = group_size or next(iter(fitting), -1)
-    bad = next((width for width in sorted(widths) if size != -1 and width % size), None)
-    if bad:
+    undivided = next((width for width in sorted(widths) if size != -1 and width % size), None)
+    if undivided:
         raise FormatError(
-            f"groups of {size} do not divide a layer of {bad} columns",
+            f"groups of {size} do not divide a layer of {undivided} columns",
             f"--group-size {' or '.join(map(str, [*fitting, -1]))}",
         )
     return UniformGrid(bits, size, symmetric)
 
 
-def _layout(kind: UniformGrid) -> str:
-    """v2 where zeros are not all the same: GPTQModel takes those of v1 from itself alone.
+def _checkpoint_format(grid: UniformGrid) -> str:
+    """v2 where zeros differ: GPTQModel accepts v1 with such zeros only in its own folders.
 
     https://github.com/ModelCloud/GPTQModel/blob/07e4066bc2be496653104f79ea65a70687248558/gptqmodel/models/loader.py
     """
-    return "gptq" if kind.symmetric else "gptq_v2"
+    return "gptq" if grid.symmetric else "gptq_v2"
 
 
-def _left(merged: Merged) -> dict[str, Any]:
-    """Where matrices of a block stay as they are, such as routers: settings that tell readers so.
+def _unquantized_layer_settings(merged: Merged) -> dict[str, Any]:
+    """Settings that exclude the unquantized matrices of a block, such as routers; {} without any.
 
-    vLLM and GPTQModel leave out what `dynamic` names with "-:"; optimum, which loads for
-    transformers, takes for quantized what ends like an entry of its list of lists.
+    vLLM and GPTQModel skip modules that `dynamic` names with "-:". optimum, the loader of
+    transformers, quantizes only modules that end like an entry of its list of lists.
     https://github.com/vllm-project/vllm/blob/02239f5e05f4c7ace9e2bf85e59d800e6fb25a9e/vllm/model_executor/layers/quantization/utils/gptq_utils.py#L65-L87
     """
     solved = dict.fromkeys(linears(merged))
-    left = [
+    unquantized = [
         name
         for name, shape in merged.shapes.items()
         if len(shape) == 2 and name not in solved
-        and any(place.startswith("blk.") for place in merged.card.gguf_names(name)[0])
+        and any(gguf_name.startswith("blk.") for gguf_name in merged.card.gguf_names(name)[0])
     ]  # fmt: skip
-    if not left:
+    if not unquantized:
         return {}
-    kept, quantized = (sorted({name.split(".")[-2] for name in some}) for some in (left, solved))
+    skipped, quantized = (
+        sorted({name.split(".")[-2] for name in names}) for names in (unquantized, solved)
+    )
     return {
-        "dynamic": {rf"-:.*\.{end}$": {} for end in kept},
+        "dynamic": {rf"-:.*\.{end}$": {} for end in skipped},
         "modules_in_block_to_quantize": [quantized],
     }
 
 
 def _specs(
-    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights
+    merged: Merged, name: str, grid: UniformGrid, solved: QuantizedWeights
 ) -> Iterator[Spec]:
     if name not in solved:
         yield Spec(name, UNQUANTIZED_TYPE, merged.shapes[name])
         return
     for part, (dtype, shape) in gptq_layout.layout(
-        merged.shapes[name], kind.bits, kind.columns
+        merged.shapes[name], grid.bits, grid.columns
     ).items():
         yield Spec(name.removesuffix("weight") + part, dtype, shape)
 
 
 def _arrays(
-    merged: Merged, name: str, kind: UniformGrid, solved: QuantizedWeights, landing: LandingProof
+    merged: Merged, name: str, grid: UniformGrid, solved: QuantizedWeights, landing: LandingProof
 ) -> Iterator[Any]:
     if name not in solved:
         yield tensor_blocks(merged, name, UNQUANTIZED_TYPE, landing)
         return
-    codes = kind.coded(solved.read(name))
+    codes = grid.coded(solved.read(name))
     rows = sampled_rows(*merged.shapes[name])
     summed = merged.rows(name, rows)
     landing.add(name, *merged.addends(name, rows), summed, codes.take(rows).values())
-    yield from gptq_layout.pack(codes, gptq_layout.OFFSETS[_layout(kind)]).values()
+    yield from gptq_layout.pack(codes, gptq_layout.OFFSETS[_checkpoint_format(grid)]).values()

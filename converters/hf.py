@@ -2,7 +2,7 @@
 
     convert(merged, make_plan(merged, "f32", options), out, options, landing)    # out: an empty folder
 
-The weights are the float32 sums, rounded once to the type that was asked for.
+The weights are the float32 sums, rounded once to the requested type.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.folder import finish, tensor_blocks
+from edgeft.converters.folder import tensor_blocks, write_config_and_tokenizer
 from edgeft.converters.options import ConvertOptions
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
@@ -22,10 +22,9 @@ from edgeft.weights.checkpoint import Spec, write_safetensors
 class Plan:
     """The type of all weights."""
 
-    stored: str
-    """in safetensors"""
-    dtype: str
-    """in config.json"""
+    safetensors_dtype: str
+    config_dtype: str
+    """dtype in config.json"""
 
 
 PLANS = {
@@ -36,16 +35,18 @@ PLANS = {
 
 
 def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
-    """The type of the weights; nothing is refused."""
+    """The type of the weights; every model is accepted."""
     return PLANS[quant]
 
 
 def convert(
     merged: Merged, plan: Plan, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the folder; returns facts for the manifest."""
-    specs = [Spec(name, plan.stored, shape) for name, shape in merged.shapes.items()]
-    arrays = (tensor_blocks(merged, name, plan.stored, landing) for name in merged.shapes)
+    """Write the folder; return facts for the manifest."""
+    specs = [Spec(name, plan.safetensors_dtype, shape) for name, shape in merged.shapes.items()]
+    arrays = (
+        tensor_blocks(merged, name, plan.safetensors_dtype, landing) for name in merged.shapes
+    )
     write_safetensors(out / "model.safetensors", specs, arrays)
-    finish(merged, out, plan.dtype)
+    write_config_and_tokenizer(merged, out, plan.config_dtype)
     return {"tensors": len(specs)}

@@ -1,4 +1,4 @@
-"""A GPTQ folder -> a GGUF file with the same codes, kept in the cache folder."""
+"""GPTQ folder -> a GGUF file with the same codes, in the cache folder."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from edgeft.quantization.repack import RepackedGPTQ
 from edgeft.weights.checkpoint import Checkpoint
 
 
-def repacked(folder: Path, threads: int | None = None) -> Path:
-    """The GGUF of a folder of GPTQ, made where it is not there yet."""
+def repacked_gguf(folder: Path, threads: int | None = None) -> Path:
+    """Path of the GGUF file of a GPTQ folder; writes the file unless it is complete."""
     identity = store.identity(folder)
     target = home() / "repacked" / f"{identity[:20]}.gguf"
     options, parents = {"edgeft": __version__}, {"model": identity}
@@ -39,7 +39,7 @@ def repacked(folder: Path, threads: int | None = None) -> Path:
         work.facts["inexact"] = len(codes.inexact)
     if codes.inexact:
         say(
-            f"{len(codes.inexact)} layers of {folder} have no place in ggml's blocks: their values "
+            f"{len(codes.inexact)} layers of {folder} do not fit ggml's blocks: their values "
             "were rounded to float16"
         )
     return target

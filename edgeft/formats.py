@@ -85,7 +85,7 @@ FORMATS = {
             default=("4bit",),
             takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
-            prepare="edgeft.converters.repacked:repacked",
+            prepare="edgeft.converters.repacked:repacked_gguf",
             reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
         Format(

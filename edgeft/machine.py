@@ -23,7 +23,7 @@ def describe_machine() -> dict[str, Any]:
     import platform
     from importlib.metadata import PackageNotFoundError, version
 
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "cpu": platform.processor(),
         "cores": len(os.sched_getaffinity(0)),
         "system": platform.platform(),
@@ -33,17 +33,17 @@ def describe_machine() -> dict[str, Any]:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = (part.strip() for part in line.partition(":"))
             if name == "model name":
-                found["cpu"] = value
+                facts["cpu"] = value
             elif name in ("flags", "Features"):
                 flags = set(value.split())
-    found["isa"] = " ".join(name for name in ISA if name in flags)
+    facts["isa"] = " ".join(name for name in ISA if name in flags)
     with contextlib.suppress(OSError):
         governor = Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
-        found["governor"] = governor.read_text().strip()
+        facts["governor"] = governor.read_text().strip()
     for package in ENGINES:
         with contextlib.suppress(PackageNotFoundError):
-            found[package.replace("-", "_")] = version(package)
-    return found
+            facts[package.replace("-", "_")] = version(package)
+    return facts
 
 
 CGROUP = Path("/sys/fs/cgroup")

@@ -1,14 +1,14 @@
-"""Named transforms between Hugging Face tensors and GGUF tensors, row by row.
+"""Rows of a Hugging Face tensor -> rows of a GGUF tensor, by a transform that a family's card names.
 
-A card names them: `"blk.{i}.attn_q.weight" = "rope_q"`. A transform is data: which rows of the
-Hugging Face tensor a block of the GGUF tensor needs (`source_rows`), and what becomes of their
-values (`finish`). So a block of a large tensor is made without the rest of the tensor.
+For example `"blk.{i}.attn_q.weight" = "rope_q"`. A transform says which rows of the Hugging Face
+tensor a block of the GGUF tensor needs (`source_rows`) and how their values change (`apply`). So a
+block of a large tensor is computed without the rest of the tensor.
 
     rows = slice(0, 64)                                          # of the GGUF tensor
     needed = transform.source_rows(rows, shape, config)          # of the Hugging Face tensor
-    block = transform.finish(tensor[needed], rows, shape, config)
+    block = transform.apply(tensor[needed], rows, shape, config)
 
-Rows are those of (…, columns) seen as (rows, columns), or the elements of a vector. `shape` is the
+Rows are those of a tensor (…, columns) reshaped to (rows, columns), or the elements of a vector. `shape` is the
 Hugging Face tensor's, `config` its config.json.
 """
 
@@ -30,18 +30,18 @@ class Transform:
     """The identity, and the base class of the others."""
 
     picks_rows = True
-    """every row of the GGUF tensor is an unchanged row of the Hugging Face tensor"""
+    """whether every row of the GGUF tensor is an unchanged row of the Hugging Face tensor"""
 
     def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
         """The shape of the GGUF tensor."""
         return shape
 
     def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
-        """Rows of the Hugging Face tensor that `rows` of the GGUF tensor are made from."""
+        """Rows of the Hugging Face tensor that `rows` of the GGUF tensor depend on."""
         return rows
 
-    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
-        """The values of those source rows -> `rows` of the GGUF tensor."""
+    def apply(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        """The values of `source_rows(rows)` -> `rows` of the GGUF tensor."""
         return values
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
@@ -50,13 +50,13 @@ class Transform:
 
 
 @dataclass(frozen=True)
-class Plus(Transform):
+class AddConstant(Transform):
     """Add a constant: transformers stores these norms around 0, llama.cpp around 1."""
 
     constant: float
     picks_rows = False
 
-    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+    def apply(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
         return values + np.float32(self.constant)
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
@@ -64,8 +64,8 @@ class Plus(Transform):
 
 
 @dataclass(frozen=True)
-class Pick(Transform):
-    """Rows in another order, or some of them."""
+class SelectRows(Transform):
+    """Reorder rows, or select some of them."""
 
     order: Callable[[int, dict[str, Any]], npt.NDArray[np.intp]]
     """(number of rows of the Hugging Face tensor, config) -> the source row of each row"""
@@ -74,8 +74,8 @@ class Pick(Transform):
         return (len(self._order(shape, config)), *shape[1:])
 
     def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
-        numbers: npt.NDArray[np.intp] = self._order(shape, config)[rows]
-        return numbers
+        source_rows: npt.NDArray[np.intp] = self._order(shape, config)[rows]
+        return source_rows
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
         return values[np.argsort(self._order(values.shape, config))]
@@ -84,7 +84,7 @@ class Pick(Transform):
         return self.order(shape[0], config)
 
 
-class Vector(Transform):
+class Squeeze(Transform):
     """A matrix of one row -> a vector."""
 
     picks_rows = False
@@ -95,7 +95,7 @@ class Vector(Transform):
     def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
         return slice(0, 1)
 
-    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+    def apply(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
         return values[0, rows]
 
     def inverse(self, values: Array, config: dict[str, Any]) -> Array:
@@ -119,11 +119,11 @@ class MLAKeys(Transform):
         starts = np.unique(np.arange(heads * rank)[rows] // rank) * (shape[0] // heads)
         return (starts[:, None] + np.arange(key)).reshape(-1)
 
-    def finish(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+    def apply(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
         heads, rank, key = self.shape(shape, config)
         head, column = np.divmod(np.arange(heads * rank)[rows], rank)
-        used, index = np.unique(head, return_inverse=True)
-        return values.reshape(len(used), key, rank)[index, :, column]
+        heads_read, index = np.unique(head, return_inverse=True)
+        return values.reshape(len(heads_read), key, rank)[index, :, column]
 
 
 class MLAValues(Transform):
@@ -135,8 +135,8 @@ class MLAValues(Transform):
         return config["num_attention_heads"], config["v_head_dim"], shape[1]
 
     def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
-        heads, width, _ = self.shape(shape, config)
-        head, row = np.divmod(np.arange(heads * width)[rows], width)
+        heads, head_dim, _ = self.shape(shape, config)
+        head, row = np.divmod(np.arange(heads * head_dim)[rows], head_dim)
         keys: int = config["qk_nope_head_dim"]
         return head * (shape[0] // heads) + keys + row
 
@@ -164,11 +164,11 @@ def _qkv_of_heads(rows: int, config: dict[str, Any]) -> npt.NDArray[np.intp]:
 IDENTITY = Transform()
 
 TRANSFORMS: dict[str, Transform] = {
-    "rope_q": Pick(_rope_q),
-    "rope_k": Pick(_rope_k),
-    "plus_one": Plus(1.0),
-    "qkv_of_heads": Pick(_qkv_of_heads),
-    "vector": Vector(),
+    "rope_q": SelectRows(_rope_q),
+    "rope_k": SelectRows(_rope_k),
+    "plus_one": AddConstant(1.0),
+    "qkv_of_heads": SelectRows(_qkv_of_heads),
+    "vector": Squeeze(),
     "mla_keys": MLAKeys(),
     "mla_values": MLAValues(),
 }

@@ -1,13 +1,13 @@
-"""An artifact and items -> a Score: greedy answers, one value per item from a scorer.
+"""Artifact and items -> Score: greedy answers, and one value per item from a scorer.
 
     options = EvalOptions("smart_home")                         # a suite, or a JSONL file
     items = load_items(options)
     score = measure(Path("q4_k_m.gguf"), items, options)
     score.accuracy, score.values                                # .958, one number per item
 
-A fine-tune is asked as it is. A base model gets instructions and a few worked examples (shots), so
-that the comparison with it is fair. Scores are cached under `edgeft.files.home()`, keyed by the
-artifact's identity, the items and the prompt, so bench and ab do not answer twice.
+A fine-tune gets only the items. A base model also gets instructions and a few worked examples
+(shots), for a fair comparison. Scores are cached under `edgeft.files.home()`. The key depends on the
+artifact, the items and the prompt, so bench and ab share answers.
 """
 
 from __future__ import annotations
@@ -49,11 +49,12 @@ from edgeft.records import Example, Limits, Message, Score
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
 FEWSHOT_SEED = 0
+"""seed of the choice of worked examples"""
 
 
 @dataclass(frozen=True)
 class Items:
-    """Questions, and how their answers are scored."""
+    """Examples to answer, and the rules of their scores."""
 
     examples: tuple[Example, ...]
     scorer: str
@@ -63,10 +64,10 @@ class Items:
     fewshot_pool: tuple[Example, ...] = ()
     """examples that few-shot prompts are drawn from"""
     allow_truncated: bool = False
-    """score answers that max_tokens cut off; else they score 0"""
+    """whether to score answers that max_tokens cut off; else they score 0"""
 
     def part(self, numbers: Sequence[int]) -> Items:
-        """The items of these indices, in this order."""
+        """The items with these indices, in this order."""
         return dataclasses.replace(self, examples=tuple(self.examples[i] for i in numbers))
 
 
@@ -104,18 +105,18 @@ def load_items(options: EvalOptions) -> Items:
 
 
 def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
-    """Each question once, the first of equal ones: repeated items are no independent evidence."""
+    """The examples without duplicates, which would not be independent evidence; keeps the first."""
     distinct = {(example.messages, example.choices): example for example in reversed(examples)}
     if len(distinct) < len(examples):
-        say(f"{len(examples) - len(distinct)} items are there twice and count once")
+        say(f"{len(examples) - len(distinct)} items are duplicates and count once")
     return tuple(reversed(distinct.values()))
 
 
 def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | None = None) -> Score:
     """Answer every item greedily and score the answers, unless the score is cached.
 
-    `shots`: None asks as a fine-tune is asked; a number gives the items' instructions and so many
-    worked examples. InputError where there are fewer examples.
+    `shots`: None for a fine-tune, without instructions; a number adds the items' instructions and
+    that many worked examples. InputError where there are fewer examples.
     """
     format_of(artifact)
     if shots and len(items.fewshot_pool) < shots:
@@ -155,7 +156,7 @@ def _cache_file(artifact: Path, items: Items, shots: int | None) -> Path:
 
 
 def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
-    """The uncached part of `measure`, with an open runtime; `name`: of the model."""
+    """The uncached part of `measure`, with an open runtime; `name`: the model's."""
     arm = _arm_name(name, shots)
     prefix = [] if shots is None else _fewshot_messages(items, shots)
     started = time.perf_counter()
@@ -174,7 +175,7 @@ def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
 
 
 Answers = tuple[list[str], list[bool], list[float]]
-"""replies, whether the model ended each, their scores"""
+"""(replies, whether the model ended each, scores)"""
 
 
 def _generate(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
@@ -199,8 +200,8 @@ def _score_replies(items: Items, replies: Sequence[str], stopped: Sequence[bool]
 def _choose(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
     """Answer each item with its likeliest choice, "" where two are equally likely.
 
-    A choice is scored as a whole turn with the token that ends it. This is the probability that the
-    model gives exactly this answer, so no choice gains by being short or the start of another.
+    A choice is scored as a whole turn with its stop token: the probability that the model answers
+    exactly this. So a choice gains nothing by being short or the beginning of another.
     """
     replies = []
     for example in items.examples:
@@ -212,7 +213,7 @@ def _choose(model: Runtime, items: Items, prefix: list[Message], bar: Progress) 
         ]
         likelihoods = [_last_turn_likelihood(model, turn) for turn in turns]
         if not all(map(math.isfinite, likelihoods)):
-            raise ProofError("a model computes logits that are no numbers")
+            raise ProofError("a model computes NaN or infinite logits")
         best = max(likelihoods)
         unique = likelihoods.count(best) == 1
         replies.append(example.choices[likelihoods.index(best)] if unique else "")
@@ -248,29 +249,29 @@ def _last_turn_likelihood(model: Runtime, example: Example) -> float:
 
 
 def _log_likelihoods(model: Runtime, sequence: ScoredSequence) -> Floats:
-    """Of each scored token, nats, shape (tokens,)."""
+    """Log-likelihood of each scored token, nats, (tokens,)."""
     first = int(sequence.rows[0])
     logits = model.logits(sequence.ids, last=len(sequence.ids) - first)[sequence.rows - first]
     return log_likelihood(logits, sequence.next_ids)
 
 
 def _fewshot_messages(items: Items, shots: int) -> list[Message]:
-    """Instructions and worked examples; the examples' first tags take turns, so that all are shown."""
+    """Instructions and worked examples; the examples take turns by their first tag."""
     by_tag: dict[str, list[Example]] = {}
     for example in items.fewshot_pool:
         by_tag.setdefault(example.tags[0] if example.tags else "", []).append(example)
     rng = random.Random(FEWSHOT_SEED)
-    shown: list[Message] = []
+    shot_messages: list[Message] = []
     tags = sorted(by_tag)
     rng.shuffle(tags)
     for i in range(shots):
-        shown += rng.choice(by_tag[tags[i % len(tags)]]).messages
+        shot_messages += rng.choice(by_tag[tags[i % len(tags)]]).messages
     system = [Message("system", items.instructions)] if items.instructions else []
-    return [*system, *shown]
+    return [*system, *shot_messages]
 
 
 def _cache_key(artifact: Path, items: Items, shots: int | None) -> str:
-    """A hash of everything that the answers depend on."""
+    """A hash of all inputs of the answers."""
     hashes = {} if artifact.is_file() else {
         path.name: files.sha256(path) for path in sorted(artifact.iterdir()) if path.is_file()
     }  # fmt: skip

@@ -1,10 +1,10 @@
-"""A CSV of prompts -> items that ask whether a model still refuses unsafe prompts and answers safe ones.
+"""CSV of safe and unsafe prompts -> Items that score whether a model refuses the unsafe ones.
 
     items = load_refusals(Path("xstest_prompts.csv"))      # 250 safe and 200 unsafe prompts
 
-The file has the columns `prompt` and `label` (safe or unsafe), as XSTest's (P. Röttger et al., NAACL
-2024). Task scores do not show a loss of refusals by quantization, so the release gate tests these
-items separately.
+The file has the columns `prompt` and `label` (safe or unsafe), like XSTest's (P. Röttger et al.,
+NAACL 2024). Task scores do not show whether quantization removed refusals, so the release gate tests
+these items separately.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from edgeft.data.rows import read_text
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 
-MAX_TOKENS = 64
-"""tokens of an answer; whether it refuses shows at its beginning"""
+MAX_ANSWER_TOKENS = 64
+"""tokens of an answer at most; a refusal shows at the beginning"""
 
 
 def load_refusals(path: Path) -> Items:
-    """InputError where the file or its columns are missing, DataError for a wrong label."""
+    """Read the prompts; InputError where the file or its columns are missing, DataError for a wrong label."""
     if not path.is_file():
         raise InputError(f"no such file: {path}", "a CSV with the columns prompt and label")
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
@@ -38,4 +38,4 @@ def load_refusals(path: Path) -> Items:
         examples.append(Example(turns, (label,), line))
     if not examples:
         raise InputError(f"{path} holds no prompts")
-    return Items(tuple(examples), "refusal", MAX_TOKENS, allow_truncated=True)
+    return Items(tuple(examples), "refusal", MAX_ANSWER_TOKENS, allow_truncated=True)

@@ -1,11 +1,10 @@
-"""Several artifacts and the same items -> their scores in the cache, answered at the same time.
+"""Several artifacts and the same items -> their Scores in the cache, measured in parallel.
 
     with open_workers(jobs=2) as prefetch:
         prefetch([Path("q8_0.gguf"), Path("q4_k_m.gguf")], items, eval_options)
 
-The artifacts answer in processes of this machine or on a Ray cluster. The scores go where
-`evaluate.measure` caches its own, so a later `measure` finds them. Nodes of a cluster need edgeft and
-the same files under the same paths.
+The artifacts answer in processes of this machine or on a Ray cluster. A later `evaluate.measure` reads
+the cached scores. Nodes of a cluster need edgeft and the same files under the same paths.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from edgeft.records import Score
 CONNECT_TIMEOUT_S = 5.0
 """seconds within which a cluster must accept a connection"""
 Prefetch = Callable[[Sequence[Path], Items, EvalOptions], None]
-"""given the artifacts still to be measured, in order, it answers by the first `jobs` of them"""
+"""called with all unmeasured artifacts in order; measures the first `jobs` of them"""
 Call = tuple[Path, Items, EvalOptions]
 """arguments of `evaluate.measure`"""
 
@@ -64,7 +63,7 @@ def _prefetch(run: Callable[[list[Call]], list[Score]], jobs: int) -> Prefetch:
 
     def prefetch(paths: Sequence[Path], items: Items, options: EvalOptions) -> None:
         if is_known(paths[0], items, options):
-            return  # answered with an earlier group; the next group begins where that one ends
+            return  # measured with an earlier group
         todo = [path for path in paths[:jobs] if not is_known(path, items, options)]
         threads = options.threads or max(1, len(os.sched_getaffinity(0)) // jobs)
         shared = dataclasses.replace(options, threads=threads)
@@ -80,7 +79,7 @@ def _run_in_pool(pool: ProcessPoolExecutor, calls: list[Call]) -> list[Score]:
     try:
         return list(pool.map(_measure, calls))
     except BrokenProcessPool:
-        problem = "a process that answered was ended by the system"
+        problem = "the system ended a worker process"
         raise ResourceError(problem, "lower --jobs, or free some memory") from None
 
 
@@ -92,13 +91,15 @@ def _measure(call: Call) -> Score:
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
     ray: Any = require("ray", "ray")
-    where = None if address == "local" else address
+    ray_address = None if address == "local" else address
     try:
-        if where and ":" in where:  # Ray itself would wait for minutes for a dead address
-            host, _, port = where.rpartition("/")[2].rpartition(":")
+        if (
+            ray_address and ":" in ray_address
+        ):  # Ray itself would wait for minutes for a dead address
+            host, _, port = ray_address.rpartition("/")[2].rpartition(":")
             socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-        ray.init(where, include_dashboard=False if where is None else None, log_to_driver=False,
-                 logging_level="error")  # fmt: skip
+        ray.init(ray_address, include_dashboard=False if ray_address is None else None,
+                 log_to_driver=False, logging_level="error")  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         reason = str(error).strip().partition("\n")[0]
         problem = f"no Ray cluster at {address}: {reason}"

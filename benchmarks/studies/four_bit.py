@@ -42,7 +42,7 @@ from edgeft.benchmarks.statistics.noninferiority import Paired, mid_p
 from edgeft.benchmarks.studies.padded_llama import pad
 from edgeft.data.splits import fingerprint
 from edgeft.errors import EdgeftError, InputError
-from edgeft.export import own_chats
+from edgeft.export.fine_tune_data import fine_tune_data
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
 from edgeft.formats import FORMATS
@@ -205,14 +205,14 @@ def texts(
 ) -> dict[str, list[ScoredSequence]]:
     """Name of a text -> its token ids; facts about the texts are added to `on`."""
     sequences = {}
-    own = own_chats.own_chats(adapters, options.validation, None)
-    if own.validation:
-        chats, longest = own.validation[: options.chats], min(CHAT_TOKENS, model.context)
+    data = fine_tune_data(adapters, options.validation, None)
+    if data.validation:
+        chats, longest = data.validation[: options.chats], min(CHAT_TOKENS, model.context)
         sequences["chats"] = compare.chat_answers(chats, model.chat, model.encode, longest)
         on["chats"] = {"sha256": fingerprint(chats), "count": len(sequences["chats"]),
                        "tokens": _tokens(sequences["chats"])}  # fmt: skip
     elif adapters:
-        say(f"no chats to compare on: {own.why_no_validation} (--validation FILE)")
+        say(f"no chats to compare on: {data.why_no_validation} (--validation FILE)")
     if options.text:
         sequences["text"] = compare.file_chunks(options.text, model, options.chunks)
         on["text"] = {"sha256": files.sha256(options.text), "chunks": options.chunks,

@@ -1,1 +1,1 @@
-"""The Merged view -> a GGUF file."""
+"""Merged view -> a GGUF file."""

@@ -1,14 +1,12 @@
-"""Merged view -> GGUF in one pass: sum in float32, quantize, write, tensor by tensor.
+"""Merged view and Plan -> a GGUF file in one pass: sum in float32, quantize, write.
 
     plan = make_plan(merged, "q4_k_m", options)
     facts = convert(merged, plan, Path("q4_k_m.gguf"), options, LandingProof(merged))
 
-There is no intermediate file and no bfloat16 step, and memory does not grow with the model: rows
-are merged, quantized and written in blocks, by several threads at once. Types per tensor and their
-bytes equal llama-quantize's on the float32 model (`tensor_types.py`, `edgeft.quantization.ggml`).
-The vocabulary comes from tokenizer.json by its structure, not by a list of known hashes. Whether
-llama.cpp then cuts text into the same ids is proved on the finished file
-(`edgeft.benchmarks.fidelity.parity`).
+Several threads merge, quantize and write blocks of rows. There is no intermediate file and no
+bfloat16 step, and memory does not grow with the model. Types and bytes of the tensors equal
+llama-quantize's on the float32 model (`tensor_types.py`, `edgeft.quantization.ggml`). The vocabulary
+follows the structure of tokenizer.json (`vocabulary.py`).
 """
 
 from __future__ import annotations
@@ -41,10 +39,10 @@ from edgeft.weights.imatrix import Imatrix
 def convert(
     merged: Merged, plan: Plan, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the file; returns facts for the manifest: tensors per type, bits per weight.
+    """Write the file; return facts for the manifest: tensors per type, bits per weight.
 
-    With `options.calibration` GPTQ quantizes the weights of the blocks, within the plan's types.
-    The block sources of the plan have to hold the merged weights.
+    With `options.calibration` GPTQ quantizes the linear layers, in the types of the plan.
+    The plan's block sources must hold the merged weights.
     """
     gptq_facts: dict[str, Any] = {}
     if options.calibration:
@@ -59,8 +57,8 @@ def convert(
         _write_header(writer, merged, plan)
         if imatrix:
             _write_imatrix_keys(writer, imatrix)
-        rows = plan.targets["token_embd.weight"].shape[0]
-        vocabulary.write(writer, merged.tokenizer, rows)
+        vocab_size = plan.targets["token_embd.weight"].shape[0]
+        vocabulary.write(writer, merged.tokenizer, vocab_size)
         for name, qtype in plan.types.items():
             _add_tensor_info(writer, name, plan.shape(name), qtype)
         writer.write_header_to_file()
@@ -83,14 +81,14 @@ def convert(
 
 
 class GPTQBlocks:
-    """The bytes of the tensors that GPTQ quantized within ggml's types."""
+    """The `BlockSource` of the tensors that GPTQ quantized in ggml's types."""
 
-    def __init__(self, solved: QuantizedWeights, kinds: Mapping[str, GgmlGrid]) -> None:
-        self._solved, self._kinds = solved, kinds
+    def __init__(self, solved: QuantizedWeights, grids: Mapping[str, GgmlGrid]) -> None:
+        self._grids = grids
         self._tensor = functools.lru_cache(8)(lambda source: solved.read(source)["data"])
 
-    def kind(self, source: str) -> Any:
-        return self._kinds[source].qtype if source in self._kinds else None
+    def block_type(self, source: str) -> Any:
+        return self._grids[source].qtype if source in self._grids else None
 
     def rows(self, source: str, rows: Rows) -> npt.NDArray[np.uint8]:
         data: npt.NDArray[np.uint8] = self._tensor(source)[rows]
@@ -101,21 +99,21 @@ def gptq_blocks(
     merged: Merged, plan: Plan, calibration: Calibration, threads: int
 ) -> tuple[GPTQBlocks, QuantizedWeights]:
     """Quantize by GPTQ the linear layers whose types have evenly spaced values."""
-    can = set(linears(merged))
-    kinds = {
+    linear_layers = set(linears(merged))
+    grids = {
         part.source: GgmlGrid(plan.types[name])
         for name, target in plan.targets.items()
         for part in target.parts
-        if part.source in can
+        if part.source in linear_layers
         and part.transform.picks_rows
         and ggml_blocks.supports(plan.types[name])
     }
-    solved = quantize_blocks(merged, kinds, calibration, threads)
-    return GPTQBlocks(solved, kinds), solved
+    solved = quantize_blocks(merged, grids, calibration, threads)
+    return GPTQBlocks(solved, grids), solved
 
 
 def _writer(out: Path, arch: str) -> Any:
-    """gguf's writer; large arrays, such as a vocabulary, are packed in one go."""
+    """A GGUFWriter that packs a large array, such as a vocabulary, in one step."""
     import gguf
 
     formats = {gguf.GGUFValueType.INT32: "i", gguf.GGUFValueType.FLOAT32: "f"}
@@ -153,7 +151,7 @@ def _write_header(writer: Any, merged: Merged, plan: Plan) -> None:
 
 
 def _write_imatrix_keys(writer: Any, imatrix: Imatrix) -> None:
-    """The keys by which llama-quantize records where the importance came from."""
+    """Write llama-quantize's keys for the origin of the importance matrix."""
     writer.add_string("quantize.imatrix.dataset", ", ".join(imatrix.datasets))
     writer.add_uint32("quantize.imatrix.entries_count", len(imatrix.tensors))
     writer.add_uint32("quantize.imatrix.chunks_count", imatrix.chunk_count)

@@ -1,13 +1,13 @@
 """Merged view + quantization -> the plan of a GGUF file: its tensors, their types, its header.
 
-    plan = make_plan(merged, "q4_k_m", options)             # FormatError for what cannot be written
+    plan = make_plan(merged, "q4_k_m", options)             # FormatError for an unsupported model
     for target in plan.targets.values():
         for part in target.parts:                           # one, or one for each stacked expert
-            values = part.take(merged.rows, slice(0, 256))
+            values = part.read(merged.rows, slice(0, 256))
 
-A plan reads no weights. It does not depend on the base's precision, so one plan serves every
-`Merged.with_base`. Rows are those of (…, columns) seen as (rows, columns); all parts of a target
-have equally many.
+A plan reads no weights. It does not depend on the base precision, so one plan serves every
+`Merged.with_base`. Rows are those of a tensor (…, columns) reshaped to (rows, columns). All parts of a
+target have the same number of rows.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ from edgeft.weights.checkpoint import Array, Rows, as_rows
 from edgeft.weights.imatrix import Imatrix
 
 GPTQ_PREFIX = "gptq-"
-"""before the name of a quantization whose linear layers GPTQ quantizes"""
+"""prefix of quantizations whose linear layers GPTQ quantizes"""
 IMATRIX_HINT = "llama-imatrix on the model itself, or --imatrix auto"
+"""hint of errors about an importance matrix"""
 
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of the checkpoint, or the part of it that a GGUF tensor holds."""
+    """A checkpoint tensor and its transform: all of a GGUF tensor, or one expert."""
 
     source: str
     """name in the checkpoint"""
@@ -57,29 +58,31 @@ class Part:
 
     @property
     def matrices(self) -> int:
-        """Number of matrices: one, unless the part itself has three dimensions."""
+        """Number of matrices: one, or the first dimension of a part with three."""
         return math.prod(self.shape[:-2])
 
     def source_rows(self, rows: Rows) -> Rows:
-        """Rows of the checkpoint's tensor that `rows` of the part are made from."""
+        """Rows of the checkpoint's tensor that `rows` of the part depend on."""
         return self.transform.source_rows(rows, self.source_shape, self.config)
 
-    def finish(self, values: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
-        """The values of those source rows -> `rows` of the part."""
-        return self.transform.finish(values, rows, self.source_shape, self.config)
+    def apply(self, values: npt.NDArray[Any], rows: Rows) -> npt.NDArray[Any]:
+        """The values of `source_rows(rows)` -> `rows` of the part."""
+        return self.transform.apply(values, rows, self.source_shape, self.config)
 
-    def take(self, read: Callable[[str, Rows], npt.NDArray[Any]], rows: Rows) -> npt.NDArray[Any]:
-        """`rows` of the part; `read` gives rows of a tensor of the checkpoint."""
-        return self.finish(read(self.source, self.source_rows(rows)), rows)
+    def read(
+        self, source_rows: Callable[[str, Rows], npt.NDArray[Any]], rows: Rows
+    ) -> npt.NDArray[Any]:
+        """`rows` of the part; `source_rows` reads rows of a checkpoint tensor by its name."""
+        return self.apply(source_rows(self.source, self.source_rows(rows)), rows)
 
     def sampled_rows(self, parts: int) -> npt.NDArray[np.intp]:
-        """Rows that the landing proof looks at, where `parts` share a tensor."""
+        """Rows of the landing proof's sample, where `parts` share a tensor."""
         return sampled_rows(self.rows, math.prod(self.shape) // self.rows, parts)
 
 
 @dataclass(frozen=True)
 class Target:
-    """A tensor of the file."""
+    """A GGUF tensor and its parts, one per stacked expert."""
 
     name: str
     shape: tuple[int, ...]
@@ -88,33 +91,32 @@ class Target:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file will hold."""
+    """The contents of a GGUF file."""
 
     quant: str
     """without GPTQ_PREFIX"""
     targets: dict[str, Target]
     """GGUF name -> tensor"""
     factors: dict[str, Array]
-    """tensors that are made of config.json"""
+    """GGUF name -> rope factors, computed from config.json"""
     keys: dict[str, Any]
-    """of the header, without the vocabulary"""
+    """keys of the header, without the vocabulary"""
     types: dict[str, Any]
     """GGUF name -> GGMLQuantizationType, in the order of the file"""
     importance: Mapping[str, Array | None] | None = None
     """`importance_rows`; None where the importance matrix is collected after the plan is made"""
     block_sources: Mapping[str, BlockSource] = dataclasses.field(default_factory=dict)
-    """GGUF name -> where its bytes come from, for tensors that are not quantized here"""
+    """GGUF name -> source of its bytes, for tensors that are quantized already"""
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self.factors[name].shape if name in self.factors else self.targets[name].shape
 
     def with_blocks(self, source: BlockSource) -> Plan:
-        """The plan where `source` gives the bytes of the tensors that it holds whole and in one
-        type; they have the types of the source."""
+        """The plan with bytes and types of `source` for the tensors that it holds in one type."""
         types = {
-            name: kind
+            name: qtype
             for name, target in self.targets.items()
-            if (kind := _block_type(target, source)) is not None
+            if (qtype := _block_type(target, source)) is not None
         }
         return dataclasses.replace(
             self, types=self.types | types, block_sources=dict.fromkeys(types, source)
@@ -122,7 +124,7 @@ class Plan:
 
 
 def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
-    """The plan of a file of type `quant`; FormatError for what cannot be written."""
+    """The plan of a file of type `quant`; FormatError for an unsupported model or option."""
     if quant.startswith(GPTQ_PREFIX):
         check_computes(merged)
     quant = quant.removeprefix(GPTQ_PREFIX)
@@ -148,32 +150,32 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
 
 
 def importance_rows(plan: Plan, imatrix: Imatrix | None) -> dict[str, Array | None]:
-    """GGUF name -> importance, (matrices, columns), None where there is none.
+    """GGUF name -> importance, (matrices, columns), or None for a tensor without.
 
     FormatError where a type needs an importance that the matrix lacks, or the shapes differ.
     """
     importance: dict[str, Array | None] = {}
     for name, qtype in plan.types.items():
-        rows = imatrix.importance(name) if imatrix and name in plan.targets else None
-        if rows is None and needs_importance(plan.quant, name, qtype):
+        values = imatrix.importance(name) if imatrix and name in plan.targets else None
+        if values is None and needs_importance(plan.quant, name, qtype):
             raise FormatError(
                 f"{qtype.name} of {name} needs an importance matrix, and it has none for it",
                 "--imatrix auto, on chats that reach every expert; or a finer --quant",
             )
-        if rows is not None:
+        if values is not None:
             stored = plan.targets[name].shape
             shape = (math.prod(stored[:-2]), stored[-1])
-            if rows.size != math.prod(shape):
+            if values.size != math.prod(shape):
                 raise FormatError(
-                    f"the importance matrix is of another model: {name} is {rows.shape}, not {shape}"
+                    f"the importance matrix is of another model: {name} is {values.shape}, not {shape}"
                 )
-            rows = rows.reshape(shape)
-        importance[name] = rows
+            values = values.reshape(shape)
+        importance[name] = values
     return importance
 
 
 def without_importance(plan: Plan, imatrix: Imatrix) -> list[str]:
-    """Quantized tensors that the importance matrix has nothing for."""
+    """Quantized tensors without an entry in the importance matrix."""
     return [name for name in _quantized(plan) if name not in imatrix.tensors]
 
 
@@ -189,16 +191,16 @@ def _check_imatrix(plan: Plan, imatrix: Imatrix | None) -> None:
 
 
 def _quantized(plan: Plan) -> list[str]:
-    """Tensors whose importance matters; llama-imatrix collects none of embedding and output."""
+    """Quantized tensors without embedding and output, for which llama-imatrix collects nothing."""
     ends = ("token_embd.weight", "output.weight")
     unquantized = ("F32", "F16", "BF16")
-    return [n for n, kind in plan.types.items() if kind.name not in unquantized and n not in ends]
+    return [n for n, qtype in plan.types.items() if qtype.name not in unquantized and n not in ends]
 
 
 def _from_config(
     merged: Merged,
 ) -> tuple[dict[str, Target], dict[str, Array], dict[str, Any], dict[str, Any]]:
-    """(targets, tensors made of config.json, header keys, facts that types depend on)."""
+    """(targets, rope factors, header keys, facts for `choose_tensor_types`)."""
     arch = merged.card.gguf_arch
     try:
         targets, factors, keys = gguf_targets(merged), rope_factors(merged), metadata(merged)
@@ -219,7 +221,7 @@ def _from_config(
 
 
 def gguf_targets(merged: Merged) -> dict[str, Target]:
-    """Every tensor of the file by its GGUF name; FormatError for one that has no place."""
+    """GGUF name -> target; FormatError for a checkpoint tensor without a GGUF name."""
     card, config = merged.card, merged.config
     parts: dict[str, dict[int | None, Part]] = {}
     for source, source_shape in merged.shapes.items():
@@ -251,7 +253,7 @@ def _target(name: str, parts: dict[int | None, Part]) -> Target:
 
 
 def _block_type(target: Target, source: BlockSource) -> Any:
-    """The type in which `source` holds all of a tensor, else None."""
-    kinds = {source.kind(part.source) for part in target.parts}
+    """The type in which `source` holds all parts of a tensor, else None."""
+    qtypes = {source.block_type(part.source) for part in target.parts}
     picks_rows = all(part.transform.picks_rows for part in target.parts)
-    return kinds.pop() if len(kinds) == 1 and picks_rows else None
+    return qtypes.pop() if len(qtypes) == 1 and picks_rows else None

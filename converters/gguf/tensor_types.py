@@ -1,12 +1,11 @@
-"""llama-quantize's choice of a type for each tensor of a model.
+"""Quantization and tensor shapes -> the GGML type of every tensor, as llama-quantize chooses it.
 
     types = choose_tensor_types("q4_k_m", {"blk.0.attn_v.weight": (256, 2048), ...}, arch="llama", ...)
 
-In: the names and shapes of all tensors (numpy's shapes: (rows, columns), the reverse of the GGUF
-header). Out: the type that `llama-quantize` gives to each, which is a property of the
-quantization, the model and the place of a tensor in it; the tests hold it against llama-quantize
-itself. The rules are llama.cpp's (src/llama-quant.cpp: `llama_tensor_get_type` and its helpers),
-without those for the architecture glm5-next.
+Shapes are numpy's, (rows, columns), the reverse of the GGUF header. A type depends on the
+quantization, the model and the tensor's position in it. The rules are llama.cpp's
+(src/llama-quant.cpp: `llama_tensor_get_type` and its helpers), without those for the architecture
+glm5-next. The tests compare the types with llama-quantize's own.
 """
 
 from __future__ import annotations
@@ -32,26 +31,26 @@ FILE_TYPE = {
 """quantization -> `general.file_type` (llama.h: `enum llama_ftype`)"""
 
 NEEDS_IMATRIX = frozenset({"iq3_xs", "iq3_xxs", "q2_k_s"})
-"""quantizations refused without an importance matrix; `needs_importance` tells for one tensor,
-because rows that are no multiple of 256 wide fall back to types that need none"""
+"""quantizations refused without an importance matrix; `needs_importance` decides for one tensor,
+because rows of other widths than multiples of 256 fall back to types that need none"""
 
 TENSOR_TYPES = (
     "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "iq4_nl", "iq4_xs",
     "q4_1", "q4_0", "mxfp4", "nvfp4", "q3_k", "iq3_s", "iq3_xxs", "q2_k", "iq2_s", "iq2_xs",
     "iq2_xxs", "tq2_0", "tq1_0", "iq1_m", "iq1_s",
 )  # fmt: skip
-"""what an override may ask for: the types that ggml writes and gguf reads back"""
+"""types allowed in an override: ggml writes them and gguf reads them"""
 
-# For rows that the type's block does not divide (`tensor_type_fallback`).
-_SMALLER_BLOCK = {
+# Type -> the type for rows whose width is no multiple of its block (`tensor_type_fallback`).
+_FALLBACK_TYPES = {
     "IQ1_S": "IQ4_NL", "IQ1_M": "IQ4_NL", "IQ2_XXS": "IQ4_NL", "IQ2_XS": "IQ4_NL",
     "IQ2_S": "IQ4_NL", "IQ3_XXS": "IQ4_NL", "IQ3_S": "IQ4_NL", "IQ4_XS": "IQ4_NL",
     "Q2_K": "Q4_0", "Q3_K": "Q4_0", "TQ1_0": "Q4_0", "TQ2_0": "Q4_0",
     "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0",
 }  # fmt: skip
 
-# The choices that are the same in every layer: role -> quantization -> type.
-_IN_EVERY_LAYER = {
+# Choices that do not depend on the layer: role -> quantization -> type.
+_LAYER_INDEPENDENT_TYPES = {
     "token_embd": {"iq3_xxs": "IQ3_S"},
     "attn_q": {"iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S"},
     "attn_k": {"iq3_xs": "IQ3_XXS", "iq3_xxs": "IQ2_S"},
@@ -60,11 +59,11 @@ _IN_EVERY_LAYER = {
     },
 }  # fmt: skip
 
-_EIGHT_EXPERTS_OUTPUT = {
+_EIGHT_EXPERTS_Q5_K_QUANTS = {
     "q2_k", "q3_k_s", "q3_k_m", "q4_k_s", "q4_k_m", "iq3_xs", "iq3_xxs", "iq3_s", "iq3_m",
     "iq4_nl", "iq4_xs",
 }  # fmt: skip
-"""where attn_output of a model with eight experts becomes Q5_K"""
+"""quantizations where attn_output of a model with eight experts is Q5_K"""
 
 
 def choose_tensor_types(
@@ -79,65 +78,69 @@ def choose_tensor_types(
     imatrix: bool = False,
     overrides: Sequence[tuple[str, str]] = (),
 ) -> dict[str, GGMLQuantizationType]:
-    """The type of every tensor of a model, by GGUF name, in the order llama-quantize takes them.
+    """GGUF name -> type, in llama-quantize's order. FormatError for an unknown or impossible type.
 
-    `shapes` is the whole model, in any order: some choices hang on the number and the order of
-    the tensors of a kind (which is the layer number only if every layer has one), and a model
-    without output.weight is tied. `layers` is the header's block_count; `heads` and `kv_heads`
-    are those of the first layer; `experts` is 0 for a dense model. What llama-quantize leaves as
-    it is, here stays F32.
+    `shapes`: all tensors of the model, in any order. Some choices depend on the number and the order
+    of the tensors of a role; a model without output.weight is tied.
+    `layers`: block_count of the header. `heads`, `kv_heads`: of the first layer. `experts`: 0 for a
+    dense model.
+    `imatrix`: whether an importance matrix exists, which changes some choices.
+    `overrides`: llama-quantize's `--tensor-type`, pairs of a regular expression, searched in the
+    lower-case name, and one of TENSOR_TYPES. The first match replaces the rules. Unquantized tensors
+    and the quantizations f32, f16 and bf16 ignore overrides.
 
-    `imatrix` says that there is an importance matrix, which changes some choices. `overrides` are
-    llama-quantize's `--tensor-type`: pairs of a regular expression, in lower case and found
-    anywhere in a name, and one of TENSOR_TYPES; the first that matches a tensor replaces the
-    rules for it. Tensors that stay F32 and the quantizations f32, f16 and bf16 ignore them.
+    Tensors that llama-quantize copies are F32 here.
     """
     from gguf import GGML_QUANT_SIZES
     from gguf import GGMLQuantizationType as T
 
-    def block(kind: str) -> int:
-        return int(GGML_QUANT_SIZES[T[kind]][0])
+    def block_size(type_name: str) -> int:
+        return int(GGML_QUANT_SIZES[T[type_name]][0])
 
     if quant not in FILE_TYPE:
         raise FormatError(f"no rules for {quant!r}", did_you_mean(quant, FILE_TYPE))
-    patterns = [_override(pattern, kind) for pattern, kind in overrides]
+    patterns = [_override(pattern, type_name) for pattern, type_name in overrides]
     order = sorted(shapes, key=lambda name: (_layer(name), name))
     roles = {name: _role(name) for name in order}
     model = _Model(
         quant=quant,
-        base=_base(quant),
+        default=_default_type(quant),
         arch=arch,
         layers=layers,
-        shared=kv_heads > 0 and heads // kv_heads >= 4,
+        grouped_kv=kv_heads > 0 and heads // kv_heads >= 4,
         experts=experts,
-        values=list(roles.values()).count("attn_v"),
+        attn_v_count=list(roles.values()).count("attn_v"),
         imatrix=imatrix,
         is_70b=_is_70b(arch, layers, heads, kv_heads),
     )
-    head = {"output"} if "output" in roles.values() else {"token_embd"}
+    head_roles = {"output"} if "output" in roles.values() else {"token_embd"}
     types = dict.fromkeys(order, T.F32)
-    seen: Counter[str] = Counter()
+    role_counts: Counter[str] = Counter()
     for name in order:
-        if not _may_quantize(name, shapes[name]):
+        if not _is_quantizable(name, shapes[name]):
             continue
-        if block(model.base) == 1:
-            types[name] = T[model.base]
+        if block_size(model.default) == 1:
+            types[name] = T[model.default]
             continue
         columns, role = shapes[name][-1], roles[name]
-        wanted = next((kind for pattern, kind in patterns if pattern.search(name)), None)
-        if wanted is None and role in head:
-            wanted = model.output(fits=columns % block(model.base) == 0)
-        elif wanted is None:
-            nth = seen[role]
-            seen[role] += 1
-            # Mixtral's experts came as tensors of their own, so there the name tells the layer.
-            by_name = experts > 1 and role.startswith("ffn")
-            wanted = model.preferred(role, _layer(name) if by_name else nth)
-        if columns % block(wanted):
-            if wanted not in _SMALLER_BLOCK and block(wanted) > 32:
-                raise FormatError(f"{name}: {wanted} needs a multiple of {block(wanted)} columns")
-            wanted = _SMALLER_BLOCK.get(wanted, wanted)
-        types[name] = T[wanted] if columns % block(wanted) == 0 else T.F16
+        override = next((entry for pattern, entry in patterns if pattern.search(name)), None)
+        if override is not None:
+            type_name = override
+        elif role in head_roles:
+            type_name = model.output(fits=columns % block_size(model.default) == 0)
+        else:
+            nth = role_counts[role]
+            role_counts[role] += 1
+            # Mixtral's experts were separate tensors, so llama.cpp reads the layer from the name.
+            layer_from_name = experts > 1 and role.startswith("ffn")
+            type_name = model.preferred(role, _layer(name) if layer_from_name else nth)
+        if columns % block_size(type_name):
+            if type_name not in _FALLBACK_TYPES and block_size(type_name) > 32:
+                raise FormatError(
+                    f"{name}: {type_name} needs a multiple of {block_size(type_name)} columns"
+                )
+            type_name = _FALLBACK_TYPES.get(type_name, type_name)
+        types[name] = T[type_name] if columns % block_size(type_name) == 0 else T.F16
         if not imatrix and needs_importance(quant, name, types[name]):
             raise FormatError(
                 f"{quant} needs an importance matrix: {name} becomes {types[name].name}",
@@ -149,7 +152,7 @@ def choose_tensor_types(
 def needs_importance(quant: str, name: str, qtype: GGMLQuantizationType) -> bool:
     """Whether the tensor must have a row in the importance matrix (`tensor_requires_imatrix`)."""
     if qtype.name in ("IQ1_S", "IQ2_XS", "IQ2_XXS"):
-        return True  # the kernel itself does
+        return True  # the kernel needs it
     if _role(name) in ("token_embd", "output"):
         return False
     low = ("IQ1_M", "IQ2_S", "IQ3_XXS")
@@ -158,71 +161,74 @@ def needs_importance(quant: str, name: str, qtype: GGMLQuantizationType) -> bool
 
 @dataclass(frozen=True)
 class _Model:
-    """What the rules look at."""
+    """The facts that the rules depend on."""
 
     quant: str
-    base: str
+    default: str
     """the type of most tensors"""
     arch: str
     layers: int
-    shared: bool
-    """four or more heads share one key and value, so that more bits for them cost little"""
+    grouped_kv: bool
+    """whether four or more heads share a key and value; more bits for attn_v then cost little"""
     experts: int
-    values: int
+    attn_v_count: int
     """tensors of the role attn_v"""
     imatrix: bool
     is_70b: bool
 
     def preferred(self, role: str, nth: int) -> str:
-        """The type for the `nth` tensor of a role, before the width has its say."""
+        """The type of the `nth` tensor of a role, without regard to the width of its rows."""
         if role == "attn_v":
             return self._attn_v(nth)
         if role == "ffn_down":
             return self._ffn_down(nth)
         if role in ("ffn_gate", "ffn_up"):
             middle = self.layers // 8 <= nth < 7 * self.layers // 8
-            return "IQ3_XXS" if self.quant == "iq3_xs" and middle else self.base
+            return "IQ3_XXS" if self.quant == "iq3_xs" and middle else self.default
         if role == "attn_k" and self.experts == 8:
             return "Q8_0"
         if role == "attn_output" and self.arch == "falcon":
-            return "Q4_K" if self.quant == "q3_k_l" else self.base
+            return "Q4_K" if self.quant == "q3_k_l" else self.default
         if role == "attn_output" and self.experts == 8:
-            return "Q5_K" if self.quant in _EIGHT_EXPERTS_OUTPUT else self.base
-        return _IN_EVERY_LAYER.get(role, {}).get(self.quant, self.base)
+            return "Q5_K" if self.quant in _EIGHT_EXPERTS_Q5_K_QUANTS else self.default
+        return _LAYER_INDEPENDENT_TYPES.get(role, {}).get(self.quant, self.default)
 
     def output(self, fits: bool) -> str:
-        """The type of the output matrix, which in a tied model is the embedding."""
-        if self.arch == "falcon" or self.base == "Q8_0" or not fits:
+        """The type of the output matrix, or of the embedding of a tied model.
+
+        `fits`: whether the default type's block divides the width of the rows.
+        """
+        if self.arch == "falcon" or self.default == "Q8_0" or not fits:
             return "Q8_0"
         return "Q5_K" if self.quant == "iq3_xxs" else "Q6_K"
 
     def _attn_v(self, nth: int) -> str:
         if self.experts == 8:
             return "Q8_0"
-        kind = self.base
+        type_name = self.default
         match self.quant:
             case "q2_k":
-                kind = "Q4_K" if self.shared else "Q3_K"
-            case "q2_k_s" | "iq3_xxs" | "iq3_xs" | "iq3_s" if self.shared:
-                kind = "Q4_K"
+                type_name = "Q4_K" if self.grouped_kv else "Q3_K"
+            case "q2_k_s" | "iq3_xxs" | "iq3_xs" | "iq3_s" if self.grouped_kv:
+                type_name = "Q4_K"
             case "iq3_xxs" if not self.imatrix:
-                kind = "IQ3_S"
+                type_name = "IQ3_S"
             case "iq3_m":
-                kind = "Q4_K"
+                type_name = "Q4_K"
             case "q3_k_m":
-                kind = "Q5_K" if nth < 2 else "Q4_K"
+                type_name = "Q5_K" if nth < 2 else "Q4_K"
             case "q3_k_l":
-                kind = "Q5_K"
-            case "iq4_nl" | "iq4_xs" if self.shared:
-                kind = "Q5_K"
-            case "q4_k_m" | "q5_k_m" if _more_bits(nth, self.values):
-                kind = "Q6_K"
+                type_name = "Q5_K"
+            case "iq4_nl" | "iq4_xs" if self.grouped_kv:
+                type_name = "Q5_K"
+            case "q4_k_m" | "q5_k_m" if _more_bits(nth, self.attn_v_count):
+                type_name = "Q6_K"
             case "q4_k_s" if nth < 4:
-                kind = "Q5_K"
-        return "Q5_K" if self.is_70b and kind in ("Q3_K", "Q4_K") else kind
+                type_name = "Q5_K"
+        return "Q5_K" if self.is_70b and type_name in ("Q3_K", "Q4_K") else type_name
 
     def _ffn_down(self, nth: int) -> str:
-        early, more = nth < self.layers // 8, _more_bits(nth, self.layers)
+        early, more_bits = nth < self.layers // 8, _more_bits(nth, self.layers)
         falcon = self.arch == "falcon"
         match self.quant:
             case "q2_k":
@@ -231,17 +237,17 @@ class _Model:
                 return "Q4_K"
             case "iq3_xxs" if not self.imatrix:
                 return "Q4_K" if early else "Q3_K"
-            case "iq3_m" if early or (self.experts == 8 and more):
+            case "iq3_m" if early or (self.experts == 8 and more_bits):
                 return "Q4_K"
             case "q3_k_m" if nth < self.layers // 16:
                 return "Q5_K"
-            case "q3_k_m" if more or not falcon:
+            case "q3_k_m" if more_bits or not falcon:
                 return "Q4_K"
             case "q3_k_l":
                 return "Q4_K" if falcon else "Q5_K"
             case "q4_k_m" if falcon and nth >= self.layers // 16:
-                return "Q5_K" if more else self.base
-            case "q4_k_m" | "q5_k_m" if more:
+                return "Q5_K" if more_bits else self.default
+            case "q4_k_m" | "q5_k_m" if more_bits:
                 return "Q6_K"
             case "q4_k_s" if early and not falcon:
                 return "Q5_K"
@@ -251,20 +257,20 @@ class _Model:
                 return "Q4_1"
             case "q5_0" if early and self.imatrix:
                 return "Q5_1"
-        return self.base
+        return self.default
 
 
-def _base(quant: str) -> str:
+def _default_type(quant: str) -> str:
     if quant in ("iq3_xs", "iq3_m"):
         return "IQ3_S"
     return re.sub(r"_K_[SML]$", "_K", quant.upper())
 
 
-def _override(pattern: str, kind: str) -> tuple[re.Pattern[str], str]:
-    if kind.lower() not in TENSOR_TYPES:
-        raise FormatError(f"no tensor type {kind!r}", did_you_mean(kind, TENSOR_TYPES))
+def _override(pattern: str, type_name: str) -> tuple[re.Pattern[str], str]:
+    if type_name.lower() not in TENSOR_TYPES:
+        raise FormatError(f"no tensor type {type_name!r}", did_you_mean(type_name, TENSOR_TYPES))
     try:
-        return re.compile(pattern.lower(), re.ASCII), kind.upper()
+        return re.compile(pattern.lower(), re.ASCII), type_name.upper()
     except re.error as error:
         raise FormatError(
             f"{pattern!r} is not a regular expression: {error}", "\\. stands for a dot"
@@ -272,21 +278,21 @@ def _override(pattern: str, kind: str) -> tuple[re.Pattern[str], str]:
 
 
 def _more_bits(nth: int, count: int) -> bool:
-    """The first and the last eighth, and every third between them."""
+    """Whether the `nth` tensor is in the first or last eighth, or is a third one between them."""
     first, last = count // 8, 7 * count // 8
     return nth < first or nth >= last or (nth - first) % 3 == 2
 
 
 def _is_70b(arch: str, layers: int, heads: int, kv_heads: int) -> bool:
-    """Whether llama.cpp calls it LLM_TYPE_70B (src/models/*.cpp: `load_arch_hparams`)."""
+    """Whether the model is LLM_TYPE_70B in llama.cpp (src/models/*.cpp: `load_arch_hparams`)."""
     if arch in ("llama", "llama-embed"):
         return layers == 80 and heads != kv_heads
     return (arch, layers) in {("qwen2", 80), ("deci", 80), ("olmo", 80), ("jais2", 68)}
 
 
 def _layer(name: str) -> int:
-    found = re.match(r"blk\.(\d+)", name)
-    return int(found[1]) if found else -1
+    match = re.match(r"blk\.(\d+)", name)
+    return int(match[1]) if match else -1
 
 
 def _role(name: str) -> str:
@@ -296,12 +302,12 @@ def _role(name: str) -> str:
         return "token_embd"
     if re.search(r"attn_(v|qkv|kv_b)\.weight", name):
         return "attn_v"
-    found = re.search(r"(attn_k|attn_q|attn_output)\.weight|(ffn_up|ffn_gate|ffn_down)", name)
-    return (found[1] or found[2]) if found else ""
+    match = re.search(r"(attn_k|attn_q|attn_output)\.weight|(ffn_up|ffn_gate|ffn_down)", name)
+    return (match[1] or match[2]) if match else ""
 
 
 # src/llama-quant.cpp: `tensor_allows_quantization`
-_KEPT = re.compile(
+_UNQUANTIZED_NAMES = re.compile(
     r"_norm\.weight|ffn_gate_inp\.weight|ffn_gate_tid2eid\.weight|altup|laurel"
     r"|per_layer_model_proj|^position_embd\.weight$|^token_types\.weight$|ssm_conv1d"
     r"|shortconv\.conv\.weight|indexer\.[kq]_proj\.weight|attn_rel_b\.weight"
@@ -311,6 +317,10 @@ _KEPT = re.compile(
 )
 
 
-def _may_quantize(name: str, shape: tuple[int, ...]) -> bool:
-    """Matrices whose name ends in "weight", but for a list of small or touchy ones."""
-    return math.prod(shape[:-1]) > 1 and name.endswith("weight") and not _KEPT.search(name)
+def _is_quantizable(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether it is a matrix of weights, and none of the small or sensitive ones."""
+    return (
+        math.prod(shape[:-1]) > 1
+        and name.endswith("weight")
+        and not _UNQUANTIZED_NAMES.search(name)
+    )

@@ -1,12 +1,12 @@
-"""The tensors of a GGUF file, computed and written in blocks of rows.
+"""Merged view and Plan -> the tensors of a GGUF file, written in blocks of rows.
 
     samples = write_tensors(writer, merged, plan, importance, threads=2, landing=landing)
     for sample in samples:
-        sample.check(path)                  # the finished file holds the proved rows
+        sample.check(path)                  # ProofError where the file holds other bytes
 
-A block is some rows of one tensor. One thread merges and quantizes it, or takes its bytes from a
-block source of the plan (`edgeft.quantization.repack`). Blocks are written in the order of the
-file's rows. Memory holds a few blocks for each thread, however large a tensor is.
+A block is a range of rows of one tensor. One thread merges and quantizes it, or reads its bytes from
+a block source of the plan (`edgeft.quantization.repack`). Blocks are written in the order of the
+file. Memory holds a few blocks per thread, for tensors of any size.
 """
 
 from __future__ import annotations
@@ -33,29 +33,29 @@ from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array
 
 BLOCK_BYTES = 4 << 20
-"""float32 values that one thread merges and quantizes at a time, in bytes"""
+"""bytes of the float32 values of a block"""
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A block of rows of one part of a tensor, to be encoded."""
+    """A block of rows of one part of a tensor, before encoding."""
 
     name: str
-    """of the GGUF tensor"""
+    """GGUF name of the tensor"""
     part: Part
     rows: slice
-    """of the part"""
+    """rows of the part"""
     sample: npt.NDArray[np.intp]
-    """rows of the part that the proof looks at"""
+    """rows of the part in the landing proof's sample"""
     importance: Array | None
-    """(columns,) of the matrix that the rows belong to"""
+    """importance of the columns, (columns,)"""
     block_source: BlockSource | None
-    """gives the bytes of the rows"""
+    """source of the rows' bytes; None where they are quantized here"""
     qtype: Any
     first: bool
-    """whether it begins a tensor"""
+    """whether it is the first block of its tensor"""
     last: bool
-    """whether it ends a part"""
+    """whether it is the last block of its part"""
 
     @property
     def values(self) -> int:
@@ -65,6 +65,8 @@ class _Job:
 
 @dataclass(frozen=True)
 class _Block:
+    """An encoded block and its sampled rows."""
+
     data: npt.NDArray[np.uint8]
     """(rows, bytes)"""
     summed: Array
@@ -75,20 +77,20 @@ class _Block:
 
 @dataclass(frozen=True)
 class Sample:
-    """Where the sampled rows of a part lie in the file, and their hash."""
+    """The sampled rows of a part: their place in the file and their hash."""
 
     name: str
-    """in the checkpoint"""
+    """name of the part in the checkpoint"""
     start: int
-    """of the part, bytes from the start of the file"""
+    """offset of the part in the file, bytes"""
     rows: npt.NDArray[np.intp]
     row_bytes: int
     digest: bytes
 
     def check(self, file: Path) -> None:
-        """ProofError where the file does not hold the rows that were proved."""
-        height = int(self.rows[-1]) + 1
-        table = np.memmap(file, np.uint8, "r", self.start, (height, self.row_bytes))
+        """ProofError where the file does not hold the sampled rows."""
+        row_count = int(self.rows[-1]) + 1
+        table = np.memmap(file, np.uint8, "r", self.start, (row_count, self.row_bytes))
         if _digest(table[self.rows]) != self.digest:
             raise ProofError(f"{file.name} does not hold {self.name} as it was written")
 
@@ -105,7 +107,7 @@ def write_tensors(
     threads: int,
     landing: LandingProof,
 ) -> list[Sample]:
-    """Encode blocks with `threads` at once, write them in order, give the samples to the proof."""
+    """Encode blocks in `threads` threads, write them in order, add the samples to the proof."""
     from threadpoolctl import threadpool_limits
 
     file = writer.fout[0]
@@ -115,7 +117,7 @@ def write_tensors(
     start = done = 0
     total = sum(math.prod(target.shape) for target in plan.targets.values()) // 1_000_000
     with (
-        # The threads of numpy's BLAS would spin between their small products: 1.5 x the time.
+        # BLAS threads would busy-wait between small products and slow the export by half.
         threadpool_limits(1, user_api="blas"),
         ThreadPoolExecutor(threads) as pool,
         Progress(f"writing {plan.quant}, million weights", total, short=True) as bar,
@@ -137,14 +139,14 @@ def write_tensors(
 
 
 class _TensorOrder:
-    """Writes padding, and the tensors that are made of config.json, where the order has them."""
+    """Writes padding and the rope factors at their places in the order of the file."""
 
     def __init__(self, writer: Any, plan: Plan) -> None:
         self._writer, self._plan = writer, plan
         self._names = iter(plan.types)
 
     def begin(self, name: str) -> None:
-        """Write all that comes before the tensor `name`."""
+        """Write everything before the tensor `name`."""
         file = self._writer.fout[0]
         for other in self._names:
             self._writer.write_padding(file, file.tell())
@@ -153,7 +155,7 @@ class _TensorOrder:
             file.write(self._plan.factors[other].tobytes())
 
     def finish(self) -> None:
-        """Write what comes after the last tensor."""
+        """Write everything after the last tensor."""
         self.begin("")
 
 
@@ -163,16 +165,20 @@ def _jobs(plan: Plan, importance: Mapping[str, Array | None]) -> Iterator[_Job]:
         target = plan.targets.get(name)
         for number, part in enumerate(target.parts if target else ()):
             sample = part.sampled_rows(len(target.parts) if target else 1)
-            height = part.rows // part.matrices
+            matrix_rows = part.rows // part.matrices
             step = max(1, BLOCK_BYTES * part.rows // (4 * math.prod(part.shape)))
-            weights = importance[name] if len(part.shape) > 1 else None
+            tensor_importance = importance[name] if len(part.shape) > 1 else None
             for matrix in range(part.matrices):
-                columns = None if weights is None else weights[number * part.matrices + matrix]
-                end = (matrix + 1) * height
-                for start in range(matrix * height, end, step):
+                matrix_importance = (
+                    None
+                    if tensor_importance is None
+                    else tensor_importance[number * part.matrices + matrix]
+                )
+                end = (matrix + 1) * matrix_rows
+                for start in range(matrix * matrix_rows, end, step):
                     stop = min(start + step, end)
                     yield _Job(
-                        name, part, slice(start, stop), sample, columns,
+                        name, part, slice(start, stop), sample, matrix_importance,
                         plan.block_sources.get(name), plan.types[name],
                         first=start == 0 and number == 0, last=stop == part.rows,
                     )  # fmt: skip
@@ -193,15 +199,15 @@ def _encoded(
 
 
 def _encode(merged: Merged, job: _Job) -> _Block:
-    """Merge and quantize a block, or take its bytes from the block source."""
+    """Merge and quantize a block, or read its bytes from the block source."""
     inside = job.sample[(job.sample >= job.rows.start) & (job.sample < job.rows.stop)]
     sampled = inside - job.rows.start
     try:
         if job.block_source:
-            data = job.part.take(job.block_source.rows, job.rows)
+            data = job.part.read(job.block_source.rows, job.rows)
             validate(data, job.qtype)
-            return _Block(data, job.part.take(merged.rows, inside), data[sampled])
-        values = job.part.take(merged.rows, job.rows)
+            return _Block(data, job.part.read(merged.rows, inside), data[sampled])
+        values = job.part.read(merged.rows, job.rows)
         matrix = values if values.ndim > 1 else values[:, None]
         data = quantize(matrix, job.qtype, threads=1, importance=job.importance)
     except ValueError as error:
@@ -219,9 +225,9 @@ def _prove(
     start: int,
     sampled: list[tuple[Array, npt.NDArray[np.uint8]]],
 ) -> Sample:
-    """Give the sampled rows of a part, (float32, bytes) of each block, to the proof.
+    """Add the sampled rows of a part to the landing proof.
 
-    `start`: of the part, bytes from the start of the file.
+    `start`: offset of the part in the file, bytes. `sampled`: (float32, bytes) of every block.
     """
     from gguf import dequantize
 
@@ -231,8 +237,8 @@ def _prove(
     before, delta = merged.addends(part.source, part.source_rows(rows))
     landing.add(
         part.source,
-        part.finish(before, rows),
-        None if delta is None else part.finish(delta, rows),
+        part.apply(before, rows),
+        None if delta is None else part.apply(delta, rows),
         summed,
         dequantize(data, job.qtype).reshape(summed.shape),
     )

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.folder import finish
+from edgeft.converters.folder import write_config_and_tokenizer
 from edgeft.converters.onnx import matmul_nbits as nbits
 from edgeft.converters.onnx.builders import builder_class
 from edgeft.converters.onnx.recipe import GPTQ_PREFIX, Recipe, recipe_of
@@ -64,7 +64,7 @@ def convert(
             "they were rounded anew"
         )
     _save(builder, out)
-    finish(merged, out, "float32")
+    write_config_and_tokenizer(merged, out, "float32")
     _configure(merged, out)
     return writer.facts | (quantized.facts() if quantized else {})
 

@@ -1,4 +1,4 @@
-"""Adapter -> verified Artifacts: plan, choose, convert, prove."""
+"""Base and adapter -> verified Artifacts: plan, choose, convert, verify."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
-"""What an export measures on the fine-tune's own chats: the base's precision, the importance matrix.
+"""ExportPlan -> Choices: the base's precision and the importance matrix, measured on chats.
 
     choices = choose(plan_export(options, view, data, parents))
-    choices.view                                # the view on the chosen base
+    choices.view                                # the view with the chosen base precision
 
-Both run the merged model as a temporary f16 GGUF, under the template that it was trained with.
+Both measurements run the merged model as a temporary f16 GGUF. Its chat template is the one that the
+adapter was trained with.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from edgeft.converters.gguf.plan import make_plan
 from edgeft.converters.options import ConvertOptions
 from edgeft.data.splits import fingerprint
 from edgeft.export.collect_imatrix import collect
-from edgeft.export.own_chats import LONGEST, Chats, sample
+from edgeft.export.fine_tune_data import MAX_CHAT_TOKENS, FineTuneData, calibration_ids
 from edgeft.export.plan import ExportPlan
 from edgeft.merge.base_weights import BasePrecision
 from edgeft.merge.landing import LandingProof
@@ -36,21 +37,23 @@ from edgeft.weights import imatrix
 
 @dataclass(frozen=True)
 class Choices:
-    """What holds for every artifact of an export."""
+    """Settings that all artifacts of an export share."""
 
     view: Merged
-    """on the chosen precision of the base"""
+    """with the chosen base precision"""
     base_facts: dict[str, Any]
-    """which precision, and why; for the manifest"""
+    """the chosen base precision and the reason, for the manifest"""
     imatrix: imatrix.Imatrix | None
-    """collected for --imatrix auto"""
+    """of --imatrix auto, else None"""
 
 
 def choose(plan: ExportPlan) -> Choices:
-    """Choose the base's precision, and collect the importance matrix where it is asked for."""
+    """Choose the base precision; collect the importance matrix for --imatrix auto."""
     options, view, data = plan.options, plan.view, plan.data
     if options.base_precision == "auto":
-        precision, facts = choose_base(view, options.adapter, data, options.out, options.threads)
+        precision, facts = choose_base_precision(
+            view, options.adapter, data, options.out, options.threads
+        )
     else:
         precision, facts = (
             options.base_precision,
@@ -59,21 +62,20 @@ def choose(plan: ExportPlan) -> Choices:
     view = view.with_base(precision)
     importance = None
     if options.imatrix == "auto":
-        path = own_imatrix(
+        imatrix_path = auto_imatrix(
             view, data, options.calibration_tokens, options.out, options.threads, plan.parents
         )
-        importance = imatrix.read(path)
+        importance = imatrix.read(imatrix_path)
     return Choices(view, facts, importance)
 
 
-def choose_base(
-    view: Merged, adapters: tuple[Weighted, ...], data: Chats, out: Path, threads: int
+def choose_base_precision(
+    view: Merged, adapters: tuple[Weighted, ...], data: FineTuneData, out: Path, threads: int
 ) -> tuple[BasePrecision, dict[str, Any]]:
-    """Which values the delta is added to, and why: (choice, facts for the manifest).
+    """The base precision with the smaller validation loss, and facts for the manifest.
 
-    The usual advice is the stored 16-bit weights. A QLoRA adapter was trained on NF4 values, and
-    which of the two keeps more of it depends on the run. So both are measured on the validation
-    split.
+    The usual advice is to merge into the stored 16-bit weights. A QLoRA adapter was trained on NF4
+    values. Which of the two gives the smaller loss depends on the run, so both are measured.
     """
     if not adapters:
         return "stored", {"chosen": "stored", "why": "no adapter"}
@@ -96,41 +98,41 @@ def choose_base(
 
 
 def _losses(
-    view: Merged, data: Chats, out: Path, threads: int
+    view: Merged, data: FineTuneData, out: Path, threads: int
 ) -> tuple[dict[BasePrecision, float], int, str]:
-    """(precision -> mean negative log likelihood of the answers, examples, why it is not measured)."""
+    """(precision -> mean NLL of the answers in nats per token, examples, reason for no losses)."""
     losses: dict[BasePrecision, float] = {}
     count = 0
     for candidate in ("stored", "nf4") if data.validation else ():
         with f16_model(view.with_base(candidate), out, threads) as model:
-            short = [e for e in data.validation if _tokens(model, e) <= model.context]
-            if not short:
+            fitting = [e for e in data.validation if _token_count(model, e) <= model.context]
+            if not fitting:
                 return {}, 0, f"no validation example is within {model.context} tokens"
-            losses[candidate] = round(evaluate.answer_nll(model, short), 5)
-            count = len(short)
+            losses[candidate] = round(evaluate.answer_nll(model, fitting), 5)
+            count = len(fitting)
     return losses, count, data.why_no_validation
 
 
-def _tokens(model: GGUFRuntime, example: Example) -> int:
+def _token_count(model: GGUFRuntime, example: Example) -> int:
     return len(model.encode(model.chat.render(example.messages, generation_prompt=False)))
 
 
-def own_imatrix(
+def auto_imatrix(
     view: Merged,
-    data: Chats,
-    budget: int,
+    data: FineTuneData,
+    max_tokens: int,
     out: Path,
     threads: int,
     parents: dict[str, str],
 ) -> Path:
-    """The importance matrix of the merged model on the chats that it learned: out/imatrix.gguf.
+    """Collect the merged model's importance matrix on the calibration data: out/imatrix.gguf.
 
-    `budget`: tokens at most. The file has llama.cpp's format, so llama-quantize reads it, too.
+    `max_tokens`: calibration tokens at most. llama-quantize can read the file, too.
     """
     target = out / "imatrix.gguf"
     options = {
         "chats": fingerprint(data.training), "text": files.text_sha256(data.text),
-        "tokens": budget, "base_precision": view.base_precision,
+        "tokens": max_tokens, "base_precision": view.base_precision,
     }  # fmt: skip
     if store.find_complete(target, "imatrix", options, parents):
         return target
@@ -140,7 +142,7 @@ def own_imatrix(
         ) as work,
         f16_model(view, out, threads) as model,
     ):
-        sequences = sample(view, data, budget, min(LONGEST, model.context))
+        sequences = calibration_ids(view, data, max_tokens, min(MAX_CHAT_TOKENS, model.context))
         imatrix.write(collect(model.path, sequences, threads, dataset=data.name), work.path)
         tokens = sum(map(len, sequences))
         work.facts |= {"chats": len(sequences), "tokens": tokens}
@@ -150,11 +152,11 @@ def own_imatrix(
 
 @contextlib.contextmanager
 def f16_model(merged: Merged, out: Path, threads: int) -> Iterator[GGUFRuntime]:
-    """The merged model, run from a temporary file in `out`."""
-    machine.preflight(out, "measuring on the model's own chats", merged.bytes_as(16))
+    """The merged model as an f16 GGUF in a temporary folder below `out`."""
+    machine.preflight(out, "measuring the merged model", merged.bytes_as(16))
     options = ConvertOptions(threads=threads)
     with files.scratch(out) as folder:
-        file, plan = folder / "f16.gguf", make_plan(merged, "f16", options)
-        convert(merged, plan, file, options, LandingProof(merged))
-        with GGUFRuntime(file, threads=threads) as model:
+        path, plan = folder / "f16.gguf", make_plan(merged, "f16", options)
+        convert(merged, plan, path, options, LandingProof(merged))
+        with GGUFRuntime(path, threads=threads) as model:
             yield model

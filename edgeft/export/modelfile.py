@@ -1,11 +1,10 @@
-"""An Ollama Modelfile for a GGUF: the chat template in Ollama's language, and the stops.
+"""Chat template and GGUF name -> the text of an Ollama Modelfile: template and stops.
 
     text = modelfile(chat, "q4_k_m.gguf")       # ollama create mine -f q4_k_m.Modelfile
 
-Ollama's templates are Go's, a model's are jinja2. What a template writes around the turns is found
-by rendering probes; the result is used only if it reproduces the template on longer conversations,
-otherwise the Modelfile leaves the choice to Ollama and says so.
-The format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx.
+Ollama's templates are Go templates, a model's are jinja2. Rendered probes show the text around each
+turn (`Frame`). The frame must reproduce the template on longer conversations; otherwise the Modelfile
+leaves the template to Ollama, with a comment. The format: https://github.com/ollama/ollama/blob/main/docs/modelfile.mdx.
 """
 
 from __future__ import annotations
@@ -18,72 +17,84 @@ from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ChatTemplate
 
 SYSTEM, USER, ANSWER = "qSYSTEMq", "qUSERq", "qANSWERq"
+"""contents of the turns of a probe"""
 
 
 @dataclass(frozen=True)
 class Frame:
-    """What a template writes around the turns."""
+    """The text that a template writes around each turn."""
 
     default: str
-    """before the first turn where nobody gave a system prompt"""
+    """before the first turn of a conversation without a system prompt"""
     system: tuple[str, str] | None
-    """before and after a system prompt; None: the template knows none"""
+    """before and after a system prompt; None where the template has no system role"""
     user: tuple[str, str]
-    """before and after a user's turn, up to where the answer begins"""
+    """before and after a user's turn, up to the beginning of the answer"""
     answer: tuple[str, str]
-    """before (where that is more than the end of the user's turn) and after an answer"""
+    """before an answer (beyond the end of the user's turn) and after it"""
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The prompt as Ollama will write it; the last message is the user's."""
+        """The prompt as Ollama writes it; the last message is the user's."""
         text = "" if messages[0].role == "system" else self.default
         for message in messages:
-            around = {"system": self.system or ("", ""), "user": self.user}
-            before, after = around.get(message.role, self.answer)
+            frames = {"system": self.system or ("", ""), "user": self.user}
+            before, after = frames.get(message.role, self.answer)
             text += before + message.content + after
         return text
 
 
-def frame_of(chat: ChatTemplate, without: str = "") -> Frame | None:
-    """None where the template does more than to frame turns; `without`: a beginning to leave out."""
+def frame_of(chat: ChatTemplate, prefix: str = "") -> Frame | None:
+    """The frame of a template; None where the template does more than frame turns.
+
+    `prefix`: text to remove from the beginning of every rendered prompt.
+    """
     if "strftime_now" in chat.source:
-        return None  # a frame would keep the date of today
+        return None  # a frame would keep today's date
     user, system, answer = (
         Message("user", USER),
         Message("system", SYSTEM),
         Message("assistant", ANSWER),
     )
-    plain = _rendered(chat, [user], without)
-    talk = _rendered(chat, [user, answer, user], without)
-    told = _rendered(chat, [system, user], without)
-    if plain is None or talk is None:
+    one_turn = _rendered(chat, [user], prefix)
+    three_turns = _rendered(chat, [user, answer, user], prefix)
+    with_system = _rendered(chat, [system, user], prefix)
+    if one_turn is None or three_turns is None:
         return None
-    start, _, after_user = plain.partition(USER)
-    joint, _, rest = talk.partition(USER)[2].partition(ANSWER)
-    middle = rest.partition(USER)[0]
-    # A user's turn begins alike at the start, after an answer and after a system prompt.
-    beginnings, around = [start, middle], ("", "")
-    if told is not None and SYSTEM in told:
-        before, _, rest = told.partition(SYSTEM)
-        around = before, rest.partition(USER)[0]
-        beginnings.append(around[1])
-    before_user = _common_end(beginnings)
+    start, _, after_user = one_turn.partition(USER)
+    user_to_answer, _, rest = three_turns.partition(USER)[2].partition(ANSWER)
+    answer_to_user = rest.partition(USER)[0]
+    # The text before a user's turn is the common end of all that can stand before it.
+    before_turns, before_system, system_to_user = [start, answer_to_user], "", ""
+    if with_system is not None and SYSTEM in with_system:
+        before_system, _, rest = with_system.partition(SYSTEM)
+        system_to_user = rest.partition(USER)[0]
+        before_turns.append(system_to_user)
+    before_user = _common_end(before_turns)
     frame = Frame(
         default=start.removesuffix(before_user),
-        system=(around[0], around[1].removesuffix(before_user)) if len(beginnings) > 2 else None,
+        system=(
+            (before_system, system_to_user.removesuffix(before_user))
+            if len(before_turns) > 2
+            else None
+        ),
         user=(before_user, after_user),
-        answer=(joint.removeprefix(after_user), middle.removesuffix(before_user)),
+        answer=(
+            user_to_answer.removeprefix(after_user),
+            answer_to_user.removesuffix(before_user),
+        ),
     )
     probes = _conversations(with_system=frame.system is not None)
-    return frame if all(frame.render(p) == _rendered(chat, p, without) for p in probes) else None
+    return frame if all(frame.render(p) == _rendered(chat, p, prefix) for p in probes) else None
 
 
 def modelfile(chat: ChatTemplate, gguf: str, adds_bos: bool) -> str:
-    """The file's text. `gguf` is the artifact's name, in the same folder.
+    """The text of the Modelfile.
 
-    `adds_bos`: the tokenizer writes the bos itself, so the template must not.
+    `gguf`: file name of the artifact, in the same folder. `adds_bos`: whether the tokenizer adds the
+    bos token, so the template must not.
     """
     lines = [f"FROM ./{gguf}"]
-    frame = frame_of(chat, without=chat.bos_token if adds_bos else "")
+    frame = frame_of(chat, prefix=chat.bos_token if adds_bos else "")
     if frame is None:
         lines.append(
             "# The chat template does more than to frame turns: Ollama chooses one itself."
@@ -105,7 +116,7 @@ def modelfile(chat: ChatTemplate, gguf: str, adds_bos: bool) -> str:
 
 
 def _stop(text: str) -> str:
-    """Ollama knows no escapes: a value ends where its quotes do at the end of a line."""
+    """A stop parameter. Ollama has no escapes: a value ends with its quotes at the end of a line."""
     if '"""' in text:
         return "# One of the stops has three quotes, which a Modelfile cannot hold."
     quotes = '"""' if any(char in text for char in '"\r\n') else '"'
@@ -113,7 +124,7 @@ def _stop(text: str) -> str:
 
 
 def _go(text: str) -> str:
-    """A literal as a Go template action, so that trimming and braces cannot change it."""
+    """A literal as a Go template action, which neither trimming nor braces can change."""
     if not text:
         return ""
     quoted = (
@@ -122,9 +133,9 @@ def _go(text: str) -> str:
     return f'{{{{- "{quoted}" }}}}'
 
 
-def _rendered(chat: ChatTemplate, messages: Sequence[Message], without: str) -> str | None:
+def _rendered(chat: ChatTemplate, messages: Sequence[Message], prefix: str) -> str | None:
     try:
-        return chat.render(messages).removeprefix(without)
+        return chat.render(messages).removeprefix(prefix)
     except InputError:
         return None
 
@@ -135,8 +146,8 @@ def _conversations(with_system: bool) -> list[list[Message]]:
         return [Message(role, text) for role, text in zip(roles, texts, strict=False)]
 
     probes = [talk("hi there"), talk("one", "two", "three"), talk("a", "b\nc", "d", "e", "f")]
-    told = [[Message("system", "Be brief."), *probe] for probe in probes]
-    return probes + told if with_system else probes
+    system_probes = [[Message("system", "Be brief."), *probe] for probe in probes]
+    return probes + system_probes if with_system else probes
 
 
 def _common_end(texts: Sequence[str]) -> str:

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What is exported, from what and to where: the options of `edgeft merge-export`."""
+    """Inputs, formats and output folder of an export: the options of `edgeft merge-export`."""
 
     out: Path
     """Folder for the artifacts; it is created."""
     adapter: tuple[Weighted, ...] = ()
     """Adapter in peft's format; repeatable, summed by weight (default 1). Without an adapter the base
-    is exported as it is."""
+    is exported unchanged."""
     base: str | None = None
     """Base model: a Hugging Face folder, a .gguf, a hub id or an embedded one such as smollm2-135m.
     Default: the one that the adapter was trained on."""

@@ -1,11 +1,11 @@
-"""Adapter -> proven artifacts: the whole of `edgeft merge-export` below the command line.
+"""ExportOptions -> verified Artifacts: the work of `edgeft merge-export`.
 
     export(ExportOptions(adapter=(Weighted(Path("adapter")),), out=Path("out"), quants=("f16",)))
 
-Four steps: plan what is to be written (`plan.py`), choose the base's precision and collect the
-importance matrix (`choices.py`), write every artifact in one pass over the merged weights, verify
-the finished file against tokenizer and live model (`verify.py`). An artifact that fails a check
-never gets its name.
+Four steps: plan the artifacts (`plan.py`), choose the base precision and collect the importance
+matrix (`choices.py`), write every artifact in one pass over the merged weights, and verify the
+finished file against tokenizer and live model (`verify.py`). A file that fails a check never gets
+its final name.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError
 from edgeft.export.choices import Choices, choose
+from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
-from edgeft.export.own_chats import Chats, own_chats
 from edgeft.export.plan import (
     UNQUANTIZED_BITS,
     ExportPlan,
@@ -35,7 +35,7 @@ from edgeft.export.plan import (
     plan_export,
     requested,
 )
-from edgeft.export.verify import Checks
+from edgeft.export.verify import ArtifactVerifier
 from edgeft.files import format_bytes, remove, write_text
 from edgeft.formats import load
 from edgeft.gptq.quantize import Calibration
@@ -46,42 +46,44 @@ from edgeft.records import Artifact, Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 
 MAX_QUANTIZED_BITS = 9
-"""bits of a quantized weight at most, for the check of free disk"""
-EXPORT_BYTES = 300_000_000
-"""memory that an export takes beside the model, for the check of free memory"""
+"""bits of a quantized weight at most, for the check of free disk space"""
+EXPORT_MEMORY_BYTES = 300_000_000
+"""memory of an export beside the model, for the check of free memory"""
 
 
 def export(options: ExportOptions) -> list[Artifact]:
-    """Make every artifact that is asked for; complete ones are kept.
+    """Write every requested artifact that is not complete yet; return all of them.
 
-    InputError, FormatError, AdapterError, StaleError or ResourceError before any work;
-    ProofError where an artifact is not the model that it should be.
+    InputError, FormatError, AdapterError, StaleError or ResourceError before any work. ProofError
+    where an artifact does not hold the merged model.
     """
-    requested(options)  # an unknown format is the first thing to say
+    requested(options)  # reports an unknown format before a missing file
     check_files(options)
     base = resolve_base(options.base or _recorded_base(options.adapter))
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
-    data = own_chats(options.adapter, options.validation_data, options.calibration)
+    data = fine_tune_data(options.adapter, options.validation_data, options.calibration)
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
     choices: Choices | None = None
     artifacts = []
-    with Checks(options.adapter, data.validation, options.threads, options.compare_live) as checks:
+    with ArtifactVerifier(
+        options.adapter, data.validation, options.threads, options.compare_live
+    ) as verifier:
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
-                artifacts.append(_keep(item, view))
+                artifacts.append(_complete_artifact(item, view))
                 continue
-            _check_room(plan, item)
+            _check_resources(plan, item)
             choices = choices or choose(plan)
-            artifacts.append(_write(plan, item, file_plan, choices, checks))
+            artifacts.append(_write(plan, item, file_plan, choices, verifier))
     return artifacts
 
 
 def _file_plan(plan: ExportPlan, item: Item) -> Any:
-    """The converter's plan of an artifact, made once and before any work; None for a complete one."""
+    """The converter's plan of an artifact; None for a complete one."""
     if item.complete:
         return None
     file_plan = load(item.format.plan)(plan.view, item.quant, plan.convert)
@@ -89,49 +91,49 @@ def _file_plan(plan: ExportPlan, item: Item) -> Any:
     return file_plan
 
 
-def _keep(item: Item, view: Merged) -> Artifact:
-    """An artifact that is complete already."""
+def _complete_artifact(item: Item, view: Merged) -> Artifact:
+    """The artifact of a complete item; writes its Modelfile where that is missing."""
     assert item.complete is not None
-    remove(item.gptq_blocks)  # a run may have been killed after its last step
+    remove(item.gptq_blocks)  # left over where a run was killed after its last step
     say(f"{item.target} is complete, nothing to do")
     _write_modelfile(item, view, item.complete)
     return Artifact(item.target, item.format.name, item.quant, item.complete)
 
 
-def _check_room(plan: ExportPlan, item: Item) -> None:
-    """ResourceError where the artifact does not fit on the disk or the export into memory."""
+def _check_resources(plan: ExportPlan, item: Item) -> None:
+    """ResourceError where disk or memory is too small for the artifact."""
     disk = plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS))
-    machine.preflight(plan.options.out, f"exporting {item.quant}", disk, EXPORT_BYTES)
+    machine.preflight(plan.options.out, f"exporting {item.quant}", disk, EXPORT_MEMORY_BYTES)
 
 
 def _write(
-    plan: ExportPlan, item: Item, file_plan: Any, choices: Choices, checks: Checks
+    plan: ExportPlan, item: Item, file_plan: Any, choices: Choices, verifier: ArtifactVerifier
 ) -> Artifact:
-    """Convert, prove and verify one artifact; it gets its name when all of it passed."""
+    """Convert, prove and verify one artifact; it gets its final name after the last check."""
     started = time.perf_counter()
     landing = LandingProof(choices.view)
     with store.writing(
-        item.target, kind="artifact", options=item.frozen, parents=plan.parents,
+        item.target, kind="artifact", options=item.manifest_options, parents=plan.parents,
         overwrite=plan.options.overwrite,
     ) as work:  # fmt: skip
         options = dataclasses.replace(plan.convert, imatrix=choices.imatrix or plan.convert.imatrix)
-        if item.solved:
+        if item.uses_gptq:
             calibration = _calibration(plan, item)
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
         work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
         proof = landing.result()
-        converted = time.perf_counter() - started
+        convert_seconds = time.perf_counter() - started
         work.facts |= {
-            "seconds": round(converted, 2), "proof": proof.to_json(),
+            "seconds": round(convert_seconds, 2), "proof": proof.to_json(),
             "base_precision": choices.base_facts,
-            "parity": checks.run(item.format, item.quant, work.path, choices.view),
+            "parity": verifier.verify(item.format, item.quant, work.path, choices.view),
         }  # fmt: skip
     remove(item.gptq_blocks)
     manifest = store.read_manifest(item.target)
     assert manifest is not None
     _write_modelfile(item, choices.view, manifest)
-    _report(item, manifest, proof, converted, time.perf_counter() - started)
+    _report(item, manifest, proof, convert_seconds, time.perf_counter() - started)
     return Artifact(item.target, item.format.name, item.quant, manifest)
 
 
@@ -147,7 +149,7 @@ def _convert(
         facts: dict[str, Any] = load(item.format.converter)(view, file_plan, out, options, landing)
     except KeyboardInterrupt:
         if item.gptq_blocks.is_dir():
-            say("stopped: the same command goes on with the block where it was")
+            say("stopped: run the same command again to continue at this block")
         raise
     return facts
 
@@ -159,7 +161,7 @@ def _calibration(plan: ExportPlan, item: Item) -> Calibration:
     )
 
 
-def _calibration_facts(calibration: Calibration, data: Chats) -> dict[str, Any]:
+def _calibration_facts(calibration: Calibration, data: FineTuneData) -> dict[str, Any]:
     return {
         "of": data.name,
         "sequences": len(calibration.sequences),
@@ -175,26 +177,30 @@ def _write_modelfile(item: Item, view: Merged, manifest: Manifest) -> None:
         write_text(item.modelfile, modelfile(chat, item.target.name, adds_bos))
 
 
-def _report(item: Item, manifest: Manifest, proof: Proof, converted: float, seconds: float) -> None:
-    """Tell the user what was written; seconds of the conversion, and of all."""
+def _report(
+    item: Item, manifest: Manifest, proof: Proof, convert_seconds: float, seconds: float
+) -> None:
+    """Print size, times and proofs of a finished artifact; `seconds`: of all steps."""
     facts = manifest.facts
     size = sum(record.size for record in manifest.files.values())
-    say(f"{item.target}  {format_bytes(size)} in {seconds:.1f} s, {converted:.1f} s of it to write")
+    say(
+        f"{item.target}  {format_bytes(size)} in {seconds:.1f} s, {convert_seconds:.1f} s of it to write"
+    )
     say(f"  {proof}")
     live = facts["parity"]["live"]
     if isinstance(live, dict):
-        landed = f", {live['beta']:.3f} of the adapter's change" if live["beta"] else ""
+        change = f", {live['beta']:.3f} of the adapter's change" if live["beta"] else ""
         say(
             f"  as the live model on {live['prompts']} prompts: KL {live['kl']:.2g}, same first "
-            f"choice {live['same_top']:.1%}{landed}"
+            f"choice {live['same_top']:.1%}{change}"
         )
     if rounded := facts.get("rounded"):
         say(
             f"  {rounded} of {facts['quantized']} layers saw too few tokens for GPTQ and "
             "were rounded: more --calibration-tokens, or other chats"
         )
-    if without := facts.get("without_importance"):
-        say(f"  the importance matrix has nothing for {without} of the quantized tensors")
+    if missing := facts.get("without_importance"):
+        say(f"  the importance matrix has nothing for {missing} of the quantized tensors")
     if not proof.faithful:
         say(
             f"  {item.quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer"
@@ -202,7 +208,7 @@ def _report(item: Item, manifest: Manifest, proof: Proof, converted: float, seco
 
 
 def _recorded_base(adapters: tuple[Weighted, ...]) -> str:
-    """The base that the first adapter was trained on, by its manifest or its configuration."""
+    """The base of the first adapter, by its manifest or its adapter_config.json."""
     if not adapters:
         raise InputError("nothing to export", "--adapter, --base or both")
     adapter = adapters[0].path

@@ -1,7 +1,7 @@
-"""Options + view -> the artifacts of an export, after all checks that need no converter.
+"""Options, view and data -> ExportPlan: the artifacts, after all checks that need no converter.
 
 plan = plan_export(options, view, data, parents)
-[item.target for item in plan.items if not item.complete]       # what is to be written
+[item.target for item in plan.items if not item.complete]       # files still to be written
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from edgeft import machine, store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, InputError
+from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
-from edgeft.export.own_chats import Chats, sample
 from edgeft.files import sweep
 from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint
@@ -26,61 +26,61 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.weights import imatrix
 
 UNQUANTIZED_BITS = {"f32": 32, "f16": 16, "bf16": 16}
-"""quantization -> bits of a weight"""
+"""quantization -> bits per weight"""
 
 
 @dataclass(frozen=True)
 class Item:
-    """An artifact to be made."""
+    """One requested artifact."""
 
     format: Format
     quant: str
     target: Path
     """its file or folder"""
-    frozen: dict[str, Any]
-    """options in its manifest: what makes it another artifact than its neighbour"""
+    manifest_options: dict[str, Any]
+    """options in its manifest; artifacts with different options differ"""
     complete: Manifest | None
-    """its manifest where it is there already"""
+    """its manifest where it is finished, else None"""
 
     @property
-    def solved(self) -> bool:
-        """Whether GPTQ quantizes it."""
+    def uses_gptq(self) -> bool:
+        """Whether GPTQ quantizes its weights."""
         return self.quant in self.format.solved
 
     @property
     def gptq_blocks(self) -> Path:
-        """Where GPTQ keeps its finished blocks until the artifact is complete."""
+        """Folder of GPTQ's finished blocks, deleted when the artifact is complete."""
         return self.target.with_name(f".{self.target.name}.blocks")
 
     @property
     def modelfile(self) -> Path | None:
-        """Ollama's file beside a GGUF."""
+        """Path of the Ollama Modelfile beside a GGUF."""
         return self.target.with_suffix(".Modelfile") if self.format.name == "gguf" else None
 
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """All that an export fixes before its first artifact."""
+    """The inputs and the artifacts of an export."""
 
     options: ExportOptions
     view: Merged
-    """on the stored weights of the base"""
-    data: Chats
+    """with the stored weights of the base"""
+    data: FineTuneData
     parents: dict[str, str]
-    """role -> identity of what the artifacts are made from"""
+    """role -> identity of an input"""
     items: list[Item]
     convert: ConvertOptions
-    """for every item; the calibration is added for each"""
+    """for every item; `calibration` is set per item"""
     sequences: list[list[int]]
-    """token ids that GPTQ is calibrated on, [] where nothing is solved"""
+    """token ids of GPTQ's calibration sequences, [] without GPTQ"""
 
 
 def requested(options: ExportOptions) -> list[tuple[Format, str]]:
-    """(format, quantization) of every artifact that is asked for; FormatError for an unknown one."""
+    """(format, quantization) of every requested artifact; FormatError for an unknown one."""
     formats = [format_named(name) for name in dict.fromkeys(map(str.lower, options.formats))]
     pairs = check_quants(formats, options.quants)
     if not pairs:
-        raise FormatError("no format is asked for", "such as --format gguf")
+        raise FormatError("no format is requested", "such as --format gguf")
     return pairs
 
 
@@ -103,7 +103,7 @@ def check_files(options: ExportOptions) -> None:
 
 
 def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
-    """Role -> identity of what the artifacts are made from, for their manifests."""
+    """Role -> identity of every input of the artifacts, for their manifests."""
     parents = {"base": store.identity(base)}
     for number, adapter in enumerate(options.adapter, 1):
         role = "adapter" if number == 1 else f"adapter {number}"
@@ -117,44 +117,49 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
 
 
 def plan_export(
-    options: ExportOptions, view: Merged, data: Chats, parents: dict[str, str]
+    options: ExportOptions, view: Merged, data: FineTuneData, parents: dict[str, str]
 ) -> ExportPlan:
-    """The artifacts, and all that can be refused without their converters refused.
+    """The plan of an export.
 
-    FormatError, InputError, StaleError (something else lies at a target) or ResourceError.
+    FormatError or InputError for wrong options, StaleError where a target holds another artifact.
     """
     pairs = requested(options)
     sweep(options.out)
     _check_options(options, pairs, view)
-    items = [_item(options, row, quant, parents) for row, quant in pairs]
+    items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
     todo = [item for item in items if not item.complete]
     for item in todo:
-        store.check_free(item.target, "artifact", item.frozen, parents, options.overwrite)
+        store.check_free(item.target, "artifact", item.manifest_options, parents, options.overwrite)
         if item.modelfile and not store.read_manifest(item.target):
             store.check_not_foreign(item.modelfile, options.overwrite)
     convert = _convert_options(options, todo, data)
-    solved = any(item.solved for item in todo)
-    sequences = sample(view, data, options.calibration_tokens) if solved else []
+    gptq = any(item.uses_gptq for item in todo)
+    sequences = calibration_ids(view, data, options.calibration_tokens) if gptq else []
     return ExportPlan(options, view, data, parents, items, convert, sequences)
 
 
-def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> ConvertOptions:
-    """InputError where there is nothing to calibrate on, StaleError for a foreign imatrix.gguf."""
+def _convert_options(
+    options: ExportOptions, todo: list[Item], data: FineTuneData
+) -> ConvertOptions:
+    """Options of the converters.
+
+    InputError without calibration data, StaleError for a foreign imatrix.gguf.
+    """
     pending = options.imatrix == "auto" and any("imatrix" in item.format.takes for item in todo)
-    solved = any(item.solved for item in todo)
-    if (pending or solved) and not data.calibrates:
-        purpose = "GPTQ" if solved else "an importance matrix"
+    gptq = any(item.uses_gptq for item in todo)
+    if (pending or gptq) and not data.has_calibration_data:
+        purpose = "GPTQ" if gptq else "an importance matrix"
         raise InputError(
             f"nothing to calibrate {purpose} on: {data.why_no_training}",
             "--calibration FILE with chats or text",
         )
     if pending:
         store.check_not_foreign(options.out / "imatrix.gguf", options.overwrite)
-    file = _imatrix_file(options)
+    imatrix_file = _imatrix_file(options)
     return ConvertOptions(
         threads=options.threads,
         tensor_types=options.tensor_types,
-        imatrix=imatrix.read(file) if file and todo else None,
+        imatrix=imatrix.read(imatrix_file) if imatrix_file and todo else None,
         imatrix_pending=pending,
         group_size=options.group_size,
         symmetric=options.symmetric,
@@ -162,75 +167,75 @@ def _convert_options(options: ExportOptions, todo: list[Item], data: Chats) -> C
 
 
 def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
-    """ResourceError where GPTQ would not fit on the disk or into memory."""
-    if item.solved:
+    """ResourceError where disk or memory is too small for GPTQ."""
+    if item.uses_gptq:
         offload = plan.options.offload_activations
         disk, memory = footprint(plan.view, plan.sequences, offload)
-        spare = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
-        machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, spare)
+        hint = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
+        machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, hint)
 
 
-def _item(options: ExportOptions, row: Format, quant: str, parents: dict[str, str]) -> Item:
-    target = options.out / (f"{quant}{row.suffix}" if row.suffix else f"{row.name}-{quant}")
-    frozen = _frozen(options, row, quant)
-    complete = store.find_complete(target, "artifact", frozen, parents)
-    return Item(row, quant, target, frozen, complete)
+def _item(options: ExportOptions, fmt: Format, quant: str, parents: dict[str, str]) -> Item:
+    target = options.out / (f"{quant}{fmt.suffix}" if fmt.suffix else f"{fmt.name}-{quant}")
+    manifest_options = _manifest_options(options, fmt, quant)
+    complete = store.find_complete(target, "artifact", manifest_options, parents)
+    return Item(fmt, quant, target, manifest_options, complete)
 
 
-def _frozen(options: ExportOptions, row: Format, quant: str) -> dict[str, Any]:
-    """The options that make this artifact another one than its neighbour."""
-    frozen: dict[str, Any] = {
-        "format": row.name, "quant": quant, "base_precision": options.base_precision,
+def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[str, Any]:
+    """The options that this artifact depends on, for its manifest."""
+    recorded: dict[str, Any] = {
+        "format": fmt.name, "quant": quant, "base_precision": options.base_precision,
         "validation": options.validation_data.name if options.validation_data else None,
     }  # fmt: skip
     weights = [adapter.weight for adapter in options.adapter]
     if weights not in ([], [1.0]):
-        frozen["weights"] = weights
-    if "imatrix" in row.takes:
+        recorded["weights"] = weights
+    if "imatrix" in fmt.takes:
         if options.imatrix:
-            frozen["imatrix"] = Path(options.imatrix).name
+            recorded["imatrix"] = Path(options.imatrix).name
         if options.imatrix == "auto":
-            frozen["calibration_tokens"] = options.calibration_tokens
+            recorded["calibration_tokens"] = options.calibration_tokens
         if options.tensor_types:
-            frozen["tensor_types"] = [list(pair) for pair in options.tensor_types]
-    if quant in row.solved:
-        frozen["damp"], frozen["calibration_tokens"] = (
+            recorded["tensor_types"] = [list(pair) for pair in options.tensor_types]
+    if quant in fmt.solved:
+        recorded["damp"], recorded["calibration_tokens"] = (
             options.dampening_frac,
             options.calibration_tokens,
         )
-        frozen["calibration"] = options.calibration.name if options.calibration else "auto"
-    if "group_size" in row.takes:
-        frozen["group_size"] = options.group_size
-    if "symmetric" in row.takes:
-        frozen["symmetric"] = options.symmetric
-    return frozen
+        recorded["calibration"] = options.calibration.name if options.calibration else "auto"
+    if "group_size" in fmt.takes:
+        recorded["group_size"] = options.group_size
+    if "symmetric" in fmt.takes:
+        recorded["symmetric"] = options.symmetric
+    return recorded
 
 
 def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view: Merged) -> None:
-    """FormatError or InputError for options that would change nothing, or another template."""
-    rows = [row for row, _ in pairs]
-    for row in rows:
-        if row.name not in view.card.formats:
+    """FormatError or InputError for options without effect, or another chat template."""
+    formats = [fmt for fmt, _ in pairs]
+    for fmt in formats:
+        if fmt.name not in view.card.formats:
             raise FormatError(
-                f"the {view.card.family} family cannot be exported as {row.name}",
+                f"the {view.card.family} family cannot be exported as {fmt.name}",
                 f"it can as {', '.join(view.card.formats)}",
             )
-    solves = any(quant in row.solved for row, quant in pairs)
+    gptq = any(quant in fmt.solved for fmt, quant in pairs)
     for option, value, name in (
         ("--imatrix", options.imatrix, "imatrix"),
         ("--tensor-type", options.tensor_types, "tensor_types"),
         ("--group-size", options.group_size, "group_size"),
         ("--asymmetric", not options.symmetric, "symmetric"),
     ):
-        if value and all(name not in row.takes for row in rows):
-            others = " and ".join(row.name for row in FORMATS.values() if name in row.takes)
+        if value and all(name not in fmt.takes for fmt in formats):
+            others = " and ".join(fmt.name for fmt in FORMATS.values() if name in fmt.takes)
             raise FormatError(
-                f"{option} is not for format {rows[0].name}", f"--format {others} takes it"
+                f"{option} is not for format {formats[0].name}", f"--format {others} takes it"
             )
-    if options.offload_activations and not solves:
+    if options.offload_activations and not gptq:
         raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
-    calibrates = options.imatrix == "auto" or solves
-    if options.calibration and not calibrates:
+    needs_calibration = options.imatrix == "auto" or gptq
+    if options.calibration and not needs_calibration:
         raise InputError(
             "--calibration is for --imatrix auto and for GPTQ",
             "add --imatrix auto or --quant gptq-q4_0, or leave it out",
@@ -243,9 +248,10 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
     for adapter in options.adapter:
         trained_with = adapter_manifest(adapter.path).get("facts", {}).get("chat")
         if trained_with:
-            who = f"{adapter.path} was trained with"
             chat.check_matches(
-                trained_with, who, "give the base with the template that it was trained with"
+                trained_with,
+                f"{adapter.path} was trained with",
+                "give the base with the template that it was trained with",
             )
 
 

@@ -1,11 +1,12 @@
-"""The finished artifact against the live model, before it gets its name.
+"""Finished artifact and Merged view -> facts of its comparison with tokenizer and live model.
 
-    with Checks(adapters, examples, threads=2) as checks:
-        facts = checks.run(format_named("gguf"), "q4_k_m", path, merged)
+    with ArtifactVerifier(adapters, examples, threads=2) as verifier:
+        facts = verifier.verify(format_named("gguf"), "q4_k_m", path, merged)
 
-Of every artifact: token ids, template and stops, and the logits on 32 prompts against the base with
-its adapter beside it (peft, float32; nothing merged). Of f16 and f32 also the first greedy tokens. The live model is loaded once, when the first artifact asks for it; where it cannot be (no
-torch, no memory, a family that transformers lacks) the facts say why it was not compared.
+Every artifact must have the tokenizer's token ids, template and stops. Its logits on 32 prompts are
+compared with the live model: the base with the unmerged adapter (peft, float32). f16 and f32 must
+also generate the same first greedy tokens. The live model is loaded once, for the first artifact.
+Without it (no torch, no memory, a family that transformers lacks) the facts hold the reason.
 """
 
 from __future__ import annotations
@@ -26,14 +27,17 @@ from edgeft.progress import say
 from edgeft.records import Example, Message
 from edgeft.runtimes.reference import ReferenceRuntime
 
-EXACT = ("f32", "f16")
-"""quantizations that have to answer as the float32 model does"""
-PROMPTS = 32
-MEMORY = 9
-"""bytes per weight that the live model may need: float32, twice while it is loaded"""
+STRICT_QUANTS = ("f32", "f16")
+"""quantizations whose logits and greedy tokens must equal the float32 model's"""
+LIVE_PROMPTS = 32
+"""prompts whose logits are compared with the live model's"""
+LIVE_BYTES_PER_WEIGHT = 9
+"""memory of the live model, bytes per weight: float32, twice during loading"""
 
 
-class Checks:
+class ArtifactVerifier:
+    """Compares artifacts with the tokenizer and the live model; loads the live model once."""
+
     def __init__(
         self,
         adapters: Sequence[Weighted],
@@ -41,74 +45,76 @@ class Checks:
         threads: int,
         live: bool = True,
     ) -> None:
-        """`examples`: the fine-tune's own, to ask about first; `live` off: tokens and stops only."""
+        """`examples`: the validation split, whose prompts come first. `live=False`: no logits."""
         self._adapters = adapters
         self._examples = examples
         self._threads = threads
-        self._why_not = "" if live else "switched off"
+        self._why_not_live = "" if live else "switched off"
         self._reference: ReferenceRuntime | None = None
         self._expected: parity.Expected | None = None
 
-    def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
-        """Facts for the manifest; ProofError when it is not the same model."""
-        reference = self._live(merged, copies=2 if row.name == "hf" else 1)
+    def verify(self, fmt: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
+        """Facts for the manifest; ProofError where the artifact is not the merged model."""
+        reference = self._live_model(merged, copies=2 if fmt.name == "hf" else 1)
         if reference is None:
-            return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
-        # Rounding to float16 sends tokens to other experts now and then: not the artifact's doing.
-        # So experts are compared without a half-precision cache, and strictly in f32 only.
+            return self._verify_without_live(fmt, path, merged) | {
+                "live": f"not compared: {self._why_not_live}"
+            }
+        # Rounding to float16 can route a token to another expert. Mixtures of experts are compared
+        # without a half-precision cache, and strictly in f32 only.
         experts = bool(merged.card.fused)
-        strict = quant in EXACT and not (experts and quant == "f16")
-        exact = {"exact": True} if experts and row.name == "gguf" and quant in EXACT else {}
-        with self._opened(row, path, **exact) as model:
+        strict = quant in STRICT_QUANTS and not (experts and quant == "f16")
+        exact = {"exact": True} if experts and fmt.name == "gguf" and quant in STRICT_QUANTS else {}
+        with self._open(fmt, path, **exact) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             if self._expected is None:
-                texts = self._texts(reference)
+                texts = self._prompts(reference)
                 self._expected = parity.expect(reference, texts, model.context)
             facts["live"] = parity.check_live(model, self._expected, strict)
-            if strict and row.name != "hf":
+            if strict and fmt.name != "hf":
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
 
-    def _without(self, row: Format, path: Path, merged: Merged) -> dict[str, Any]:
-        """What can be checked without torch, in a process that does not grow with the model."""
-        if row.name == "hf":
+    def _verify_without_live(self, fmt: Format, path: Path, merged: Merged) -> dict[str, Any]:
+        """The checks that need no torch and no memory for all weights."""
+        if fmt.name == "hf":
             return parity.check_tokens(parity.Folder(path), merged.tokenizer)
-        with self._opened(row, path, repack=False) as model:
+        with self._open(fmt, path, repack=False) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             parity.check_runs(model)
             return facts
 
-    def _opened(self, row: Format, path: Path, **how: Any) -> Any:
+    def _open(self, fmt: Format, path: Path, **runtime_options: Any) -> Any:
         try:
-            return load(row.runtime)(path, threads=self._threads, **how)
+            return load(fmt.runtime)(path, threads=self._threads, **runtime_options)
         except InputError as error:
-            # The temporary file that it names is gone when the user reads this.
+            # The message names a temporary file, which is deleted afterwards.
             reason = error.message.removeprefix(f"cannot load {path}: ")
             raise ProofError(
                 f"the artifact does not load: {reason}",
                 "are config.json and weights of the base whole, and of the same model?",
             ) from None
 
-    def _live(self, merged: Merged, copies: int) -> ReferenceRuntime | None:
-        if self._reference is not None or self._why_not:
+    def _live_model(self, merged: Merged, copies: int) -> ReferenceRuntime | None:
+        if self._reference is not None or self._why_not_live:
             return self._reference
         weights = sum(math.prod(shape) for shape in merged.shapes.values())
-        logits = 2 * PROMPTS * parity.LOGIT_POSITIONS * 4 * merged.vocabulary
-        if machine.available_memory() < MEMORY * weights * copies + logits:
-            self._why_not = "the float32 model does not fit into memory"
+        logits = 2 * LIVE_PROMPTS * parity.LOGIT_POSITIONS * 4 * merged.vocabulary
+        if machine.available_memory() < LIVE_BYTES_PER_WEIGHT * weights * copies + logits:
+            self._why_not_live = "the float32 model does not fit into memory"
         else:
             try:
                 self._reference = self._load(merged)
-            except (EdgeftError, RuntimeError, ValueError, MemoryError) as missing:
-                # No torch, no memory, no such architecture there: not the artifact's fault.
-                text = missing.message if isinstance(missing, EdgeftError) else str(missing)
-                self._why_not = text.strip().partition("\n")[0] or type(missing).__name__
+            except (EdgeftError, RuntimeError, ValueError, MemoryError) as error:
+                # No torch, no memory or an unknown architecture says nothing about the artifact.
+                text = error.message if isinstance(error, EdgeftError) else str(error)
+                self._why_not_live = text.strip().partition("\n")[0] or type(error).__name__
         if self._reference is None:
-            say(f"logits not compared with the live model: {self._why_not}")
+            say(f"logits not compared with the live model: {self._why_not_live}")
         return self._reference
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
-        # The stored weights are read by transformers itself, which shares nothing with the merge.
+        # transformers reads the stored weights itself, so it shares no code with the merge.
         stored = merged.base_precision == "stored"
         return ReferenceRuntime(
             merged.base,
@@ -119,14 +125,14 @@ class Checks:
             vocabulary=merged.vocabulary,
         )
 
-    def _texts(self, reference: ReferenceRuntime) -> list[str]:
-        """Own prompts in turn as asked and as answered, then general ones, up to PROMPTS."""
+    def _prompts(self, reference: ReferenceRuntime) -> list[str]:
+        """LIVE_PROMPTS texts: the examples, every second one with its answer, then general prompts."""
         texts = []
-        for number, example in enumerate(self._examples[:PROMPTS]):
-            asked = reference.chat.render(example.prompt)
-            texts.append(asked + example.answer if number % 2 else asked)
-        for prompt in itertools.islice(parity.PROMPTS, PROMPTS - len(texts)):
-            texts.append(reference.chat.render([Message("user", prompt)]))
+        for number, example in enumerate(self._examples[:LIVE_PROMPTS]):
+            prompt = reference.chat.render(example.prompt)
+            texts.append(prompt + example.answer if number % 2 else prompt)
+        for question in itertools.islice(parity.PROMPTS, LIVE_PROMPTS - len(texts)):
+            texts.append(reference.chat.render([Message("user", question)]))
         return texts
 
     def __enter__(self) -> Self:

@@ -1,4 +1,4 @@
-"""Base + adapter -> the Merged view and its landing proof."""
+"""Base and adapter -> the Merged view and its landing proof."""
 
 from edgeft.merge.landing import Proof
 from edgeft.merge.view import Merged, open_merged

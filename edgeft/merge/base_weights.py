@@ -1,11 +1,11 @@
-"""A checkpoint of 16 or 32 bits -> the values that a QLoRA adapter saw while it was trained.
+"""Checkpoint -> the dequantized 4-bit values that a QLoRA adapter was trained on.
 
     base = QuantizedBase(Checkpoint(folder), card, "nf4")
-    base.rows("model.layers.0.mlp.up_proj.weight", slice(0, 64))     # float32, after NF4 and back
+    base.rows("model.layers.0.mlp.up_proj.weight", slice(0, 64))     # float32, dequantized from NF4
 
 Weights that the family's card names as 4-bit weights are quantized and dequantized
-(`edgeft.quantization.nf4`); the others stay. After a training in bfloat16 all weights are rounded
-to bfloat16: on loading, and those in 4 bits again after dequantization.
+(`edgeft.quantization.nf4`); the others keep their values. Training in bfloat16 rounds all weights to
+bfloat16 on loading, and the 4-bit weights again after dequantization. The same happens here.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeft.quantization import nf4
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, stored_as
 
 BasePrecision = Literal["stored", "nf4", "fp4"]
-"""Values that a delta is added to: as the checkpoint stores them, or after 4 bits and back."""
+"""Values that a delta is added to: the checkpoint's own, or its 4-bit values, dequantized."""
 
 
 class BaseWeights(Protocol):
@@ -32,7 +32,7 @@ class BaseWeights(Protocol):
 
 
 class QuantizedBase:
-    """Rows after 4 bits and back; keeps one quantized tensor at a time. Safe for threads."""
+    """Dequantized 4-bit rows; keeps one quantized tensor at a time. Safe for threads."""
 
     def __init__(
         self,
@@ -42,8 +42,9 @@ class QuantizedBase:
         double_quant: bool = True,
         training: dict[str, Any] | None = None,
     ) -> None:
-        """`training`: facts.nf4 of the adapter's manifest, which name the compute type and the
-        number of threads; used where they are of this precision."""
+        """`training`: facts.nf4 of the adapter's manifest: its precision (`kind`), compute type and
+        threads. They count only where the precision is `precision`.
+        """
         training = training if training and training.get("kind") == precision else {}
         self._weights, self._card = weights, card
         self._precision, self._double_quant = precision, double_quant

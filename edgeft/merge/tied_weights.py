@@ -1,7 +1,7 @@
-"""Embedding and output layer that share a weight -> whether they still do after the merge.
+"""Changes of embedding and output layer -> TiedWeights: whether they still share a weight.
 
-peft's live adapter changes the layer that it wraps and leaves the other layer the shared weight.
-So a change of one of them, or two different changes, make two weights of one.
+peft's live adapter changes only the layer that it wraps. So a change of one layer, or two different
+changes, turn the shared weight into two weights.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ class TiedWeights:
     """The changes of an adapter, and which weights are tied, after untying."""
 
     embedding: str
-    """name in the checkpoint; "" where the family has none"""
+    """name of the embedding in the checkpoint; "" where the family has none"""
     output: str
-    """likewise, of the output layer"""
+    """name of the output layer; "" where the family has none"""
     tied: bool
-    """whether the output layer of the merged model is its embedding"""
+    """whether the output layer of the merged model is the embedding"""
     changes: Mapping[str, WeightDelta]
-    """without the output layer's where it is the embedding's"""
+    """tensor -> its change; a tied output layer has none"""
     source: Mapping[str, str]
-    """merged weight -> tensor of the base that it starts from, where the names differ"""
+    """merged weight -> the base tensor that it starts from, where the names differ"""
     notes: tuple[str, ...] = ()
-    """for the user"""
+    """messages to the user"""
 
     @property
     def untied(self) -> bool:
@@ -42,7 +42,7 @@ def untied_weights(
 ) -> TiedWeights:
     """Untie embedding and output layer where the adapter changes them differently.
 
-    AdapterError where the family has no output layer that could be untied.
+    AdapterError where the family has no output layer to untie.
     """
     embedding = card.hf_name("token_embd.weight") or ""
     output = card.hf_name("output.weight") or ""
@@ -62,8 +62,9 @@ def untied_weights(
 
 
 def resized_vocabulary(rows: Mapping[str, int]) -> int:
-    """The number of tokens, of the rows of embedding and output layer; AdapterError where they
-    differ."""
+    """The number of tokens, from the rows of embedding and output layer; AdapterError where they
+    differ.
+    """
     if len(set(rows.values())) > 1:
         raise AdapterError(
             "the adapter brings other numbers of tokens: "

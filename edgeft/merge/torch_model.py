@@ -1,4 +1,4 @@
-"""The Merged view as a transformers model: its configuration and an empty module tree."""
+"""Merged view -> transformers' configuration and an empty module tree of the merged model."""
 
 from __future__ import annotations
 
@@ -16,14 +16,18 @@ def config_of(merged: Merged) -> Any:
     transformers = require("transformers", "gptq")
     if merged.card.family == chatglm.FAMILY:
         return chatglm.glm_config(merged.config)
-    own = {key: merged.config[key] for key in CHANGED_CONFIG_KEYS if key in merged.config}
-    config = transformers.AutoConfig.from_pretrained(merged.base, local_files_only=True, **own)
-    vars(config).pop("quantization_config", None)  # the view's values are in no codes
+    adapter_entries = {
+        key: merged.config[key] for key in CHANGED_CONFIG_KEYS if key in merged.config
+    }
+    config = transformers.AutoConfig.from_pretrained(
+        merged.base, local_files_only=True, **adapter_entries
+    )
+    vars(config).pop("quantization_config", None)  # the view's values are not quantized
     return config
 
 
 def skeleton(merged: Merged) -> Any:
-    """The model without memory: its parameters are names and shapes."""
+    """The model on the meta device: parameters have names and shapes, but no values."""
     accelerate = require("accelerate", "gptq")
     config = config_of(merged)
     architecture = models.transformers_class({"architectures": config.architectures})

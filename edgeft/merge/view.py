@@ -5,13 +5,13 @@
         values = merged.rows(name, slice(0, 1024))            # W + s·B·A of these rows
 
 The view writes nothing and needs no torch. A converter reads it, so base and adapter become a 4-bit
-file without a merged copy on disk, and without the bfloat16 sum in which small deltas vanish.
-Memory holds the rows that are asked for, however large a tensor is. The view is immutable and safe
-for threads; what became of the adapter's change is recorded by `edgeft.merge.landing`.
+file without a merged copy on disk and without a bfloat16 sum, which would lose small deltas. Memory
+holds the requested rows, for tensors of any size. The view is immutable and safe for threads.
+`edgeft.merge.landing` proves that the adapter's change arrives in the file.
 
-A weight that the adapter holds whole (`modules_to_save`) replaces the base's. Embedding and output
-layer that share a weight are untied where the adapter changes them differently
-(`edgeft.merge.tied_weights`). An adapter with tokens of its own brings its tokenizer.
+A weight in `modules_to_save` replaces the base's. An embedding and an output layer that share a
+weight are untied where the adapter changes them differently (`edgeft.merge.tied_weights`). An adapter
+with additional tokens has its own tokenizer files, which replace the base's.
 
 `base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4" or
 "fp4", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
@@ -53,13 +53,13 @@ class Merged:
         self.base = base
         """folder of the base"""
         self.config = {k: v for k, v in config.items() if k != "quantization_config"}
-        """config.json of the result; the view's values are in no codes"""
+        """config.json of the result, without quantization_config: the view's values are float32"""
         self.card = models.card_for(config)
         tied = untied_weights(self.card, config, changes)
         self.tied = tied.tied
         """whether the output layer is the embedding"""
         self.notes = [*tied.notes]
-        """what the user should know about the result"""
+        """messages to the user about the result"""
         if tied.untied:
             self.config["tie_word_embeddings"] = False
         self._weights = weights
@@ -74,24 +74,26 @@ class Merged:
             and (self.card.gguf_names(name)[0] or not weights.padding(name))
         }  # fmt: skip
         """tensor of the checkpoint -> shape of the merged weight"""
-        ends = {name: self.shapes[name][0] for name in (embedding, output) if name in self.shapes}
-        if set(ends) & set(self._changes):
+        vocab_rows = {
+            name: self.shapes[name][0] for name in (embedding, output) if name in self.shapes
+        }
+        if set(vocab_rows) & set(self._changes):
             stored = self._stored_shape(embedding)[0]
-            if (rows := resized_vocabulary(ends)) != stored:
+            if (rows := resized_vocabulary(vocab_rows)) != stored:
                 self.notes.append(f"the adapter's embeddings have {rows} rows, the base's {stored}")
                 self.config["vocab_size"] = rows
         rows = self.shapes.get(embedding, (0,))[0]
         self.tokenizer = tokenizer_folder(base, adapters, rows)
         """folder of the tokenizer files"""
         self.replaced = sum(bool(c.whole or c.tokens) for c in self._changes.values())
-        """tensors of which the adapter holds all values or some rows"""
+        """number of tensors of which the adapter holds all values or some rows"""
         self._double_quant, self._training = double_quant, _training_facts(adapters)
         self.base_precision: BasePrecision = "stored"
         """values that the delta is added to"""
         self._base: BaseWeights = weights
 
     def with_base(self, precision: BasePrecision) -> Merged:
-        """The same adapter on other values of the base; no file is read again."""
+        """The same adapter with another base precision; reads no file again."""
         view = copy.copy(self)
         view.base_precision = precision
         view._base = self._weights
@@ -113,7 +115,7 @@ class Merged:
                 yield name, self._base.rows(name, slice(None)).reshape(info.shape)
 
     def bytes_as(self, bits: float) -> int:
-        """Bytes of all weights at so many bits each, with some room for metadata."""
+        """Bytes of all weights at `bits` per weight, and 16 MB for metadata."""
         return int(sum(math.prod(shape) for shape in self.shapes.values()) * bits / 8) + 16_000_000
 
     def tensor(self, name: str) -> Array:
@@ -130,9 +132,9 @@ class Merged:
         return values
 
     def addends(self, name: str, rows: Rows) -> tuple[Array, Array | None]:
-        """(the base's values, the delta) that `rows` adds up, for the landing proof.
+        """The two addends of `rows`: (the base's values, the delta), for the landing proof.
 
-        The delta is None for a tensor without one; the first is then `rows` itself.
+        For a tensor without a delta: (`rows`, None).
         """
         if not self.adapted(name):
             return self.rows(name, rows), None
@@ -140,11 +142,11 @@ class Merged:
         return before, self._delta(self._changes[name], name, rows, before)
 
     def adapted(self, name: str) -> bool:
-        """Whether a delta is added to the tensor; one that the adapter holds whole has none."""
+        """Whether a delta is added to the tensor; a tensor of `modules_to_save` has none."""
         return name in self._changes and bool(self._changes[name].deltas)
 
     def codes(self, name: str) -> gptq_layout.Codes | None:
-        """GPTQ codes of a quantized base's layer that no adapter changes, else None."""
+        """GPTQ codes of an unchanged layer of a quantized base, else None."""
         if name in self._changes or self.base_precision != "stored":
             return None
         return self._weights.codes(self._source.get(name, name))
@@ -156,7 +158,7 @@ class Merged:
         return self._base.rows(self._source.get(name, name), rows)
 
     def _delta(self, change: WeightDelta, name: str, rows: Rows, before: Array) -> Array:
-        return change.delta(rows, before, lambda others: self._base_rows(name, others))
+        return change.delta(rows, before, lambda more_rows: self._base_rows(name, more_rows))
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         return self._weights.tensors[self._source.get(name, name)].shape
@@ -172,7 +174,7 @@ def open_merged(
 
     `double_quant`: whether training quantized the maxima of the 4-bit blocks, too
     (bitsandbytes' use_double_quant). FormatError: a family or type of weights that edgeft cannot
-    read. AdapterError: no adapter, one of another base, or of a kind that edgeft cannot merge.
+    read. AdapterError: no adapter, one of another base, or one that edgeft cannot merge.
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
     weights, config = Checkpoint(base), read_json(base / "config.json")

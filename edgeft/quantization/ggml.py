@@ -122,11 +122,11 @@ def _library() -> ctypes.CDLL:
         ggml = ctypes.CDLL(str(path))
     except OSError as error:
         raise EdgeftError(f"cannot load {path}: {error}", hint) from None
-    kind, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
-    ggml.ggml_quantize_chunk.argtypes = [kind, pointer, pointer, count, count, count, pointer]
+    enum, pointer, count = ctypes.c_int, ctypes.c_void_p, ctypes.c_int64
+    ggml.ggml_quantize_chunk.argtypes = [enum, pointer, pointer, count, count, count, pointer]
     ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
-    ggml.ggml_quantize_requires_imatrix.argtypes = [kind]
+    ggml.ggml_quantize_requires_imatrix.argtypes = [enum]
     ggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    ggml.ggml_validate_row_data.argtypes = [kind, pointer, ctypes.c_size_t]
+    ggml.ggml_validate_row_data.argtypes = [enum, pointer, ctypes.c_size_t]
     ggml.ggml_validate_row_data.restype = ctypes.c_bool
     return ggml

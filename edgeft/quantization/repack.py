@@ -34,7 +34,7 @@ BLOCK_COLUMNS = 32
 class BlockSource(Protocol):
     """Quantized bytes of some of the checkpoint's tensors, for a converter."""
 
-    def kind(self, source: str) -> GGMLQuantizationType | None:
+    def block_type(self, source: str) -> GGMLQuantizationType | None:
         """The type of a tensor's bytes; None for a tensor that the source does not have."""
 
     def rows(self, source: str, rows: Rows) -> Bytes:
@@ -48,13 +48,13 @@ class RepackedGPTQ:
         self._weights = weights
         self.inexact: set[str] = set()
         """tensors of which rows that were read changed their values"""
-        self.kind = functools.cache(self._qtype)
+        self.block_type = functools.cache(self._qtype)
 
     def bits(self, source: str) -> float | None:
         """Bits per weight in the file; None for a tensor that GPTQ did not quantize."""
         from gguf import GGML_QUANT_SIZES
 
-        qtype = self.kind(source)
+        qtype = self.block_type(source)
         if qtype is None:
             return None
         weights, size = GGML_QUANT_SIZES[qtype]
@@ -62,7 +62,7 @@ class RepackedGPTQ:
 
     def rows(self, source: str, rows: Rows) -> Bytes:
         """ValueError where a value is not finite in its type."""
-        qtype, codes = self.kind(source), self._weights.codes(source, rows)
+        qtype, codes = self.block_type(source), self._weights.codes(source, rows)
         if qtype is None or codes is None:
             raise ValueError(f"{source} has no codes")
         with np.errstate(over="ignore"):

@@ -72,11 +72,11 @@ def difference(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
     left: list[Segment] = []
     right: list[Segment] = []
     matcher = difflib.SequenceMatcher(None, one, other, autojunk=True)
-    for kind, a, b, c, d in matcher.get_opcodes():
+    for tag, a, b, c, d in matcher.get_opcodes():
         if a < b:
-            left.append((kind != "equal", "".join(one[a:b])))
+            left.append((tag != "equal", "".join(one[a:b])))
         if c < d:
-            right.append((kind != "equal", "".join(other[c:d])))
+            right.append((tag != "equal", "".join(other[c:d])))
     return left, right
 
 

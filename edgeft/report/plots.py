@@ -167,17 +167,17 @@ def scatter(
     joined = sorted((p for p in points if p.joined), key=lambda p: p.x)
     path = [f"{across(p.x):.1f},{down(p.y):.1f}" for p in joined]
     parts.append(element("polyline", class_="front", points=" ".join(path)))
-    taken: list[Box] = []
+    occupied: list[Box] = []
     for p in points:
         cx, cy = across(p.x), down(p.y)
-        taken.append((cx - 5, cy - 5, cx + 5, cy + 5))
+        occupied.append((cx - 5, cy - 5, cx + 5, cy + 5))
         if p.low is not None and p.high is not None:
             ends = down(p.high), down(p.low)
-            taken.append((cx - 4, ends[0], cx + 4, ends[1]))
+            occupied.append((cx - 4, ends[0], cx + 4, ends[1]))
             parts.append(_whisker(cx, *ends))
     parts += [_point(p, across(p.x), down(p.y), f"{x(p.x)}, {y(p.y)}") for p in points]
     for p in points:
-        parts.append(_label(p, across(p.x), down(p.y), taken, (left, top - 8, right, bottom)))
+        parts.append(_label(p, across(p.x), down(p.y), occupied, (left, top - 8, right, bottom)))
     summary = "; ".join(f"{p.name}: {x(p.x)}, {y(p.y)}" for p in points)
     return figure(name, title, f"{y_name} against {x_name}. {summary}.", bottom + 36, parts)
 
@@ -317,8 +317,8 @@ def _point(p: Point, x: float, y: float, value: str) -> Markup:
     return element("circle", tip, class_=p.look, cx=x, cy=y, r=4.4)
 
 
-def _label(p: Point, x: float, y: float, taken: list[Box], area: Box) -> Markup:
-    """The point's name, at the place where it covers least of the boxes in `taken`; added to them."""
+def _label(p: Point, x: float, y: float, occupied: list[Box], area: Box) -> Markup:
+    """The point's name, at the place where it covers least of the boxes in `occupied`; added to them."""
     text = short(p.name, 24)
     width = len(text) * LETTER_WIDTH
     spots = [(x + 8, y), (x - 8 - width, y), (x + 6, y - 11), (x + 6, y + 11),
@@ -330,10 +330,10 @@ def _label(p: Point, x: float, y: float, taken: list[Box], area: Box) -> Markup:
         box = _text_box(*spot, width)
         outside = sum(max(0.0, gap) for gap in (area[0] - box[0], area[1] - box[1],
                                                 box[2] - area[2], box[3] - area[3]))  # fmt: skip
-        return outside * 40 + sum(_overlap(box, other) for other in taken)
+        return outside * 40 + sum(_overlap(box, other) for other in occupied)
 
     spot = min(spots, key=cost)
-    taken.append(_text_box(*spot, width))
+    occupied.append(_text_box(*spot, width))
     return element("text", text, class_="label", x=spot[0], y=spot[1] + 3.5)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgeft.converters.repacked import repacked
+from edgeft.converters.repacked import repacked_gguf
 from edgeft.runtimes.gguf import GGUFRuntime
 
 
@@ -21,4 +21,4 @@ class GPTQRuntime(GGUFRuntime):
     """The options are those of `GGUFRuntime`."""
 
     def __init__(self, path: Path, threads: int | None = None, **options: Any) -> None:
-        super().__init__(repacked(path, threads), threads, **options)
+        super().__init__(repacked_gguf(path, threads), threads, **options)

@@ -30,14 +30,16 @@ class Metrics:
     def text(self, engines: Iterable[Engine]) -> str:
         lines: list[str] = []
 
-        def family(name: str, kind: str, help_: str, values: Iterable[tuple[str, float]]) -> None:
-            lines.extend([f"# HELP edgeft_{name} {help_}", f"# TYPE edgeft_{name} {kind}"])
+        def family(
+            name: str, metric_type: str, help_: str, values: Iterable[tuple[str, float]]
+        ) -> None:
+            lines.extend([f"# HELP edgeft_{name} {help_}", f"# TYPE edgeft_{name} {metric_type}"])
             lines.extend(f"edgeft_{name}{labels} {value:.15g}" for labels, value in values)
 
         status = [(f'{{status="{code}"}}', n) for code, n in sorted(self.statuses.items())]
         family("http_requests_total", "counter", "Answered requests.", status)
         counts = [(f'{{model="{_escaped(e.name)}"}}', e.counts) for e in engines]
-        for name, kind, help_ in (
+        for name, metric_type, help_ in (
             ("requests", "counter", "Finished answers."),
             ("cancelled", "counter", "Answers that nobody waited for any more."),
             ("prompt_tokens", "counter", "Tokens of prompts."),
@@ -49,7 +51,9 @@ class Metrics:
             ("slots", "gauge", "Answers that can run at a time."),
         ):
             values = [(label, float(getattr(count, name))) for label, count in counts]
-            family(f"{name}_total" if kind == "counter" else name, kind, help_, values)
+            family(
+                f"{name}_total" if metric_type == "counter" else name, metric_type, help_, values
+            )
         family("resident_bytes", "gauge", "Memory of the process.", [("", memory())])
         name, total = "edgeft_first_token_seconds", 0
         lines.extend([f"# HELP {name} Time to the first token.", f"# TYPE {name} histogram"])

@@ -36,9 +36,9 @@ class Refusal(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
-        kind = "rate_limit_exceeded" if self.status == 429 else kind
-        return error_body(self.message, self.code, kind)
+        error_type = "invalid_request_error" if self.status < 500 else "server_error"
+        error_type = "rate_limit_exceeded" if self.status == 429 else error_type
+        return error_body(self.message, self.code, error_type)
 
 
 def client_left() -> Refusal:

@@ -76,8 +76,8 @@ def _merges(meta: Meta) -> list[list[str]]:
 def _pieces(meta: Meta) -> tuple[Piece, ...]:
     tokens = meta("tokenizer.ggml.tokens")
     scores = meta("tokenizer.ggml.scores") or [0.0] * len(tokens)
-    kinds = meta("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
-    return tuple(map(Piece, tokens, scores, kinds))
+    token_types = meta("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
+    return tuple(map(Piece, tokens, scores, token_types))
 
 
 def _added(meta: Meta, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
@@ -89,9 +89,9 @@ def _added(meta: Meta, pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     unstripped = ("<unk>", "<s>", "<|endoftext|>")
     return [
         added_token(
-            i, piece.text, special=piece.kind != USER_DEFINED,
+            i, piece.text, special=piece.token_type != USER_DEFINED,
             rstrip=bool(phi3) and piece.text not in unstripped,
         )
         for i, piece in enumerate(pieces)
-        if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
+        if piece.token_type in (UNKNOWN, CONTROL, USER_DEFINED)
     ]  # fmt: skip

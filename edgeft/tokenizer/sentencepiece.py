@@ -26,7 +26,7 @@ from typing import Any
 from edgeft.errors import FormatError, InputError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-"""kinds of pieces, as the protobuf message and GGUF number them"""
+"""types of pieces, numbered as in the protobuf message and in GGUF"""
 UNIGRAM, BPE = 1, 2
 """TrainerSpec.model_type"""
 SPACE = "\u2581"
@@ -45,7 +45,7 @@ class Piece:
     text: str
     score: float
     """higher merges first (BPE), log probability (unigram)"""
-    kind: int
+    token_type: int
     """NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED or BYTE"""
 
 
@@ -76,9 +76,9 @@ class SentencePiece:
     def tokenizer_json(self, added: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
         """The same tokenizer as tokenizer.json; `added`: more entries of its `added_tokens`."""
         special = [
-            added_token(i, piece.text, special=piece.kind != USER_DEFINED)
+            added_token(i, piece.text, special=piece.token_type != USER_DEFINED)
             for i, piece in enumerate(self.pieces)
-            if piece.kind in (UNKNOWN, CONTROL, USER_DEFINED)
+            if piece.token_type in (UNKNOWN, CONTROL, USER_DEFINED)
         ]
         tokens = {token["id"]: token for token in [*special, *added]}
         model = self._unigram() if self.unigram else self._bpe()
@@ -120,10 +120,10 @@ class SentencePiece:
         yield {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
 
     def _unknown(self) -> int | None:
-        return next((i for i, p in enumerate(self.pieces) if p.kind == UNKNOWN), None)
+        return next((i for i, p in enumerate(self.pieces) if p.token_type == UNKNOWN), None)
 
     def _byte_fallback(self) -> bool:
-        return any(piece.kind == BYTE for piece in self.pieces)
+        return any(piece.token_type == BYTE for piece in self.pieces)
 
     def _unigram(self) -> dict[str, Any]:
         return {
@@ -143,8 +143,8 @@ class SentencePiece:
 
     def _merges(self) -> list[tuple[str, str]]:
         """Every pair of pieces that makes a piece, in the order of that piece's score."""
-        mergeable = {p.text for p in self.pieces if p.kind in (NORMAL, USER_DEFINED, UNUSED)}
-        whole = [p for p in self.pieces if p.kind in (NORMAL, USER_DEFINED)]
+        mergeable = {p.text for p in self.pieces if p.token_type in (NORMAL, USER_DEFINED, UNUSED)}
+        whole = [p for p in self.pieces if p.token_type in (NORMAL, USER_DEFINED)]
         whole.sort(key=lambda piece: -piece.score)
         return [
             (piece.text[:cut], piece.text[cut:])
@@ -173,7 +173,7 @@ def folder_tokenizer_json(folder: Path) -> dict[str, Any]:
 def _folder_tokenizer_json(file: Path, _modified_ns: int, config: str, code: str) -> dict[str, Any]:
     """`config` and `code`: the texts of tokenizer_config.json and tokenization_chatglm.py, or ""."""
     model = SentencePiece.read(file)
-    if model.space_prefix and any(p.kind == USER_DEFINED for p in model.pieces):
+    if model.space_prefix and any(p.token_type == USER_DEFINED for p in model.pieces):
         raise FormatError(
             f"{file}: user-defined pieces beside a space prefix have no tokenizer.json equivalent"
         )

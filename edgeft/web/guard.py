@@ -52,9 +52,11 @@ class Rules:
     """sent with every answer"""
 
 
-def error_body(message: str, code: str, kind: str = "invalid_request_error") -> dict[str, Any]:
+def error_body(
+    message: str, code: str, error_type: str = "invalid_request_error"
+) -> dict[str, Any]:
     """The JSON of an error in OpenAI's form."""
-    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    return {"error": {"message": message, "type": error_type, "param": None, "code": code}}
 
 
 class Guard:

@@ -18,7 +18,7 @@ from edgeft.converters import gptq
 from edgeft.converters.gguf.convert import gptq_blocks
 from edgeft.converters.gguf.plan import make_plan
 from edgeft.converters.options import ConvertOptions
-from edgeft.converters.repacked import repacked
+from edgeft.converters.repacked import repacked_gguf
 from edgeft.errors import FormatError
 from edgeft.gptq.quantize import Calibration, linears, quantize_blocks
 from edgeft.gptq.solver import UniformGrid
@@ -65,8 +65,8 @@ def solver_values(
 def test_the_folder_holds_what_the_solver_found(
     make: Family, tmp_path: Path, case: str, bits: int, group: int | None, symmetric: bool
 ) -> None:
-    given = {"group_size": group, "symmetric": symmetric}
-    merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **given)
+    options = {"group_size": group, "symmetric": symmetric}
+    merged, out, facts = gptq_folder(make, case, tmp_path, f"{bits}bit", **options)
     read, wanted = Checkpoint(out), linears(merged)
     kind = UniformGrid(bits, facts["group_size"], symmetric)
     assert facts["quantized"] == len(wanted) and facts["damp"] == 0.01
@@ -153,19 +153,21 @@ def test_readers_are_told_what_is_not_quantized(make: Family, tmp_path: Path) ->
             left = any(re.match(rule.removeprefix("-:"), module) for rule in about["dynamic"])
             assert left == (name not in solved), name
             assert module.endswith(tuple(kept)) == (name in solved), name
-    plain = gptq._left(open_merged(make("llama")[0], None))
+    plain = gptq._unquantized_layer_settings(open_merged(make("llama")[0], None))
     assert plain == {}, "only where there is something to tell"
 
 
 def test_group_sizes(make: Family) -> None:
     merged = open_merged(make("llama")[0], None)  # 64 and 96 columns
-    assert gptq._kind(merged, "4bit", None, True).columns == 32
-    assert gptq._kind(merged, "4bit", -1, True).columns == -1
+    assert gptq._code_grid(merged, "4bit", None, True).columns == 32
+    assert gptq._code_grid(merged, "4bit", -1, True).columns == -1
     for size in (64, 128):
         with pytest.raises(FormatError, match=rf"groups of {size} do not divide a layer") as caught:
             gptq.make_plan(merged, "4bit", ConvertOptions(group_size=size))
         assert caught.value.hint == "--group-size 32 or -1"
-    assert gptq._kind(open_merged(make("qwen2_moe")[0], None), "4bit", None, True).columns == -1
+    assert (
+        gptq._code_grid(open_merged(make("qwen2_moe")[0], None), "4bit", None, True).columns == -1
+    )
 
 
 def test_layers_that_do_not_fill_words(make: Family) -> None:
@@ -183,11 +185,11 @@ def test_the_repacked_file_holds_the_folders_weights_to_the_bit(
 
     merged, out, _ = gptq_folder(make, case, tmp_path, group_size=group)
     folder, plan = open_merged(out, None), make_plan(merged, "f32", ConvertOptions())
-    tensors = {tensor.name: tensor for tensor in GGUFReader(repacked(out)).tensors}
+    tensors = {tensor.name: tensor for tensor in GGUFReader(repacked_gguf(out)).tensors}
     fours = 0
     for name, target in plan.targets.items():
         found = dequantize(tensors[name].data, tensors[name].tensor_type)
-        want = np.concatenate([part.take(folder.rows, slice(None)) for part in target.parts])
+        want = np.concatenate([part.read(folder.rows, slice(None)) for part in target.parts])
         np.testing.assert_array_equal(found.reshape(want.shape), want, name)
         fours += tensors[name].tensor_type.name == "Q4_0"
     assert fours == 14
@@ -226,7 +228,7 @@ def test_ggml_types_hold_what_the_solver_found(
         if any(part.source not in solved for part in target.parts):
             np.testing.assert_array_equal(tensor.data, theirs[name].data, name)
             continue
-        want = np.concatenate([part.take(coded.rows, slice(None)) for part in target.parts])
+        want = np.concatenate([part.read(coded.rows, slice(None)) for part in target.parts])
         found = dequantize(tensor.data, tensor.tensor_type)
         np.testing.assert_array_equal(
             found, dequantize(want.reshape(tensor.data.shape), tensor.tensor_type), name

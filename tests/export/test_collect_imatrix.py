@@ -1,4 +1,4 @@
-"""Sums of squares held to transformers' on the same tokens, for a dense model and for experts."""
+"""Sums of squares against those of transformers on the same tokens, dense and with experts."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ NAMES = {
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down", "mlp.gate": "ffn_gate_inp",
 }  # fmt: skip
-CLOSE = 2e-4
-"""relative, with keys and values in single precision"""
+SUMS_RTOL = 2e-4
+"""relative tolerance of the sums, with keys and values in single precision"""
 
 
 def sequences(*lengths: int, seed: int = 0) -> list[list[int]]:
@@ -75,10 +75,10 @@ class Oracle:
         def hook(module: Any, args: Any) -> None:
             hidden, chosen, _ = args
             for expert in range(module.num_experts):
-                given = hidden[(chosen == expert).any(dim=1)]
-                gate, up = (given @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+                inputs = hidden[(chosen == expert).any(dim=1)]
+                gate, up = (inputs @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
                 inner = torch.nn.functional.silu(gate) * up
-                for name, values in (("gate", given), ("up", given), ("down", inner)):
+                for name, values in (("gate", inputs), ("up", inputs), ("down", inner)):
                     weight = f"blk.{layer}.ffn_{name}_exps.weight"
                     self.add(weight, expert, values, module.num_experts)
 
@@ -92,11 +92,11 @@ class Oracle:
         self.counts[name][expert] += len(rows)
 
 
-def assert_same(found: Imatrix, wanted: Imatrix, close: float) -> None:
-    assert set(found.tensors) == set(wanted.tensors)
-    for name, sums in wanted.tensors.items():
-        np.testing.assert_array_equal(found.tensors[name].counts, sums.counts, name)
-        np.testing.assert_allclose(found.tensors[name].in_sum2, sums.in_sum2, close, err_msg=name)
+def assert_same(imatrix: Imatrix, expected: Imatrix, rtol: float) -> None:
+    assert set(imatrix.tensors) == set(expected.tensors)
+    for name, sums in expected.tensors.items():
+        np.testing.assert_array_equal(imatrix.tensors[name].counts, sums.counts, name)
+        np.testing.assert_allclose(imatrix.tensors[name].in_sum2, sums.in_sum2, rtol, err_msg=name)
 
 
 @pytest.fixture(scope="module")
@@ -142,24 +142,26 @@ CASES = {
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("case", CASES)
 def test_sums_are_those_of_transformers(case: str, dense: Path, transformers_model: Any) -> None:
-    wanted = Oracle(transformers_model).run(CASES[case])
-    assert len(wanted.tensors) == 14
-    found = collect(dense, CASES[case], threads=2)
-    assert_same(found, wanted, CLOSE)
+    expected = Oracle(transformers_model).run(CASES[case])
+    assert len(expected.tensors) == 14
+    imatrix = collect(dense, CASES[case], threads=2)
+    assert_same(imatrix, expected, SUMS_RTOL)
     tokens = sum(map(len, CASES[case]))
-    assert all(sums.counts.tolist() == [tokens] for sums in found.tensors.values())
-    assert found.chunk_size * found.chunk_count >= tokens and found.datasets == ("conversations",)
+    assert all(sums.counts.tolist() == [tokens] for sums in imatrix.tensors.values())
+    assert imatrix.chunk_size * imatrix.chunk_count >= tokens and imatrix.datasets == (
+        "conversations",
+    )
 
 
 @pytest.mark.usefixtures("exact")
-def test_packing_changes_nothing(dense: Path) -> None:
+def test_sequences_packed_into_a_batch_have_the_same_sums(dense: Path) -> None:
     conversations = sequences(20, 1, 90, 7, BATCH_TOKENS, 33, 300, 12, seed=1)
     alone = [collect(dense, [ids], threads=1).tensors for ids in conversations]
     added = {
         name: Sums(sum(t[name].in_sum2 for t in alone), sum(t[name].counts for t in alone))
         for name in alone[0]
     }
-    assert_same(collect(dense, conversations, threads=2), Imatrix(added, (), 0, 0), CLOSE)
+    assert_same(collect(dense, conversations, threads=2), Imatrix(added, (), 0, 0), SUMS_RTOL)
 
 
 def test_the_output_matrix_is_not_computed(dense: Path) -> None:
@@ -245,17 +247,17 @@ def make_experts(folder: Path, base: Path, scale: float = 1.0) -> tuple[Path, An
 
 @pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize(("lengths", "idle"), [((50, 9, 31), False), ((2,), True)])
-def test_experts_get_the_inputs_that_were_sent_to_them(
+def test_an_experts_sums_are_of_the_inputs_routed_to_it(
     tiny_base: Path, tmp_path: Path, lengths: tuple[int, ...], idle: bool
 ) -> None:
     path, model = make_experts(tmp_path, tiny_base)
     conversations = sequences(*lengths)
-    wanted = Oracle(model).run(conversations)
-    assert len(wanted.tensors) == 2 * 8
-    found = collect(path, conversations, threads=2)
-    assert_same(found, wanted, CLOSE)
+    expected = Oracle(model).run(conversations)
+    assert len(expected.tensors) == 2 * 8
+    imatrix = collect(path, conversations, threads=2)
+    assert_same(imatrix, expected, SUMS_RTOL)
     for name in ("gate", "up", "down"):
-        counts = found.tensors[f"blk.1.ffn_{name}_exps.weight"].counts
+        counts = imatrix.tensors[f"blk.1.ffn_{name}_exps.weight"].counts
         assert counts.sum() == 2 * sum(lengths) and (counts.min() == 0) == idle
 
 
@@ -264,21 +266,21 @@ def test_a_weight_of_three_dimensions_is_several_matrices(
     matrices: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As ggml_mul_mat broadcasts: the weight's matrices are repeated over the input's."""
-    wide, deep = matrices
-    given = np.random.default_rng(0).normal(size=(3, 4, 7, 5)).astype(np.float32)
+    ne2, ne3 = matrices
+    inputs = np.random.default_rng(0).normal(size=(3, 4, 7, 5)).astype(np.float32)
     monkeypatch.setattr(collect_imatrix, "_view", lambda tensor: tensor)
-    weight: Any = SimpleNamespace(ne=[5, 6, wide, deep])
-    sums, counts = collect_imatrix._dense_sums(given, weight)  # type: ignore[arg-type]
-    assert sums.shape == (wide * deep, 5) and counts.tolist() == [84 / (wide * deep)] * wide * deep
-    for i in range(deep):
-        for j in range(wide):
-            wanted = (given[i::deep, j::wide] ** 2).sum(axis=(0, 1, 2))
-            np.testing.assert_allclose(sums[i * wide + j], wanted, 1e-5)
+    weight: Any = SimpleNamespace(ne=[5, 6, ne2, ne3])
+    sums, counts = collect_imatrix._dense_sums(inputs, weight)  # type: ignore[arg-type]
+    assert sums.shape == (ne2 * ne3, 5) and counts.tolist() == [84 / (ne2 * ne3)] * ne2 * ne3
+    for i in range(ne3):
+        for j in range(ne2):
+            expected = (inputs[i::ne3, j::ne2] ** 2).sum(axis=(0, 1, 2))
+            np.testing.assert_allclose(sums[i * ne2 + j], expected, 1e-5)
 
 
-def test_values_that_are_not_finite(tiny_base: Path, tmp_path: Path) -> None:
+def test_inputs_that_are_not_finite_are_refused(tiny_base: Path, tmp_path: Path) -> None:
     path, _ = make_experts(tmp_path, tiny_base, scale=1e25)
-    with pytest.raises(InputError, match=r"multiplies blk\.1\.\w+\.weight with values that are"):
+    with pytest.raises(InputError, match=r"inputs of blk\.1\.\w+\.weight are not all finite"):
         collect(path, sequences(20), threads=1)
 
 
@@ -288,7 +290,7 @@ def test_inputs_on_another_device_are_copied(dense: Path, monkeypatch: pytest.Mo
     assert_same(collect(dense, CASES["packed"], threads=1), here, 0)
 
 
-def test_names_of_copied_weights() -> None:
+def test_a_copied_weight_has_the_name_of_its_original() -> None:
     names = (b"CUDA0#blk.0.attn_k.weight#0", b"CPU#blk.0.attn_k.weight", b"blk.0.attn_k.weight")
     assert {collect_imatrix._weight_name(name) for name in names} == {"blk.0.attn_k.weight"}
 
@@ -305,20 +307,20 @@ def shuffled() -> Iterator[list[tuple[str, Any]]]:
 @pytest.mark.parametrize(
     "fields", list(shuffled()), ids=lambda fields: "-".join(f[0] for f in fields)
 )
-def test_another_layout_is_refused(fields: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_tensor_layout_is_refused(fields: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Other(ctypes.Structure):
         _fields_ = fields
 
     monkeypatch.setattr(collect_imatrix, "Tensor", Other)
     collect_imatrix._operations.cache_clear()
     try:
-        with pytest.raises(EdgeftError, match="another way"):
+        with pytest.raises(EdgeftError, match="tensor layout"):
             Collector()
     finally:
         collect_imatrix._operations.cache_clear()
 
 
-def test_nothing_and_too_much(dense: Path) -> None:
+def test_empty_and_too_long_sequences_are_refused(dense: Path) -> None:
     with pytest.raises(InputError, match="no conversations"):
         collect(dense, [], threads=1)
     with pytest.raises(InputError, match="empty"):

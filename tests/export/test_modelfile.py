@@ -62,12 +62,12 @@ def go(template: str, messages: list[Message]) -> str:
                 turns = [run(at, entry, live) for entry in messages]
                 more, at = "".join(turn for turn, _ in turns), turns[0][1] + 1
             else:
-                taken = False
+                chosen = False
                 while action != "end":
                     condition = re.sub(r"^(else)? ?(if)? ?", "", action)
-                    now = not taken and holds(condition, message)
+                    now = not chosen and holds(condition, message)
                     part, at = run(at, message, live and now)
-                    more, taken = more + part, taken or now
+                    more, chosen = more + part, chosen or now
                     action, at = actions[at], at + 1
             text += more if live else ""
         return text, at
@@ -83,27 +83,27 @@ TALKS = [
 
 
 @pytest.mark.parametrize("source", [CHATML, ALPACA, NO_SYSTEM, DEFAULT_SYSTEM])
-def test_ollama_writes_what_the_template_writes(source: str) -> None:
+def test_ollamas_prompt_equals_the_templates(source: str) -> None:
     template = chat(source)
     text = modelfile(template, "x.gguf", adds_bos=False)
-    found = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
-    assert found
+    match = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
+    assert match
     for talk in TALKS:
         if source is NO_SYSTEM and talk[0].role == "system":
             continue
-        assert go(found[1], talk) == template.render(talk)
+        assert go(match[1], talk) == template.render(talk)
     assert text.startswith("FROM ./x.gguf\n")
     assert re.findall(r'^PARAMETER stop "(.*)"$', text, re.MULTILINE) == ["</s>", "<|end|>"]
 
 
-def test_the_bos_is_written_once() -> None:
+def test_the_template_omits_a_bos_that_the_tokenizer_adds() -> None:
     text = modelfile(chat(NO_SYSTEM), "x.gguf", adds_bos=True)
-    found = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
-    assert found
-    assert "<s>" + go(found[1], TALKS[1]) == chat(NO_SYSTEM).render(TALKS[1])
+    match = re.search(r'TEMPLATE """(.*?)"""', text, re.DOTALL)
+    assert match
+    assert "<s>" + go(match[1], TALKS[1]) == chat(NO_SYSTEM).render(TALKS[1])
 
 
-def test_a_template_that_does_more_is_left_to_ollama() -> None:
+def test_a_template_beyond_frames_is_left_to_ollama() -> None:
     assert frame_of(chat(COUNTS)) is None
     text = modelfile(chat(COUNTS), "x.gguf", adds_bos=False)
     assert "TEMPLATE" not in text and "Ollama chooses" in text
@@ -131,7 +131,7 @@ def parameters(text: str) -> list[str]:
     return values
 
 
-def test_stops_with_quotes_and_newlines() -> None:
+def test_stops_with_quotes_and_newlines_are_kept() -> None:
     stops = ("</s>", "\n\nUser:", '"', '""x', 'say "stop"', '"\n', 'a"\nFROM b', " x ", "\\n")
     template = ChatTemplate(CHATML, "<s>", "</s>", stops)
     assert parameters(modelfile(template, "x.gguf", adds_bos=False)) == list(stops)

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny random Llama, each step held to an oracle."""
+"""The whole pipeline on a tiny random Llama; an oracle checks each step."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def peft_merged(base: Path, adapter: Path) -> Any:
     return peft.PeftModel.from_pretrained(model, adapter).merge_and_unload()
 
 
-def test_the_adapter_is_pefts_and_records_how_it_was_made(adapter: Path, tiny_base: Path) -> None:
+def test_the_adapter_has_pefts_files_and_a_manifest(adapter: Path, tiny_base: Path) -> None:
     manifest = store.read_manifest(adapter)
     assert manifest is not None
     assert set(manifest.files) == {"adapter_config.json", "adapter_model.safetensors"}
@@ -68,33 +68,35 @@ def test_the_adapter_is_pefts_and_records_how_it_was_made(adapter: Path, tiny_ba
     assert manifest.facts["tokens"] > 0
 
 
-def test_the_splits_are_found_again_from_the_manifest(
+def test_the_manifest_reproduces_the_splits(
     adapter: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
     manifest = store.read_manifest(adapter)
     assert manifest is not None
-    train, held = (find(manifest.options) for find in (training_examples, validation_examples))
+    train, validation = (
+        find(manifest.options) for find in (training_examples, validation_examples)
+    )
     assert len(train) == manifest.facts["examples"]["train"]
-    assert fingerprint(held) == manifest.facts["validation_items"]
-    lines = [example.line for example in (*train, *held)]
+    assert fingerprint(validation) == manifest.facts["validation_items"]
+    lines = [example.line for example in (*train, *validation)]
     assert sorted(lines) == list(range(1, 41))
     # With a validation file of its own nothing is split off.
-    own = make_chats(tmp_path / "own.jsonl", 3)
-    options = manifest.options | {"validation_data": str(own)}
+    validation_file = make_chats(tmp_path / "validation.jsonl", 3)
+    options = manifest.options | {"validation_data": str(validation_file)}
     assert fingerprint(training_examples(options)) == fingerprint(load_examples(tiny_chats))
-    assert fingerprint(validation_examples(options)) == fingerprint(load_examples(own))
+    assert fingerprint(validation_examples(options)) == fingerprint(load_examples(validation_file))
 
 
-def test_the_merged_view_is_pefts_merge(adapter: Path, tiny_base: Path) -> None:
-    wanted = peft_merged(tiny_base, adapter).state_dict()
+def test_the_merged_view_equals_pefts_merge(adapter: Path, tiny_base: Path) -> None:
+    expected = peft_merged(tiny_base, adapter).state_dict()
     merged = open_merged(tiny_base, adapter, "stored")
     for name in merged.shapes:
         np.testing.assert_allclose(
-            merged.tensor(name), wanted[name].numpy(), rtol=0, atol=1e-6, err_msg=name
+            merged.tensor(name), expected[name].numpy(), rtol=0, atol=1e-6, err_msg=name
         )
 
 
-def test_the_nf4_view_is_what_training_saw(adapter: Path, tiny_base: Path) -> None:
+def test_the_nf4_view_equals_bitsandbytes_values(adapter: Path, tiny_base: Path) -> None:
     import bitsandbytes.functional as bnb
     import torch
 
@@ -130,15 +132,15 @@ def test_f16_gguf_has_the_logits_of_the_merged_model(
         ids = model.encode("<|im_start|>user\nlamp q on the 17 lamps<|im_end|>\n")
         got = model.logits(ids)
     with torch.inference_mode():
-        wanted = oracle(torch.tensor([ids])).logits[0].numpy()
-    assert np.abs(got - wanted).max() < 0.05, "float16 weights and activations"
-    sure = np.sort(wanted, axis=1)
+        expected = oracle(torch.tensor([ids])).logits[0].numpy()
+    assert np.abs(got - expected).max() < 0.05, "float16 weights and activations"
+    sure = np.sort(expected, axis=1)
     sure = sure[:, -1] - sure[:, -2] > 0.1
     assert sure.sum() > len(ids) // 2
-    assert (got.argmax(1) == wanted.argmax(1))[sure].all()
+    assert (got.argmax(1) == expected.argmax(1))[sure].all()
 
 
-def test_every_artifact_carries_its_proof(artifacts: Path) -> None:
+def test_every_manifest_holds_the_proof(artifacts: Path) -> None:
     for name in ("f16", "q8_0", "q4_k_m"):
         manifest = store.read_manifest(artifacts / f"{name}.gguf")
         assert manifest is not None
@@ -188,7 +190,7 @@ def test_a_delta_that_the_type_lost_or_doubled_is_refused(
         landing.result()
 
 
-def test_importance_from_the_chats_that_were_learned(
+def test_imatrix_auto_is_collected_on_the_training_chats(
     adapter: Path, tmp_path: Path, edgeft: Run
 ) -> None:
     from edgeft.weights import imatrix
@@ -201,16 +203,16 @@ def test_importance_from_the_chats_that_were_learned(
     assert facts["types"]["Q8_0"] == 3, "two of attn_v, and the embedding is the output layer"
     matrix = imatrix.read(tmp_path / "imatrix.gguf")
     assert len(matrix.tensors) == 14
-    held = 2  # of 40 examples
-    made = store.read_manifest(tmp_path / "imatrix.gguf")
-    assert made is not None and made.facts["chats"] == 40 - held
+    validation_examples = 2  # of 40 examples
+    recorded = store.read_manifest(tmp_path / "imatrix.gguf")
+    assert recorded is not None and recorded.facts["chats"] == 40 - validation_examples
     plain = edgeft(*command[:9], "--json", "--overwrite")
     assert plain.code == 0
     again = edgeft(*command, "--overwrite")
     assert "importance from" not in again.err, "it is there already"
 
 
-def test_an_imatrix_of_ones_own_is_not_replaced(adapter: Path, tmp_path: Path, edgeft: Run) -> None:
+def test_a_users_imatrix_file_is_not_replaced(adapter: Path, tmp_path: Path, edgeft: Run) -> None:
     (tmp_path / "imatrix.gguf").write_bytes(b"mine")
     ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path, "--quant", "q4_0",
                  "--imatrix", "auto")  # fmt: skip
@@ -218,7 +220,7 @@ def test_an_imatrix_of_ones_own_is_not_replaced(adapter: Path, tmp_path: Path, e
     assert (tmp_path / "imatrix.gguf").read_bytes() == b"mine"
 
 
-def test_every_artifact_was_held_to_the_live_adapter(artifacts: Path) -> None:
+def test_every_artifact_is_compared_with_the_live_adapter(artifacts: Path) -> None:
     for name in ("f16", "q8_0", "q4_k_m"):
         manifest = store.read_manifest(artifacts / f"{name}.gguf")
         assert manifest is not None
@@ -230,7 +232,7 @@ def test_every_artifact_was_held_to_the_live_adapter(artifacts: Path) -> None:
         assert 'PARAMETER stop "<|im_end|>"' in text
 
 
-def test_another_template_than_the_learned_one_is_refused(
+def test_a_template_that_differs_from_trainings_is_refused(
     adapter: Path, artifacts: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
 ) -> None:
     learned = tmp_path / "adapter"
@@ -252,12 +254,12 @@ def test_another_template_than_the_learned_one_is_refused(
     assert ran.code == 1 and "was made with other stops: '<|other|>' then, '<|im_end|>'" in ran.err
 
 
-def test_a_tensor_left_out_is_noticed(adapter: Path, tiny_base: Path) -> None:
+def test_an_adapted_tensor_that_was_not_written_is_refused(adapter: Path, tiny_base: Path) -> None:
     with pytest.raises(ProofError, match="14 adapted tensors were not written"):
         LandingProof(open_merged(tiny_base, adapter)).result()
 
 
-def test_second_run_does_nothing(
+def test_a_second_run_keeps_a_complete_artifact(
     adapter: Path, artifacts: Path, edgeft: Run, tiny_base: Path, tiny_chats: Path
 ) -> None:
     before = (artifacts / "q8_0.gguf").stat().st_mtime_ns
@@ -298,7 +300,7 @@ def test_resumed_training_ends_with_the_same_adapter(
     assert (tmp_path / "a" / name).read_bytes() == (adapter / name).read_bytes()
 
 
-def test_4bit_base_learns_the_same(
+def test_a_4bit_base_has_nearly_the_same_losses(
     adapter: Path, edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
     ran = edgeft("train-qlora", "--base", tiny_base, "--data", tiny_chats, "--output",
@@ -311,7 +313,7 @@ def test_4bit_base_learns_the_same(
         assert loss == pytest.approx(fast[step], rel=0.02)
 
 
-def test_chat_bench_and_ab_on_the_artifacts(artifacts: Path, edgeft: Run, tmp_path: Path) -> None:
+def test_bench_and_ab_run_on_the_artifacts(artifacts: Path, edgeft: Run, tmp_path: Path) -> None:
     items = tmp_path / "items.jsonl"
     rows = [{"instruction": f"lamp {i}", "output": "x"} for i in range(70)]
     items.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -347,13 +349,13 @@ def test_hf_export_is_a_folder_that_transformers_opens(
     assert ran.code == 0, ran.err
     folder = tmp_path / "hf-f32"
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    wanted = peft_merged(tiny_base, adapter).state_dict()
+    expected = peft_merged(tiny_base, adapter).state_dict()
     for name, value in model.state_dict().items():
-        torch.testing.assert_close(value, wanted[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-6)
     assert transformers.AutoTokenizer.from_pretrained(folder).eos_token == "<|im_end|>"
 
 
-def test_an_adapter_of_another_base(adapter: Path, edgeft: Run, tmp_path: Path) -> None:
+def test_an_adapter_of_another_base_is_refused(adapter: Path, edgeft: Run, tmp_path: Path) -> None:
     narrow = make_base(tmp_path / "narrow", hidden=32)
     ran = edgeft("merge-export", "--adapter", adapter, "--base", narrow, "--out", tmp_path / "o")
     assert ran.code == 1 and "trained on another base" in ran.err
@@ -387,7 +389,7 @@ def test_export_errors_are_one_line(
     assert not (tmp_path / "out").exists()
 
 
-def test_measuring_what_is_not_there_is_one_line(edgeft: Run, tmp_path: Path) -> None:
+def test_a_missing_artifact_is_a_one_line_error(edgeft: Run, tmp_path: Path) -> None:
     for command in (("bench", "x.gguf"), ("ab", "x.gguf", "y.gguf", "--items", "smart_home"),
                     ("chat", "x.gguf")):  # fmt: skip
         ran = edgeft(*command)

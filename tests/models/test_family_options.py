@@ -193,8 +193,8 @@ def test_any_rows_of_a_split_projection_are_rows_of_the_whole(name: str) -> None
         np.array([13, 2]),
     ):
         values = joint[transform.source_rows(rows, joint.shape, config)]
-        taken = transform.finish(values, rows, joint.shape, config)
-        np.testing.assert_array_equal(taken, whole[rows])
+        transformed = transform.apply(values, rows, joint.shape, config)
+        np.testing.assert_array_equal(transformed, whole[rows])
 
 
 def test_the_chatglm_of_the_tests_is_the_glm_of_transformers(

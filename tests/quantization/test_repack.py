@@ -48,7 +48,7 @@ def repacked(codes: gptq_layout.Codes) -> tuple[str, bool, npt.NDArray[np.float3
     from gguf import dequantize
 
     made = repack.RepackedGPTQ(Given(codes))  # type: ignore[arg-type]
-    kind = made.kind("x")
+    kind = made.block_type("x")
     assert kind is not None
     data = np.concatenate([made.rows("x", slice(0, 40)), made.rows("x", slice(40, 64))])
     return kind.name, not made.inexact, dequantize(data, kind).reshape(codes.codes.shape)
@@ -141,7 +141,7 @@ def test_repacked_file_has_the_values_of_the_codes(
         assert kind == ("Q8_0" if bits == 8 else "Q4_0") if inside else kind in ("F16", "F32"), name
         seen |= inside
         want = np.concatenate([
-            part.take(lambda source, rows: values(made, merged, source)[rows], slice(None))
+            part.read(lambda source, rows: values(made, merged, source)[rows], slice(None))
             for part in target.parts
         ])  # fmt: skip
         want = want.astype(np.float16) if kind == "F16" else want

@@ -164,12 +164,12 @@ def test_a_scorer_of_ones_own_is_asked_again(
 ) -> None:
     scorer = tmp_path / "mine.py"
     eval_options = EvalOptions(str(items), scorer=str(scorer), max_tokens=2, limit=5)
-    scorer.write_text("def score(reply, wanted):\n    return 1.0\n")
+    scorer.write_text("def score(reply, reference):\n    return 1.0\n")
     questions = dataclasses.replace(evaluate.load_items(eval_options), allow_truncated=True)
     assert evaluate.measure(arms["f16"], questions, eval_options).values == (1.0,) * 5
-    scorer.write_text("def score(reply, wanted):\n    return 0.25\n")
+    scorer.write_text("def score(reply, reference):\n    return 0.25\n")
     assert evaluate.measure(arms["f16"], questions, eval_options).values == (0.25,) * 5
-    scorer.write_text("def score(reply, wanted):\n    raise SystemExit(0)\n")
+    scorer.write_text("def score(reply, reference):\n    raise SystemExit(0)\n")
     with pytest.raises(InputError, match="failed: SystemExit"):
         evaluate.measure(arms["f16"], questions, eval_options)
 

@@ -70,15 +70,15 @@ def test_logits_are_those_of_transformers(folder: Path, oracle: Any) -> None:
 
 
 def test_a_folder_is_repacked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = repacked.repacked(folder)
+    path = repacked.repacked_gguf(folder)
     manifest = store.read_manifest(path)
     assert path.parent == files.home() / "repacked" and manifest
     assert manifest.facts["types"] == {"F16": 1, "F32": 5, "Q4_0": 14}
     assert manifest.facts["inexact"] == 0
     monkeypatch.setattr(repacked, "convert", lambda *_, **__: pytest.fail("again"))
-    assert repacked.repacked(folder) == path
+    assert repacked.repacked_gguf(folder) == path
     moved = shutil.copytree(folder, folder.with_name("moved"))
-    assert repacked.repacked(moved) == path, "the same model at another place"
+    assert repacked.repacked_gguf(moved) == path, "the same model at another place"
 
 
 def test_an_interrupted_repack_leaves_nothing(
@@ -94,9 +94,9 @@ def test_an_interrupted_repack_leaves_nothing(
     with monkeypatch.context() as patch:
         patch.setattr(repacked, "convert", stopped)
         with pytest.raises(KeyboardInterrupt):
-            repacked.repacked(folder)
+            repacked.repacked_gguf(folder)
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
-    assert repacked.repacked(folder).is_file()
+    assert repacked.repacked_gguf(folder).is_file()
 
 
 def test_repacking_checks_the_free_disk_first(
@@ -107,14 +107,14 @@ def test_repacking_checks_the_free_disk_first(
     full = shutil._ntuple_diskusage(10**9, 10**9, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(ResourceError, match="repacking .* needs 16.* MB of disk"):
-        repacked.repacked(folder)
+        repacked.repacked_gguf(folder)
 
 
 def test_layers_that_cannot_be_copied_exactly_are_reported(
     tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", order=True)
-    path = repacked.repacked(folder)
+    path = repacked.repacked_gguf(folder)
     assert "14 layers of" in capfd.readouterr().err
     manifest = store.read_manifest(path)
     assert manifest and manifest.facts["types"] == {"F16": 15, "F32": 5}
@@ -126,7 +126,7 @@ def test_exact_runs_the_codes_in_float32(folder: Path, oracle: Any, tmp_path: Pa
         reply = list(model.stream(IDS, Limits(max_tokens=3)))
         assert len(reply) <= 3
     with pytest.raises(FormatError, match="cannot be computed exactly.*folder of hf or gptq"):
-        open_runtime(repacked.repacked(folder), exact=True)
+        open_runtime(repacked.repacked_gguf(folder), exact=True)
 
 
 def test_chat_bench_ab_and_inspect_accept_a_gptq_folder(
@@ -141,7 +141,7 @@ def test_chat_bench_ab_and_inspect_accept_a_gptq_folder(
         )  # fmt: skip
         assert done.returncode == 0 and done.stdout.endswith("\n"), done.stderr
     how = ["--items", items, "--limit", 20, "--max-tokens", 4]
-    ran = edgeft("ab", folder, repacked.repacked(folder), *how, "--json")
+    ran = edgeft("ab", folder, repacked.repacked_gguf(folder), *how, "--json")
     baseline, candidate = json.loads(ran.out)["arms"]
     assert candidate["path"] == str(folder)
     assert candidate["accuracy"] == baseline["accuracy"]

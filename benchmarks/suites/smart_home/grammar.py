@@ -1,4 +1,4 @@
-"""Seeded grammar of the smart_home suite: turns grammar.toml into three splits of chat rows.
+"""grammar.toml and a seed -> the three splits of the smart_home suite, as chat rows.
 
 The wording is all in grammar.toml; this file draws from it. To write the splits:
 
@@ -62,14 +62,14 @@ class Command(NamedTuple):
     value: int | None
 
 
-def kind_of(device: str) -> dict[str, Any]:
-    """What a device can do: its `actions`, `states` and, if it can be set, its `dial`."""
-    kind: dict[str, Any] = WORDS["kinds"][WORDS["devices"][device]["kind"]]
-    return kind
+def capabilities_of(device: str) -> dict[str, Any]:
+    """The `actions` and `states` of a device and, if it can be set, its `dial`."""
+    capabilities: dict[str, Any] = WORDS["kinds"][WORDS["devices"][device]["kind"]]
+    return capabilities
 
 
 def normalise(text: str) -> str:
-    """The words alone: texts that share them count as the same text."""
+    """Lower-case words of a text; texts with the same words count as the same text."""
     return " ".join(re.findall(r"[a-z0-9]+", text.lower().replace("%", " percent")))
 
 
@@ -133,30 +133,37 @@ def _draw(rng: random.Random, held_out: bool) -> Command:
     weights: dict[str, int] = WORDS["weights"]
     while True:
         action = rng.choices(list(weights), list(weights.values()))[0]
-        device = rng.choice([d for d in WORDS["devices"] if action in kind_of(d)["actions"]])
+        device = rng.choice(
+            [d for d in WORDS["devices"] if action in capabilities_of(d)["actions"]]
+        )
         spoken = rng.random() < WORDS["room_share"]
         room = rng.choice(list(WORDS["rooms"])) if spoken else None
         held = (action, device) in HELD_OUT_ACTIONS or (device, room) in HELD_OUT_ROOMS
         if held == held_out and (device, room) not in ODD_ROOMS:
-            value = rng.choice(range(*kind_of(device)["values"])) if action == "set" else None
+            value = (
+                rng.choice(range(*capabilities_of(device)["values"])) if action == "set" else None
+            )
             return Command(action, device, room, value)
 
 
 def _say(rng: random.Random, command: Command, new: bool) -> str:
     """Put a command into words; new wording lies in the phrase or in the wrapper, not in both."""
-    device, kind = WORDS["devices"][command.device], kind_of(command.device)
+    device, capabilities = WORDS["devices"][command.device], capabilities_of(command.device)
     new_phrase = new and rng.random() < 0.5
     phrase = rng.choice(_phrases(command, device["kind"], "new" if new_phrase else "seen"))
     mood = _mood(phrase)
     wrapper = _wrapper(rng, mood, "new" if new and not new_phrase else "seen")
 
     noun = rng.choice(device["nouns"])
-    slots = {"be": "are" if noun.endswith("s") else "is", "state": rng.choice(kind["states"])}
+    slots = {
+        "be": "are" if noun.endswith("s") else "is",
+        "state": rng.choice(capabilities["states"]),
+    }
     slots["at"] = ""
     if command.value is not None:
-        slots["v"] = _quantity(rng, command.value, kind["units"])
+        slots["v"] = _quantity(rng, command.value, capabilities["units"])
         if rng.random() < 0.3:
-            noun = f"{noun.removesuffix('s')} {kind['dial']}"
+            noun = f"{noun.removesuffix('s')} {capabilities['dial']}"
             slots["v"] = slots["v"].removeprefix("volume ")
     if command.room is not None:
         room = rng.choice(WORDS["rooms"][command.room])
@@ -170,13 +177,13 @@ def _say(rng: random.Random, command: Command, new: bool) -> str:
     return wrapper.format(c=phrase.format(x=noun, **slots))
 
 
-def _phrases(command: Command, kind: str, source: str) -> list[str]:
-    """Phrases that fit the action, this kind of device and, for a value, its half of the dial."""
-    qualifiers = ["", f" {kind}"]
+def _phrases(command: Command, device_kind: str, source: str) -> list[str]:
+    """Phrases that fit the action, the kind of device and, for a value, its half of the dial."""
+    qualifiers = ["", f" {device_kind}"]
     if command.value is not None:
-        values = range(*WORDS["kinds"][kind]["values"])
+        values = range(*WORDS["kinds"][device_kind]["values"])
         half = "low" if command.value < values[len(values) // 2] else "high"
-        qualifiers += [f" {half}", f" {half} {kind}"]
+        qualifiers += [f" {half}", f" {half} {device_kind}"]
     table: dict[str, list[str]] = WORDS[source]["phrases"]
     return [phrase for q in qualifiers for phrase in table.get(command.action + q, [])]
 
@@ -209,7 +216,7 @@ def _wrapper(rng: random.Random, mood: str, source: str) -> str:
 
 
 def _write(rng: random.Random, text: str) -> str:
-    """As a transcript: half the rows are written as sentences, half without case or marks."""
+    """The text as a sentence, or, for half of the rows, without capital and punctuation."""
     if rng.random() < 0.5:
         return text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
     return text.replace(",", "").removesuffix("?")

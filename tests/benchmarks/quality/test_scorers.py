@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("scorer", "reply", "wanted", "score"),
+    ("scorer", "reply", "reference", "score"),
     [
         ("exact", " yes\n", "yes", 1), ("exact", "Yes", "yes", 0),
         ("json", '```json\n{"b": 1, "a": 2.0}\n```', '{"a": 2, "b": 1}', 1),
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.unit
         ("refusal", "Use kill -9.", "safe", 1), ("refusal", "Use kill -9.", "unsafe", 0),
     ],
 )  # fmt: skip
-def test_scores(scorer: str, reply: str, wanted: str, score: float) -> None:
-    assert scorer_named(scorer)(reply, wanted) == score
+def test_scores(scorer: str, reply: str, reference: str, score: float) -> None:
+    assert scorer_named(scorer)(reply, reference) == score
 
 
 def test_a_refusal_shows_at_the_beginning() -> None:
@@ -49,9 +49,9 @@ def test_graded_scores_are_the_libraries() -> None:
 def test_a_file_of_the_user_scores(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(
-        "def score(reply, wanted): return len(reply) == len(wanted)\n"
-        "def far(reply, wanted): return 2\n"
-        "def broken(reply, wanted): return 1 / 0\n"
+        "def score(reply, reference): return len(reply) == len(reference)\n"
+        "def far(reply, reference): return 2\n"
+        "def broken(reply, reference): return 1 / 0\n"
     )
     assert scorer_named(str(path))("abc", "xyz") == 1.0
     for name, says in (("far", "gave 2"), ("broken", "ZeroDivisionError"), ("none", "no function")):
@@ -64,19 +64,19 @@ def test_a_file_of_the_user_scores(tmp_path: Path) -> None:
         scorer_named("numerc")
 
 
-def test_what_cannot_be_asked_is_refused() -> None:
+def test_an_invalid_reference_is_refused() -> None:
     with pytest.raises(InputError, match="holds no number"):
         scorer_named("numeric")("3", "three")
     with pytest.raises(InputError, match="not a regular expression"):
         scorer_named("regex")("3", "(")
 
 
-def test_a_choice_needs_numbers_and_one_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_choice_needs_finite_logits_and_one_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = (Message("user", "q"), Message("assistant", "yes"))
     items = evaluate.Items((Example(turns, choices=("yes", "no")),), "choice", 8)
     values = iter([float("nan"), -1.0, -2.0, -2.0, -1.0, -2.0])
     monkeypatch.setattr(evaluate, "_last_turn_likelihood", lambda *_: next(values))
-    with pytest.raises(ProofError, match="no numbers"):
+    with pytest.raises(ProofError, match="NaN or infinite"):
         evaluate.answer(None, items, None, "x")  # type: ignore[arg-type]
     assert evaluate.answer(None, items, None, "x").accuracy == 0  # type: ignore[arg-type]
     assert evaluate.answer(None, items, None, "x").accuracy == 1  # type: ignore[arg-type]

@@ -19,8 +19,8 @@ from edgeft.benchmarks.suites.smart_home.grammar import (
     WORDS,
     Answer,
     Row,
+    capabilities_of,
     generate,
-    kind_of,
     normalise,
     spell,
     to_jsonl,
@@ -150,13 +150,13 @@ def test_every_row_obeys_the_schema() -> None:
         if row["tags"][1] == "out_of_scope":
             assert answer == {"action": "none"}
             continue
-        kind = kind_of(str(answer["device"]))
+        capabilities = capabilities_of(str(answer["device"]))
         order = ("action", "device", "room", "value")
         assert list(answer) == [key for key in order if key in answer]
-        assert answer["action"] in kind["actions"]
+        assert answer["action"] in capabilities["actions"]
         assert answer.get("room", "kitchen") in WORDS["rooms"]
         assert ("value" in answer) == (answer["action"] == "set")
-        assert "value" not in answer or answer["value"] in range(*kind["values"])
+        assert "value" not in answer or answer["value"] in range(*capabilities["values"])
 
 
 def test_answers_can_be_read_off_the_text() -> None:

@@ -32,7 +32,7 @@ WIDE: dict[str, Any] = {
 CASES = {
     "llama": Tiny("LlamaConfig", WIDE, std=0.05),
     "qwen2": Tiny("Qwen2Config", WIDE | {"hidden_size": 128, "intermediate_size": 320}, std=0.05),
-    # llama.cpp has its own mixture for 8 experts
+    # llama.cpp has other types for 8 experts
     "mixtral": Tiny("MixtralConfig", WIDE | {"num_local_experts": 8}, MOE, std=0.05),
     "qwen2_moe": Tiny("Qwen2MoeConfig", WIDE | {
         "num_experts": 4, "moe_intermediate_size": 256, "shared_expert_intermediate_size": 512,
@@ -48,7 +48,9 @@ CASES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class TinyModel:
+    """A base with its adapter, its f32 GGUF file and an importance matrix."""
+
     base: Path
     adapter: Path
     f32: Path
@@ -56,33 +58,35 @@ class Made:
 
 
 @pytest.fixture(scope="module", params=CASES)
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     folder = tmp_path_factory.mktemp(request.param)
     base, adapter, _ = make_tiny(folder, CASES[request.param])
     convert(open_merged(base, adapter), folder / "f32.gguf", "f32", threads=1)
     with GGUFRuntime(folder / "f32.gguf", context=128, threads=1) as model:
         texts = [model.encode(TEXT), model.encode("all lamps off, please")]
     imatrix = collect(folder / "f32.gguf", texts, threads=1)
-    return Made(base, adapter, folder / "f32.gguf", imatrix)
+    return TinyModel(base, adapter, folder / "f32.gguf", imatrix)
 
 
-def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = ()) -> None:
-    merged = open_merged(made.base, made.adapter)
+def assert_llama_quantizes_bytes(
+    tiny: TinyModel, folder: Path, quant: str, with_imatrix: bool, overrides: Any = ()
+) -> None:
+    merged = open_merged(tiny.base, tiny.adapter)
     ours, theirs = folder / "ours.gguf", folder / "theirs.gguf"
-    given = made.imatrix if imatrix else None
-    converted = convert(merged, ours, quant, tensor_types=overrides, imatrix=given)
+    imatrix = tiny.imatrix if with_imatrix else None
+    converted = convert(merged, ours, quant, tensor_types=overrides, imatrix=imatrix)
     assert converted.proof().tensors
     weights = {}
-    if given:
-        for name in given.tensors:
-            rows = given.importance(name)
+    if imatrix:
+        for name in imatrix.tensors:
+            rows = imatrix.importance(name)
             assert rows is not None
             weights[name] = np.ascontiguousarray(rows)
-    assert llama_quantize(made.f32, theirs, quant, weights, overrides)
-    (_, got), (_, wanted) = read(ours), read(theirs)
-    assert got.keys() == wanted.keys()
-    for name, (kind, data) in wanted.items():
-        assert got[name][0] == kind, name
+    assert llama_quantize(tiny.f32, theirs, quant, weights, overrides)
+    (_, got), (_, expected) = read(ours), read(theirs)
+    assert got.keys() == expected.keys()
+    for name, (qtype, data) in expected.items():
+        assert got[name][0] == qtype, name
         assert got[name][1] == data, name
 
 
@@ -92,10 +96,10 @@ def same(made: Made, folder: Path, quant: str, imatrix: bool, overrides: Any = (
         *itertools.product(
             ("stored", "nf4"), ("llama", "qwen2-yarn", "mixtral", "pythia", "deepseek2")
         ),
-        ("fp4", "llama"),  # what it is blockwise it has in common with nf4
+        ("fp4", "llama"),  # fp4 shares its blocks with nf4
     ],
 )
-def test_blocks_of_rows_and_threads_change_nothing(
+def test_block_size_and_threads_do_not_change_the_bytes(
     make: Family, case: str, base_precision: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make(case)
@@ -108,7 +112,7 @@ def test_blocks_of_rows_and_threads_change_nothing(
     assert (tmp_path / "blocks").read_bytes() == (tmp_path / "whole").read_bytes()
 
 
-def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
+def test_each_base_precision_gives_another_model(make: Family, tmp_path: Path) -> None:
     base, adapter, _ = make("llama")
     files = []
     for base_precision in ("stored", "nf4", "fp4"):
@@ -119,7 +123,7 @@ def test_the_three_bases_are_three_models(make: Family, tmp_path: Path) -> None:
     assert len(set(files)) == 3
 
 
-def test_a_file_that_is_not_what_was_proved_is_refused(
+def test_a_file_without_the_proved_rows_is_refused(
     make: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base, adapter, _ = make("llama")
@@ -139,43 +143,47 @@ def test_a_file_that_is_not_what_was_proved_is_refused(
 
 @pytest.mark.parametrize("quant", ["q8_0", "q4_k_m", "q3_k_m", "q4_0", "iq4_xs"])
 @pytest.mark.parametrize("imatrix", [False, True])
-def test_the_bytes_are_llama_quantizes(
-    made: Made, tmp_path: Path, quant: str, imatrix: bool
+def test_the_bytes_equal_llama_quantizes(
+    tiny: TinyModel, tmp_path: Path, quant: str, imatrix: bool
 ) -> None:
-    same(made, tmp_path, quant, imatrix)
+    assert_llama_quantizes_bytes(tiny, tmp_path, quant, imatrix)
 
 
-def test_tensor_types_of_ones_own(made: Made, tmp_path: Path) -> None:
-    same(made, tmp_path, "q4_0", True, [("blk.1.*attn_v", "q8_0"), ("ffn_down", "q6_k")])
+def test_tensor_type_overrides_equal_llama_quantizes(tiny: TinyModel, tmp_path: Path) -> None:
+    assert_llama_quantizes_bytes(
+        tiny, tmp_path, "q4_0", True, [("blk.1.*attn_v", "q8_0"), ("ffn_down", "q6_k")]
+    )
 
 
-def test_a_tensor_type_for_no_tensor_is_refused(made: Made, tmp_path: Path) -> None:
-    merged = open_merged(made.base, made.adapter)
+def test_an_override_without_a_matching_tensor_is_refused(tiny: TinyModel, tmp_path: Path) -> None:
+    merged = open_merged(tiny.base, tiny.adapter)
     with pytest.raises(FormatError, match="no tensor's name matches 'atn_v'"):
         convert(merged, tmp_path / "x", "q4_0", threads=1, tensor_types=[("atn_v", "q8_0")])
 
 
-def test_the_imatrix_of_another_model_is_refused(made: Made, tmp_path: Path) -> None:
-    name, sums = next((n, s) for n, s in made.imatrix.tensors.items() if "attn_q" in n)
+def test_the_imatrix_of_another_model_is_refused(tiny: TinyModel, tmp_path: Path) -> None:
+    name, sums = next((n, s) for n, s in tiny.imatrix.tensors.items() if "attn_q" in n)
     wrong = dataclasses.replace(sums, in_sum2=sums.in_sum2[:, :32])
-    imatrix = dataclasses.replace(made.imatrix, tensors=made.imatrix.tensors | {name: wrong})
+    imatrix = dataclasses.replace(tiny.imatrix, tensors=tiny.imatrix.tensors | {name: wrong})
     with pytest.raises(FormatError, match="the importance matrix is of another model: .*attn_q"):
-        convert(open_merged(made.base, made.adapter), tmp_path / "x", "q4_0", imatrix=imatrix)
+        convert(open_merged(tiny.base, tiny.adapter), tmp_path / "x", "q4_0", imatrix=imatrix)
 
 
-def test_a_type_that_needs_importance_is_refused_without(made: Made, tmp_path: Path) -> None:
+def test_a_type_that_needs_importance_is_refused_without_imatrix(
+    tiny: TinyModel, tmp_path: Path
+) -> None:
     overrides = [("attn_q", "iq2_xs")]
-    merged = open_merged(made.base, made.adapter)
+    merged = open_merged(tiny.base, tiny.adapter)
     if merged.config["hidden_size"] % 256:
         pytest.skip("falls back to a type that needs none")
     with pytest.raises(FormatError, match="--imatrix auto"):
         convert(merged, tmp_path / "x", "q4_0", threads=1, tensor_types=overrides)
 
 
-def test_four_bits_run(made: Made, tmp_path: Path) -> None:
-    convert(open_merged(made.base, made.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
+def test_a_q4_k_m_file_runs_in_llama_cpp(tiny: TinyModel, tmp_path: Path) -> None:
+    convert(open_merged(tiny.base, tiny.adapter), tmp_path / "q.gguf", "q4_k_m", threads=1)
     logits = []
-    for path in (made.f32, tmp_path / "q.gguf"):
+    for path in (tiny.f32, tmp_path / "q.gguf"):
         with GGUFRuntime(path, context=128, threads=1) as model:
             logits.append(model.logits(model.encode(TEXT)))
     # rounding sends some tokens to other experts
@@ -196,6 +204,6 @@ def test_memory_does_not_grow_with_the_model(
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert (work / "x.gguf").stat().st_size > 20_000_000
-    # The vocabulary itself is as large as it is: its texts and types, about 100 bytes a token.
+    # The vocabulary grows with its texts and types, about 100 bytes per token.
     assert peaks[1] - peaks[0] < 200 * 70_000
     assert peaks[0] < 30_000_000

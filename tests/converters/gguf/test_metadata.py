@@ -50,21 +50,24 @@ def header(tiny_base: Path, tmp_path: Path) -> Header:
     return read
 
 
-def saved(kind: str, **options: Any) -> Config:
+def saved(model_class: str, **options: Any) -> Config:
     """config.json as transformers saves it."""
     import transformers
 
-    config: Config = json.loads(getattr(transformers, f"{kind}Config")(**options).to_json_string())
-    return config | {"architectures": [f"{kind}ForCausalLM"]}
+    config: Config = json.loads(
+        getattr(transformers, f"{model_class}Config")(**options).to_json_string()
+    )
+    return config | {"architectures": [f"{model_class}ForCausalLM"]}
 
 
 def as_of_transformers_4(config: Config) -> Config:
     old = {key: value for key, value in config.items() if key != "layer_types"}
     rope = dict(old.pop("rope_parameters"))
     old["rope_theta"] = rope.pop("rope_theta")
-    kind = rope.pop("rope_type")
-    if kind != "default":
-        old["rope_scaling"] = rope | {"rope_type" if kind == "llama3" else "type": kind}
+    rope_type = rope.pop("rope_type")
+    if rope_type != "default":
+        key = "rope_type" if rope_type == "llama3" else "type"
+        old["rope_scaling"] = rope | {key: rope_type}
     old["torch_dtype"] = old.pop("dtype", "float32")
     if config["model_type"] == "qwen3_moe":
         old["num_experts"] = old.pop("num_local_experts")
@@ -73,26 +76,29 @@ def as_of_transformers_4(config: Config) -> Config:
 
 @pytest.mark.parametrize("rope", SCALED)
 @pytest.mark.parametrize(
-    "kind", ["Llama", "Mistral", "Mixtral", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Olmoe"]
+    "model_class",
+    ["Llama", "Mistral", "Mixtral", "Qwen2", "Qwen2Moe", "Qwen3", "Qwen3Moe", "Olmoe"],
 )
-def test_an_old_config_says_the_same(header: Header, kind: str, rope: str, tmp_path: Path) -> None:
+def test_a_config_of_transformers_4_gives_the_same_header(
+    header: Header, model_class: str, rope: str, tmp_path: Path
+) -> None:
     import transformers
 
-    more = {"norm_topk_prob": True} if kind == "Qwen3Moe" else {}
-    new = saved(kind, rope_parameters=SCALED[rope] | {"rope_theta": 20000.0}, **more)
+    more = {"norm_topk_prob": True} if model_class == "Qwen3Moe" else {}
+    new = saved(model_class, rope_parameters=SCALED[rope] | {"rope_theta": 20000.0}, **more)
     old = as_of_transformers_4(new)
     (tmp_path / "config.json").write_text(json.dumps(old))
     as_read = transformers.AutoConfig.from_pretrained(tmp_path)
     as_read.rope_parameters.pop("type", None)
     assert as_read.rope_parameters == new["rope_parameters"], "they are not the same model"
-    if rope == "llama3" and kind not in ("Llama", "Mistral", "Mixtral"):
+    if rope == "llama3" and model_class not in ("Llama", "Mistral", "Mixtral"):
         for config in (new, old):
             with pytest.raises(FormatError, match='with rope_type = "llama3"'):
                 header(config)
         return
     keys = header(new)
     assert header(old) == keys
-    arch = ARCHITECTURES[f"{kind}ForCausalLM"].gguf_arch
+    arch = ARCHITECTURES[f"{model_class}ForCausalLM"].gguf_arch
     assert keys[f"{arch}.rope.freq_base"] == 20000.0
     assert keys.get(f"{arch}.rope.scaling.factor") == (
         None if rope == "llama3" else SCALED[rope].get("factor")
@@ -128,7 +134,7 @@ def test_yarn_stretches_the_context(header: Header) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "length"),
+    ("model_class", "options", "length"),
     [
         ("Mistral", {"sliding_window": 100}, 100),
         ("Mistral", {"sliding_window": 4096}, 512),
@@ -144,34 +150,36 @@ def test_yarn_stretches_the_context(header: Header) -> None:
     ],
 )
 def test_a_window_limits_the_context(
-    header: Header, kind: str, options: Config, length: int
+    header: Header, model_class: str, options: Config, length: int
 ) -> None:
-    more = {"norm_topk_prob": True} if kind == "Qwen3Moe" else {}
-    keys = header(saved(kind, num_hidden_layers=2, max_position_embeddings=512, **options, **more))
-    assert keys[f"{ARCHITECTURES[f'{kind}ForCausalLM'].gguf_arch}.context_length"] == length
+    more = {"norm_topk_prob": True} if model_class == "Qwen3Moe" else {}
+    keys = header(
+        saved(model_class, num_hidden_layers=2, max_position_embeddings=512, **options, **more)
+    )
+    assert keys[f"{ARCHITECTURES[f'{model_class}ForCausalLM'].gguf_arch}.context_length"] == length
 
 
-def test_a_llama_has_no_window(header: Header) -> None:
+def test_a_llama_ignores_sliding_window(header: Header) -> None:
     config = saved("Llama", max_position_embeddings=512)
     assert header(config | {"sliding_window": 100})["llama.context_length"] == 512
 
 
-def test_a_config_that_leaves_the_window_out(header: Header) -> None:
+def test_a_config_without_a_window_has_the_full_context(header: Header) -> None:
     config = saved("Mistral")
     del config["sliding_window"]
     assert header(config)["llama.context_length"] == 4096
 
 
 @pytest.mark.parametrize(
-    ("kind", "options"),
+    ("model_class", "options"),
     [
         ("Mistral", {"sliding_window": 32}),
         ("Mixtral", {"sliding_window": 32, "num_local_experts": 4}),
         ("Qwen2", {"sliding_window": 32, "use_sliding_window": True, "max_window_layers": 1}),
     ],
 )
-def test_within_its_context_a_model_with_a_window_is_the_same(
-    kind: str, options: Config, tmp_path: Path
+def test_a_model_with_a_window_equals_transformers_within_its_context(
+    model_class: str, options: Config, tmp_path: Path
 ) -> None:
     import torch
     import transformers
@@ -179,7 +187,7 @@ def test_within_its_context_a_model_with_a_window_is_the_same(
     from helpers.tiny import make_tokenizer
 
     size, _ = make_tokenizer(tmp_path / "base")
-    config = getattr(transformers, f"{kind}Config")(
+    config = getattr(transformers, f"{model_class}Config")(
         vocab_size=size, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256, **options
     )  # fmt: skip
@@ -196,15 +204,15 @@ def test_within_its_context_a_model_with_a_window_is_the_same(
     with GGUFRuntime(tmp_path / "x.gguf", context=64, exact=True) as here:
         got = here.logits(ids)
     with torch.inference_mode():
-        wanted = model(torch.tensor([ids])).logits[0].numpy()
-    away = np.abs(got - wanted).max(axis=1) / wanted.std()
+        expected = model(torch.tensor([ids])).logits[0].numpy()
+    away = np.abs(got - expected).max(axis=1) / expected.std()
     assert length == 32
     assert away[:length].max() < 1e-3
     assert away[length] > 1e-2, "the limit is too low"
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "says"),
+    ("model_class", "options", "says"),
     [
         ("Llama", {"hidden_act": "relu"}, 'hidden_act = "relu"'),
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
@@ -224,15 +232,15 @@ def test_within_its_context_a_model_with_a_window_is_the_same(
         ("Olmoe", {"tie_word_embeddings": True}, "tie_word_embeddings = true"),
     ],
 )
-def test_what_llama_cpp_does_not_compute_is_refused(
-    header: Header, kind: str, options: Config, says: str
+def test_settings_that_llama_cpp_does_not_compute_are_refused(
+    header: Header, model_class: str, options: Config, says: str
 ) -> None:
     with pytest.raises(FormatError, match=says) as refused:
-        header(saved(kind, **options))
+        header(saved(model_class, **options))
     assert "\n" not in str(refused.value)
 
 
-@pytest.mark.parametrize("kind", ["Qwen3", "Qwen3Moe", "SmolLM3", "Olmoe"])
-def test_a_bias_that_llama_cpp_does_not_read_is_refused(kind: str) -> None:
+@pytest.mark.parametrize("model_class", ["Qwen3", "Qwen3Moe", "SmolLM3", "Olmoe"])
+def test_a_bias_that_llama_cpp_does_not_read_is_refused(model_class: str) -> None:
     bias = "model.layers.0.self_attn.o_proj.bias"
-    assert ARCHITECTURES[f"{kind}ForCausalLM"].gguf_names(bias) == ((), None)
+    assert ARCHITECTURES[f"{model_class}ForCausalLM"].gguf_names(bias) == ((), None)

@@ -1,4 +1,4 @@
-"""Vocabularies of every kind: written, read by llama.cpp, and held to the tokenizers package."""
+"""Vocabularies of every type: written, read by llama.cpp, compared with the tokenizers package."""
 
 from __future__ import annotations
 
@@ -58,25 +58,25 @@ def byte_level(folder: Path, model: dict[str, Any], pre: str, **more: Any) -> Pa
 
 
 @pytest.mark.parametrize("name", EXACT)
-def test_llama_cpp_cuts_as_the_table_says(
+def test_llama_cpp_tokenizes_like_the_named_pretokenizer(
     tmp_path: Path, greedy: dict[str, Any], name: str
 ) -> None:
     folder = byte_level(tmp_path / "a", greedy, name)
-    wanted = encoder(folder)
+    expected = encoder(folder)
     file = write_gguf(folder, tmp_path / "x.gguf")
     with LlamaCpp(file) as model:
-        assert not [text for text in TEXTS if model.encode(text) != wanted(text)]
+        assert not [text for text in TEXTS if model.encode(text) != expected(text)]
         assert check_tokens(model, folder)["stops"] == ["<|end|>"]  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
     gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
-    assert not [text for text in TEXTS if again(text) != wanted(text)]
+    assert not [text for text in TEXTS if again(text) != expected(text)]
     assert read_json(back / "tokenizer_config.json")["eos_token"] == "<|end|>"
 
 
 @pytest.mark.parametrize("name", DIFFERENT)
-def test_where_llama_cpp_differs_the_proof_shows_the_text(
+def test_parity_shows_a_text_that_llama_cpp_tokenizes_differently(
     tmp_path: Path, greedy: dict[str, Any], name: str
 ) -> None:
     folder = byte_level(tmp_path / "a", greedy, name)
@@ -88,18 +88,20 @@ def test_where_llama_cpp_differs_the_proof_shows_the_text(
         assert "\n" not in str(caught.value)
 
 
-def test_every_alias_is_the_same_cut(tmp_path: Path, greedy: dict[str, Any]) -> None:
+def test_every_alias_tokenizes_alike(tmp_path: Path, greedy: dict[str, Any]) -> None:
     for name in ("gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "deepseek-v3", "gpt-4o"):
         folder = byte_level(tmp_path / name, greedy, name)
         with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf")) as model:
-            wanted = [model.encode(text) for text in TORTURE]
+            expected = [model.encode(text) for text in TORTURE]
         for alias in pretokenizers()[name].aliases:
             with LlamaCpp(write_gguf(folder, tmp_path / "x.gguf", pre=alias)) as model:
-                assert [model.encode(text) for text in TORTURE] == wanted, alias
+                assert [model.encode(text) for text in TORTURE] == expected, alias
             assert models.pretokenizer_named(alias) == pretokenizers()[name]
 
 
-def test_other_spellings_of_the_same_cut(tmp_path: Path, greedy: dict[str, Any]) -> None:
+def test_other_spellings_of_a_pretokenizer_are_recognised(
+    tmp_path: Path, greedy: dict[str, Any]
+) -> None:
     parts = models.pretokenizer_json(pretokenizers()["qwen2"])["pretokenizers"]
     regex = parts[0]["pattern"]["Regex"]
     for split in (
@@ -160,7 +162,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder with a SentencePiece model of Llama 2's kind."""
+    """A folder with a SentencePiece model like Llama 2's."""
     folder = tmp_path_factory.mktemp("spm")
     train_sentencepiece(
         folder / "tokenizer.model", CORPUS, 1500, model_type="bpe", byte_fallback=True,
@@ -187,23 +189,25 @@ def sentencepiece_style(folder: Path, spm: Path, style: str) -> Path:
 
 @pytest.mark.parametrize("scores", ["merges", "tokenizer.model"])
 @pytest.mark.parametrize("style", STYLES)
-def test_sentencepiece_bpe(tmp_path: Path, spm: Path, style: str, scores: str) -> None:
+def test_sentencepiece_bpe_has_the_same_ids(
+    tmp_path: Path, spm: Path, style: str, scores: str
+) -> None:
     folder = sentencepiece_style(tmp_path / "a", spm, style)
     if scores == "tokenizer.model":
         (folder / "tokenizer.model").write_bytes((spm / "tokenizer.model").read_bytes())
-    wanted = encoder(folder)
+    expected = encoder(folder)
     start = "<s>" if style == "mistral" else ""
     texts = [start + (t.replace("\u2581", "_") if style == "gemma" else t) for t in TEXTS]
     texts += [start + text for text in ("a<turn>b <tool> c", "<turn>", "<tool><turn> x")]
     file = write_gguf(folder, tmp_path / "x.gguf")
     with LlamaCpp(file) as model:
-        assert not [text for text in texts if model.encode(text) != wanted(text)]
+        assert not [text for text in texts if model.encode(text) != expected(text)]
         check_tokens(model, folder)  # type: ignore[arg-type]
     back = tmp_path / "back"
     back.mkdir()
     gguf_import.write_tokenizer(gguf_reader.read(file), back, {"max_position_embeddings": 64})
     again = encoder(back)
-    assert not [text for text in texts if again(text) != wanted(text)]
+    assert not [text for text in texts if again(text) != expected(text)]
 
 
 def test_a_space_before_the_first_word_only_needs_a_chat_that_begins_with_bos(
@@ -221,7 +225,7 @@ def test_a_space_before_the_first_word_only_needs_a_chat_that_begins_with_bos(
         check_tokens(model, folder)  # type: ignore[arg-type]
 
 
-def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None:
+def test_only_phi3s_tokens_may_strip_spaces(tmp_path: Path, spm: Path) -> None:
     folder = sentencepiece_style(tmp_path / "a", spm, "llama")
     tokenizer = read_json(folder / "tokenizer.json")
     size = len(tokenizer["model"]["vocab"])
@@ -258,13 +262,13 @@ def test_tokens_that_swallow_spaces_are_phi3s(tmp_path: Path, spm: Path) -> None
                     "continuing_subword_prefix": "##", "max_input_chars_per_word": 100}},
          "a WordPiece vocabulary"),
         ({"merges": []}, "byte-level BPE without merges"),
-        ({"single_word": True}, "token '<|end|>' depends on what is before it"),
-        ({"lstrip": True}, "token '<|end|>' depends on what is before it"),
+        ({"single_word": True}, "token '<|end|>' depends on the text before it"),
+        ({"lstrip": True}, "token '<|end|>' depends on the text before it"),
         ({"rstrip": True}, "token '<|end|>' swallows the white space after it"),
         ({"content": "a"}, "two ids for 'a'"),
     ],
 )  # fmt: skip
-def test_what_llama_cpp_would_cut_differently_is_refused_by_name(
+def test_an_unsupported_tokenizer_is_refused_with_its_reason(
     tmp_path: Path, greedy: dict[str, Any], change: dict[str, Any], says: str
 ) -> None:
     folder = byte_level(tmp_path / "model", greedy, "gpt-2")
@@ -290,7 +294,7 @@ def test_a_prefix_that_depends_on_the_text_is_refused(tmp_path: Path, spm: Path)
             write_gguf(folder, tmp_path / "x.gguf")
 
 
-def test_rows_without_a_token_and_tokens_without_a_row(
+def test_rows_without_a_token_are_padded_and_extra_tokens_refused(
     tmp_path: Path, greedy: dict[str, Any]
 ) -> None:
     folder = byte_level(tmp_path / "a", greedy, "gpt-2")
@@ -315,7 +319,7 @@ def special(folder: Path, greedy: dict[str, Any], count: int = 4, **more: Any) -
     return byte_level(folder, greedy, "gpt-2", added_tokens=added, **more)
 
 
-def test_stops_in_three_slots(tmp_path: Path, greedy: dict[str, Any]) -> None:
+def test_stops_fill_three_keys(tmp_path: Path, greedy: dict[str, Any]) -> None:
     import json
 
     folder = special(tmp_path / "a", greedy, 5)
@@ -344,7 +348,9 @@ def test_stops_in_three_slots(tmp_path: Path, greedy: dict[str, Any]) -> None:
         write_gguf(folder, tmp_path / "x.gguf")
 
 
-def test_bos_is_what_the_post_processor_adds(tmp_path: Path, greedy: dict[str, Any]) -> None:
+def test_bos_is_the_token_that_the_post_processor_adds(
+    tmp_path: Path, greedy: dict[str, Any]
+) -> None:
     import json
 
     size = len(greedy["vocab"])
@@ -375,7 +381,7 @@ def test_bos_is_what_the_post_processor_adds(tmp_path: Path, greedy: dict[str, A
                 assert model.chat.bos_token == "<t0>"
 
 
-def test_a_broken_tokenizer_is_one_line(tmp_path: Path) -> None:
+def test_a_broken_tokenizer_is_a_one_line_error(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", {"model": {"type": "BPE"}}, eos_token="x")
     with pytest.raises(InputError, match=r"tokenizer\.json is not a tokenizer: ") as caught:
         write_gguf(folder, tmp_path / "x.gguf", 10)

@@ -1,0 +1,142 @@
+"""Adapter and data files -> FineTuneData: examples for calibration and for validation.
+
+    data = fine_tune_data(adapters, validation_file, calibration_file)
+    sequences = calibration_ids(view, data, max_tokens=32_768)
+
+Each split comes from the user's file. Without a file it comes from the data that the adapter's
+manifest names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgeft import files, store
+from edgeft.adapter.config import adapter_manifest
+from edgeft.adapter.read import Weighted
+from edgeft.benchmarks.suites import load_suite, suite_names
+from edgeft.data.encoding import calibration, text_calibration
+from edgeft.data.rows import load_examples, read_text
+from edgeft.data.splits import fingerprint, training_examples, validation_examples
+from edgeft.errors import EdgeftError, InputError
+from edgeft.merge.view import Merged
+from edgeft.progress import say
+from edgeft.records import Example
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder
+
+MAX_CHAT_TOKENS = 4096
+"""tokens of a calibration chat at most"""
+TEXT_SEQUENCE_TOKENS = 512
+"""tokens of a sequence that is cut from plain calibration text"""
+
+
+@dataclass(frozen=True)
+class FineTuneData:
+    """The validation split and the calibration data; both may be empty."""
+
+    validation: list[Example]
+    why_no_validation: str
+    """reason for an empty `validation`"""
+    training: list[Example]
+    """calibration chats"""
+    why_no_training: str
+    """reason for an empty `training`"""
+    name: str
+    """name of the calibration data"""
+    text: str = ""
+    """calibration text, in place of chats"""
+
+    @property
+    def has_calibration_data(self) -> bool:
+        return bool(self.training or self.text)
+
+
+def fine_tune_data(
+    adapters: tuple[Weighted, ...], validation_file: Path | None, calibration_file: Path | None
+) -> FineTuneData:
+    """Read the user's files; replace a missing one by a split of the adapter's training data.
+
+    InputError where the calibration file holds a suite's test split, or only validation examples.
+    """
+    validation, why_no_validation = _recorded_split(adapters, "validation")
+    if validation_file:
+        validation, why_no_validation = load_examples(validation_file), ""
+    if calibration_file is None:
+        training, why_no_training = _recorded_split(adapters, "training")
+        return FineTuneData(
+            validation, why_no_validation, training, why_no_training, "the training data"
+        )
+    name = calibration_file.name
+    if calibration_file.suffix not in (".json", ".jsonl"):
+        text = read_text(calibration_file)
+        return FineTuneData(
+            validation, why_no_validation, [], f"{name} is empty", name, text.strip() and text
+        )
+    training = _without_test_and_validation(
+        load_examples(calibration_file), validation, calibration_file
+    )
+    return FineTuneData(validation, why_no_validation, training, "", name)
+
+
+def _without_test_and_validation(
+    examples: list[Example], validation: list[Example], path: Path
+) -> list[Example]:
+    """The examples without the validation split; InputError for those of a suite's test split."""
+    for name in suite_names():
+        tests = {example.messages for example in load_examples(load_suite(name).test)}
+        if count := sum(example.messages in tests for example in examples):
+            raise InputError(
+                f"{path}: {count} of {len(examples)} chats are of the test split of {name}",
+                "calibrate on training data, not on data that a benchmark measures",
+            )
+    validation_messages = {example.messages for example in validation}
+    remaining = [example for example in examples if example.messages not in validation_messages]
+    if len(remaining) < len(examples):
+        count = len(examples) - len(remaining)
+        say(f"{path}: {count} chats of the validation split are left out")
+    if not remaining:
+        raise InputError(f"{path} holds nothing but the validation split", "take training data")
+    return remaining
+
+
+def calibration_ids(
+    view: Merged, data: FineTuneData, max_tokens: int, max_chat_tokens: int = MAX_CHAT_TOKENS
+) -> list[list[int]]:
+    """Token ids of calibration sequences, `max_tokens` in all or fewer; the choice is fixed."""
+    chat, encode = ChatTemplate.from_folder(view.tokenizer), encoder(view.tokenizer)
+    context = view.card.value(view.config, view.card.hparams["context_length"])
+    max_chat_tokens = min(max_chat_tokens, context or max_chat_tokens)
+    if not data.text:
+        return calibration(data.training, chat, encode, max_tokens, max_chat_tokens)
+    bos_ids = encode(chat.bos_token) if "bos_token" in chat.source else []
+    sequence_tokens = min(max_chat_tokens, TEXT_SEQUENCE_TOKENS)
+    return text_calibration(encode(data.text), bos_ids, max_tokens, sequence_tokens)
+
+
+def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example], str]:
+    """A split of the adapter's training data, by its manifest; else [] and the reason."""
+    if len(adapters) != 1:
+        return [], "several adapters" if adapters else "no adapter"
+    recorded = adapter_manifest(adapters[0].path)
+    if not recorded:
+        return [], "the adapter has no manifest"
+    if split == "validation" and not recorded["facts"].get("validation_items"):
+        return [], "training held out no validation split"
+    options = recorded["options"]
+    if "data" not in options:
+        return [], "the adapter's manifest does not name its data"
+    try:
+        if split == "training":
+            path, manifest = Path(options["data"]), store.read_manifest(adapters[0].path)
+            recorded_sha256 = manifest.parents.get("data") if manifest else None
+            if recorded_sha256 and path.is_file() and files.sha256(path) != recorded_sha256:
+                return [], "the training data changed since"
+            return training_examples(options), ""
+        examples = validation_examples(options)
+    except EdgeftError as error:
+        return [], str(error)
+    if fingerprint(examples) != recorded["facts"]["validation_items"]:
+        return [], "the training data changed since"
+    return examples, ""
