@@ -67,7 +67,7 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
 
 
 def _check_texts(options: BenchOptions, model: Path | None) -> None:
-    """`model`: the baseline, unless it is a file that `keep` wrote."""
+    """`model`: the baseline, unless it is a file that `save_baseline` wrote."""
     texts = options.text or options.chats
     if texts and not options.baseline:
         raise InputError("nothing to compare the texts' tokens with", "--baseline f16.gguf")

@@ -80,7 +80,25 @@ class Manifest:
             if not isinstance(raw.get(key, {}), dict):
                 raise TypeError(f"{key} is {raw[key]!r}")
         known = {f.name for f in dataclasses.fields(cls)}
-        return cls(**{key: value for key, value in raw.items() if key in known})
+        manifest = cls(**{key: value for key, value in raw.items() if key in known})
+        _rename_base_precision(manifest.options)
+        _rename_base_precision(manifest.facts)
+        _rename_base_precision(manifest.facts.get("proof"))
+        return manifest
+
+
+def _rename_base_precision(values: Any) -> None:
+    """Manifests of edgeft 0.1.0 call the base precision `merge_base`, and stored weights `w16`."""
+    if not isinstance(values, dict) or "merge_base" not in values:
+        return
+    precision = values.pop("merge_base")
+    if isinstance(precision, dict):  # {"chosen": "w16", "why": …, "loss": {"w16": …}}
+        loss = precision.get("loss", {})
+        if "w16" in loss:
+            loss["stored"] = loss.pop("w16")
+        if precision.get("chosen") == "w16":
+            precision["chosen"] = "stored"
+    values["base_precision"] = "stored" if precision == "w16" else precision
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pytest
 
 from edgeft import files, machine, store
 from edgeft.errors import InputError, ResourceError, StaleError
+from edgeft.records import Manifest
 
 pytestmark = pytest.mark.unit
 
@@ -387,3 +388,13 @@ def test_home_is_edgeft_home_or_the_users_cache_folder(monkeypatch: pytest.Monke
         monkeypatch.setenv("EDGEFT_HOME", chosen)
         monkeypatch.setenv("XDG_CACHE_HOME", cache)
         assert files.home() == Path(folder)
+
+
+def test_a_manifest_of_0_1_0_has_todays_names() -> None:
+    facts = {"merge_base": {"chosen": "w16", "loss": {"w16": 1.0, "nf4": 2.0}},
+             "proof": {"merge_base": "nf4"}}  # fmt: skip
+    old = Manifest("artifact", {"merge_base": "w16"}, {}, facts=facts)
+    read = Manifest.from_json(old.to_json())
+    assert read.options == {"base_precision": "stored"}
+    assert read.facts["base_precision"] == {"chosen": "stored", "loss": {"nf4": 2.0, "stored": 1.0}}
+    assert read.facts["proof"] == {"base_precision": "nf4"}

@@ -56,8 +56,9 @@ class HTTPServer:
         `port`: where it will listen; 0 = where it says, by a line with its address.
         """
         self.name, self.port = name, port
-        # A file, not a pipe: a full pipe that nobody reads would stop the program.
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by stop()
+        # A file, not a pipe: a full pipe that nobody reads would stop the program. Both write to the
+        # same offset, so the program appends.
+        self._log = tempfile.TemporaryFile("a+b")  # noqa: SIM115 - closed by stop()
         self._started = time.perf_counter()
         self.process = subprocess.Popen(command, stdout=self._log, stderr=subprocess.STDOUT)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -159,6 +159,10 @@ class DoRA:
             and _equal(self.magnitude, other.magnitude)
         )
 
+    def on_other_base(self) -> DoRA:
+        """The same change without the norms of a base that it was added to."""
+        return replace(self, _norms=[], _lock=threading.Lock())
+
     def _column_norms(self, read: Read) -> Array:
         with self._lock:
             if not self._norms:
@@ -234,6 +238,11 @@ class WeightDelta:
         for delta in self.deltas:
             total += delta.delta(rows, before, read)
         return total
+
+    def on_other_base(self) -> WeightDelta:
+        """The same change, to be added to other values of the base."""
+        deltas = (d.on_other_base() if isinstance(d, DoRA) else d for d in self.deltas)
+        return replace(self, deltas=tuple(deltas))
 
     def equals(self, other: WeightDelta | None) -> bool:
         """Whether both make the same weight of the same weight."""

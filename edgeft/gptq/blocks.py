@@ -239,6 +239,7 @@ class Block:
             modules = set(map(id, child.modules()))
             stages = {linear.stage for linear in self.linears if id(linear.module) in modules}
             if stages and max(stages) < FIRST_STAGE_AFTER_ATTENTION:
+                assert self._attention is None, "a block has one attention layer"
                 self._attention = _KeptAttention(child, self._blocks.attended)
                 return
 

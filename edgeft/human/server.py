@@ -46,9 +46,14 @@ def serving(session: RaterSession, port: int) -> Iterator[str]:
         token = secrets.token_urlsafe(18)
         port = listening.getsockname()[1]
         server = uvicorn_server(voting_app(session, port, token), GRACE_S)
-        thread = threading.Thread(
-            target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True
-        )
+
+        def serve() -> None:
+            try:
+                asyncio.run(server.serve(sockets=[listening]))
+            finally:
+                session.ended.set()  # nobody can vote any more
+
+        thread = threading.Thread(target=serve, daemon=True)
         thread.start()
         try:
             yield f"http://127.0.0.1:{port}/{token}/"

@@ -96,6 +96,7 @@ class Merged:
         """The same adapter with another base precision; reads no file again."""
         view = copy.copy(self)
         view.base_precision = precision
+        view._changes = {name: change.on_other_base() for name, change in self._changes.items()}
         view._base = self._weights
         if precision != "stored":
             view._base = QuantizedBase(

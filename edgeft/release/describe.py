@@ -131,7 +131,7 @@ def _notes(
     shots = run.options.shots
     notes = []
     if run.options.base and shots and len(run.items.fewshot_pool) < shots:
-        notes.append(f"there are no {shots} examples for the base: --examples FILE")
+        notes.append(f"there are no {shots} examples for the base: --few-shot-data FILE")
     notes += [
         f"{run.names[path]} was not tested: the sequence ended before it"
         for path in measured.untested

@@ -1,7 +1,7 @@
 """Answer many prompts side by side, greedily: prompts -> replies, in the order in which they end.
 
 When an answer ends, the next prompt takes its place. The scheduler of the server, which takes
-requests at any time, is `edgeft.server.batching`.
+requests at any time, is `edgeft.server.batching_engine`.
 """
 
 from __future__ import annotations

@@ -159,7 +159,11 @@ class GGUFRuntime:
         self._conversation.close()
         sequences = self._sequences(self.context, count, flash_attention=not isolated)
         if isolated:
-            sequences.probe_batch_invariance()
+            try:
+                sequences.probe_batch_invariance()
+            except BaseException:
+                sequences.close()
+                raise
         return sequences
 
     def _sequences(

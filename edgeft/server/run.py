@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -29,6 +29,7 @@ def serve(options: ServeOptions) -> None:
     """Returns after SIGTERM or SIGINT."""
     options.check()
     require_serve_extra()
+    require("llguidance", "serve")
     listener = contextlib.closing(listen(options.host, options.port))
     with listener as listening, engines(options) as opened:
         asyncio.run(_serve(options, opened, listening))

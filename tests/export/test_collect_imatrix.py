@@ -25,7 +25,7 @@ from edgeft.weights.imatrix import Imatrix, Sums
 from helpers.converting import convert
 
 VOCABULARY = 265
-"""of tests/tiny.py"""
+"""of tests/helpers/tiny.py"""
 NAMES = {
     "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
     "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
