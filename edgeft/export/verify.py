@@ -51,7 +51,7 @@ class Checks:
 
     def run(self, row: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError when it is not the same model."""
-        reference = self._live(merged, copies=2 if row.name == "hf" else 1)
+        reference = self._live(merged, copies=2 if row.by_torch else 1)
         if reference is None:
             return self._without(row, path, merged) | {"live": f"not compared: {self._why_not}"}
         # Rounding to float16 sends tokens to other experts now and then: not the artifact's doing.
@@ -65,13 +65,13 @@ class Checks:
                 texts = self._texts(reference)
                 self._expected = parity.expect(reference, texts, model.context)
             facts["live"] = parity.check_live(model, self._expected, strict)
-            if strict and row.name != "hf":
+            if strict and not row.by_torch:
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
 
     def _without(self, row: Format, path: Path, merged: Merged) -> dict[str, Any]:
         """What can be checked without torch, in a process that does not grow with the model."""
-        if row.name == "hf":
+        if row.by_torch:
             return parity.check_tokens(parity.Folder(path), merged.tokenizer)
         with self._opened(row, path, repack=False) as model:
             facts = parity.check_tokens(model, merged.tokenizer)

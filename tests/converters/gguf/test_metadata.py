@@ -108,7 +108,7 @@ def test_defaults_are_those_of_transformers(architecture: str) -> None:
         pytest.skip("transformers does not have it")
     config = model.config_class()
     rope = getattr(config, "rope_parameters", None) or {}
-    # transformers 5 turns these into other keys at once: held to it by tests/test_families.py
+    # transformers 5 turns these into other keys at once: held to it by tests/models/test_families.py
     older = ("sliding_window_pattern", "rope_theta", "rope_local_base_freq", "rotary_pct")
     for key, value in ARCHITECTURES[architecture].defaults.items():
         if key in older and not hasattr(config, key) and key not in rope:
