@@ -235,8 +235,9 @@ def test_experts_on_gptq_codes_give_the_logits_of_their_values(
 def test_a_card_lists_onnx_where_there_is_a_builder_and_nowhere_else() -> None:
     from edgeft.converters.onnx.families import BUILDERS
 
-    cards = [card for card in models.cards() if card.trains and "onnx" in card.formats]
-    assert {name for card in cards for name in card.architectures} == set(BUILDERS)
+    cards = [card for card in models.cards() if "onnx" in card.formats]
+    as_glm = ("ChatGLMModel", "ChatGLMForConditionalGeneration")  # built as GlmForCausalLM
+    assert {name for card in cards for name in card.architectures} == {*BUILDERS, *as_glm}
 
 
 def test_layer_without_experts_has_its_own_width(fitting: Family, tmp_path: Path) -> None:
