@@ -44,6 +44,13 @@ class Format:
     """packages whose version can change an answer"""
     reference: str = ""
     """module:class of the runtime that computes the same weights in float32 by torch; "" = none"""
+    inspect: str = "edgeft.report.describe:describe_folder"
+    """module:function of `describe(path) -> {section: {name: value}}`, for `edgeft inspect`"""
+
+    @property
+    def by_torch(self) -> bool:
+        """Whether the artifact always runs on the reference, as the live model does."""
+        return self.runtime == self.reference
 
 
 FORMATS = {
@@ -63,6 +70,7 @@ FORMATS = {
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
             takes=("imatrix", "tensor_types"),
+            inspect="edgeft.report.describe:describe_gguf",
         ),
         Format(
             name="hf",
@@ -99,6 +107,7 @@ FORMATS = {
             takes=("group_size",),
             solved=("gptq-int4",),
             engines=("onnxruntime", "onnxruntime-genai"),
+            inspect="edgeft.report.describe:describe_onnx",
         ),
     )
 }  # fmt: skip

@@ -194,8 +194,11 @@ def transformers_class(config: dict[str, Any]) -> Any:
 
 
 def card_for_gguf(arch: str) -> Card:
-    """The card of a GGUF file by its `general.architecture`; FormatError where no card has it."""
-    for card in cards():
+    """The card of a GGUF file by its `general.architecture`; FormatError where no card has it.
+
+    Of several families with one GGUF architecture it is the one of the same name.
+    """
+    for card in sorted(cards(), key=lambda card: card.family != arch):
         if arch == card.gguf_arch:
             return card
     known = [card.gguf_arch for card in cards()]

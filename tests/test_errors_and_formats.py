@@ -85,7 +85,7 @@ def test_format_named() -> None:
         format_named("guff")
     assert (
         str(caught.value)
-        == "unknown format 'guff' (did you mean 'gguf'? known: gguf, gptq, hf, onnx)"
+        == f"unknown format 'guff' (did you mean 'gguf'? known: {', '.join(sorted(FORMATS))})"
     )
 
 
@@ -157,7 +157,11 @@ def test_the_table_names_what_exists(name: str) -> None:
     assert list(inspect.signature(plan).parameters) == ["merged", "quant", "options"]
     merged, _, *others = inspect.signature(convert).parameters  # each names its own kind of plan
     assert merged == "merged" and others == ["out", "options", "landing"]
-    assert inspect.isclass(formats.load(row.runtime))
+    runtime = formats.load(row.runtime)
+    assert inspect.isclass(runtime)
+    assert list(inspect.signature(runtime).parameters)[:2] == ["path", "threads"]
+    describe = inspect.signature(formats.load(row.inspect)).parameters
+    assert next(iter(describe)) == "path"
     assert set(row.default) <= set(row.quants) and row.default
     assert all(quant == quant.lower() for quant in row.quants)
     assert set(row.solved) <= set(row.quants)

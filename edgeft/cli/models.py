@@ -6,8 +6,9 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._options import json_option, print_json
+from edgeft.formats import FORMATS
 
-COLUMNS = ("train", "gguf", "hf", "gptq", "onnx")
+COLUMNS = ("train", *FORMATS)
 
 
 @click.command("models")

@@ -55,7 +55,7 @@ class ArtifactVerifier:
 
     def verify(self, fmt: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError where the artifact is not the merged model."""
-        reference = self._live_model(merged, copies=2 if fmt.name == "hf" else 1)
+        reference = self._live_model(merged, copies=2 if fmt.by_torch else 1)
         if reference is None:
             return self._verify_without_live(fmt, path, merged) | {
                 "live": f"not compared: {self._why_not_live}"
@@ -71,13 +71,13 @@ class ArtifactVerifier:
                 texts = self._prompts(reference)
                 self._expected = parity.expect(reference, texts, model.context)
             facts["live"] = parity.check_live(model, self._expected, strict)
-            if strict and fmt.name != "hf":
+            if strict and not fmt.by_torch:
                 facts["greedy"] = parity.check_greedy(model, reference)
             return facts
 
     def _verify_without_live(self, fmt: Format, path: Path, merged: Merged) -> dict[str, Any]:
         """The checks that need no torch and no memory for all weights."""
-        if fmt.name == "hf":
+        if fmt.by_torch:
             return parity.check_tokens(parity.Folder(path), merged.tokenizer)
         with self._open(fmt, path, repack=False) as model:
             facts = parity.check_tokens(model, merged.tokenizer)

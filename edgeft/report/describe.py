@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from edgeft import files, store
 from edgeft.adapter.config import read_adapter_config
 from edgeft.errors import InputError, TemplateError
 from edgeft.files import read_json
-from edgeft.formats import format_of
+from edgeft.formats import format_of, load
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 from edgeft.tokenizer.template_lock import check_template_lock
 from edgeft.weights import gguf_reader
@@ -30,19 +31,19 @@ MAX_VALUE_CHARACTERS = 60
 
 def describe(path: Path) -> dict[str, Any]:
     """section -> {name: value}; InputError if `path` is none of the three."""
-    if path.suffix == ".gguf" and path.is_file():
-        return _gguf(path) | _lineage(path)
     if (path / "adapter_config.json").is_file():
         return _adapter(path) | _lineage(path)
-    if (path / "config.json").is_file():
-        onnx = format_of(path).name == "onnx"
-        return (_onnx if onnx else _folder)(path) | _lineage(path)
-    if not path.exists():
-        raise InputError(f"no such artifact: {path}", "edgeft merge-export makes one")
-    raise InputError(
-        f"{path} is no .gguf file, no model folder and no adapter",
-        "such as out/q4_k_m.gguf, or a folder with config.json or adapter_config.json",
-    )
+    try:
+        row = format_of(path)
+    except InputError:
+        if not path.exists():
+            raise
+        raise InputError(
+            f"{path} is no .gguf file, no model folder and no adapter",
+            "such as out/q4_k_m.gguf, or a folder with config.json or adapter_config.json",
+        ) from None
+    facts: dict[str, Any] = load(row.inspect)(path)
+    return facts | _lineage(path)
 
 
 def as_text(facts: dict[str, Any]) -> str:
@@ -61,7 +62,8 @@ def as_text(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _gguf(path: Path) -> dict[str, Any]:
+def describe_gguf(path: Path) -> dict[str, Any]:
+    """Of a GGUF file."""
     header = gguf_reader.read(path)
     values = {key: _value(value) for key, value in header.meta.items()}
     tokens = header.meta.get("tokenizer.ggml.tokens")
@@ -100,12 +102,17 @@ def _gguf(path: Path) -> dict[str, Any]:
     }
 
 
-def _folder(path: Path) -> dict[str, Any]:
+def describe_folder(
+    path: Path, tensors: Iterable[tuple[str, tuple[int, ...]]] | None = None
+) -> dict[str, Any]:
+    """Of a Hugging Face folder; `tensors`: (type, shape) of each, default those of its safetensors."""
+    if tensors is None:
+        tensors = [(info.dtype, info.shape) for info in Checkpoint(path).tensors.values()]
     config = read_json(path / "config.json")
     by_type: dict[str, list[int]] = {}
-    for info in Checkpoint(path).tensors.values():
-        sizes = by_type.setdefault(info.dtype, [0, 0, 0])
-        for i, count in enumerate((1, math.prod(info.shape), 0)):
+    for dtype, shape in tensors:
+        sizes = by_type.setdefault(dtype, [0, 0, 0])
+        for i, count in enumerate((1, math.prod(shape), 0)):
             sizes[i] += count
     chat = ChatTemplate.from_folder(path)
     plain = {k: v for k, v in config.items() if isinstance(v, (int, float, str))}
@@ -124,7 +131,8 @@ def _folder(path: Path) -> dict[str, Any]:
     }
 
 
-def _onnx(path: Path) -> dict[str, Any]:
+def describe_onnx(path: Path) -> dict[str, Any]:
+    """Of a folder for ONNX Runtime."""
     graph, chat = ONNXGraph(path), ChatTemplate.from_folder(path)
     config = read_json(path / "config.json")
     return {

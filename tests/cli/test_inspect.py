@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from edgeft import models
+from edgeft.report.describe import describe_folder
 from helpers.paths import DOCS
 
 Run = Callable[..., Any]
@@ -50,6 +51,12 @@ def test_inspect_describes_a_folder_and_a_moved_file(
     assert facts["tensors"]["F32"].startswith("20 tensors")
     shutil.copy(artifact, tmp_path / "moved.gguf")
     assert "not made by edgeft, or moved" in edgeft("inspect", tmp_path / "moved.gguf").out
+
+
+def test_a_format_of_other_files_describes_its_folder_by_types_and_shapes(tiny_base: Path) -> None:
+    facts = describe_folder(tiny_base, [("F16", (2, 3)), ("F16", (4,))])
+    assert facts["tensors"] == {"F16": "2 tensors, 10 weights", "weights": "10"}
+    assert facts["model"] == describe_folder(tiny_base)["model"]
 
 
 @pytest.mark.parametrize("cut", [0, 100, 3000])

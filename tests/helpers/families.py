@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,6 +153,17 @@ TINY = {
         "rope_parameters": YARN | {"mscale": 1.0, "mscale_all_dim": 1.0}}, MOE, MLP),
 }  # fmt: skip
 """name of the case -> recipe; the family is the card that knows its architecture"""
+
+
+def architecture_of(tiny: Tiny) -> str:
+    """As in config.json."""
+    if tiny.config == CHATGLM:
+        return str(chatglm.OPTIONS["architectures"][0])
+    return re.sub("(Text)?Config", "ForCausalLM", tiny.config)
+
+
+def card_of(case: str) -> models.Card:
+    return models.card_for({"architectures": [architecture_of(TINY[case])]})
 
 
 PEFT_RENAMES = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+
 import pytest
 
 from edgeft import models
@@ -60,6 +63,18 @@ def test_an_unknown_architecture_is_refused_with_the_nearest() -> None:
         models.card_for({})
     with pytest.raises(FormatError, match="no model card for GGUF architecture 'lama'"):
         models.card_for_gguf("lama")
+
+
+def test_a_gguf_architecture_of_several_families_has_the_card_of_its_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = models.card_for_gguf("llama")
+    first = dataclasses.replace(shared, family="a_variant_of_llama")
+    module = importlib.import_module("edgeft.models.cards")
+    monkeypatch.setattr(module, "cards", lambda: (first, shared))
+    assert models.card_for_gguf("llama").family == "llama"
+    monkeypatch.setattr(module, "cards", lambda: (first,))
+    assert models.card_for_gguf("llama") is first, "a family with another name than its GGUF's"
 
 
 def test_buffers_of_older_checkpoints_are_no_weights() -> None:
