@@ -235,11 +235,12 @@ class Block:
 
     def _keep_attention(self) -> None:
         """From here on run attention once for each row: its weights no longer change."""
+        if self._attention:
+            return
         for child in self._layer.children():
             modules = set(map(id, child.modules()))
             stages = {linear.stage for linear in self.linears if id(linear.module) in modules}
             if stages and max(stages) < FIRST_STAGE_AFTER_ATTENTION:
-                assert self._attention is None, "a block has one attention layer"
                 self._attention = _KeptAttention(child, self._blocks.attended)
                 return
 
