@@ -336,7 +336,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the artifacts")
     parser.add_argument("--dither", type=int, metavar="SEED", help="move the base off its grid")
     parser.add_argument("--padded", action="store_true", help="in a shape that 256 divides")
-    parser.add_argument("--merge-base", choices=["auto", "stored", "nf4", "fp4"], default="auto")
+    parser.add_argument(
+        "--base-precision", choices=["auto", "stored", "nf4", "fp4"], default="auto"
+    )
     parser.add_argument("--validation", type=Path, help="chats to compare on [what training held]")
     parser.add_argument("--calibration", type=Path, help="chats to calibrate on [the training's]")
     parser.add_argument("--chats", type=int, help="only so many of them to compare on")

@@ -46,9 +46,7 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
     from edgeft.export.pipeline import ExportOptions, export
     from edgeft.runtimes.protocol import open_runtime
 
-    root = ROOT
-    text = tmp_path / "text.txt"
-    text.write_text((root / "README.md").read_text(encoding="utf-8") * 2, encoding="utf-8")
+    text = ROOT / "benchmarks" / "studies" / "LOG.md"
     artifacts = export(ExportOptions(out=tmp_path, base="smollm2-135m", quants=("f16", "q4_k_m")))
     paths = [artifact.path for artifact in artifacts]
     with open_runtime(paths[0]) as reference, open_runtime(paths[1]) as model:

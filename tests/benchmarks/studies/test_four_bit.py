@@ -46,7 +46,7 @@ def test_program_prints_both_tables_and_json(
     monkeypatch.setattr(four_bit, "VARIANTS", VARIANTS)
     arguments = ["--base", base, "--adapter", adapter, "--out", tmp_path / "out", "--text", text,
                  "--chunks", 3, "--chats", 10, "--validation", held, "--calibration", learned,
-                 "--limit", 2, "--rounds", 0, "--threads", 1, "--merge-base", "stored"]  # fmt: skip
+                 "--limit", 2, "--rounds", 0, "--threads", 1, "--base-precision", "stored"]  # fmt: skip
     four_bit.main([str(argument) for argument in arguments])
     out = capsys.readouterr().out
     found = json.loads(out.splitlines()[-1])
