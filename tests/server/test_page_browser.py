@@ -38,7 +38,10 @@ class Chat:
 
     def say(self, text: str) -> Any:
         """Send and wait for the answer; its text's element."""
+        answers = self.page.locator("article.assistant")
+        count = answers.count()
         self.write(text)
+        answers.nth(count).wait_for()  # until then the button still says Send
         return self.answered()
 
     def answered(self) -> Any:
