@@ -229,7 +229,8 @@ def _module_deltas(
     embedding = "embedding_A" in parts or "embedding_B" in parts
     a, b = _pair(adapter, module, parts, embedding)
     if embedding:
-        yield _embedding_delta(adapter, base, module, parts, a, b)
+        # The rows of an embedding are inputs, so the delta is (B·A)ᵀ.
+        yield _linear_delta(adapter, base, module, parts, a, b, transposed=True)
     elif parameters := _parameters(base, adapter.config, module):
         parameter = _wrapped(adapter, parameters, module)
         yield from _parameter_deltas(adapter, base, parameter, a, b)
@@ -258,18 +259,6 @@ def _pair(
         has = "has a DoRA magnitude" if "magnitude" in parts else "has no DoRA magnitude"
         raise AdapterError(f"{path}: {module} {has}, which its configuration contradicts")
     return a, b
-
-
-def _embedding_delta(
-    adapter: _Adapter,
-    base: _Base,
-    module: str,
-    parts: dict[str, LazyTensor],
-    a: LazyTensor,
-    b: LazyTensor,
-) -> Named:
-    """LoRA on an embedding: its rows are inputs, so that the delta is (B·A)ᵀ."""
-    return _linear_delta(adapter, base, module, parts, a, b, transposed=True)
 
 
 def _linear_delta(

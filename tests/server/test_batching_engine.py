@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import queue
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,21 +21,6 @@ from edgeft.server.batching_engine import BatchingEngine, choose_sequence
 from edgeft.server.jobs import GenerationRequest, Job, StreamDelta
 from helpers.engines import answers, ids_of, open_engine, prompts, text_of, tokens_of
 from helpers.serving import exported
-
-
-@pytest.fixture(scope="module")
-def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    quants = ("f32", "f16", "q8_0")
-    return dict(
-        zip(quants, exported(tiny_base, tmp_path_factory.mktemp("q"), *quants), strict=True)
-    )
-
-
-@pytest.fixture(scope="module")
-def engine(artifacts: dict[str, Path]) -> Iterator[BatchingEngine]:
-    engine = open_engine(artifacts["f32"])
-    yield engine
-    engine.close()
 
 
 @pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])

@@ -7,7 +7,7 @@ import itertools
 import queue
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,22 +20,6 @@ from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Worker
 from edgeft.server.jobs import Busy, GenerationRequest, Job, StreamDelta
 from helpers.engines import answers, ids_of, open_engine, prompts
-from helpers.serving import exported
-
-
-@pytest.fixture(scope="module")
-def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    quants = ("f32", "f16", "q8_0")
-    return dict(
-        zip(quants, exported(tiny_base, tmp_path_factory.mktemp("q"), *quants), strict=True)
-    )
-
-
-@pytest.fixture(scope="module")
-def engine(artifacts: dict[str, Path]) -> Iterator[BatchingEngine]:
-    engine = open_engine(artifacts["f32"])
-    yield engine
-    engine.close()
 
 
 def test_a_full_queue_refuses_and_forgets_who_left(artifacts: dict[str, Path]) -> None:
