@@ -59,8 +59,9 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
                       verbose=False)  # fmt: skip
         own = []
         for item in items:
+            # As many rows as edgeft computes: ggml's 4-bit products of other batches differ.
             llama.reset()
-            llama.eval(list(item.ids))
+            llama.eval(list(item.ids[: item.rows[-1] + 1]))
             scores = torch.from_numpy(np.array(llama.scores[item.rows], np.float64))
             own.append(torch.log_softmax(scores, dim=-1))
         rows.append(own)
@@ -76,8 +77,7 @@ def test_a_real_q4_k_m_against_an_independent_computation_in_torch(tmp_path: Pat
         ("RMS Δp", ((-nll).exp() - (-base).exp()).square().mean().sqrt()),
         ("same top p", (p.argmax(-1) == q.argmax(-1)).double().mean()),
     ):  # fmt: skip
-        # ggml's 4-bit products of another number of rows differ in their last bits.
-        assert figures[name][0] == pytest.approx(float(expected), rel=5e-3), name
-    assert figures["mean KLD"][0] == pytest.approx(float(kl.mean()), rel=5e-4)
+        assert figures[name][0] == pytest.approx(float(expected), rel=1e-3), name
+    assert figures["mean KLD"][0] == pytest.approx(float(kl.mean()), rel=5e-5)
     assert figures["mean PPL(base)"][0] == pytest.approx(float(base.mean().exp()), rel=1e-6)
     assert 0.01 < figures["mean KLD"][0] < 0.5
