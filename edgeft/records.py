@@ -22,10 +22,30 @@ SAMPLES = 200
 
 
 @dataclass(frozen=True)
+class ToolCall:
+    """A function that the assistant calls."""
+
+    name: str
+    arguments: str
+    """the arguments by name, a JSON object as text"""
+    id: str = ""
+
+
+@dataclass(frozen=True)
 class Message:
     role: str
-    """system, user or assistant"""
+    """system, user, assistant or tool"""
     content: str
+    tool_calls: tuple[ToolCall, ...] = ()
+    """of an assistant's turn"""
+    reasoning: str = ""
+    """of an assistant's turn: what it thinks before it answers"""
+    name: str = ""
+    """of a tool's turn: the function that answers"""
+    tool_call_id: str = ""
+    """of a tool's turn: the call that it answers"""
+    learned: bool = True
+    """whether training learns this answer; only an assistant's turn is ever learned"""
 
 
 @dataclass(frozen=True)
@@ -38,6 +58,8 @@ class Example:
     """line (or item number) in its file, from 1"""
     choices: tuple[str, ...] = ()
     """answers to choose from; one of them is right"""
+    tools: tuple[str, ...] = ()
+    """functions that the assistant may call: each a JSON schema as text, as OpenAI's `tools`"""
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -49,7 +49,7 @@ def encode(
     """
     ids: list[int] = []
     labels: list[int] = []
-    for text, learned in spans(chat, example.messages):
+    for text, learned in spans(chat, example.messages, example.tools):
         piece = tokenize(text)
         ids += piece
         labels += piece if learned or train_on_inputs else [IGNORED] * len(piece)

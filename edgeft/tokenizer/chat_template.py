@@ -70,17 +70,22 @@ class ChatTemplate:
             pad_token=special.get("pad_token", ""),
         )
 
-    def render(self, messages: Iterable[Message], generation_prompt: bool = True) -> str:
+    def render(
+        self,
+        messages: Iterable[Message],
+        generation_prompt: bool = True,
+        tools: Sequence[str] = (),
+    ) -> str:
         """The prompt as text; with `generation_prompt` it ends where the answer begins.
 
-        InputError where the template does not compile or refuses the messages.
+        `tools`: as in `Example`. InputError where the template does not compile or refuses the messages.
         """
         from edgeft.tokenizer import jinja_sandbox
 
         return jinja_sandbox.render(
             self.source,
-            messages=[{"role": m.role, "content": m.content} for m in messages],
-            tools=None,  # defined but None, as transformers passes them
+            messages=[_template_message(message) for message in messages],
+            tools=[json.loads(tool) for tool in tools] or None,  # None as in transformers
             documents=None,
             add_generation_prompt=generation_prompt,
             bos_token=self.bos_token,
@@ -124,6 +129,26 @@ class ChatTemplate:
             raise TemplateError(f"{what} other stops: {then} then, {now} now", hint)
 
 
+def _template_message(message: Message) -> dict[str, Any]:
+    """A message as templates read it: OpenAI's keys, with the arguments of a call as an object."""
+    variables: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        variables["tool_calls"] = [
+            {
+                "type": "function",
+                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
+            }
+            | ({"id": call.id} if call.id else {})
+            for call in message.tool_calls
+        ]
+    optional = {
+        "reasoning_content": message.reasoning,
+        "name": message.name,
+        "tool_call_id": message.tool_call_id,
+    }
+    return variables | {key: value for key, value in optional.items() if value}
+
+
 def _around_first_difference(one: str, other: str) -> tuple[str, str]:
     """At most 60 characters of each text around the first place where they differ."""
     pairs = enumerate(zip(one, other, strict=False))
@@ -132,7 +157,9 @@ def _around_first_difference(one: str, other: str) -> tuple[str, str]:
     return one[part], other[part]
 
 
-def spans(chat: ChatTemplate, messages: Sequence[Message]) -> list[tuple[str, bool]]:
+def spans(
+    chat: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> list[tuple[str, bool]]:
     """A conversation as (text, whether it is an answer to learn) parts, in order.
 
     An answer includes the token that ends its turn. Text that a template writes after that token (a
@@ -140,18 +167,21 @@ def spans(chat: ChatTemplate, messages: Sequence[Message]) -> list[tuple[str, bo
     templates rewrite earlier turns when a later one comes, for example to drop reasoning; then only
     the last answer is learned. InputError where not even that one follows its generation prompt.
     """
-    full = chat.render(messages, generation_prompt=False)
+    full = chat.render(messages, generation_prompt=False, tools=tools)
     answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
     for learned in (answers, answers[-1:]):
         parts: list[tuple[str, bool]] = []
         rendered = ""
         for i in learned:
-            prompt = chat.render(messages[:i])
-            turn = chat.render(messages[: i + 1], generation_prompt=False)
+            prompt = chat.render(messages[:i], tools=tools)
+            turn = chat.render(messages[: i + 1], generation_prompt=False, tools=tools)
             if not (prompt.startswith(rendered) and turn.startswith(prompt)):
                 break
             end = _turn_end(turn, len(prompt), messages[i].content, chat.stops)
-            parts += [(prompt[len(rendered) :], False), (turn[len(prompt) : end], True)]
+            parts += [
+                (prompt[len(rendered) :], False),
+                (turn[len(prompt) : end], messages[i].learned),
+            ]
             rendered = turn[:end]
         else:
             if full.startswith(rendered):
