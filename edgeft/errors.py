@@ -48,6 +48,7 @@ class InputError(EdgeftError):
 class DataError(InputError):
     def __init__(self, file: Path, line: int, problem: str, hint: str = "") -> None:
         super().__init__(f"{file}:{line}: {problem}", hint)
+        self.problem = problem
 
 
 class AdapterError(EdgeftError):

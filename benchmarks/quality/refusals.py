@@ -14,7 +14,7 @@ import io
 from pathlib import Path
 
 from edgeft.benchmarks.quality.evaluate import Items
-from edgeft.data.rows import read_text
+from edgeft.data.reading import read_text
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 

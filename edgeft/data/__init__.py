@@ -9,7 +9,8 @@ from edgeft.data.encoding import (
     encode_all,
     text_calibration,
 )
-from edgeft.data.rows import load_examples, read_text
+from edgeft.data.reading import read_text
+from edgeft.data.rows import load_examples
 from edgeft.data.splits import (
     fingerprint,
     load_splits,

@@ -1,144 +1,126 @@
-"""A data file -> conversations (`Example`), or a DataError that names the file and the line.
+"""A data file -> conversations (`Example`), or a DataError that names its file and its bad rows.
 
-Four row shapes are read, from JSON (an array) or JSONL (one object per line):
+examples = load_examples(Path("chats.jsonl"))
+data = read_examples(Path("chats.parquet"), bad_rows="skip")
+data.bad, data.ignored      # ((12, "a user turn has no text"),), {"id": 800}
 
-    {"instruction": …, "input": …, "output": …, "system": …}      alpaca
-    {"messages": [{"role": …, "content": …}, …]}                   chat messages
-    {"conversations": [{"from": "human", "value": …}, …]}          sharegpt
-    {"prompt": …, "answer": …}                                     questions
-
-Any row may also have `tags`, a list, and `choices`, a list with the answer in it. Alpaca rows may
-have `history`, a list of earlier [question, answer] pairs. Every conversation has a user's turn and
-ends with the assistant's answer.
+`reading` knows the kinds of files, `shapes` the shapes of rows, `turns` the words for roles. Every
+conversation has a user's turn and ends with the assistant's answer. Every key of a row is used, is
+named in a note as not used, or makes the row a bad one.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
+import collections
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from edgeft.data.fields import RowError
+from edgeft.data.reading import data_file, read_rows
+from edgeft.data.shapes import read_row
 from edgeft.errors import DataError, InputError
-from edgeft.records import Example, Message
+from edgeft.progress import say
+from edgeft.records import Example
 
-ROLES = {
-    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "model": "assistant", "system": "system",
-}  # fmt: skip
-"""role in a file -> role of a `Message`"""
-
-
-def load_examples(path: Path) -> list[Example]:
-    """All conversations of a file, in its order. InputError where it is missing or has none."""
-    if not path.is_file():
-        raise InputError(f"no such data file: {path}", "check the path")
-    examples = [_example(path, line, row) for line, row in _rows(path)]
-    if not examples:
-        raise InputError(f"{path} holds no examples", "one JSON object per line, or a JSON array")
-    return examples
+BadRows = Literal["stop", "skip"]
+"""what a bad row does: it ends the command, or it is left out and counted"""
+LISTED_ROWS = 10
+"""bad rows that a message lists"""
+MAX_REASON_CHARS = 300
 
 
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file, without its byte order mark. InputError for another encoding."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8: {error}", "save it as UTF-8") from None
+@dataclass(frozen=True)
+class BadRow:
+    """A row that is no example, with the reason."""
+
+    line: int
+    problem: str
+    hint: str = ""
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    """(number, JSON value) of each row: the line in JSONL, the place in an array, from 1."""
-    text = read_text(path)
-    if text.lstrip().startswith("["):
+@dataclass(frozen=True)
+class ExampleFile:
+    """The conversations of a data file, and what was left out."""
+
+    path: Path
+    examples: list[Example]
+    """in the order of the file"""
+    bad: tuple[BadRow, ...] = ()
+    ignored: dict[str, int] = field(default_factory=dict)
+    """key that is not used -> rows that have it"""
+
+    def to_json(self) -> dict[str, Any]:
+        """What was left out, for a manifest; {} where that is nothing."""
+        skipped = {
+            "count": len(self.bad),
+            "first": [[row.line, row.problem] for row in self.bad[:LISTED_ROWS]],
+        }
+        return ({"ignored": self.ignored} if self.ignored else {}) | (
+            {"skipped": skipped} if self.bad else {}
+        )
+
+
+def load_examples(path: Path, bad_rows: BadRows = "stop") -> list[Example]:
+    """All conversations of a file, in its order; see `read_examples`."""
+    return read_examples(path, bad_rows).examples
+
+
+def read_examples(path: Path, bad_rows: BadRows = "stop") -> ExampleFile:
+    """The conversations of a file, or of the only data file of a folder.
+
+    InputError where it is missing, has no rows or is no data file; DataError for bad rows, unless
+    they are to be skipped and others are left. Notes name the keys that are not used.
+    """
+    path = data_file(path)
+    examples, bad = [], []
+    ignored: collections.Counter[str] = collections.Counter()
+    for line, raw in read_rows(path):
         try:
-            yield from enumerate(json.loads(text), start=1)
-        except (ValueError, RecursionError) as error:
-            line = getattr(error, "lineno", 1)
-            raise DataError(path, line, f"not JSON: {error}") from None
+            if isinstance(raw, DataError):
+                raise RowError(raw.problem, raw.hint)
+            example, unread = read_row(raw, line)
+        except RowError as error:
+            bad.append(BadRow(line, error.problem[:MAX_REASON_CHARS], error.hint))
+        except RecursionError:
+            bad.append(BadRow(line, "the row is nested too deeply"))
+        else:
+            examples.append(example)
+            ignored.update(set(unread))
+    if not examples and not bad:
+        raise InputError(f"{path} holds no examples", "one JSON object per line, or a JSON array")
+    report_bad_rows(path, bad, len(examples) + len(bad), bad_rows)
+    if ignored:
+        keys = ", ".join(
+            f"{key} ({count} row{'s'[: count > 1]})" for key, count in ignored.most_common()
+        )
+        _say_once(f"{path}: keys that are not used: {keys}")
+    return ExampleFile(path, examples, tuple(bad), dict(ignored.most_common()))
+
+
+def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: BadRows) -> None:
+    """A note on rows that are skipped; DataError where bad rows stop, or are all there are."""
+    if not bad:
         return
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(
-                    path, number, f"not JSON: {error}", "one JSON object per line"
-                ) from None
+    lines = collections.defaultdict(list)
+    for row in bad[:LISTED_ROWS]:
+        lines[row.problem].append(str(row.line))
+    first, *others = lines.items()
+    listed = [first[0] + (f" (also line {', '.join(first[1][1:])})" if first[1][1:] else "")]
+    listed += [f"line {', '.join(numbers)}: {problem}" for problem, numbers in others]
+    if len(bad) > 1:
+        listed.append(f"{len(bad)} of {total} rows are bad")
+    problem, hint = "; ".join(listed), bad[0].hint
+    if bad_rows == "stop" or len(bad) == total:
+        if len(bad) < total:
+            hint += ("; " if hint else "") + "--bad-rows skip leaves bad rows out"
+        raise DataError(path, bad[0].line, problem, hint)
+    _say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].line}: {problem}")
 
 
-def _example(path: Path, line: int, row: Any) -> Example:
-    """A row with its checks: who speaks last, that a user speaks, `tags`, `choices`."""
-    if not isinstance(row, dict):
-        raise DataError(path, line, f"not an object but {type(row).__name__}")
-    messages = _messages(path, line, row)
-    if messages[-1].role != "assistant" or not messages[-1].content.strip():
-        raise DataError(path, line, "the last turn is not an assistant's answer")
-    if not any(message.role == "user" for message in messages):
-        raise DataError(path, line, "there is no user turn")
-    lists = {key: row.get(key) or [] for key in ("tags", "choices")}
-    for key, value in lists.items():
-        if not isinstance(value, list):
-            raise DataError(path, line, f"{key} is not a list")
-    tags, choices = (tuple(map(str, value)) for value in lists.values())
-    if choices and messages[-1].content not in choices:
-        raise DataError(path, line, "the answer is none of the choices")
-    return Example(messages, tags, line, choices)
-
-
-def _messages(path: Path, line: int, row: dict[str, Any]) -> tuple[Message, ...]:
-    """The conversation of a row of any of the four shapes."""
-    if "messages" in row or "conversations" in row:
-        return _turns(path, line, row.get("messages") or row.get("conversations"))
-    if "instruction" in row:
-        return _alpaca(path, line, row)
-    if "prompt" in row and "answer" in row:
-        question = {"role": "user", "content": row["prompt"]}
-        answer = {"role": "assistant", "content": row["answer"]}
-        return _turns(path, line, [question, answer])
-    raise DataError(
-        path,
-        line,
-        f"unknown row with keys {', '.join(sorted(map(str, row))) or '(none)'}",
-        "alpaca (instruction, output), messages, conversations, or prompt and answer",
-    )
-
-
-def _alpaca(path: Path, line: int, row: dict[str, Any]) -> tuple[Message, ...]:
-    """The messages of an alpaca row: system, history, instruction and input, output."""
-    fields = {key: row.get(key) or "" for key in ("instruction", "input", "output", "system")}
-    for key, value in fields.items():
-        if not isinstance(value, str):
-            raise DataError(path, line, f"{key} is {type(value).__name__}, not text")
-    user = fields["instruction"] + ("\n" + fields["input"] if fields["input"] else "")
-    last_turns = [Message("user", user), Message("assistant", fields["output"])]
-    try:
-        history = [
-            Message(role, str(text))
-            for pair in row.get("history") or []
-            for role, text in zip(("user", "assistant"), pair, strict=True)
-        ]
-    except (TypeError, ValueError):
-        raise DataError(path, line, "history is not a list of [question, answer] pairs") from None
-    system = [Message("system", fields["system"])] if fields["system"] else []
-    return (*system, *history, *last_turns)
-
-
-def _turns(path: Path, line: int, turns: Any) -> tuple[Message, ...]:
-    """The messages of a list of {role, content} or {from, value} objects."""
-    if not isinstance(turns, list) or not turns:
-        raise DataError(path, line, "the conversation is empty or not a list")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict):
-            raise DataError(path, line, "a turn is not an object")
-        role = turn.get("role", turn.get("from"))
-        content = turn.get("content", turn.get("value"))
-        if not isinstance(role, str) or role not in ROLES:
-            raise DataError(
-                path, line, f"unknown role {role!r}", f"known: {', '.join(sorted(ROLES))}"
-            )
-        if not isinstance(content, str):
-            raise DataError(path, line, f"a {role} turn has no text")
-        messages.append(Message(ROLES[role], content))
-    return tuple(messages)
+@functools.lru_cache(maxsize=1024)
+def _say_once(note: str) -> None:
+    """Commands read a file for several purposes; its note is said once."""
+    say(note)

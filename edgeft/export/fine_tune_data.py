@@ -17,7 +17,8 @@ from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import calibration, text_calibration
-from edgeft.data.rows import load_examples, read_text
+from edgeft.data.reading import read_text
+from edgeft.data.rows import load_examples
 from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.merge.view import Merged
