@@ -22,7 +22,8 @@ from edgeft.benchmarks.options import BenchOptions, EvalOptions
 from edgeft.benchmarks.performance import latency, memory
 from edgeft.benchmarks.performance.latency import GRID, QUICK
 from edgeft.benchmarks.quality import evaluate
-from edgeft.data.rows import load_examples
+from edgeft.data.encoding import renderable
+from edgeft.data.rows import BadRows, load_examples
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.progress import say
@@ -53,7 +54,7 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
         evaluate.measure(path, items, eval_options, options.shots) if items else None
         for path in paths
     ]
-    fidelities = _fidelities(options, paths, model, eval_options.threads)
+    fidelities = _fidelities(options, paths, model, eval_options)
     speeds, memories = _speeds(options, paths, model, eval_options.threads)
     return [
         Measurement(
@@ -102,12 +103,13 @@ def _speeds(
 
 
 def _fidelities(
-    options: BenchOptions, paths: Sequence[Path], baseline: Path | None, threads: int | None
+    options: BenchOptions, paths: Sequence[Path], baseline: Path | None, eval_options: EvalOptions
 ) -> Fidelities:
     if not (options.text or options.chats):
         return {}
+    threads = eval_options.threads
     with open_runtime(baseline or paths[0], threads, CONTEXT_TOKENS) as reader:
-        sequences = _sequences(options, reader)
+        sequences = _sequences(options, reader, eval_options.bad_rows)
         flat = [item for items in sequences.values() for item in items]
         if options.save_baseline:
             kept_baseline.save(options.save_baseline, reader, flat, str(baseline))
@@ -149,13 +151,16 @@ def compare_artifacts(
     return fidelities
 
 
-def _sequences(options: BenchOptions, reader: Runtime) -> dict[str, list[ScoredSequence]]:
+def _sequences(
+    options: BenchOptions, reader: Runtime, bad_rows: BadRows
+) -> dict[str, list[ScoredSequence]]:
     """Name of a text -> its token ids, cut by `reader`."""
     sequences = {}
     if options.text:
         sequences["text"] = compare.file_chunks(options.text, reader, options.chunks)
     if options.chats:
-        chats = load_examples(options.chats)
+        chats = load_examples(options.chats, bad_rows)
+        chats = renderable(chats, reader.chat, options.chats, bad_rows)
         sequences["chats"] = compare.chat_answers(chats, reader.chat, reader.encode, CONTEXT_TOKENS)
     return sequences
 

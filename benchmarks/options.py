@@ -15,7 +15,10 @@ class EvalOptions:
     """How artifacts are asked: the options that bench, ab and search share."""
 
     items: str | None = None
-    """Embedded suite (smart_home) or a JSON or JSONL file."""
+    """Embedded suite (smart_home) or a data file: JSONL, JSON, CSV or Parquet."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What a row of data that cannot be asked does: stop = an error that lists the first ten, skip = it
+    is left out and counted."""
     few_shot_data: Path | None = None
     """File that few-shot examples are drawn from. Default: the suite's."""
     scorer: str | None = None

@@ -39,7 +39,7 @@ from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
-from edgeft.data.rows import load_examples
+from edgeft.data.rows import BadRow, BadRows, load_examples, report_bad_rows
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ProofError
 from edgeft.files import home
@@ -84,13 +84,15 @@ def load_items(options: EvalOptions) -> Items:
             fewshot_pool=tuple(load_examples(suite.train)),
         )
     elif Path(name).exists():
-        items = Items(tuple(load_examples(Path(name))), scorer="exact", max_tokens=256)
+        examples = _with_text_answers(Path(name), options.bad_rows)
+        items = Items(tuple(examples), scorer="exact", max_tokens=256)
     else:
         raise InputError(
             f"no such suite or file: {name}", f"suites: {', '.join(suite_names())}; or a JSONL file"
         )
     if options.few_shot_data:
-        items = dataclasses.replace(items, fewshot_pool=tuple(load_examples(options.few_shot_data)))
+        pool = load_examples(options.few_shot_data, options.bad_rows)
+        items = dataclasses.replace(items, fewshot_pool=tuple(pool))
     items = dataclasses.replace(
         items,
         examples=_distinct(items.examples)[: options.limit],
@@ -104,9 +106,18 @@ def load_items(options: EvalOptions) -> Items:
     return items
 
 
+def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:
+    """The items of a file. An answer that calls a function is a bad row: scorers compare texts."""
+    examples = load_examples(path, bad_rows)
+    problem, hint = "the answer calls a function", "scorers compare texts: end the row with a text"
+    calls = [BadRow(e.line, problem, hint) for e in examples if e.messages[-1].tool_calls]
+    report_bad_rows(path, calls, len(examples), bad_rows)
+    return [example for example in examples if not example.messages[-1].tool_calls]
+
+
 def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
     """The examples without duplicates, which would not be independent evidence; keeps the first."""
-    distinct = {(example.messages, example.choices): example for example in reversed(examples)}
+    distinct = {(e.messages, e.choices, e.tools): e for e in reversed(examples)}
     if len(distinct) < len(examples):
         say(f"{len(examples) - len(distinct)} items are duplicates and count once")
     return tuple(reversed(distinct.values()))
@@ -180,7 +191,8 @@ Answers = tuple[list[str], list[bool], list[float]]
 
 def _generate(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
     prompts = [
-        model.encode(model.chat.render([*prefix, *example.prompt])) for example in items.examples
+        model.encode(model.chat.render([*prefix, *example.prompt], tools=example.tools))
+        for example in items.examples
     ]
     replies = model.replies(
         prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)

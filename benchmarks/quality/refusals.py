@@ -9,12 +9,10 @@ these items separately.
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
 from edgeft.benchmarks.quality.evaluate import Items
-from edgeft.data.reading import read_text
+from edgeft.data.reading import read_rows
 from edgeft.errors import DataError, InputError
 from edgeft.records import Example, Message
 
@@ -26,15 +24,16 @@ def load_refusals(path: Path) -> Items:
     """Read the prompts; InputError where the file or its columns are missing, DataError for a wrong label."""
     if not path.is_file():
         raise InputError(f"no such file: {path}", "a CSV with the columns prompt and label")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if not {"prompt", "label"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
     examples = []
-    for line, row in enumerate(reader, start=2):
-        label = (row["label"] or "").strip().lower()
+    for line, row in read_rows(path):
+        if isinstance(row, DataError):
+            raise row
+        if not isinstance(row, dict) or not {"prompt", "label"} <= row.keys():
+            raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
+        label = str(row["label"]).strip().lower()
         if label not in ("safe", "unsafe") or not row["prompt"]:
             raise DataError(path, line, f"label is {row['label']!r}", "safe or unsafe")
-        turns = (Message("user", row["prompt"]), Message("assistant", label))
+        turns = (Message("user", str(row["prompt"])), Message("assistant", label))
         examples.append(Example(turns, (label,), line))
     if not examples:
         raise InputError(f"{path} holds no prompts")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from edgeft.train.options import TrainOptions
 @options_of(
     TrainOptions,
     base=click.STRING,
+    output={"required": False},
     validation_size=click.FloatRange(min=0),
     steps=click.IntRange(min=1),
     batch_size=click.IntRange(min=1),
@@ -33,24 +35,46 @@ from edgeft.train.options import TrainOptions
     eval_every=click.IntRange(min=0),
     save_every=click.IntRange(min=0),
 )
+@click.option(
+    "--preview",
+    is_flag=True,
+    help="Train nothing: print the first three examples as the chat template writes them, with the learned "
+    "part marked, and what of the data is left out.",
+)
 @click.option("--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run.")
 @click.option("--overwrite", is_flag=True, help="Replace what --output holds.")
 @json_option
 @configurable
-def command(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+@click.pass_context
+def command(
+    ctx: click.Context,
+    /,
+    preview: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Fine-tune a base model by QLoRA: NF4 base, LoRA on every linear layer, loss on the answers.
 
     \b
     edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter
+    edgeft train-qlora --base smollm2-135m --data chats.jsonl --preview
     """
     from edgeft.base.resolve import resolve_base
     from edgeft.train.run import train
 
+    if options["output"] is None and not preview:
+        raise click.MissingParameter(ctx=ctx, param=_param(ctx, "output"))
+    options["output"] = options["output"] or Path("preview")
     options["base"] = resolve_base(options["base"]).resolve()
     options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
     for name in ("data", "validation_data", "output"):  # absolute: true in any current folder
         options[name] = options[name] and options[name].expanduser().resolve()
     run = build(TrainOptions, options)
+    if preview:
+        _preview(run, as_json)
+        return
     try:
         manifest = train(run, resume=resume, overwrite=overwrite)
     except KeyboardInterrupt:
@@ -66,3 +90,23 @@ def command(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> Non
     if curve:
         say(f"validation loss {curve}")
     click.echo(str(run.output))
+
+
+def _param(ctx: click.Context, name: str) -> click.Parameter:
+    return next(param for param in ctx.command.params if param.name == name)
+
+
+def _preview(run: TrainOptions, as_json: bool) -> None:
+    """Print the first examples and what is left out, to stdout."""
+    import sys
+
+    from edgeft.data.preview import BRACKETS, GREEN
+    from edgeft.progress import dumb_terminal
+    from edgeft.train.preview import preview
+
+    colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
+    shown = preview(run, GREEN if colour else BRACKETS)
+    if as_json:
+        print_json(shown.to_json())
+    else:
+        click.echo(shown.text())

@@ -6,9 +6,13 @@ encoded.ids, encoded.labels     # equal length; a label is IGNORED where nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from edgeft.data.rows import BadRow, BadRows, report_bad_rows
+from edgeft.errors import InputError
+from edgeft.progress import say
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate, spans
 from edgeft.tokenizer.hf_files import Encode
@@ -37,6 +41,8 @@ class LeftOut:
     """examples longer than the cutoff"""
     longest: int
     """tokens of the longest example, left out or not"""
+    refused: tuple[BadRow, ...] = ()
+    """examples that the chat template refuses, or of which it leaves nothing to learn"""
 
 
 def encode(
@@ -45,8 +51,14 @@ def encode(
     """Ids and labels of one conversation; with `train_on_inputs` the prompt is learned, too.
 
     Prompts and answers are tokenized separately, as they are at inference: a merge across their
-    border would be a token that the model never sees there.
+    border would be a token that the model never sees there. InputError where the template refuses
+    the conversation.
     """
+    if train_on_inputs and not all(message.learned for message in example.messages):
+        raise InputError(
+            "an answer has weight 0 or train false, and --train-on-inputs learns every text",
+            "leave --train-on-inputs off",
+        )
     ids: list[int] = []
     labels: list[int] = []
     for text, learned in spans(chat, example.messages, example.tools):
@@ -67,10 +79,68 @@ def encode_all(
 
     Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
     """
-    encoded = [encode(example, chat, tokenize, train_on_inputs) for example in examples]
+    encoded, refused = [], []
+    for example in examples:
+        try:
+            item = encode(example, chat, tokenize, train_on_inputs)
+        except InputError as error:
+            refused.append(BadRow(example.line, error.message, error.hint))
+            continue
+        if all(label == IGNORED for label in item.labels):
+            problem = "the chat template leaves nothing of the answers that are to be learned"
+            refused.append(BadRow(example.line, problem))
+        else:
+            encoded.append(item)
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)
-    return kept, LeftOut(longer=len(encoded) - len(kept), longest=longest)
+    return kept, LeftOut(len(encoded) - len(kept), longest, tuple(refused))
+
+
+def encode_file(
+    examples: Sequence[Example],
+    path: Path,
+    chat: ChatTemplate,
+    tokenize: Encode,
+    cutoff: int,
+    train_on_inputs: bool = False,
+    bad_rows: BadRows = "stop",
+) -> tuple[list[Encoded], LeftOut]:
+    """`encode_all` with notes on what is left out.
+
+    `path`: the file that the examples come from. DataError for examples that the chat template
+    refuses, unless bad rows are skipped; InputError where all are longer than the cutoff.
+    """
+    encoded, left_out = encode_all(examples, chat, tokenize, cutoff, train_on_inputs)
+    report_bad_rows(path, left_out.refused, len(examples), bad_rows)
+    if left_out.longer:
+        say(
+            f"{left_out.longer} of {len(examples)} examples are longer than the cutoff of "
+            f"{cutoff} tokens (longest {left_out.longest}) and were left out"
+        )
+    if not encoded:
+        raise InputError(
+            f"every example is longer than the cutoff of {cutoff} tokens",
+            f"--cutoff-length {left_out.longest}",
+        )
+    return encoded, left_out
+
+
+def renderable(
+    examples: Sequence[Example], chat: ChatTemplate, path: Path, bad_rows: BadRows
+) -> list[Example]:
+    """The examples of a file that the chat template renders; DataError for others, or a note."""
+    refused = list(_refused(examples, chat))
+    report_bad_rows(path, refused, len(examples), bad_rows)
+    lines = {row.line for row in refused}
+    return [example for example in examples if example.line not in lines]
+
+
+def _refused(examples: Sequence[Example], chat: ChatTemplate) -> Iterator[BadRow]:
+    for example in examples:
+        try:
+            spans(chat, example.messages, example.tools)
+        except InputError as error:
+            yield BadRow(example.line, error.message, error.hint)
 
 
 def calibration(

@@ -110,13 +110,12 @@ def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: Bad
     first, *others = lines.items()
     listed = [first[0] + (f" (also line {', '.join(first[1][1:])})" if first[1][1:] else "")]
     listed += [f"line {', '.join(numbers)}: {problem}" for problem, numbers in others]
-    if len(bad) > 1:
-        listed.append(f"{len(bad)} of {total} rows are bad")
+    counted = [f"{len(bad)} of {total} rows are bad"] if len(bad) > 1 else []
     problem, hint = "; ".join(listed), bad[0].hint
     if bad_rows == "stop" or len(bad) == total:
         if len(bad) < total:
             hint += ("; " if hint else "") + "--bad-rows skip leaves bad rows out"
-        raise DataError(path, bad[0].line, problem, hint)
+        raise DataError(path, bad[0].line, "; ".join([problem, *counted]), hint)
     _say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].line}: {problem}")
 
 

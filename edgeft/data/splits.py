@@ -1,6 +1,7 @@
 """Examples -> training and validation split, and both again from the manifest of an adapter.
 
-train, validation = load_splits(Path("chats.jsonl"), None, validation_size=0.05, seed=0)
+splits = load_splits(Path("chats.jsonl"), None, validation_size=0.05, seed=0)
+splits.train, splits.validation
 validation_examples(manifest.options)       # of a trained adapter, the same examples
 """
 
@@ -10,12 +11,28 @@ import hashlib
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from edgeft.data.rows import load_examples
+from edgeft.data.rows import BadRows, ExampleFile, load_examples, read_examples
 from edgeft.errors import InputError
-from edgeft.records import Example
+from edgeft.records import Example, Message
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The examples of a training run."""
+
+    train: list[Example]
+    validation: list[Example]
+    files: dict[str, ExampleFile]
+    """data, and validation_data where there is one -> the file that was read"""
+
+    @property
+    def validation_path(self) -> Path:
+        """The file that the validation examples come from."""
+        return self.files.get("validation_data", self.files["data"]).path
 
 
 def split(
@@ -45,41 +62,63 @@ def split(
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of the conversations and their choices, in order; tags and lines do not count.
+    """sha256 of the conversations, their tools and choices, in order; tags and lines do not count.
 
     Two scores are compared only where their examples have the same fingerprint.
     """
     digest = hashlib.sha256()
     for example in examples:
-        turns = [[message.role, message.content] for message in example.messages]
+        turns: list[Any] = [_turn(message) for message in example.messages]
         turns += [list(example.choices)] if example.choices else []
+        turns += [{"tools": example.tools}] if example.tools else []
         digest.update(json.dumps(turns).encode() + b"\n")
     return digest.hexdigest()
 
 
+def _turn(message: Message) -> list[Any]:
+    """[role, content], and an object of what else the message has."""
+    extras = {key: getattr(message, key) for key in ("reasoning", "name", "tool_call_id")}
+    extras |= {"tool_calls": [vars(call) for call in message.tool_calls]}
+    extras |= {} if message.learned else {"learned": [False]}
+    extras = {key: value for key, value in extras.items() if value}
+    return [message.role, message.content, *([extras] if extras else [])]
+
+
 def load_splits(
-    data: Path, validation_data: Path | None, validation_size: float, seed: int
-) -> tuple[list[Example], list[Example]]:
-    """(train, validation): `data` and `validation_data`, or without the latter a `split` of `data`."""
-    examples = load_examples(data)
+    data: Path,
+    validation_data: Path | None,
+    validation_size: float,
+    seed: int,
+    bad_rows: BadRows = "stop",
+) -> Splits:
+    """`data` and `validation_data`, or without the latter a `split` of `data`."""
+    files = {"data": read_examples(data, bad_rows)}
+    examples = files["data"].examples
     if validation_data:
-        return examples, load_examples(validation_data)
-    return split(examples, validation_size, seed)
+        files["validation_data"] = read_examples(validation_data, bad_rows)
+        return Splits(examples, files["validation_data"].examples, files)
+    return Splits(*split(examples, validation_size, seed), files)
 
 
 def training_examples(options: dict[str, Any]) -> list[Example]:
     """The training split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["data"]))
-    return _recorded_splits(options)[0]
+        return load_examples(Path(options["data"]), _bad_rows(options))
+    return _recorded_splits(options).train
 
 
 def validation_examples(options: dict[str, Any]) -> list[Example]:
     """The validation split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["validation_data"]))
-    return _recorded_splits(options)[1]
+        return load_examples(Path(options["validation_data"]), _bad_rows(options))
+    return _recorded_splits(options).validation
 
 
-def _recorded_splits(options: dict[str, Any]) -> tuple[list[Example], list[Example]]:
-    return load_splits(Path(options["data"]), None, options["validation_size"], options["seed"])
+def _recorded_splits(options: dict[str, Any]) -> Splits:
+    size, seed = options["validation_size"], options["seed"]
+    return load_splits(Path(options["data"]), None, size, seed, _bad_rows(options))
+
+
+def _bad_rows(options: dict[str, Any]) -> BadRows:
+    """Manifests name the rule only where it is another than the default."""
+    return cast(BadRows, options.get("bad_rows", "stop"))

@@ -9,6 +9,7 @@ manifest names.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,9 +17,9 @@ from edgeft import files, store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
-from edgeft.data.encoding import calibration, text_calibration
-from edgeft.data.reading import read_text
-from edgeft.data.rows import load_examples
+from edgeft.data.encoding import calibration, renderable, text_calibration
+from edgeft.data.reading import holds_rows, read_text
+from edgeft.data.rows import BadRows, load_examples
 from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.merge.view import Merged
@@ -49,36 +50,58 @@ class FineTuneData:
     text: str = ""
     """calibration text, in place of chats"""
 
+    bad_rows: BadRows = "stop"
+    """what a row does that the chat template refuses"""
+
+    def renderable(self, chat: ChatTemplate) -> FineTuneData:
+        """The data without the rows that the chat template refuses, where bad rows are skipped."""
+        if self.bad_rows == "stop":
+            return self
+        path = Path(self.name)
+        return dataclasses.replace(
+            self,
+            training=renderable(self.training, chat, path, "skip"),
+            validation=renderable(self.validation, chat, path, "skip"),
+        )
+
     @property
     def has_calibration_data(self) -> bool:
         return bool(self.training or self.text)
 
 
 def fine_tune_data(
-    adapters: tuple[Weighted, ...], validation_file: Path | None, calibration_file: Path | None
+    adapters: tuple[Weighted, ...],
+    validation_file: Path | None,
+    calibration_file: Path | None,
+    bad_rows: BadRows = "stop",
 ) -> FineTuneData:
     """Read the user's files; replace a missing one by a split of the adapter's training data.
 
     InputError where the calibration file holds a suite's test split, or only validation examples.
     """
+    recorded = [adapter_manifest(adapter.path) or {} for adapter in adapters]
+    if any(manifest.get("options", {}).get("bad_rows") == "skip" for manifest in recorded):
+        bad_rows = "skip"
     validation, why_no_validation = _recorded_split(adapters, "validation")
     if validation_file:
-        validation, why_no_validation = load_examples(validation_file), ""
+        validation, why_no_validation = load_examples(validation_file, bad_rows), ""
     if calibration_file is None:
         training, why_no_training = _recorded_split(adapters, "training")
         return FineTuneData(
-            validation, why_no_validation, training, why_no_training, "the training data"
-        )
+            validation, why_no_validation, training, why_no_training, "the training data",
+            bad_rows=bad_rows,
+        )  # fmt: skip
     name = calibration_file.name
-    if calibration_file.suffix not in (".json", ".jsonl"):
+    if not holds_rows(calibration_file):
         text = read_text(calibration_file)
         return FineTuneData(
-            validation, why_no_validation, [], f"{name} is empty", name, text.strip() and text
-        )
+            validation, why_no_validation, [], f"{name} is empty", name, text.strip() and text,
+            bad_rows,
+        )  # fmt: skip
     training = _without_test_and_validation(
-        load_examples(calibration_file), validation, calibration_file
+        load_examples(calibration_file, bad_rows), validation, calibration_file
     )
-    return FineTuneData(validation, why_no_validation, training, "", name)
+    return FineTuneData(validation, why_no_validation, training, "", name, bad_rows=bad_rows)
 
 
 def _without_test_and_validation(

@@ -38,11 +38,14 @@ class ExportOptions:
     validation_data: Path | None = None
     """Chats that the training did not see, to choose the base precision by. Default: the split that the
     training held out."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What a row of --validation-data or --calibration that cannot be used does: stop = an error that
+    lists the first ten, skip = it is left out and counted."""
     imatrix: str | None = None
     """Importance matrix, with which coarse types lose less: a file of llama-imatrix, or auto = measured
     on the chats of the training and kept as imatrix.gguf."""
     calibration: Path | None = None
-    """Chats (.json, .jsonl) or plain text that GPTQ and --imatrix auto learn from. auto: the chats of
+    """Chats (.jsonl, .json, .csv, .parquet) or plain text that GPTQ and --imatrix auto learn from. auto: the chats of
     the training."""
     calibration_tokens: int = 32_768
     """Tokens of the calibration text that are used at most."""

@@ -62,7 +62,10 @@ def export(options: ExportOptions) -> list[Artifact]:
     base = resolve_base(options.base or _recorded_base(options.adapter))
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
-    data = fine_tune_data(options.adapter, options.validation_data, options.calibration)
+    data = fine_tune_data(
+        options.adapter, options.validation_data, options.calibration, options.bad_rows
+    )
+    data = data.renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:

@@ -19,13 +19,17 @@ class TrainOptions:
     """Base model: a Hugging Face folder; on the command line also a .gguf, a hub id or an embedded base
     such as smollm2-135m."""
     data: Path
-    """Chats to learn: alpaca, chat messages or sharegpt; JSON or JSONL."""
+    """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: JSON,
+    JSONL, CSV or Parquet."""
     output: Path
     """Folder of the adapter."""
     validation_data: Path | None = None
     """File of chats for validation. Without one, --validation-size is split off --data."""
     validation_size: float = 0.05
     """Part of --data that is held out for validation: a share below 1, a count from 1, 0 = none."""
+    bad_rows: Literal["stop", "skip"] = "stop"
+    """What a row that cannot be learned does: stop = the run ends with an error that lists the first ten,
+    skip = it is left out and counted."""
     epochs: float = 1.0
     """Passes over the training examples, unless --steps is given."""
     steps: int | None = None
@@ -80,6 +84,11 @@ class TrainOptions:
         return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, paths as text and tuples as lists, as the manifest keeps them."""
+        """Every field, paths as text and tuples as lists, as the manifest keeps them.
+
+        `bad_rows` is left out at its default: adapters from before there was a choice stay complete.
+        """
         raw = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
+        if self.bad_rows == "stop":
+            del raw["bad_rows"]
         return cast(dict[str, Any], json.loads(json.dumps(raw)))

@@ -11,6 +11,7 @@ of method and objective, so that a merge finds the base as it was during trainin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.preview import first_marked, shortened
+from edgeft.data.reading import data_file
 from edgeft.data.splits import fingerprint, load_splits
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
@@ -60,8 +63,13 @@ def train(
     if not options.base.is_dir():
         raise InputError(f"no such base model folder: {options.base}")
     row = method_row(method)
-    examples, validation = load_splits(
-        options.data, options.validation_data, options.validation_size, options.seed
+    options = with_data_files(options)
+    splits = load_splits(
+        options.data,
+        options.validation_data,
+        options.validation_size,
+        options.seed,
+        options.bad_rows,
     )
     request = _request(options, method, objective)
     if not options.output.name:
@@ -79,8 +87,10 @@ def train(
     store.check_free(options.output, row.result, overwrite=overwrite, **request)
     with quiet_libraries():
         encoded = load_objective(objective)(
-            options, examples, validation, chat, encoder(options.base)
+            options, splits.train, splits.validation, chat, encoder(options.base)
         )
+        for line, text in first_marked(splits.train, chat, options.train_on_inputs):
+            say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
         trained = load_method(method)(options, card)
         models.transformers_class(config)  # FormatError where transformers has none
         from edgeft.train.loop import fit
@@ -95,12 +105,23 @@ def train(
                 "chat": chat.to_json(),
                 "examples": {"train": len(encoded.train), "validation": len(encoded.validation)},
                 **encoded.facts(),
-                "validation_items": fingerprint(validation) if validation else None,
+                "validation_items": fingerprint(splits.validation) if splits.validation else None,
             }
+            left_out = {role: file.to_json() for role, file in splits.files.items()}
+            if any(left_out.values()):
+                work.facts["rows"] = left_out
     shutil.rmtree(work_folder)
     manifest = store.read_manifest(options.output)
     assert manifest is not None
     return manifest
+
+
+def with_data_files(options: TrainOptions) -> TrainOptions:
+    """The options, with the only data file of a folder in place of the folder."""
+    validation_data = options.validation_data and data_file(options.validation_data)
+    return dataclasses.replace(
+        options, data=data_file(options.data), validation_data=validation_data
+    )
 
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:

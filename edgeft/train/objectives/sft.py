@@ -11,16 +11,14 @@ and the gradients are those of the model's own forward pass, for a fraction of t
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import transformers
 
-from edgeft.data.encoding import IGNORED, encode_all
-from edgeft.errors import InputError
-from edgeft.progress import say
+from edgeft.data.encoding import IGNORED, encode_all, encode_file
+from edgeft.data.rows import report_bad_rows
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
@@ -40,25 +38,19 @@ class SFT(Objective):
         chat: ChatTemplate,
         tokenize: Encode,
     ) -> None:
-        cutoff = options.cutoff_length
         self.group_by_length = options.group_by_length
-        self.train, self.left_out = encode_all(
-            train, chat, tokenize, cutoff, options.train_on_inputs
+        cutoff, bad_rows = options.cutoff_length, options.bad_rows
+        self.train, self.left_out = encode_file(
+            train, options.data, chat, tokenize, cutoff, options.train_on_inputs, bad_rows
         )
-        self.validation, _ = encode_all(validation, chat, tokenize, cutoff)
-        if self.left_out.longer:
-            say(
-                f"{self.left_out.longer} of {len(train)} examples are longer than the cutoff of "
-                f"{cutoff} tokens (longest {self.left_out.longest}) and were left out"
-            )
-        if not self.train:
-            raise InputError(
-                f"every example is longer than the cutoff of {cutoff} tokens",
-                f"--cutoff-length {self.left_out.longest}",
-            )
+        self.validation, left_out = encode_all(validation, chat, tokenize, cutoff)
+        validation_file = options.validation_data or options.data
+        report_bad_rows(validation_file, left_out.refused, len(validation), bad_rows)
 
     def facts(self) -> dict[str, Any]:
-        return {"left_out": dataclasses.asdict(self.left_out)}
+        left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
+        refused = len(self.left_out.refused)
+        return {"left_out": left_out | ({"refused": refused} if refused else {})}
 
     def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
         pad = model.config.pad_token_id or 0
