@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgeft.records import Example
-from edgeft.tokenizer.chat_template import ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
+from edgeft.tokenizer.learned_parts import spans
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
