@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeft.progress import say_once
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
@@ -68,6 +69,11 @@ def encode_all(
 
     Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
     """
+    if chat.writes_the_date:
+        say_once(
+            "the chat template writes the day on which it is rendered: the examples are learned with "
+            "today's, a chat has the date of its own day"
+        )
     encoded = [encode(example, chat, tokenize, train_on_inputs) for example in examples]
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)

@@ -11,12 +11,14 @@ beginning of the user turn, turns of one role are joined by a blank line. What h
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from edgeft.errors import InputError
-from edgeft.records import Message
+from edgeft.records import Message, ToolCall
 from edgeft.tokenizer import template_probe as probe
 from edgeft.tokenizer.message_form import MessageForm
 
@@ -29,7 +31,12 @@ NOTES = {
     probe.SYSTEM: "the chat template has no system turn: its text begins the first user turn",
     probe.LATER_SYSTEM:
         "the chat template has no system turn after the first turn: its text joins the user's",
+    probe.CALL_IDS:
+        "the chat template takes tool call ids of nine letters and digits: others are replaced",
+    probe.NO_CALL_IDS: "the chat template needs ids of tool calls: calls without one get one",
 }  # fmt: skip
+NINE_CHARACTERS = re.compile("[A-Za-z0-9]{9}")
+"""an id of a tool call that Mistral's templates take"""
 
 
 @dataclass(frozen=True)
@@ -63,6 +70,8 @@ def fit(
         first_changed = _leading_system_turns(turns)
     else:
         first_changed = len(turns)
+    if {probe.CALL_IDS, probe.NO_CALL_IDS} & set(lost):
+        turns = _with_short_ids(turns)
     joined = {role for role, feature in ROW_FEATURES.items() if feature in lost}
     if first_changed < len(turns):
         joined.add("user")
@@ -88,6 +97,40 @@ def _leading_system_turns(turns: Sequence[Message]) -> int:
 
 def _system_as_user(turn: Message) -> Message:
     return dataclasses.replace(turn, role="user") if turn.role == "system" else turn
+
+
+def _with_short_ids(turns: Sequence[Message]) -> list[Message]:
+    """The turns with ids of nine characters; results without an id answer the calls in order."""
+    short: list[Message] = []
+    unanswered: list[str] = []
+    for i, turn in enumerate(turns):
+        if turn.tool_calls:
+            unanswered = [
+                _short_id(call.id or f"{i}.{j}") for j, call in enumerate(turn.tool_calls)
+            ]
+            calls = map(_with_id, turn.tool_calls, unanswered)
+            turn = dataclasses.replace(turn, tool_calls=tuple(calls))
+        elif turn.role == "tool":
+            answered = turn.tool_call_id and _short_id(turn.tool_call_id)
+            answered = answered or next(iter(unanswered), "")
+            unanswered = [call for call in unanswered if call != answered]
+            turn = dataclasses.replace(turn, tool_call_id=answered)
+        short.append(turn)
+    return short
+
+
+def _with_id(call: ToolCall, call_id: str) -> ToolCall:
+    return dataclasses.replace(call, id=call_id)
+
+
+def _is_long(call_id: str) -> bool:
+    return bool(call_id) and not NINE_CHARACTERS.fullmatch(call_id)
+
+
+def _short_id(call_id: str) -> str:
+    if NINE_CHARACTERS.fullmatch(call_id):
+        return call_id
+    return hashlib.sha256(call_id.encode()).hexdigest()[:9]
 
 
 def _join(turns: Iterable[Message], roles: Collection[str]) -> list[Message]:
@@ -130,11 +173,14 @@ def _tool_features(turns: Sequence[Message], tools: Sequence[str]) -> list[str]:
 
 
 def _turn_features(turns: Sequence[Message]) -> list[str]:
-    """Features of the order of turns, those that not every template knows."""
+    """Features that not every template knows and that can be put another way."""
     roles = [turn.role for turn in turns]
+    ids = [call.id for turn in turns for call in turn.tool_calls]
     rows = [one for one, other in itertools.pairwise(roles) if one == other]
     used = {
         probe.SYSTEM: "system" in roles[:1],
+        probe.CALL_IDS: any(map(_is_long, ids)),
+        probe.NO_CALL_IDS: "" in ids,
         probe.LATER_SYSTEM: "system" in roles[_leading_system_turns(turns) :],
         **{feature: role in rows for role, feature in ROW_FEATURES.items()},
     }

@@ -9,6 +9,7 @@ llama.cpp finds the abilities of a template in the same way (common/jinja/caps.c
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Sequence
@@ -42,9 +43,10 @@ TEXT, TOOLS, CALL = "text", "tools", "tool calls"
 CALL_ALONE = "tool calls without tools"
 TWO_CALLS, CALL_AND_TEXT = "several tool calls in one turn", "text beside tool calls"
 RESULT = "results of tools"
+CALL_IDS, NO_CALL_IDS = "tool call ids of any length", "tool calls without ids"
 REASONING = "reasoning"
 
-_SCHEMA = {"type": "object", "properties": {"place": {"type": "string", "description": "where"}}}
+_SCHEMA = {"type": "object", "properties": {"site": {"type": "string", "description": "where"}}}
 _FUNCTION = {"name": "listed_qzx", "description": "Looks it up.", "parameters": _SCHEMA}
 _TOOL = (json.dumps({"type": "function", "function": _FUNCTION}),)
 _CALLS = (
@@ -72,6 +74,12 @@ def _two(role: str) -> tuple[Message, Message]:
     return Message(role, "first_qzx"), Message(role, "second_qzx")
 
 
+def _with_id(call_id: str) -> Probe:
+    call = dataclasses.replace(_CALLS[0], id=call_id)
+    result = dataclasses.replace(_RESULTS[0], tool_call_id=call_id)
+    return Probe((_USER, Message("assistant", "", (call,)), result), ("called_qzx",), _TOOL)
+
+
 _BOTH = ("first_qzx", "second_qzx")
 _CALL_WORDS = ("called_qzx", "Paris_qzx")
 _CALL = Message("assistant", "", _CALLS[:1])
@@ -94,6 +102,8 @@ PROBES = {
         (_USER, Message("assistant", "first_qzx", _CALLS[:1]), _RESULTS[0]),
         ("first_qzx", *_CALL_WORDS), _TOOL,
     ),
+    CALL_IDS: _with_id("call_0123456789"),
+    NO_CALL_IDS: _with_id(""),
     RESULT: Probe((_USER, _CALL, _RESULTS[0]), ("result0_qzx",), _TOOL),
     REASONING: Probe((_USER, Message("assistant", "answer", reasoning="first_qzx")), ("first_qzx",)),
 }  # fmt: skip
