@@ -15,6 +15,7 @@ from edgeft.adapter.tokenizer import tokenizer_files
 from edgeft.errors import ProofError
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
+from edgeft.tokenizer.hf_files import without_leftovers
 from edgeft.weights.checkpoint import Array, as_rows, stored_as
 
 BLOCK_VALUES = 4 << 20
@@ -55,3 +56,4 @@ def write_config_and_tokenizer(merged: Merged, out: Path, dtype: str, **entries:
     for name in tokenizer_files(merged.tokenizer):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(merged.tokenizer / name, out / name)
+    without_leftovers(out)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
-from edgeft.progress import say
+from edgeft.progress import say, say_once
 from edgeft.records import Example
-from edgeft.tokenizer.chat_template import ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
+from edgeft.tokenizer.learned_parts import spans
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
@@ -79,6 +80,11 @@ def encode_all(
 
     Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
     """
+    if chat.writes_the_date:
+        say_once(
+            "the chat template writes the day on which it is rendered: the examples are learned with "
+            "today's, a chat has the date of its own day"
+        )
     encoded, refused = [], []
     for example in examples:
         try:

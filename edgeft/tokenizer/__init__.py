@@ -4,7 +4,7 @@ Files of a Hugging Face folder, SentencePiece's tokenizer.model and a GGUF's voc
 all become tokenizer.json.
 """
 
-from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 from edgeft.tokenizer.gguf_vocabulary import from_gguf
 from edgeft.tokenizer.hf_files import (
     Encode,
@@ -16,6 +16,7 @@ from edgeft.tokenizer.hf_files import (
     template_source,
     tokenizer_json,
 )
+from edgeft.tokenizer.learned_parts import spans
 from edgeft.tokenizer.sentencepiece import SentencePiece
 from edgeft.tokenizer.template_lock import check_template_lock
 

@@ -1,4 +1,4 @@
-"""A model's chat template: messages -> text, and the cut of a conversation into learned parts.
+"""A model's chat template: messages -> text.
 
 Training, conversion, chat and benchmarks share this one object, so that a fine-tuned model is asked
 byte for byte as it was trained.
@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, TemplateError
+from edgeft.progress import say_once
 from edgeft.records import Message
+from edgeft.tokenizer.dialogue import fit
 from edgeft.tokenizer.hf_files import (
     SPECIAL_TOKENS,
     eos_ids,
@@ -27,6 +29,7 @@ from edgeft.tokenizer.hf_files import (
     special_tokens,
     template_source,
 )
+from edgeft.tokenizer.message_form import MessageForm
 
 ALPACA = """\
 {%- for message in messages -%}
@@ -75,24 +78,57 @@ class ChatTemplate:
         messages: Iterable[Message],
         generation_prompt: bool = True,
         tools: Sequence[str] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt as text; with `generation_prompt` it ends where the answer begins.
 
-        `tools`: as in `Example`. InputError where the template does not compile or refuses the messages.
+        What the template does not know is put another way, with a note (`dialogue.fit`).
+        `tools`: as in `Example`. `template_kwargs`: more variables, such as enable_thinking.
+        InputError where the template does not compile, refuses the messages, has no place for a part
+        of them, or reads no such variable.
         """
+        dialogue = fit(self, messages, tools)
+        text = self.render_form(
+            dialogue.messages, dialogue.form, generation_prompt, tools, template_kwargs
+        )
+        for note in dialogue.notes:
+            say_once(note)
+        return text
+
+    def render_form(
+        self,
+        messages: Iterable[Message],
+        form: MessageForm,
+        generation_prompt: bool = True,
+        tools: Sequence[str] = (),
+        template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """What the template makes of the messages as they are, in one form."""
         from edgeft.tokenizer import jinja_sandbox
 
-        return jinja_sandbox.render(
-            self.source,
-            messages=[_template_message(message) for message in messages],
-            tools=[json.loads(tool) for tool in tools] or None,  # None as in transformers
-            documents=None,
-            add_generation_prompt=generation_prompt,
-            bos_token=self.bos_token,
-            eos_token=self.eos_token,
-            unk_token=self.unk_token,
-            pad_token=self.pad_token,
-        )
+        variables = {
+            "messages": [form.variables(message) for message in messages],
+            "tools": [json.loads(tool) for tool in tools] or None,  # None as in transformers
+            "documents": None,
+            "add_generation_prompt": generation_prompt,
+            "bos_token": self.bos_token,
+            "eos_token": self.eos_token,
+            "unk_token": self.unk_token,
+            "pad_token": self.pad_token,
+        }
+        if template_kwargs:
+            known = jinja_sandbox.variables(self.source) - variables.keys()
+            if unknown := sorted(template_kwargs.keys() - known):
+                raise InputError(
+                    f"the chat template reads no {', '.join(unknown)}",
+                    f"it reads {', '.join(sorted(known)) or 'nothing but the messages'}",
+                )
+        return jinja_sandbox.render(self.source, **variables, **(template_kwargs or {}))
+
+    @property
+    def writes_the_date(self) -> bool:
+        """Whether the text depends on the day on which it is rendered."""
+        return "strftime_now" in self.source
 
     @property
     def fingerprint(self) -> str:
@@ -129,72 +165,9 @@ class ChatTemplate:
             raise TemplateError(f"{what} other stops: {then} then, {now} now", hint)
 
 
-def _template_message(message: Message) -> dict[str, Any]:
-    """A message as templates read it: OpenAI's keys, with the arguments of a call as an object."""
-    variables: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        variables["tool_calls"] = [
-            {
-                "type": "function",
-                "function": {"name": call.name, "arguments": json.loads(call.arguments)},
-            }
-            | ({"id": call.id} if call.id else {})
-            for call in message.tool_calls
-        ]
-    optional = {
-        "reasoning_content": message.reasoning,
-        "name": message.name,
-        "tool_call_id": message.tool_call_id,
-    }
-    return variables | {key: value for key, value in optional.items() if value}
-
-
 def _around_first_difference(one: str, other: str) -> tuple[str, str]:
     """At most 60 characters of each text around the first place where they differ."""
     pairs = enumerate(zip(one, other, strict=False))
     place = next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
     part = slice(max(0, place - 20), place + 40)
     return one[part], other[part]
-
-
-def spans(
-    chat: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
-) -> list[tuple[str, bool]]:
-    """A conversation as (text, whether it is an answer to learn) parts, in order.
-
-    An answer includes the token that ends its turn. Text that a template writes after that token (a
-    newline in ChatML) belongs to the next prompt, because a model never generates it. Some
-    templates rewrite earlier turns when a later one comes, for example to drop reasoning; then only
-    the last answer is learned. InputError where not even that one follows its generation prompt.
-    """
-    full = chat.render(messages, generation_prompt=False, tools=tools)
-    answers = [i for i, m in enumerate(messages) if m.role == "assistant"]
-    for learned in (answers, answers[-1:]):
-        parts: list[tuple[str, bool]] = []
-        rendered = ""
-        for i in learned:
-            prompt = chat.render(messages[:i], tools=tools)
-            turn = chat.render(messages[: i + 1], generation_prompt=False, tools=tools)
-            if not (prompt.startswith(rendered) and turn.startswith(prompt)):
-                break
-            end = _turn_end(turn, len(prompt), messages[i].content, chat.stops)
-            parts += [
-                (prompt[len(rendered) :], False),
-                (turn[len(prompt) : end], messages[i].learned),
-            ]
-            rendered = turn[:end]
-        else:
-            if full.startswith(rendered):
-                return parts
-    raise InputError(
-        "the chat template does not put the answer after its generation prompt",
-        "fix the template of the base model",
-    )
-
-
-def _turn_end(text: str, start: int, answer: str, stops: Sequence[str]) -> int:
-    """Where the turn with this answer ends: behind the first stop that follows the answer."""
-    after = text.find(answer.strip(), start)
-    after = start if after < 0 else after + len(answer.strip())
-    ends = [text.find(stop, after) + len(stop) for stop in stops if text.find(stop, after) >= 0]
-    return min(ends, default=len(text))

@@ -9,33 +9,63 @@ from typing import Any
 
 from edgeft.errors import EdgeftError, InputError
 from edgeft.files import read_json
-from edgeft.tokenizer import sentencepiece
+from edgeft.progress import say_once
+from edgeft.tokenizer import saved_tokens, sentencepiece
 
 Encode = Callable[[str], list[int]]
 """text -> token ids"""
 
 SPECIAL_TOKENS = ("bos", "eos", "unk", "pad")
 """names of special tokens, without the `_token` behind them in the files"""
+SAMPLING_SETTINGS = ("dropout", "alpha", "nbest_size")
+"""settings of a model in tokenizer.json that cut the same text in another way each time"""
 
 
 def tokenizer_json(folder: Path) -> dict[str, Any]:
-    """tokenizer.json of a folder, converted from tokenizer.model where there is no such file."""
-    if (folder / "tokenizer.json").is_file():
-        return read_json(folder / "tokenizer.json")
-    if (folder / "tokenizer.model").is_file():
+    """tokenizer.json as transformers reads it, converted from tokenizer.model where there is none."""
+    if has_only_sentencepiece(folder):
         return sentencepiece.folder_tokenizer_json(folder)
-    raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
+    if not (folder / "tokenizer.json").is_file():
+        raise InputError(f"no tokenizer.json in {folder}", "save the fast tokenizer with the model")
+    tokenizer = read_json(folder / "tokenizer.json")
+    try:
+        model = tokenizer.get("model") or {}
+        left_over = [tokenizer.get("truncation"), tokenizer.get("padding")]
+        left_over += map(model.get, SAMPLING_SETTINGS)
+        added = tokenizer.get("added_tokens") or []
+        unknown = saved_tokens.unknown(folder, added, lambda: _texts(model.get("vocab") or {}))
+    except (AttributeError, KeyError, TypeError) as error:
+        raise _broken_tokens(folder, error) from None
+    if any(left_over) or unknown:
+        tokenizer = json.loads(load_tokenizer(folder).to_str())
+    return tokenizer
+
+
+def _broken_tokens(folder: Path, error: Exception) -> InputError:
+    return InputError(
+        f"{folder / 'tokenizer.json'} has broken added_tokens: {error}", "download it again"
+    )
+
+
+def _texts(vocabulary: dict[str, int] | list[Any]) -> set[str]:
+    """Texts of the tokens: the keys, or, of a unigram model, the first of each pair."""
+    return {entry if isinstance(entry, str) else entry[0] for entry in vocabulary}
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The `tokenizers.Tokenizer` of a folder. InputError where it has none or a broken one."""
+    """The `tokenizers.Tokenizer` of a folder, which reads a text as transformers' one does.
+
+    Truncation, padding and sampling, which a training left in the file, are off. Special tokens that
+    only tokenizer_config.json names are added. InputError where there is none or a broken one.
+    """
     from tokenizers import Tokenizer
 
     file = folder / "tokenizer.json"
     try:
         if file.is_file():
-            return Tokenizer.from_file(str(file))
-        return Tokenizer.from_str(json.dumps(tokenizer_json(folder)))
+            tokenizer = Tokenizer.from_file(str(file))
+        else:
+            tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(folder)))
     except EdgeftError:
         raise
     except Exception as error:  # noqa: BLE001
@@ -43,6 +73,38 @@ def load_tokenizer(folder: Path) -> Any:
         reason = str(error).partition("\n")[0]
         hint = "download the model again, or save its tokenizer with transformers"
         raise InputError(f"{file} is not a tokenizer: {reason}", hint) from None
+    _switch_off(tokenizer, file)
+    if file.is_file():
+        saved_tokens.add(folder, tokenizer)
+    if saved_tokens.settings(folder).get("split_special_tokens"):
+        say_once(
+            f"{folder / 'tokenizer_config.json'}: split_special_tokens is ignored, because chat "
+            "templates write special tokens"
+        )
+    return tokenizer
+
+
+def _switch_off(tokenizer: Any, file: Path) -> None:
+    """Undo what a call of training left in a tokenizer, with a note."""
+    left_over = [name for name in ("truncation", "padding") if getattr(tokenizer, name)]
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    for name in SAMPLING_SETTINGS:
+        if getattr(tokenizer.model, name, None):
+            left_over.append(name)
+            setattr(tokenizer.model, name, None)
+    if left_over:
+        say_once(f"{file}: its {' and '.join(left_over)}, left by a training, are ignored")
+
+
+def without_leftovers(folder: Path) -> None:
+    """Rewrite a folder's tokenizer.json where `load_tokenizer` reads more or less than it says.
+
+    Then programs that read tokenizer.json alone cut a text in the same way.
+    """
+    file = folder / "tokenizer.json"
+    if file.is_file() and (tokenizer := tokenizer_json(folder)) != read_json(file):
+        file.write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
 
 
 def encoder(folder: Path) -> Encode:
@@ -67,24 +129,17 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
 
 def id_to_token(folder: Path) -> dict[int, str]:
     """The tokenizer's added tokens, special ones among them: id -> text."""
-    if has_only_sentencepiece(folder):
-        tokenizer = tokenizer_json(folder)
-    else:
-        tokenizer = read_json(folder / "tokenizer.json")
-    added = tokenizer.get("added_tokens", [])
+    has_tokenizer = (folder / "tokenizer.json").is_file() or has_only_sentencepiece(folder)
+    added = tokenizer_json(folder).get("added_tokens", []) if has_tokenizer else []
     try:
         return {entry["id"]: entry["content"] for entry in added}
     except (TypeError, KeyError) as error:
-        raise InputError(
-            f"{folder / 'tokenizer.json'} has broken added_tokens: {error}", "download it again"
-        ) from None
+        raise _broken_tokens(folder, error) from None
 
 
 def special_tokens(folder: Path) -> dict[str, str]:
     """bos_token, eos_token, unk_token and pad_token -> their texts, those that there are."""
-    config = read_json(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in config:  # written by transformers before 4.34
-        config |= read_json(folder / "special_tokens_map.json")
+    config = saved_tokens.settings(folder)
     special = {f"{name}_token": _token_text(config.get(f"{name}_token")) for name in SPECIAL_TOKENS}
     special = {key: text for key, text in special.items() if text}
     if has_only_sentencepiece(folder):

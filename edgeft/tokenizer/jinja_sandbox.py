@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,6 +31,11 @@ def render(source: str, **variables: Any) -> str:
             f"the chat template refuses these messages: {error}",
             "it is in the model's tokenizer files",
         ) from None
+
+
+def variables(source: str) -> set[str]:
+    """Names of the variables that a template reads."""
+    return jinja2.meta.find_undeclared_variables(_compile(source).environment.parse(source))
 
 
 class Generation(jinja2.ext.Extension):

@@ -12,7 +12,9 @@ import pytest
 
 from edgeft.errors import InputError, TemplateError
 from edgeft.records import Message
-from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
+from edgeft.tokenizer.dialogue import fit
+from edgeft.tokenizer.learned_parts import spans
 
 CHATML = (
     "{% for message in messages %}"
@@ -109,7 +111,9 @@ def test_render_is_transformers(name: str, generation_prompt: bool) -> None:
     template = chat(TEMPLATES[name])
     theirs = apply_chat_template(template)
     for talk in (TALK, TALK[1:], TALK[:2], TALK[1:2]):
-        assert template.render(talk, generation_prompt) == theirs(talk, generation_prompt)
+        turns = fit(template, talk).messages
+        assert turns == talk or name in ("mistral", "helpers"), "they drop a system turn silently"
+        assert template.render(talk, generation_prompt) == theirs(turns, generation_prompt)
     assert "49" not in template.render(TALK), "contents are data, not templates"
 
 
@@ -205,7 +209,7 @@ def test_a_template_that_strips_earlier_answers_teaches_the_last() -> None:
 @pytest.mark.parametrize(
     "source",
     [
-        CHATML.replace("assistant\\n' }}{% endif", "assistant\\n<think>' }}{% endif"),
+        CHATML.replace("assistant\\n' }}{% endif", "bot\\n' }}{% endif"),
         "{{ messages | length }}{% if add_generation_prompt %}>{% endif %}",
         "{{ messages[-1].content }}{% if add_generation_prompt %}:{% endif %}",
     ],

@@ -1,0 +1,310 @@
+"""A conversation + its chat template -> parts of text, each learned or not (`spans`).
+
+    spans(chat, [Message("user", "hi"), Message("assistant", "hello")])
+    # [('<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>assistant\\n', False), ('hello<|im_end|>', True)]
+
+The learned part is what the model has to write after the generation prompt that it sees in use: the
+assistant's text with the token that ends its turn, and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from edgeft.errors import InputError
+from edgeft.progress import say_once
+from edgeft.records import Message
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.dialogue import Dialogue, fit
+from edgeft.tokenizer.message_form import MessageForm
+from edgeft.tokenizer.template_probe import reasoning_keys
+
+Parts = list[tuple[str, bool]]
+"""(text, whether it is learned), in order"""
+
+REASONING_TAGS = {
+    "<think>": "</think>",
+    "<think:opensource>": "</think:opensource>",  # Hunyuan 3
+    "<mm:think>": "</mm:think>",  # MiniMax M3
+    "<|START_THINKING|>": "<|END_THINKING|>",  # Command R7B
+    "[THINK]": "[/THINK]",  # Magistral, Ministral
+    "<seed:think>": "</seed:think>",  # Seed-OSS
+    "<|channel>thought": "<channel|>",  # Gemma 4
+    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
+    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",  # Apriel
+}
+"""beginning of a reasoning part -> its end"""
+ONLY_LAST = (
+    "the chat template writes earlier answers of a conversation in another way than the last one, "
+    "so only the last answer of each conversation is learned"
+)
+NO_REASONING = (
+    "the chat template has no place for reasoning: it is left out; to have it learned, write it into "
+    "the answer as <think>…</think>"
+)
+CLOSED_REASONING = (
+    "the chat template's generation prompt holds an empty reasoning part: the reasoning of the "
+    "answers is left out"
+)
+NO_PROMPT = (
+    "an answer before the first user turn is not learned: the chat template has no prompt for it"
+)
+
+
+def spans(chat: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()) -> Parts:
+    """A conversation as (text, whether it is an answer to learn) parts, in order.
+
+    An answer includes the token that ends its turn. Text that a template writes after that token (a
+    newline in ChatML) belongs to the next prompt, because a model never generates it. Some
+    templates rewrite earlier turns when a later one comes, for example to drop reasoning; then only
+    the last answer is learned, and what comes after it is left out. InputError where not even that
+    one follows its generation prompt.
+    """
+    turns = [_with_reasoning_in_place(chat, message) for message in messages]
+    dialogues = [fit(chat, turns, tools)]
+    roles = [turn.role for turn in dialogues[0].messages]
+    if ("assistant", "assistant") in itertools.pairwise(roles):
+        dialogues += _joined(chat, turns, tools)
+    for cut in (_all_answers, _last_answer):
+        for dialogue in dialogues:
+            if parts := cut(chat, dialogue):
+                for note in dialogue.notes:
+                    say_once(note)
+                return parts
+    raise InputError(
+        "the chat template does not put the answer after its generation prompt",
+        "fix the template of the base model",
+    )
+
+
+def _joined(chat: ChatTemplate, turns: Sequence[Message], tools: Sequence[str]) -> list[Dialogue]:
+    """The dialogue with the assistant's turns in a row joined; none where that cannot be."""
+    try:
+        return [fit(chat, turns, tools, join=True)]
+    except InputError:
+        return []
+
+
+def _with_reasoning_in_place(chat: ChatTemplate, message: Message) -> Message:
+    """The message with its reasoning where the template reads it.
+
+    Where the generation prompt opens a reasoning part, that is the field of its own; where it holds
+    a closed one, nowhere; else where the message has it, the content as the second choice.
+    """
+    reasoning, content = split_reasoning(message)
+    if message.role != "assistant" or not reasoning:
+        return message
+    opening, keys = _opening(_generation_prompt(chat)), reasoning_keys(chat)
+    if opening.closed:
+        say_once(CLOSED_REASONING)
+        return dataclasses.replace(message, reasoning="", content=content)
+    if opening.tag and keys:
+        return dataclasses.replace(message, reasoning=reasoning, content=content)
+    if not message.reasoning or keys:
+        return message
+    if not opening.tag and "</think>" not in chat.source:
+        say_once(NO_REASONING)
+        return dataclasses.replace(message, reasoning="")
+    content = f"<think>\n{reasoning}\n</think>\n\n{content}"
+    return dataclasses.replace(message, reasoning="", content=content)
+
+
+@functools.lru_cache(maxsize=16)
+def _generation_prompt(chat: ChatTemplate) -> str:
+    """The prompt of a short question; "" where the template refuses it."""
+    try:
+        return chat.render_form([Message("user", "question")], MessageForm())
+    except InputError:
+        return ""
+
+
+def _all_answers(chat: ChatTemplate, dialogue: Dialogue) -> Parts | None:
+    """Every answer after its prompt; None where the text of a prompt does not begin a later text."""
+    parts: Parts = []
+    written = ""
+    for i, message in enumerate(dialogue.messages):
+        if message.role != "assistant":
+            continue
+        prompt = _prompt(chat, dialogue, i)
+        if prompt is None:
+            continue
+        turn = _text(chat, dialogue, i + 1)
+        if _goes_on(chat, dialogue, i, prompt):
+            return None
+        if not (prompt.startswith(written) and turn.startswith(prompt)):
+            return None
+        end = _turn_end(turn, len(prompt), message.content, chat.stops)
+        answer = turn[len(prompt) : end]
+        if not _holds(answer, message):
+            return None
+        parts += [(prompt[len(written) :], False), (answer, message.learned)]
+        written = turn[:end]
+    whole = _text(chat, dialogue, len(dialogue.messages))
+    return parts if parts and whole.startswith(written) else None
+
+
+def _last_answer(chat: ChatTemplate, dialogue: Dialogue) -> Parts | None:
+    """The last answer that is to be learned, after its prompt, without the turns behind it."""
+    answers = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
+    learned = [i for i in answers if dialogue.messages[i].learned]
+    last = (learned or answers)[-1]
+    message = dialogue.messages[last]
+    prompt, turn = _prompt(chat, dialogue, last), _text(chat, dialogue, last + 1)
+    if prompt is None or _goes_on(chat, dialogue, last, prompt):
+        return None
+    answer = _answer_after(prompt, turn, chat, dialogue, last)
+    if answer is None:
+        return None
+    if len(learned) > 1:
+        say_once(ONLY_LAST)
+    return [(prompt, False), (answer, message.learned)]
+
+
+def _prompt(chat: ChatTemplate, dialogue: Dialogue, before: int) -> str | None:
+    """The prompt for the answer at index `before`; None where a template needs a turn before it."""
+    try:
+        return chat.render_form(dialogue.messages[:before], dialogue.form, True, dialogue.tools)
+    except InputError:
+        if any(message.role == "user" for message in dialogue.messages[:before]):
+            raise
+        say_once(NO_PROMPT)
+        return None
+
+
+def _text(chat: ChatTemplate, dialogue: Dialogue, size: int) -> str:
+    """The first `size` messages without a generation prompt."""
+    return chat.render_form(dialogue.messages[:size], dialogue.form, False, dialogue.tools)
+
+
+def _goes_on(chat: ChatTemplate, dialogue: Dialogue, i: int, prompt: str) -> bool:
+    """Whether the answer follows another one and the template writes no prompt between them."""
+    follows = i > 0 and dialogue.messages[i - 1].role == "assistant"
+    return follows and prompt == _text(chat, dialogue, i)
+
+
+def _holds(text: str, message: Message) -> bool:
+    """Whether a learned part holds all that the answer says: reasoning, text and calls."""
+    pieces = [message.reasoning, message.content, *(call.name for call in message.tool_calls)]
+    return all(_squeezed(piece) in _squeezed(text) for piece in pieces)
+
+
+def _squeezed(text: str) -> str:
+    """Text without white space, which templates add and strip, and without reasoning tags."""
+    for tags in REASONING_TAGS.items():
+        for tag in tags:
+            text = text.replace(tag, "")
+    return "".join(text.split())
+
+
+def _turn_end(text: str, start: int, answer: str, stops: Sequence[str]) -> int:
+    """Where the turn with this answer ends: behind the first stop that follows the answer."""
+    after = text.find(answer.strip(), start)
+    after = start if after < 0 else after + len(answer.strip())
+    ends = [text.find(stop, after) + len(stop) for stop in stops if text.find(stop, after) >= 0]
+    return min(ends, default=len(text))
+
+
+@dataclass(frozen=True)
+class Opening:
+    """The end of a prompt that is a reasoning part, opened or already closed."""
+
+    start: int
+    """where it begins in the prompt; the prompt's length where there is none"""
+    tag: str = ""
+    closing_tag: str = ""
+    closed: bool = False
+    newline: bool = False
+    """whether a line ends after the opening tag"""
+
+
+def _opening(prompt: str) -> Opening:
+    for tag, closing_tag in REASONING_TAGS.items():
+        opened, closing = re.escape(tag), re.escape(closing_tag)
+        # DeepSeek V4 writes the closing tag alone.
+        match = re.search(rf"({opened})(\s*)({closing})?\s*$|()()({closing})\s*$", prompt)
+        if match:
+            closed = bool(match[3] or match[6])
+            return Opening(match.start(), tag, closing_tag, closed, "\n" in (match[2] or ""))
+    return Opening(len(prompt))
+
+
+def _answer_after(
+    prompt: str, turn: str, chat: ChatTemplate, dialogue: Dialogue, index: int
+) -> str | None:
+    """What the model has to write after the prompt; None where the texts have nothing in common.
+
+    Where the template does not write the turn that way (it drops the reasoning, or moves a system
+    text), the answer is put together: reasoning and its closing tag, then the rest of the turn.
+    """
+    message = dialogue.messages[index]
+    reasoning, content = split_reasoning(message)
+    start = _answer_start(prompt, turn, _text(chat, dialogue, index), content)
+    if start is None:
+        return None
+    rest = turn[start : _turn_end(turn, start, content, chat.stops)]
+    answer = rest if turn.startswith(prompt) and _holds(rest, message) else ""
+    answer = answer or _with_reasoning(rest, reasoning, _opening(prompt), _holds(rest, message))
+    return answer if _holds(answer, message) else None
+
+
+def _answer_start(prompt: str, turn: str, before: str, content: str) -> int | None:
+    """Where in the turn the answer begins that follows the prompt.
+
+    `before`: the prompt without the generation prompt. The turn holds the longest possible end of
+    the prompt, without its reasoning part and behind the earlier turns.
+    """
+    if turn.startswith(prompt):
+        return len(prompt)
+    shared = len(os.path.commonprefix([before, turn]))
+    header = len(prompt) - len(before) if prompt.startswith(before) else 0
+    opening = _opening(prompt)
+    size = _common_end(prompt[: opening.start], turn[shared:])
+    if size and size >= min(header, opening.start - len(before)):
+        return turn.rfind(prompt[opening.start - size : opening.start]) + size
+    # The template goes on within one turn after the result of a tool (Apertus).
+    if shared == len(before) and turn[shared:].lstrip().startswith(content.strip()) and content:
+        return shared
+    return None
+
+
+def _with_reasoning(rest: str, reasoning: str, opening: Opening, complete: bool) -> str:
+    """The rest of the turn, with the reasoning in front and in its tags where the rest lacks it."""
+    if opening.closed:
+        return rest.removeprefix(opening.tag).removeprefix(opening.closing_tag)
+    if complete and not opening.tag:
+        return rest
+    rest = rest.removeprefix(opening.tag)
+    if opening.tag and opening.closing_tag in rest:
+        return rest
+    if not opening.tag:
+        return f"<think>\n{reasoning}\n</think>\n\n{rest.lstrip()}"
+    line = "\n" if opening.newline else ""
+    rest = rest.lstrip("\n") if line else rest
+    return f"{reasoning}{line}{opening.closing_tag}{line * 2}{rest}"
+
+
+def split_reasoning(message: Message) -> tuple[str, str]:
+    """The reasoning of an answer, from its own field or the tags in its content, and the rest."""
+    for tag, closing_tag in REASONING_TAGS.items():
+        head, closing, rest = message.content.partition(closing_tag)
+        if closing and head.lstrip().startswith(tag):
+            return head.strip().removeprefix(tag).strip(), rest.strip()
+    return message.reasoning.strip(), message.content
+
+
+def _common_end(prompt: str, turn: str) -> int:
+    """Characters of the longest end of the prompt that the turn holds."""
+    low, high = 0, len(prompt)
+    while low < high:  # if an end of n characters is in the turn, every shorter end is, too
+        size = (low + high + 1) // 2
+        if prompt[-size:] in turn:
+            low = size
+        else:
+            high = size - 1
+    return low
