@@ -233,7 +233,10 @@ def _write_special_tokens(
     ]
     slots = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     if unwritten := [stop for stop in stops[len(slots) :] if stop not in LLAMA_CPP_END_TOKENS]:
-        raise FormatError(f"GGUF ends a turn at three tokens, {folder.name} also at {unwritten}")
+        raise FormatError(
+            f"GGUF ends a turn at three tokens, {folder.name} also at {unwritten}",
+            "take tokens that it never writes out of eos_token_id of generation_config.json",
+        )
     for add, stop in zip(slots, stops, strict=False):
         add(ids[stop])
     config = read_json(folder / "tokenizer_config.json")

@@ -133,8 +133,8 @@ def parameters(text: str) -> list[str]:
 
 def test_stops_with_quotes_and_newlines_are_kept() -> None:
     stops = ("</s>", "\n\nUser:", '"', '""x', 'say "stop"', '"\n', 'a"\nFROM b', " x ", "\\n")
-    template = ChatTemplate(CHATML, "<s>", "</s>", stops)
+    template = ChatTemplate(ALPACA, "<s>", "</s>", stops)
     assert parameters(modelfile(template, "x.gguf", adds_bos=False)) == list(stops)
-    three = ChatTemplate(CHATML, "<s>", "</s>", ("</s>", '"""\nFROM other', "<|end|>"))
+    three = ChatTemplate(ALPACA, "<s>", "</s>", ("</s>", '"""\nFROM other', "<|end|>"))
     text = modelfile(three, "x.gguf", adds_bos=False)
     assert parameters(text) == ["</s>", "<|end|>"] and "# One of the stops" in text
