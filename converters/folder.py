@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.adapter.tokenizer import tokenizer_files
+from edgeft.converters import training_settings
 from edgeft.errors import ProofError
 from edgeft.files import read_json
 from edgeft.merge.landing import LandingProof, sampled_rows
@@ -59,6 +60,7 @@ def write_config_and_tokenizer(merged: Merged, out: Path, dtype: str, **entries:
     for name in tokenizer_files(merged.tokenizer):
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(merged.tokenizer / name, out / name)
+    training_settings.undo(out, merged.vocabulary, merged.base.name)
     _complete_stops(out)
 
 
