@@ -239,13 +239,13 @@ def _write_special_tokens(
             "take tokens that it never writes out of eos_token_id of generation_config.json",
         )
     # generation_config.json may also end a generation at ordinary tokens, such as a newline.
-    ordinary = [i for i in eos_ids(folder) if i < len(tokens) and tokens[i][1] in (NORMAL, BYTE)]
-    for add, token in zip(slots, [*(ids[stop] for stop in stops), *ordinary], strict=False):
+    ends = [ids[stop] for stop in stops]
+    ordinary = [i for i in eos_ids(folder) if 0 <= i < len(tokens) and i not in ends]
+    for add, token in zip(slots, [*ends, *ordinary], strict=False):
         add(token)
-    for token in ordinary[max(0, len(slots) - len(stops)) :]:
-        say(
-            f"GGUF has no place for the stop {token} ({tokens[token][0]!r}) of generation_config.json"
-        )
+    for token in ordinary[max(0, len(slots) - len(ends)) :]:
+        text = tokens[token][0]
+        say(f"GGUF has no place for the stop {token} ({text!r}) of generation_config.json")
     config = read_json(folder / "tokenizer_config.json")
     add_bos = config.get("add_bos_token")
     add_bos = first is not None and first == bos if add_bos is None else add_bos
