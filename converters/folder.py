@@ -12,10 +12,14 @@ from typing import Any
 import numpy as np
 
 from edgeft.adapter.tokenizer import tokenizer_files
+from edgeft.converters import training_settings
 from edgeft.errors import ProofError
+from edgeft.files import read_json
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
-from edgeft.tokenizer.hf_files import without_leftovers
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import eos_ids, without_leftovers
+from edgeft.tokenizer.stops import stop_ids
 from edgeft.weights.checkpoint import Array, as_rows, stored_as
 
 BLOCK_VALUES = 4 << 20
@@ -57,3 +61,19 @@ def write_config_and_tokenizer(merged: Merged, out: Path, dtype: str, **entries:
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(merged.tokenizer / name, out / name)
     without_leftovers(out)
+    training_settings.undo(out, merged.vocabulary, merged.base.name)
+    _complete_stops(out)
+
+
+def _complete_stops(folder: Path) -> None:
+    """Add stops to eos_token_id of both configurations, where transformers and vLLM would not stop."""
+    named = eos_ids(folder)
+    stops = stop_ids(ChatTemplate.from_folder(folder), folder)
+    if set(stops) == set(named):
+        return
+    config = read_json(folder / "config.json")
+    defaults = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
+    generation = read_json(folder / "generation_config.json") or defaults
+    for name, settings in (("config.json", config), ("generation_config.json", generation)):
+        settings["eos_token_id"] = list(stops) if len(stops) > 1 else stops[0]
+        (folder / name).write_text(json.dumps(settings, indent=1) + "\n")

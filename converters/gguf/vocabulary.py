@@ -17,8 +17,9 @@ from typing import Any
 from edgeft import models
 from edgeft.errors import FormatError
 from edgeft.files import read_json
+from edgeft.progress import say
 from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.hf_files import load_tokenizer, special_tokens, tokenizer_json
+from edgeft.tokenizer.hf_files import eos_ids, load_tokenizer, special_tokens, tokenizer_json
 from edgeft.tokenizer.sentencepiece import (
     BYTE,
     CONTROL,
@@ -233,14 +234,28 @@ def _write_special_tokens(
     ]
     slots = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
     if unwritten := [stop for stop in stops[len(slots) :] if stop not in LLAMA_CPP_END_TOKENS]:
-        raise FormatError(f"GGUF ends a turn at three tokens, {folder.name} also at {unwritten}")
-    for add, stop in zip(slots, stops, strict=False):
-        add(ids[stop])
+        raise FormatError(
+            f"GGUF ends a turn at three tokens, {folder.name} also at {unwritten}",
+            "take tokens that it never writes out of eos_token_id of generation_config.json",
+        )
+    # generation_config.json may also end a generation at ordinary tokens, such as a newline.
+    ends = [ids[stop] for stop in stops]
+    ordinary = [i for i in eos_ids(folder) if 0 <= i < len(tokens) and i not in ends]
+    for add, token in zip(slots, [*ends, *ordinary], strict=False):
+        add(token)
+    for token in ordinary[max(0, len(slots) - len(ends)) :]:
+        text = tokens[token][0]
+        say(f"GGUF has no place for the stop {token} ({text!r}) of generation_config.json")
     config = read_json(folder / "tokenizer_config.json")
     add_bos = config.get("add_bos_token")
     add_bos = first is not None and first == bos if add_bos is None else add_bos
     writer.add_add_bos_token(bool(add_bos) and bos in ids)
-    writer.add_add_eos_token(bool(config.get("add_eos_token", False)))
+    if config.get("add_eos_token"):
+        say(
+            "add_eos_token of tokenizer_config.json is off in the GGUF: a prompt would end with the "
+            "eos, and the answer before it begins"
+        )
+    writer.add_add_eos_token(False)
     writer.add_chat_template(chat.source)
 
 

@@ -27,7 +27,8 @@ from edgeft.merge.torch_model import config_of
 from edgeft.merge.view import Merged
 from edgeft.progress import quiet_libraries, say
 from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.hf_files import eos_ids, id_to_token
+from edgeft.tokenizer.hf_files import id_to_token
+from edgeft.tokenizer.stops import stop_ids
 from edgeft.weights.onnx_config import CONFIG_FILE
 
 PACKAGES = (
@@ -122,10 +123,10 @@ def _configure(merged: Merged, out: Path) -> None:
     config = json.loads(path.read_text())
     chat = ChatTemplate.from_folder(out)
     ids = {text: i for i, text in id_to_token(out).items()}
-    stops = [*eos_ids(out), *(ids[stop] for stop in chat.stops if stop in ids)]
-    stops = [stop for stop in stops if 0 <= stop < merged.vocabulary]  # the engine takes no others
+    # The engine takes no stops beyond the vocabulary.
+    stops = [stop for stop in stop_ids(chat, out) if 0 <= stop < merged.vocabulary]
     model, search = config["model"], config["search"]
-    model["eos_token_id"] = list(dict.fromkeys(stops)) or model["eos_token_id"]
+    model["eos_token_id"] = stops or model["eos_token_id"]
     model["bos_token_id"] = ids.get(chat.bos_token, model["bos_token_id"])
     model["vocab_size"] = merged.vocabulary
     search |= {"do_sample": False, "max_length": min(CACHE_TOKENS, model["context_length"])}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from edgeft.errors import InputError
 from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.stops import ending_text
 
 SYSTEM, USER, ANSWER = "qSYSTEMq", "qUSERq", "qANSWERq"
 """contents of the turns of a probe"""
@@ -111,7 +112,7 @@ def modelfile(chat: ChatTemplate, gguf: str, adds_bos: bool) -> str:
             f"{_go(frame.answer[0])}{{{{- .Content }}}}{_go(frame.answer[1])}{{{{- end }}}}"
         )
         lines.append(f'TEMPLATE """{default}{{{{- range .Messages }}}}{turns}{{{{- end }}}}"""')
-    lines += [_stop(stop) for stop in chat.stops]
+    lines += [_stop(stop) for stop in (*chat.stops, ending_text(chat) if frame else "") if stop]
     return "\n".join(lines) + "\n"
 
 

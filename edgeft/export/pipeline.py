@@ -44,6 +44,7 @@ from edgeft.merge.view import Merged, open_merged
 from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.stops import ending_text
 
 MAX_QUANTIZED_BITS = 9
 """bits of a quantized weight at most, for the check of free disk space"""
@@ -70,11 +71,13 @@ def export(options: ExportOptions) -> list[Artifact]:
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
+    _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
     with ArtifactVerifier(
-        options.adapter, data.validation, options.threads, options.compare_live
-    ) as verifier:
+        options.adapter, data.validation, options.threads, options.compare_live,
+        answers=data.validation or data.training,
+    ) as verifier:  # fmt: skip
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
@@ -83,6 +86,14 @@ def export(options: ExportOptions) -> list[Artifact]:
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
     return artifacts
+
+
+def _report_ending_text(view: Merged) -> None:
+    if text := ending_text(ChatTemplate.from_folder(view.tokenizer)):
+        say(
+            f"the chat template ends an answer with the text {text!r} and no token: only programs "
+            "that take stop texts can stop there. Train with a template that writes eos_token instead"
+        )
 
 
 def _file_plan(plan: ExportPlan, item: Item) -> Any:

@@ -5,7 +5,8 @@
 
 Every artifact must have the tokenizer's token ids, template and stops. Its logits on 32 prompts are
 compared with the live model: the base with the unmerged adapter (peft, float32). f16 and f32 must
-also generate the same first greedy tokens. The live model is loaded once, for the first artifact.
+also generate the same first greedy tokens. After answers of the data it must end its turn where the
+live model does, at a stop that its own files name. The live model is loaded once, for the first artifact.
 Without it (no torch, no memory, a family that transformers lacks) the facts hold the reason.
 """
 
@@ -20,12 +21,14 @@ from typing import Any, Self
 from edgeft import machine
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.fidelity import parity
+from edgeft.benchmarks.fidelity.turn_ends import TurnEnds, check_ends, check_named, expect_ends
 from edgeft.errors import EdgeftError, InputError, ProofError
 from edgeft.formats import Format, load
 from edgeft.merge.view import Merged
 from edgeft.progress import say
 from edgeft.records import Example, Message
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.tokenizer.hf_files import eos_ids
 
 STRICT_QUANTS = ("f32", "f16")
 """quantizations whose logits and greedy tokens must equal the float32 model's"""
@@ -44,14 +47,18 @@ class ArtifactVerifier:
         examples: Sequence[Example],
         threads: int,
         live: bool = True,
+        answers: Sequence[Example] = (),
     ) -> None:
-        """`examples`: the validation split, whose prompts come first. `live=False`: no logits."""
+        """`examples`: the validation split, whose prompts come first. `live=False`: no logits.
+        `answers`: examples after whose answers the artifact has to end its turn."""
         self._adapters = adapters
         self._examples = examples
+        self._answers = answers or examples
         self._threads = threads
         self._why_not_live = "" if live else "switched off"
         self._reference: ReferenceRuntime | None = None
         self._expected: parity.Expected | None = None
+        self._ends: TurnEnds | None = None
 
     def verify(self, fmt: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
         """Facts for the manifest; ProofError where the artifact is not the merged model."""
@@ -73,15 +80,19 @@ class ArtifactVerifier:
             facts["live"] = parity.check_live(model, self._expected, strict)
             if strict and not fmt.by_torch:
                 facts["greedy"] = parity.check_greedy(model, reference)
+            stops = _check_stops(fmt, path, model, merged)
+            facts["ends"] = check_ends(model, stops, self._live_ends(reference, merged), strict)
             return facts
 
     def _verify_without_live(self, fmt: Format, path: Path, merged: Merged) -> dict[str, Any]:
         """The checks that need no torch and no memory for all weights."""
         if fmt.by_torch:
+            _check_stops(fmt, path, None, merged)
             return parity.check_tokens(parity.Folder(path), merged.tokenizer)
         with self._open(fmt, path, repack=False) as model:
             facts = parity.check_tokens(model, merged.tokenizer)
             parity.check_runs(model)
+            _check_stops(fmt, path, model, merged)
             return facts
 
     def _open(self, fmt: Format, path: Path, **runtime_options: Any) -> Any:
@@ -125,6 +136,16 @@ class ArtifactVerifier:
             vocabulary=merged.vocabulary,
         )
 
+    def _live_ends(self, reference: ReferenceRuntime, merged: Merged) -> TurnEnds:
+        if self._ends is None:
+            self._ends = expect_ends(reference, self._answers, merged.tokenizer)
+            if self._answers and not self._ends.ends:
+                say(
+                    f"the live model ends its turn after none of {self._ends.answers} answers of the "
+                    "data: it did not learn to stop"
+                )
+        return self._ends
+
     def _prompts(self, reference: ReferenceRuntime) -> list[str]:
         """LIVE_PROMPTS texts: the examples, every second one with its answer, then general prompts."""
         texts = []
@@ -141,3 +162,13 @@ class ArtifactVerifier:
     def __exit__(self, *_: object) -> None:
         if self._reference is not None:
             self._reference.close()
+
+
+def _check_stops(fmt: Format, path: Path, model: Any, merged: Merged) -> frozenset[int]:
+    """Ids of the stops that the artifact's files name; ProofError where one of the template's lacks.
+
+    Programs for folders of transformers read them from generation_config.json.
+    """
+    stops: frozenset[int] = frozenset(eos_ids(path)) if fmt.reference else model.file_eos_ids
+    check_named(stops, merged.tokenizer, merged.vocabulary)
+    return stops

@@ -55,8 +55,9 @@ class GGUFRuntime:
             self._vocabulary = vocabulary = LlamaVocabulary(self._model)
             self.encode, self.decoder = vocabulary.encode, vocabulary.decoder
             self.piece, self.eos_ids = vocabulary.piece, vocabulary.eos_ids
+            self.file_eos_ids = vocabulary.file_eos_ids
             self.vocab_size, self.adds_bos = vocabulary.size, vocabulary.adds_bos
-            self.chat = vocabulary.chat_template()
+            self.chat = vocabulary.chat
             self.context = context or min(self._model.training_context, DEFAULT_CONTEXT_TOKENS)
             self._conversation = self._sequences(self.context, 1, outputs=BATCH_TOKENS)
             """one sequence, which `stream` and `logits` share"""

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from edgeft.errors import InputError
 from edgeft.runtimes.llama_context import LlamaModel
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
+from edgeft.tokenizer.stops import Pieces, with_turn_ends
 
 MAX_WORD_CHARACTERS = 8000
 """llama.cpp's std::regex calls itself once per character of a word, with a frame on the stack"""
@@ -33,8 +34,15 @@ class LlamaVocabulary:
         self.size: int = lib.llama_vocab_n_tokens(vocab)
         self.adds_bos: bool = lib.llama_vocab_get_add_bos(vocab)
         is_end = map(lib.llama_vocab_is_eog, itertools.repeat(vocab), range(self.size))
-        self.eos_ids = frozenset(itertools.compress(range(self.size), is_end))
-        """ids that end a turn: all that llama.cpp calls end of generation"""
+        self.file_eos_ids = frozenset(itertools.compress(range(self.size), is_end))
+        """ids that llama.cpp calls end of generation: the file's, and those that it knows by name"""
+        self.chat = self._chat_template()
+        """the file's template (Alpaca where it has none) and special tokens"""
+        if model.vocab_type != lib.LLAMA_VOCAB_TYPE_NONE:
+            self.chat = with_turn_ends(self.chat, self._split)
+        written = (token for stop in self.chat.stops for token in self.encode(stop)[:1])
+        self.eos_ids = self.file_eos_ids.union(filter(self._is_added, written))
+        """ids that end a turn: also those that the template writes behind an answer"""
 
     def encode(self, text: str) -> list[int]:
         """Text -> ids, special tokens recognised, nothing added.
@@ -74,8 +82,22 @@ class LlamaVocabulary:
         )
         return buffer.raw[: max(length, 0)]
 
-    def chat_template(self) -> ChatTemplate:
-        """The file's template (Alpaca where it has none) and special tokens."""
+    def _is_added(self, token: int) -> bool:
+        """Whether the tokenizer takes the token's text for this token, wherever it stands."""
+        added = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED
+        return bool(self._lib.llama_vocab_get_attr(self._model.vocab, token) & added)
+
+    def _split(self, text: str) -> Pieces:
+        try:
+            tokens = self.encode(text)
+        except InputError:  # a word that llama.cpp cannot read; then it cannot read the chat either
+            return []
+        return [
+            (self.piece(token).decode("utf-8", "replace"), self._is_added(token))
+            for token in tokens
+        ]
+
+    def _chat_template(self) -> ChatTemplate:
         lib, vocab = self._lib, self._model.vocab
 
         def text(token: int) -> str:
@@ -83,7 +105,7 @@ class LlamaVocabulary:
 
         source = lib.llama_model_chat_template(self._model.pointer, None)
         eos = text(lib.llama_vocab_eos(vocab))
-        stops = dict.fromkeys([eos, *map(text, sorted(self.eos_ids))])
+        stops = dict.fromkeys([eos, *map(text, sorted(self.file_eos_ids))])
         unknown = self._model.metadata("tokenizer.ggml.unknown_token_id")
         return ChatTemplate(
             source=source.decode("utf-8", "replace") if source else ALPACA,

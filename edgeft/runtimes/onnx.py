@@ -30,6 +30,7 @@ from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import choose, common_prefix, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
+from edgeft.tokenizer.stops import stop_ids
 from edgeft.weights.onnx_graph import ONNXGraph
 
 Logits = npt.NDArray[np.float32]
@@ -57,8 +58,10 @@ class ONNXRuntime:
         self._threads = threads or len(os.sched_getaffinity(0))
         self.encode = encoder(path)
         self._tokenizer = load_tokenizer(path)
-        self._eos_ids = self._graph.stops
         self.chat = ChatTemplate.from_folder(path)
+        self.file_eos_ids = self._graph.stops
+        """ids of genai_config.json"""
+        self.eos_ids = self.file_eos_ids.union(stop_ids(self.chat, path))
         self.vocab_size = self._graph.vocabulary
         self.context = min(self._graph.context, context or DEFAULT_CONTEXT_TOKENS)
         self._session: Any = None
@@ -126,7 +129,7 @@ class ONNXRuntime:
         while len(ids) < end:
             row = self._read(ids, end)
             token = matcher.choose(row, sample) if matcher else sample(row)
-            if token in self._eos_ids and not limits.ignore_eos:
+            if token in self.eos_ids and not limits.ignore_eos:
                 return
             ids.append(token)
             piece = text.step(self._tokenizer, token) or ""
@@ -179,7 +182,7 @@ class ONNXRuntime:
 
     @functools.cached_property
     def _grammars(self) -> GrammarVocabulary:
-        return GrammarVocabulary.from_tokenizer(self._tokenizer, self.vocab_size, self._eos_ids)
+        return GrammarVocabulary.from_tokenizer(self._tokenizer, self.vocab_size, self.eos_ids)
 
     def replies(
         self,

@@ -31,7 +31,8 @@ from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import choose, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.hf_files import encoder, eos_ids, load_tokenizer
+from edgeft.tokenizer.hf_files import encoder, load_tokenizer
+from edgeft.tokenizer.stops import stop_ids
 from edgeft.weights.checkpoint import Checkpoint, quantization
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
@@ -87,9 +88,9 @@ class ReferenceRuntime:
             self._model.eval()
         folder = tokenizer or path
         self._tokenizer = load_tokenizer(folder)
-        self._eos_ids = set(eos_ids(folder))
         self.encode = encoder(folder)
         self.chat = ChatTemplate.from_folder(folder)
+        self.eos_ids = frozenset(stop_ids(self.chat, folder))
         self.vocab_size = int(self._model.config.vocab_size)
         self.context = min(
             int(self._model.config.max_position_embeddings), context or DEFAULT_CONTEXT_TOKENS
@@ -114,7 +115,7 @@ class ReferenceRuntime:
                 out = self._model(input_ids, past_key_values=cache, use_cache=True)
             cache = out.past_key_values
             token = choose(out.logits[0, -1].numpy(), limits, rng)
-            if token in self._eos_ids and not limits.ignore_eos:
+            if token in self.eos_ids and not limits.ignore_eos:
                 return
             new_ids.append(token)
             text = self._tokenizer.decode(new_ids, skip_special_tokens=False)

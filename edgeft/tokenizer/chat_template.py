@@ -30,6 +30,7 @@ from edgeft.tokenizer.hf_files import (
     template_source,
 )
 from edgeft.tokenizer.message_form import MessageForm
+from edgeft.tokenizer.stops import split_at, with_turn_ends
 
 ALPACA = """\
 {%- for message in messages -%}
@@ -50,7 +51,8 @@ class ChatTemplate:
     bos_token: str
     eos_token: str
     stops: tuple[str, ...]
-    """texts of the tokens that end the assistant's turn, the eos first"""
+    """texts of the tokens that end the assistant's turn: the eos, those that generation_config.json
+    names, and those that the template writes (`edgeft.tokenizer.stops`)"""
     unk_token: str = ""
     pad_token: str = ""
 
@@ -60,18 +62,19 @@ class ChatTemplate:
         special = special_tokens(folder)
         eos = special.get("eos_token", "")
         tokens = id_to_token(folder)
-        stops = dict.fromkeys([eos, *(tokens[i] for i in eos_ids(folder) if i in tokens)])
+        ends = dict.fromkeys([eos, *(tokens[i] for i in eos_ids(folder) if i in tokens)])
         if has_only_sentencepiece(folder) and "<|observation|>" in tokens.values():
             # ChatGLM 3: its code, not its configuration, ends a turn where another role begins.
-            stops |= dict.fromkeys(["<|user|>", "<|observation|>"])
-        return cls(
+            ends |= dict.fromkeys(["<|user|>", "<|observation|>"])
+        chat = cls(
             source=template_source(folder) or ALPACA,
             bos_token=special.get("bos_token", ""),
             eos_token=eos,
-            stops=tuple(text for text in stops if text),
+            stops=tuple(text for text in ends if text),
             unk_token=special.get("unk_token", ""),
             pad_token=special.get("pad_token", ""),
         )
+        return with_turn_ends(chat, split_at(tokens.values()))
 
     def render(
         self,
