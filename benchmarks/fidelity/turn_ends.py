@@ -20,8 +20,9 @@ from edgeft.errors import InputError, ProofError
 from edgeft.records import Example, Limits, Message
 from edgeft.runtimes.protocol import Runtime
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.tokenizer.chat_template import ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import id_to_token
+from edgeft.tokenizer.learned_parts import spans
 
 ANSWERS = 8
 """answers whose ends are compared"""

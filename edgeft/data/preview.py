@@ -9,7 +9,8 @@ from collections.abc import Iterable, Iterator
 
 from edgeft.errors import InputError
 from edgeft.records import Example
-from edgeft.tokenizer.chat_template import ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.learned_parts import spans
 
 BRACKETS = ("⟦", "⟧")
 """marks around a learned part, where the output is no terminal"""

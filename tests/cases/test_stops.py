@@ -24,8 +24,9 @@ from edgeft.formats import format_of
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
-from edgeft.tokenizer.chat_template import ChatTemplate, spans
+from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, eos_ids
+from edgeft.tokenizer.learned_parts import spans
 from helpers.families import TINY, card_of, make_tiny
 from helpers.tiny import make_tokenizer
 from helpers.vocabs import write_gguf

@@ -46,7 +46,6 @@ def template(*parts: dict[str, Any]) -> dict[str, Any]:
         ("tokenizer.json", "post_processor",
          {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template(TEXT, EOS)]},
          {"type": "Sequence", "processors": [{"type": "ByteLevel"}, template(TEXT)]}),
-        ("tokenizer.json", "padding", {"strategy": {"Fixed": 12}}, None),
     ],
 )  # fmt: skip
 def test_a_harmful_setting_is_undone_with_a_note(
