@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 
 from edgeft.errors import InputError
 from edgeft.records import Message, ToolCall
-from edgeft.tokenizer.dialogue import fit
 from edgeft.tokenizer.hf_files import eos_ids, id_to_token
+from edgeft.tokenizer.message_form import FORMS
 
 if TYPE_CHECKING:
     from edgeft.tokenizer.chat_template import ChatTemplate
@@ -129,8 +129,14 @@ def _is_text(piece: tuple[str, bool]) -> bool:
 
 
 def _render(chat: ChatTemplate, messages: Sequence[Message]) -> str:
-    try:
-        dialogue = fit(chat, messages)
-        return chat.render_form(dialogue.messages, dialogue.form, generation_prompt=False)
-    except InputError:
-        return ""
+    """The text in the first form of messages that the template honours; "" where there is none."""
+    words = [message.content for message in messages]
+    words += [call.name for message in messages for call in message.tool_calls]
+    for form in FORMS:
+        try:
+            text = chat.render_form(messages, form, generation_prompt=False)
+        except InputError:
+            continue
+        if all(word in text for word in words):
+            return text
+    return ""
