@@ -33,6 +33,8 @@ WORDS = {
 ROLES = {word: role for role, words in WORDS.items() for word in words}
 ROLE_KEYS = ("role", "from", "author")
 CONTENT_KEYS = ("content", "value", "text", "parts")
+WITH_ARTICLE = {"system": "a system turn", "user": "a user turn", "tool": "a tool turn",
+                "assistant": "an assistant turn"}  # fmt: skip
 LEARNED_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_scale")
 """whether a turn is learned: OpenAI and mistral-finetune, Axolotl, ms-swift"""
 REFUSED_KEYS = {
@@ -114,8 +116,8 @@ def _message(turn: dict[str, Any], ignored: collections.Counter[str]) -> tuple[s
     if message.role == "assistant":
         message = dataclasses.replace(message, learned=learned is not False)
     elif learned:
-        ignored[f"weight or train of a {role} turn"] += 1
-    ignored.update(f"{key} of a {role} turn" for key in fields.unread)
+        ignored[f"weight or train of {WITH_ARTICLE[role]}"] += 1
+    ignored.update(f"{key} of {WITH_ARTICLE.get(role, 'a call')}" for key in fields.unread)
     return role, message
 
 
