@@ -22,7 +22,7 @@ CALL = "call"
 """a turn that is nothing but a call of a function"""
 WORDS = {
     "system": ("system", "developer"),
-    "user": ("user", "human", "prompter"),
+    "user": ("user", "human", "prompter", "input"),
     "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "output", "ai", "bing",
                   "bard"),
     "tool": ("tool", "function", "observation", "ipython", "environment", "tool_response",
@@ -74,11 +74,13 @@ def messages(turns: Any, ignored: collections.Counter[str]) -> list[Message]:
 
 
 def _parts_of_pair(turn: Any) -> list[dict[str, Any]]:
-    """{"human": …, "assistant": …}, a pair of ms-swift, as two turns; any other turn alone."""
+    """A pair of ms-swift or XTuner, such as {"human": …, "assistant": …}, as its turns."""
     if not isinstance(turn, dict):
         raise RowError("a turn is not an object")
     if turn and not any(key in turn for key in ROLE_KEYS) and all(key in ROLES for key in turn):
-        return [{"role": role, "content": content} for role, content in turn.items()]
+        return [
+            {"role": role, "content": text} for role, text in turn.items() if not is_empty(text)
+        ]
     return [turn]
 
 
