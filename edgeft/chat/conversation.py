@@ -14,7 +14,7 @@ import dataclasses
 import json
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from edgeft import files
 from edgeft.errors import InputError
@@ -133,7 +133,7 @@ class Conversation:
 
     def to_json(self) -> str:
         """One line of JSONL, a row that `edgeft.data.rows` reads. So files can be joined to data."""
-        row = {"messages": [dataclasses.asdict(message) for message in self.messages]}
+        row = {"messages": [_turn(message) for message in self.messages]}
         return json.dumps(row, ensure_ascii=False) + "\n"
 
     def save(self, path: Path) -> None:
@@ -151,11 +151,7 @@ class Conversation:
         examples = load_examples(path)
         if len(examples) != 1:
             raise InputError(f"{path} holds {len(examples)} conversations", "one is needed")
-        # JSON can name halves of surrogate pairs, which are no text.
-        turns = [
-            Message(message.role, message.content.encode("utf-8", "replace").decode())
-            for message in examples[0].messages
-        ]
+        turns = list(examples[0].messages)
         self.system = turns.pop(0).content if turns[0].role == "system" else ""
         self.reset()
         self.turns = turns
@@ -181,3 +177,10 @@ class Conversation:
             f"prompt {self.prompt_tokens} tokens, {self.speed}, "
             f"context {used} of {self.model.context}"
         )
+
+
+def _turn(message: Message) -> dict[str, Any]:
+    """A message as a turn of a data row: role and content, and what else it has."""
+    entries = dataclasses.asdict(message)
+    del entries["learned"]
+    return {key: value for key, value in entries.items() if value or key in ("role", "content")}

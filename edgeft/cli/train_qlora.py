@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
@@ -17,7 +16,6 @@ from edgeft.train.options import TrainOptions
 @options_of(
     TrainOptions,
     base=click.STRING,
-    output={"required": False},
     validation_size=click.FloatRange(min=0),
     steps=click.IntRange(min=1),
     batch_size=click.IntRange(min=1),
@@ -45,28 +43,16 @@ from edgeft.train.options import TrainOptions
 @click.option("--overwrite", is_flag=True, help="Replace what --output holds.")
 @json_option
 @configurable
-@click.pass_context
-def command(
-    ctx: click.Context,
-    /,
-    preview: bool,
-    resume: bool,
-    overwrite: bool,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def command(preview: bool, resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     """Fine-tune a base model by QLoRA: NF4 base, LoRA on every linear layer, loss on the answers.
 
     \b
     edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter
-    edgeft train-qlora --base smollm2-135m --data chats.jsonl --preview
+    edgeft train-qlora --base smollm2-135m --data chats.jsonl --output adapter --preview
     """
     from edgeft.base.resolve import resolve_base
     from edgeft.train.run import train
 
-    if options["output"] is None and not preview:
-        raise click.MissingParameter(ctx=ctx, param=_param(ctx, "output"))
-    options["output"] = options["output"] or Path("preview")
     options["base"] = resolve_base(options["base"]).resolve()
     options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
     for name in ("data", "validation_data", "output"):  # absolute: true in any current folder
@@ -90,10 +76,6 @@ def command(
     if curve:
         say(f"validation loss {curve}")
     click.echo(str(run.output))
-
-
-def _param(ctx: click.Context, name: str) -> click.Parameter:
-    return next(param for param in ctx.command.params if param.name == name)
 
 
 def _preview(run: TrainOptions, as_json: bool) -> None:

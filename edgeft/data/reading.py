@@ -32,7 +32,7 @@ ROW_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arro
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 HEAD_BYTES = 512
 """bytes at the beginning that tell the kind of a file"""
-MAX_UNPACKED_BYTES = 2**28
+MAX_UNPACKED_BYTES = 2**27
 """of a compressed file whose text must be read at once, and of any line"""
 MAX_CELL_CHARS = 2**28
 """of a CSV"""
@@ -96,6 +96,8 @@ def read_rows(path: Path) -> Rows:
             yield from _arrow_rows(path, file, stream=not head.startswith(b"ARROW1"))
         else:
             text = _decoded(file, head)
+            if "\0" in head.decode(text.encoding, "ignore"):
+                raise InputError(f"{path} is a binary file", "JSONL, JSON, CSV, Parquet or Arrow")
             tabular = _unpacked_suffix(path) in (".csv", ".tsv")
             yield from _csv_rows(path, text) if tabular else _json_rows(path, text)
 
@@ -169,7 +171,7 @@ def _read_all(path: Path, text: io.TextIOWrapper) -> str:
 
 def _at_most(path: Path, content: AnyStr) -> AnyStr:
     if len(content) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{path} holds more than 256 MiB", "unpack it, as JSONL")
+        raise InputError(f"{path} holds more than 128 MiB", "unpack it, as JSONL")
     return content
 
 
@@ -303,7 +305,8 @@ def _rows_in(path: Path, holder: dict[str, Any]) -> list[Any] | None:
     """
     viewer = holder.get("rows")
     if isinstance(viewer, list) and viewer and all(_is_viewer_row(entry) for entry in viewer):
-        return [entry["row"] for entry in viewer]
+        cut = DataError(path, 1, "the viewer cut off its cells", "download the data file itself")
+        return [cut if entry.get("truncated_cells") else entry["row"] for entry in viewer]
     columns = list(holder.values())
     if len(columns) < 2 or any(is_empty(column) or _has_turns(column) for column in columns):
         columns = []

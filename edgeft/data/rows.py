@@ -93,7 +93,8 @@ def read_examples(path: Path, bad_rows: BadRows = "stop") -> ExampleFile:
     report_bad_rows(path, bad, len(examples) + len(bad), bad_rows)
     if ignored:
         keys = ", ".join(
-            f"{key} ({count} row{'s'[: count > 1]})" for key, count in ignored.most_common()
+            f"{key or '(no name)'} ({count} row{'s'[: count > 1]})"
+            for key, count in ignored.most_common()
         )
         say_once(f"{path}: keys that are not used: {keys}")
     return ExampleFile(path, examples, tuple(bad), dict(ignored.most_common()))

@@ -115,7 +115,7 @@ def is_row(raw: dict[str, Any]) -> bool:
     fields = Fields(raw)
     asks = any(p.question in fields and any(a in fields for a in p.answers) for p in PAIRS)
     turn_lists = any(key in fields for key in CONVERSATIONS if key != "data")
-    return asks or turn_lists or bool(fields.holding(REJECTED))
+    return asks or turn_lists or bool(fields.holding((*REJECTED, *REFUSED)))
 
 
 def _is_conversation(fields: Fields, key: str) -> bool:

@@ -22,7 +22,7 @@ CALL = "call"
 """a turn that is nothing but a call of a function"""
 WORDS = {
     "system": ("system", "developer"),
-    "user": ("user", "human", "prompter"),
+    "user": ("user", "human", "prompter", "input"),
     "assistant": ("assistant", "gpt", "chatgpt", "model", "bot", "chatbot", "output", "ai", "bing",
                   "bard"),
     "tool": ("tool", "function", "observation", "ipython", "environment", "tool_response",
@@ -33,6 +33,8 @@ WORDS = {
 ROLES = {word: role for role, words in WORDS.items() for word in words}
 ROLE_KEYS = ("role", "from", "author")
 CONTENT_KEYS = ("content", "value", "text", "parts")
+WITH_ARTICLE = {"system": "a system turn", "user": "a user turn", "tool": "a tool turn",
+                "assistant": "an assistant turn"}  # fmt: skip
 LEARNED_KEYS = ("weight", "train", "training", "train_on_turn", "loss", "loss_scale")
 """whether a turn is learned: OpenAI and mistral-finetune, Axolotl, ms-swift"""
 REFUSED_KEYS = {
@@ -72,11 +74,13 @@ def messages(turns: Any, ignored: collections.Counter[str]) -> list[Message]:
 
 
 def _parts_of_pair(turn: Any) -> list[dict[str, Any]]:
-    """{"human": …, "assistant": …}, a pair of ms-swift, as two turns; any other turn alone."""
+    """A pair of ms-swift or XTuner, such as {"human": …, "assistant": …}, as its turns."""
     if not isinstance(turn, dict):
         raise RowError("a turn is not an object")
     if turn and not any(key in turn for key in ROLE_KEYS) and all(key in ROLES for key in turn):
-        return [{"role": role, "content": content} for role, content in turn.items()]
+        return [
+            {"role": role, "content": text} for role, text in turn.items() if not is_empty(text)
+        ]
     return [turn]
 
 
@@ -114,8 +118,8 @@ def _message(turn: dict[str, Any], ignored: collections.Counter[str]) -> tuple[s
     if message.role == "assistant":
         message = dataclasses.replace(message, learned=learned is not False)
     elif learned:
-        ignored[f"weight or train of a {role} turn"] += 1
-    ignored.update(f"{key} of a {role} turn" for key in fields.unread)
+        ignored[f"weight or train of {WITH_ARTICLE[role]}"] += 1
+    ignored.update(f"{key} of {WITH_ARTICLE.get(role, 'a call')}" for key in fields.unread)
     return role, message
 
 

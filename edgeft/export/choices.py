@@ -114,7 +114,8 @@ def _losses(
 
 
 def _token_count(model: GGUFRuntime, example: Example) -> int:
-    return len(model.encode(model.chat.render(example.messages, generation_prompt=False)))
+    text = model.chat.render(example.messages, generation_prompt=False, tools=example.tools)
+    return len(model.encode(text))
 
 
 def auto_imatrix(

@@ -150,7 +150,7 @@ class ArtifactVerifier:
         """LIVE_PROMPTS texts: the examples, every second one with its answer, then general prompts."""
         texts = []
         for number, example in enumerate(self._examples[:LIVE_PROMPTS]):
-            prompt = reference.chat.render(example.prompt)
+            prompt = reference.chat.render(example.prompt, tools=example.tools)
             texts.append(prompt + example.answer if number % 2 else prompt)
         for question in itertools.islice(parity.PROMPTS, LIVE_PROMPTS - len(texts)):
             texts.append(reference.chat.render([Message("user", question)]))

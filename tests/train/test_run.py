@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import shutil
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,11 @@ from typing import Any
 import pytest
 
 from edgeft import store
-from edgeft.errors import InputError, StaleError
+from edgeft.adapter.read import Weighted
+from edgeft.data.splits import fingerprint, validation_examples
+from edgeft.errors import DataError, InputError, StaleError
+from edgeft.export.fine_tune_data import fine_tune_data
+from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.train import run
 from edgeft.train.options import TrainOptions
 
@@ -75,3 +81,51 @@ def test_an_unknown_method_is_refused_before_any_work(tiny_base: Path, tmp_path:
     options = TrainOptions(tiny_base, tmp_path / "nowhere.jsonl", tmp_path / "adapter")
     with pytest.raises(InputError, match="no training method 'lora'"):
         run.train(options, method="lora")
+
+
+def test_bad_rows_are_skipped_and_recorded(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "chats.jsonl"
+    rows = tiny_chats.read_text().splitlines()
+    rows[3:3] = ['{"instruction": "q", "output": ""}', '{"text": "x"}']
+    rows[9] = json.dumps(json.loads(rows[9]) | {"id": 7})
+    data.write_text("\n".join(rows))
+    more: dict[str, Any] = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "save_every": 0,
+                            "compute_type": "fp32", "validation_size": 4}  # fmt: skip
+    with pytest.raises(DataError, match="chats.jsonl:4: .*; line 5: .*2 of 42 rows are bad"):
+        run.train(TrainOptions(tiny_base, data, tmp_path / "adapter", **more))
+    options = TrainOptions(tiny_base, data, tmp_path / "adapter", bad_rows="skip", **more)
+    manifest = run.train(options)
+    notes = capsys.readouterr().err
+    assert "2 of 42 rows" in notes and "not used: id (1 row)" in notes
+    assert "the first example, line 1, with what is learned in ⟦ ⟧:\n<|im_start|>user\n" in notes
+    assert "<|im_start|>assistant\n⟦{" in notes and "<|im_end|>⟧\n" in notes
+    assert manifest.facts["rows"]["data"]["skipped"]["count"] == 2
+    assert manifest.facts["rows"]["data"]["ignored"] == {"id": 1}
+    assert manifest.options["bad_rows"] == "skip"
+    validation = validation_examples(manifest.options)
+    assert fingerprint(validation) == manifest.facts["validation_items"] and len(validation) == 4
+    plain = TrainOptions(tiny_base, data, tmp_path / "adapter", **more)
+    assert "bad_rows" not in plain.to_json(), "adapters of earlier versions stay complete"
+
+
+def test_a_row_that_the_template_refuses_stops_the_run_or_is_skipped(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(tiny_base, tmp_path / "base")
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    refuse = "{% if 'lamp c' in messages[0].content %}{{ raise_exception('no c') }}{% endif %}"
+    config["chat_template"] = refuse + config["chat_template"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
+    more: dict[str, Any] = {"steps": 1, "batch_size": 2, "micro_batch_size": 2, "save_every": 0,
+                            "compute_type": "fp32", "validation_size": 0}  # fmt: skip
+    with pytest.raises(DataError, match=r"chats.jsonl:3: .*no c \(also line 29\); 2 of 40 rows"):
+        run.train(TrainOptions(base, tiny_chats, tmp_path / "adapter", **more))
+    assert not (tmp_path / "adapter").exists()
+    options = TrainOptions(base, tiny_chats, tmp_path / "adapter", bad_rows="skip", **more)
+    facts = run.train(options).facts
+    assert facts["examples"]["train"] == 38 and facts["left_out"]["refused"] == 2
+    data = fine_tune_data((Weighted(tmp_path / "adapter"),), None, None)
+    assert len(data.training) == 40 and data.bad_rows == "skip"
+    assert len(data.renderable(ChatTemplate.from_folder(base)).training) == 38
