@@ -29,6 +29,7 @@ import numpy.typing as npt
 from edgeft.errors import InputError
 from edgeft.files import read_json
 from edgeft.weights import gptq_layout
+from edgeft.weights.pickled import is_pickled, read_pickled
 
 MAX_HEADER_BYTES = 100_000_000
 """as in the reference implementation"""
@@ -57,6 +58,8 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset: int
     """bytes from the start of the file"""
+    strides: tuple[int, ...] = ()
+    """values from one index to the next, for each dimension; () = in C order"""
 
     def check_float(self, name: str) -> None:
         """InputError for a type without float values."""
@@ -77,7 +80,7 @@ class Spec(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of a Hugging Face folder (or one safetensors file), read on demand by mmap."""
+    """The tensors of a Hugging Face folder (or one file of safetensors or torch.save), mapped."""
 
     def __init__(self, source: Path) -> None:
         self.tensors: dict[str, TensorInfo] = {}
@@ -194,7 +197,12 @@ def _mapped(info: TensorInfo) -> npt.NDArray[Any]:
     shape, dtype = as_rows(info.shape), (_READ_DTYPES | _WRITE_DTYPES)[info.dtype]
     if math.prod(shape) == 0:
         return np.zeros(shape, dtype)
-    return np.memmap(info.file, dtype, "r", info.offset, shape)
+    if not info.strides:
+        return np.memmap(info.file, dtype, "r", info.offset, shape)
+    span = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
+    flat = np.memmap(info.file, dtype, "r", info.offset, (span,))
+    strides = [flat.itemsize * stride for stride in info.strides]
+    return np.lib.stride_tricks.as_strided(flat, info.shape, strides).reshape(shape)
 
 
 def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -283,6 +291,8 @@ def _files(source: Path) -> list[Path]:
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:
+    if is_pickled(file):
+        return {name: TensorInfo(file, *tensor) for name, tensor in read_pickled(file).items()}
     total = file.stat().st_size
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")
