@@ -81,7 +81,7 @@ def adapter_home(path: Path) -> Path:
             if interrupted
             else "edgeft train-qlora makes one",
         )
-    if path.is_file() or _weight_files(path) or (path / "adapter_config.json").is_file():
+    if path.is_file() or weight_files(path) or (path / "adapter_config.json").is_file():
         return path
     homes = sorted((file.parent for file in path.glob("*/adapter_config.json")), key=_number)
     if len(homes) > 1:
@@ -101,14 +101,15 @@ def _number(folder: Path) -> tuple[int, str]:
 @functools.lru_cache(maxsize=64)
 def _open(path: Path, home: Path, base: Path, stamp: tuple[Any, ...]) -> PeftFolder:
     """`stamp`: what changes when the files do."""
-    source = converted(home, base)
-    files = [] if source else _weight_files(home)
+    weights, base_config = Checkpoint(base), read_json(base / "config.json")
+    card = models.card_for(base_config)
+    source = converted(home, card, base_config)
+    files = [] if source else weight_files(home)
     if source is None:
         if home.is_file() or not files or not (home / "adapter_config.json").is_file():
             raise other_program(path, home)
         source = _read(home, files)
     stored = read_json(home / "adapter_config.json") if files else {}
-    card, weights = models.card_for(read_json(base / "config.json")), Checkpoint(base)
     check_patterns(path, source.config, _modules(source.tensors, weights))
     source = _fitted(path, source, card, weights)
     if home != path:
@@ -121,7 +122,7 @@ def _open(path: Path, home: Path, base: Path, stamp: tuple[Any, ...]) -> PeftFol
     return PeftFolder(source.config, _write(source))
 
 
-def _weight_files(home: Path) -> list[Path]:
+def weight_files(home: Path) -> list[Path]:
     """Files with the tensors of an adapter of peft, [] where there are none."""
     for name in (WEIGHTS, "adapter_model.bin"):
         if (home / name).is_file():
@@ -181,10 +182,9 @@ def _fitted(
     left_out = {}
     for name in tensors:
         module = module_of(name.removeprefix(PREFIX))
-        head = HEADS.search(f"{module}.")
-        sense = OTHER_SENSES.search(f"{module}.")
-        if (head or sense) and card.in_checkpoint(module) not in modules:
-            left_out[name] = (head or sense)[2]  # type: ignore[index]
+        part = HEADS.search(f"{module}.") or OTHER_SENSES.search(f"{module}.")
+        if part and card.in_checkpoint(module) not in modules:
+            left_out[name] = part[2]
     saved = config.get("modules_to_save") or []
     for head in ("score", "classifier"):
         if head in left_out.values() and head in saved:
@@ -210,7 +210,7 @@ def _difference(path: Path, home: Path, source: AdapterSource) -> AdapterSource:
     """
     config, init = source.config, base_is_changed(source.config)
     folders = (place / name for place in (home, home.parent) for name in STARTS)
-    start = next((folder for folder in folders if _weight_files(folder)), None)
+    start = next((folder for folder in folders if weight_files(folder)), None)
     if start is None or init == "loftq":
         raise AdapterError(
             f"{path} belongs to a changed base (init_lora_weights={init})",
@@ -218,7 +218,7 @@ def _difference(path: Path, home: Path, source: AdapterSource) -> AdapterSource:
             if init == "loftq"
             else "save it with peft's path_initial_model_for_weight_conversion, as plain LoRA",
         )
-    initial = _read(start, _weight_files(start)).tensors
+    initial = _read(start, weight_files(start)).tensors
     tensors = {}
     for name, values in source.tensors.items():
         part = re.search(r"\.lora_([AB])\.weight$", name)

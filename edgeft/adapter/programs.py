@@ -1,7 +1,7 @@
 """A folder that is no adapter of peft -> the adapter in it, or the name of the program that wrote it.
 
-adapter = converted(path, base)           # of MLX or llama.cpp; None for any other
-raise other_program(path)                 # what the folder is, and how it becomes an adapter
+adapter = converted(path, card, config)   # of MLX or llama.cpp; None for any other
+raise other_program(path, path)           # what the folder is, and how it becomes an adapter
 """
 
 from __future__ import annotations
@@ -135,16 +135,19 @@ def other_program(path: Path, home: Path) -> AdapterError:
     )
 
 
-def converted(path: Path, base: Path) -> AdapterSource | None:
-    """The adapter of MLX or llama.cpp at `path`, as peft would write it; None for anything else."""
+def converted(path: Path, card: models.Card, config: dict[str, Any]) -> AdapterSource | None:
+    """The adapter of MLX or llama.cpp at `path`, as peft would write it; None for anything else.
+
+    `config`: config.json of the base.
+    """
     if path.suffix == ".gguf" and path.is_file():
-        return _from_gguf(path, base)
+        return _from_gguf(path, card, config)
     if (path / "adapter_config.json").is_file():
-        config = read_json(path / "adapter_config.json")
-        if "peft_type" not in config and (path / "adapters.safetensors").is_file():
-            return _from_mlx(path, config)
+        settings = read_json(path / "adapter_config.json")
+        if "peft_type" not in settings and (path / "adapters.safetensors").is_file():
+            return _from_mlx(path, settings)
     elif len(files := list(path.glob("*.gguf"))) == 1:
-        return _from_gguf(files[0], base)
+        return _from_gguf(files[0], card, config)
     return None
 
 
@@ -188,7 +191,7 @@ def _from_mlx(path: Path, config: dict[str, Any]) -> AdapterSource:
     return AdapterSource(lora_config(ranks, alphas, use_dora=dora), tensors)
 
 
-def _from_gguf(file: Path, base: Path) -> AdapterSource:
+def _from_gguf(file: Path, card: models.Card, config: dict[str, Any]) -> AdapterSource:
     """A file of llama.cpp's convert_lora_to_gguf.py.
 
     A scale of alpha / rank, or 1 for alpha 0:
@@ -206,8 +209,6 @@ def _from_gguf(file: Path, base: Path) -> AdapterSource:
         raise AdapterError(f"{file}: adapter.lora.alpha is no number", "write it again")
     if "adapter.alora.invocation_tokens" in header.meta:
         raise AdapterError(f"{file} acts from some token on, so it is no change of a weight")
-    config = read_json(base / "config.json")
-    card = models.card_for(config)
     tensors: dict[str, Values] = {}
     ranks: dict[str, int] = {}
     for name, tensor in header.tensors.items():

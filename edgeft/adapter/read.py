@@ -238,7 +238,7 @@ def _tokens(adapter: Adapter, base: Base) -> dict[str, TokenRows]:
     configuration names other rows for it (utils/other.py: `set_additional_trainable_modules`).
     """
     keys = ("trainable_token_indices", "token_indices")
-    configured = next((adapter.config[key] for key in keys if adapter.config.get(key)), {})
+    configured: Any = next((adapter.config[key] for key in keys if adapter.config.get(key)), {})
     tokens: dict[str, TokenRows] = {}
     for module, parts in adapter.tensors.parts.items():
         if "tokens" not in parts:
