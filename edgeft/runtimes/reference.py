@@ -24,6 +24,7 @@ import numpy.typing as npt
 
 from edgeft import models
 from edgeft.adapter.config import CHANGED_CONFIG_KEYS
+from edgeft.adapter.folder import open_adapter
 from edgeft.errors import FormatError, InputError, require
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
@@ -80,7 +81,7 @@ class ReferenceRuntime:
                 self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
             self.adapted = bool(adapters)
             if adapters:
-                self._load_adapters(adapters)
+                self._load_adapters(path, adapters)
             self._model.eval()
         folder = tokenizer or path
         self._tokenizer = load_tokenizer(folder)
@@ -144,20 +145,20 @@ class ReferenceRuntime:
         manager: contextlib.AbstractContextManager[None] = self._model.disable_adapter()
         return manager
 
-    def _load_adapters(self, adapters: Sequence[tuple[Path, float]]) -> None:
+    def _load_adapters(self, base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
         peft = require("peft", "train")
         names = [f"adapter_{i}" for i in range(len(adapters))]
         weights = [weight for _, weight in adapters]
         loading = ""
         try:
-            for name, (folder, _) in zip(names, adapters, strict=True):
-                loading = str(folder)
+            for name, (path, _) in zip(names, adapters, strict=True):
+                loading, folder = str(path), open_adapter(path, base).folder
                 if name == names[0]:
                     self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
                 else:
                     self._model.load_adapter(folder, name)
             if weights != [1.0]:
-                loading = f"the sum of {', '.join(str(folder) for folder, _ in adapters)}"
+                loading = f"the sum of {', '.join(str(path) for path, _ in adapters)}"
                 self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
                 self._model.set_adapter("sum")
         except (RuntimeError, ValueError, KeyError, TypeError) as error:

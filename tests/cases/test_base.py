@@ -357,6 +357,46 @@ def test_the_text_model_of_a_multimodal_model(tmp_path: Path, name: str) -> None
         assert type(text._model).__name__ == base.card.architectures[0]
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["Gemma3ForConditionalGeneration", "SmolVLMForConditionalGeneration",
+     "Qwen2VLForConditionalGeneration", "LlavaForConditionalGeneration"],
+)  # fmt: skip
+@pytest.mark.parametrize("old_names", [False, True])
+def test_an_adapter_of_a_multimodal_model_is_merged_into_its_text_model(
+    tmp_path: Path, name: str, old_names: bool
+) -> None:
+    import peft
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from edgeft.runtimes.reference import ReferenceRuntime
+    from helpers.converting import convert
+
+    adapter = tmp_path / "adapter"
+    targets = r".*(language_model|text_model).*\.(q_proj|v_proj|up_proj)"
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, init_lora_weights=False)
+    model = peft.get_peft_model(wrapped_model(name, tmp_path / "base"), config).eval()
+    with torch.inference_mode():
+        want = model(input_ids=torch.tensor(IDS)).logits[0].numpy()
+    model.save_pretrained(adapter)
+    if old_names:  # of transformers before 4.52
+        file = adapter / "adapter_model.safetensors"
+        swapped = {
+            key.replace("model.model.language_model.", "model.language_model.model."): tensor
+            for key, tensor in load_file(file).items()
+        }
+        save_file(swapped, file, {"format": "pt"})
+    merged = open_merged(tmp_path / "base", adapter)
+    assert sum(map(merged.adapted, merged.shapes)) == 3 * SMALL["num_hidden_layers"]
+    (tmp_path / "hf").mkdir()
+    convert(merged, tmp_path / "hf", "f32", format="hf").proof()
+    with ReferenceRuntime(tmp_path / "hf") as text:
+        np.testing.assert_allclose(text.logits(IDS[0]), want, atol=1e-4)
+    with ReferenceRuntime(tmp_path / "base", adapters=[(adapter, 1.0)]) as live:
+        np.testing.assert_allclose(live.logits(IDS[0]), want, atol=1e-4)
+
+
 def test_every_wrapper_that_transformers_has_is_tested() -> None:
     read = {name for name, wrapper in models.wrappers().items() if not wrapper.refused}
     assert read - {"InternVLChatModel"} == set(WRAPPERS)
