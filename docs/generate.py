@@ -14,7 +14,7 @@ import click
 from click.testing import CliRunner
 
 from edgeft.cli import COMMANDS, group
-from edgeft.models import cards
+from edgeft.models import cards, wrappers
 
 DOCS = Path(__file__).resolve().parent
 WIDTH_COLUMNS = 100
@@ -28,6 +28,10 @@ def families_page() -> str:
         f"| {card.family} | {', '.join(f'`{name}`' for name in card.architectures)} "
         f"| `{card.gguf_arch}` |"
         for card in cards()
+    )
+    wrapped = "\n".join(
+        f"- `{name}`" + (f" is refused: {wrapper.refused}" if wrapper.refused else "")
+        for name, wrapper in wrappers().items()
     )
     return f"""# Families
 
@@ -46,6 +50,13 @@ tests. What llama.cpp would silently compute differently is refused. A new famil
 | family | `architectures` of config.json | in GGUF |
 |---|---|---|
 {rows}
+
+## Text models of multimodal models
+
+Of these models the text model is read, and the rest is left out with a note, where the text model is of a
+family above. A test holds each to transformers' logits for text.
+
+{wrapped}
 """
 
 

@@ -15,7 +15,8 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -205,17 +206,21 @@ def identity(target: Path) -> str:
     else:
         paths = (*target.iterdir(), *target.glob("additional_chat_templates/*"))
         names = {path.relative_to(target).as_posix(): path for path in paths if path.is_file()}
-        hashes = {name: sha256(path) for name, path in names.items() if _is_model_file(name)}
-    lines = (
-        f"{name} {digest}\n" for name, digest in sorted(hashes.items()) if _is_model_file(name)
-    )
+        hashes = {name: sha256(names[name]) for name in _model_files(names)}
+    lines = (f"{name} {hashes[name]}\n" for name in sorted(_model_files(hashes)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def _is_model_file(name: str) -> bool:
-    """Whether a file of a folder can change what the model answers."""
+def _model_files(names: Collection[str]) -> list[str]:
+    """The files of a folder that can change what the model answers.
+
+    Those of torch.save can where no others hold weights.
+    """
     suffixes = (".json", ".safetensors", ".onnx", ".data", ".jinja")
-    return name.endswith(suffixes) and name != "manifest.json"
+    files = [name for name in names if name.endswith(suffixes) and name != "manifest.json"]
+    if any(name.endswith((".safetensors", ".onnx")) for name in files):
+        return files
+    return files + [name for name in names if re.match(r"(adapter|pytorch)_model.*\.bin$", name)]
 
 
 def _is_file_target(target: Path) -> bool:

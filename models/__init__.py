@@ -8,11 +8,9 @@ from edgeft.models.cards import (
     FOLDER,
     Card,
     Source,
-    card_for,
     card_for_gguf,
     cards,
     sources,
-    transformers_class,
 )
 from edgeft.models.names import fill, generalize
 from edgeft.models.pretokenizers import (
@@ -23,12 +21,23 @@ from edgeft.models.pretokenizers import (
     pretokenizer_steps,
     pretokenizers,
 )
+from edgeft.models.text_model import (
+    TextModel,
+    card_for,
+    text_model,
+    transformers_class,
+    transformers_config,
+    wrappers,
+)
+from edgeft.models.weight_names import WeightNames, weight_names
 
 __all__ = [
     "FOLDER",
     "Card",
     "PreTokenizer",
     "Source",
+    "TextModel",
+    "WeightNames",
     "card_for",
     "card_for_gguf",
     "cards",
@@ -40,5 +49,9 @@ __all__ = [
     "pretokenizer_steps",
     "pretokenizers",
     "sources",
+    "text_model",
     "transformers_class",
+    "transformers_config",
+    "weight_names",
+    "wrappers",
 ]

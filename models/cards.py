@@ -1,6 +1,6 @@
-"""config.json or a GGUF's architecture -> the card of its family: names, values, what trains.
+"""The cards of the model families: names, values, what trains. `text_model.py` finds a model's card.
 
-    card = card_for({"architectures": ["LlamaForCausalLM"]})
+    card = card_for_gguf("llama")
     card.gguf_names("model.layers.3.mlp.up_proj.weight")  # (("blk.3.ffn_up.weight",), None)
 
 A card is a TOML file in this folder. A new family is a new card, which may start from another
@@ -10,7 +10,6 @@ derived value (`derived.py`). sources.toml lists the embedded base models.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import json
 import re
@@ -19,14 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import FormatError, did_you_mean, require
+from edgeft.errors import FormatError, did_you_mean
 from edgeft.models.derived import DERIVED
 from edgeft.models.names import fill, generalize
 from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
 FOLDER = Path(__file__).resolve().parent
 """where the cards are"""
-OTHER_TABLES = ("sources.toml", "pretokenizers.toml")
+IGNORED = (
+    r"rotary_(pos_)?emb\.(inv_freq|cos_cached|sin_cached)$",
+    r"\.(attention|attn|self_attn)\.(bias|masked_bias)$",
+    r"(^|\.)position_ids$",
+)
+"""buffers that old versions of transformers saved, computed anew by every reader"""
+OTHER_TABLES = ("sources.toml", "pretokenizers.toml", "wrappers.toml")
 """TOML files in FOLDER that are no cards"""
 
 
@@ -40,6 +45,8 @@ class Card:
     """names of its models"""
     architectures: tuple[str, ...]
     """transformers' class names in config.json"""
+    model_types: tuple[str, ...]
+    """transformers' `model_type`: the family's own, then those of the same model in a wrapper"""
     gguf_arch: str
     """`general.architecture` of its GGUF files"""
     formats: tuple[str, ...]
@@ -58,6 +65,8 @@ class Card:
     """GGUF key -> its value, the same for the whole family"""
     defaults: dict[str, Any] = field(default_factory=dict)
     """key of config.json -> transformers' default"""
+    aliases: dict[str, str] = field(default_factory=dict)
+    """other name of a key that transformers reads, too (`attribute_map`) -> the key"""
     modules: dict[str, str] = field(default_factory=dict)
     """part of a module's name in transformers -> the same part in the checkpoint, where they differ"""
     fused: dict[str, list[str]] = field(default_factory=dict)
@@ -127,7 +136,7 @@ class Card:
 
     def ignores(self, name: str) -> bool:
         """Whether a tensor of the checkpoint holds no weights."""
-        return any(re.search(pattern, name) for pattern in self.ignored)
+        return any(re.search(pattern, name) for pattern in (*self.ignored, *IGNORED))
 
     def in_4bit(self, name: str, shape: tuple[int, ...]) -> bool:
         """Whether QLoRA freezes this weight of the checkpoint in 4 bits.
@@ -162,37 +171,6 @@ class Source:
     """seed of the noise that moves Q4_1 weights off their grid; None for no noise"""
 
 
-def card_for(config: dict[str, Any]) -> Card:
-    """The card of a model by its config.json; FormatError where no card has its architecture."""
-    architecture = _architecture(config)
-    for card in cards():
-        if architecture in card.architectures:
-            return card
-    known = [name for card in cards() for name in card.architectures]
-    near = difflib.get_close_matches(architecture, known, n=1)
-    raise FormatError(
-        f"no model card for architecture {architecture!r}",
-        f"{f'near: {near[0]}; ' if near else ''}there are {', '.join(c.family for c in cards())}",
-    )
-
-
-def _architecture(config: dict[str, Any]) -> str:
-    names = config.get("architectures") or ["(none named)"]
-    return str(names[0] if isinstance(names, list) else names)
-
-
-def transformers_class(config: dict[str, Any]) -> Any:
-    """transformers' class of a model; FormatError where it has none."""
-    name = _architecture(config)
-    model_class = getattr(require("transformers", "train"), name, None)
-    if model_class is None:
-        raise FormatError(
-            f"transformers has no {name}, and code that comes with a model is never run",
-            "merge-export --format gguf --quant q4_k_m makes a file that runs",
-        )
-    return model_class
-
-
 def card_for_gguf(arch: str) -> Card:
     """The card of a GGUF file by its `general.architecture`; FormatError where no card has it.
 
@@ -222,7 +200,7 @@ def sources() -> dict[str, Source]:
 
 def _card(path: Path) -> Card:
     raw = _tables(path)
-    for key in ("architectures", "formats", "lora_targets", "ignored"):
+    for key in ("architectures", "model_types", "formats", "lora_targets", "ignored"):
         raw[key] = tuple(raw.get(key, ()))
     return Card(**raw)
 

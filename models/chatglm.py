@@ -14,8 +14,8 @@ import re
 from typing import Any
 
 from edgeft.errors import require
-from edgeft.models.cards import card_for
 from edgeft.models.derived import rope_parameters
+from edgeft.models.text_model import card_for
 
 FAMILY = "chatglm"
 NAMES = {

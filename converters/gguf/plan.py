@@ -222,7 +222,7 @@ def _from_config(
 
 def gguf_targets(merged: Merged) -> dict[str, Target]:
     """GGUF name -> target; FormatError for a checkpoint tensor without a GGUF name."""
-    card, config = merged.card, merged.config
+    card, config = merged.card, {**merged.card.defaults, **merged.config}
     parts: dict[str, dict[int | None, Part]] = {}
     for source, source_shape in merged.shapes.items():
         names, expert = card.gguf_names(source)

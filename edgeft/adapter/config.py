@@ -1,32 +1,45 @@
-"""adapter_config.json of peft -> a configuration that edgeft can merge, and the scale of its LoRAs.
+"""adapter_config.json of peft -> a configuration that edgeft can merge, and the scale of its deltas.
 
     config = read_adapter_config(folder)
     scaling(folder, config, "model.layers.0.self_attn.q_proj", rank=16)
 
-An adapter that sets a key which edgeft does not know is refused, because merging it as plain LoRA
-(W + s·B·A) would be wrong.
+The file comes from anywhere, so the type of every key that is read is checked once, here. A key that
+is unknown and set is refused, because merging its adapter as plain LoRA (W + s·B·A) would be wrong.
+Harmless keys are ignored by rule.
 """
 
 from __future__ import annotations
 
-import math
+import json
 import re
+import reprlib
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from edgeft import store
-from edgeft.errors import AdapterError, InputError
+from edgeft.errors import AdapterError
 from edgeft.files import read_json
+from edgeft.progress import say
 
 IGNORED_KEYS = {
     # who made it, of which base
     "auto_mapping", "base_model_name_or_path", "inference_mode", "peft_type", "peft_version",
     "revision", "task_type",
     # what is adapted, which the tensors of the file say as well
-    "ensure_weight_tying", "exclude_modules", "layers_pattern", "layers_to_transform",
-    "modules_to_save", "modules_to_tie", "target_modules", "target_modules_to_tie",
+    "ensure_weight_tying", "exclude_modules", "feedforward_modules", "layers_pattern",
+    "layers_to_transform", "modules_to_save", "modules_to_tie", "target_modules",
+    "target_modules_to_tie",
     # how it was trained
     "corda_config", "eva_config", "loftq_config", "lora_dropout", "lora_ga_config", "runtime_config",
+    "lora_dtype", "module_dropout", "rank_dropout", "rank_dropout_scale",
+    # how it began; that of LoRA may change the base, and is checked
+    "init_ia3_weights", "init_weights",
+    # AdaLoRA's schedule; the ranks at its end are those of the tensors
+    "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight",
+    "total_step",
     # peft reads it only where another key is set
     "megatron_core", "qalora_group_size",
 }  # fmt: skip
@@ -36,116 +49,141 @@ MERGED_KEYS = {
     "rank_pattern", "target_parameters", "trainable_token_indices", "use_dora", "use_rslora",
 }  # fmt: skip
 """keys that the merge computes with"""
+TYPE_KEYS = {
+    "LOHA": {"alpha", "use_effective_conv2d"},
+    "LOKR": {"alpha", "decompose_both", "decompose_factor", "use_effective_conv2d"},
+    "TRAINABLE_TOKENS": {"token_indices"},
+}
+"""peft_type -> keys that only this type has; the shapes of its tensors say the same, but for alpha"""
+MERGED_TYPES = ("LORA", "ADALORA", "LOHA", "LOKR", "IA3", "LN_TUNING", "TRAINABLE_TOKENS")
+"""values of peft_type whose change of each weight is computed here"""
+RUNTIME_TYPES = {
+    **dict.fromkeys(
+        ("PROMPT_TUNING", "MULTITASK_PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING", "CPT", "CARTRIDGE",
+         "ADAPTION_PROMPT"),
+        "adds states to the attention of the running model and changes no weight",
+    ),
+    **dict.fromkeys(
+        ("XLORA", "POLY"), "weighs its adapters anew for every input, so it is no change of a weight"
+    ),
+}  # fmt: skip
+"""peft_type without merged weights -> why there are none"""
+CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
+"""values of task_type whose models generate no text"""
 UNCHANGED_BASE_INITS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 """values of init_lora_weights that do not change the base's weights"""
+TRAINING_KEY = re.compile(r"(^|_)(lr|learning_rate|lr_ratio|weight_decay|dropout|seed)$")
+"""keys of how it was trained, under which trainers keep settings of their own (lorap_emb_lr)"""
 
 CHANGED_CONFIG_KEYS = ("vocab_size", "tie_word_embeddings")
 """keys of the base's config.json that an adapter may change"""
+MATCH_TIMEOUT_S = 2.0
+"""time for all patterns of a configuration on all names of modules"""
+MAX_NUMBER = 1e9
+"""of alpha or a rank"""
+_ASK = "is it the one that peft wrote?"
 
 
 def read_adapter_config(adapter: Path) -> dict[str, Any]:
-    """The configuration of an adapter folder.
+    """The checked configuration of a folder with adapter_config.json, with peft's defaults.
 
-    InputError for a folder that does not exist (the hint names an interrupted training),
-    AdapterError for a folder that edgeft cannot merge.
+    AdapterError for an adapter that edgeft cannot merge.
     """
-    if not adapter.is_dir():
-        interrupted = adapter.with_name(adapter.name + ".work").is_dir()
-        raise InputError(
-            f"no such adapter: {adapter}",
-            "its training was interrupted: edgeft train-qlora … --resume"
-            if interrupted
-            else "edgeft train-qlora makes one",
-        )
-    config = read_json(adapter / "adapter_config.json")
-    peft_type = config.get("peft_type")
-    if config and peft_type != "LORA":
-        raise AdapterError(f"{adapter} is a {peft_type} adapter", "edgeft merges LoRA adapters")
-    if not config or not (adapter / "adapter_model.safetensors").is_file():
-        lacks = "adapter_model.safetensors" if config else "adapter_config.json"
-        raise AdapterError(f"{adapter} is not an adapter: no {lacks}", _hint(adapter))
-    _check_types(adapter, config)
-    unknown = [k for k, v in config.items() if v and k not in IGNORED_KEYS | MERGED_KEYS]
-    if unknown:
-        raise AdapterError(
-            f"{adapter} uses {', '.join(sorted(unknown))}, which edgeft does not merge",
-            "merge it with peft and give the result as --base",
-        )
-    init = str(config.get("init_lora_weights", True)).lower()
-    if init not in UNCHANGED_BASE_INITS:
-        raise AdapterError(
-            f"{adapter} belongs to a changed base (init_lora_weights={init})",
-            "save it with peft's path_initial_model_for_weight_conversion, as plain LoRA",
-        )
+    file = adapter / "adapter_config.json"
+    config = read_json(file)
+    if "peft_type" not in config and "lora_alpha" in config:
+        config["peft_type"] = "LORA"
+    _check_types(file, config)
+    _check_mergeable(adapter, config)
+    layers = config.get("layers_to_transform")
+    if isinstance(layers, list):  # of digits where a trainer took them from its command line
+        config["layers_to_transform"] = [int(layer) for layer in layers]
     return config
 
 
-def scaling(adapter: Path, config: dict[str, Any], module: str, rank: int) -> float:
+def merge_command(adapter: Path) -> str:
+    """The hint for an adapter that peft can merge and edgeft cannot."""
+    return (
+        'merge it with peft and give the result as --base: python -c "from peft import '
+        f"AutoPeftModelForCausalLM as M; M.from_pretrained('{adapter}').merge_and_unload()"
+        ".save_pretrained('merged')\""
+    )
+
+
+def base_is_changed(config: dict[str, Any]) -> str | None:
+    """The value of init_lora_weights where it changed the base's weights, else None.
+
+    peft takes B·A of the start off the base. Only the difference to that start is a change of the
+    base that is on disk: tuners/lora/model.py `subtract_mutated_init`.
+    """
+    init = str(config.get("init_lora_weights", True)).lower()
+    return None if init in UNCHANGED_BASE_INITS else init
+
+
+def scaling(adapter: Path, config: dict[str, Any], module: str, rank: int | None) -> float:
     """The factor of B·A: alpha / r, or alpha / sqrt(r) for rsLoRA (arXiv 2312.03732).
 
-    `rank` is that of the tensors. AdapterError where the configuration has another one.
+    `rank` is that of the tensors; None: they do not show it. AdapterError where the configuration has
+    another one.
     """
-    configured = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank))
+    alpha_key = "alpha" if config["peft_type"] in ("LOHA", "LOKR") else "lora_alpha"
+    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get(alpha_key, 8))
+    if config["peft_type"] == "ADALORA":  # tuners/adalora/layer.py: `get_delta_weight`
+        assert rank is not None
+        return float((alpha if alpha > 0 else rank) / (rank + 1e-5))
+    configured = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank or 8))
+    if rank is None:
+        rank = configured
     if configured != rank:
         raise AdapterError(
             f"{adapter}: {module} has rank {rank}, its configuration says {configured}"
         )
-    alpha = _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", 8))
     return float(alpha / (rank**0.5 if config.get("use_rslora") else rank))
 
 
-def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
-    """Value of the first pattern that matches the end of a module's name (peft: `get_pattern_key`)."""
-    for pattern, value in (patterns or {}).items():
-        try:
-            match = re.match(rf"(.*\.)?({pattern})$", module)
-        except re.error as error:
-            raise AdapterError(
-                f"adapter_config.json: {pattern!r} is no pattern: {error}",
-                "is it the one that peft wrote?",
-            ) from None
-        if match:
-            return value
-    return default
+def check_patterns(adapter: Path, config: dict[str, Any], names: Iterable[str]) -> None:
+    """AdapterError for a regular expression that is none, or that takes too long on some name.
 
-
-def _check_types(adapter: Path, config: dict[str, Any]) -> None:
-    """AdapterError where a key that the merge reads has a type that peft does not write."""
-
-    def number(value: Any) -> bool:
-        return isinstance(value, (int, float)) and math.isfinite(value)
-
-    def rank(value: Any) -> bool:
-        return isinstance(value, int) and value > 0
-
-    def patterns(value: Any) -> bool:
-        return isinstance(value, dict) and all(map(number, value.values()))
-
-    def names(value: Any) -> bool:
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-
-    checks = {
-        "r": rank, "lora_alpha": number, "rank_pattern": patterns, "alpha_pattern": patterns,
-        "target_modules": lambda value: isinstance(value, str) or names(value),
-        "target_parameters": names, "modules_to_save": names,
+    peft matches target_modules, exclude_modules, rank_pattern and alpha_pattern with `re`, which can
+    take for ever. It cannot be stopped, so another process tries the patterns first. Patterns with
+    one repetition are quick on names of modules.
+    """
+    patterns = {
+        value: value for key in ("target_modules", "exclude_modules")
+        if isinstance(value := config.get(key), str) and value != "all-linear"
     }  # fmt: skip
-    for key, fits in checks.items():
-        value = config.get(key, ...)
-        absent = value is ... or (value is None and key not in ("r", "lora_alpha"))
-        if not absent and not fits(value):
+    for key in ("alpha_pattern", "rank_pattern"):
+        if key == "alpha_pattern" or config["peft_type"] != "ADALORA":
+            patterns |= {text: _at_end(text) for text in config.get(key) or {}}
+    for text, pattern in patterns.items():
+        try:
+            re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
             raise AdapterError(
-                f"{adapter / 'adapter_config.json'}: {key} is {value!r}",
-                "is it the one that peft wrote?",
-            )
+                f"adapter_config.json: {reprlib.repr(text)} is no pattern: {error}", _ASK
+            ) from None
+    slow = {text: p for text, p in patterns.items() if len(re.findall(r"[*+?{]", text)) > 1}
+    if slow and not _in_time(list(slow.values()), sorted(names)):
+        raise AdapterError(
+            f"{adapter / 'adapter_config.json'}: {reprlib.repr(next(iter(slow)))} takes over "
+            f"{MATCH_TIMEOUT_S:g} s on the names of the modules",
+            "write the modules' names in place of the pattern",
+        )
 
 
-def _hint(adapter: Path) -> str:
-    names = [path.name for path in adapter.iterdir()]
-    if any(name.startswith("adapter_model") and name.endswith(".bin") for name in names):
-        return "save it as safetensors; edgeft never unpickles"
-    if any(re.match(r"adapter_model-.*\.safetensors", name) for name in names):
-        return "it is in several files: load and save it with peft"
-    return "a folder in peft's format is needed"
+def _in_time(patterns: list[str], names: list[str]) -> bool:
+    """Whether another process matches all patterns on all names within MATCH_TIMEOUT_S."""
+    program = (
+        "import json, re, sys; p, n = json.load(sys.stdin); [re.match(x, y) for x in p for y in n]"
+    )
+    try:
+        subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program], input=json.dumps([patterns, names]),
+            text=True, timeout=MATCH_TIMEOUT_S, capture_output=True, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
@@ -154,3 +192,125 @@ def adapter_manifest(adapter: Path) -> dict[str, Any]:
     if manifest is None or manifest.kind != "adapter":
         return {}
     return {"options": manifest.options, "facts": manifest.facts}
+
+
+def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
+    """Value of the first pattern that matches the end of a module's name (peft: `get_pattern_key`).
+
+    `check_patterns` has tried the patterns.
+    """
+    matches = (v for k, v in (patterns or {}).items() if re.match(_at_end(k), module))
+    return next(matches, default)
+
+
+def _at_end(pattern: str) -> str:
+    """peft's expression for a pattern that matches the end of a module's name."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _check_mergeable(adapter: Path, config: dict[str, Any]) -> None:
+    peft_type, task = config.get("peft_type"), config.get("task_type")
+    if peft_type in RUNTIME_TYPES:
+        raise AdapterError(
+            f"{adapter} is a {peft_type} adapter, which {RUNTIME_TYPES[peft_type]}",
+            "train a LoRA adapter: what runs without peft has no place for this one",
+        )
+    if peft_type not in MERGED_TYPES:
+        raise AdapterError(f"{adapter} is a {peft_type} adapter", merge_command(adapter))
+    if task in CLASSIFIER_TASKS:
+        raise AdapterError(
+            f"{adapter} is the adapter of a classifier (task_type {task}), which generates no text",
+            "an adapter of a causal language model is needed (task_type CAUSAL_LM)",
+        )
+    known = IGNORED_KEYS | MERGED_KEYS | TYPE_KEYS.get(peft_type, set())
+    unknown = {key: value for key, value in config.items() if key not in known}
+    in_use = sorted(k for k, v in unknown.items() if v and not _is_harmless(k, v, config))
+    if in_use:
+        raise AdapterError(
+            f"{adapter} uses {', '.join(in_use)}, which edgeft does not merge",
+            merge_command(adapter),
+        )
+    if ignored := sorted(k for k, v in unknown.items() if v):
+        say(f"{adapter}: ignored {', '.join(ignored)}: they do not change the merged weights")
+
+
+def _is_harmless(key: str, value: Any, config: dict[str, Any]) -> bool:
+    """Whether an unknown key is of the training, or a number of something that is switched off."""
+    if TRAINING_KEY.search(key):
+        return True
+    words = key.split("_")
+    stems = ["_".join(words[:count]) for count in range(1, len(words))]
+    switches = (
+        switch
+        for stem in stems
+        for switch in (f"use_{stem}", f"enable_{stem}", f"{stem}_config", f"{stem}_flag")
+    )
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and any(switch in config and not config[switch] for switch in switches)
+
+
+def _check_types(file: Path, config: dict[str, Any]) -> None:
+    """AdapterError where a key that is read has a type that peft does not write."""
+    ranks = _masks if config.get("peft_type") == "ADALORA" else _dict_of(_rank)
+    checks: dict[str, Callable[[Any], bool]] = {
+        **{key: check for keys, check in _CHECKS.items() for key in keys},
+        "rank_pattern": ranks,
+    }
+    for key, fits in checks.items():
+        value = config.get(key, ...)
+        absent = value is ... or (value is None and key not in ("r", "lora_alpha", "alpha"))
+        if not absent and not fits(value):
+            raise AdapterError(f"{file}: {key} is {reprlib.repr(value)}", _ASK)
+    try:
+        json.dumps(config, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise AdapterError(f"{file} holds half of a surrogate pair", _ASK) from None
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not _flag(value) and abs(value) <= MAX_NUMBER
+
+
+def _rank(value: Any) -> bool:
+    return isinstance(value, int) and not _flag(value) and 0 < value <= MAX_NUMBER
+
+
+def _index(value: Any) -> bool:
+    return isinstance(value, int) and not _flag(value) and 0 <= value <= MAX_NUMBER
+
+
+def _layer(value: Any) -> bool:
+    return _index(value) or (_text(value) and bool(re.fullmatch(r"[0-9]{1,6}", value)))
+
+
+def _list_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list) and all(map(fits, value))
+
+
+def _dict_of(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, dict) and all(map(fits, value.values()))
+
+
+_names, _indices, _masks = _list_of(_text), _list_of(_index), _dict_of(_list_of(_flag))
+_CHECKS: dict[tuple[str, ...], Callable[[Any], bool]] = {
+    ("peft_type", "task_type", "bias", "base_model_name_or_path"): _text,
+    ("fan_in_fan_out", "lora_bias", "use_dora", "use_rslora"): _flag,
+    ("lora_alpha", "alpha"): _number,
+    ("r",): _rank,
+    ("alpha_pattern",): _dict_of(_number),
+    ("target_modules", "exclude_modules"): lambda value: _text(value) or _names(value),
+    ("target_parameters", "modules_to_save"): _names,
+    ("layers_to_transform",): lambda value: _index(value) or _list_of(_layer)(value),
+    ("init_lora_weights",): lambda value: _text(value) or _flag(value),
+    ("trainable_token_indices",): lambda value: _indices(value) or _dict_of(_indices)(value),
+    ("token_indices",): _indices,
+}
+"""keys -> what their value must be"""

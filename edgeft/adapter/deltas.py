@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -91,8 +91,6 @@ class Delta(Protocol):
         """The values to add to `before`, these rows of the weight; `read` gives any rows of it."""
         ...
 
-    def equals(self, other: Delta) -> bool: ...
-
 
 @dataclass(frozen=True)
 class LoRA:
@@ -103,22 +101,19 @@ class LoRA:
     right: LazyTensor
     """(r, columns of the weight)"""
     scale: float
+    values: LazyTensor | None = None
+    """(r, 1): the singular values of AdaLoRA (arXiv 2303.10512), s·B·diag(E)·A"""
 
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.left.shape[0], self.right.shape[1])
 
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
-        product: Array = np.matmul(self.left[rows] * np.float32(self.scale), self.right[:])
+        left = self.left[rows] * np.float32(self.scale)
+        if self.values:
+            left = left * self.values[:].reshape(-1)
+        product: Array = np.matmul(left, self.right[:])
         return product
-
-    def equals(self, other: Delta) -> bool:
-        return (
-            isinstance(other, LoRA)
-            and self.scale == other.scale
-            and _equal(self.left, other.left)
-            and _equal(self.right, other.right)
-        )
 
 
 @dataclass(frozen=True)
@@ -135,8 +130,8 @@ class DoRA:
     """(outputs,)"""
     by_column: bool
     """the columns of the weight are the outputs"""
-    _norms: list[Array] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _norms: list[Array] = field(default_factory=list, compare=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, compare=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -150,14 +145,6 @@ class DoRA:
             factor = (self.magnitude[rows] / np.linalg.norm(adapted, axis=1))[:, None]
         change: Array = factor * adapted - before
         return change
-
-    def equals(self, other: Delta) -> bool:
-        return (
-            isinstance(other, DoRA)
-            and self.by_column == other.by_column
-            and self.lora.equals(other.lora)
-            and _equal(self.magnitude, other.magnitude)
-        )
 
     def on_other_base(self) -> DoRA:
         """The same change without the norms of a base that it was added to."""
@@ -189,12 +176,64 @@ class BiasDelta:
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
         return self.values[rows] * np.float32(self.scale)
 
-    def equals(self, other: Delta) -> bool:
-        return (
-            isinstance(other, BiasDelta)
-            and self.scale == other.scale
-            and _equal(self.values, other.values)
-        )
+
+@dataclass(frozen=True)
+class Product:
+    """s·(B1·A1)∘(B2·A2), elementwise: LoHa (arXiv 2108.06098)."""
+
+    one: LoRA
+    other: LoRA
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.one.shape
+
+    def delta(self, rows: Rows, before: Array, read: Read) -> Array:
+        one, other = (lora.delta(rows, before, read) for lora in (self.one, self.other))
+        return one * other * np.float32(self.scale)
+
+
+@dataclass(frozen=True)
+class Kronecker:
+    """s·W1⊗W2, the Kronecker product: LoKr (arXiv 2212.10650)."""
+
+    outer: LazyTensor | LoRA
+    """(m, n), or its factors"""
+    inner: LazyTensor | LoRA
+    """(rows of the weight / m, columns of the weight / n), or its factors"""
+    scale: float
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(m * k for m, k in zip(self.outer.shape, self.inner.shape, strict=True))
+
+    def delta(self, rows: Rows, before: Array, read: Read) -> Array:
+        outer_rows, inner_rows = np.divmod(np.arange(self.shape[0])[rows], self.inner.shape[0])
+        outer, inner = _rows(self.outer, outer_rows), _rows(self.inner, inner_rows)
+        product = outer[:, :, None] * inner[:, None, :] * np.float32(self.scale)
+        return product.reshape(len(product), -1)
+
+
+def _rows(matrix: LazyTensor | LoRA, rows: Rows) -> Array:
+    if isinstance(matrix, LazyTensor):
+        return matrix[rows]
+    return matrix.delta(rows, np.empty(0, np.float32), lambda _: np.empty(0, np.float32))
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """W·diag(l) or diag(l)·W, less W: IA3 (arXiv 2205.05638)."""
+
+    factors: LazyTensor
+    """of the rows, (rows, 1) or (rows,), or of the columns, (1, columns)"""
+    shape: tuple[int, ...]
+    """of the weight"""
+
+    def delta(self, rows: Rows, before: Array, read: Read) -> Array:
+        by_column = self.factors.shape[0] == 1 and self.factors.shape != self.shape[:1]
+        factors = self.factors[:] if by_column else self.factors[rows]
+        return before * (factors - np.float32(1))
 
 
 @dataclass(frozen=True)
@@ -214,9 +253,6 @@ class TokenRows:
         placed = values.copy()
         placed[positions >= 0] = self.values[positions[positions >= 0]]
         return placed
-
-    def equals(self, other: TokenRows) -> bool:
-        return self.indices == other.indices and _equal(self.values, other.values)
 
 
 @dataclass(frozen=True)
@@ -246,20 +282,18 @@ class WeightDelta:
 
     def equals(self, other: WeightDelta | None) -> bool:
         """Whether both make the same weight of the same weight."""
-        return (
-            other is not None
-            and self.shape == other.shape
-            and _both(self.whole, other.whole, _equal)
-            and _both(self.tokens, other.tokens, TokenRows.equals)
-            and len(self.deltas) == len(other.deltas)
-            and all(x.equals(y) for x, y in zip(self.deltas, other.deltas, strict=True))
-        )
+        return _equal(self, other)
 
 
-def _equal(one: LazyTensor, other: LazyTensor) -> bool:
-    return one is other or one.equals(other.__getitem__, other.shape)
-
-
-def _both(one: Any, other: Any, equal: Callable[[Any, Any], bool]) -> bool:
-    """Whether both are None, or equal."""
-    return one is other if one is None or other is None else equal(one, other)
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two deltas, or parts of them, have the same values."""
+    if one is other or type(one) is not type(other):
+        return one is other
+    if isinstance(one, LazyTensor):
+        return one.equals(other.__getitem__, other.shape)
+    if isinstance(one, tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    if is_dataclass(one):
+        compared = (f.name for f in fields(one) if f.compare)
+        return all(_equal(getattr(one, name), getattr(other, name)) for name in compared)
+    return bool(one == other)

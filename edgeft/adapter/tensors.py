@@ -1,6 +1,6 @@
 """The tensors of an adapter's file, sorted: whose LoRA each is, or which weight it replaces.
 
-    tensors = read_tensors(folder, card, config)
+    tensors = read_tensors(adapter, folder, card, config)
     tensors.parts["model.layers.0.self_attn.q_proj"]["A"]
     tensors.saved["lm_head.weight"]
 
@@ -10,7 +10,6 @@ it if the base has no weight of that name.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,27 +19,9 @@ import numpy as np
 
 from edgeft import models
 from edgeft.adapter.deltas import LazyTensor
+from edgeft.adapter.names import PREFIX, role_of
 from edgeft.errors import AdapterError
 from edgeft.weights.checkpoint import Checkpoint
-
-PREFIX = "base_model.model."
-"""before the names of modules in an adapter's file"""
-_NAMES = {
-    role: re.compile(rf"(?P<module>.+?)\.{rest}")
-    for role, rest in {
-        "A": r"lora_A(\.default)?\.weight",
-        "B": r"lora_B(\.default)?\.weight",
-        "bias": r"lora_B(\.default)?\.bias",
-        "embedding_A": r"lora_embedding_A(\.default)?",
-        "embedding_B": r"lora_embedding_B(\.default)?",
-        "magnitude": r"lora_magnitude_vector(\.default)?(\.weight)?",
-        "tokens": r"token_adapter\.trainable_tokens_delta(\.default)?",
-        "": r"token_adapter\.trainable_tokens_original(\.default)?",
-        "saved": r"modules_to_save(\.default)?\.(?P<leaf>weight|bias)",
-        "base": r"(?:base_layer|original_module|token_adapter\.base_layer)\.(?P<leaf>weight|bias)",
-    }.items()
-}
-"""role of a tensor -> the name that peft saves it under; "" is not needed"""
 
 
 @dataclass
@@ -48,16 +29,21 @@ class AdapterTensors:
     """The tensors of one adapter."""
 
     parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
-    """module in transformers -> A, B, bias, embedding_A, embedding_B, magnitude, tokens"""
+    """module in transformers -> role (`names.ROLES`) -> tensor"""
     saved: dict[str, LazyTensor] = field(default_factory=dict)
     """weight -> what was trained as a whole, for this module alone"""
     base: dict[str, LazyTensor] = field(default_factory=dict)
     """weight -> the base's own, saved along (resized embeddings), for all modules that share it"""
 
 
-def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> AdapterTensors:
-    """AdapterError where a tensor is not finite, or where there is none."""
-    file = Checkpoint(adapter / "adapter_model.safetensors")
+def read_tensors(
+    adapter: Path, folder: Path, card: models.Card, config: dict[str, Any]
+) -> AdapterTensors:
+    """Of `folder`, which peft can load. `adapter`: its path for messages.
+
+    AdapterError where a tensor is not finite, or where there is none.
+    """
+    file = Checkpoint(folder / "adapter_model.safetensors")
     tensors = AdapterTensors()
     for full in file.tensors:
         tensor = LazyTensor.open(file, full)
@@ -67,7 +53,7 @@ def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> Ad
                 "its training diverged, or the file is damaged",
             )
         name = full.removeprefix(PREFIX)
-        role, match = _role(name)
+        role, match = role_of(name)
         if match is None:
             alone = _trained_alone(name, file, config)
             for weight, part in _by_weight(card, name, tensor):
@@ -78,14 +64,10 @@ def read_tensors(adapter: Path, card: models.Card, config: dict[str, Any]) -> Ad
         elif role:
             tensors.parts.setdefault(match["module"], {})[role] = tensor
     if not tensors.parts and not tensors.saved and not tensors.base:
-        raise AdapterError(f"{adapter} holds no LoRA tensors")
+        raise AdapterError(
+            f"{adapter} holds no {config['peft_type']} tensors".replace("LORA", "LoRA")
+        )
     return tensors
-
-
-def _role(name: str) -> tuple[str, re.Match[str] | None]:
-    """Key of _NAMES and the match; ("", None) for a name that is none of peft's."""
-    matches = ((role, pattern.fullmatch(name)) for role, pattern in _NAMES.items())
-    return next(((role, match) for role, match in matches if match), ("", None))
 
 
 def _trained_alone(name: str, file: Checkpoint, config: dict[str, Any]) -> bool:

@@ -15,6 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeft.adapter.folder import adapter_home
 from edgeft.errors import AdapterError
 from edgeft.files import read_json
 from edgeft.tokenizer.hf_files import template_source
@@ -32,7 +33,9 @@ def tokenizer_folder(base: Path, adapters: Sequence[Path], rows: int) -> Path:
 
     AdapterError where the tokenizer has more tokens than the embeddings have `rows`.
     """
-    with_tokenizer = [adapter for adapter in adapters if (adapter / "tokenizer.json").is_file()]
+    places = ((adapter, adapter_home(adapter)) for adapter in adapters)
+    folders = (next((p for p in pair if (p / "tokenizer.json").is_file()), None) for pair in places)
+    with_tokenizer = [folder for folder in folders if folder]
     if not with_tokenizer:
         return base
     adapter, tokens = with_tokenizer[0], _tokens(with_tokenizer[0])

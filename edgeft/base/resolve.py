@@ -17,6 +17,10 @@ from edgeft.errors import InputError, did_you_mean, require
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "tokenization_chatglm.py"]
 """files of a hub repository that a base folder needs; code among them is read, never run"""
+PICKLED_FILES = ["pytorch_model*.bin"]
+"""of a repository without safetensors; they are read without unpickling"""
+OTHER_COPIES = ["consolidated*", "original/*"]
+"""the same weights again, in the makers' own formats"""
 
 
 def resolve_base(name: str, dither_seed: int | None = None) -> Path:
@@ -72,7 +76,12 @@ def _check_folder(folder: Path) -> None:
 def _download(name: str) -> Path:
     hub = require("huggingface_hub", "train")
     try:
-        return Path(hub.snapshot_download(name, allow_patterns=HUB_FILES))
+        folder = Path(
+            hub.snapshot_download(name, allow_patterns=HUB_FILES, ignore_patterns=OTHER_COPIES)
+        )
+        if not any(folder.glob("*.safetensors")):
+            hub.snapshot_download(name, allow_patterns=PICKLED_FILES)
+        return folder
     except Exception as error:  # noqa: BLE001
         # The hub's client raises a dozen unrelated types; all mean that there is no download.
         reason = str(error).strip().partition("\n")[0]

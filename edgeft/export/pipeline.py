@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import machine, store
-from edgeft.adapter.config import adapter_manifest, read_adapter_config
+from edgeft.adapter.config import adapter_manifest
+from edgeft.adapter.folder import recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
@@ -226,9 +227,7 @@ def _recorded_base(adapters: tuple[Weighted, ...]) -> str:
     if not adapters:
         raise InputError("nothing to export", "--adapter, --base or both")
     adapter = adapters[0].path
-    config = read_adapter_config(adapter)
-    recorded = adapter_manifest(adapter).get("options", {}).get("base")
-    recorded = recorded or config.get("base_model_name_or_path")
+    recorded = adapter_manifest(adapter).get("options", {}).get("base") or recorded_base(adapter)
     if not recorded:
         raise InputError(f"{adapter} does not say which base it was trained on", "--base")
     return str(recorded)

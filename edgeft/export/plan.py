@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeft import machine, store
 from edgeft.adapter.config import adapter_manifest
+from edgeft.adapter.folder import adapter_home
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, InputError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
@@ -107,7 +108,7 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
     parents = {"base": store.identity(base)}
     for number, adapter in enumerate(options.adapter, 1):
         role = "adapter" if number == 1 else f"adapter {number}"
-        parents[role] = store.identity(adapter.path)
+        parents[role] = store.identity(adapter_home(adapter.path))
     files = {
         "validation": options.validation_data,
         "calibration": options.calibration,

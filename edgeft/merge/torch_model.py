@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from edgeft import models
-from edgeft.adapter.config import CHANGED_CONFIG_KEYS
 from edgeft.errors import require
 from edgeft.merge.view import Merged
 from edgeft.models import chatglm
@@ -13,17 +12,10 @@ from edgeft.models import chatglm
 
 def config_of(merged: Merged) -> Any:
     """transformers' configuration of the merged model."""
-    transformers = require("transformers", "gptq")
+    require("transformers", "gptq")
     if merged.card.family == chatglm.FAMILY:
         return chatglm.glm_config(merged.config)
-    adapter_entries = {
-        key: merged.config[key] for key in CHANGED_CONFIG_KEYS if key in merged.config
-    }
-    config = transformers.AutoConfig.from_pretrained(
-        merged.base, local_files_only=True, **adapter_entries
-    )
-    vars(config).pop("quantization_config", None)  # the view's values are not quantized
-    return config
+    return models.transformers_config(merged.config)
 
 
 def skeleton(merged: Merged) -> Any:

@@ -26,16 +26,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft import models
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
-from edgeft.files import read_json
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
 from edgeft.weights import gptq_layout
-from edgeft.weights.checkpoint import READABLE, Array, Checkpoint, Rows
+from edgeft.weights.checkpoint import Array, Rows
+from edgeft.weights.text_base import TextBase, open_base
 
 
 class Merged:
@@ -43,22 +42,23 @@ class Merged:
 
     def __init__(
         self,
-        base: Path,
-        weights: Checkpoint,
-        config: dict[str, Any],
+        text: TextBase,
         changes: Mapping[str, WeightDelta],
         adapters: Sequence[Path] = (),
         double_quant: bool = True,
     ) -> None:
+        weights, config, base = text.weights, text.config, text.folder
         self.base = base
         """folder of the base"""
+        self.plain = text.plain
+        """whether transformers reads the base's folder itself"""
         self.config = {k: v for k, v in config.items() if k != "quantization_config"}
         """config.json of the result, without quantization_config: the view's values are float32"""
-        self.card = models.card_for(config)
+        self.card = text.card
         tied = untied_weights(self.card, config, changes)
         self.tied = tied.tied
         """whether the output layer is the embedding"""
-        self.notes = [*tied.notes]
+        self.notes = [*text.notes, *tied.notes]
         """messages to the user about the result"""
         if tied.untied:
             self.config["tie_word_embeddings"] = False
@@ -178,26 +178,11 @@ def open_merged(
     read. AdapterError: no adapter, one of another base, or one that edgeft cannot merge.
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
-    weights, config = Checkpoint(base), read_json(base / "config.json")
-    card = models.card_for(config)
-    _check_readable(base, weights, card, config)
-    changes = read_adapters(adapters, base, weights, card, config)
+    text = open_base(base)
+    changes = read_adapters(adapters, base, text.weights, text.card, text.config)
     paths = [entry.path for entry in adapters]
-    view = Merged(base, weights, config, changes, paths, double_quant)
+    view = Merged(text, changes, paths, double_quant)
     return view if base_precision == "stored" else view.with_base(base_precision)
-
-
-def _check_readable(
-    base: Path, weights: Checkpoint, card: models.Card, config: dict[str, Any]
-) -> None:
-    """FormatError for a tensor whose type is neither floating point nor GPTQ."""
-    stored = config.get("quantization_config")
-    for name, info in weights.tensors.items():
-        if card.ignores(name):
-            continue
-        if info.dtype not in READABLE and isinstance(stored, dict):
-            gptq_layout.settings(stored, base)
-        info.check_float(name)
 
 
 def _training_facts(adapters: Sequence[Path]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from edgeft import files, store
 from edgeft.adapter.config import read_adapter_config
+from edgeft.adapter.folder import weight_files
 from edgeft.errors import InputError, TemplateError
 from edgeft.files import read_json
 from edgeft.formats import format_of, load
@@ -152,10 +153,10 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 
 def _adapter(path: Path) -> dict[str, Any]:
     config = read_adapter_config(path)
-    tensors = Checkpoint(path / "adapter_model.safetensors").tensors
-    count = sum(math.prod(info.shape) for info in tensors.values())
+    infos = [info for file in weight_files(path) for info in Checkpoint(file).tensors.values()]
+    count = sum(math.prod(info.shape) for info in infos)
     shown = {k: v for k, v in config.items() if v not in (None, False, [], {}, "")}
-    return {"adapter": {"tensors": len(tensors), "weights": f"{count:,}", **shown}}
+    return {"adapter": {"tensors": len(infos), "weights": f"{count:,}", **shown}}
 
 
 def _lineage(path: Path) -> dict[str, Any]:

@@ -7,8 +7,8 @@
 
 The second form is the live model: peft runs the adapter beside the base, nothing is merged.
 `weights` replaces the values of the files, for example by their values in NF4, or by those of a
-Merged view (with its `config` and `tokenizer`) that was never written to disk. A GPTQ folder runs on
-the values of its codes.
+Merged view (with its `config` and `tokenizer`) that was never written to disk. A quantized folder
+runs on its dequantized values, a multimodal one on its text model.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from edgeft import models
 from edgeft.adapter.config import CHANGED_CONFIG_KEYS
+from edgeft.adapter.folder import open_adapter
 from edgeft.errors import FormatError, InputError, require
-from edgeft.files import read_json
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
@@ -33,7 +33,7 @@ from edgeft.runtimes.sampling import choose, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
 from edgeft.tokenizer.stops import stop_ids
-from edgeft.weights.checkpoint import Checkpoint, quantization
+from edgeft.weights.text_base import open_base
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
 """(tensor name, values)"""
@@ -59,11 +59,12 @@ class ReferenceRuntime:
             self._torch = torch = require("torch", "train")
             transformers = require("transformers", "train")
             transformers.utils.logging.disable_progress_bar()
-            architecture = models.transformers_class(read_json(path / "config.json"))
+            base = open_base(path)
+            architecture = models.transformers_class(base.config)
             if threads:
                 torch.set_num_threads(threads)
-            if weights is None and quantization(path):
-                weights = _gptq_weights(path)
+            if weights is None and not base.plain:
+                weights = base.tensors()
             if weights is None:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
                     path, dtype=torch.float32, local_files_only=True, use_safetensors=True
@@ -74,17 +75,14 @@ class ReferenceRuntime:
                     for key, value in (config or {}).items()
                     if key in CHANGED_CONFIG_KEYS
                 }
-                model_config = transformers.AutoConfig.from_pretrained(
-                    path, local_files_only=True, **changed
-                )
+                model_config = models.transformers_config(base.config | changed)
                 model_config.dtype = torch.float32
-                vars(model_config).pop("quantization_config", None)
                 self._model = self._with_weights(architecture, model_config, weights)
             if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:
                 self._model.resize_token_embeddings(vocabulary, mean_resizing=False)
             self.adapted = bool(adapters)
             if adapters:
-                self._load_adapters(adapters)
+                self._load_adapters(path, adapters)
             self._model.eval()
         folder = tokenizer or path
         self._tokenizer = load_tokenizer(folder)
@@ -148,20 +146,20 @@ class ReferenceRuntime:
         manager: contextlib.AbstractContextManager[None] = self._model.disable_adapter()
         return manager
 
-    def _load_adapters(self, adapters: Sequence[tuple[Path, float]]) -> None:
+    def _load_adapters(self, base: Path, adapters: Sequence[tuple[Path, float]]) -> None:
         peft = require("peft", "train")
         names = [f"adapter_{i}" for i in range(len(adapters))]
         weights = [weight for _, weight in adapters]
         loading = ""
         try:
-            for name, (folder, _) in zip(names, adapters, strict=True):
-                loading = str(folder)
+            for name, (path, _) in zip(names, adapters, strict=True):
+                loading, folder = str(path), open_adapter(path, base).folder
                 if name == names[0]:
                     self._model = peft.PeftModel.from_pretrained(self._model, folder, name)
                 else:
                     self._model.load_adapter(folder, name)
             if weights != [1.0]:
-                loading = f"the sum of {', '.join(str(folder) for folder, _ in adapters)}"
+                loading = f"the sum of {', '.join(str(path) for path, _ in adapters)}"
                 self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
                 self._model.set_adapter("sum")
         except (RuntimeError, ValueError, KeyError, TypeError) as error:
@@ -180,10 +178,3 @@ class ReferenceRuntime:
         if missing:
             raise InputError(f"the model has no weights for {', '.join(missing[:3])}")
         return model
-
-
-def _gptq_weights(path: Path) -> Weights:
-    """The tensors of a GPTQ folder, dequantized: transformers alone would not read them."""
-    checkpoint, card = Checkpoint(path), models.card_for(read_json(path / "config.json"))
-    names = (name for name in checkpoint.tensors if not card.ignores(name))
-    return ((name, checkpoint.read(name)) for name in names)

@@ -9,6 +9,7 @@ from typing import Any
 
 from edgeft.errors import EdgeftError, InputError
 from edgeft.files import read_json
+from edgeft.models.text_model import TEXT_CONFIG_KEYS
 from edgeft.progress import say_once
 from edgeft.tokenizer import saved_tokens, sentencepiece
 
@@ -114,9 +115,16 @@ def encoder(folder: Path) -> Encode:
 
 
 def eos_ids(folder: Path) -> tuple[int, ...]:
-    """Ids that end generation, from generation_config.json, else from config.json."""
+    """Ids that end generation, from generation_config.json, else from config.json.
+
+    Of a multimodal model its text model's settings come last.
+    """
     for name in ("generation_config.json", "config.json"):
-        value = read_json(folder / name).get("eos_token_id")
+        entries = read_json(folder / name)
+        value = entries.get("eos_token_id")
+        if value is None:
+            text = next((entries[key] for key in TEXT_CONFIG_KEYS if entries.get(key)), {})
+            value = text.get("eos_token_id") if isinstance(text, dict) else None
         if value is not None:
             ids = tuple(value) if isinstance(value, list) else (value,)
             if not all(isinstance(token, int) for token in ids):

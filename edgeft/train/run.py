@@ -30,7 +30,7 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import MethodRow, load_method, load_objective, method_row
-from edgeft.weights.checkpoint import GPTQ, Checkpoint
+from edgeft.weights.text_base import open_base
 
 REQUEST_FILE = "asked.json"
 """options and parents of an interrupted run, beside its checkpoints"""
@@ -80,9 +80,10 @@ def train(
         return complete
     work_folder = options.output.with_name(options.output.name + ".work")
     checkpoint = _resumable(work_folder, request, resume, overwrite)
-    config = read_json(options.base / "config.json")
-    card, chat = models.card_for(config), ChatTemplate.from_folder(options.base)
-    parameters = _count_parameters(options.base)
+    base, chat = open_base(options.base), ChatTemplate.from_folder(options.base)
+    for note in base.notes:
+        say(note)
+    parameters = sum(math.prod(info.shape) for info in base.weights.tensors.values())
     _preflight(options, row, parameters, work_folder)
     store.check_free(options.output, row.result, overwrite=overwrite, **request)
     with quiet_libraries():
@@ -91,8 +92,8 @@ def train(
         )
         for line, text in first_marked(splits.train, chat, options.train_on_inputs):
             say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
-        trained = load_method(method)(options, card)
-        models.transformers_class(config)  # FormatError where transformers has none
+        trained = load_method(method)(options, base.card)
+        models.transformers_class(base.config)  # FormatError where transformers has none
         from edgeft.train.loop import fit
 
         with store.writing(options.output, kind=row.result, overwrite=overwrite, **request) as work:
@@ -183,17 +184,6 @@ def _open_work_folder(
         shutil.rmtree(work_folder)
     work_folder.mkdir(parents=True, exist_ok=True)
     files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
-
-
-def _count_parameters(base: Path) -> int:
-    """How many weights the base has. InputError where they are quantized."""
-    tensors = Checkpoint(base).tensors
-    if any(info.dtype == GPTQ for info in tensors.values()):
-        raise InputError(
-            f"{base} is quantized by GPTQ",
-            "train on the unquantized model, or on what merge-export --format hf makes of it",
-        )
-    return sum(math.prod(info.shape) for info in tensors.values())
 
 
 def _preflight(options: TrainOptions, row: MethodRow, parameters: int, folder: Path) -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,24 +28,51 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import InputError
-from edgeft.files import read_json
-from edgeft.weights import gptq_layout
+from edgeft.weights import gptq_layout, quantized_formats
+from edgeft.weights.dtypes import (
+    FLOAT8_DTYPES,
+    FLOAT_DTYPES,
+    STORED_DTYPES,
+    Array,
+    Rows,
+    as_rows,
+    from_float32,
+    stored_as,
+    to_float32,
+)
+from edgeft.weights.pickled import is_pickled, read_pickled
+from edgeft.weights.quantized_layer import ACTIVATION_PARTS, LAYER_TYPES, Layer, Tensors
+
+__all__ = [
+    "GPTQ", "READABLE", "Array", "Checkpoint", "Rows", "Spec", "TensorInfo", "as_rows", "from_float32",
+    "quantization", "stored_as", "to_float32", "write_safetensors",
+]  # fmt: skip
 
 MAX_HEADER_BYTES = 100_000_000
 """as in the reference implementation"""
-Array = npt.NDArray[np.float32]
-Rows = slice | npt.NDArray[np.intp]
-"""index of the rows of a tensor as (rows, columns), or of the elements of a vector"""
-
-_READ_DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_WRITE_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}  # fmt: skip
+               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
 
 GPTQ = "GPTQ"
 """type of a layer that is stored in four tensors"""
-READABLE = (*_READ_DTYPES, GPTQ)
+READABLE = (*FLOAT_DTYPES, *FLOAT8_DTYPES, *LAYER_TYPES)
 """types that are read as float32"""
+_BIN, _SAFETENSORS = "pytorch_model.bin", "model.safetensors"
+_UNREAD_FILES = {
+    "consolidated*.safetensors": "it is in Mistral's own format: take the folder with model.safetensors "
+    "of the same repository, or convert it with transformers' convert_mistral_weights_to_hf.py",
+    "consolidated*.pth": "it is in Meta's own format: python -m "
+    "transformers.models.llama.convert_llama_weights_to_hf --input_dir … --output_dir … converts it",
+    "*.gguf": "give the .gguf file itself as --base",
+    "tf_model*.h5": "AutoModelForCausalLM.from_pretrained(…, from_tf=True) of transformers 4 converts it",
+    "flax_model*.msgpack": "AutoModelForCausalLM.from_pretrained(…, from_flax=True) of transformers 4 "
+    "converts it",
+    "*.onnx": "take the repository that it was exported from",
+    "*.ckpt": "save the model with save_pretrained() of transformers",
+    "*.distcp": "torch.distributed.checkpoint.format_utils.dcp_to_torch_save merges it",
+    "*.pt": "save the model with save_pretrained() of transformers",
+}  # fmt: skip
+"""weights in other formats -> what to do"""
 
 
 @dataclass(frozen=True)
@@ -53,17 +81,20 @@ class TensorInfo:
 
     file: Path
     dtype: str
-    """safetensors' name: F32, F16, BF16, …; or GPTQ"""
+    """safetensors' name: F32, F16, BF16, …; or one of LAYER_TYPES"""
     shape: tuple[int, ...]
     offset: int
     """bytes from the start of the file"""
+    strides: tuple[int, ...] = ()
+    """values from one index to the next, for each dimension; () = in C order"""
 
     def check_float(self, name: str) -> None:
         """InputError for a type without float values."""
         if self.dtype not in READABLE:
             raise InputError(
                 f"{self.file}: tensor {name} is stored as {self.dtype}",
-                "an unquantized checkpoint (F32, F16 or BF16) is needed, or one of GPTQ",
+                "an unquantized checkpoint (F32, F16 or BF16) is needed, or one of GPTQ, "
+                + ", ".join(quantized_formats.READERS),
             )
 
 
@@ -77,7 +108,7 @@ class Spec(NamedTuple):
 
 
 class Checkpoint:
-    """The tensors of a Hugging Face folder (or one safetensors file), read on demand by mmap."""
+    """The tensors of a Hugging Face folder (or one file of safetensors or torch.save), mapped."""
 
     def __init__(self, source: Path) -> None:
         self.tensors: dict[str, TensorInfo] = {}
@@ -87,10 +118,17 @@ class Checkpoint:
                     raise InputError(f"{file}: tensor {name} is in two files")
                 self.tensors[name] = info
         self._layers: dict[str, dict[str, TensorInfo]] = {}
+        self._quantized: dict[str, Layer] = {}
         self.offset = 0
         """was subtracted from the zeros of its GPTQ layers before they were stored"""
-        if config := quantization(source):
-            self._gather(gptq_layout.settings(config, source))
+        self.quantization = quantized_formats.quantization_config(source)
+        """how its weights are quantized, with `quant_method`; {} where they are not"""
+        method = self.quantization.get("quant_method")
+        if method == GPTQ.lower():
+            self._gather(gptq_layout.settings(self.quantization, source))
+        elif method in quantized_formats.READERS:
+            stored = Tensors(dict(self.tensors), partial(_stored, dict(self.tensors)))
+            self._join(quantized_formats.READERS[method](self.quantization, stored))
 
     def read(self, name: str) -> Array:
         """A tensor as float32 (exact for F32, F16 and BF16)."""
@@ -98,6 +136,8 @@ class Checkpoint:
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a tensor as float32; only they come into memory."""
+        if name in self._quantized:
+            return self._quantized[name].rows(rows)
         if codes := self.codes(name, rows):
             return codes.values()
         return to_float32(self.raw(name)[rows], self.tensors[name].dtype)
@@ -134,6 +174,27 @@ class Checkpoint:
         info.check_float(name)
         return _mapped(info)
 
+    def rename(self, stored: Mapping[str, str]) -> None:
+        """Give tensors other names and leave others out; `stored`: new name -> name until now."""
+        self.tensors = {new: self.tensors[old] for new, old in stored.items()}
+        for layers in (self._layers, self._quantized):
+            named = {new: layers[old] for new, old in stored.items() if old in layers}
+            layers.clear()
+            layers.update(named)  # type: ignore[arg-type]
+
+    def _join(self, layers: dict[str, Layer]) -> None:
+        """Replace the tensors of each quantized layer by one, in the place of its first."""
+        owners = {part: weight for weight, layer in layers.items() for part in layer.parts}
+        self._quantized, stored, self.tensors = layers, self.tensors, {}
+        for name, info in stored.items():
+            weight = owners.get(name, name)
+            if weight in layers:
+                layer = layers[weight]
+                joined = TensorInfo(info.file, layer.dtype, layer.shape, info.offset)
+                self.tensors.setdefault(weight, joined)
+            elif name.rpartition(".")[2] not in ACTIVATION_PARTS:
+                self.tensors[name] = info
+
     def _gather(self, settings: gptq_layout.Settings) -> None:
         """Replace the four tensors of each GPTQ layer by one."""
         self.offset = settings.offset
@@ -153,16 +214,13 @@ class Checkpoint:
 
 
 def quantization(folder: Path) -> dict[str, Any]:
-    """The GPTQ settings of a model folder; {} for a model that is not quantized by GPTQ.
+    """The GPTQ settings of a model folder; {} for a model that is not quantized by GPTQ."""
+    config = quantized_formats.quantization_config(folder)
+    return config if config.get("quant_method") == GPTQ.lower() else {}
 
-    Early folders of AutoGPTQ have them in quantize_config.json only.
-    """
-    if not folder.is_dir():
-        return {}
-    config: Any = read_json(folder / "config.json").get("quantization_config")
-    if config is None:
-        return read_json(folder / "quantize_config.json")
-    return config if isinstance(config, dict) and config.get("quant_method") == "gptq" else {}
+
+def _stored(tensors: Mapping[str, TensorInfo], name: str) -> npt.NDArray[Any]:
+    return _mapped(tensors[name])
 
 
 def _shape(
@@ -175,7 +233,7 @@ def _shape(
     dtypes = {part: info.dtype for part, info in parts.items()}
     stored = ", ".join(f"{part} {dtype}" for part, dtype in dtypes.items())
     scales = dtypes.pop("scales")
-    if set(dtypes.values()) != {"I32"} or scales not in _READ_DTYPES:
+    if set(dtypes.values()) != {"I32"} or scales not in FLOAT_DTYPES:
         raise InputError(f"{file}: layer {layer} is stored as {stored}", "I32 and F16 are read")
     try:
         rows, columns, bits = gptq_layout.check_shapes({p: info.shape for p, info in parts.items()})
@@ -191,38 +249,15 @@ def _shape(
 
 def _mapped(info: TensorInfo) -> npt.NDArray[Any]:
     """A map of a tensor in its file, (rows, columns)."""
-    shape, dtype = as_rows(info.shape), (_READ_DTYPES | _WRITE_DTYPES)[info.dtype]
+    shape, dtype = as_rows(info.shape), STORED_DTYPES[info.dtype]
     if math.prod(shape) == 0:
         return np.zeros(shape, dtype)
-    return np.memmap(info.file, dtype, "r", info.offset, shape)
-
-
-def as_rows(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """(…, columns) -> (rows, columns); a vector stays a vector."""
-    return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape or (1,)
-
-
-def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
-    """Stored values -> float32 (exact for F32, F16 and BF16)."""
-    if dtype == "BF16":
-        wide = raw.astype("<u4") << np.uint32(16)
-        return wide.view(np.float32)
-    return raw.astype(np.float32)
-
-
-def from_float32(values: Array, dtype: str) -> npt.NDArray[Any]:
-    """Round to nearest even. BF16 is returned as uint16 bits, integers unchanged."""
-    if dtype == "BF16":
-        bits = values.astype(np.float32, copy=False).view(np.uint32)
-        bits = np.where(np.isnan(values), np.uint32(0x7FC00000), bits)  # rounding up would wrap it
-        odd = (bits >> np.uint32(16)) & np.uint32(1)
-        return ((bits + np.uint32(0x7FFF) + odd) >> np.uint32(16)).astype("<u2")
-    return values.astype(_WRITE_DTYPES[dtype])
-
-
-def stored_as(values: Array, dtype: str) -> Array:
-    """`values` after they were stored as `dtype`, float32."""
-    return to_float32(from_float32(values, dtype), dtype)
+    if not info.strides:
+        return np.memmap(info.file, dtype, "r", info.offset, shape)
+    span = 1 + sum((n - 1) * stride for n, stride in zip(info.shape, info.strides, strict=True))
+    flat = np.memmap(info.file, dtype, "r", info.offset, (span,))
+    strides = [flat.itemsize * stride for stride in info.strides]
+    return np.lib.stride_tricks.as_strided(flat, info.shape, strides).reshape(shape)
 
 
 def write_safetensors(path: Path, specs: list[Spec], arrays: Iterable[Any]) -> None:
@@ -255,21 +290,25 @@ def write_safetensors(path: Path, specs: list[Spec], arrays: Iterable[Any]) -> N
 
 
 def _files(source: Path) -> list[Path]:
+    """The files with a folder's weights; safetensors go before files of torch.save."""
     if source.is_file():
         return [source]
-    single, index = source / "model.safetensors", source / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
+    if (source / _SAFETENSORS).is_file():
+        return [source / _SAFETENSORS]
     if named := sorted(source.glob("gptq_model-*bit-*g.safetensors")):
         return named[:1]  # AutoGPTQ's name; other files may hold the model in other group sizes
-    if not index.is_file():
-        pickled = any(source.glob("*.bin"))
-        raise InputError(
-            f"no model.safetensors in {source}",
-            "convert the .bin weights to safetensors first; edgeft never unpickles"
-            if pickled
-            else "a Hugging Face model folder is needed",
-        )
+    for single in (_SAFETENSORS, _BIN):
+        if (source / single).is_file():
+            return [source / single]
+        if (source / f"{single}.index.json").is_file():
+            return _indexed(source, source / f"{single}.index.json")
+        if shards := _unindexed(source, single):
+            return shards
+    raise InputError(f"no {_SAFETENSORS} in {source}", _other_weights(source))
+
+
+def _indexed(source: Path, index: Path) -> list[Path]:
+    """The shards that an index names."""
     try:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError) as error:
@@ -282,7 +321,28 @@ def _files(source: Path) -> list[Path]:
     return [source / name for name in names]
 
 
+def _unindexed(source: Path, single: str) -> list[Path]:
+    """Shards NAME-00001-of-00002 beside which no index lies; InputError where one is missing."""
+    stem, _, suffix = single.rpartition(".")
+    shards = sorted(source.glob(f"{stem}-*-of-*.{suffix}"))
+    counts = {shard.stem.rpartition("-")[2] for shard in shards}
+    if shards and (len(counts) > 1 or counts != {f"{len(shards):05}"}):
+        raise InputError(
+            f"{source} has {len(shards)} of the {' or '.join(sorted(counts))} shards of its weights",
+            "download the model again",
+        )
+    return shards
+
+
+def _other_weights(source: Path) -> str:
+    """What to do with a folder whose weights are in none of the formats that are read."""
+    remedies = (hint for pattern, hint in _UNREAD_FILES.items() if any(source.glob(pattern)))
+    return next(remedies, "a Hugging Face model folder is needed")
+
+
 def _header(file: Path) -> dict[str, TensorInfo]:
+    if is_pickled(file):
+        return {name: TensorInfo(file, *tensor) for name, tensor in read_pickled(file).items()}
     total = file.stat().st_size
     with file.open("rb") as stream:
         size = int.from_bytes(stream.read(8), "little")

@@ -184,15 +184,9 @@ def layout(
 
 def settings(config: Mapping[str, Any], where: Path) -> Settings:
     """The settings in a `quantization_config`; InputError, which names `where`, for unreadable ones."""
-    method = str(config.get("quant_method", "gptq")).lower()
     layout = str(config.get("checkpoint_format") or config.get("format") or "gptq").lower()
     if config.get("is_marlin_format"):
         layout = "marlin"
-    if method != "gptq":
-        raise InputError(
-            f"{where}: the model is quantized by {method}",
-            "take the unquantized model, or one quantized by GPTQ",
-        )
     if layout not in OFFSETS:
         raise InputError(
             f"{where}: the checkpoint format {layout!r} cannot be read",

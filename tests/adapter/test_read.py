@@ -16,87 +16,28 @@ from edgeft import store
 from edgeft.adapter.read import Weighted
 from edgeft.errors import AdapterError, FormatError, ProofError
 from edgeft.merge.landing import LandingProof
-from edgeft.merge.view import Merged, open_merged
+from edgeft.merge.view import open_merged
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.weights.checkpoint import Checkpoint, Spec, write_safetensors
+from helpers.adapters import (
+    ATTENTION,
+    IDS,
+    assert_live,
+    assert_merged,
+    edit,
+    load,
+    logits,
+    make_adapter,
+    reload,
+)
 from helpers.converting import convert
 from helpers.families import MOE, SMALL, Tiny, make_tiny
 from helpers.tiny import make_base, make_tokenizer
 
-ATTENTION = ["q_proj", "k_proj", "v_proj", "o_proj"]
 TIED = SMALL | {"tie_word_embeddings": True}
 BIASED = SMALL | {"attention_bias": True, "mlp_bias": True}
-IDS = list(range(3, 35))
 
 pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-def load(base: Path) -> Any:
-    import torch
-    import transformers
-
-    return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
-
-
-def reload(base: Path, adapter: Path, rows: int | None = None) -> Any:
-    """The live adapter as a user opens it."""
-    import peft
-
-    model = load(base)
-    if rows:
-        model.resize_token_embeddings(rows)
-    return peft.PeftModel.from_pretrained(model, adapter).eval()
-
-
-def make_adapter(base: Path, adapter: Path, rows: int | None = None, **lora: Any) -> Path:
-    """An adapter whose tensors are all random."""
-    import peft
-    import torch
-
-    torch.manual_seed(1)
-    model = load(base)
-    if rows:
-        model.resize_token_embeddings(rows)
-    options = {"r": 4, "lora_alpha": 6, "target_modules": ATTENTION, "task_type": "CAUSAL_LM"}
-    live = peft.get_peft_model(model, peft.LoraConfig(**(options | lora)))
-    with torch.no_grad():
-        for name, parameter in live.named_parameters():
-            if "magnitude" in name:
-                parameter.mul_(torch.rand_like(parameter) + 0.5)
-            elif parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter) * 0.2)
-    live.save_pretrained(adapter)
-    return adapter
-
-
-def logits(model: Any) -> Any:
-    import torch
-
-    with torch.inference_mode():
-        return model(torch.tensor([IDS])).logits[0].numpy()
-
-
-def assert_merged(merged: Merged, base: Path, adapter: Path) -> None:
-    """As peft merges it, whole and by rows."""
-    wanted = reload(base, adapter).merge_and_unload().state_dict()
-    changed = 0
-    plain = Checkpoint(base)
-    for name in merged.shapes:
-        got = merged.tensor(name)
-        np.testing.assert_allclose(got, wanted[name].numpy(), rtol=0, atol=2e-6, err_msg=name)
-        rows = np.arange(0, merged.shapes[name][0], 3)
-        np.testing.assert_allclose(merged.rows(name, rows), got[rows], rtol=0, atol=1e-6)
-        changed += not np.array_equal(got, plain.read(name))
-    assert changed
-
-
-def assert_live(merged: Merged, live: Any, folder: Path) -> None:
-    """The exported folder, opened by transformers, computes what the live adapter computes."""
-    folder.mkdir()
-    convert(merged, folder, "f32", format="hf").proof()
-    wanted = logits(live)
-    got = logits(load(folder))
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * wanted.std())
 
 
 @pytest.fixture(scope="module")
@@ -375,19 +316,6 @@ def test_smaller_and_unfitting_vocabulary(bases: Callable[[str], Path], tmp_path
         open_merged(base, one)
 
 
-def edit(
-    adapter: Path, drop: str = "\0", dtype: str = "F32", **values: Callable[[Any], Any]
-) -> None:
-    """Rewrite an adapter without the tensors whose name holds `drop`, or with others."""
-    own = Checkpoint(adapter / "adapter_model.safetensors")
-    tensors = {name: own.read(name) for name in own.tensors if drop not in name}
-    for part, change in values.items():
-        (name,) = (name for name in tensors if part.replace("__", ".") in name)
-        tensors[name] = change(tensors[name])
-    specs = [Spec(name, dtype, array.shape) for name, array in tensors.items()]
-    write_safetensors(adapter / "adapter_model.safetensors", specs, list(tensors.values()))
-
-
 MIXTRAL = SMALL | {"num_local_experts": 4, "num_experts_per_tok": 2}
 
 EXPERTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -614,9 +542,11 @@ def test_undefined_sums_are_refused(bases: Callable[[str], Path], tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"peft_type": "IA3"}, "is a IA3 adapter"),
-        ({"peft_type": "LOHA"}, "edgeft merges LoRA adapters"),
-        ({"peft_type": "TRAINABLE_TOKENS"}, "is a TRAINABLE_TOKENS adapter"),
+        ({"peft_type": "IA3"}, "q_proj has A, B, and not ia3_l alone"),
+        ({"peft_type": "LOHA"}, "q_proj has no whole hada_w1"),
+        ({"peft_type": "TRAINABLE_TOKENS"}, "q_proj has A, B, which TRAINABLE_TOKENS has not"),
+        ({"peft_type": "VERA"}, "is a VERA adapter .merge it with peft and give the result"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING adapter, which .* changes no weight"),
         ({"alora_invocation_tokens": [1, 2]}, "uses alora_invocation_tokens"),
         ({"use_qalora": True, "kasa_config": {"a": 1}}, "uses kasa_config, use_qalora"),
         ({"velora_config": {"scale": 1.0}}, "uses velora_config, which edgeft does not merge"),
@@ -690,8 +620,8 @@ def test_unknown_tensor_is_refused(bases: Callable[[str], Path], tmp_path: Path)
     own = Checkpoint(adapter / "adapter_model.safetensors")
     tensors = {name: own.read(name) for name in own.tensors}
     for extra, text in (
-        ("model.layers.0.self_attn.q_proj.lora_E", "adapts model.layers.0.self_attn.q_proj.lora_E"),
-        ("score.weight", "adapts score.weight"),
+        ("model.layers.0.self_attn.q_proj.lora_E", "lora_E does not belong to a LoRA layer"),
+        ("model.scores.weight", "adapts model.scores.weight"),
         ("model.layers.0.self_attn.q_proj.token_adapter.trainable_tokens_delta", "delta does not"),
         ("model.layers.0.self_attn.q_proj.bias", "adapts model.layers.0.self_attn.q_proj.bias"),
         ("model.layers.2.mlp.up_proj.lora_A.weight", "up_proj has no lora_B"),
@@ -706,22 +636,6 @@ def test_unknown_tensor_is_refused(bases: Callable[[str], Path], tmp_path: Path)
         write_safetensors(adapter / "adapter_model.safetensors", specs, list(more.values()))
         with pytest.raises(AdapterError, match=text):
             open_merged(base, adapter)
-
-
-def test_pickled_and_sharded_adapters_are_refused(
-    bases: Callable[[str], Path], tmp_path: Path
-) -> None:
-    base = bases("plain")
-    adapter = make_adapter(base, tmp_path / "adapter")
-    weights = adapter / "adapter_model.safetensors"
-    for name, text in (
-        ("adapter_model-00001-of-00002.safetensors", "in several files"),
-        ("adapter_model.bin", "edgeft never unpickles"),
-    ):
-        copy = shutil.copytree(adapter, tmp_path / name)
-        (copy / weights.name).rename(copy / name)
-        with pytest.raises(AdapterError, match=rf"no adapter_model.safetensors .*{text}"):
-            open_merged(base, copy)
 
 
 def test_adapter_that_changes_nothing(bases: Callable[[str], Path], tmp_path: Path) -> None:

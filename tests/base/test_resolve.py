@@ -82,15 +82,23 @@ def test_an_unknown_name_gets_a_suggestion() -> None:
 def test_a_hub_id_is_downloaded_without_code_and_a_failure_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def snapshot_download(name: str, allow_patterns: list[str]) -> str:
-        assert "*.py" not in allow_patterns and "*.safetensors" in allow_patterns
+    asked = []
+
+    def snapshot_download(name: str, allow_patterns: list[str], **_: Any) -> str:
+        assert "*.py" not in allow_patterns
+        asked.append("*.safetensors" in allow_patterns)
         if name == "owner/broken":
             raise OSError("no network\nat all")
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        if name == "owner/safe":
+            (tmp_path / name / "model.safetensors").touch()
         return str(tmp_path / name)
 
     hub = SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setattr(resolve, "require", lambda module, extra: hub)
+    assert resolve_base("owner/safe") == tmp_path / "owner" / "safe" and asked == [True]
     assert resolve_base("owner/name") == tmp_path / "owner" / "name"
+    assert asked == [True, True, False], "files of torch.save are for want of safetensors alone"
     with pytest.raises(InputError, match="cannot get owner/broken from the hub: no network") as no:
         resolve_base("owner/broken")
     assert "\n" not in str(no.value) and "embedded bases need no network" in no.value.hint

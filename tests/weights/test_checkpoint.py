@@ -145,7 +145,7 @@ def test_pickled_weights_are_never_opened(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no model.safetensors in .*a Hugging Face model folder"):
         Checkpoint(tmp_path)
     (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
-    with pytest.raises(InputError, match="convert the .bin weights to safetensors first"):
+    with pytest.raises(InputError, match="names os.system, and not tensors alone"):
         Checkpoint(tmp_path)
 
 

@@ -202,12 +202,6 @@ def test_unreadable_settings_are_refused(
     assert caught.value.hint and "\n" not in str(caught.value)
 
 
-def test_other_methods_are_named(tmp_path: Path) -> None:
-    for method in ("awq", "fp8", "bitsandbytes"):
-        with pytest.raises(InputError, match=f"is quantized by {method} .*take the unquantized"):
-            gptq_layout.settings({"quant_method": method, "bits": 4}, tmp_path)
-
-
 def test_layers_of_several_widths(tmp_path: Path, tiny_base: Path) -> None:
     folder, _ = write_gptq(tiny_base, tmp_path / "q", dynamic={r".*q_proj": {"bits": 8}})
     eight = some_codes(128, 64, 8, group=32, sym=True)

@@ -23,12 +23,12 @@ import torch
 import transformers
 
 from edgeft.errors import InputError, require
-from edgeft.models import Card
+from edgeft.models import Card, transformers_class, transformers_config
 from edgeft.progress import say
 from edgeft.quantization import nf4
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method
-from edgeft.weights.checkpoint import Checkpoint
+from edgeft.weights.text_base import open_base
 
 
 class QLoRA(Method):
@@ -123,8 +123,15 @@ def _packed_base(base: Path, card: Card, dtype: Any, device: str) -> Any:
 
 
 def _load(base: Path, dtype: Any, **more: Any) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, **more
+    text = open_base(base)
+    if text.plain:
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            base, dtype=dtype, use_safetensors=True, **more
+        )
+    config = transformers_config(text.config)
+    state_dict = {name: torch.from_numpy(values).to(dtype) for name, values in text.tensors()}
+    return transformers_class(text.config).from_pretrained(
+        None, config=config, state_dict=state_dict, dtype=dtype, **more
     )
 
 
@@ -133,7 +140,7 @@ def _check_widths(base: Path, card: Card) -> None:
 
     bitsandbytes 0.50.2 computes wrong values there: its CPU kernel starts a block in each row.
     """
-    for name, info in Checkpoint(base).tensors.items():
+    for name, info in open_base(base).weights.tensors.items():
         if card.in_4bit(name, info.shape) and info.shape[1] % nf4.BLOCK:
             raise InputError(
                 f"--keep-4bit on a CPU needs widths that are multiples of {nf4.BLOCK}: "
@@ -146,7 +153,7 @@ def _unpacked_modules(base: Path, card: Card) -> list[str]:
     """Names of the linear layers that bitsandbytes must leave alone."""
     with torch.device("meta"):
         outline = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.from_pretrained(base)
+            transformers_config(open_base(base).config)
         )
     return [
         name
