@@ -9,6 +9,7 @@ from edgeft.adapter.config import CHANGED_CONFIG_KEYS
 from edgeft.errors import require
 from edgeft.merge.view import Merged
 from edgeft.models import chatglm
+from edgeft.tokenizer.training_settings import config_overrides
 
 
 def config_of(merged: Merged) -> Any:
@@ -20,7 +21,7 @@ def config_of(merged: Merged) -> Any:
         key: merged.config[key] for key in CHANGED_CONFIG_KEYS if key in merged.config
     }
     config = transformers.AutoConfig.from_pretrained(
-        merged.base, local_files_only=True, **adapter_entries
+        merged.base, local_files_only=True, **config_overrides(merged.base) | adapter_entries
     )
     vars(config).pop("quantization_config", None)  # the view's values are not quantized
     return config

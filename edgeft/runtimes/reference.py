@@ -33,6 +33,7 @@ from edgeft.runtimes.sampling import choose, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
 from edgeft.tokenizer.stops import stop_ids
+from edgeft.tokenizer.training_settings import config_overrides
 from edgeft.weights.checkpoint import Checkpoint, quantization
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
@@ -62,11 +63,16 @@ class ReferenceRuntime:
             architecture = models.transformers_class(read_json(path / "config.json"))
             if threads:
                 torch.set_num_threads(threads)
+            overrides = config_overrides(path)
             if weights is None and quantization(path):
                 weights = _gptq_weights(path)
             if weights is None:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                    path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                    path,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    **overrides,
                 )
             else:
                 changed = {
@@ -75,7 +81,7 @@ class ReferenceRuntime:
                     if key in CHANGED_CONFIG_KEYS
                 }
                 model_config = transformers.AutoConfig.from_pretrained(
-                    path, local_files_only=True, **changed
+                    path, local_files_only=True, **overrides | changed
                 )
                 model_config.dtype = torch.float32
                 vars(model_config).pop("quantization_config", None)

@@ -26,6 +26,7 @@ from edgeft.errors import InputError, require
 from edgeft.models import Card
 from edgeft.progress import say
 from edgeft.quantization import nf4
+from edgeft.tokenizer.training_settings import config_overrides
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method
 from edgeft.weights.checkpoint import Checkpoint
@@ -124,7 +125,7 @@ def _packed_base(base: Path, card: Card, dtype: Any, device: str) -> Any:
 
 def _load(base: Path, dtype: Any, **more: Any) -> Any:
     return transformers.AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, use_safetensors=True, **more
+        base, dtype=dtype, use_safetensors=True, **config_overrides(base), **more
     )
 
 
@@ -146,7 +147,7 @@ def _unpacked_modules(base: Path, card: Card) -> list[str]:
     """Names of the linear layers that bitsandbytes must leave alone."""
     with torch.device("meta"):
         outline = transformers.AutoModelForCausalLM.from_config(
-            transformers.AutoConfig.from_pretrained(base)
+            transformers.AutoConfig.from_pretrained(base, **config_overrides(base))
         )
     return [
         name
