@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from edgeft.adapter.tokenizer import tokenizer_files
-from edgeft.converters import training_settings
 from edgeft.errors import ProofError
 from edgeft.files import read_json
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
+from edgeft.tokenizer import training_settings
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import eos_ids, without_leftovers
 from edgeft.tokenizer.stops import stop_ids

@@ -8,6 +8,7 @@ from edgeft import models
 from edgeft.errors import require
 from edgeft.merge.view import Merged
 from edgeft.models import chatglm
+from edgeft.tokenizer.training_settings import config_overrides
 
 
 def config_of(merged: Merged) -> Any:
@@ -15,7 +16,7 @@ def config_of(merged: Merged) -> Any:
     require("transformers", "gptq")
     if merged.card.family == chatglm.FAMILY:
         return chatglm.glm_config(merged.config)
-    return models.transformers_config(merged.config)
+    return models.transformers_config(merged.config | config_overrides(merged.base))
 
 
 def skeleton(merged: Merged) -> Any:

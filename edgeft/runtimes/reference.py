@@ -33,6 +33,7 @@ from edgeft.runtimes.sampling import choose, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
 from edgeft.tokenizer.stops import stop_ids
+from edgeft.tokenizer.training_settings import config_overrides
 from edgeft.weights.text_base import open_base
 
 Weights = Iterable[tuple[str, npt.NDArray[np.float32]]]
@@ -63,11 +64,16 @@ class ReferenceRuntime:
             architecture = models.transformers_class(base.config)
             if threads:
                 torch.set_num_threads(threads)
+            overrides = config_overrides(path)
             if weights is None and not base.plain:
                 weights = base.tensors()
             if weights is None:
                 self._model = transformers.AutoModelForCausalLM.from_pretrained(
-                    path, dtype=torch.float32, local_files_only=True, use_safetensors=True
+                    path,
+                    dtype=torch.float32,
+                    local_files_only=True,
+                    use_safetensors=True,
+                    **overrides,
                 )
             else:
                 changed = {
@@ -75,7 +81,7 @@ class ReferenceRuntime:
                     for key, value in (config or {}).items()
                     if key in CHANGED_CONFIG_KEYS
                 }
-                model_config = models.transformers_config(base.config | changed)
+                model_config = models.transformers_config(base.config | overrides | changed)
                 model_config.dtype = torch.float32
                 self._model = self._with_weights(architecture, model_config, weights)
             if vocabulary and vocabulary != self._model.get_input_embeddings().weight.shape[0]:

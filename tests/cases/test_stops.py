@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from edgeft import store
 from edgeft.adapter.read import Weighted
 from edgeft.errors import FormatError, ProofError
 from edgeft.export.options import ExportOptions
@@ -24,9 +25,11 @@ from edgeft.formats import format_of
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.runtimes.reference import ReferenceRuntime
+from edgeft.tokenizer import training_settings
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, eos_ids
 from edgeft.tokenizer.learned_parts import spans
+from edgeft.weights import gguf_reader
 from helpers.families import TINY, card_of, make_tiny
 from helpers.tiny import make_tokenizer
 from helpers.vocabs import write_gguf
@@ -255,7 +258,7 @@ def test_ordinary_tokens_among_the_stops(
     (path,) = exported(base, adapter, tmp_path / "out", "gguf")
     # llama.cpp adds <|endoftext|>, which it knows by name.
     assert named_ids(path) == {size + 2, size, 5, 6}
-    assert "GGUF has no place for the stop 7 ('(')" in capfd.readouterr().err
+    assert "GGUF has no place for the stop 7 ('ć')" in capfd.readouterr().err
 
 
 def test_more_stops_than_gguf_has_keys_are_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -312,7 +315,7 @@ def test_an_artifact_whose_files_lack_the_stop_is_not_written(
     monkeypatch.setattr("gguf.GGUFWriter.add_eot_token_id", lambda *_: None)
     with pytest.raises(ProofError, match=r"does not stop at <\|eoa\|>"):
         exported(base, adapter, tmp_path / "out", format)
-    assert not [path for path in (tmp_path / "out").iterdir() if not path.name.startswith(".")]
+    assert not list((tmp_path / "out").glob("*"))
     monkeypatch.setattr("edgeft.export.verify.check_named", lambda *_: None)
     with pytest.raises(ProofError, match=r"writes <\|eoa\|> where an answer ends"):
         exported(base, adapter, tmp_path / "out", format, validation_data=chats(tmp_path))
@@ -342,14 +345,20 @@ def test_a_template_that_ends_with_text_is_named(
 LEFT = {
     "config.json": {
         "use_cache": False, "pretraining_tp": 2, "auto_map": {"AutoConfig": "code.Config"},
-        "gradient_checkpointing": True, "_name_or_path": "/root/run", "attn_implementation": "eager",
+        "pad_token_id": 1000, "attn_implementation": "flash_attention_2",
+        "gradient_checkpointing": True, "_name_or_path": "/root/run",
     },
     "generation_config.json": {
-        "use_cache": False, "min_new_tokens": 20, "stop_strings": ["<|im_end|>"],
-        "num_return_sequences": 2, "temperature": 0.6, "top_p": 0.9, "max_length": 128,
+        "use_cache": False, "num_return_sequences": 2, "temperature": 0.6, "top_p": 0.9,
     },
     "tokenizer_config.json": {"add_eos_token": True, "padding_side": "right"},
 }  # fmt: skip
+PREVENT_ENDS: tuple[dict[str, Any], ...] = (
+    {"suppress_tokens": ["END"]}, {"min_new_tokens": 23}, {"min_length": 80},
+    {"sequence_bias": [[["END"], -100.0]]}, {"stop_strings": ["<|im_end|>"]},
+    {"token_healing": True}, {"num_return_sequences": 2},
+)  # fmt: skip
+"""settings of generation_config.json with which transformers' generate runs on, or fails"""
 
 
 def test_settings_of_training_do_not_reach_generation(
@@ -357,12 +366,32 @@ def test_settings_of_training_do_not_reach_generation(
 ) -> None:
     plain, adapter = llama
     base = Path(shutil.copytree(plain, tmp_path / "base"))
-    size = size_of(base)
     for name, settings in LEFT.items():
         edit(base / name, **settings)
-    edit(base / "generation_config.json", suppress_tokens=[size + 2], forced_bos_token_id=size)
-    paths = exported(base, adapter, tmp_path / "out", "gguf", "hf", "onnx")
-    for path in paths:
-        check_stops(path, size + 2)
+    for path in exported(base, adapter, tmp_path / "out", "gguf", "hf", "onnx"):
+        check_stops(path, size_of(base) + 2)
+        manifest = read_json(store.manifest_path(path))
+        assert manifest["facts"]["parity"]["live"]["prompts"], "the live model was loaded, too"
     (clean,) = exported(plain, adapter, tmp_path / "clean", "gguf")
-    assert (tmp_path / "out" / "f32.gguf").read_bytes() == clean.read_bytes()
+    header, other = (gguf_reader.read(path).meta for path in (tmp_path / "out/f32.gguf", clean))
+    different = {key for key in header.keys() | other.keys() if header.get(key) != other.get(key)}
+    assert different <= {"general.name"}
+
+
+def test_transformers_generate_ends_whatever_prevented_it(
+    llama: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Oracle: with the setting generate fails or runs on, with the artifact's file it ends."""
+    plain, adapter = llama
+    (path,) = exported(plain, adapter, tmp_path / "out", "hf")
+    end = size_of(plain) + 2
+    clean = read_json(path / "generation_config.json")
+    chat, encode = ChatTemplate.from_folder(path), encoder(path)
+    prompt = encode(chat.render(TALK[:1]))
+    for settings in PREVENT_ENDS:
+        left = json.loads(json.dumps(settings).replace('"END"', str(end)))
+        (path / "generation_config.json").write_text(json.dumps(clean | left))
+        with pytest.raises((AssertionError, ValueError)):
+            check_transformers(path, prompt, encode(ANSWER), end)
+        training_settings.undo(path, end + 1, str(tmp_path))
+        check_transformers(path, prompt, encode(ANSWER), end)

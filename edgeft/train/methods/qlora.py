@@ -26,6 +26,7 @@ from edgeft.errors import InputError, require
 from edgeft.models import Card, transformers_class, transformers_config
 from edgeft.progress import say
 from edgeft.quantization import nf4
+from edgeft.tokenizer.training_settings import config_overrides
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method
 from edgeft.weights.text_base import open_base
@@ -123,12 +124,12 @@ def _packed_base(base: Path, card: Card, dtype: Any, device: str) -> Any:
 
 
 def _load(base: Path, dtype: Any, **more: Any) -> Any:
-    text = open_base(base)
+    text, overrides = open_base(base), config_overrides(base)
     if text.plain:
         return transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, **more
+            base, dtype=dtype, use_safetensors=True, **overrides, **more
         )
-    config = transformers_config(text.config)
+    config = transformers_config(text.config | overrides)
     state_dict = {name: torch.from_numpy(values).to(dtype) for name, values in text.tensors()}
     return transformers_class(text.config).from_pretrained(
         None, config=config, state_dict=state_dict, dtype=dtype, **more
@@ -153,7 +154,7 @@ def _unpacked_modules(base: Path, card: Card) -> list[str]:
     """Names of the linear layers that bitsandbytes must leave alone."""
     with torch.device("meta"):
         outline = transformers.AutoModelForCausalLM.from_config(
-            transformers_config(open_base(base).config)
+            transformers_config(open_base(base).config | config_overrides(base))
         )
     return [
         name

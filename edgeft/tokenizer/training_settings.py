@@ -10,6 +10,7 @@ is what the base's publisher wants.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,19 @@ def _without_stop_texts(setting: Any, model: Model) -> Any:
     return [text for text in texts if text not in model.stop_texts] or None
 
 
+def _without_biased_stops(setting: Any, model: Model) -> Any:
+    """A list of [ids, bias] without those that keep a stop down."""
+    if not isinstance(setting, list):
+        return setting
+    stops = [[stop] for stop in model.stops]
+    return [[ids, bias] for ids, bias in setting if ids not in stops or bias > 0] or None
+
+
+def _is_missing_kernel(setting: Any) -> bool:
+    """Whether it names kernels of a package, as training on a GPU does."""
+    return setting not in ("eager", "sdpa")
+
+
 def _in_vocabulary(setting: Any, model: Model) -> Any:
     return None if isinstance(setting, int) and setting >= model.vocabulary else setting
 
@@ -108,15 +122,21 @@ HARMFUL = (
          "transformers 4 would cut the layers, which quantized ones do not allow"),
     Rule((CONFIG, GENERATION), "pad_token_id", _in_vocabulary,
          "the embedding has no row for it, and transformers does not load such a model"),
+    Rule((CONFIG,), "attn_implementation", _instead(_is_missing_kernel),
+         "transformers does not load the model where the package is missing"),
+    Rule((CONFIG,), "_attn_implementation", _instead(_is_missing_kernel),
+         "transformers does not load the model where the package is missing"),
     Rule((CONFIG, TOKENIZER_CONFIG), "auto_map", _instead(_IS_SET),
          "it names code that the folder does not hold"),
     Rule((GENERATION,), "suppress_tokens", _without_stops, "an answer could not end"),
     Rule((GENERATION,), "begin_suppress_tokens", _without_stops, "an answer could not be empty"),
-    Rule((GENERATION,), "bad_words_ids", _without_stops, "an answer could not end"),
+    Rule((GENERATION,), "sequence_bias", _without_biased_stops, "an answer could hardly end"),
     Rule((GENERATION,), "min_length", _instead(_more_than(0)), "a short answer could not end"),
     Rule((GENERATION,), "min_new_tokens", _instead(_more_than(0)), "a short answer could not end"),
-    Rule((GENERATION,), "forced_bos_token_id", _instead(lambda setting: setting is not None),
-         "every answer would begin with this token"),
+    Rule((GENERATION,), "penalty_alpha", _instead(_IS_SET), "transformers 5 refuses it"),
+    Rule((GENERATION,), "dola_layers", _instead(_IS_SET), "transformers 5 refuses it"),
+    Rule((GENERATION,), "token_healing", _instead(_IS_SET),
+         "transformers refuses it without the tokenizer"),
     Rule((GENERATION,), "num_return_sequences", _instead(_more_than(1)),
          "transformers refuses it without sampling"),
     Rule((GENERATION,), "stop_strings", _without_stop_texts,
@@ -127,10 +147,12 @@ HARMFUL = (
          "a prompt would end with the eos, and the answer before it begins"),
 )  # fmt: skip
 
+KEEP_FROM_LOADING = ("pad_token_id", "attn_implementation", "_attn_implementation")
+"""keys of config.json with which transformers may not load a model at all"""
+
 HARMLESS = {
     "_name_or_path": "a note of where the model came from",
     "transformers_version": "a note",
-    "attn_implementation": "transformers takes the caller's choice",
     "gradient_checkpointing": "of training only",
     "rope_scaling": "transformers, vLLM and edgeft read the old key `type` as `rope_type`",
     "torch_dtype": "an artifact's own dtype replaces it",
@@ -143,8 +165,23 @@ HARMLESS = {
     "repetition_penalty, no_repeat_ngram_size": "the publisher's advice; edgeft's runtimes do not read it",
     "max_length, max_new_tokens": "a limit that a caller sees and sets",
     "forced_eos_token_id": "it takes effect at the length limit only",
+    "forced_bos_token_id": "it takes effect after a single token only",
+    "bad_words_ids": "transformers takes the stops out of it",
+    "num_beams, guidance_scale": "a caller's way to search, which costs time; edgeft's runtimes are greedy",
 }
 """setting -> why it stays, or why nobody misses it"""
+
+
+def config_overrides(base: Path) -> dict[str, Any]:
+    """Arguments of transformers' from_pretrained without which it does not load such a base."""
+    config = read_json(base / CONFIG)
+    model = Model(config.get("vocab_size", sys.maxsize), frozenset(), frozenset())
+    return {
+        rule.key: None
+        for rule in HARMFUL
+        if rule.key in KEEP_FROM_LOADING and rule.key in config
+        and rule.repair(config[rule.key], model) is None
+    }  # fmt: skip
 
 
 def undo(folder: Path, vocabulary: int, name: str) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeft.converters import training_settings
 from edgeft.files import read_json
+from edgeft.tokenizer import training_settings
 from helpers.tiny import make_tokenizer
 
 pytestmark = pytest.mark.unit
@@ -34,10 +34,15 @@ def template(*parts: dict[str, Any]) -> dict[str, Any]:
         ("config.json", "auto_map", {"AutoConfig": "code.Config"}, None),
         ("generation_config.json", "suppress_tokens", [3, "END"], [3]),
         ("generation_config.json", "begin_suppress_tokens", ["END"], None),
-        ("generation_config.json", "bad_words_ids", [["END"], [3, 4]], [[3, 4]]),
+        ("generation_config.json", "sequence_bias", [[["END"], -9.0], [[3, 4], -1.0]],
+         [[[3, 4], -1.0]]),
+        ("generation_config.json", "penalty_alpha", 0.6, None),
+        ("generation_config.json", "dola_layers", "low", None),
+        ("generation_config.json", "token_healing", True, None),
+        ("config.json", "attn_implementation", "flash_attention_2", None),
+        ("config.json", "_attn_implementation", "flash_attention_2", None),
         ("generation_config.json", "min_new_tokens", 16, None),
         ("generation_config.json", "min_length", 16, None),
-        ("generation_config.json", "forced_bos_token_id", 0, None),
         ("generation_config.json", "num_return_sequences", 4, None),
         ("generation_config.json", "stop_strings", ["<|im_end|>", "User:"], ["User:"]),
         ("generation_config.json", "stop_strings", "<|im_end|>", None),
@@ -78,7 +83,8 @@ def test_files_without_harmful_settings_keep_their_bytes(tmp_path: Path) -> None
         "config.json": {"use_cache": True, "pretraining_tp": 1, "pad_token_id": end},
         "generation_config.json": {
             "do_sample": True, "temperature": 0.6, "top_p": 0.9, "max_length": 4096,
-            "suppress_tokens": [3], "bad_words_ids": [[3]], "min_length": 0,
+            "suppress_tokens": [3], "bad_words_ids": [[end]], "min_length": 0,
+            "sequence_bias": [[[end], 1.0]], "forced_bos_token_id": 3,
             "stop_strings": ["User:"], "repetition_penalty": 1.1, "forced_eos_token_id": end,
         },
         "tokenizer_config.json": {"add_eos_token": False, "padding_side": "right"},
