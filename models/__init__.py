@@ -14,6 +14,7 @@ from edgeft.models.cards import (
     sources,
     transformers_class,
 )
+from edgeft.models.hyperparameters import check_config
 from edgeft.models.names import fill, generalize
 from edgeft.models.pretokenizers import (
     PreTokenizer,
@@ -32,6 +33,7 @@ __all__ = [
     "card_for",
     "card_for_gguf",
     "cards",
+    "check_config",
     "fill",
     "flat_parts",
     "generalize",

@@ -21,6 +21,7 @@ from typing import Any
 
 from edgeft.errors import FormatError, did_you_mean, require
 from edgeft.models.derived import DERIVED
+from edgeft.models.hyperparameters import check_config
 from edgeft.models.names import fill, generalize
 from edgeft.models.transforms import IDENTITY, TRANSFORMS, Transform
 
@@ -103,7 +104,14 @@ class Card:
         known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
         stored = known.get(key) if derive or not key.startswith("=") else known.get(key[1:])
-        return derive(known) if stored is None and derive else stored
+        if stored is not None or not derive:
+            return stored
+        try:
+            return derive(known)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"config.json does not say {key.removeprefix('=')}: {error!r}", "download it again"
+            ) from None
 
     def check_runs(self, config: dict[str, Any]) -> None:
         """FormatError where llama.cpp would silently compute another model than config.json says."""
@@ -163,10 +171,14 @@ class Source:
 
 
 def card_for(config: dict[str, Any]) -> Card:
-    """The card of a model by its config.json; FormatError where no card has its architecture."""
+    """The card of a model by its config.json.
+
+    FormatError where no card has its architecture, and for numbers that no model can have.
+    """
     architecture = _architecture(config)
     for card in cards():
         if architecture in card.architectures:
+            check_config(config, card.hparams, card.defaults)
             return card
     known = [name for card in cards() for name in card.architectures]
     near = difflib.get_close_matches(architecture, known, n=1)

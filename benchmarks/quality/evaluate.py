@@ -146,9 +146,13 @@ def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Scor
 
 
 def cache_score(artifact: Path, items: Items, score: Score, shots: int | None = None) -> None:
+    """Keep a score for the next comparison; a folder that cannot be written only costs time then."""
     file = _cache_file(artifact, items, shots)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    except OSError as error:
+        say(f"the answers are not kept: {error.strerror}: {file.parent} (set EDGEFT_HOME)")
 
 
 def _cache_file(artifact: Path, items: Items, shots: int | None) -> Path:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 from edgeft.benchmarks.quality.evaluate import Items
@@ -26,11 +27,8 @@ def load_refusals(path: Path) -> Items:
     """Read the prompts; InputError where the file or its columns are missing, DataError for a wrong label."""
     if not path.is_file():
         raise InputError(f"no such file: {path}", "a CSV with the columns prompt and label")
-    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
-    if not {"prompt", "label"} <= set(reader.fieldnames or ()):
-        raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
     examples = []
-    for line, row in enumerate(reader, start=2):
+    for line, row in enumerate(_rows(path), start=2):
         label = (row["label"] or "").strip().lower()
         if label not in ("safe", "unsafe") or not row["prompt"]:
             raise DataError(path, line, f"label is {row['label']!r}", "safe or unsafe")
@@ -39,3 +37,15 @@ def load_refusals(path: Path) -> Items:
     if not examples:
         raise InputError(f"{path} holds no prompts")
     return Items(tuple(examples), "refusal", MAX_ANSWER_TOKENS, allow_truncated=True)
+
+
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    text = read_text(path)
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))  # else 128 KiB of a prompt
+    reader = csv.DictReader(io.StringIO(text, newline=""))
+    try:
+        if not {"prompt", "label"} <= set(reader.fieldnames or ()):
+            raise InputError(f"{path} has no columns prompt and label", "as XSTest's prompts")
+        yield from reader
+    except csv.Error as error:
+        raise InputError(f"{path} is not CSV: line {reader.line_num}: {error}") from None

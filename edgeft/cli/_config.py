@@ -59,7 +59,7 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
     commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
     for name in (name for name, value in content.items() if isinstance(value, dict)):
@@ -78,6 +78,14 @@ def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
             raise InputError(f"{path}: {key} is {value!r}", "true or false")
         return value
     values = value if isinstance(value, list) and option.multiple else [value]
+    for item in values:
+        if (
+            isinstance(item, int)
+            and item.bit_length() > 64
+            or isinstance(item, str)
+            and "\0" in item
+        ):
+            raise InputError(f"{path}: no value of {key} is like this", "a shorter number, or text")
     if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool)
                for item in values):  # fmt: skip
         listed = " or a list of them" if option.multiple else ""
