@@ -183,7 +183,7 @@ def card_for(config: dict[str, Any]) -> Card:
     known = [name for card in cards() for name in card.architectures]
     near = difflib.get_close_matches(architecture, known, n=1)
     raise FormatError(
-        f"no model card for architecture {architecture!r}",
+        f"no model card for architecture {architecture[:100]!r}",
         f"{f'near: {near[0]}; ' if near else ''}there are {', '.join(c.family for c in cards())}",
     )
 

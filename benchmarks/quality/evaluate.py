@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -133,7 +134,7 @@ def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | Non
 def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Score | None:
     """The score that an earlier `measure` cached, if any."""
     file = _cache_file(artifact, items, shots)
-    if file.is_file():
+    if os.path.isfile(file):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(file.read_text())
             raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}

@@ -41,6 +41,7 @@ def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None)
     }
     defaults = {}
     for key, value in _read_table(ctx, path).items():
+        _check_usable(path, key, value)
         name = current_name(command, "--" + key.replace("_", "-"))
         option = options.get(name)
         if option is None:
@@ -71,6 +72,15 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
     return {key: value for key, value in content.items() if not isinstance(value, dict)}
 
 
+def _check_usable(path: Path, key: str, value: Any) -> None:
+    """InputError for what no option takes and Python cannot even show: TOML's 0x… has no limit."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, int) and item.bit_length() > 64:
+            raise InputError(f"{path}: {key} is a number of {item.bit_length()} bits")
+        if isinstance(item, str) and "\0" in item:
+            raise InputError(f"{path}: {key} has a zero byte")
+
+
 def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
     """A value in the form in which the command line has it: click then checks both alike."""
     if option.is_flag:
@@ -78,14 +88,6 @@ def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
             raise InputError(f"{path}: {key} is {value!r}", "true or false")
         return value
     values = value if isinstance(value, list) and option.multiple else [value]
-    for item in values:
-        if (
-            isinstance(item, int)
-            and item.bit_length() > 64
-            or isinstance(item, str)
-            and "\0" in item
-        ):
-            raise InputError(f"{path}: no value of {key} is like this", "a shorter number, or text")
     if not all(isinstance(item, (str, int, float)) and not isinstance(item, bool)
                for item in values):  # fmt: skip
         listed = " or a list of them" if option.multiple else ""

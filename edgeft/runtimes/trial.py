@@ -10,6 +10,7 @@ That it survived is noted in the cache folder, by inode, size and time of the fi
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -31,7 +32,7 @@ def check_survives(path: Path) -> None:
     What llama.cpp reports as an error is none here: whoever opens the file gets it.
     """
     mark = _mark(path)
-    if mark.exists():
+    if os.path.exists(mark):
         return
     size = path.stat().st_size
     worker = Worker(

@@ -62,6 +62,9 @@ def problems(header: Header, language_model: bool = False) -> Iterator[str]:
     yield from _hyperparameters(meta)
     yield from _vocabulary(meta)
     known = meta[ARCHITECTURE] in {card.gguf_arch for card in models.cards()}
+    if any(tensor.offset % MEMORY_ALIGNMENT for tensor in header.tensors.values()):
+        alignment = meta.get("general.alignment", MEMORY_ALIGNMENT)
+        yield f"general.alignment is {alignment}, tensors begin between {MEMORY_ALIGNMENT} bytes"
     for tensor in header.tensors.values():
         yield from _tensor(tensor, known)
 
@@ -147,8 +150,6 @@ def _tensor(tensor: Tensor, known: bool) -> Iterator[str]:
         yield f"tensor {name} is stored as {stored}, which llama.cpp does not multiply by"
     elif known and len(tensor.shape) == 1 and stored != "F32":
         yield f"tensor {name} is a vector stored as {stored}, F32 is needed"
-    if tensor.offset % MEMORY_ALIGNMENT:
-        yield f"tensor {name} does not begin at a multiple of {MEMORY_ALIGNMENT} bytes"
     if not tensor.count:
         yield f"tensor {name} is empty"
 

@@ -189,7 +189,7 @@ def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
     [("num_hidden_layers", 0), ("num_hidden_layers", 10**9), ("rms_norm_eps", -1),
      ("rms_norm_eps", float("nan")), ("hidden_size", {}), ("hidden_size", -1), ("hidden_size", 64.0),
      ("hidden_size", True), ("num_attention_heads", 0), ("num_key_value_heads", 3), ("head_dim", 0),
-     ("intermediate_size", 10**400), ("rope_parameters", []), ("vocab_size", "265"),
+     ("intermediate_size", 10**400), ("rope_parameters", [1]), ("vocab_size", "265"),
      ("rope_parameters", {"rope_type": "default", "rope_theta": 0}),
      ("rope_parameters", {"rope_type": "llama3", "factor": "x"}),
      ("rope_scaling", {"type": 3, "factor": 2.0}), ("max_position_embeddings", 2**40)],
@@ -289,7 +289,7 @@ def test_a_template_that_is_no_code(source: str) -> None:
 def test_a_renderer_that_ended_is_replaced_and_the_next_text_is_right() -> None:
     from edgeft.tokenizer import jinja_sandbox
 
-    messages = [{"role": "user", "content": "h\u00e9 \ud83d\ude00 \x00"}]
+    messages = [{"role": "user", "content": "h\u00e9 \U0001f600 \x00"}]
     for _ in range(2):
         with pytest.raises(InputError):
             jinja_sandbox.render(LOOPS["a power"], messages=[])
@@ -413,7 +413,7 @@ def test_an_abort_that_no_rule_foresees_is_one_line(
     from edgeft.runtimes import trial
     from edgeft.runtimes.protocol import open_runtime
 
-    path = rewritten_gguf(tiny_gguf, tmp_path / "model.gguf", {"llama.expert_count": 2})
+    path = rewritten_gguf(tiny_gguf, tmp_path / "model.gguf", {"llama.block_count": 0})
     source = "from edgeft.runtimes import llama_context\nllama_context.check_runs = lambda header: None\n"
     unchecked = tmp_path / "unchecked.py"
     unchecked.write_text(source + f"exec(open({trial.__file__!r}).read())\n")
@@ -423,7 +423,7 @@ def test_an_abort_that_no_rule_foresees_is_one_line(
     ):
         trial.check_survives(path)
     monkeypatch.undo()
-    with pytest.raises(InputError, match="expert_used_count"):
+    with pytest.raises(InputError, match="block_count is 0"):
         open_runtime(path, threads=1)
 
 
@@ -605,3 +605,182 @@ def test_half_a_surrogate_pair_is_shown_escaped(edgeft: Callable[..., Any], tmp_
     assert "\\ud800" in edgeft("inspect", base).out
     shown = json.loads(edgeft("inspect", base, "--json").out)
     assert shown["model"]["model_type"] == "\udcff"
+
+
+# ONNX
+
+
+@pytest.fixture(scope="module")
+def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A graph with a cache of two heads of three columns, and its genai_config.json."""
+    onnx = pytest.importorskip("onnx")
+    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
+    folder = tmp_path_factory.mktemp("onnx")
+    outputs = [
+        helper.make_tensor_value_info("logits", float32, ["batch", 1, 10]),
+        helper.make_tensor_value_info("keys", float32, ["batch", 2, "tokens", 3]),
+    ]
+    table = onnx.numpy_helper.from_array(np.zeros((10, 4), np.float32), "table")
+    nodes = [helper.make_node("Gather", ["table", "ids"], ["logits"], name="gather")]
+    graph = helper.make_graph(nodes, "graph", [], outputs, [table])
+    opset = [helper.make_opsetid("", 21)]
+    onnx.save(helper.make_model(graph, opset_imports=opset), folder / "model.onnx")
+    decoder = {"filename": "model.onnx", "head_size": 3, "num_key_value_heads": 2}
+    model = {"decoder": decoder, "context_length": 16, "vocab_size": 10, "eos_token_id": 1}
+    (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {}}))
+    return folder
+
+
+def test_damaged_onnx_folders(onnx_folder: Path, tmp_path: Path) -> None:
+    from edgeft.weights.onnx_graph import ONNXGraph
+
+    names = ("model.onnx", "genai_config.json")
+    whole = {name: (onnx_folder / name).read_bytes() for name in names}
+
+    def read() -> None:
+        graph = ONNXGraph(tmp_path)
+        assert graph.opset and graph.size and graph.operators() and graph.bytes_per_token(8) >= 0
+
+    for name in names:
+        (tmp_path / name).write_bytes(whole[name])
+    assert survives(read)
+    assert outcomes(tmp_path / names[0], mutants(whole[names[0]], COUNT, 23), read) == {True, False}
+    (tmp_path / names[0]).write_bytes(whole[names[0]])
+    texts = json_texts(json.loads(whole[names[1]]), COUNT, 29)
+    assert outcomes(tmp_path / names[1], texts, read) == {True, False}
+
+
+def test_an_onnx_graph_that_could_run_without_end_or_take_all_memory(
+    onnx_folder: Path, tmp_path: Path
+) -> None:
+    import onnx
+
+    from edgeft.weights.onnx_graph import ONNXGraph
+
+    proto = onnx.load(onnx_folder / "model.onnx")
+    config = json.loads((onnx_folder / "genai_config.json").read_text())
+
+    def refused(change: Callable[[Any, Any], Any], match: str) -> None:
+        graph, settings = onnx.ModelProto(), json.loads(json.dumps(config))
+        graph.CopyFrom(proto)
+        change(graph, settings["model"]["decoder"])
+        (tmp_path / "model.onnx").write_bytes(graph.SerializeToString())
+        (tmp_path / "genai_config.json").write_text(json.dumps(settings))
+        with pytest.raises(InputError, match=match):
+            ONNXGraph(tmp_path)
+
+    def loop(graph: Any) -> Any:
+        return onnx.helper.make_node("Loop", [], ["x"], body=graph)
+
+    inner = onnx.helper.make_graph([loop(proto.graph)], "inner", [], [])
+    choice = onnx.helper.make_node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)
+    function = onnx.helper.make_function("d", "f", [], [], [], [])
+    custom = onnx.helper.make_node("X", [], [], domain="evil")
+    refused(lambda graph, _: graph.graph.node.append(loop(proto.graph)), "operator 'Loop'")
+    refused(lambda graph, _: graph.graph.node.append(choice), "operator 'Loop'")
+    refused(lambda graph, _: graph.graph.node.append(custom), "operator 'X'")
+    refused(lambda graph, _: graph.functions.append(function), "functions of its own")
+    refused(lambda _, decoder: decoder.update(head_size=10**6), "head_size is 1000000")
+    refused(lambda _, decoder: decoder.update(head_size=4), "head_size")
+    refused(lambda _, decoder: decoder.update(num_key_value_heads=2000), "num_key_value_heads 2000")
+
+
+# What bench and ab read and write
+
+
+@pytest.mark.unit
+def test_damaged_baselines_of_log_probabilities(tmp_path: Path) -> None:
+    from safetensors.numpy import save, save_file
+
+    from edgeft.benchmarks.fidelity import kept_baseline
+    from edgeft.benchmarks.fidelity.compare import ScoredSequence
+
+    sequences = [ScoredSequence([1, 2, 3], np.array([0, 1]))]
+    header = {"schema": 1, "vocabulary": 9, "name": "x",
+              "sequences": kept_baseline.fingerprint(sequences)}  # fmt: skip
+    arrays: dict[str, Any] = {
+        "ids": np.arange(8, dtype=np.uint16).reshape(2, 4),
+        "likely": np.full((2, 4), -1.5, np.float32), "true": np.full(2, -1.5, np.float32),
+    }  # fmt: skip
+    path = tmp_path / "x.logprobs"
+
+    def read() -> None:
+        scores = kept_baseline.KeptBaseline(path, sequences).score(sequences[0])
+        scores.divergence(np.zeros((2, 9), np.float32))
+
+    save_file(arrays, path, {"edgeft": json.dumps(header)})
+    assert survives(read)
+    whole = path.read_bytes()
+    assert outcomes(path, mutants(whole, COUNT, 31), read) == {True, False}
+    headers = (
+        save(arrays, {"edgeft": text.decode("latin-1")}) for text in json_texts(header, COUNT, 37)
+    )
+    assert False in outcomes(path, headers, read)
+    save_file(arrays | {"ids": arrays["ids"] + 2}, path, {"edgeft": json.dumps(header)})
+    with pytest.raises(InputError, match="beyond the vocabulary of 9"):
+        read()
+
+
+def test_answers_are_shown_where_they_cannot_be_kept(
+    edgeft: Callable[..., Any], tiny_gguf: Path, tiny_chats: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGEFT_HOME", str(tmp_path / "file/home"))
+    ran = edgeft(
+        "bench", tiny_gguf, "--items", tiny_chats, "--max-tokens", 2, "--no-speed", "--json"
+    )
+    assert ran.code == 0 and json.loads(ran.out)
+    assert "the answers are not kept" in ran.err
+
+
+# The server
+
+
+def test_a_server_after_hostile_requests(tiny_gguf: Path, tmp_path: Path, capfd: Any) -> None:
+    import http.client
+    import socket
+
+    from helpers.serving import running
+
+    name = tmp_path / "t\udcffx.gguf"
+    name.write_bytes(tiny_gguf.read_bytes())
+    broken = (
+        b"POST /v1/completions HTTP/1.1\r\nHost: evil\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n-1\r\n"
+    )
+    with running(name, slots=1, context=64, key="k\udcffy") as served:
+        for _ in range(3):
+            with socket.create_connection(("127.0.0.1", served.port), 10) as client:
+                client.sendall(broken)
+                assert client.recv(100).startswith(b"HTTP/1.1 403")
+                client.sendall(b"-1\r\nxyz")
+        idle = [socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(600)]
+        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
+        connection.putrequest("GET", "/v1/models")
+        connection.putheader("Authorization", b"Bearer k\xffy")
+        connection.endheaders()
+        answer = connection.getresponse()
+        shown = json.loads(answer.read())
+        assert answer.status == 200 and shown["data"][0]["id"] == "t?x"
+        for client in idle:
+            client.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("template", ["nested loops", "a text doubled"])
+def test_a_server_refuses_a_template_without_end_and_ends_in_time(
+    tiny_gguf: Path, tmp_path: Path, template: str
+) -> None:
+    from helpers.serving import running
+
+    path = tmp_path / "model.gguf"
+    rewritten_gguf(tiny_gguf, path, {"tokenizer.chat_template": LOOPS[template]})
+    with running(path, slots=1, context=64) as served:
+        body = {"messages": [{"role": "user", "content": "hi"}]}
+        for _ in range(2):
+            status, data, _ = served.ask("POST", "/v1/chat/completions", body)
+            assert status == 400 and b"the chat template refuses these messages" in data
+        assert served.ask("GET", "/health")[0] == 200
+        started = time.perf_counter()
+    assert time.perf_counter() - started < 10

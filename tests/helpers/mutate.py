@@ -146,6 +146,9 @@ def rewritten_gguf(
         if not name.startswith("GGUF.")
     }
     for name, value in changes.items():
+        if value is None:
+            values.pop(name, None)
+            continue
         types = (GGUFValueType.get_type(value),)
         if isinstance(value, list):
             types = (GGUFValueType.ARRAY, GGUFValueType.get_type(value[0]))
@@ -153,8 +156,7 @@ def rewritten_gguf(
         same = kept and kept[0] == GGUFValueType.UINT32 and types[0] == GGUFValueType.INT32
         values[name] = (value, *(kept if same and value >= 0 else types))
     for name, (value, *types) in values.items():
-        if value is not None:
-            writer.add_key_value(name, value, *types)
+        writer.add_key_value(name, value, *types)
     for tensor in reader.tensors:
         data = (tensors or {}).get(tensor.name)
         writer.add_tensor(
