@@ -25,10 +25,9 @@ from edgeft.benchmarks.quality import evaluate
 from edgeft.data.encoding import renderable
 from edgeft.data.rows import BadRows, load_examples
 from edgeft.errors import InputError
-from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.records import Measurement, Memory, Speed
-from edgeft.runtimes.protocol import Runtime, open_runtime
+from edgeft.runtimes.protocol import Runtime, checked_format, open_runtime
 
 MAX_OPEN_MODELS = 4
 """models that are open at a time, besides the reference"""
@@ -45,7 +44,7 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
     model = None if from_file else options.baseline
     paths = list(dict.fromkeys([*([model] if model else []), *options.artifacts]))
     for path in paths:
-        format_of(path)
+        checked_format(path)
     _check_texts(options, model)
     if options.save_baseline:
         options.save_baseline.parent.mkdir(parents=True, exist_ok=True)

@@ -21,13 +21,25 @@ def home() -> Path:
     from platformdirs import user_cache_path
 
     folder = os.environ.get("EDGEFT_HOME")
-    return Path(folder).expanduser() if folder else user_cache_path("edgeft", appauthor=False)
+    return expand_user(folder) if folder else user_cache_path("edgeft", appauthor=False)
+
+
+def expand_user(path: str) -> Path:
+    """A path with ~ or ~name replaced by a home folder; InputError for a user that does not exist."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise InputError(f"{path}: there is no such user", "~ alone is your own home") from None
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a small UTF-8 file. At any moment it holds the old text or the new one."""
+    """Write a small UTF-8 file. At any moment it holds the old text or the new one.
+
+    A file name that is no UTF-8 is a text with surrogates. They are written as \\udcff, which JSON
+    reads as what it was.
+    """
     with whole_file(path) as temp:
-        temp.write_text(text, encoding="utf-8")
+        temp.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager
@@ -76,7 +88,7 @@ def format_bytes(size: float) -> str:
 
 def text_sha256(text: str) -> str:
     """Hexadecimal SHA-256 of the UTF-8 text."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def sha256(path: Path) -> str:

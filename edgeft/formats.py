@@ -44,6 +44,9 @@ class Format:
     """packages whose version can change an answer"""
     reference: str = ""
     """module:class of the runtime that computes the same weights in float32 by torch; "" = none"""
+    trial: str = ""
+    """module:function of `check(path)`: InputError where the engine would end the process that opens
+    the artifact; "" = the engine raises its errors"""
     inspect: str = "edgeft.report.describe:describe_folder"
     """module:function of `describe(path) -> {section: {name: value}}`, for `edgeft inspect`"""
 
@@ -70,6 +73,7 @@ FORMATS = {
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
             takes=("imatrix", "tensor_types"),
+            trial="edgeft.runtimes.trial:check_survives",
             inspect="edgeft.report.describe:describe_gguf",
         ),
         Format(

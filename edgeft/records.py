@@ -96,17 +96,27 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
+        """ValueError, TypeError, KeyError, AttributeError or RecursionError for anything else."""
         raw = json.loads(text)
         raw["files"] = {name: FileRecord(**record) for name, record in raw["files"].items()}
-        for key in ("options", "parents", "facts"):
-            if not isinstance(raw.get(key, {}), dict):
-                raise TypeError(f"{key} is {raw[key]!r}")
         known = {f.name for f in dataclasses.fields(cls)}
         manifest = cls(**{key: value for key, value in raw.items() if key in known})
+        for record in (manifest, *manifest.files.values()):
+            _check_types(record)
+        if not all(isinstance(identity, str) for identity in manifest.parents.values()):
+            raise TypeError("parents are not texts")
         _rename_base_precision(manifest.options)
         _rename_base_precision(manifest.facts)
         _rename_base_precision(manifest.facts.get("proof"))
         return manifest
+
+
+def _check_types(record: Any) -> None:
+    """TypeError for a field whose value is not of the class that its annotation names."""
+    for item in dataclasses.fields(record):
+        value = getattr(record, item.name)
+        if type(value).__name__ != str(item.type).partition("[")[0]:
+            raise TypeError(f"{item.name} is {str(value)[:60]!r}")
 
 
 def _rename_base_precision(values: Any) -> None:

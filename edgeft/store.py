@@ -52,7 +52,7 @@ def read_manifest(target: Path) -> Manifest | None:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is not a manifest: {error}", "delete it and run again") from None
     if manifest.schema > SCHEMA:
         raise InputError(f"{path} was written by a newer edgeft", "upgrade edgeft")
@@ -93,12 +93,13 @@ def writing(
     `kind`, `options` and `parents` (role -> identity) go into the manifest. StaleError where something
     else is at `target` already and `overwrite` is off.
     """
-    if target.parent.is_dir():
-        sweep_target(target)
+    place = _linked(target)
+    if place.parent.is_dir():
+        sweep_target(place)
     check_free(target, kind, options, parents, overwrite)
     made_parent = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temp = partial_path(target)
+    temp = partial_path(place)
     if not _is_file_target(target):
         temp.mkdir()
     try:
@@ -117,10 +118,10 @@ def writing(
         if find_complete(target, kind, options, parents) is None:
             check_free(target, kind, options, parents, overwrite)
         if _is_file_target(target):
-            _replace_file(temp, target, manifest)
+            _replace_file(temp, place, manifest_path(target), manifest)
         else:
-            _replace_folder(temp, target, manifest)
-        fsync(target.parent)
+            _replace_folder(temp, place, manifest)
+        fsync(place.parent)
     finally:
         remove(temp)
         if made_parent:
@@ -136,12 +137,22 @@ def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
     return {str(path.relative_to(temp)): _file_record(path) for path in paths}
 
 
-def _replace_file(temp: Path, target: Path, manifest: Manifest) -> None:
+def _linked(target: Path) -> Path:
+    """Where a target lies that is a link: the result is written there, and the link is kept."""
+    if not target.is_symlink():
+        return target
+    place = Path(os.path.realpath(target))
+    if place.is_symlink() or not place.parent.is_dir():
+        raise StaleError(f"{target} is a link that leads nowhere", "remove it")
+    return place
+
+
+def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manifest) -> None:
     # Without a manifest the target is incomplete, so none may stand beside a file that it does not
     # describe.
-    manifest_path(target).unlink(missing_ok=True)
-    os.replace(temp, target)
-    write_text(manifest_path(target), manifest.to_json())
+    manifest_file.unlink(missing_ok=True)
+    os.replace(temp, place)
+    write_text(manifest_file, manifest.to_json())
 
 
 def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:

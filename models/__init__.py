@@ -12,6 +12,7 @@ from edgeft.models.cards import (
     cards,
     sources,
 )
+from edgeft.models.hyperparameters import check_config
 from edgeft.models.names import fill, generalize
 from edgeft.models.pretokenizers import (
     PreTokenizer,
@@ -41,6 +42,7 @@ __all__ = [
     "card_for",
     "card_for_gguf",
     "cards",
+    "check_config",
     "fill",
     "flat_parts",
     "generalize",

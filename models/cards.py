@@ -112,7 +112,14 @@ class Card:
         known = {k: v for k, v in {**self.defaults, **config}.items() if v is not None}
         derive = DERIVED.get(key.removeprefix("="))
         stored = known.get(key) if derive or not key.startswith("=") else known.get(key[1:])
-        return derive(known) if stored is None and derive else stored
+        if stored is not None or not derive:
+            return stored
+        try:
+            return derive(known)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise FormatError(
+                f"config.json does not say {key.removeprefix('=')}: {error!r}", "download it again"
+            ) from None
 
     def check_runs(self, config: dict[str, Any]) -> None:
         """FormatError where llama.cpp would silently compute another model than config.json says."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 from edgeft.errors import FormatError, require
 from edgeft.models.cards import FOLDER, Card, cards
+from edgeft.models.hyperparameters import check_config
 
 TEXT_CONFIG_KEYS = ("text_config", "llm_config", "language_config")
 """keys of config.json that hold the text model's settings"""
@@ -61,7 +62,14 @@ class TextModel(NamedTuple):
 
 
 def text_model(config: dict[str, Any]) -> TextModel:
-    """FormatError where no card has the architecture, or where it is not a text model's."""
+    """FormatError where no card has the architecture, where it is not a text model's, and for numbers
+    that no model can have."""
+    text = _text_model(config)
+    check_config(text.config, text.card.hparams, text.card.defaults)
+    return text
+
+
+def _text_model(config: dict[str, Any]) -> TextModel:
     name = _architecture(config)
     wrapper = _wrapper_name(name, config)
     if wrapper:

@@ -88,9 +88,19 @@ class KeptBaseline:
                 tensors = {key: file.get_tensor(key) for key in ("ids", "likely", "true")}
             self.vocab_size, self.name = int(header["vocabulary"]), str(header["name"])
             same = (header["schema"], header["sequences"]) == (SCHEMA, fingerprint(sequences))
+            _check(tensors, self.vocab_size)
         except FileNotFoundError:
             raise InputError(f"no such file: {path}", "check --baseline") from None
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        except (
+            SafetensorError,
+            OSError,
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            RecursionError,
+            TypeError,
+            ValueError,
+        ) as error:
             reason = str(error).partition("\n")[0]
             raise InputError(
                 f"{path} is no kept baseline: {reason}", "--save-baseline FILE makes one"
@@ -132,6 +142,21 @@ class KeptScores:
         )
         kl += rest * (np.log(rest) - np.log(other_rest))
         return kl
+
+
+def _check(tensors: dict[str, npt.NDArray[Any]], vocabulary: int) -> None:
+    """ValueError for arrays that `save` does not write."""
+    ids, likely, true = tensors["ids"], tensors["likely"], tensors["true"]
+    if not (ids.ndim == 2 and ids.shape == likely.shape and true.shape == ids.shape[:1]):
+        raise ValueError(f"arrays of the shapes {ids.shape}, {likely.shape} and {true.shape}")
+    if ids.dtype not in (np.uint16, np.uint32) or {likely.dtype, true.dtype} != {
+        np.dtype(np.float32)
+    }:
+        raise ValueError(f"arrays of {ids.dtype}, {likely.dtype} and {true.dtype}")
+    if not ids.size or ids.max() >= vocabulary:
+        raise ValueError(f"token ids beyond the vocabulary of {vocabulary}")
+    if np.isnan(likely).any() or np.isnan(true).any():
+        raise ValueError("log-probabilities that are not finite")
 
 
 def fingerprint(sequences: Sequence[ScoredSequence]) -> str:

@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -144,7 +145,7 @@ def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | Non
 def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Score | None:
     """The score that an earlier `measure` cached, if any."""
     file = _cache_file(artifact, items, shots)
-    if file.is_file():
+    if os.path.isfile(file):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(file.read_text())
             raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
@@ -157,9 +158,13 @@ def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Scor
 
 
 def cache_score(artifact: Path, items: Items, score: Score, shots: int | None = None) -> None:
+    """Keep a score for the next comparison; a folder that cannot be written only costs time then."""
     file = _cache_file(artifact, items, shots)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    files.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        files.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
+    except OSError as error:
+        say(f"the answers are not kept: {error.strerror}: {file.parent} (set EDGEFT_HOME)")
 
 
 def _cache_file(artifact: Path, items: Items, shots: int | None) -> Path:

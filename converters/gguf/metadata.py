@@ -10,6 +10,7 @@ import numpy as np
 from edgeft.errors import FormatError
 from edgeft.merge.view import Merged
 from edgeft.models.derived import rope_parameters
+from edgeft.models.hyperparameters import HYPERPARAMETERS
 from edgeft.weights.checkpoint import Array
 
 FLOAT_KEY_ENDS = (
@@ -33,7 +34,10 @@ def metadata(merged: Merged) -> dict[str, Any]:
     keys |= card.constants
     if card.unwindowed and (window := _sliding_window(config)):
         keys["context_length"] = min(keys["context_length"], window)
-    return {f"{card.gguf_arch}.{k}": _typed(k, v) for k, v in keys.items() if v is not None}
+    typed = {key: _typed(key, value) for key, value in keys.items() if value is not None}
+    for key, value in typed.items():
+        _check_writable(key, value)
+    return {f"{card.gguf_arch}.{key}": value for key, value in typed.items()}
 
 
 def rope_factors(merged: Merged) -> dict[str, Array]:
@@ -43,6 +47,18 @@ def rope_factors(merged: Merged) -> dict[str, Array]:
 
 def _typed(key: str, value: Any) -> Any:
     return float(value) if key.endswith(FLOAT_KEY_ENDS) else value
+
+
+def _check_writable(key: str, value: Any) -> None:
+    """FormatError for a value that the header has no type for, or that no model can have."""
+    numbers = HYPERPARAMETERS.get(key)
+    problem = numbers.problem(value) if numbers else ""
+    values = value if isinstance(value, list) else [value]
+    if problem or not all(isinstance(item, (bool, int, float, str)) for item in values):
+        raise FormatError(
+            f"config.json makes {key} {value!r}"[:200] + f", {problem or 'a number is needed'}",
+            "download it again",
+        )
 
 
 def _sliding_window(config: dict[str, Any]) -> int | None:

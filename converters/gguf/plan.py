@@ -211,7 +211,7 @@ def _from_config(
             "kv_heads": keys.get(f"{arch}.attention.head_count_kv", heads),
             "experts": keys.get(f"{arch}.expert_count", 0),
         }
-    except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(
             f"config.json of {merged.base} is not one of the {merged.card.family} family: "
             f"{type(error).__name__} {error}",

@@ -22,10 +22,26 @@ from edgeft.files import home
 from edgeft.tokenizer import gguf_vocabulary
 from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Spec, write_safetensors
+from edgeft.weights.gguf_check import NO_TOKENS, check_runs
 from edgeft.weights.gguf_reader import Header, Tensor
 
 IMPORTABLE_FAMILIES = ("llama", "qwen2")
 """families whose config.json follows from the header alone"""
+NEEDED = ("context_length", "feed_forward_length", "attention.layer_norm_rms_epsilon")
+"""keys of a header that such a family has, beside those that every model has"""
+SHAPES = {
+    "token_embd.weight": ("vocabulary", "width"), "output.weight": ("vocabulary", "width"),
+    "output_norm.weight": ("width",), "attn_norm.weight": ("width",), "ffn_norm.weight": ("width",),
+    "attn_q.weight": ("queries", "width"), "attn_k.weight": ("keys", "width"),
+    "attn_v.weight": ("keys", "width"), "attn_output.weight": ("width", "queries"),
+    "ffn_gate.weight": ("inner", "width"), "ffn_up.weight": ("inner", "width"),
+    "ffn_down.weight": ("width", "inner"), "attn_q.bias": ("queries",), "attn_k.bias": ("keys",),
+    "attn_v.bias": ("keys",), "attn_output.bias": ("width",), "ffn_gate.bias": ("inner",),
+    "ffn_up.bias": ("inner",), "ffn_down.bias": ("width",),
+}  # fmt: skip
+"""tensor of such a family, without its layer -> its shape"""
+OPTIONAL = ("output.weight", ".bias")
+"""ends of tensors that a model may lack"""
 Q4_1_BLOCK_BYTES, Q4_1_BLOCK_VALUES = 20, 32
 """a float16 step, a float16 minimum and 32 values of 4 bits"""
 
@@ -42,6 +58,7 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
     if store.find_complete(target, "base", options, parents):
         return target
     header = gguf_reader.read(file)
+    check_runs(header)
     card = models.card_for_gguf(header.meta.get("general.architecture", ""))
     if card.family not in IMPORTABLE_FAMILIES:
         raise FormatError(
@@ -49,6 +66,7 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
             "use the Hugging Face folder of this model",
         )
     config = _config(header, card)
+    _check_shapes(header, card, config)
     machine.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
     with store.writing(
         target, kind="base", options=options, parents=parents, overwrite=True
@@ -75,6 +93,11 @@ def _config(header: Header, card: models.Card) -> dict[str, Any]:
         value = header.meta.get(f"{card.gguf_arch}.{gguf_key}")
         if value is not None and not key.startswith("="):
             config[key] = value
+    for gguf_key in NEEDED:
+        value = header.meta.get(f"{card.gguf_arch}.{gguf_key}")
+        if value is None or isinstance(value, list):
+            raise FormatError(f"{header.path}: {card.gguf_arch}.{gguf_key} is {value!r}"[:200])
+    models.check_config(config, card.hparams, card.defaults)
     scaling = header.meta.get(f"{card.gguf_arch}.rope.scaling.type")
     if scaling not in (None, "none") or "rope_freqs.weight" in header.tensors:
         raise FormatError(f"GGUF import does not read rope scaling {scaling or 'factors'!r}")
@@ -84,11 +107,43 @@ def _config(header: Header, card: models.Card) -> dict[str, Any]:
         raise FormatError(f"{header.path} has no vocabulary")
     config["vocab_size"] = len(header.meta["tokenizer.ggml.tokens"])
     config["tie_word_embeddings"] = "output.weight" not in header.tensors
-    for key in ("bos", "eos"):
-        config[f"{key}_token_id"] = header.meta.get(f"tokenizer.ggml.{key}_token_id")
-    config["pad_token_id"] = header.meta.get("tokenizer.ggml.padding_token_id")
+    for key, name in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        config[f"{key}_token_id"] = _token_id(header, name)
     # The file has float32; the shortest decimal that rounds to it is the original's value.
     return {k: float(str(np.float32(v))) if isinstance(v, float) else v for k, v in config.items()}
+
+
+def _token_id(header: Header, name: str) -> int | None:
+    """The id of a special token by GGUF's name of it; None where the vocabulary lacks it."""
+    token: int | None = header.meta.get(f"tokenizer.ggml.{name}_token_id")
+    return None if token in NO_TOKENS else token
+
+
+def _check_shapes(header: Header, card: models.Card, config: dict[str, Any]) -> None:
+    """FormatError for a tensor of another shape than the header says, and for one that is missing."""
+    heads = config["num_attention_heads"]
+    head_dim = config.get("head_dim") or config["hidden_size"] // heads
+    sizes = {
+        "vocabulary": config["vocab_size"],
+        "width": config["hidden_size"],
+        "inner": config["intermediate_size"],
+        "queries": heads * head_dim,
+        "keys": (config.get("num_key_value_heads") or heads) * head_dim,
+    }
+    expected = {}
+    for pattern in card.tensors.values():
+        numbers = range(config["num_hidden_layers"]) if "{i}" in pattern else (0,)
+        shape = SHAPES[str(pattern).removeprefix("blk.{i}.")]
+        for layer in numbers:
+            expected[models.fill(str(pattern), (layer,))] = tuple(sizes[name] for name in shape)
+    for name, tensor in header.tensors.items():
+        if expected.get(name, tensor.shape) != tensor.shape:
+            raise FormatError(
+                f"{header.path}: tensor {name} has the shape {tensor.shape}, {expected[name]} by its header"
+            )
+    for name in expected:
+        if name not in header.tensors and not name.endswith(OPTIONAL):
+            raise FormatError(f"{header.path} lacks the tensor {name}")
 
 
 def write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> None:
@@ -100,7 +155,7 @@ def write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> Non
     tokens = {i: text for text, i in tokenizer["model"]["vocab"].items()}
     _write_json(folder / "tokenizer.json", tokenizer)
     names = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-    ids = {name: header.meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in names.items()}
+    ids = {name: _token_id(header, key) for name, key in names.items()}
     special: dict[str, Any] = {
         f"{name}_token": tokens[i] for name, i in ids.items() if i is not None
     }
@@ -115,7 +170,7 @@ def write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> Non
     template = header.meta.get("tokenizer.chat_template")
     if template:
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    ends = [header.meta.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot", "eom")]
+    ends = [_token_id(header, name) for name in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
     generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
     generation |= {"eos_token_id": ends} if len(ends) > 1 else {}

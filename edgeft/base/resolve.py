@@ -36,7 +36,7 @@ def resolve_base(name: str, dither_seed: int | None = None) -> Path:
         raise InputError(
             f"{name} is no embedded base, only those are dithered", ", ".join(models.sources())
         )
-    path = Path(name).expanduser()
+    path = files.expand_user(name)
     if path.is_dir():
         _check_folder(path)
         return path

@@ -85,6 +85,9 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    except MemoryError:
+        print("edgeft: error: out of memory (close other programs)", file=sys.stderr)
+        code = EdgeftError.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130

@@ -41,6 +41,7 @@ def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None)
     }
     defaults = {}
     for key, value in _read_table(ctx, path).items():
+        _check_usable(path, key, value)
         name = current_name(command, "--" + key.replace("_", "-"))
         option = options.get(name)
         if option is None:
@@ -59,7 +60,7 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no such file: {path}", "check --config") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
     commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
     for name in (name for name, value in content.items() if isinstance(value, dict)):
@@ -69,6 +70,15 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
     if isinstance(table, dict):
         return table
     return {key: value for key, value in content.items() if not isinstance(value, dict)}
+
+
+def _check_usable(path: Path, key: str, value: Any) -> None:
+    """InputError for what no option takes and Python cannot even show: TOML's 0x… has no limit."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, int) and item.bit_length() > 64:
+            raise InputError(f"{path}: {key} is a number of {item.bit_length()} bits")
+        if isinstance(item, str) and "\0" in item:
+            raise InputError(f"{path}: {key} has a zero byte")
 
 
 def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:

@@ -8,6 +8,7 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._options import json_option, print_json
+from edgeft.errors import InputError
 
 
 @click.command("inspect")
@@ -20,10 +21,12 @@ def command(artifact: Path, as_json: bool) -> None:
     \b
     edgeft inspect out/q4_k_m.gguf
     """
-    from edgeft.report.describe import as_text, describe
+    from edgeft.report.describe import PROBLEMS, as_text, describe
 
     facts = describe(artifact)
     if as_json:
         print_json(facts)
     else:
         click.echo(as_text(facts))
+    for problem in facts.get(PROBLEMS, {}).values():
+        raise InputError(f"{artifact} cannot be loaded: {problem}", "export or download it again")

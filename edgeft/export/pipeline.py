@@ -44,6 +44,7 @@ from edgeft.merge.landing import LandingProof, Proof
 from edgeft.merge.view import Merged, open_merged
 from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
+from edgeft.runtimes import trial
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.stops import ending_text
 
@@ -144,6 +145,8 @@ def _write(
             "base_precision": choices.base_facts,
             "parity": verifier.verify(item.format, item.quant, work.path, choices.view),
         }  # fmt: skip
+    if item.format.trial:
+        trial.remember(item.target)
     remove(item.gptq_blocks)
     manifest = store.read_manifest(item.target)
     assert manifest is not None

@@ -8,7 +8,7 @@ Only headers are read, so the size of the file does not matter.
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -24,8 +24,12 @@ from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 from edgeft.tokenizer.template_lock import check_template_lock
 from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint, quantization
+from edgeft.weights.gguf_check import problems
 from edgeft.weights.onnx_graph import ONNXGraph
 
+PROBLEMS = "problems"
+"""section of a file that its engine would not survive"""
+MAX_PROBLEMS = 10
 MAX_VALUE_CHARACTERS = 60
 """characters of a value that `as_text` shows"""
 
@@ -53,19 +57,25 @@ def as_text(facts: dict[str, Any]) -> str:
     for section, entries in facts.items():
         lines.append(section)
         width = max(map(len, entries), default=0)
-        for key, value in entries.items():
+        for name, value in entries.items():
+            key = _printable(name)
             parts = value if isinstance(value, list) else [value]
             text = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in parts)
-            text = text.encode("unicode_escape").decode() if not text.isprintable() else text
+            text = _printable(text)
             if len(text) > MAX_VALUE_CHARACTERS:
                 text = text[: MAX_VALUE_CHARACTERS - 1] + "…"
             lines.append(f"  {key:<{width}}  {text}")
     return "\n".join(lines)
 
 
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def describe_gguf(path: Path) -> dict[str, Any]:
     """Of a GGUF file."""
     header = gguf_reader.read(path)
+    wrong = list(itertools.islice(problems(header), MAX_PROBLEMS))
     values = {key: _value(value) for key, value in header.meta.items()}
     tokens = header.meta.get("tokenizer.ggml.tokens")
     vocabulary = tokens if isinstance(tokens, list) else []
@@ -100,6 +110,7 @@ def describe_gguf(path: Path) -> dict[str, Any]:
             "stops": list(dict.fromkeys(stops)),
         },
         "template": _template(template) | _lock(path, chat),
+        **({PROBLEMS: {str(i): text for i, text in enumerate(wrong, 1)}} if wrong else {}),
     }
 
 
@@ -184,7 +195,7 @@ def _tensor_types(by_type: dict[str, list[int]]) -> dict[str, Any]:
 def _template(source: Any) -> dict[str, Any]:
     if not source or not isinstance(source, str):
         return {"source": "none"}
-    return {"sha256": hashlib.sha256(source.encode()).hexdigest()[:16], "source": source}
+    return {"sha256": files.text_sha256(source)[:16], "source": source}
 
 
 def _lock(path: Path, chat: ChatTemplate) -> dict[str, Any]:

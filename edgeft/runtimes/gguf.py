@@ -182,6 +182,8 @@ class GGUFRuntime:
         if len(ids) > self.context:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
             raise InputError(problem, "shorten it or raise --context")
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")
 
     def close(self) -> None:
         self._resources.close()

@@ -27,6 +27,8 @@ import numpy.typing as npt
 
 from edgeft import machine
 from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.weights import gguf_reader
+from edgeft.weights.gguf_check import check_runs
 
 Logits = npt.NDArray[np.float32]
 BatchToken = tuple[int, int, int]
@@ -52,8 +54,10 @@ class LlamaModel:
         float32, which is slower and takes more memory. `repack`: llama.cpp may copy 4-bit weights
         into an order that it multiplies faster; otherwise they stay in the pages of the file.
 
-        InputError where the file is not a decoder-only language model with a tokenizer.
+        InputError where the file is not a decoder-only language model with a tokenizer, and where
+        its header holds what llama.cpp would abort this process for.
         """
+        check_runs(gguf_reader.read(path, errors="surrogateescape"))
         self.lib, self.errors = load_library()
         self.exact = exact
         self.threads = threads or len(os.sched_getaffinity(0))
@@ -188,6 +192,8 @@ class LlamaContext:
         context = self.pointer
         if len(tokens) > self.batch_tokens:
             raise ValueError(f"{len(tokens)} tokens in a batch of at most {self.batch_tokens}")
+        if not all(0 <= token < self._vocab_size for token, _, _ in tokens):
+            raise ValueError(f"a token id beyond the vocabulary of {self._vocab_size}")
         batch, first_output = self._batch, len(tokens) - outputs
         batch.n_tokens = len(tokens)
         for i, (token, position, sequence) in enumerate(tokens):
@@ -262,6 +268,7 @@ def load_library() -> tuple[Any, list[str]]:
 @functools.cache
 def _library() -> tuple[Any, list[str], Any]:
     """(functions, error messages, log callback, which must outlive every call)"""
+    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
     from llama_cpp import llama_cpp
 
     errors: list[str] = []

@@ -75,7 +75,12 @@ class LlamaVocabulary:
         return lambda token: utf8.decode(self.piece(token, next(strip)))
 
     def piece(self, token: int, strip: int = 0) -> bytes:
-        """The bytes of a token, without up to `strip` spaces at their beginning."""
+        """The bytes of a token, without up to `strip` spaces at their beginning.
+
+        IndexError for an id beyond the vocabulary, which would end the process.
+        """
+        if not 0 <= token < self.size:
+            raise IndexError(f"token {token} of {self.size}")
         buffer = ctypes.create_string_buffer(PIECE_BYTES)
         length = self._lib.llama_token_to_piece(
             self._model.vocab, token, buffer, PIECE_BYTES, strip, True
@@ -101,7 +106,7 @@ class LlamaVocabulary:
         lib, vocab = self._lib, self._model.vocab
 
         def text(token: int) -> str:
-            return self.piece(token).decode("utf-8", "replace") if token >= 0 else ""
+            return self.piece(token).decode("utf-8", "replace") if 0 <= token < self.size else ""
 
         source = lib.llama_model_chat_template(self._model.pointer, None)
         eos = text(lib.llama_vocab_eos(vocab))

@@ -212,3 +212,5 @@ class ONNXRuntime:
             raise InputError("there are no tokens to read")
         if len(ids) > self.context:
             raise InputError(f"{len(ids)} tokens are more than the context of {self.context}")
+        if not 0 <= min(ids) <= max(ids) < self.vocab_size:
+            raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")

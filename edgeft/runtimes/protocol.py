@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import EdgeftError, FormatError
-from edgeft.formats import FORMATS, format_of, load
+from edgeft.formats import FORMATS, Format, format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.template_lock import check_template_lock
@@ -66,6 +66,14 @@ class Runtime(Protocol):
     ) -> None: ...
 
 
+def checked_format(path: Path) -> Format:
+    """The format of an artifact. InputError where the engine would end the process that opens it."""
+    model_format = format_of(path)
+    if model_format.trial:
+        load(model_format.trial)(path)
+    return model_format
+
+
 def open_runtime(
     path: Path,
     threads: int | None = None,
@@ -79,10 +87,11 @@ def open_runtime(
     model allow up to 4096. `exact`: run the reference, in float32. `repack`: the engine may copy
     weights into an order that it multiplies faster.
 
-    FormatError where `exact` is not possible. TemplateError where the artifact no longer carries the
+    FormatError where `exact` is not possible. InputError for a file that would end this process.
+    TemplateError where the artifact no longer carries the
     chat template and the stop tokens that its manifest names.
     """
-    model_format = format_of(path)
+    model_format = checked_format(path)
     if exact and not model_format.reference:
         raise FormatError(
             f"{path} cannot be computed exactly: its engine rounds on the way",

@@ -66,6 +66,7 @@ def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
     named: dict[str, Path] = {}
     for path in artifacts:
         stem = path.stem if path.suffix == ".gguf" else path.name
+        stem = stem.encode("utf-8", "replace").decode()  # a file name need not be UTF-8, JSON must
         name = stem if stem not in named else f"{path.absolute().parent.name}/{stem}"
         if name in named:
             raise InputError(f"two artifacts are called {name}", "rename one of them")

@@ -1,7 +1,9 @@
 """The jinja2 source of a chat template + its variables -> text, as transformers renders it.
 
-Templates come from model files, so they run in jinja2's immutable sandbox (CVE-2024-34359 was the
-same kind of template without one). Imported only when a template is rendered.
+Templates come from model files. They run in jinja2's immutable sandbox (CVE-2024-34359 was the same
+kind of template without one). A template can also loop without end, double a text or compute a power
+of powers, which no sandbox within a process stops. So `render` asks a process with limits of time and
+memory (`edgeft.child_process`). It loads this file by its path, without the package around it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import functools
 import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -18,19 +21,57 @@ import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from edgeft.child_process import Ended, Limits, Pool
 from edgeft.errors import InputError
+
+RENDERING = Limits(cpu_s=1, memory=800_000_000)
+"""of one rendering; a long conversation takes some milliseconds"""
+RENDERERS = 4
+"""processes at most; a server renders in several threads"""
+
+_renderers = Pool(Path(__file__), "answer", RENDERING, RENDERERS)
 
 
 def render(source: str, **variables: Any) -> str:
-    """InputError where the template does not compile, or refuses or fails on the variables."""
+    """`variables`: JSON values. InputError where the template does not compile, refuses or fails on
+    the variables, or takes more time or memory than `RENDERING`."""
     try:
-        return _compile(source).render(**variables)
-    except (jinja2.TemplateError, ArithmeticError, AttributeError, LookupError, MemoryError,
-            RuntimeError, TypeError, ValueError) as error:  # fmt: skip
-        raise InputError(
-            f"the chat template refuses these messages: {error}",
-            "it is in the model's tokenizer files",
-        ) from None
+        text, problem, hint = _renderers.ask([source, variables])
+    except Ended as end:
+        text, problem, hint = None, f"{REFUSES}: {end}", WHERE
+    if text is None:
+        raise InputError(problem, hint)
+    return str(text)
+
+
+REFUSES = "the chat template refuses these messages"
+WHERE = "it is in the model's tokenizer files"
+
+
+COMPILE_HINT = "chat_template.jinja or tokenizer_config.json of the base"
+
+
+def answer(request: tuple[str, dict[str, Any]]) -> tuple[str | None, str, str]:
+    """(source, variables) -> (text, "", ""), or (None, the problem, a hint). Runs in the process with
+    limits, where every exception is the template's."""
+    source, variables = request
+    try:
+        template = _compile(source)
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        return None, f"the chat template does not compile: {_line(error)}", COMPILE_HINT
+    try:
+        return template.render(**variables), "", ""
+    except MemoryError:
+        raise
+    except Exception as error:  # noqa: BLE001
+        return None, f"{REFUSES}: {_line(error)}", WHERE
+
+
+def _line(error: Exception) -> str:
+    """An error's text; its class where it has none."""
+    return str(error) or type(error).__name__
 
 
 def variables(source: str) -> set[str]:
@@ -62,13 +103,7 @@ def _compile(source: str) -> jinja2.Template:
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-    try:
-        return environment.from_string(source)
-    except jinja2.TemplateError as error:
-        raise InputError(
-            f"the chat template does not compile: {error}",
-            "chat_template.jinja or tokenizer_config.json of the base",
-        ) from None
+    return environment.from_string(source)
 
 
 def _raise_exception(message: str) -> None:

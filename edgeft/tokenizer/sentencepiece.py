@@ -25,6 +25,14 @@ from typing import Any
 
 from edgeft.errors import FormatError, InputError
 
+MAX_FIELDS = 3_000_000
+"""of a file; the largest vocabularies have a million"""
+MAX_VARINT_BYTES = 10
+MAX_ADDED_TOKENS = 1 << 16
+"""that a tokenizer may have behind its pieces"""
+MAX_CUTS = 300_000_000
+"""sum of the squares of the pieces' lengths: how long it takes to find their merges. Large vocabularies
+have 30 million."""
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 """types of pieces, numbered as in the protobuf message and in GGUF"""
 UNIGRAM, BPE = 1, 2
@@ -143,6 +151,8 @@ class SentencePiece:
 
     def _merges(self) -> list[tuple[str, str]]:
         """Every pair of pieces that makes a piece, in the order of that piece's score."""
+        if sum(len(piece.text) ** 2 for piece in self.pieces) > MAX_CUTS:
+            raise FormatError("the pieces of the vocabulary are longer than those of any model")
         mergeable = {p.text for p in self.pieces if p.token_type in (NORMAL, USER_DEFINED, UNUSED)}
         whole = [p for p in self.pieces if p.token_type in (NORMAL, USER_DEFINED)]
         whole.sort(key=lambda piece: -piece.score)
@@ -177,16 +187,18 @@ def _folder_tokenizer_json(file: Path, _modified_ns: int, config: str, code: str
         raise FormatError(
             f"{file}: user-defined pieces beside a space prefix have no tokenizer.json equivalent"
         )
+    size = len(model.pieces)
     try:
         settings = json.loads(config or "{}")
-    except ValueError as error:
+        added = {
+            int(i): added_token(int(i), str(token["content"]), bool(token.get("special")))
+            for i, token in settings.get("added_tokens_decoder", {}).items()
+        }
+        if not all(0 <= i < size + MAX_ADDED_TOKENS for i in added):
+            raise ValueError(f"added_tokens_decoder has ids beyond {size + MAX_ADDED_TOKENS}")
+    except (AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         config_file = file.parent / "tokenizer_config.json"
-        raise InputError(f"{config_file} is not JSON: {error}") from None
-    size = len(model.pieces)
-    added = {
-        int(i): added_token(int(i), token["content"], bool(token.get("special")))
-        for i, token in settings.get("added_tokens_decoder", {}).items()
-    }
+        raise InputError(f"{config_file} is not of a tokenizer: {error!r}") from None
     if settings.get("tokenizer_class") == "ChatGLMTokenizer":
         # Versions 2 and 3 have the same class name; only version 3 mentions roles.
         roles = CHATGLM_ROLE_TOKENS if "<|assistant|>" in config + code else ()
@@ -200,15 +212,16 @@ def _model(data: bytes) -> SentencePiece:
     pieces: list[Piece] = []
     trainer: dict[int, Any] = {}
     normalizer: dict[int, Any] = {}
-    for field, value in _fields(data):
+    budget = iter(range(MAX_FIELDS))
+    for field, value in _fields(data, budget):
         if field == 1:
-            piece = dict(_fields(value))
+            piece = dict(_fields(value, budget))
             (score,) = struct.unpack("<f", piece.get(2, b"\0\0\0\0"))
             pieces.append(Piece(piece[1].decode("utf-8"), score, piece.get(3, NORMAL)))
         elif field == 2:
-            trainer = dict(_fields(value))
+            trainer = dict(_fields(value, budget))
         elif field == 3:
-            normalizer = dict(_fields(value))
+            normalizer = dict(_fields(value, budget))
     model_type = trainer.get(3, UNIGRAM)
     if not pieces or model_type not in (UNIGRAM, BPE):
         raise ValueError("no pieces" if not pieces else "neither unigram nor BPE")
@@ -223,22 +236,27 @@ def _model(data: bytes) -> SentencePiece:
     )
 
 
-def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a protobuf message's fields: an int, or bytes of a string or a float."""
+def _fields(data: bytes, budget: Iterator[int]) -> Iterator[tuple[int, Any]]:
+    """(number, value) of a protobuf message's fields: an int, or bytes of a string or a float.
+
+    `budget`: an item for each field that the file may have.
+    """
     at = 0
 
     def varint() -> int:
         nonlocal at
-        value = shift = 0
-        while True:
+        value = 0
+        for shift in range(0, 7 * MAX_VARINT_BYTES, 7):
             byte = data[at]
             at += 1
             value |= (byte & 127) << shift
-            shift += 7
             if byte < 128:
                 return value
+        raise ValueError("a number has more than 64 bits")
 
     while at < len(data):
+        if next(budget, None) is None:
+            raise ValueError("it has more parts than any vocabulary")
         key = varint()
         if key & 7 == 0:
             yield key >> 3, varint()

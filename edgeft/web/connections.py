@@ -10,8 +10,11 @@ from __future__ import annotations
 import asyncio
 import socket
 
+import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+FREE_CONNECTIONS = 16
+"""of the limit, that are kept for new clients: above, those that sent no request yet are closed"""
 HEADERS_TIMEOUT_S = 30.0
 """seconds within which all headers of a request must arrive"""
 UNREAD_TIMEOUT_S = 60.0
@@ -30,6 +33,7 @@ class Connection(H11Protocol):
             milliseconds = int(UNREAD_TIMEOUT_S * 1000)
             tcp.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
         self._update_timeout()
+        self._make_room()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -38,6 +42,24 @@ class Connection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._cancel_timeout()
+
+    def send_400_response(self, msg: str) -> None:
+        """Of a request that breaks off after it was answered nothing more can be said."""
+        try:
+            super().send_400_response(msg)
+        except h11.LocalProtocolError:
+            self.transport.close()
+
+    def _make_room(self) -> None:
+        """Close the connection that has waited longest for its request, where few are left: without a
+        key nobody can keep others out by doing nothing."""
+        limit = self.config.limit_concurrency
+        if limit is None or len(self.connections) <= limit - FREE_CONNECTIONS:
+            return
+        waiting = [other for other in self.connections if isinstance(other, Connection)
+                   and other is not self and other._timeout]  # fmt: skip
+        if waiting:
+            min(waiting, key=lambda other: other._timeout.when()).transport.close()
 
     def _update_timeout(self) -> None:
         """The time runs from the first moment without a request, not from the last byte."""

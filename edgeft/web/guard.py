@@ -13,10 +13,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -30,6 +30,10 @@ Refusal = tuple[int, dict[str, Any]]
 KEYLESS_PATHS = ("/", "/health")
 """paths that need no key: the chat page itself asks for the key"""
 MAX_HEADERS = 64
+HOST = re.compile(
+    r"(?:(?P<name>[^\s\[\]:/?#@%]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>\d{0,5}))?"
+)
+"""a Host header: a name or an IPv4 address, or an IPv6 address in brackets, and a port"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,7 @@ class Guard:
         preflight = scope["method"] == "OPTIONS"
         if rules.key and scope["path"] not in KEYLESS_PATHS and not preflight:
             sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
-            if not hmac.compare_digest(sent, b"Bearer " + rules.key.encode()):
+            if not hmac.compare_digest(sent, b"Bearer " + _key_bytes(rules.key)):
                 message = "a key is needed: Authorization: Bearer KEY"
                 return 401, error_body(message, "invalid_api_key", "authentication_error")
         return None
@@ -121,13 +125,10 @@ class Guard:
         return 403, error_body(message, "host_not_allowed")
 
     def _is_allowed_host(self, host: str) -> bool:
-        try:
-            parts = urlsplit(f"//{host}")
-            name, _ = parts.hostname, parts.port
-        except ValueError:
+        match = HOST.fullmatch(host)
+        if not match or int(match["port"] or 0) > 65535:
             return False
-        if not name or parts.path or parts.query or parts.fragment or "@" in host:
-            return False
+        name = (match["name"] or match["address"]).lower()
         if name == "localhost" or name in self.rules.hosts:
             return True
         try:
@@ -146,6 +147,11 @@ class Guard:
             return None
         hint = "" if self.rules.addresses else "; allow it with --cors"
         return 403, error_body(f"this Origin may not ask{hint}", "origin_not_allowed")
+
+
+def _key_bytes(key: str) -> bytes:
+    """The key as a client sends it; one from the environment may be no UTF-8."""
+    return key.encode("utf-8", "surrogateescape")
 
 
 def _single_value(headers: Headers, name: bytes) -> str | None:

@@ -32,6 +32,13 @@ MAGIC = int.from_bytes(b"GGUF", "little")
 VERSIONS = (2, 3)
 """version 1 counts in 32 bits; llama.cpp does not read it either"""
 
+MAX_HEADER_BYTES = 128_000_000
+"""ten times the largest vocabulary's header; a text takes up to four times its bytes"""
+MAX_ARRAY_VALUES = 4_000_000
+"""values of all arrays together; the largest vocabularies have 1.5 million"""
+MAX_KEYS = 10_000
+MAX_TENSORS = 100_000
+
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
 _TEXT, _ARRAY = 8, 9
@@ -71,14 +78,17 @@ class Header:
     tensors: dict[str, Tensor]
 
 
-def read(path: Path) -> Header:
-    """InputError for a file that is truncated, of another format or hostile."""
+def read(path: Path, errors: str = "strict") -> Header:
+    """InputError for a file that is truncated, of another format or hostile.
+
+    `errors`: what becomes of bytes that are no UTF-8, as in `bytes.decode`; llama.cpp takes them.
+    """
     try:
         with (
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
         ):
-            return _header(path, _Cursor(content))
+            return _header(path, _Cursor(content, errors))
     except struct.error:
         reason = "it ends within its header"
     except (ValueError, OSError) as error:
@@ -94,12 +104,17 @@ def data(header: Header, tensor: Tensor) -> npt.NDArray[np.uint8]:
     return np.memmap(header.path, np.uint8, "r", tensor.offset, shape)
 
 
+TOO_LARGE = "its header is larger than that of any known model"
+
+
 class _Cursor:
     """Reads values one after the other; struct.error or ValueError at the end of the file."""
 
-    def __init__(self, content: mmap.mmap) -> None:
-        self.content = content
+    def __init__(self, content: mmap.mmap, errors: str) -> None:
+        self.content, self.errors = content, errors
         self.at = 0
+        self.array_values = 0
+        """read so far"""
 
     def numbers(self, form: str, count: int = 1) -> tuple[Any, ...]:
         if count > len(self.content):  # no number is smaller than a byte
@@ -111,13 +126,13 @@ class _Cursor:
 
     def texts(self, count: int) -> list[str]:
         texts = []
-        content, at, size = self.content, self.at, len(self.content)
+        content, at, size = self.content, self.at, min(len(self.content), MAX_HEADER_BYTES)
         for _ in range(count):
             (length,) = _LENGTH.unpack_from(content, at)
             start, at = at + 8, at + 8 + length
             if at > size:
-                raise struct.error
-            texts.append(str(content[start:at], "utf-8"))
+                raise struct.error if at > len(content) else ValueError(TOO_LARGE)
+            texts.append(str(content[start:at], "utf-8", self.errors))
         self.at = at
         return texts
 
@@ -126,6 +141,11 @@ class _Cursor:
         if value_type != _ARRAY:
             return self.values(value_type, 1)[0]
         value_type, count = *self.numbers("I"), *self.numbers("Q")
+        if count > len(self.content):
+            raise struct.error
+        self.array_values += count
+        if self.array_values > MAX_ARRAY_VALUES:
+            raise ValueError(TOO_LARGE)
         return self.values(value_type, count)
 
     def values(self, value_type: int, count: int) -> list[Any]:
@@ -143,6 +163,10 @@ def _header(path: Path, cursor: _Cursor) -> Header:
     if version not in VERSIONS:
         raise ValueError(f"unknown version {version}")
     tensor_count, meta_count = cursor.numbers("Q", 2)
+    if max(tensor_count, meta_count) > len(cursor.content):
+        raise struct.error
+    if tensor_count > MAX_TENSORS or meta_count > MAX_KEYS:
+        raise ValueError(TOO_LARGE)
     meta: dict[str, Any] = {}
     for _ in range(meta_count):
         key = cursor.texts(1)[0]
@@ -161,8 +185,8 @@ def _header(path: Path, cursor: _Cursor) -> Header:
         shape = cursor.numbers("Q", dimensions)[::-1]
         places[name] = (shape, *cursor.numbers("I"), *cursor.numbers("Q"))
     alignment = meta.get("general.alignment", 32)
-    if not isinstance(alignment, int) or alignment < 1:
-        raise ValueError("general.alignment is no number")
+    if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+        raise ValueError("general.alignment is no power of two")
     start, end = -(-cursor.at // alignment) * alignment, len(cursor.content)
     tensors = {name: _tensor(name, *rest, start, end) for name, rest in places.items()}
     return Header(path, meta, tensors)

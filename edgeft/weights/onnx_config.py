@@ -19,6 +19,8 @@ from edgeft.errors import InputError
 from edgeft.files import read_json
 
 CONFIG_FILE = "genai_config.json"
+MAX_NUMBER = {"context": 2**31 - 1, "vocabulary": 2**24, "head_size": 2**16, "kv_heads": 2**16}
+"""of tokens, rows, columns and heads: the engine allocates what the file says"""
 ALLOWED = {
     "": ("model", "search"),
     "model": ("decoder", "type", "eos_token_id"),
@@ -39,6 +41,8 @@ class DecoderConfig:
     """rows of the embedding"""
     head_size: int
     """columns of an attention head"""
+    kv_heads: int | None
+    """heads of keys and values; None = not said"""
     stops: frozenset[int]
     """ids of the tokens that end a generation"""
     file: Path
@@ -58,6 +62,9 @@ def read_config(folder: Path) -> DecoderConfig:
             context=int(model["context_length"]),
             vocabulary=int(model["vocab_size"]),
             head_size=int(decoder["head_size"]),
+            kv_heads=int(decoder["num_key_value_heads"])
+            if "num_key_value_heads" in decoder
+            else None,
             stops=frozenset(int(stop) for stop in (stops if isinstance(stops, list) else [stops])),
             file=folder / decoder["filename"],
         )
@@ -65,6 +72,12 @@ def read_config(folder: Path) -> DecoderConfig:
         raise InputError(
             f"{path} says nothing of a decoder: {error!r}", "export it again"
         ) from None
+    for name in ("context", "vocabulary", "head_size", "kv_heads"):
+        value = getattr(result, name)
+        if value is not None and not 1 <= value <= MAX_NUMBER[name]:
+            raise InputError(
+                f"{path}: {name} is {value}, at most {MAX_NUMBER[name]}", "export it again"
+            )
     if not all(0 <= stop < result.vocabulary for stop in result.stops):
         raise InputError(
             f"{path}: a vocabulary of {result.vocabulary} has not all of its stops",

@@ -10,17 +10,22 @@
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, require
-from edgeft.weights.onnx_config import read_config
+from edgeft.weights.onnx_config import CONFIG_FILE, read_config
 
 CODE_UNITS = {"bits": "bits", "block_size": "columns"}
 """attribute of an operator on codes -> its unit"""
 EXPERT_OPERATORS = ("MoE", "QMoE")
 FIRST_EXPERT_INPUT = 2
 """inputs of an expert operator before its weights: states and router logits"""
+LOOPS = ("Loop", "Scan", "SequenceMap")
+"""operators that repeat a graph, without end if it says so; no exporter of edgeft writes them"""
+DOMAINS = ("", "ai.onnx", "com.microsoft")
+"""of the operators that onnxruntime has; others come from a library"""
 CACHE_BYTES = 4
 """of a number in the cache of keys and values: float32"""
 
@@ -39,6 +44,9 @@ class ONNXGraph:
         self.head_size, self.stops = config.head_size, config.stops
         self.proto = _parse(self.file)
         """onnx.ModelProto"""
+        _check_texts(self.file, self.proto)
+        _check_operators(self.file, self.proto)
+        _check_cache(self.file, self.proto.graph, config.head_size, config.kv_heads)
         _check_weight_files(self.file, self.proto)
 
     @property
@@ -96,6 +104,60 @@ def _parse(file: Path) -> Any:
             "export it again, or update onnxruntime",
         )
     return proto
+
+
+def _check_texts(file: Path, proto: Any) -> None:
+    """InputError for a text that is no UTF-8: protobuf returns its bytes, or raises when it is read."""
+    try:
+        whole = all(isinstance(text, str) for text in _texts(proto))
+    except UnicodeDecodeError:
+        whole = False
+    if not whole:
+        raise InputError(f"{file} has a name that is not UTF-8", "export it again")
+
+
+def _texts(message: Any) -> Iterator[Any]:
+    """Every text of a protobuf message and of those in it."""
+    for field, value in message.ListFields():
+        values = (
+            [value] if isinstance(value, (str, bytes)) or hasattr(value, "ListFields") else value
+        )
+        if field.message_type:
+            for item in values:
+                yield from _texts(item)
+        elif field.type == field.TYPE_STRING:
+            yield from values
+
+
+def _check_operators(file: Path, proto: Any) -> None:
+    """InputError for a graph that may run without end, or that calls code of its own."""
+    if proto.functions:
+        raise InputError(f"{file} has functions of its own", "export it again")
+    for node in _nodes(proto.graph):
+        if node.domain not in DOMAINS or node.op_type in LOOPS:
+            raise InputError(f"{file} has the operator {node.op_type[:60]!r}", "export it again")
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """The nodes of a graph and of the graphs in them."""
+    for node in graph.node:
+        yield node
+        for entry in node.attribute:
+            for inner in (entry.g, *entry.graphs):
+                yield from _nodes(inner)
+
+
+def _check_cache(file: Path, graph: Any, head_size: int, kv_heads: int | None) -> None:
+    """InputError where genai_config.json makes the engine allocate another cache than the graph has."""
+    for value in graph.output[1:]:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        named = [(kv_heads or dims[1], dims[1]), (head_size, dims[3])] if len(dims) == 4 else []
+        if not named or any(shape and stated != shape for stated, shape in named):
+            raise InputError(
+                f"{file}: {value.name[:60]} has the shape {dims}, {CONFIG_FILE} says head_size "
+                f"{head_size} and num_key_value_heads {kv_heads}",
+                "export it again",
+            )
 
 
 def _check_weight_files(file: Path, proto: Any) -> None:

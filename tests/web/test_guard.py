@@ -50,7 +50,9 @@ def ask(
 def test_rules_without_limits_allow_localhost_and_addresses() -> None:
     for host in ("localhost", "localhost:1", "127.0.0.1", "[::1]:80", "192.0.2.7"):
         assert ask(Rules(), host=host)[0] == 200
-    for host in ("evil.example", "localhost.evil.example", "user@localhost", "localhost/x", ""):
+    for host in ("evil.example", "localhost.evil.example", "user@localhost", "localhost/x", "",
+                 "[::1]evil", "[::1", "::1", "[fe80::1%eth0]", "[::1]:x", "localhost:99999", "a b",
+                 "localhost#", "[localhost]", "127.0.0.1:80:80"):  # fmt: skip
         assert ask(Rules(), host=host)[0] == 403
     assert ask(Rules(hosts=frozenset({"box.local"})), host="box.local:80")[0] == 200
     assert ask(Rules())[0] == 403
