@@ -70,7 +70,6 @@ def attempt(path: str) -> None:
         model = LlamaModel(Path(path), threads=1, repack=False)
         resources.callback(model.close)
         vocabulary = LlamaVocabulary(model)
-        vocabulary.chat
         ids = vocabulary.encode("a 1") or [0]
         params = model.context_params(TRIAL_CELLS)
         params.n_batch = params.n_ubatch = TRIAL_BATCH_TOKENS

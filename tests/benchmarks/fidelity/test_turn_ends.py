@@ -134,10 +134,10 @@ def test_without_data_the_answers_are_general(folder: Path) -> None:
 
 def test_an_example_that_the_template_refuses_is_left_out(folder: Path) -> None:
     model = live(folder, END)
-    source = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    source = "{% if 'secret' in messages[0].content %}{{ raise_exception('no') }}{% endif %}"
     model.chat = ChatTemplate(source + model.chat.source, "", "<|im_end|>", ("<|im_end|>",))
-    system = Example(talk(("system", "s"), ("user", "q"), ("assistant", "a")))
-    assert expect_ends(model, [system, *some_examples(1)], folder).answers == 1
+    refused = Example(talk(("user", "secret"), ("assistant", "a")))
+    assert expect_ends(model, [refused, *some_examples(1)], folder).answers == 1
 
 
 def test_the_files_name_every_stop_of_the_template(folder: Path) -> None:
