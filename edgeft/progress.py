@@ -32,6 +32,12 @@ def say(text: str) -> None:
     print(f"edgeft: {text}", file=sys.stderr, flush=True)
 
 
+@functools.cache
+def say_once(text: str) -> None:
+    """Print a note for the user, the first time that it comes up in this process."""
+    say(text)
+
+
 def dumb_terminal() -> bool:
     """Whether the terminal understands no control codes."""
     return os.environ.get("TERM", "dumb") in ("dumb", "unknown", "")

@@ -12,7 +12,6 @@ named in a note as not used, or makes the row a bad one.
 from __future__ import annotations
 
 import collections
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from edgeft.data.fields import RowError
 from edgeft.data.reading import data_file, read_rows
 from edgeft.data.shapes import read_row
 from edgeft.errors import DataError, InputError
-from edgeft.progress import say
+from edgeft.progress import say_once
 from edgeft.records import Example
 
 BadRows = Literal["stop", "skip"]
@@ -97,7 +96,7 @@ def read_examples(path: Path, bad_rows: BadRows = "stop") -> ExampleFile:
             f"{key or '(no name)'} ({count} row{'s'[: count > 1]})"
             for key, count in ignored.most_common()
         )
-        _say_once(f"{path}: keys that are not used: {keys}")
+        say_once(f"{path}: keys that are not used: {keys}")
     return ExampleFile(path, examples, tuple(bad), dict(ignored.most_common()))
 
 
@@ -117,10 +116,4 @@ def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: Bad
         if len(bad) < total:
             hint += ("; " if hint else "") + "--bad-rows skip leaves bad rows out"
         raise DataError(path, bad[0].line, "; ".join([problem, *counted]), hint)
-    _say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].line}: {problem}")
-
-
-@functools.lru_cache(maxsize=1024)
-def _say_once(note: str) -> None:
-    """Commands read a file for several purposes; its note is said once."""
-    say(note)
+    say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].line}: {problem}")
