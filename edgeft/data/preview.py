@@ -5,7 +5,8 @@ marked(example, chat)       # '<|im_start|>user\\nhi<|im_end|>\\n<|im_start|>ass
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable
 
 from edgeft.errors import InputError
 from edgeft.records import Example
@@ -39,14 +40,12 @@ def marked(
 
 def first_marked(
     examples: Iterable[Example], chat: ChatTemplate, train_on_inputs: bool
-) -> Iterator[tuple[int, str]]:
-    """(line, text) of the first example that the template does not refuse; nothing without one."""
+) -> tuple[int, str]:
+    """(line, text) of the first example that the template does not refuse; (0, "") without one."""
     for example in examples:
-        try:
-            yield example.line, marked(example, chat, train_on_inputs)
-            return
-        except InputError:
-            continue
+        with contextlib.suppress(InputError):
+            return example.line, marked(example, chat, train_on_inputs)
+    return 0, ""
 
 
 def shortened(text: str) -> str:

@@ -80,14 +80,17 @@ def read_row(raw: Any, line: int) -> tuple[Example, list[str]]:
 
 def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]) -> list[Message]:
     """The turns of a row, without those of the column `system`."""
-    for key in CONVERSATIONS:
-        if key in fields and (key in CONVERSATIONS[:2] or _is_conversation(fields, key)):
-            # Both keys stand in every row where a table joins rows of two shapes.
-            names = CONVERSATIONS[:2] if key in CONVERSATIONS[:2] else (key,)
-            return turns.messages(parsed(fields.first(*names), key), ignored)
-    for pair in PAIRS:
-        if pair.question in fields and any(key in fields for key in pair.answers):
-            return _pair(fields, pair, has_tools, ignored)
+    for key in fields.holding(CONVERSATIONS):
+        if key in CONVERSATIONS[:2] or _is_conversation(fields, key):
+            return turns.messages(parsed(fields.first(key), key), ignored)
+    # A table that joins rows of several shapes has the keys of all in each row, some of them empty.
+    pairs = [p for p in PAIRS if p.question in fields and any(a in fields for a in p.answers)]
+    asked = [p for p in pairs
+             if fields.holding((p.question, *p.details)) and fields.holding(p.answers)]  # fmt: skip
+    if asked or pairs:
+        return _pair(fields, [*asked, *pairs][0], has_tools, ignored)
+    if any(key in fields for key in CONVERSATIONS[:2]):
+        raise RowError("the conversation is empty or not a list")
     if fields.holding(REJECTED):
         raise RowError(*PREFERENCE)
     if "instruction" in fields:

@@ -90,8 +90,8 @@ def train(
         encoded = load_objective(objective)(
             options, splits.train, splits.validation, chat, encoder(options.base)
         )
-        for line, text in first_marked(splits.train, chat, options.train_on_inputs):
-            say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+        line, text = first_marked(splits.train, chat, options.train_on_inputs)
+        say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
         trained = load_method(method)(options, base.card)
         models.transformers_class(base.config)  # FormatError where transformers has none
         from edgeft.train.loop import fit

@@ -303,7 +303,7 @@ OTHER_KINDS = {
     "page": (b"<!DOCTYPE html>\n<html>", "a web page.*not the page about it"),
     "tar": (bytes(257) + b"ustar\x0000", "a tar archive.*unpack"),
     "zeros": (bytes(3000), "a binary file"),
-    "noise": (bytes(range(256)), "a binary file"),
+    "noise": (bytes(range(256)), "is not UTF-16"),
     "cut.json": (text({"rows": [{"row": ROW, "truncated_cells": ["output"]}]}).encode(), "cut off"),
     "plain": (b"hello\nworld\n", "1: not JSON.*one JSON object per line"),
     "latin": ('{"instruction": "Grüße"}'.encode("latin-1"), "is not UTF-8.*save it as UTF-8"),
@@ -315,6 +315,17 @@ OTHER_KINDS = {
     "broken.parquet": (b"PAR1" + bytes(40), "a broken Parquet file"),
     "two.csv": (b"prompt,prompt\na,b\n", "two columns of one name"),
 }
+
+
+def test_a_table_that_joins_shapes_is_read_by_what_each_row_holds(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(
+        "messages,instruction,input,response,prompt,completion\n"
+        ',q,,a,,\n,,,,q,a\n"[{""role"": ""user"", ""content"": ""q""}, {""role"": ""assistant"", '
+        '""content"": ""a""}]",,,,,\n,,q,a,,\n'
+    )
+    *examples, last = load_examples(tmp_path / "x.csv")
+    assert [example.messages for example in examples] == [QA] * 3
+    assert last.messages == talk(("user", "\nq"), ("assistant", "a"))
 
 
 @pytest.mark.parametrize("name", OTHER_KINDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -99,7 +100,8 @@ def test_bad_rows_are_skipped_and_recorded(
     manifest = run.train(options)
     notes = capsys.readouterr().err
     assert "2 of 42 rows" in notes and "not used: id (1 row)" in notes
-    assert "the first example, line 1, with what is learned in ⟦ ⟧:\n<|im_start|>user\n" in notes
+    shown = r"the first example, line \d+, with what is learned in ⟦ ⟧:\n<\|im_start\|>user\n"
+    assert re.search(shown, notes)
     assert "<|im_start|>assistant\n⟦{" in notes and "<|im_end|>⟧\n" in notes
     assert manifest.facts["rows"]["data"]["skipped"]["count"] == 2
     assert manifest.facts["rows"]["data"]["ignored"] == {"id": 1}
