@@ -13,7 +13,7 @@ from edgeft.progress import say_once
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
-from edgeft.tokenizer.learned_parts import spans
+from edgeft.tokenizer.learned_parts import Parts, sequences, spans
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
@@ -49,9 +49,22 @@ def encode(
     Prompts and answers are tokenized separately, as they are at inference: a merge across their
     border would be a token that the model never sees there.
     """
+    parts = spans(chat, example.messages, example.tools)
+    return _encoded(parts, tokenize, train_on_inputs)
+
+
+def encode_each(
+    example: Example, chat: ChatTemplate, tokenize: Encode, train_on_inputs: bool = False
+) -> list[Encoded]:
+    """As `encode`, with earlier answers that need a prompt of their own (`sequences`) before it."""
+    each = sequences(chat, example.messages, example.tools)
+    return [_encoded(parts, tokenize, train_on_inputs) for parts in each]
+
+
+def _encoded(parts: Parts, tokenize: Encode, train_on_inputs: bool) -> Encoded:
     ids: list[int] = []
     labels: list[int] = []
-    for text, learned in spans(chat, example.messages, example.tools):
+    for text, learned in parts:
         piece = tokenize(text)
         ids += piece
         labels += piece if learned or train_on_inputs else [IGNORED] * len(piece)
@@ -74,7 +87,11 @@ def encode_all(
             "the chat template writes the day on which it is rendered: the examples are learned with "
             "today's, a chat has the date of its own day"
         )
-    encoded = [encode(example, chat, tokenize, train_on_inputs) for example in examples]
+    encoded = [
+        item
+        for example in examples
+        for item in encode_each(example, chat, tokenize, train_on_inputs)
+    ]
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)
     return kept, LeftOut(longer=len(encoded) - len(kept), longest=longest)
