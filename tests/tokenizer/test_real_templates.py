@@ -73,7 +73,8 @@ def test_a_real_template(file: Path, kind: str) -> None:
             or (file.stem.endswith(FOR_TOOLS_ALONE))
         )
     else:
-        assert not chat.stops or parts[-1][0].endswith(chat.stops)
+        if kind != "call":  # which some end with another token
+            assert not chat.stops or parts[-1][0].endswith(chat.stops)
 
 
 @pytest.mark.parametrize("name", HUGGING_FACE)
