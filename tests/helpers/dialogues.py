@@ -1,4 +1,4 @@
-"""Conversations of every kind with unusual words in them, and transformers as their oracle."""
+"""Conversations of many shapes with unusual words in them, and transformers as their oracle."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ CONVERSATIONS: dict[str, tuple[tuple[Message, ...], tuple[str, ...]]] = {
 
 def words(texts: Iterable[str]) -> set[str]:
     """The unusual words in the texts."""
-    return set(re.findall(r"[A-Za-z]+_wq", " ".join(texts)))
+    return set(re.findall(r"[A-Z][a-z]+_wq", " ".join(texts)))
 
 
 def said(message: Message, with_reasoning: bool = True) -> set[str]:
@@ -114,12 +114,12 @@ def marked_text(chat: ChatTemplate, dialogue: Dialogue) -> str:
     return "".join(letter for letter, marked in zip(whole, mask, strict=True) if marked)
 
 
-def check_learned(chat: ChatTemplate, kind: str, may_drop_reasoning: bool = True) -> Parts:
+def check_learned(chat: ChatTemplate, conversation: str, may_drop_reasoning: bool = True) -> Parts:
     """Check the learned parts of a conversation, and its rendering against transformers.
 
     `may_drop_reasoning`: the template has no place for it, which a note says.
     """
-    messages, tools = CONVERSATIONS[kind]
+    messages, tools = CONVERSATIONS[conversation]
     dialogue = fit(chat, messages, tools)
     for generation_prompt in (True, False):
         text = chat.render(messages, generation_prompt, tools)
@@ -132,7 +132,7 @@ def check_learned(chat: ChatTemplate, kind: str, may_drop_reasoning: bool = True
     assert last - learned <= (dropped if may_drop_reasoning else set()), "all of the last answer"
     everything = set().union(*map(said, messages))
     assert everything - words(text for text, _ in parts) <= dropped, "nothing else is left out"
-    if kind not in ("two answers", "two reasonings"):  # which are put another way
+    if conversation not in ("two answers", "two reasonings"):  # which are put another way
         prompt = "".join(text for text, _ in parts[:-1])
         assert prompt == chat.render(messages[:-1], True, tools), "the prompt that a chat sends"
     check_difference(chat, messages, tools)

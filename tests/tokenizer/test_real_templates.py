@@ -33,8 +33,15 @@ FAILING = {
     "Kimi-K2-Instruct": "attribute 'append' of 'list' object is unsafe",
     "Kimi-K2-Thinking": "attribute 'append' of 'list' object is unsafe",
     "llama-cpp-deepseek-r1": "Object of type generator is not JSON serializable",
+    # It writes instructions between the tools' prompt and the answer.
+    "CohereForAI-c4ai-command-r-plus-tool_use": "does not put the answer after its generation prompt",
+    # It ends the assistant's turn before a call, which has a role of its own.
+    "GigaChat3-10B-A1.8B": "does not put the answer after its generation prompt",
+    "GigaChat3.1-10B-A1.8B": "does not put the answer after its generation prompt",
 }
-"""templates that fail in transformers, too, all of them or with tool calls"""
+"""templates that fail with some or all conversations, the first four in transformers, too"""
+STOPS = {"CohereForAI-c4ai-command-r7b-12-2024-tool_use": "<|END_OF_TURN_TOKEN|>"}
+"""of a template that always writes a generation prompt behind the answer"""
 REASONS = (
     "the chat template leaves out (tools|tool calls|several tool calls|text beside tool calls)"
     "|must alternate|single tool-calls at once|'NoneType' object is not iterable"
@@ -43,14 +50,15 @@ REASONS = (
 
 
 def real(file: Path) -> ChatTemplate:
-    """The template, with the first token that it writes after an answer as its stop."""
+    """The template, with the last token that it writes after an answer as its stop."""
     chat = ChatTemplate(file.read_text(encoding="utf-8"), "<s>", "</s>", ())
     try:
         answer = spans(chat, *CONVERSATIONS["one turn"])[-1][0]
     except InputError:
         return chat
-    end = re.search(r"<[^<>\s]+>|\[[^\[\]\s]+\]", answer.partition("Reply_wq.")[2])
-    return dataclasses.replace(chat, stops=(end[0],)) if end else chat
+    ends = re.findall(r"<[^<>\s]+>|\[[^\[\]\s]+\]", answer.partition("Reply_wq.")[2])
+    stop = STOPS.get(file.stem, ends[-1] if ends else "")
+    return dataclasses.replace(chat, stops=(stop,)) if stop else chat
 
 
 @pytest.mark.skipif(not TEMPLATES, reason="no build/vocabularies/templates: run make vocabularies")
@@ -58,22 +66,22 @@ def test_there_are_enough_templates() -> None:
     assert len(TEMPLATES) >= 60
 
 
-@pytest.mark.parametrize("kind", CONVERSATIONS)
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
 @pytest.mark.parametrize("file", TEMPLATES, ids=lambda file: file.stem)
-def test_a_real_template(file: Path, kind: str) -> None:
+def test_a_real_template(file: Path, conversation: str) -> None:
     chat = real(file)
     try:
-        parts = check_learned(chat, kind)
+        parts = check_learned(chat, conversation)
     except InputError as error:
         reasons = FAILING.get(file.stem, REASONS)
         assert re.search(f"{reasons}|{REASONS}", str(error)) and error.hint
         assert (
             file.stem in FAILING
-            or kind not in ("one turn", "two turns", "system")
+            or conversation not in ("one turn", "two turns", "system")
             or (file.stem.endswith(FOR_TOOLS_ALONE))
         )
     else:
-        if kind != "call":  # which some end with another token
+        if conversation != "call":  # which some end with another token
             assert not chat.stops or parts[-1][0].endswith(chat.stops)
 
 
@@ -88,8 +96,8 @@ def test_ids_of_a_real_tokenizer_and_template(name: str) -> None:
     assert tokenizer_json(folder) == saved, "a good file is read as it is"
     chat, encode_text = ChatTemplate.from_folder(folder), encoder(folder)
     theirs: Any = AutoTokenizer.from_pretrained(folder)
-    for kind in ("one turn", "two turns", "two users", "system"):
-        messages, _ = CONVERSATIONS[kind]
+    for conversation in ("one turn", "two turns", "two users", "system"):
+        messages, _ = CONVERSATIONS[conversation]
         try:
             text = chat.render(messages[:-1])
         except InputError as error:
