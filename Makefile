@@ -33,18 +33,20 @@ test-all: setup vocabularies  ## every test
 	$(BIN)/python -m pytest
 
 # For tests only: real tokenizers (llama.cpp's from its source, Mistral's and, where there is npm,
-# six more from packages that carry them) and llama.cpp's converter.
+# six more from packages that carry them), chat templates and llama.cpp's converter.
 VOCABULARIES := build/vocabularies
 TOKENIZERS := llama2 llama3 llama3_1 qwen3 gemma3 deepseek_v3
-vocabularies: $(VOCABULARIES)/.ready  ## the real tokenizers that test-all reads
+vocabularies: $(VOCABULARIES)/.ready  ## the real tokenizers and templates that test-all reads
 $(VOCABULARIES)/.ready: constraints.txt | setup
 	rm -rf $(VOCABULARIES)
-	mkdir -p $(VOCABULARIES)/packages $(VOCABULARIES)/gguf $(VOCABULARIES)/converter
+	mkdir -p $(addprefix $(VOCABULARIES)/,packages gguf templates converter)
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
 		--dest $(VOCABULARIES)/packages mistral-common==1.13.1 \
 		llama-cpp-python==$$(sed -n 's/^llama_cpp_python==//p' constraints.txt)
 	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards \
 		--strip-components=4 -C $(VOCABULARIES)/gguf '*/vendor/llama.cpp/models/ggml-vocab-*'
+	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards \
+		--strip-components=5 -C $(VOCABULARIES)/templates '*/vendor/llama.cpp/models/templates/*.jinja'
 	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards --strip-components=3 \
 		-C $(VOCABULARIES)/converter '*/vendor/llama.cpp/convert_hf_to_gguf.py' \
 		'*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/gguf/*'

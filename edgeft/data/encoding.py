@@ -16,7 +16,7 @@ from edgeft.progress import say, say_once
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
-from edgeft.tokenizer.learned_parts import spans
+from edgeft.tokenizer.learned_parts import Parts, sequences, spans
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
@@ -55,6 +55,19 @@ def encode(
     border would be a token that the model never sees there. InputError where the template refuses
     the conversation.
     """
+    parts = spans(chat, example.messages, example.tools)
+    return _encoded(example, parts, tokenize, train_on_inputs)
+
+
+def encode_each(
+    example: Example, chat: ChatTemplate, tokenize: Encode, train_on_inputs: bool = False
+) -> list[Encoded]:
+    """As `encode`, with earlier answers that need a prompt of their own (`sequences`) before it."""
+    each = sequences(chat, example.messages, example.tools)
+    return [_encoded(example, parts, tokenize, train_on_inputs) for parts in each]
+
+
+def _encoded(example: Example, parts: Parts, tokenize: Encode, train_on_inputs: bool) -> Encoded:
     if train_on_inputs and not all(message.learned for message in example.messages):
         raise InputError(
             "an answer has weight 0 or train false, and --train-on-inputs learns every text",
@@ -62,7 +75,7 @@ def encode(
         )
     ids: list[int] = []
     labels: list[int] = []
-    for text, learned in spans(chat, example.messages, example.tools):
+    for text, learned in parts:
         piece = tokenize(text)
         ids += piece
         labels += piece if learned or train_on_inputs else [IGNORED] * len(piece)
@@ -85,18 +98,19 @@ def encode_all(
             "the chat template writes the day on which it is rendered: the examples are learned with "
             "today's, a chat has the date of its own day"
         )
-    encoded, refused = [], []
+    encoded: list[Encoded] = []
+    refused = []
     for example in examples:
         try:
-            item = encode(example, chat, tokenize, train_on_inputs)
+            items = encode_each(example, chat, tokenize, train_on_inputs)
         except InputError as error:
             refused.append(BadRow(example.line, error.message, error.hint))
             continue
-        if all(label == IGNORED for label in item.labels):
+        if all(label == IGNORED for item in items for label in item.labels):
             problem = "the chat template leaves nothing of the answers that are to be learned"
             refused.append(BadRow(example.line, problem))
         else:
-            encoded.append(item)
+            encoded += items
     kept = [item for item in encoded if len(item.ids) <= cutoff]
     longest = max((len(item.ids) for item in encoded), default=0)
     return kept, LeftOut(len(encoded) - len(kept), longest, tuple(refused))

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from edgeft.errors import InputError
 from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.message_form import MessageForm
 from edgeft.tokenizer.stops import ending_text
 
 SYSTEM, USER, ANSWER = "qSYSTEMq", "qUSERq", "qANSWERq"
@@ -136,7 +137,8 @@ def _go(text: str) -> str:
 
 def _rendered(chat: ChatTemplate, messages: Sequence[Message], prefix: str) -> str | None:
     try:
-        return chat.render(messages).removeprefix(prefix)
+        # The template as it is: Ollama does not join turns.
+        return chat.render_form(messages, MessageForm()).removeprefix(prefix)
     except InputError:
         return None
 

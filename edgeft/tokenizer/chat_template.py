@@ -123,8 +123,7 @@ class ChatTemplate:
             known = jinja_sandbox.variables(self.source) - variables.keys()
             if unknown := sorted(template_kwargs.keys() - known):
                 raise InputError(
-                    f"the chat template reads no {', '.join(unknown)}",
-                    f"it reads {', '.join(sorted(known)) or 'nothing but the messages'}",
+                    f"the chat template reads no {', '.join(unknown)}", "it would have no effect"
                 )
         return jinja_sandbox.render(self.source, **variables, **(template_kwargs or {}))
 

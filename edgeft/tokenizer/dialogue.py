@@ -60,19 +60,19 @@ def fit(
     """
     turns = list(messages)
     form = _form(chat, turns, tools)
-    lost = [f for f in _turn_features(turns) if not probe.honours(chat, f, form)]
+    missing = [f for f in _turn_features(turns) if not probe.honours(chat, f, form)]
     if join:
-        lost.append(probe.TWO_ASSISTANTS)
-    notes = [NOTES.get(feature, JOINED.format(feature=feature)) for feature in lost]
-    if probe.SYSTEM in lost:
+        missing.append(probe.TWO_ASSISTANTS)
+    notes = [NOTES.get(feature, JOINED.format(feature=feature)) for feature in missing]
+    if probe.SYSTEM in missing:
         first_changed = 0
-    elif probe.LATER_SYSTEM in lost:
+    elif probe.LATER_SYSTEM in missing:
         first_changed = _leading_system_turns(turns)
     else:
         first_changed = len(turns)
-    if {probe.CALL_IDS, probe.NO_CALL_IDS} & set(lost):
+    if {probe.CALL_IDS, probe.NO_CALL_IDS} & set(missing):
         turns = _with_short_ids(turns)
-    joined = {role for role, feature in ROW_FEATURES.items() if feature in lost}
+    joined = {role for role, feature in ROW_FEATURES.items() if feature in missing}
     if first_changed < len(turns):
         joined.add("user")
         turns[first_changed:] = map(_system_as_user, turns[first_changed:])
@@ -82,7 +82,8 @@ def fit(
 def _form(chat: probe.Template, turns: Sequence[Message], tools: Sequence[str]) -> MessageForm:
     features = _tool_features(turns, tools)
     form = probe.form_for(chat, features) if features else MessageForm()
-    if "type" in chat.source and not probe.honours(chat, probe.TEXT, form):
+    may_read_parts = "type" in chat.source
+    if may_read_parts and probe.failure(chat, probe.TEXT, form) == probe.left_out(probe.TEXT):
         parts = dataclasses.replace(form, parts=True)
         form = parts if probe.honours(chat, probe.TEXT, parts) else form
     if any(turn.reasoning for turn in turns):

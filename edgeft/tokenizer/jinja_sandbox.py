@@ -16,7 +16,6 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
-import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -75,8 +74,13 @@ def _line(error: Exception) -> str:
 
 
 def variables(source: str) -> set[str]:
-    """Names of the variables that a template reads."""
-    return jinja2.meta.find_undeclared_variables(_compile(source).environment.parse(source))
+    """Names that a template reads, its own ones among them. It is parsed, not compiled or run."""
+    environment = jinja2.Environment(extensions=EXTENSIONS)
+    try:
+        names = environment.parse(source).find_all(jinja2.nodes.Name)
+        return {name.name for name in names if name.ctx == "load"}
+    except (jinja2.TemplateError, RecursionError) as error:
+        raise InputError(f"the chat template does not compile: {error}") from None
 
 
 class Generation(jinja2.ext.Extension):
@@ -94,11 +98,14 @@ class Generation(jinja2.ext.Extension):
         return caller()
 
 
+EXTENSIONS = (Generation, "jinja2.ext.loopcontrols")
+
+
 @functools.lru_cache(maxsize=8)
 def _compile(source: str) -> jinja2.Template:
     """Compile with transformers' whitespace rules, filters and functions."""
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=EXTENSIONS
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

@@ -66,12 +66,23 @@ def spans(chat: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] 
     the last answer is learned, and what comes after it is left out. InputError where not even that
     one follows its generation prompt.
     """
+    return sequences(chat, messages, tools)[-1]
+
+
+def sequences(
+    chat: ChatTemplate, messages: Sequence[Message], tools: Sequence[str] = ()
+) -> list[Parts]:
+    """The parts of `spans`, and, before them, those of earlier answers that need their own prompt.
+
+    A template that rewrites earlier turns writes a tool call in another way once its result is
+    there. So every answer of a conversation with tool calls is then learned after its own prompt.
+    """
     turns = [_with_reasoning_in_place(chat, message) for message in messages]
     dialogues = [fit(chat, turns, tools)]
     roles = [turn.role for turn in dialogues[0].messages]
     if ("assistant", "assistant") in itertools.pairwise(roles):
         dialogues += _joined(chat, turns, tools)
-    for cut in (_all_answers, _last_answer):
+    for cut in (_all_answers, _each_answer):
         for dialogue in dialogues:
             if parts := cut(chat, dialogue):
                 for note in dialogue.notes:
@@ -94,8 +105,8 @@ def _joined(chat: ChatTemplate, turns: Sequence[Message], tools: Sequence[str]) 
 def _with_reasoning_in_place(chat: ChatTemplate, message: Message) -> Message:
     """The message with its reasoning where the template reads it.
 
-    Where the generation prompt opens a reasoning part, that is the field of its own; where it holds
-    a closed one, nowhere; else where the message has it, the content as the second choice.
+    A generation prompt that opens a reasoning part wants it in a field of its own; one that holds a
+    closed part wants none. Else it stays where the message has it, if the template reads that.
     """
     reasoning, content = split_reasoning(message)
     if message.role != "assistant" or not reasoning:
@@ -124,7 +135,7 @@ def _generation_prompt(chat: ChatTemplate) -> str:
         return ""
 
 
-def _all_answers(chat: ChatTemplate, dialogue: Dialogue) -> Parts | None:
+def _all_answers(chat: ChatTemplate, dialogue: Dialogue) -> list[Parts] | None:
     """Every answer after its prompt; None where the text of a prompt does not begin a later text."""
     parts: Parts = []
     written = ""
@@ -135,35 +146,45 @@ def _all_answers(chat: ChatTemplate, dialogue: Dialogue) -> Parts | None:
         if prompt is None:
             continue
         turn = _text(chat, dialogue, i + 1)
-        if _goes_on(chat, dialogue, i, prompt):
+        follows = prompt.startswith(written) and turn.startswith(prompt)
+        if not follows or _goes_on(chat, dialogue, i, prompt):
             return None
-        if not (prompt.startswith(written) and turn.startswith(prompt)):
-            return None
-        end = _turn_end(turn, len(prompt), message.content, chat.stops)
+        end = _turn_end(turn, len(prompt), split_reasoning(message)[1], chat.stops)
         answer = turn[len(prompt) : end]
-        if not _holds(answer, message):
+        if message.learned and not _holds(answer, message):
             return None
         parts += [(prompt[len(written) :], False), (answer, message.learned)]
         written = turn[:end]
     whole = _text(chat, dialogue, len(dialogue.messages))
-    return parts if parts and whole.startswith(written) else None
+    return [parts] if parts and whole.startswith(written) else None
 
 
-def _last_answer(chat: ChatTemplate, dialogue: Dialogue) -> Parts | None:
-    """The last answer that is to be learned, after its prompt, without the turns behind it."""
+def _each_answer(chat: ChatTemplate, dialogue: Dialogue) -> list[Parts] | None:
+    """The last answer that is to be learned, after its prompt, without the turns behind it.
+
+    With tool calls, each answer that is to be learned.
+    """
     answers = [i for i, message in enumerate(dialogue.messages) if message.role == "assistant"]
-    learned = [i for i in answers if dialogue.messages[i].learned]
-    last = (learned or answers)[-1]
-    message = dialogue.messages[last]
-    prompt, turn = _prompt(chat, dialogue, last), _text(chat, dialogue, last + 1)
-    if prompt is None or _goes_on(chat, dialogue, last, prompt):
+    learned = [i for i in answers if dialogue.messages[i].learned] or answers[-1:]
+    last = _answer(chat, dialogue, learned[-1])
+    if last is None or len(learned) == 1:
+        return None if last is None else [last]
+    if any(dialogue.messages[i].tool_calls for i in learned):
+        earlier = [_answer(chat, dialogue, i) for i in learned[:-1]]
+        parts = [answer for answer in earlier if answer]
+        if len(parts) == len(earlier):
+            return [*parts, last]
+    say_once(ONLY_LAST)
+    return [last]
+
+
+def _answer(chat: ChatTemplate, dialogue: Dialogue, index: int) -> Parts | None:
+    """One answer after its prompt."""
+    prompt, turn = _prompt(chat, dialogue, index), _text(chat, dialogue, index + 1)
+    if prompt is None or _goes_on(chat, dialogue, index, prompt):
         return None
-    answer = _answer_after(prompt, turn, chat, dialogue, last)
-    if answer is None:
-        return None
-    if len(learned) > 1:
-        say_once(ONLY_LAST)
-    return [(prompt, False), (answer, message.learned)]
+    answer = _answer_after(prompt, turn, chat, dialogue, index)
+    return None if answer is None else [(prompt, False), (answer, dialogue.messages[index].learned)]
 
 
 def _prompt(chat: ChatTemplate, dialogue: Dialogue, before: int) -> str | None:
@@ -259,11 +280,12 @@ def _answer_start(prompt: str, turn: str, before: str, content: str) -> int | No
     `before`: the prompt without the generation prompt. The turn holds the longest possible end of
     the prompt, without its reasoning part and behind the earlier turns.
     """
-    if turn.startswith(prompt):
-        return len(prompt)
+    opening = _opening(prompt)
+    for end in (len(prompt), opening.start):
+        if turn.startswith(prompt[:end]):
+            return end
     shared = len(os.path.commonprefix([before, turn]))
     header = len(prompt) - len(before) if prompt.startswith(before) else 0
-    opening = _opening(prompt)
     size = _common_end(prompt[: opening.start], turn[shared:])
     if size and size >= min(header, opening.start - len(before)):
         return turn.rfind(prompt[opening.start - size : opening.start]) + size
@@ -291,11 +313,13 @@ def _with_reasoning(rest: str, reasoning: str, opening: Opening, complete: bool)
 
 def split_reasoning(message: Message) -> tuple[str, str]:
     """The reasoning of an answer, from its own field or the tags in its content, and the rest."""
+    if message.reasoning:
+        return message.reasoning.strip(), message.content
     for tag, closing_tag in REASONING_TAGS.items():
         head, closing, rest = message.content.partition(closing_tag)
         if closing and head.lstrip().startswith(tag):
             return head.strip().removeprefix(tag).strip(), rest.strip()
-    return message.reasoning.strip(), message.content
+    return "", message.content
 
 
 def _common_end(prompt: str, turn: str) -> int:

@@ -124,8 +124,13 @@ def failure(chat: Template, feature: str, form: MessageForm) -> str:
     except InputError as error:
         return error.message
     if any(sign in text for sign in _MISREAD) or not all(word in text for word in probe.words):
-        return f"the chat template leaves out {feature}"
+        return left_out(feature)
     return ""
+
+
+def left_out(feature: str) -> str:
+    """The reason of a `failure` where the template raises no error."""
+    return f"the chat template leaves out {feature}"
 
 
 def honours(chat: Template, feature: str, form: MessageForm) -> bool:
