@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import ctypes
+import dataclasses
 import functools
 import itertools
 import re
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from edgeft.errors import InputError
 from edgeft.runtimes.llama_context import LlamaModel
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
-from edgeft.tokenizer.stops import Pieces, with_turn_ends
+from edgeft.tokenizer.stops import Pieces, turn_ends
 
 MAX_WORD_CHARACTERS = 8000
 """llama.cpp's std::regex calls itself once per character of a word, with a frame on the stack"""
@@ -39,7 +40,8 @@ class LlamaVocabulary:
         self.chat = self._chat_template()
         """the file's template (Alpaca where it has none) and special tokens"""
         if model.vocab_type != lib.LLAMA_VOCAB_TYPE_NONE:
-            self.chat = with_turn_ends(self.chat, self._split)
+            ends = turn_ends(self.chat, self._split)
+            self.chat = dataclasses.replace(self.chat, stops=(*self.chat.stops, *ends))
         written = (token for stop in self.chat.stops for token in self.encode(stop)[:1])
         self.eos_ids = self.file_eos_ids.union(filter(self._is_added, written))
         """ids that end a turn: also those that the template writes behind an answer"""

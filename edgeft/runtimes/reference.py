@@ -73,6 +73,8 @@ class ReferenceRuntime:
                     dtype=torch.float32,
                     local_files_only=True,
                     use_safetensors=True,
+                    # That of the base may be one that transformers refuses.
+                    generation_config=transformers.GenerationConfig(),
                     **overrides,
                 )
             else:

@@ -10,6 +10,7 @@ byte for byte as it was trained.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -30,7 +31,7 @@ from edgeft.tokenizer.hf_files import (
     template_source,
 )
 from edgeft.tokenizer.message_form import MessageForm
-from edgeft.tokenizer.stops import split_at, with_turn_ends
+from edgeft.tokenizer.stops import split_at, turn_ends
 
 ALPACA = """\
 {%- for message in messages -%}
@@ -74,7 +75,8 @@ class ChatTemplate:
             unk_token=special.get("unk_token", ""),
             pad_token=special.get("pad_token", ""),
         )
-        return with_turn_ends(chat, split_at(tokens.values()))
+        ends_of_turn = turn_ends(chat, split_at(tokens.values()))
+        return dataclasses.replace(chat, stops=(*chat.stops, *ends_of_turn))
 
     def render(
         self,

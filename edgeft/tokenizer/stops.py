@@ -1,7 +1,7 @@
 """A chat template + a way to split text at added tokens -> the tokens and the text that end an answer.
 
-    with_turn_ends(chat, split_at(["<|im_end|>"]))    # chat, with the stops that its files do not name
-    ending_text(chat)                                 # "### Instruction:" where no token ends an answer
+    turn_ends(chat, split_at(["<|im_end|>"]))     # ("<|im_end|>",) where the files do not name it
+    ending_text(chat)                             # "### Instruction:" where no token ends an answer
 
 What the template writes after an answer is what a fine-tuned model writes there, whatever tokenizer
 and generation_config.json call the eos. Probes show it: a rendered conversation, and the text behind
@@ -10,20 +10,16 @@ its answer.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from edgeft.errors import InputError
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer.hf_files import eos_ids, id_to_token
 from edgeft.tokenizer.message_form import FORMS
-
-if TYPE_CHECKING:
-    from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.template_probe import Template
 
 Pieces = Sequence[tuple[str, bool]]
 """(text, whether it is one added token), in order"""
@@ -36,16 +32,15 @@ SPACES = " \t\r\n\u2581"
 """characters that a token of white space consists of; U+2581 is SentencePiece's space"""
 
 
-def with_turn_ends(chat: ChatTemplate, split: Split) -> ChatTemplate:
-    """The template with the tokens that it writes after an answer among its stops, at the end.
+def turn_ends(chat: Template, split: Split) -> tuple[str, ...]:
+    """The tokens that the template writes after an answer and that its stops lack.
 
-    A template that refuses the probes adds none: it says so where it is used.
+    A template that refuses the probes has none: it says so where it is used.
     """
-    for end in (_answer_end, _tool_calls_end):
-        token = end(chat, split)
-        if token:
-            chat = dataclasses.replace(chat, stops=(*chat.stops, token))
-    return chat
+    end = _answer_end(chat, split)
+    ends = (end,) if end else ()
+    calls_end = _tool_calls_end(chat, split, {*chat.stops, *ends})
+    return (*ends, calls_end) if calls_end else ends
 
 
 def split_at(tokens: Iterable[str]) -> Split:
@@ -63,14 +58,14 @@ def split_at(tokens: Iterable[str]) -> Split:
     return split
 
 
-def stop_ids(chat: ChatTemplate, folder: Path) -> tuple[int, ...]:
+def stop_ids(chat: Template, folder: Path) -> tuple[int, ...]:
     """Ids of the tokens that end an answer: those that the folder's files name, then the template's."""
     ids = {text: token for token, text in id_to_token(folder).items()}
     ends = (ids[stop] for stop in chat.stops if stop in ids)
     return tuple(dict.fromkeys([*eos_ids(folder), *ends]))
 
 
-def ending_text(chat: ChatTemplate) -> str:
+def ending_text(chat: Template) -> str:
     """The first line that ends an answer where no stop does; "" where one does or nothing is known."""
     last, inner = _after_answer(chat)
     texts = [text for text in (inner, last) if text]
@@ -79,7 +74,7 @@ def ending_text(chat: ChatTemplate) -> str:
     return next((text.split("\n")[0] for text in map(str.strip, texts) if text), "")
 
 
-def _answer_end(chat: ChatTemplate, split: Split) -> str:
+def _answer_end(chat: Template, split: Split) -> str:
     """The first token after an answer, "" where the template has none or a stop is among them.
 
     What the last turn and an earlier one have in common counts most: Phi-3's template writes the eos
@@ -88,6 +83,8 @@ def _answer_end(chat: ChatTemplate, split: Split) -> str:
     last, inner = (split(text) for text in _after_answer(chat))
     pairs = zip(last, inner, strict=False)
     shared = [one for one, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)]
+    if _ignores_generation_prompt(chat):
+        last = []  # it may be the beginning of another answer
     begins_turn = [] if inner and _is_text(inner[0]) else inner
     for pieces in (shared, last, begins_turn):
         if tokens := _tokens(pieces):
@@ -95,8 +92,8 @@ def _answer_end(chat: ChatTemplate, split: Split) -> str:
     return ""
 
 
-def _tool_calls_end(chat: ChatTemplate, split: Split) -> str:
-    """The token that ends a turn of tool calls, where it is another one: the last of the turn.
+def _tool_calls_end(chat: Template, split: Split, stops: set[str]) -> str:
+    """The token that ends a turn of tool calls, where none of `stops` does: the last of the turn.
 
     A token that also stands between two calls ends a call, not the turn.
     """
@@ -105,12 +102,19 @@ def _tool_calls_end(chat: ChatTemplate, split: Split) -> str:
     text = _render(chat, (Message("user", QUESTION), turn))
     between, second, after = text.rpartition("qFIRSTq")[2].partition("qSECONDq")
     tokens = _tokens(split(after))
-    if not second or not tokens or set(tokens) & set(chat.stops) or tokens[-1] in between:
+    if not second or not tokens or set(tokens) & stops or tokens[-1] in between:
         return ""
-    return tokens[-1] if not after.rpartition(tokens[-1])[2].strip() else ""
+    if _ignores_generation_prompt(chat) or after.rpartition(tokens[-1])[2].strip():
+        return ""
+    return tokens[-1]
 
 
-def _after_answer(chat: ChatTemplate) -> tuple[str, str]:
+def _ignores_generation_prompt(chat: Template) -> bool:
+    """Whether a conversation ends the same with the beginning of the next answer as without."""
+    return _render(chat, ANSWERED) == _render(chat, ANSWERED, generation_prompt=True)
+
+
+def _after_answer(chat: Template) -> tuple[str, str]:
     """The text behind an answer: of the last turn, and of an earlier one up to the next question."""
     last = _render(chat, ANSWERED).rpartition(ANSWER)[2]
     conversation = _render(chat, (*ANSWERED, Message("user", NEXT)))
@@ -128,13 +132,13 @@ def _is_text(piece: tuple[str, bool]) -> bool:
     return not is_token and bool(text.strip(SPACES))
 
 
-def _render(chat: ChatTemplate, messages: Sequence[Message]) -> str:
+def _render(chat: Template, messages: Sequence[Message], generation_prompt: bool = False) -> str:
     """The text in the first form of messages that the template honours; "" where there is none."""
     words = [message.content for message in messages]
     words += [call.name for message in messages for call in message.tool_calls]
     for form in FORMS:
         try:
-            text = chat.render_form(messages, form, generation_prompt=False)
+            text = chat.render_form(messages, form, generation_prompt)
         except InputError:
             continue
         if all(word in text for word in words):

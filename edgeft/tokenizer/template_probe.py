@@ -27,6 +27,11 @@ class Template(Protocol):
     @property
     def source(self) -> str: ...
 
+    @property
+    def stops(self) -> tuple[str, ...]: ...
+
+    def __hash__(self) -> int: ...
+
     def render_form(
         self,
         messages: Iterable[Message],

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
-from edgeft.tokenizer.stops import ending_text, split_at, with_turn_ends
+from edgeft.tokenizer.stops import ending_text, split_at, turn_ends
 from helpers.tiny import CHATML
 
 pytestmark = pytest.mark.unit
@@ -14,7 +14,10 @@ TOKENS = ("</s>", "<s>", "<|im_start|>", "<|im_end|>", "<|end|>", "<|user|>", "<
           "\u2581\u2581", "<tool_call>", "</tool_call>", "</answer>", "<|eom|>", "<sep>", "<sep>x")  # fmt: skip
 
 
-def turns(user: str, answer: str, after: str = "") -> str:
+PROMPT = "{% if add_generation_prompt %}> {% endif %}"
+
+
+def turns(user: str, answer: str, after: str = PROMPT) -> str:
     """A template: what it writes for a user's turn, for an answer, and at the end of all."""
     return (
         "{% for m in messages %}{% if m.role == 'user' %}" + user + "{% else %}" + answer
@@ -29,7 +32,7 @@ LAST_EOS = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
 def ends(source: str, *stops: str) -> tuple[str, ...]:
     """The stops that the template adds to `stops`, of which the first is the eos."""
     chat = ChatTemplate(source, bos_token="<s>", eos_token=stops[0] if stops else "", stops=stops)
-    return with_turn_ends(chat, split_at(TOKENS)).stops[len(stops) :]
+    return turn_ends(chat, split_at(TOKENS))
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,10 @@ def ends(source: str, *stops: str) -> tuple[str, ...]:
         ("text", turns("\n### User: " + USER, ANSWER), ("</s>",), ()),
         ("text before the next turn's token", turns("\n### <|user|>" + USER, ANSWER), ("</s>",), ()),
         ("a trimmed answer", turns(USER, "{{ m.content | trim }}<|end|>"), ("</s>",), ("<|end|>",)),
+        ("a template that always asks for an answer",
+         turns("<|user|>" + USER, ANSWER, "<|im_start|>"), ("</s>",), ("<|user|>",)),
+        ("one with an end that always asks for an answer",
+         turns("<|user|>" + USER, ANSWER + "<|end|>", "<|im_start|>"), ("</s>",), ("<|end|>",)),
         ("an answer that is not shown", turns(USER, "..."), ("</s>",), ()),
         ("a template that refuses", "{{ raise_exception('no') }}", ("</s>",), ()),
         ("a template that does not compile", "{% if %}", ("</s>",), ()),
