@@ -304,7 +304,7 @@ def _files(source: Path) -> list[Path]:
             return _indexed(source, source / f"{single}.index.json")
         if shards := _unindexed(source, single):
             return shards
-    raise InputError(f"no {_SAFETENSORS} in {source}", _other_weights(source))
+    raise InputError(f"no {_SAFETENSORS} in {source}", other_weights(source))
 
 
 def _indexed(source: Path, index: Path) -> list[Path]:
@@ -334,10 +334,10 @@ def _unindexed(source: Path, single: str) -> list[Path]:
     return shards
 
 
-def _other_weights(source: Path) -> str:
+def other_weights(source: Path, otherwise: str = "a Hugging Face model folder is needed") -> str:
     """What to do with a folder whose weights are in none of the formats that are read."""
     remedies = (hint for pattern, hint in _UNREAD_FILES.items() if any(source.glob(pattern)))
-    return next(remedies, "a Hugging Face model folder is needed")
+    return next(remedies, otherwise)
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:

@@ -49,11 +49,7 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
         stem, _, part = name.rpartition(".")
         if part == "weight_packed":
             weights[f"{stem}.weight"] = _layer(stem, name, settings, tensors)
-        elif (
-            part == "weight"
-            and f"{stem}.weight_scale" in tensors.stored
-            and info.dtype in ("I8", *FLOAT8_DTYPES)
-        ):
+        elif part == "weight" and info.dtype in ("I8", *FLOAT8_DTYPES):
             weights[name] = _layer(stem, name, settings, tensors)
     return weights
 

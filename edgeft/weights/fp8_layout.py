@@ -29,8 +29,9 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
     for name, info in tensors.stored.items():
         scales = [f"{name.removesuffix('weight')}{scale}" for scale in SCALES]
         scale_name = next((scale for scale in scales if scale in tensors.stored), None)
-        matrix = info.dtype in FLOAT8_DTYPES and len(info.shape) == 2
-        if matrix and name.endswith("weight") and scale_name:
+        if info.dtype in FLOAT8_DTYPES and len(info.shape) == 2 and name.endswith("weight"):
+            if scale_name is None:
+                raise tensors.refusal(name, f"is stored as {info.dtype} and has no scale")
             weights[name] = _layer(name, scale_name, block, tensors)
     return weights
 

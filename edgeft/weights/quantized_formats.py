@@ -64,7 +64,8 @@ def method(config: Mapping[str, Any], key: str = "quantization_config") -> str:
 
 def refusal(config: Mapping[str, Any], where: Path) -> InputError:
     """The error for a model that none of READERS reads."""
+    variant = config.get("quant_algo") or config.get("format") or config.get("quant_type")
     return InputError(
-        f"{where}: the model is quantized by {method(config)}",
+        f"{where}: the model is quantized by {method(config)}{f' ({variant})' if variant else ''}",
         f"take the unquantized model, or one quantized by GPTQ, {', '.join(READERS)}",
     )

@@ -328,3 +328,11 @@ def test_a_layer_of_compressed_tensors_must_fit_together(tmp_path: Path) -> None
     tensors["weight_scale"] = tensors["weight_scale"][:, :3]
     with pytest.raises(InputError, match="is no layer of compressed-tensors"):
         write(tmp_path, tensors, settings("pack-quantized", 4))
+
+
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+def test_a_weight_of_8_bits_without_a_scale_is_refused(tmp_path: Path, method: str) -> None:
+    import torch
+
+    with pytest.raises(InputError, match=r"no scale|is no layer of compressed-tensors"):
+        write(tmp_path, {"weight": some().to(torch.float8_e4m3fn)}, {"quant_method": method})
