@@ -28,7 +28,7 @@ OTHER_HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification",
 TRAINING_CLASSES = ("PeftModelForCausalLM", "PeftModel", "AutoModelForCausalLMWithValueHead",
                     "OptimizedModule", "AutoModelForCausalLM")  # fmt: skip
 """class names that training programs leave in config.json, around a model of any family"""
-QUANTIZATION_KEYS = ("quantization_config", "compression_config")
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 """keys of config.json that say how the weights are stored"""
 SHARED_KEYS = ("eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype",
                *QUANTIZATION_KEYS)  # fmt: skip

@@ -51,7 +51,7 @@ __all__ = [
 MAX_HEADER_BYTES = 100_000_000
 """as in the reference implementation"""
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
+               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
 
 GPTQ = "GPTQ"
 """type of a layer that is stored in four tensors"""
@@ -70,7 +70,10 @@ _UNREAD_FILES = {
     "*.onnx": "take the repository that it was exported from",
     "*.ckpt": "save the model with save_pretrained() of transformers",
     "*.distcp": "torch.distributed.checkpoint.format_utils.dcp_to_torch_save merges it",
+    "zero_to_fp32.py": "its shards are DeepSpeed's: python zero_to_fp32.py FOLDER OUT merges them",
+    "pytorch_model_fsdp_*": "its shards are FSDP's: accelerate merge-weights FOLDER OUT merges them",
     "*.pt": "save the model with save_pretrained() of transformers",
+    "*.bin": "a file of torch.save is read under the name pytorch_model.bin",
 }  # fmt: skip
 """weights in other formats -> what to do"""
 

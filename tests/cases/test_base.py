@@ -254,7 +254,9 @@ def test_a_base_in_files_of_torch_save(tmp_path: Path, tiny_base: Path, shards: 
     [("consolidated.safetensors", "convert_mistral_weights_to_hf"), ("model.gguf", "the .gguf file"),
      ("consolidated.00.pth", "convert_llama_weights_to_hf"), ("tf_model.h5", "from_tf=True"),
      ("flax_model.msgpack", "from_flax=True"), ("model.onnx", "exported from"),
-     ("__0_0.distcp", "dcp_to_torch_save")],
+     ("__0_0.distcp", "dcp_to_torch_save"), ("zero_to_fp32.py", "python zero_to_fp32.py"),
+     ("pytorch_model_fsdp.bin", "under the name pytorch_model.bin"),
+     ("pytorch_model_fsdp_0", "accelerate merge-weights")],
 )  # fmt: skip
 def test_weights_in_other_formats_are_refused_with_the_remedy(
     tmp_path: Path, tiny_base: Path, file: str, hint: str

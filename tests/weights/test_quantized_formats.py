@@ -330,6 +330,31 @@ def test_a_layer_of_compressed_tensors_must_fit_together(tmp_path: Path) -> None
         write(tmp_path, tensors, settings("pack-quantized", 4))
 
 
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
+def test_mlx(tmp_path: Path, bits: int, scale_dtype: str) -> None:
+    import torch
+
+    draw = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 2**bits, (ROWS, COLUMNS), generator=draw, dtype=torch.int32)
+    dtype = getattr(torch, scale_dtype)
+    scales = (torch.rand((ROWS, 2), generator=draw) / 8).to(dtype)
+    biases = torch.randn((ROWS, 2), generator=draw).to(dtype)
+    grown = (values.repeat_interleave(64, 1) for values in (scales, biases))
+    want = codes.to(dtype) * next(grown) + next(grown)
+    words = dense(codes - 2 ** (bits - 1), bits).view(torch.uint32)
+    write(tmp_path, {"weight": words, "scales": scales, "biases": biases}, {})
+    settings = {"group_size": 32, "bits": 8, NAME: {"group_size": 64, "bits": bits}}
+    both = {"quantization": settings, "quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(both))
+    check(Checkpoint(tmp_path), want, f"INT{bits}")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization": settings | {"mode": "mxfp4"}})
+    )
+    with pytest.raises(InputError, match="MLX's mode 'mxfp4' cannot be read"):
+        Checkpoint(tmp_path)
+
+
 @pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
 def test_a_weight_of_8_bits_without_a_scale_is_refused(tmp_path: Path, method: str) -> None:
     import torch
