@@ -62,7 +62,8 @@ def _four_bit(weight: str, dtype: str, state_name: str, tensors: Tensors) -> Lay
         fits = len(packed) == -(-height * width // 2) and blocks == -(-height * width // block)
         if not fits or len(levels) != 16 or dtype not in ("NF4", "FP4"):
             raise ValueError(f"{len(packed)} bytes and {blocks} blocks for {height} x {width}")
-    except (ValueError, KeyError, TypeError) as error:
+        _check_nested(weight, state, blocks, tensors)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise tensors.refusal(weight, f"is no weight of bitsandbytes: {error!r}") from None
     maxima = functools.cache(lambda: _maxima(weight, state, tensors))
 
@@ -73,6 +74,19 @@ def _four_bit(weight: str, dtype: str, state_name: str, tensors: Tensors) -> Lay
         return stored_as(levels[codes] * scales, rounded)
 
     return Layer(dtype, (height, width), parts, rows)
+
+
+def _check_nested(weight: str, state: Mapping[str, Any], blocks: int, tensors: Tensors) -> None:
+    """ValueError, KeyError or TypeError where the maxima cannot be computed."""
+    nested = f"{weight}.nested_absmax" in tensors.stored
+    fits = tensors.stored[f"{weight}.absmax"].dtype == ("U8" if nested else "F32")
+    if nested:
+        outer = tensors.stored[f"{weight}.nested_absmax"].shape
+        levels = tensors.stored[f"{weight}.nested_quant_map"].shape
+        block, _ = int(state["nested_blocksize"]), float(state["nested_offset"])
+        fits = fits and block > 0 and outer == (-(-blocks // block),) and levels == (256,)
+    if not fits:
+        raise ValueError("its maxima do not fit together")
 
 
 def _maxima(weight: str, state: Mapping[str, Any], tensors: Tensors) -> Array:

@@ -131,7 +131,7 @@ class Checkpoint:
             self._gather(gptq_layout.settings(self.quantization, source))
         elif method in quantized_formats.READERS:
             stored = Tensors(dict(self.tensors), partial(_stored, dict(self.tensors)))
-            self._join(quantized_formats.READERS[method](self.quantization, stored))
+            self._join(quantized_formats.read_layers(self.quantization, stored, source))
 
     def read(self, name: str) -> Array:
         """A tensor as float32 (exact for F32, F16 and BF16)."""

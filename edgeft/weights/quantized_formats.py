@@ -19,7 +19,7 @@ from edgeft.weights import (
     fp8_layout,
     mlx_layout,
 )
-from edgeft.weights.quantized_layer import LayerReader
+from edgeft.weights.quantized_layer import Layer, LayerReader, Tensors
 
 READERS: dict[str, LayerReader] = {
     "awq": awq_layout.layers,
@@ -70,6 +70,17 @@ def method(config: Mapping[str, Any], key: str = "quantization_config") -> str:
     if any("load_in_" in entry for entry in config):
         return "bitsandbytes"
     return "compressed-tensors" if key == "compression_config" else "gptq"
+
+
+def read_layers(config: Mapping[str, Any], tensors: Tensors, where: Path) -> dict[str, Layer]:
+    """Name of a weight -> layer, by the reader of its quant_method. InputError for a damaged one."""
+    try:
+        return READERS[method(config)](config, tensors)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        raise InputError(
+            f"{where}: its quantization_config is not one of {method(config)}: {error!r}",
+            "is it the one that came with the weights?",
+        ) from None
 
 
 def refusal(config: Mapping[str, Any], where: Path) -> InputError:

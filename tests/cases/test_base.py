@@ -494,3 +494,23 @@ def test_other_quantizations_are_refused_by_name(
     with pytest.raises(InputError, match=f"the model is quantized by {method}") as no:
         open_base(folder)
     assert "take the unquantized model" in no.value.hint
+
+
+@pytest.mark.parametrize("keep_4bit", [False, True])
+def test_the_same_weights_are_trained_on_under_other_names(
+    tmp_path: Path, tiny_base: Path, keep_4bit: bool
+) -> None:
+    import torch
+
+    from edgeft.train.methods.qlora import frozen_base
+    from edgeft.train.options import TrainOptions
+
+    other = pickled(tmp_path / "pickled", save(tmp_path / "other", tiny_base, NAMES["compiled"]))
+    params = []
+    for base in (tiny_base, other):
+        options = TrainOptions(base, tmp_path / "x.jsonl", tmp_path / "out", keep_4bit=keep_4bit)
+        model = frozen_base(options, open_base(base).card, torch.float32, "cpu")
+        params.append(dict(model.named_parameters()))
+    assert params[0].keys() == params[1].keys()
+    for name, weight in params[0].items():
+        assert weight.dtype == params[1][name].dtype and torch.equal(weight, params[1][name]), name

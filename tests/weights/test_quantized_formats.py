@@ -361,3 +361,44 @@ def test_a_weight_of_8_bits_without_a_scale_is_refused(tmp_path: Path, method: s
 
     with pytest.raises(InputError, match=r"no scale|is no layer of compressed-tensors"):
         write(tmp_path, {"weight": some().to(torch.float8_e4m3fn)}, {"quant_method": method})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight_block_size": ["a", {}]}, {"sparsity_config": "dense"}, {"config_groups": {"g": {"weights": 3}}},
+     {"config_groups": [1]}],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+def test_damaged_settings_are_an_input_error(
+    tmp_path: Path, method: str, changed: dict[str, Any]
+) -> None:
+    import torch
+
+    tensors = {"weight": some().to(torch.float8_e4m3fn), "weight_scale": torch.ones(2, 4)}
+    try:
+        write(tmp_path, tensors, {"quant_method": method} | changed)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "key", ["nested_blocksize", "nested_offset", "blocksize", "shape", "dtype"]
+)
+@pytest.mark.parametrize("value", [None, 0, "a", [], 10**30])
+def test_a_damaged_state_of_bitsandbytes_is_an_input_error(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    import torch
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(some(), compress_statistics=True, quant_type="nf4")
+    parts = {f"weight.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
+    name = "weight.quant_state.bitsandbytes__nf4"
+    settings = json.loads(parts[name].numpy().tobytes()) | {key: value}
+    parts[name] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+    try:
+        weights = write(tmp_path, {"weight": packed} | parts, {"quant_method": "bitsandbytes"})
+        assert key == "nested_offset", "a number is all that an offset must be"
+        weights.read(f"{NAME}.weight")
+    except InputError as error:
+        assert "is no weight of bitsandbytes" in str(error)
