@@ -98,7 +98,8 @@ def _maxima(weight: str, state: Mapping[str, Any], tensors: Tensors) -> Array:
     outer = tensors.values(f"{weight}.nested_absmax").reshape(-1)
     levels = tensors.values(f"{weight}.nested_quant_map")
     scales = np.repeat(outer, int(state["nested_blocksize"]))[: len(codes)]
-    return levels[codes] * scales + np.float32(state["nested_offset"])
+    maxima: Array = levels[codes] * scales + np.float32(state["nested_offset"])
+    return maxima
 
 
 def _codes(
@@ -109,14 +110,17 @@ def _codes(
         some = packed.reshape(-1, width // 2)[numbers]
         return np.stack([some >> 4, some & 15], axis=-1).reshape(len(numbers), width)
     places = numbers[:, None] * width + np.arange(width)
-    return (packed[places // 2] >> (4 * (1 - places % 2)).astype(np.uint8)) & np.uint8(15)
+    shifts = (4 * (1 - places % 2)).astype(np.uint8)
+    codes: npt.NDArray[np.uint8] = (packed[places // 2] >> shifts) & np.uint8(15)
+    return codes
 
 
 def _spread(maxima: Array, numbers: npt.NDArray[np.intp], width: int, block: int) -> Array:
     """The maximum of each weight's block, for some rows. Blocks are counted through the matrix."""
     if width % block == 0:
         return np.repeat(maxima.reshape(-1, width // block)[numbers], block, axis=1)
-    return maxima[(numbers[:, None] * width + np.arange(width)) // block]
+    spread: Array = maxima[(numbers[:, None] * width + np.arange(width)) // block]
+    return spread
 
 
 def _eight_bit(weight: str, scale_name: str, tensors: Tensors) -> Layer:

@@ -39,7 +39,8 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
         wide = raw.astype("<u4") << np.uint32(16)
         return wide.view(np.float32)
     if dtype in FLOAT8_DTYPES:
-        return float8_values(dtype)[raw]
+        values: Array = float8_values(dtype)[raw]
+        return values
     return raw.astype(np.float32)
 
 

@@ -35,7 +35,8 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
 
 def _layer(stem: str, config: Mapping[str, Any], tensors: Tensors) -> Layer:
     weight, *ends = parts = tuple(f"{stem}.{part}" for part in ("weight", "scales", "biases"))
-    settings = config.get(stem) if isinstance(config.get(stem), dict) else config
+    entry = config.get(stem)
+    settings = entry if isinstance(entry, dict) else config
     try:
         (height, words), groups = tensors.stored[weight].shape, tensors.stored[ends[0]].shape
         width = groups[1] * int(settings.get("group_size") or GROUP_SIZE)
