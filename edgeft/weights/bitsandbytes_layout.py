@@ -13,16 +13,16 @@ of `int8_vectorwise_dequant`.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.weights.dtypes import Array, Rows, stored_as
+from edgeft.weights.dtypes import Array, Rows, stored_as, to_float32
 from edgeft.weights.quantized_layer import Layer, Tensors
 
 STATE = ".quant_state.bitsandbytes__"
@@ -65,12 +65,12 @@ def _four_bit(weight: str, dtype: str, state_name: str, tensors: Tensors) -> Lay
         _check_nested(weight, state, blocks, tensors)
     except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise tensors.refusal(weight, f"is no weight of bitsandbytes: {error!r}") from None
-    maxima = functools.cache(lambda: _maxima(weight, state, tensors))
+    maxima = partial(_maxima, weight, state, tensors)
 
     def rows(index: Rows) -> Array:
         numbers = np.arange(height)[index]
         codes = _codes(packed, numbers, width)
-        scales = _spread(maxima(), numbers, width, block)
+        scales = _spread(maxima, numbers, width, block)
         return stored_as(levels[codes] * scales, rounded)
 
     return Layer(dtype, (height, width), parts, rows)
@@ -84,21 +84,21 @@ def _check_nested(weight: str, state: Mapping[str, Any], blocks: int, tensors: T
         outer = tensors.stored[f"{weight}.nested_absmax"].shape
         levels = tensors.stored[f"{weight}.nested_quant_map"].shape
         block, _ = int(state["nested_blocksize"]), float(state["nested_offset"])
-        fits = fits and block > 0 and outer == (-(-blocks // block),) and levels == (256,)
+        fits = fits and 0 < block < 1 << 31 and outer == (-(-blocks // block),) and levels == (256,)
     if not fits:
         raise ValueError("its maxima do not fit together")
 
 
-def _maxima(weight: str, state: Mapping[str, Any], tensors: Tensors) -> Array:
-    """The absolute maximum of each block."""
-    name = f"{weight}.absmax"
+def _maxima(
+    weight: str, state: Mapping[str, Any], tensors: Tensors, blocks: npt.NDArray[np.intp]
+) -> Array:
+    """The absolute maximum of some blocks."""
+    stored = tensors.raw(f"{weight}.absmax").reshape(-1)[blocks]
     if f"{weight}.nested_absmax" not in tensors.stored:
-        return tensors.values(name).reshape(-1)
-    codes = tensors.raw(name).reshape(-1)
-    outer = tensors.values(f"{weight}.nested_absmax").reshape(-1)
+        return to_float32(stored, "F32")
+    outer = tensors.raw(f"{weight}.nested_absmax")[blocks // int(state["nested_blocksize"])]
     levels = tensors.values(f"{weight}.nested_quant_map")
-    scales = np.repeat(outer, int(state["nested_blocksize"]))[: len(codes)]
-    maxima: Array = levels[codes] * scales + np.float32(state["nested_offset"])
+    maxima: Array = levels[stored] * outer + np.float32(state["nested_offset"])
     return maxima
 
 
@@ -115,12 +115,17 @@ def _codes(
     return codes
 
 
-def _spread(maxima: Array, numbers: npt.NDArray[np.intp], width: int, block: int) -> Array:
+def _spread(
+    maxima: Callable[[npt.NDArray[np.intp]], Array],
+    numbers: npt.NDArray[np.intp],
+    width: int,
+    block: int,
+) -> Array:
     """The maximum of each weight's block, for some rows. Blocks are counted through the matrix."""
+    first = numbers[:, None] * width
     if width % block == 0:
-        return np.repeat(maxima.reshape(-1, width // block)[numbers], block, axis=1)
-    spread: Array = maxima[(numbers[:, None] * width + np.arange(width)) // block]
-    return spread
+        return np.repeat(maxima((first + np.arange(0, width, block)) // block), block, axis=1)
+    return maxima((first + np.arange(width)) // block)
 
 
 def _eight_bit(weight: str, scale_name: str, tensors: Tensors) -> Layer:

@@ -47,12 +47,14 @@ def _layer(stem: str, config: Mapping[str, Any], tensors: Tensors) -> Layer:
     except (ValueError, KeyError, TypeError, ZeroDivisionError, IndexError) as error:
         raise tensors.refusal(f"{stem}.scales", f"is of no weight of MLX: {error!r}") from None
     rounded = tensors.stored[ends[0]].dtype
-    scales, biases = (tensors.values(name) for name in ends)
+    scales, biases = (tensors.grid(name) for name in ends)
 
     def rows(index: Rows) -> Array:
+        numbers = np.arange(height)[index]
         codes = unpacked(tensors.raw(weight)[index], bits, width) + np.float32(2 ** (bits - 1))
         factors, offsets = (
-            np.repeat(values[index], width // groups[1], axis=1) for values in (scales, biases)
+            np.repeat(values.rows(numbers), width // groups[1], axis=1)
+            for values in (scales, biases)
         )
         return stored_as(stored_as(codes * factors, rounded) + offsets, rounded)
 

@@ -428,7 +428,9 @@ def test_weight_stored_as_in_by_out(
         "gpt2", "GPT-2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
         {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
     )  # fmt: skip
-    monkeypatch.setattr(importlib.import_module("edgeft.models.cards"), "cards", lambda: (card,))
+    monkeypatch.setattr(
+        importlib.import_module("edgeft.models.text_model"), "cards", lambda: (card,)
+    )
     base = tmp_path / "base"
     size, end = make_tokenizer(base)
     config = transformers.GPT2Config(
