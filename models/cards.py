@@ -45,8 +45,6 @@ class Card:
     """names of its models"""
     architectures: tuple[str, ...]
     """transformers' class names in config.json"""
-    model_types: tuple[str, ...]
-    """transformers' `model_type`: the family's own, then those of the same model in a wrapper"""
     gguf_arch: str
     """`general.architecture` of its GGUF files"""
     formats: tuple[str, ...]
@@ -59,6 +57,8 @@ class Card:
     hparams: dict[str, str]
     """GGUF key without the architecture in front -> key of config.json, or "=" and a name in
     `derived.DERIVED`"""
+    model_types: tuple[str, ...] = ()
+    """transformers' `model_type`: the family's own, then those of the same model in a wrapper"""
     transforms: dict[str, str] = field(default_factory=dict)
     """GGUF name -> name in `transforms.TRANSFORMS`"""
     constants: dict[str, Any] = field(default_factory=dict)

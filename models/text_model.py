@@ -29,8 +29,10 @@ OTHER_HEADS = ("Model", "ForSequenceClassification", "ForTokenClassification",
 TRAINING_CLASSES = ("PeftModelForCausalLM", "PeftModel", "AutoModelForCausalLMWithValueHead",
                     "OptimizedModule", "AutoModelForCausalLM")  # fmt: skip
 """class names that training programs leave in config.json, around a model of any family"""
+QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
+"""keys of config.json that say how the weights are stored"""
 SHARED_KEYS = ("eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype",
-               "quantization_config", "compression_config")  # fmt: skip
+               *QUANTIZATION_KEYS)  # fmt: skip
 """keys of the whole that hold for its text model, where that has none of its own"""
 
 
@@ -106,7 +108,7 @@ def transformers_class(config: dict[str, Any]) -> Any:
 def transformers_config(config: dict[str, Any]) -> Any:
     """transformers' configuration object of a text model; FormatError where it has no class."""
     text = text_model(config).config
-    without = {key: value for key, value in text.items() if key != "quantization_config"}
+    without = {key: value for key, value in text.items() if key not in QUANTIZATION_KEYS}
     return transformers_class(text).config_class.from_dict(without)
 
 

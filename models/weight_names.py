@@ -69,7 +69,8 @@ def weight_names(stored: Iterable[str], card: Card, wrapped: bool = False) -> We
 
     InputError for a model that holds an adapter, and where two tensors have one name.
     """
-    endings, names, left_out = _endings(card), {}, []
+    endings, left_out = _endings(card), []
+    names: dict[str, str] = {}
     for name in stored:
         if any(mark in name for mark in ADAPTER_MARKS):
             raise InputError(

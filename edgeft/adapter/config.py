@@ -68,17 +68,33 @@ RUNTIME_TYPES = {
     ),
 }  # fmt: skip
 """peft_type without merged weights -> why there are none"""
+NO_NULLS = frozenset(
+    (
+        "bias",
+        "fan_in_fan_out",
+        "lora_bias",
+        "use_dora",
+        "use_rslora",
+        "rank_pattern",
+        "alpha_pattern",
+    )
+)
+"""keys whose null is peft's default, though peft itself does not compute with it"""
 CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION")
 """values of task_type whose models generate no text"""
 UNCHANGED_BASE_INITS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 """values of init_lora_weights that do not change the base's weights"""
-TRAINING_KEY = re.compile(r"(^|_)(lr|learning_rate|lr_ratio|weight_decay|dropout|seed)$")
+TRAINING_KEY = re.compile(
+    r"(^|_)(lr|learning_rate|weight_decay|dropout|seed)(_ratio|_embedding|_scheduler)?$"
+)
 """keys of how it was trained, under which trainers keep settings of their own (lorap_emb_lr)"""
 
 CHANGED_CONFIG_KEYS = ("vocab_size", "tie_word_embeddings")
 """keys of the base's config.json that an adapter may change"""
-MATCH_TIMEOUT_S = 2.0
-"""time for all patterns of a configuration on all names of modules"""
+MATCH_CPU_S = 1
+"""CPU time for all patterns of a configuration on all names of modules"""
+MATCH_TIMEOUT_S = 60.0
+"""time for the same where the machine is busy"""
 MAX_NUMBER = 1e9
 """of alpha or a rank"""
 _ASK = "is it the one that peft wrote?"
@@ -95,6 +111,7 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         config["peft_type"] = "LORA"
     _check_types(file, config)
     _check_mergeable(adapter, config)
+    config = {k: v for k, v in config.items() if v is not None or k not in NO_NULLS}
     layers = config.get("layers_to_transform")
     if isinstance(layers, list):  # of digits where a trainer took them from its command line
         config["layers_to_transform"] = [int(layer) for layer in layers]
@@ -128,9 +145,10 @@ def scaling(adapter: Path, config: dict[str, Any], module: str, rank: int | None
     """
     alpha_key = "alpha" if config["peft_type"] in ("LOHA", "LOKR") else "lora_alpha"
     alpha = _by_pattern(config.get("alpha_pattern"), module, config.get(alpha_key, 8))
-    if config["peft_type"] == "ADALORA":  # tuners/adalora/layer.py: `get_delta_weight`
-        assert rank is not None
-        return float((alpha if alpha > 0 else rank) / (rank + 1e-5))
+    if config["peft_type"] == "ADALORA":
+        # The rank at the start, whatever was left of it: tuners/adalora/layer.py `get_delta_weight`.
+        start = config.get("init_r", 12)
+        return float((alpha if alpha > 0 else start) / (start + 1e-5))
     configured = _by_pattern(config.get("rank_pattern"), module, config.get("r", rank or 8))
     if rank is None:
         rank = configured
@@ -166,24 +184,25 @@ def check_patterns(adapter: Path, config: dict[str, Any], names: Iterable[str]) 
     if slow and not _in_time(list(slow.values()), sorted(names)):
         raise AdapterError(
             f"{adapter / 'adapter_config.json'}: {reprlib.repr(next(iter(slow)))} takes over "
-            f"{MATCH_TIMEOUT_S:g} s on the names of the modules",
+            f"{MATCH_CPU_S} s on the names of the modules",
             "write the modules' names in place of the pattern",
         )
 
 
 def _in_time(patterns: list[str], names: list[str]) -> bool:
-    """Whether another process matches all patterns on all names within MATCH_TIMEOUT_S."""
+    """Whether another process matches all patterns on all names within MATCH_CPU_S."""
     program = (
-        "import json, re, sys; p, n = json.load(sys.stdin); [re.match(x, y) for x in p for y in n]"
+        "import json, re, resource, sys; p, n, s = json.load(sys.stdin); "
+        "resource.setrlimit(resource.RLIMIT_CPU, (s, s)); [re.match(x, y) for x in p for y in n]"
     )
     try:
-        subprocess.run(
-            [sys.executable, "-I", "-S", "-c", program], input=json.dumps([patterns, names]),
-            text=True, timeout=MATCH_TIMEOUT_S, capture_output=True, check=False,
+        trial = subprocess.run(
+            [sys.executable, "-I", "-S", "-c", program], capture_output=True, check=False,
+            input=json.dumps([patterns, names, MATCH_CPU_S]), text=True, timeout=MATCH_TIMEOUT_S,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         return False
-    return True
+    return trial.returncode == 0
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
@@ -304,7 +323,7 @@ _CHECKS: dict[tuple[str, ...], Callable[[Any], bool]] = {
     ("peft_type", "task_type", "bias", "base_model_name_or_path"): _text,
     ("fan_in_fan_out", "lora_bias", "use_dora", "use_rslora"): _flag,
     ("lora_alpha", "alpha"): _number,
-    ("r",): _rank,
+    ("r", "init_r"): _rank,
     ("alpha_pattern",): _dict_of(_number),
     ("target_modules", "exclude_modules"): lambda value: _text(value) or _names(value),
     ("target_parameters", "modules_to_save"): _names,

@@ -55,9 +55,14 @@ class PeftFolder(NamedTuple):
 def open_adapter(path: Path, base: Path) -> PeftFolder:
     """InputError where there is nothing at `path`, AdapterError for what edgeft cannot merge."""
     home = adapter_home(path)
-    files = sorted(file for file in (home.iterdir() if home.is_dir() else [home]) if file.is_file())
-    stamp = tuple((file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
-    return _open(path, home, base, stamp)
+    return _open(path, home, base, tuple(map(_stamp, (home, *_start_folders(home)))))
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when a file of the folder does."""
+    files = sorted(folder.iterdir()) if folder.is_dir() else [folder]
+    stats = ((file.name, file.stat()) for file in files if file.is_file())
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in stats)
 
 
 def recorded_base(path: Path) -> str | None:
@@ -116,7 +121,9 @@ def _open(path: Path, home: Path, base: Path, stamp: tuple[Any, ...]) -> PeftFol
     if home != path:
         say(f"{path}: the adapter is in {home.name}/")
     if base_is_changed(source.config):
-        source = _difference(path, home, source)
+        start = _start(path, home, source.config)
+        initial = _fitted(start, _read(start, weight_files(start)), card, weights)
+        source = _difference(path, start, source, initial)
     names = list(Checkpoint(home / WEIGHTS).tensors) if files == [home / WEIGHTS] else []
     if names == list(source.tensors) and source.config == stored:
         return PeftFolder(source.config, home)
@@ -179,6 +186,13 @@ def _fitted(
 ) -> AdapterSource:
     """The same without what a language model has no place for, with the names of its modules."""
     config, tensors = source
+    empty = next((name for name, values in tensors.items() if 0 in values.shape), None)
+    if empty and config["peft_type"] != "ADALORA":
+        raise AdapterError(
+            f"{path}: {empty} is empty: DeepSpeed or FSDP kept its values elsewhere",
+            "python zero_to_fp32.py in the checkpoint, or save it after gathering the weights "
+            "(stage3_gather_16bit_weights_on_model_save, FULL_STATE_DICT)",
+        )
     modules = {module_of(name) for name in weights.tensors}
     left_out = {}
     for name in tensors:
@@ -206,15 +220,14 @@ def _fitted(
     return AdapterSource(config, {fitted[name]: tensors[name] for name in kept})
 
 
-def _difference(path: Path, home: Path, source: AdapterSource) -> AdapterSource:
-    """s·(B·A - B0·A0) as one LoRA of twice the rank: what training changed of the base on disk.
+def _start_folders(home: Path) -> list[Path]:
+    return [place / name for place in (home, home.parent) for name in STARTS]
 
-    As peft saves it with `path_initial_model_for_weight_conversion`: tuners/lora/model.py,
-    `subtract_mutated_init`. AdapterError where the start of the training was not kept.
-    """
-    config, init = source.config, base_is_changed(source.config)
-    folders = (place / name for place in (home, home.parent) for name in STARTS)
-    start = next((folder for folder in folders if weight_files(folder)), None)
+
+def _start(path: Path, home: Path, config: dict[str, Any]) -> Path:
+    """The folder of the adapter before its first step. AdapterError where it was not kept."""
+    init = base_is_changed(config)
+    start = next((folder for folder in _start_folders(home) if weight_files(folder)), None)
     if start is None or init == "loftq":
         raise AdapterError(
             f"{path} belongs to a changed base (init_lora_weights={init})",
@@ -222,31 +235,33 @@ def _difference(path: Path, home: Path, source: AdapterSource) -> AdapterSource:
             if init == "loftq"
             else "save it with peft's path_initial_model_for_weight_conversion, as plain LoRA",
         )
-    initial = _read(start, weight_files(start)).tensors
-    tensors = {}
+    say(f"{path}: merged as its difference to {start.name}/, its start ({init})")
+    return start
+
+
+def _difference(
+    path: Path, start: Path, source: AdapterSource, initial: AdapterSource
+) -> AdapterSource:
+    """s·(B·A - B0·A0) as one LoRA of twice the rank: what training changed of the base on disk.
+
+    As peft saves it with `path_initial_model_for_weight_conversion`: tuners/lora/model.py,
+    `subtract_mutated_init`.
+    """
+    config, tensors = source.config, {}
     for name, values in source.tensors.items():
         part = re.search(r"\.lora_([AB])\.weight$", name)
-        other = initial.get(name)
+        other = initial.tensors.get(name)
         if part is None or other is None or other.shape != values.shape or len(values.shape) != 2:
             raise AdapterError(
                 f"{path}: {start.name} is not the start of {name}", merge_command(path)
             )
-        sign, axis = (1, 0) if part[1] == "A" else (-1, 1)
-
-        def read(
-            one: Values = values, other: Values = other, sign: int = sign, axis: int = axis
-        ) -> Array:
-            return np.concatenate([one.read(), np.float32(sign) * other.read()], axis)
-
-        shape = (
-            (2 * values.shape[0], values.shape[1])
-            if axis == 0
-            else (values.shape[0], 2 * values.shape[1])
-        )
-        tensors[name] = Values(shape, "F32", read)
-    say(
-        f"{path}: merged as its difference to {start.name}/, with which its training began ({init})"
-    )
+        rows, columns = values.shape
+        if part[1] == "A":
+            read = functools.partial(_joined, values, other, 1, axis=0)
+            tensors[name] = Values((2 * rows, columns), "F32", read)
+        else:
+            read = functools.partial(_joined, values, other, -1, axis=1)
+            tensors[name] = Values((rows, 2 * columns), "F32", read)
     factor = 2**0.5 if config.get("use_rslora") else 2
     doubled = {
         "r": 2 * config.get("r", 8),
@@ -256,6 +271,10 @@ def _difference(path: Path, home: Path, source: AdapterSource) -> AdapterSource:
         "init_lora_weights": True,
     }
     return AdapterSource(config | doubled, tensors)
+
+
+def _joined(one: Values, other: Values, sign: int, axis: int) -> Array:
+    return np.concatenate([one.read(), np.float32(sign) * other.read()], axis)
 
 
 def _write(source: AdapterSource) -> Path:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgeft.adapter.folder import adapter_home
-from edgeft.errors import AdapterError
+from edgeft.errors import AdapterError, InputError
 from edgeft.files import read_json
 from edgeft.tokenizer.hf_files import template_source
 
@@ -71,10 +71,17 @@ def tokenizer_files(folder: Path) -> list[str]:
 
 
 def _tokens(folder: Path) -> dict[str, int]:
-    """Token -> id, of vocabulary and added tokens."""
-    tokenizer = read_json(folder / "tokenizer.json")
-    vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
-    if isinstance(vocabulary, list):  # Unigram: [token, score]
-        vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
-    added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
-    return {**vocabulary, **added}
+    """Token -> id, of vocabulary and added tokens. InputError where the file does not hold them."""
+    file = folder / "tokenizer.json"
+    tokenizer = read_json(file)
+    try:
+        vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+        if isinstance(vocabulary, list):  # Unigram: [token, score]
+            vocabulary = {entry[0]: i for i, entry in enumerate(vocabulary)}
+        added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens") or []}
+        tokens: dict[str, int] = {**vocabulary, **added}
+        if not all(type(index) is int and index >= 0 for index in tokens.values()):
+            raise TypeError("a token's id is no number")
+    except (TypeError, KeyError, IndexError, AttributeError) as error:
+        raise InputError(f"{file} is no tokenizer: {error!r}", "copy it from the base") from None
+    return tokens

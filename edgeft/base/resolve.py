@@ -14,6 +14,7 @@ from pathlib import Path
 from edgeft import files, models
 from edgeft.base.gguf_import import import_gguf
 from edgeft.errors import InputError, did_you_mean, require
+from edgeft.weights.checkpoint import other_weights
 
 HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "tokenization_chatglm.py"]
 """files of a hub repository that a base folder needs; code among them is read, never run"""
@@ -44,6 +45,8 @@ def resolve_base(name: str, dither_seed: int | None = None) -> Path:
         if not path.is_file():
             raise InputError(f"no such file: {path}")
         return import_gguf(path, f"{path.stem}-{files.sha256(path)[:12]}")
+    if path.is_file():
+        raise InputError(f"{path} is one file of a model", "give its folder, with config.json")
     if name.count("/") == 1 and not path.exists() and not name.startswith((".", "/", "~")):
         return _download(name)
     raise InputError(
@@ -68,7 +71,7 @@ def _check_folder(folder: Path) -> None:
     hint = (
         "an adapter goes to --adapter"
         if (folder / "adapter_config.json").exists()
-        else "a Hugging Face folder holds config.json, weights and tokenizer"
+        else other_weights(folder, "a Hugging Face folder holds config.json, weights and tokenizer")
     )
     raise InputError(f"{folder} is not a model folder: no config.json", hint)
 

@@ -32,6 +32,7 @@ from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
+from edgeft.models.text_model import QUANTIZATION_KEYS
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Array, Rows
 from edgeft.weights.text_base import TextBase, open_base
@@ -52,7 +53,7 @@ class Merged:
         """folder of the base"""
         self.plain = text.plain
         """whether transformers reads the base's folder itself"""
-        self.config = {k: v for k, v in config.items() if k != "quantization_config"}
+        self.config = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
         """config.json of the result, without quantization_config: the view's values are float32"""
         self.card = text.card
         tied = untied_weights(self.card, config, changes)

@@ -170,7 +170,7 @@ class ReferenceRuntime:
                 loading = f"the sum of {', '.join(str(path) for path, _ in adapters)}"
                 self._model.add_weighted_adapter(names, weights, "sum", combination_type="cat")
                 self._model.set_adapter("sum")
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError) as error:
             # Adapters of another version of peft, mostly of experts; sums that peft cannot build.
             reason = str(error).strip().partition("\n")[0]
             raise FormatError(f"peft cannot load {loading}: {reason}") from None

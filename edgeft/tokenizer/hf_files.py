@@ -123,8 +123,9 @@ def eos_ids(folder: Path) -> tuple[int, ...]:
         entries = read_json(folder / name)
         value = entries.get("eos_token_id")
         if value is None:
-            text = next((entries[key] for key in TEXT_CONFIG_KEYS if entries.get(key)), {})
-            value = text.get("eos_token_id") if isinstance(text, dict) else None
+            parts = (entries.get(key) for key in TEXT_CONFIG_KEYS)
+            texts = (part.get("eos_token_id") for part in parts if isinstance(part, dict))
+            value = next(texts, None)
         if value is not None:
             ids = tuple(value) if isinstance(value, list) else (value,)
             if not all(isinstance(token, int) for token in ids):

@@ -13,16 +13,16 @@ of `int8_vectorwise_dequant`.
 
 from __future__ import annotations
 
-import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.weights.dtypes import Array, Rows, stored_as
+from edgeft.weights.dtypes import Array, Rows, stored_as, to_float32
 from edgeft.weights.quantized_layer import Layer, Tensors
 
 STATE = ".quant_state.bitsandbytes__"
@@ -62,29 +62,44 @@ def _four_bit(weight: str, dtype: str, state_name: str, tensors: Tensors) -> Lay
         fits = len(packed) == -(-height * width // 2) and blocks == -(-height * width // block)
         if not fits or len(levels) != 16 or dtype not in ("NF4", "FP4"):
             raise ValueError(f"{len(packed)} bytes and {blocks} blocks for {height} x {width}")
-    except (ValueError, KeyError, TypeError) as error:
+        _check_nested(weight, state, blocks, tensors)
+    except (ValueError, LookupError, TypeError, ArithmeticError, RecursionError) as error:
         raise tensors.refusal(weight, f"is no weight of bitsandbytes: {error!r}") from None
-    maxima = functools.cache(lambda: _maxima(weight, state, tensors))
+    maxima = partial(_maxima, weight, state, tensors)
 
     def rows(index: Rows) -> Array:
         numbers = np.arange(height)[index]
         codes = _codes(packed, numbers, width)
-        scales = _spread(maxima(), numbers, width, block)
+        scales = _spread(maxima, numbers, width, block)
         return stored_as(levels[codes] * scales, rounded)
 
     return Layer(dtype, (height, width), parts, rows)
 
 
-def _maxima(weight: str, state: Mapping[str, Any], tensors: Tensors) -> Array:
-    """The absolute maximum of each block."""
-    name = f"{weight}.absmax"
+def _check_nested(weight: str, state: Mapping[str, Any], blocks: int, tensors: Tensors) -> None:
+    """ValueError, KeyError or TypeError where the maxima cannot be computed."""
+    nested = f"{weight}.nested_absmax" in tensors.stored
+    fits = tensors.stored[f"{weight}.absmax"].dtype == ("U8" if nested else "F32")
+    if nested:
+        outer = tensors.stored[f"{weight}.nested_absmax"].shape
+        levels = tensors.stored[f"{weight}.nested_quant_map"].shape
+        block, _ = int(state["nested_blocksize"]), float(state["nested_offset"])
+        fits = fits and 0 < block < 1 << 31 and outer == (-(-blocks // block),) and levels == (256,)
+    if not fits:
+        raise ValueError("its maxima do not fit together")
+
+
+def _maxima(
+    weight: str, state: Mapping[str, Any], tensors: Tensors, blocks: npt.NDArray[np.intp]
+) -> Array:
+    """The absolute maximum of some blocks."""
+    stored = tensors.raw(f"{weight}.absmax").reshape(-1)[blocks]
     if f"{weight}.nested_absmax" not in tensors.stored:
-        return tensors.values(name).reshape(-1)
-    codes = tensors.raw(name).reshape(-1)
-    outer = tensors.values(f"{weight}.nested_absmax").reshape(-1)
+        return to_float32(stored, "F32")
+    outer = tensors.raw(f"{weight}.nested_absmax")[blocks // int(state["nested_blocksize"])]
     levels = tensors.values(f"{weight}.nested_quant_map")
-    scales = np.repeat(outer, int(state["nested_blocksize"]))[: len(codes)]
-    return levels[codes] * scales + np.float32(state["nested_offset"])
+    maxima: Array = levels[stored] * outer + np.float32(state["nested_offset"])
+    return maxima
 
 
 def _codes(
@@ -95,14 +110,22 @@ def _codes(
         some = packed.reshape(-1, width // 2)[numbers]
         return np.stack([some >> 4, some & 15], axis=-1).reshape(len(numbers), width)
     places = numbers[:, None] * width + np.arange(width)
-    return (packed[places // 2] >> (4 * (1 - places % 2)).astype(np.uint8)) & np.uint8(15)
+    shifts = (4 * (1 - places % 2)).astype(np.uint8)
+    codes: npt.NDArray[np.uint8] = (packed[places // 2] >> shifts) & np.uint8(15)
+    return codes
 
 
-def _spread(maxima: Array, numbers: npt.NDArray[np.intp], width: int, block: int) -> Array:
+def _spread(
+    maxima: Callable[[npt.NDArray[np.intp]], Array],
+    numbers: npt.NDArray[np.intp],
+    width: int,
+    block: int,
+) -> Array:
     """The maximum of each weight's block, for some rows. Blocks are counted through the matrix."""
+    first = numbers[:, None] * width
     if width % block == 0:
-        return np.repeat(maxima.reshape(-1, width // block)[numbers], block, axis=1)
-    return maxima[(numbers[:, None] * width + np.arange(width)) // block]
+        return np.repeat(maxima((first + np.arange(0, width, block)) // block), block, axis=1)
+    return maxima((first + np.arange(width)) // block)
 
 
 def _eight_bit(weight: str, scale_name: str, tensors: Tensors) -> Layer:

@@ -57,7 +57,7 @@ MAX_DIMENSIONS = 64
 MAX_VALUES = 1 << 60
 """of a tensor, and of the shape of an empty one without its zeros"""
 _ITEM_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1,
-               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1}  # fmt: skip
+               "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
 
 GPTQ = "GPTQ"
 """type of a layer that is stored in four tensors"""
@@ -76,7 +76,10 @@ _UNREAD_FILES = {
     "*.onnx": "take the repository that it was exported from",
     "*.ckpt": "save the model with save_pretrained() of transformers",
     "*.distcp": "torch.distributed.checkpoint.format_utils.dcp_to_torch_save merges it",
+    "zero_to_fp32.py": "its shards are DeepSpeed's: python zero_to_fp32.py FOLDER OUT merges them",
+    "pytorch_model_fsdp_*": "its shards are FSDP's: accelerate merge-weights FOLDER OUT merges them",
     "*.pt": "save the model with save_pretrained() of transformers",
+    "*.bin": "a file of torch.save is read under the name pytorch_model.bin",
 }  # fmt: skip
 """weights in other formats -> what to do"""
 
@@ -134,7 +137,7 @@ class Checkpoint:
             self._gather(gptq_layout.settings(self.quantization, source))
         elif method in quantized_formats.READERS:
             stored = Tensors(dict(self.tensors), partial(_stored, dict(self.tensors)))
-            self._join(quantized_formats.READERS[method](self.quantization, stored))
+            self._join(quantized_formats.read_layers(self.quantization, stored, source))
 
     def read(self, name: str) -> Array:
         """A tensor as float32 (exact for F32, F16 and BF16)."""
@@ -310,7 +313,7 @@ def _files(source: Path) -> list[Path]:
             return _indexed(source, source / f"{single}.index.json")
         if shards := _unindexed(source, single):
             return shards
-    raise InputError(f"no {_SAFETENSORS} in {source}", _other_weights(source))
+    raise InputError(f"no {_SAFETENSORS} in {source}", other_weights(source))
 
 
 def _indexed(source: Path, index: Path) -> list[Path]:
@@ -340,10 +343,10 @@ def _unindexed(source: Path, single: str) -> list[Path]:
     return shards
 
 
-def _other_weights(source: Path) -> str:
+def other_weights(source: Path, otherwise: str = "a Hugging Face model folder is needed") -> str:
     """What to do with a folder whose weights are in none of the formats that are read."""
     remedies = (hint for pattern, hint in _UNREAD_FILES.items() if any(source.glob(pattern)))
-    return next(remedies, "a Hugging Face model folder is needed")
+    return next(remedies, otherwise)
 
 
 def _header(file: Path) -> dict[str, TensorInfo]:

@@ -11,7 +11,7 @@ https://github.com/neuralmagic/compressed-tensors/blob/0.12.2/src/compressed_ten
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from edgeft.errors import InputError
 from edgeft.weights.dtypes import FLOAT8_DTYPES, Array, Rows, stored_as, to_float32
-from edgeft.weights.fp8_layout import block_size, scale_grid
+from edgeft.weights.fp8_layout import block_size
 from edgeft.weights.quantized_layer import Layer, Tensors
 
 FORMATS = ("pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mixed-precision",
@@ -49,11 +49,7 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
         stem, _, part = name.rpartition(".")
         if part == "weight_packed":
             weights[f"{stem}.weight"] = _layer(stem, name, settings, tensors)
-        elif (
-            part == "weight"
-            and f"{stem}.weight_scale" in tensors.stored
-            and info.dtype in ("I8", *FLOAT8_DTYPES)
-        ):
+        elif part == "weight" and info.dtype in ("I8", *FLOAT8_DTYPES):
             weights[name] = _layer(stem, name, settings, tensors)
     return weights
 
@@ -68,11 +64,11 @@ def _layer(stem: str, codes_name: str, settings: list[dict[str, Any]], tensors: 
         shape = tensors.raw(f"{stem}.weight_shape") if packed else tensors.stored[codes_name].shape
         height, width = (int(size) for size in shape)
         bits = _bits(tensors.stored[codes_name], width, settings) if packed else 8
-        scales = scale_grid(codes_name, f"{stem}.weight_scale", tensors)
+        scales = tensors.grid(f"{stem}.weight_scale")
         zeros = _zeros(stem, scales.shape, height, bits, tensors)
         groups = _groups(stem, width, scales.shape[1], settings, tensors)
         block = block_size(height, scales.shape[0], _block(settings, 0))
-        if not block or (zeros is not None and zeros.shape != scales.shape):
+        if not block:
             raise ValueError(f"scales {scales.shape} for {height} x {width}")
         if packed and tensors.stored[codes_name].shape[0] != height:
             raise ValueError(f"weight_shape is {height} x {width}")
@@ -85,8 +81,8 @@ def _layer(stem: str, codes_name: str, settings: list[dict[str, Any]], tensors: 
         raw = tensors.raw(codes_name)[index]
         codes = unpacked(raw, bits, width) if packed else to_float32(raw, stored)
         at = np.arange(height)[index] // block
-        steps = codes if zeros is None else codes - zeros[at][:, groups]
-        return stored_as(steps * scales[at][:, groups], rounded)
+        steps = codes if zeros is None else codes - zeros(at)[:, groups]
+        return stored_as(steps * scales.rows(at)[:, groups], rounded)
 
     dtype = "FP8" if stored in FLOAT8_DTYPES else f"INT{bits}"
     return Layer(dtype, (height, width), (codes_name, *parts), rows)
@@ -116,14 +112,20 @@ def _bits(codes: Any, width: int, settings: list[dict[str, Any]]) -> int:
 
 def _zeros(
     stem: str, shape: tuple[int, ...], height: int, bits: int, tensors: Tensors
-) -> Array | None:
-    """Zero points in the shape of the scales; None for a symmetric layer."""
+) -> Callable[[npt.NDArray[np.intp]], Array] | None:
+    """Rows of the zero points, which have the shape of the scales; None for a symmetric layer."""
     name = f"{stem}.weight_zero_point"
     if name not in tensors.stored:
         return None
-    if tensors.stored[name].dtype != "I32" or f"{stem}.weight_packed" not in tensors.stored:
-        return scale_grid(stem, name, tensors)
-    return unpacked(tensors.raw(name).T, bits, height).T.reshape(shape)
+    info = tensors.stored[name]
+    if info.dtype == "I32" and f"{stem}.weight_packed" in tensors.stored:
+        if info.shape != (-(-height * bits // WORD_BITS), shape[1]) or shape[0] != height:
+            raise ValueError(f"zero points {info.shape} for scales {shape}")
+        return lambda at: unpacked(tensors.raw(name).T, bits, height).T[at]
+    grid = tensors.grid(name)
+    if grid.shape != shape:
+        raise ValueError(f"zero points {grid.shape} for scales {shape}")
+    return grid.rows
 
 
 def _groups(

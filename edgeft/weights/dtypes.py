@@ -23,7 +23,7 @@ FLOAT8_DTYPES = {"F8_E4M3": (4, 3), "F8_E5M2": (5, 2), "F8_E8M0": (8, 0)}
 """types of 8 bits -> their bits of exponent and mantissa"""
 WRITE_DTYPES = {"F32": "<f4", "F16": "<f2", "BF16": "<u2", "I32": "<i4"}
 STORED_DTYPES = FLOAT_DTYPES | dict.fromkeys((*FLOAT8_DTYPES, "U8", "BOOL"), "u1") | {
-    "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8",
+    "I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U16": "<u2", "U32": "<u4", "U64": "<u8",
 }  # fmt: skip
 """every type that is read -> numpy's type of its stored form"""
 
@@ -39,7 +39,8 @@ def to_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
         wide = raw.astype("<u4") << np.uint32(16)
         return wide.view(np.float32)
     if dtype in FLOAT8_DTYPES:
-        return float8_values(dtype)[raw]
+        values: Array = float8_values(dtype)[raw]
+        return values
     return raw.astype(np.float32)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft.weights.dtypes import FLOAT8_DTYPES, Array, Rows, float8_values, to_float32
+from edgeft.weights.dtypes import FLOAT8_DTYPES, Array, Rows, to_float32
 from edgeft.weights.quantized_layer import Layer, Tensors
 
 SCALES = ("weight_scale_inv", "weight_scale")
@@ -29,8 +29,9 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
     for name, info in tensors.stored.items():
         scales = [f"{name.removesuffix('weight')}{scale}" for scale in SCALES]
         scale_name = next((scale for scale in scales if scale in tensors.stored), None)
-        matrix = info.dtype in FLOAT8_DTYPES and len(info.shape) == 2
-        if matrix and name.endswith("weight") and scale_name:
+        if info.dtype in FLOAT8_DTYPES and len(info.shape) == 2 and name.endswith("weight"):
+            if scale_name is None:
+                raise tensors.refusal(name, f"is stored as {info.dtype} and has no scale")
             weights[name] = _layer(name, scale_name, block, tensors)
     return weights
 
@@ -38,7 +39,7 @@ def layers(config: Mapping[str, Any], tensors: Tensors) -> dict[str, Layer]:
 def _layer(name: str, scale_name: str, block: Any, tensors: Tensors) -> Layer:
     info = tensors.stored[name]
     height, width = info.shape
-    scales = scale_grid(name, scale_name, tensors)
+    scales = tensors.grid(scale_name)
     steps = tuple(
         block_size(size, count, block[axis] if isinstance(block, list) else None)
         for axis, (size, count) in enumerate(zip((height, width), scales.shape, strict=True))
@@ -48,18 +49,10 @@ def _layer(name: str, scale_name: str, block: Any, tensors: Tensors) -> Layer:
 
     def rows(index: Rows) -> Array:
         numbers = np.arange(height)[index]
-        factors = np.repeat(scales[numbers // steps[0]], steps[1], axis=1)[:, :width]
+        factors = np.repeat(scales.rows(numbers // steps[0]), steps[1], axis=1)[:, :width]
         return to_float32(tensors.raw(name)[index], info.dtype) * factors
 
     return Layer("FP8", (height, width), (name, scale_name), rows)
-
-
-def scale_grid(name: str, scale_name: str, tensors: Tensors) -> Array:
-    """Scales as a matrix: (1, 1), (rows, 1), or blocks of rows x blocks of columns."""
-    scales = tensors.values(scale_name)
-    if tensors.stored[scale_name].dtype == "U8":
-        scales = float8_values("F8_E8M0")[tensors.raw(scale_name)].reshape(scales.shape)
-    return scales.reshape(-1, 1) if scales.ndim < 2 else scales
 
 
 def block_size(size: int, count: int, configured: int | None) -> int:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import InputError
@@ -38,6 +39,20 @@ class StoredTensor(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
+class Grid(NamedTuple):
+    """A matrix of scales or zero points in its stored form; only what is asked for is converted."""
+
+    raw: npt.NDArray[Any]
+    dtype: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.raw.shape
+
+    def rows(self, numbers: npt.NDArray[np.intp]) -> Array:
+        return to_float32(self.raw[numbers], self.dtype)
+
+
 class Tensors(NamedTuple):
     """The tensors of a checkpoint as they are stored."""
 
@@ -49,6 +64,12 @@ class Tensors(NamedTuple):
         """A small tensor in float32, in its shape."""
         info = self.stored[name]
         return to_float32(self.raw(name), info.dtype).reshape(info.shape)
+
+    def grid(self, name: str) -> Grid:
+        """Scales as a matrix: (1, 1), (rows, 1), or blocks of rows x blocks of columns; mapped."""
+        info, raw = self.stored[name], self.raw(name)
+        dtype = "F8_E8M0" if info.dtype == "U8" else info.dtype  # MXFP8's powers of two
+        return Grid(raw if len(info.shape) > 1 else raw.reshape(-1, 1), dtype)
 
     def refusal(self, name: str, problem: str) -> InputError:
         return InputError(f"{self.stored[name].file}: {name} {problem}", "download it again")

@@ -80,11 +80,12 @@ def open_base(folder: Path) -> TextBase:
 def _check_readable(folder: Path, weights: Checkpoint, card: models.Card) -> None:
     """InputError for a tensor that holds neither floats nor codes of a known format."""
     config = weights.quantization
-    unknown = config and config["quant_method"] not in (GPTQ.lower(), *quantized_formats.READERS)
+    method = config.get("quant_method", GPTQ.lower())
+    unread = {*FLOAT8_DTYPES} if method not in (GPTQ.lower(), *quantized_formats.READERS) else set()
     for name, info in weights.tensors.items():
         if card.ignores(name):
             continue
-        if unknown and (info.dtype not in READABLE or info.dtype in FLOAT8_DTYPES):
+        if method != GPTQ.lower() and (info.dtype not in READABLE or info.dtype in unread):
             raise quantized_formats.refusal(config, folder)
         info.check_float(name)
 

@@ -428,7 +428,9 @@ def test_weight_stored_as_in_by_out(
         "gpt2", "GPT-2", ("GPT2LMHeadModel",), "gpt2", ("hf",), (),
         {"transformer.wte.weight": "token_embd.weight", "lm_head.weight": "output.weight"}, {},
     )  # fmt: skip
-    monkeypatch.setattr(importlib.import_module("edgeft.models.cards"), "cards", lambda: (card,))
+    monkeypatch.setattr(
+        importlib.import_module("edgeft.models.text_model"), "cards", lambda: (card,)
+    )
     base = tmp_path / "base"
     size, end = make_tokenizer(base)
     config = transformers.GPT2Config(
@@ -542,9 +544,9 @@ def test_undefined_sums_are_refused(bases: Callable[[str], Path], tmp_path: Path
 @pytest.mark.parametrize(
     ("config", "text"),
     [
-        ({"peft_type": "IA3"}, "q_proj has A, B, and not ia3_l alone"),
-        ({"peft_type": "LOHA"}, "q_proj has no whole hada_w1"),
-        ({"peft_type": "TRAINABLE_TOKENS"}, "q_proj has A, B, which TRAINABLE_TOKENS has not"),
+        ({"peft_type": "IA3"}, "_proj has A, B, and not ia3_l alone"),
+        ({"peft_type": "LOHA"}, "_proj has no whole hada_w1"),
+        ({"peft_type": "TRAINABLE_TOKENS"}, "_proj has A, B, which TRAINABLE_TOKENS has not"),
         ({"peft_type": "VERA"}, "is a VERA adapter .merge it with peft and give the result"),
         ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING adapter, which .* changes no weight"),
         ({"alora_invocation_tokens": [1, 2]}, "uses alora_invocation_tokens"),

@@ -105,3 +105,14 @@ def test_a_hub_id_is_downloaded_without_code_and_a_failure_is_one_line(
     for name in ("./owner/name", "/owner/name", "owner/name/more"):
         with pytest.raises(InputError, match="no such base model"):
             resolve_base(name)
+
+
+def test_a_file_or_a_folder_in_another_format_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "consolidated.00.pth").touch()
+    with pytest.raises(InputError, match="no config.json") as no:
+        resolve_base(str(tmp_path))
+    assert "convert_llama_weights_to_hf" in no.value.hint
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(InputError, match="is one file of a model") as no:
+        resolve_base(str(tmp_path / "model.safetensors"))
+    assert no.value.hint == "give its folder, with config.json"

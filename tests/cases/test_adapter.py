@@ -82,9 +82,9 @@ RENAMED: dict[str, Callable[[str], str]] = {
     "Lightning": lambda name: f"state_dict.module.{name}",
     "without model.": lambda name: name.replace("base_model.model.model.", "base_model.model."),
     "without any": lambda name: name.removeprefix("base_model.model.model."),
-    "one model. more": lambda name: name.replace("model.model.", "model.model.model."),
-    "of a vision model": lambda name: name.replace("model.model.", "model.model.language_model."),
-    "of an older one": lambda name: name.replace("model.model.", "model.language_model.model."),
+    "one model. more": lambda name: name.replace("model.layers", "model.model.layers"),
+    "of a vision model": lambda name: name.replace("model.layers", "model.language_model.layers"),
+    "of an older one": lambda name: name.replace("model.layers", "language_model.model.layers"),
     "adapter name": lambda name: name.replace(".weight", ".default.weight"),
     "another adapter name": lambda name: name.replace(".weight", ".my_sft.weight"),
 }  # fmt: skip
@@ -96,7 +96,7 @@ def test_wrappers_and_outer_names_are_taken_off(
 ) -> None:
     adapter = copy(plain, tmp_path / "adapter")
     renamed = {RENAMED[writer](name): array for name, array in read(plain).items()}
-    assert not set(renamed) & set(read(plain))
+    assert set(renamed) != set(read(plain))
     write(adapter / "adapter_model.safetensors", renamed)
     assert_same(base, adapter, plain)
 
@@ -466,7 +466,7 @@ HOSTILE: dict[str, Any] = {
     "r": [0, -4, 4.0, "4", True, 10**30, None],
     "rank_pattern": [{r"((\w+\.?)+)+X": 4}, {"(": 4}, {"q_proj": "2"}, {"q_proj": 0}, [], "q", {"(?i)q": 4},
                      {"a{99999999999}": 4}, {"q_proj": True}],
-    "alpha_pattern": [{r"(.*a)*b*(c*)*$X": 4}, {"q_proj": 10**400}, {"q_proj": None}, 3],
+    "alpha_pattern": [{r"((\w+\.?)+)+X": 4}, {"q_proj": 10**400}, {"q_proj": None}, 3],
     "target_modules": [r"((\w+\.?)+)+X", 3, [3], {"a": 1}, "("],
     "exclude_modules": [r"(x?model\.?)*((\w+\.?)+)+X", [None]],
     "trainable_token_indices": [[-1], ["1"], {"embed_tokens": "12"}, {"embed_tokens": [[1]]}, 5, [10**400],

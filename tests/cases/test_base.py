@@ -171,8 +171,9 @@ def test_what_a_config_leaves_out_has_transformers_default() -> None:
         theirs = getattr(transformers, card.architectures[0]).config_class().to_dict()
         for key in card.hparams.values():
             value = card.value({}, key) if not key.startswith("=") else None
-            # derived values depend on the rest, and GGUF's own keys are under other names
-            if key in ("num_key_value_heads", "head_dim", "q_lora_rank") or key not in theirs:
+            # what depends on other settings has no default of its own
+            derived = ("num_key_value_heads", "head_dim", "q_lora_rank", "num_experts")
+            if key in derived or key not in theirs:
                 continue
             if key != "vocab_size" and theirs[key] is not None:
                 assert value == theirs[key], (card.family, key)
@@ -253,7 +254,9 @@ def test_a_base_in_files_of_torch_save(tmp_path: Path, tiny_base: Path, shards: 
     [("consolidated.safetensors", "convert_mistral_weights_to_hf"), ("model.gguf", "the .gguf file"),
      ("consolidated.00.pth", "convert_llama_weights_to_hf"), ("tf_model.h5", "from_tf=True"),
      ("flax_model.msgpack", "from_flax=True"), ("model.onnx", "exported from"),
-     ("__0_0.distcp", "dcp_to_torch_save")],
+     ("__0_0.distcp", "dcp_to_torch_save"), ("zero_to_fp32.py", "python zero_to_fp32.py"),
+     ("pytorch_model_fsdp.bin", "under the name pytorch_model.bin"),
+     ("pytorch_model_fsdp_0", "accelerate merge-weights")],
 )  # fmt: skip
 def test_weights_in_other_formats_are_refused_with_the_remedy(
     tmp_path: Path, tiny_base: Path, file: str, hint: str
@@ -457,7 +460,7 @@ def test_a_base_that_transformers_quantized_to_4_bits(tmp_path: Path, tiny_base:
     model.save_pretrained(tmp_path / "base")
     base = open_base(tmp_path / "base")
     assert base.notes == ("the base is quantized by bitsandbytes (NF4): it is dequantized",)
-    whole = model.dequantize().float()
+    whole = model.dequantize(torch.float32).float()
     for name, weight in whole.named_parameters():
         np.testing.assert_array_equal(base.weights.read(name), weight.detach().numpy())
     with torch.inference_mode(), ReferenceRuntime(tmp_path / "base") as read:
@@ -491,3 +494,23 @@ def test_other_quantizations_are_refused_by_name(
     with pytest.raises(InputError, match=f"the model is quantized by {method}") as no:
         open_base(folder)
     assert "take the unquantized model" in no.value.hint
+
+
+@pytest.mark.parametrize("keep_4bit", [False, True])
+def test_the_same_weights_are_trained_on_under_other_names(
+    tmp_path: Path, tiny_base: Path, keep_4bit: bool
+) -> None:
+    import torch
+
+    from edgeft.train.methods.qlora import frozen_base
+    from edgeft.train.options import TrainOptions
+
+    other = pickled(tmp_path / "pickled", save(tmp_path / "other", tiny_base, NAMES["compiled"]))
+    params = []
+    for base in (tiny_base, other):
+        options = TrainOptions(base, tmp_path / "x.jsonl", tmp_path / "out", keep_4bit=keep_4bit)
+        model = frozen_base(options, open_base(base).card, torch.float32, "cpu")
+        params.append(dict(model.named_parameters()))
+    assert params[0].keys() == params[1].keys()
+    for name, weight in params[0].items():
+        assert weight.dtype == params[1][name].dtype and torch.equal(weight, params[1][name]), name

@@ -328,3 +328,77 @@ def test_a_layer_of_compressed_tensors_must_fit_together(tmp_path: Path) -> None
     tensors["weight_scale"] = tensors["weight_scale"][:, :3]
     with pytest.raises(InputError, match="is no layer of compressed-tensors"):
         write(tmp_path, tensors, settings("pack-quantized", 4))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("scale_dtype", ["float16", "bfloat16", "float32"])
+def test_mlx(tmp_path: Path, bits: int, scale_dtype: str) -> None:
+    import torch
+
+    draw = torch.Generator().manual_seed(5)
+    codes = torch.randint(0, 2**bits, (ROWS, COLUMNS), generator=draw, dtype=torch.int32)
+    dtype = getattr(torch, scale_dtype)
+    scales = (torch.rand((ROWS, 2), generator=draw) / 8).to(dtype)
+    biases = torch.randn((ROWS, 2), generator=draw).to(dtype)
+    grown = (values.repeat_interleave(64, 1) for values in (scales, biases))
+    want = codes.to(dtype) * next(grown) + next(grown)
+    words = dense(codes - 2 ** (bits - 1), bits).view(torch.uint32)
+    write(tmp_path, {"weight": words, "scales": scales, "biases": biases}, {})
+    settings = {"group_size": 32, "bits": 8, NAME: {"group_size": 64, "bits": bits}}
+    both = {"quantization": settings, "quantization_config": settings}
+    (tmp_path / "config.json").write_text(json.dumps(both))
+    check(Checkpoint(tmp_path), want, f"INT{bits}")
+    (tmp_path / "config.json").write_text(
+        json.dumps({"quantization": settings | {"mode": "mxfp4"}})
+    )
+    with pytest.raises(InputError, match="MLX's mode 'mxfp4' cannot be read"):
+        Checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+def test_a_weight_of_8_bits_without_a_scale_is_refused(tmp_path: Path, method: str) -> None:
+    import torch
+
+    with pytest.raises(InputError, match=r"no scale|is no layer of compressed-tensors"):
+        write(tmp_path, {"weight": some().to(torch.float8_e4m3fn)}, {"quant_method": method})
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"weight_block_size": ["a", {}]}, {"sparsity_config": "dense"}, {"config_groups": {"g": {"weights": 3}}},
+     {"config_groups": [1]}],
+)  # fmt: skip
+@pytest.mark.parametrize("method", ["fp8", "compressed-tensors"])
+def test_damaged_settings_are_an_input_error(
+    tmp_path: Path, method: str, changed: dict[str, Any]
+) -> None:
+    import torch
+
+    tensors = {"weight": some().to(torch.float8_e4m3fn), "weight_scale": torch.ones(2, 4)}
+    try:
+        write(tmp_path, tensors, {"quant_method": method} | changed)
+    except InputError as error:
+        assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "key", ["nested_blocksize", "nested_offset", "blocksize", "shape", "dtype"]
+)
+@pytest.mark.parametrize("value", [None, 0, "a", [], 10**30])
+def test_a_damaged_state_of_bitsandbytes_is_an_input_error(
+    tmp_path: Path, key: str, value: Any
+) -> None:
+    import torch
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(some(), compress_statistics=True, quant_type="nf4")
+    parts = {f"weight.{part}": tensor for part, tensor in state.as_dict(packed=True).items()}
+    name = "weight.quant_state.bitsandbytes__nf4"
+    settings = json.loads(parts[name].numpy().tobytes()) | {key: value}
+    parts[name] = torch.frombuffer(bytearray(json.dumps(settings).encode()), dtype=torch.uint8)
+    try:
+        weights = write(tmp_path, {"weight": packed} | parts, {"quant_method": "bitsandbytes"})
+        assert key == "nested_offset", "a number is all that an offset must be"
+        weights.read(f"{NAME}.weight")
+    except InputError as error:
+        assert "is no weight of bitsandbytes" in str(error)
