@@ -80,6 +80,11 @@ class Worker:
         )
         _workers.add(self)
 
+    @property
+    def runs(self) -> bool:
+        """Whether the process still waits for requests."""
+        return self._process.poll() is None
+
     def ask(self, request: Any) -> Any:
         """The function's answer; Ended where a limit or a fault ended the process."""
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -130,16 +135,22 @@ class Pool:
     def ask(self, request: Any) -> Any:
         """As `Worker.ask`; a process that ended is replaced at the next request."""
         with self._room:
-            try:
-                worker = self._idle.pop()  # the last one has the most in its caches
-            except IndexError:
-                worker = self._new()
+            worker = self._take()
             answer = worker.ask(request)
             self._idle.append(worker)
             return answer
 
+    def _take(self) -> Worker:
+        """The worker that was idle last, which has the most in its caches, or a new one."""
+        with contextlib.suppress(IndexError):
+            while not (worker := self._idle.pop()).runs:
+                worker.close()
+            return worker
+        return self._new()
+
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()
+os.register_at_fork(after_in_child=_workers.clear)
 
 
 @atexit.register

@@ -44,7 +44,10 @@ class Connection(H11Protocol):
         self._cancel_timeout()
 
     def send_400_response(self, msg: str) -> None:
-        """Of a request that breaks off after it was answered nothing more can be said."""
+        """Answers a request that is no HTTP. One that was passed on already gets no second answer."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -282,7 +283,7 @@ def _files(source: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index} names a file outside its folder: {name!r}")
-        if not (source / name).is_file():
+        if not os.path.isfile(source / name):
             raise InputError(f"{source} lacks the shard {name}", "download the model again")
     return [source / name for name in names]
 
