@@ -144,6 +144,11 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there: False also for a name that none can have, and without rights to look."""
+    return os.path.isfile(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where the file does not exist. InputError for anything else."""
     try:

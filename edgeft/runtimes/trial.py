@@ -10,7 +10,6 @@ That it survived is noted in the cache folder, by inode, size and time of the fi
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from importlib.metadata import version
 from pathlib import Path

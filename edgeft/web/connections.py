@@ -59,10 +59,11 @@ class Connection(H11Protocol):
         limit = self.config.limit_concurrency
         if limit is None or len(self.connections) <= limit - FREE_CONNECTIONS:
             return
-        waiting = [other for other in self.connections if isinstance(other, Connection)
-                   and other is not self and other._timeout]  # fmt: skip
-        if waiting:
-            min(waiting, key=lambda other: other._timeout.when()).transport.close()
+        others = (other for other in self.connections if isinstance(other, Connection))
+        since = {other: other._timeout.when() for other in others if other._timeout}
+        since.pop(self, None)
+        if since:
+            min(since, key=since.__getitem__).transport.close()
 
     def _update_timeout(self) -> None:
         """The time runs from the first moment without a request, not from the last byte."""

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,7 +283,7 @@ def _files(source: Path) -> list[Path]:
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index} names a file outside its folder: {name!r}")
         if not os.path.isfile(source / name):
-            raise InputError(f"{source} lacks the shard {name}", "download the model again")
+            raise InputError(f"{source} lacks the shard {name[:100]}", "download the model again")
     return [source / name for name in names]
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, require
+from edgeft.files import is_file
 from edgeft.weights.onnx_config import CONFIG_FILE, read_config
 
 CODE_UNITS = {"bits": "bits", "block_size": "columns"}
@@ -169,9 +170,9 @@ def _check_weight_files(file: Path, proto: Any) -> None:
 
 def _check_weight_file(graph: Path, tensor: str, place: dict[str, str]) -> None:
     file = graph.parent / place.get("location", "")
-    if file.parent != graph.parent or not file.is_file():
+    if file.parent != graph.parent or not is_file(file):
         raise InputError(
-            f"{graph}: its weights lack {place.get('location')!r}",
+            f"{graph}: its weights lack {place.get('location', '')[:100]!r}",
             "keep all files of the folder together",
         )
     try:
