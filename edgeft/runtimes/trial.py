@@ -31,7 +31,7 @@ def check_survives(path: Path) -> None:
     What llama.cpp reports as an error is none here: whoever opens the file gets it.
     """
     mark = _mark(path)
-    if os.path.exists(mark):
+    if is_file(mark):
         return
     size = path.stat().st_size
     worker = Worker(

@@ -282,7 +282,7 @@ def _files(source: Path) -> list[Path]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index} names a file outside its folder: {name!r}")
-        if not os.path.isfile(source / name):
+        if not is_file(source / name):
             raise InputError(f"{source} lacks the shard {name[:100]}", "download the model again")
     return [source / name for name in names]
 
