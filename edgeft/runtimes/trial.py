@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeft.child_process import Ended, Limits, Worker
 from edgeft.errors import EdgeftError, InputError
-from edgeft.files import home
+from edgeft.files import home, is_file
 
 CPU_S, BYTES_PER_CPU_S = 3.0, 50_000_000
 """time to load and compute one token: seconds, and bytes of the file per further second"""

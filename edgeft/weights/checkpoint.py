@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import InputError
-from edgeft.files import read_json
+from edgeft.files import is_file, read_json
 from edgeft.weights import gptq_layout
 
 MAX_HEADER_BYTES = 25_000_000
