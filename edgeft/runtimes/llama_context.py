@@ -60,7 +60,8 @@ class LlamaModel:
         try:
             check_runs(gguf_reader.read(path, errors="surrogateescape"))
         except InputError as error:
-            raise InputError(f"cannot load {path}: {error.message}", error.hint) from None
+            problem = error.message.removeprefix(str(path)).lstrip(": ")
+            raise InputError(f"cannot load {path}: {problem}", error.hint) from None
         self.lib, self.errors = load_library()
         self.exact = exact
         self.threads = threads or len(os.sched_getaffinity(0))
