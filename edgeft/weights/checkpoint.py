@@ -145,6 +145,8 @@ class Checkpoint:
         stored, self.tensors = self.tensors, {}
         for name, info in stored.items():
             layer, _, part = name.rpartition(".")
+            if part == "qweight" and f"{layer}.weight" in stored:
+                raise InputError(f"{info.file}: layer {layer} has both a weight and a qweight")
             if part == "qweight":
                 parts = {part: stored.get(f"{layer}.{part}") for part in gptq_layout.PARTS}
                 whole = {part: info for part, info in parts.items() if info}

@@ -155,7 +155,7 @@ def _check_cache(file: Path, graph: Any, head_size: int, kv_heads: int | None) -
         named = [(kv_heads or dims[1], dims[1]), (head_size, dims[3])] if len(dims) == 4 else []
         if not named or any(shape and stated != shape for stated, shape in named):
             raise InputError(
-                f"{file}: {value.name[:60]} has the shape {dims}, {CONFIG_FILE} says head_size "
+                f"cannot load {file}: {value.name[:60]} has the shape {dims}, {CONFIG_FILE} says head_size "
                 f"{head_size} and num_key_value_heads {kv_heads}",
                 "export it again",
             )

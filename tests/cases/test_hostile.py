@@ -26,7 +26,7 @@ from edgeft.weights.checkpoint import Checkpoint
 from edgeft.weights.gguf_check import problems
 from helpers.converting import convert
 from helpers.mutate import json_mutants, json_texts, mutants, rewritten_gguf
-from helpers.tiny import CHATML, make_base
+from helpers.tiny import CHATML, make_base, write_gptq
 
 COUNT = 150
 """damaged copies for each reader"""
@@ -180,6 +180,18 @@ def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
     index.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match="index.json|lacks the shard"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.unit
+def test_a_layer_with_a_weight_and_its_codes_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder, layers = write_gptq(tiny_base, tmp_path / "gptq")
+    Checkpoint(folder)
+    header, body = header_of(folder / "model.safetensors")
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
+    text = json.dumps(header | {next(iter(layers)): entry}).encode()
+    (folder / "model.safetensors").write_bytes(with_header(text, body + bytes(4)))
+    with pytest.raises(InputError, match="has both a weight and a qweight"):
+        Checkpoint(folder)
 
 
 # config.json
