@@ -63,7 +63,9 @@ class Connection(H11Protocol):
         since = {other: other._timeout.when() for other in others if other._timeout}
         since.pop(self, None)
         if since:
-            min(since, key=since.__getitem__).transport.close()
+            oldest = min(since, key=since.__getitem__)
+            oldest._cancel_timeout()  # closing takes until the loop's next turn
+            oldest.transport.close()
 
     def _update_timeout(self) -> None:
         """The time runs from the first moment without a request, not from the last byte."""

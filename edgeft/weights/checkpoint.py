@@ -278,8 +278,8 @@ def _files(source: Path) -> list[Path]:
             else "a Hugging Face model folder is needed",
         )
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is not a safetensors index: {error!r}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
