@@ -18,7 +18,7 @@ import pytest
 
 from edgeft import models, store
 from edgeft.errors import EdgeftError, InputError
-from edgeft.files import home
+from edgeft.files import home, read_json
 from edgeft.merge.view import open_merged
 from edgeft.records import Manifest
 from edgeft.weights import gguf_reader
@@ -476,6 +476,21 @@ def test_a_long_array_is_refused_without_being_read(tmp_path: Path) -> None:
 
 
 # The other readers
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "size"), [("config.json", 17_000_000), ("tokenizer.json", 65_000_000)]
+)
+def test_json_larger_than_that_of_any_model_is_not_read(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b"[")
+        file.truncate(size)
+    with pytest.raises(InputError, match="more than that of any model"):
+        read_json(path)
 
 
 @pytest.mark.unit
