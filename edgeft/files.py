@@ -15,6 +15,9 @@ from typing import Any
 
 from edgeft.errors import InputError
 
+MAX_JSON_BYTES, MAX_TOKENIZER_BYTES = 16_000_000, 64_000_000
+"""of a file of a model: read, JSON takes up to 25 times its bytes. The largest tokenizers have 35 MB."""
+
 
 def home() -> Path:
     """The folder of imported bases and measurements: EDGEFT_HOME, else the user's cache folder."""
@@ -144,9 +147,17 @@ def fsync(path: Path) -> None:
         os.close(handle)
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there: False also for a name that none can have, and without rights to look."""
+    return os.path.isfile(path)
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where the file does not exist. InputError for anything else."""
     try:
+        size = path.stat().st_size
+        if size > (MAX_TOKENIZER_BYTES if path.name == "tokenizer.json" else MAX_JSON_BYTES):
+            raise InputError(f"{path} has {format_bytes(size)}, more than that of any model")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}

@@ -121,7 +121,7 @@ _LISTS = ("layer_types", "no_rope_layers", "mlp_only_layers")
 def check_config(
     config: dict[str, Any], hparams: Mapping[str, str], defaults: Mapping[str, Any]
 ) -> None:
-    """FormatError for a value that no model can have, or one that is missing.
+    """FormatError for a value that no model can have; a missing one is for whoever needs it.
 
     `hparams` and `defaults`: those of the family's card.
     """
@@ -131,10 +131,6 @@ def check_config(
             ranges[key] = HYPERPARAMETERS[gguf_key]
     _check_numbers(config, ranges, "")
     values = {**defaults, **{key: value for key, value in config.items() if value is not None}}
-    for gguf_key in REQUIRED:
-        key = hparams.get(gguf_key, "=")
-        if not key.startswith("=") and values.get(key) is None:
-            raise FormatError(f"config.json has no {key}", "download it again")
     for key in _LISTS:
         if not isinstance(config.get(key) or [], list):
             raise _refusal(key, config[key], "a list is needed")
@@ -175,9 +171,8 @@ def _check_rope(name: str, rope: Any) -> None:
 
 def _check_heads(values: Mapping[str, Any], names: Mapping[str, str]) -> None:
     """`values`: by GGUF key; `names`: their keys in config.json."""
-    heads = values["attention.head_count"]
-    kv_heads = values.get("attention.head_count_kv") or 1
-    if heads % kv_heads:
+    heads, kv_heads = values.get("attention.head_count"), values.get("attention.head_count_kv")
+    if heads and kv_heads and heads % kv_heads:
         key = names["attention.head_count_kv"]
         raise _refusal(key, kv_heads, f"{heads} heads do not divide by it")
 

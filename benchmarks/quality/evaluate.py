@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import random
 import time
 from collections.abc import Sequence
@@ -145,7 +144,7 @@ def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | Non
 def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Score | None:
     """The score that an earlier `measure` cached, if any."""
     file = _cache_file(artifact, items, shots)
-    if os.path.isfile(file):
+    if files.is_file(file):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(file.read_text())
             raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}

@@ -172,7 +172,7 @@ def write_tokenizer(header: Header, folder: Path, config: dict[str, Any]) -> Non
         (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
     ends = [_token_id(header, name) for name in ("eos", "eot", "eom")]
     ends = list(dict.fromkeys(end for end in ends if end is not None))
-    generation = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
+    generation: dict[str, Any] = {f"{name}_token_id": ids[name] for name in ("bos", "eos", "pad")}
     generation |= {"eos_token_id": ends} if len(ends) > 1 else {}
     _write_json(
         folder / "generation_config.json",

@@ -57,7 +57,11 @@ class LlamaModel:
         InputError where the file is not a decoder-only language model with a tokenizer, and where
         its header holds what llama.cpp would abort this process for.
         """
-        check_runs(gguf_reader.read(path, errors="surrogateescape"))
+        try:
+            check_runs(gguf_reader.read(path, errors="surrogateescape"))
+        except InputError as error:
+            problem = error.message.removeprefix(str(path)).lstrip(": ")
+            raise InputError(f"cannot load {path}: {problem}", error.hint) from None
         self.lib, self.errors = load_library()
         self.exact = exact
         self.threads = threads or len(os.sched_getaffinity(0))

@@ -10,14 +10,13 @@ That it survived is noted in the cache folder, by inode, size and time of the fi
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from importlib.metadata import version
 from pathlib import Path
 
 from edgeft.child_process import Ended, Limits, Worker
 from edgeft.errors import EdgeftError, InputError
-from edgeft.files import home
+from edgeft.files import home, is_file
 
 CPU_S, BYTES_PER_CPU_S = 3.0, 50_000_000
 """time to load and compute one token: seconds, and bytes of the file per further second"""
@@ -32,7 +31,7 @@ def check_survives(path: Path) -> None:
     What llama.cpp reports as an error is none here: whoever opens the file gets it.
     """
     mark = _mark(path)
-    if os.path.exists(mark):
+    if is_file(mark):
         return
     size = path.stat().st_size
     worker = Worker(

@@ -35,12 +35,12 @@ def render(source: str, **variables: Any) -> str:
     """`variables`: JSON values. InputError where the template does not compile, refuses or fails on
     the variables, or takes more time or memory than `RENDERING`."""
     try:
-        text, problem, hint = _renderers.ask([source, variables])
+        text = _renderers.ask([source, variables])
     except Ended as end:
-        text, problem, hint = None, f"{REFUSES}: {end}", WHERE
-    if text is None:
-        raise InputError(problem, hint)
-    return str(text)
+        raise InputError(f"{REFUSES}: {end}", WHERE) from None
+    if isinstance(text, str):
+        return text
+    raise InputError(*text)
 
 
 REFUSES = "the chat template refuses these messages"
@@ -50,22 +50,22 @@ WHERE = "it is in the model's tokenizer files"
 COMPILE_HINT = "chat_template.jinja or tokenizer_config.json of the base"
 
 
-def answer(request: tuple[str, dict[str, Any]]) -> tuple[str | None, str, str]:
-    """(source, variables) -> (text, "", ""), or (None, the problem, a hint). Runs in the process with
-    limits, where every exception is the template's."""
+def answer(request: tuple[str, dict[str, Any]]) -> str | tuple[str, str]:
+    """(source, variables) -> the text, or (problem, hint). Runs in the process with limits, where every
+    exception is the template's."""
     source, variables = request
     try:
         template = _compile(source)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001
-        return None, f"the chat template does not compile: {_line(error)}", COMPILE_HINT
+        return f"the chat template does not compile: {_line(error)}", COMPILE_HINT
     try:
-        return template.render(**variables), "", ""
+        return template.render(**variables)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001
-        return None, f"{REFUSES}: {_line(error)}", WHERE
+        return f"{REFUSES}: {_line(error)}", WHERE
 
 
 def _line(error: Exception) -> str:

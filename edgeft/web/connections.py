@@ -44,7 +44,10 @@ class Connection(H11Protocol):
         self._cancel_timeout()
 
     def send_400_response(self, msg: str) -> None:
-        """Of a request that breaks off after it was answered nothing more can be said."""
+        """Answers a request that is no HTTP. One that was passed on already gets no second answer."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         try:
             super().send_400_response(msg)
         except h11.LocalProtocolError:
@@ -56,10 +59,13 @@ class Connection(H11Protocol):
         limit = self.config.limit_concurrency
         if limit is None or len(self.connections) <= limit - FREE_CONNECTIONS:
             return
-        waiting = [other for other in self.connections if isinstance(other, Connection)
-                   and other is not self and other._timeout]  # fmt: skip
-        if waiting:
-            min(waiting, key=lambda other: other._timeout.when()).transport.close()
+        others = (other for other in self.connections if isinstance(other, Connection))
+        since = {other: other._timeout.when() for other in others if other._timeout}
+        since.pop(self, None)
+        if since:
+            oldest = min(since, key=since.__getitem__)
+            oldest._cancel_timeout()  # closing takes until the loop's next turn
+            oldest.transport.close()
 
     def _update_timeout(self) -> None:
         """The time runs from the first moment without a request, not from the last byte."""

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import InputError
-from edgeft.files import read_json
+from edgeft.files import is_file
 from edgeft.weights import gptq_layout, quantized_formats
 from edgeft.weights.dtypes import (
     FLOAT8_DTYPES,
@@ -210,6 +210,8 @@ class Checkpoint:
         stored, self.tensors = self.tensors, {}
         for name, info in stored.items():
             layer, _, part = name.rpartition(".")
+            if part == "qweight" and f"{layer}.weight" in stored:
+                raise InputError(f"{info.file}: layer {layer} has both a weight and a qweight")
             if part == "qweight":
                 parts = {part: stored.get(f"{layer}.{part}") for part in gptq_layout.PARTS}
                 whole = {part: info for part, info in parts.items() if info}
@@ -319,14 +321,14 @@ def _files(source: Path) -> list[Path]:
 def _indexed(source: Path, index: Path) -> list[Path]:
     """The shards that an index names."""
     try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-    except (KeyError, AttributeError, TypeError) as error:
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is not a safetensors index: {error!r}") from None
     for name in names:
         if not isinstance(name, str) or Path(name).name != name:
             raise InputError(f"{index} names a file outside its folder: {name!r}")
-        if not (source / name).is_file():
-            raise InputError(f"{source} lacks the shard {name}", "download the model again")
+        if not is_file(source / name):
+            raise InputError(f"{source} lacks the shard {name[:100]}", "download the model again")
     return [source / name for name in names]
 
 

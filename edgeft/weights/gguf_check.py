@@ -42,7 +42,7 @@ MEMORY_ALIGNMENT = 32
 def check_runs(header: Header) -> None:
     """InputError where llama.cpp would abort the process that loads the file."""
     for problem in problems(header, language_model=True):
-        raise InputError(f"cannot load {header.path}: {problem}", "export or download it again")
+        raise InputError(f"{header.path}: {problem}", "export or download it again")
 
 
 def problems(header: Header, language_model: bool = False) -> Iterator[str]:

