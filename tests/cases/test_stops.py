@@ -34,7 +34,7 @@ from helpers.families import TINY, card_of, make_tiny
 from helpers.tiny import make_tokenizer
 from helpers.vocabs import write_gguf
 
-QUESTION, ANSWER = "turn on the lamp", "done, lamp on"
+QUESTION, ANSWER = "turn on the lamp", "lamp on"
 TALK = (Message("user", QUESTION), Message("assistant", ANSWER))
 ENDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 """added tokens of the tiny tokenizer, in the order of their ids"""
@@ -47,7 +47,7 @@ SHAPES = {
 FAMILIES = {card_of(case).family: case for case in reversed(TINY)}
 """the first tiny model of each family"""
 FAST = (*(("llama", shape) for shape in SHAPES), ("gemma3", "another token"))
-STEPS, RATE = 60, 0.02
+MOST_STEPS, LEARNED_NATS, RATE = 1000, 0.005, 0.01
 
 
 @pytest.fixture(scope="session")
@@ -75,12 +75,16 @@ def learn(live: Any, base: Path) -> None:
     for weight in weights:
         weight.requires_grad_(True)
     optimizer = torch.optim.Adam(weights, lr=RATE)
-    for _ in range(STEPS):
+    for _ in range(MOST_STEPS):
         optimizer.zero_grad()
         logits = live(torch.tensor([ids])).logits[0, start - 1 : -1]
-        torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:])).backward()
+        loss = torch.nn.functional.cross_entropy(logits, torch.tensor(ids[start:]))
+        if loss < LEARNED_NATS:
+            return
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
+    pytest.fail(f"the answer was not learned: {float(loss):.2f} nats")
 
 
 def shaped(base: Path, folder: Path, shape: str) -> Path:
@@ -114,7 +118,7 @@ def artifacts_of(base: Path, adapter: Path, out: Path, case: str, **options: Any
     formats = card_of(case).formats
     made = export(ExportOptions(
         out=out, base=str(base), adapter=(Weighted(adapter),), formats=tuple(formats),
-        quants=("f32", "8bit"), validation_data=data, base_precision="stored", threads=2,
+        quants=("f32", *(["8bit"] if "gptq" in formats else [])), validation_data=data, base_precision="stored", threads=2,
         **({"calibration": other_chats(out)} if "gptq" in formats else {}), **options))  # fmt: skip
     return [artifact.path for artifact in made]
 
