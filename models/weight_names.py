@@ -60,8 +60,8 @@ class WeightNames(NamedTuple):
         """What was left out, for the user; "" for nothing."""
         if not self.left_out:
             return ""
-        parts = dict.fromkeys(_part(name) for name in self.left_out)
-        return f"left out: {len(self.left_out)} tensors of {', '.join(parts)}"
+        parts, count = dict.fromkeys(_part(name) for name in self.left_out), len(self.left_out)
+        return f"left out: {count} tensor{'s' * (count > 1)} of {', '.join(parts)}"
 
 
 def weight_names(stored: Iterable[str], card: Card, wrapped: bool = False) -> WeightNames:

@@ -116,7 +116,7 @@ def _with_tying(
     elif tied and embedding and output and not _equal(weights, embedding, output):
         note = f"{embedding} and {output} differ, so they are not tied, though config.json says so"
         return {**config, "tie_word_embeddings": False}, note
-    elif not tied and output is None and ends[1]:
+    elif not tied and embedding and output is None and ends[1]:
         raise InputError(
             f"the base has no output layer ({ends[1]}), and its config.json does not tie it to the "
             "embedding",

@@ -83,7 +83,7 @@ def test_another_head_is_left_out_with_a_note(
     folder = save(tmp_path / "base", tiny_base, str, **more)
     same_weights(folder, tiny_base)
     (note,) = open_merged(folder, None).notes
-    assert note.startswith(f"left out: {len(more)} tensors of ")
+    assert note.startswith(f"left out: {len(more)} tensor{'s' * (len(more) > 1)} of ")
     assert note.endswith(("v_head", "score"))
 
 

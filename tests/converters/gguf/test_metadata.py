@@ -16,6 +16,8 @@ from edgeft.converters.gguf.metadata import metadata, rope_factors
 from edgeft.errors import FormatError
 from edgeft.merge.view import open_merged
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.weights.checkpoint import Spec, write_safetensors
+from edgeft.weights.text_base import open_base
 from helpers.converting import convert
 
 Config = dict[str, Any]
@@ -40,6 +42,10 @@ def header(tiny_base: Path, tmp_path: Path) -> Header:
     """The header of a config.json; the weights beside it are of no family in particular."""
     base = tmp_path / "header"
     shutil.copytree(tiny_base, base)
+    arrays = dict(open_base(tiny_base).tensors())
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]  # whether it is tied or not
+    specs = [Spec(name, "F32", values.shape) for name, values in arrays.items()]
+    write_safetensors(base / "model.safetensors", specs, arrays.values())
 
     def read(config: Config) -> dict[str, Any]:
         (base / "config.json").write_text(json.dumps(config))
