@@ -10,7 +10,7 @@ import numpy as np
 from edgeft.errors import FormatError
 from edgeft.merge.view import Merged
 from edgeft.models.derived import rope_parameters
-from edgeft.models.hyperparameters import HYPERPARAMETERS
+from edgeft.models.hyperparameters import HYPERPARAMETERS, REQUIRED
 from edgeft.weights.checkpoint import Array
 
 FLOAT_KEY_ENDS = (
@@ -35,6 +35,9 @@ def metadata(merged: Merged) -> dict[str, Any]:
     if card.unwindowed and (window := _sliding_window(config)):
         keys["context_length"] = min(keys["context_length"], window)
     typed = {key: _typed(key, value) for key, value in keys.items() if value is not None}
+    for key in REQUIRED:
+        if key not in typed:
+            raise FormatError(f"config.json has no {card.hparams[key]}", "download it again")
     for key, value in typed.items():
         _check_writable(key, value)
     return {f"{card.gguf_arch}.{key}": value for key, value in typed.items()}
