@@ -22,7 +22,9 @@ from edgeft.tokenizer.message_form import FORMS, REASONING_KEYS, MessageForm
 
 
 class Template(Protocol):
-    """The part of a `ChatTemplate` that is probed. It can be hashed."""
+    """The part of a `ChatTemplate` that is probed."""
+
+    def __hash__(self) -> int: ...
 
     @property
     def source(self) -> str: ...
