@@ -216,7 +216,11 @@ def _no_card(name: str, model_type: Any) -> FormatError:
         each for card in cards() for each in (card.architectures if name else card.model_types)
     ]
     near = difflib.get_close_matches(name or str(model_type), known, n=1)
-    what = f"architecture {name!r}" if name else f"model_type {model_type!r}, and no architecture"
+    what = (
+        f"architecture {name[:100]!r}"
+        if name
+        else f"model_type {str(model_type)[:100]!r}, and no architecture"
+    )
     return FormatError(
         f"no model card for {what}", f"{f'near: {near[0]}; ' if near else ''}{there}"
     )

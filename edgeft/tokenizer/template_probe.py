@@ -32,8 +32,6 @@ class Template(Protocol):
     @property
     def stops(self) -> tuple[str, ...]: ...
 
-    def __hash__(self) -> int: ...
-
     def render_form(
         self,
         messages: Iterable[Message],

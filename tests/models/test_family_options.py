@@ -106,7 +106,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("deepseek3", {"rope_interleave": False}),
     ("deepseek3", {"topk_method": "greedy"}),
     ("pythia", {"hidden_act": "relu"}),
-    ("pythia", {"tie_word_embeddings": True}),
     ("olmo3", {"rope_parameters": {
         "full_attention": {"rope_type": "default", "rope_theta": 5000.0},
         "sliding_attention": {"rope_type": "default", "rope_theta": 100.0}}}),
@@ -114,7 +113,6 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
     ("gemma", {"use_bidirectional_attention": True}),
     ("gemma2", {"query_pre_attn_scalar": 16}),
     ("gemma2", {"attn_logit_softcapping": None}),
-    ("gemma2", {"tie_word_embeddings": False}),
     ("gemma3", {"attn_logit_softcapping": 50.0}),
     ("gemma3", {"hidden_activation": "silu"}),
     ("gemma3", {"rope_parameters": {
