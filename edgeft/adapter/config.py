@@ -111,8 +111,8 @@ def read_adapter_config(adapter: Path) -> dict[str, Any]:
         config["peft_type"] = "LORA"
     _check_types(file, config)
     _check_mergeable(adapter, config)
-    if config["peft_type"] == "LORA":
-        config = {k: v for k, v in config.items() if v is not None or k not in NO_NULLS}
+    nulls = NO_NULLS - ({"rank_pattern"} if config["peft_type"] == "ADALORA" else set())
+    config = {k: v for k, v in config.items() if v is not None or k not in nulls}
     layers = config.get("layers_to_transform")
     if isinstance(layers, list):  # of digits where a trainer took them from its command line
         config["layers_to_transform"] = [int(layer) for layer in layers]
