@@ -224,7 +224,8 @@ def test_a_model_with_a_window_equals_transformers_within_its_context(
         ("Llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "'dynamic'"),
         ("Llama", {"rope_parameters": SCALED["yarn"] | {"beta_fast": 16}}, "ramp"),
         ("Mistral", {"rope_parameters": SCALED["yarn"] | {"truncate": False}}, "ramp"),
-        ("Qwen2", {"head_dim": 128, "hidden_size": 64, "num_attention_heads": 4}, "head_dim = 128"),
+        ("Qwen2", {"head_dim": 128, "hidden_size": 64, "num_attention_heads": 4,
+                   "num_key_value_heads": 4}, "head_dim = 128"),
         ("Qwen2Moe", {"norm_topk_prob": True}, "norm_topk_prob = true"),
         ("Qwen2Moe", {"decoder_sparse_step": 2}, "decoder_sparse_step = 2"),
         ("Qwen2Moe", {"mlp_only_layers": [0]}, r"mlp_only_layers = \[0\]"),
@@ -237,7 +238,7 @@ def test_a_model_with_a_window_equals_transformers_within_its_context(
         ("Olmoe", {"num_key_value_heads": 8}, "num_key_value_heads = 8"),
         ("Olmoe", {"tie_word_embeddings": True}, "tie_word_embeddings = true"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_llama_cpp_does_not_compute_are_refused(
     header: Header, model_class: str, options: Config, says: str
 ) -> None:
