@@ -9,6 +9,7 @@ A module is one of transformers: a linear layer, an embedding or a parameter.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +26,6 @@ from edgeft.adapter.deltas import (
     Read,
     Scaled,
 )
-from edgeft.adapter.tensors import AdapterTensors
 from edgeft.errors import AdapterError
 from edgeft.weights.checkpoint import Checkpoint, as_rows
 
@@ -50,6 +50,18 @@ class Base(NamedTuple):
 
     def reader(self, name: str) -> Read:
         return lambda rows: self.weights.rows(self.stored(name), rows)
+
+
+@dataclass
+class AdapterTensors:
+    """The tensors of one adapter."""
+
+    parts: dict[str, dict[str, LazyTensor]] = field(default_factory=dict)
+    """module in transformers -> role (`names.ROLES`) -> tensor"""
+    saved: dict[str, LazyTensor] = field(default_factory=dict)
+    """weight -> what was trained as a whole, for this module alone"""
+    base: dict[str, LazyTensor] = field(default_factory=dict)
+    """weight -> the base's own, saved along (resized embeddings), for all modules that share it"""
 
 
 class Adapter(NamedTuple):

@@ -11,9 +11,11 @@ error, not a warning.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from edgeft import models, store
 from edgeft.adapter.deltas import Delta, LazyTensor, TokenRows, WeightDelta
@@ -21,12 +23,13 @@ from edgeft.adapter.folder import open_adapter
 from edgeft.adapter.layers import (
     OTHER_BASE,
     Adapter,
+    AdapterTensors,
     Base,
     absent,
     module_deltas,
     square_is_transposed,
 )
-from edgeft.adapter.tensors import AdapterTensors, read_tensors
+from edgeft.adapter.names import PREFIX, role_of
 from edgeft.errors import AdapterError
 from edgeft.weights.checkpoint import Checkpoint, as_rows
 
@@ -77,7 +80,7 @@ def _read(weighted: Weighted, base: Base, alone: bool) -> dict[str, WeightDelta]
             f"{path} is a {method} adapter, which has no weighted sum", "merge it alone"
         )
     _check_lineage(base.folder, path)
-    adapter = Adapter(path, weight, config, read_tensors(path, folder, base.card, config))
+    adapter = Adapter(path, weight, config, _read_tensors(path, folder, base.card, config))
     deltas = _deltas(adapter, base)
     tokens = _tokens(adapter, base)
     wholes = _wholes(base, adapter.tensors)
@@ -94,6 +97,75 @@ def _read(weighted: Weighted, base: Base, alone: bool) -> dict[str, WeightDelta]
                 f"use it without :{weight:g}",
             )
     return changes
+
+
+def _read_tensors(
+    adapter: Path, folder: Path, card: models.Card, config: dict[str, Any]
+) -> AdapterTensors:
+    """Of `folder`, which peft can load. `adapter`: its path for messages.
+
+    AdapterError where a tensor is not finite, or where there is none.
+    """
+    file = Checkpoint(folder / "adapter_model.safetensors")
+    tensors = AdapterTensors()
+    for full in file.tensors:
+        tensor = LazyTensor.open(file, full)
+        if not tensor.is_finite():
+            raise AdapterError(
+                f"{adapter}: {full} holds NaN or infinite values",
+                "its training diverged, or the file is damaged",
+            )
+        name = full.removeprefix(PREFIX)
+        role, match = role_of(name)
+        if match is None:
+            alone = _trained_alone(name, file, config)
+            for weight, part in _by_weight(card, name, tensor):
+                _add(adapter, tensors.saved if alone else tensors.base, weight, part)
+        elif role in ("saved", "base"):
+            weight = f"{card.in_checkpoint(match['module'])}.{match['leaf']}"
+            _add(adapter, tensors.saved if role == "saved" else tensors.base, weight, tensor)
+        elif role:
+            tensors.parts.setdefault(match["module"], {})[role] = tensor
+    if not tensors.parts and not tensors.saved and not tensors.base:
+        raise AdapterError(
+            f"{adapter} holds no {config['peft_type']} tensors".replace("LORA", "LoRA")
+        )
+    return tensors
+
+
+def _trained_alone(name: str, file: Checkpoint, config: dict[str, Any]) -> bool:
+    """Whether a weight under the base's name is a module of `modules_to_save`."""
+    module = name.rpartition(".")[0]
+    return f"{PREFIX}{module}.modules_to_save.weight" in file.tensors or any(
+        module.endswith(key) for key in config.get("modules_to_save") or ()
+    )
+
+
+def _add(adapter: Path, place: dict[str, LazyTensor], weight: str, tensor: LazyTensor) -> None:
+    """Resized embeddings are saved under two names (`…weight`, `….modules_to_save.weight`)."""
+    known = place.get(weight)
+    if known and not known.equals(tensor.__getitem__, tensor.shape):
+        raise AdapterError(f"{adapter}: {known.name} and {tensor.name} differ")
+    place[weight] = tensor
+
+
+def _by_weight(
+    card: models.Card, name: str, tensor: LazyTensor
+) -> Iterator[tuple[str, LazyTensor]]:
+    """(name in the checkpoint, tensor) of a saved weight; of a 3-D parameter for each expert."""
+    general, numbers = models.generalize(name)
+    parts = card.fused.get(general)
+    if not parts or len(tensor.shape) != 3:
+        yield card.in_checkpoint(name), tensor
+        return
+    rows = tensor.shape[1] // len(parts)
+    for expert in range(tensor.shape[0]):
+        for i, part in enumerate(parts):
+            span = np.s_[expert, i * rows : (i + 1) * rows]
+            yield (
+                models.fill(part, numbers).replace("{e}", str(expert)),
+                tensor.view(lambda raw, span=span: raw[span]),  # type: ignore[misc]
+            )
 
 
 def _weight_delta(

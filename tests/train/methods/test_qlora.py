@@ -14,8 +14,8 @@ import pytest
 from conftest import Family
 
 from edgeft import models
+from edgeft.adapter.names import PREFIX
 from edgeft.adapter.read import Weighted
-from edgeft.adapter.tensors import PREFIX
 from edgeft.errors import InputError
 from edgeft.files import read_json
 from edgeft.merge.view import Merged, open_merged
