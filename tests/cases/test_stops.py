@@ -47,7 +47,7 @@ SHAPES = {
 FAMILIES = {card_of(case).family: case for case in reversed(TINY)}
 """the first tiny model of each family"""
 FAST = (*(("llama", shape) for shape in SHAPES), ("gemma3", "another token"))
-MOST_STEPS, LEARNED_NATS, RATE = 1000, 0.005, 0.01
+MOST_STEPS, LEARNED_NATS, RATE = 1000, 0.03, 0.01
 
 
 @pytest.fixture(scope="session")
