@@ -72,8 +72,10 @@ def _complete_stops(folder: Path) -> None:
     if set(stops) == set(named):
         return
     config = read_json(folder / "config.json")
-    defaults = {key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config}
-    generation: dict[str, Any] = read_json(folder / "generation_config.json") or defaults
+    defaults: dict[str, Any] = {
+        key: config[key] for key in ("bos_token_id", "pad_token_id") if key in config
+    }
+    generation = read_json(folder / "generation_config.json") or defaults
     for name, settings in (("config.json", config), ("generation_config.json", generation)):
         settings["eos_token_id"] = list(stops) if len(stops) > 1 else stops[0]
         (folder / name).write_text(json.dumps(settings, indent=1) + "\n")
