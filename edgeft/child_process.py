@@ -34,6 +34,8 @@ WALL_PER_CPU = 20
 """seconds of a clock per second of work: a process that waits for something ends, too"""
 NO_MEMORY = 77
 """exit code of a worker whose function raised MemoryError"""
+PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
+"""folder from which `edgeft` is imported; an editable installation keeps it out of sys.path"""
 START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeft import child_process; " \
         "child_process.serve(*sys.argv[2:])"  # fmt: skip
 """program of a worker; its arguments: sys.path, file, function, seconds, bytes"""
@@ -73,7 +75,14 @@ class Worker:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         arguments = (str(file), function, str(limits.cpu_s), str(limits.memory))
         self._process = subprocess.Popen(
-            [sys.executable, "-IS", "-c", START, json.dumps(sys.path), *arguments],
+            [
+                sys.executable,
+                "-IS",
+                "-c",
+                START,
+                json.dumps([*sys.path, PACKAGE_PARENT]),
+                *arguments,
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
