@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import re
+import signal
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -26,6 +31,7 @@ from edgeft.weights.checkpoint import Checkpoint
 from edgeft.weights.gguf_check import problems
 from helpers.converting import convert
 from helpers.mutate import json_mutants, json_texts, mutants, rewritten_gguf
+from helpers.paths import ROOT
 from helpers.tiny import CHATML, make_base, write_gptq
 
 COUNT = 150
@@ -765,11 +771,10 @@ def test_answers_are_shown_where_they_cannot_be_kept(
 # The server
 
 
-def test_a_server_after_hostile_requests(tiny_gguf: Path, tmp_path: Path, capfd: Any) -> None:
+def test_a_server_after_hostile_requests(tiny_gguf: Path, tmp_path: Path) -> None:
+    """In a process of its own: it holds 600 connections."""
     import http.client
     import socket
-
-    from helpers.serving import running
 
     name = tmp_path / "t\udcffx.gguf"
     name.write_bytes(tiny_gguf.read_bytes())
@@ -777,23 +782,37 @@ def test_a_server_after_hostile_requests(tiny_gguf: Path, tmp_path: Path, capfd:
         b"POST /v1/completions HTTP/1.1\r\nHost: evil\r\nContent-Type: application/json\r\n"
         b"Transfer-Encoding: chunked\r\n\r\n-1\r\n"
     )
-    with running(name, slots=1, context=64, key="k\udcffy") as served:
-        for _ in range(3):
-            with socket.create_connection(("127.0.0.1", served.port), 10) as client:
-                client.sendall(broken)
-                assert client.recv(100).startswith(b"HTTP/1.1 4")
-                client.sendall(b"-1\r\nxyz")
-        idle = [socket.create_connection(("127.0.0.1", served.port), 10) for _ in range(600)]
-        connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
-        connection.putrequest("GET", "/v1/models")
-        connection.putheader("Authorization", b"Bearer k\xffy")
-        connection.endheaders()
-        answer = connection.getresponse()
-        shown = json.loads(answer.read())
-        assert answer.status == 200 and shown["data"][0]["id"] == "t?x"
-        for client in idle:
-            client.close()
-    assert "Traceback" not in capfd.readouterr().err
+    command = [sys.executable, "-m", "edgeft", "serve", name, "--port", "0", "--slots", "1",
+               "--context", "64"]  # fmt: skip
+    key = os.environ | {"EDGEFT_API_KEY": "k\udcffy"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, cwd=ROOT, env=key) as process:
+        assert process.stderr
+        try:
+            port = 0
+            while not port:
+                line = process.stderr.readline()
+                assert line, "it ended before it served"
+                port = int((re.findall(rb"http://127\.0\.0\.1:(\d+)", line) or [0])[0])
+            for _ in range(3):
+                with socket.create_connection(("127.0.0.1", port), 10) as client:
+                    client.sendall(broken)
+                    assert client.recv(100).startswith(b"HTTP/1.1 4")
+                    client.sendall(b"-1\r\nxyz")
+            idle = [socket.create_connection(("127.0.0.1", port), 10) for _ in range(600)]
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            connection.putrequest("GET", "/v1/models")
+            connection.putheader("Authorization", b"Bearer k\xffy")
+            connection.endheaders()
+            answer = connection.getresponse()
+            shown = json.loads(answer.read())
+            assert answer.status == 200 and shown["data"][0]["id"] == "t?x"
+            for client in [*idle, connection]:
+                client.close()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert b"Traceback" not in process.stderr.read()
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("template", ["nested loops", "a text doubled"])
