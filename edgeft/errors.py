@@ -71,6 +71,10 @@ class TemplateError(EdgeftError):
     pass
 
 
+class TemplateLimitError(InputError):
+    """A chat template takes more time or memory than any template needs."""
+
+
 class ProofError(EdgeftError):
     pass
 

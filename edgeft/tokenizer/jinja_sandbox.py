@@ -21,7 +21,7 @@ import jinja2.parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from edgeft.child_process import Ended, Limits, Pool
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TemplateLimitError
 
 RENDERING = Limits(cpu_s=1, memory=800_000_000)
 """of one rendering; a long conversation takes some milliseconds"""
@@ -33,11 +33,11 @@ _renderers = Pool(Path(__file__), "answer", RENDERING, RENDERERS)
 
 def render(source: str, **variables: Any) -> str:
     """`variables`: JSON values. InputError where the template does not compile, refuses or fails on
-    the variables, or takes more time or memory than `RENDERING`."""
+    the variables, TemplateLimitError where it takes more time or memory than `RENDERING`."""
     try:
         text = _renderers.ask([source, variables])
     except Ended as end:
-        raise InputError(f"{REFUSES}: {end}", WHERE) from None
+        raise TemplateLimitError(f"{REFUSES}: {end}", WHERE) from None
     if isinstance(text, str):
         return text
     raise InputError(*text)

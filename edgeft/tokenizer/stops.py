@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TemplateLimitError
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer.hf_files import eos_ids, id_to_token
 from edgeft.tokenizer.message_form import FORMS
@@ -35,8 +35,15 @@ SPACES = " \t\r\n\u2581"
 def turn_ends(chat: Template, split: Split) -> tuple[str, ...]:
     """The tokens that the template writes after an answer and that its stops lack.
 
-    A template that refuses the probes has none: it says so where it is used.
+    A template that refuses the probes, or does not end, has none: it says so where it is used.
     """
+    try:
+        return _turn_ends(chat, split)
+    except TemplateLimitError:
+        return ()
+
+
+def _turn_ends(chat: Template, split: Split) -> tuple[str, ...]:
     end = _answer_end(chat, split)
     ends = (end,) if end else ()
     calls_end = _tool_calls_end(chat, split, {*chat.stops, *ends})
@@ -139,6 +146,8 @@ def _render(chat: Template, messages: Sequence[Message], generation_prompt: bool
     for form in FORMS:
         try:
             text = chat.render_form(messages, form, generation_prompt)
+        except TemplateLimitError:
+            raise
         except InputError:
             continue
         if all(word in text for word in words):

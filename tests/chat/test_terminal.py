@@ -261,7 +261,7 @@ def test_commands(terminal: Open, tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine\n")
     screen.ask("/save notes.txt", "error: notes.txt is there already")
     screen.ask("/load notes.txt", "error: notes.txt:1: not JSON")
-    screen.ask("/load .", "error: no such data file")
+    screen.ask("/load nowhere.jsonl", "error: no such data file")
     screen.ask("/exit", "\n")
     assert screen.ends() == 0
     assert len(load_examples(tmp_path / "x.jsonl")[0].messages) == 4

@@ -99,7 +99,7 @@ def test_input_errors_are_reported_before_any_work(
 def test_invalid_calibration_files_are_refused(export: Export, tmp_path: Path) -> None:
     files = {
         "empty.jsonl": (b"", "holds no examples"), "empty.txt": (b" \n", "empty.txt is empty"),
-        "binary.txt": (bytes(range(256)), "is not UTF-8"), "binary.json": (b"\xff", "is not UTF-8"),
+        "binary.txt": (bytes(range(256)), "is not UTF-16"), "binary.json": (b"\xff", "is not UTF-8"),
         "other.jsonl": (b"the lamp\n", "not JSON"),
     }  # fmt: skip
     for name, (data, says) in files.items():

@@ -371,7 +371,7 @@ def test_an_adapter_of_another_base_is_refused(adapter: Path, edgeft: Run, tmp_p
 @pytest.mark.parametrize(
     ("args", "text"),
     [
-        (("merge-export", "--adapter", "{base}", "--base", "{base}"), "is not an adapter"),
+        (("merge-export", "--adapter", "{base}", "--base", "{base}"), "is a whole model"),
         (("merge-export", "--adapter", "nowhere", "--base", "{base}"), "no such adapter"),
         (("merge-export",), "nothing to export"),
         (("merge-export", "--base", "{base}", "--format", "ggfu"), "did you mean 'gguf'"),
