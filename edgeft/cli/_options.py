@@ -139,7 +139,8 @@ def is_typed(ctx: click.Context, name: str) -> bool:
 
 def print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, default=str)
-    click.echo(text.encode("utf-8", "backslashreplace").decode())  # half a surrogate pair as \\ud800
+    # Half a surrogate pair is shown as \\ud800.
+    click.echo(text.encode("utf-8", "backslashreplace").decode())
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

@@ -172,9 +172,7 @@ def test_a_quantized_base_is_refused(export: Export, make: Family, tmp_path: Pat
     base, _, _ = make("llama")
     copy = tmp_path / "base"
     shutil.copytree(base, copy)
-    header = {
-        "model.embed_tokens.weight": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}
-    }
+    header = {"model.embed_tokens.weight": {"dtype": "I8", "shape": [4], "data_offsets": [0, 4]}}
     text = json.dumps(header).encode()
     raw = len(text).to_bytes(8, "little") + text + b"\0" * 4
     (copy / "model.safetensors").write_bytes(raw)
