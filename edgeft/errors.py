@@ -3,6 +3,7 @@
 EdgeftError                 a user error, exit code 1
 ├── InputError              a file or an option is missing, unreadable or contradictory
 │   ├── DataError           a line of a data file is broken (names file and line)
+│   ├── TemplateLimitError  a chat template takes more time or memory than any template needs
 │   └── TooLong             a prompt does not fit the context (edgeft.server)
 ├── AdapterError            not an adapter, or the adapter of another base
 ├── FormatError             unknown format, quantization or model family
