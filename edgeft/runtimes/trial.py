@@ -1,6 +1,6 @@
 """A GGUF file from anywhere -> InputError where llama.cpp would end the process that opens it.
 
-    check_survives(Path("model.gguf"))      # once per file; 0.5 s and one reading of the weights
+    check_survives(Path("model.gguf"))      # once per file; 1 s and one reading of the weights
 
 `edgeft.weights.gguf_check` knows what llama.cpp asserts of a header. What it does not foresee would still
 abort a chat or a server. So a file is opened once in a process of its own, which computes one token.
