@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +61,15 @@ def write_config_and_tokenizer(merged: Merged, out: Path, dtype: str, **entries:
         (out / name).parent.mkdir(exist_ok=True)
         shutil.copyfile(merged.tokenizer / name, out / name)
     without_leftovers(out)
-    training_settings.undo(out, merged.vocabulary, merged.base.name)
-    _complete_stops(out)
+    chat = ChatTemplate.from_folder(out)
+    stops = stop_ids(chat, out)
+    training_settings.undo(out, merged.vocabulary, stops, chat.stops, merged.base.name)
+    _complete_stops(out, stops)
 
 
-def _complete_stops(folder: Path) -> None:
+def _complete_stops(folder: Path, stops: Sequence[int]) -> None:
     """Add stops to eos_token_id of both configurations, where transformers and vLLM would not stop."""
-    named = eos_ids(folder)
-    stops = stop_ids(ChatTemplate.from_folder(folder), folder)
-    if set(stops) == set(named):
+    if set(stops) == set(eos_ids(folder)):
         return
     config = read_json(folder / "config.json")
     defaults: dict[str, Any] = {

@@ -24,11 +24,12 @@ OUTER_WORDS = frozenset(
      "transformer", "gpt_neox"}
 )  # fmt: skip
 """words before the names of a text model"""
-INNER_WORDS = frozenset(
-    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
-     "base_layer"}
-)  # fmt: skip
-"""words that torch.compile, FSDP, activation checkpoints, DeepSpeed and peft put anywhere"""
+WRAPPERS = frozenset(
+    {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"}
+)
+"""attributes in which torch.compile, FSDP, activation checkpoints and DeepSpeed keep a module"""
+INNER_WORDS = WRAPPERS | {"base_layer"}
+"""words that stand anywhere in a name; peft's is the last"""
 HEADS = frozenset(
     {"v_head", "value_head", "score", "classifier", "classification_head", "reward_head",
      "regression_head", "qa_outputs", "rm_head"}

@@ -13,13 +13,12 @@ from __future__ import annotations
 import json
 import re
 import reprlib
-import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from edgeft import store
+from edgeft.child_process import Ended, Limits, Worker
 from edgeft.errors import AdapterError
 from edgeft.files import read_json
 from edgeft.progress import say
@@ -91,10 +90,8 @@ TRAINING_KEY = re.compile(
 
 CHANGED_CONFIG_KEYS = ("vocab_size", "tie_word_embeddings")
 """keys of the base's config.json that an adapter may change"""
-MATCH_CPU_S = 1
-"""CPU time for all patterns of a configuration on all names of modules"""
-MATCH_TIMEOUT_S = 60.0
-"""time for the same where the machine is busy"""
+MATCH_LIMITS = Limits(cpu_s=1, memory=1_000_000_000)
+"""of the process that tries the patterns of a configuration on all names of modules"""
 MAX_NUMBER = 1e9
 """of alpha or a rank"""
 _ASK = "is it the one that peft wrote?"
@@ -185,25 +182,29 @@ def check_patterns(adapter: Path, config: dict[str, Any], names: Iterable[str]) 
     if slow and not _in_time(list(slow.values()), sorted(names)):
         raise AdapterError(
             f"{adapter / 'adapter_config.json'}: {reprlib.repr(next(iter(slow)))} takes over "
-            f"{MATCH_CPU_S} s on the names of the modules",
+            f"{MATCH_LIMITS.cpu_s:g} s on the names of the modules",
             "write the modules' names in place of the pattern",
         )
 
 
 def _in_time(patterns: list[str], names: list[str]) -> bool:
-    """Whether another process matches all patterns on all names within MATCH_CPU_S."""
-    program = (
-        "import json, re, resource, sys; p, n, s = json.load(sys.stdin); "
-        "resource.setrlimit(resource.RLIMIT_CPU, (s, s)); [re.match(x, y) for x in p for y in n]"
-    )
+    """Whether a process with MATCH_LIMITS matches all patterns on all names."""
+    worker = Worker(Path(__file__), "match_all", MATCH_LIMITS)
     try:
-        trial = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", program], capture_output=True, check=False,
-            input=json.dumps([patterns, names, MATCH_CPU_S]), text=True, timeout=MATCH_TIMEOUT_S,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
+        worker.ask([patterns, names])
+    except Ended:
         return False
-    return trial.returncode == 0
+    finally:
+        worker.close(kill=True)
+    return True
+
+
+def match_all(request: tuple[list[str], list[str]]) -> None:
+    """Match each pattern on each name. Runs in the process with limits."""
+    patterns, names = request
+    for pattern in patterns:
+        for name in names:
+            re.match(pattern, name)
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:

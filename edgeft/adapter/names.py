@@ -16,15 +16,12 @@ from collections.abc import Callable, Iterable
 
 from edgeft import models
 from edgeft.errors import AdapterError
+from edgeft.models.weight_names import WRAPPERS
 from edgeft.weights.checkpoint import Checkpoint
 
 PREFIX = "base_model.model."
 """before the names of modules in an adapter's file"""
-WRAPPERS = frozenset(
-    ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module",
-     "_ddp_module")
-)  # fmt: skip
-"""attributes in which torch and its helpers keep the module that they wrap"""
+_WRAPPERS = WRAPPERS | {"_ddp_module"}
 OUTER = ("module.", "state_dict.", "llm.")
 """before the names of a whole model"""
 HEADS = re.compile(
@@ -102,7 +99,7 @@ def peft_names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _unwrapped(name: str) -> str:
-    name = ".".join(part for part in name.split(".") if part not in WRAPPERS)
+    name = ".".join(part for part in name.split(".") if part not in _WRAPPERS)
     name = name.rpartition(PREFIX)[2]
     while name.startswith(OUTER):
         name = name.partition(".")[2]

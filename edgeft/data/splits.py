@@ -29,11 +29,6 @@ class Splits:
     files: dict[str, ExampleFile]
     """data, and validation_data where there is one -> the file that was read"""
 
-    @property
-    def validation_path(self) -> Path:
-        """The file that the validation examples come from."""
-        return self.files.get("validation_data", self.files["data"]).path
-
 
 def split(
     examples: Sequence[Example], validation_size: float, seed: int

@@ -1,6 +1,6 @@
 """JSON files of a model's folder -> the same without the settings of training that harm an artifact.
 
-    undo(folder, vocabulary=49152)      # rewrites config.json, generation_config.json, … where needed
+    undo(folder, 49152, stops, chat.stops, "model")     # rewrites config.json, … where needed
 
 HARMFUL is what training tools leave behind and what would break or change generation; each entry is
 undone with a note. HARMLESS is left as it is: no program that generates text reads it, or its effect
@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgeft.files import read_json
 from edgeft.progress import say_once
-from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.stops import stop_ids
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 TOKENIZER_CONFIG, TOKENIZER = "tokenizer_config.json", "tokenizer.json"
@@ -184,10 +182,14 @@ def config_overrides(base: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def undo(folder: Path, vocabulary: int, name: str) -> None:
-    """Rewrite the files of `folder` that hold a harmful setting; one note each. `name`: of the base."""
-    chat = ChatTemplate.from_folder(folder)
-    model = Model(vocabulary, frozenset(stop_ids(chat, folder)), frozenset(chat.stops))
+def undo(
+    folder: Path, vocabulary: int, stops: Iterable[int], stop_texts: Iterable[str], name: str
+) -> None:
+    """Rewrite the files of `folder` that hold a harmful setting; one note each.
+
+    `stops`: ids of the tokens that end an answer, `stop_texts`: their texts. `name`: of the base.
+    """
+    model = Model(vocabulary, frozenset(stops), frozenset(stop_texts))
     for file in (CONFIG, GENERATION, TOKENIZER_CONFIG, TOKENIZER):
         settings = read_json(folder / file)
         repaired = _repaired(file, settings, model, name)

@@ -9,16 +9,14 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edgeft.data.encoding import IGNORED, LeftOut, encode, encode_all, encode_file
+from edgeft.data.encoding import IGNORED, LeftOut, encode
 from edgeft.data.preview import BRACKETS, marked
-from edgeft.data.rows import report_bad_rows
-from edgeft.data.splits import Splits, load_splits
-from edgeft.errors import InputError
+from edgeft.data.splits import Splits
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode, encoder
+from edgeft.train.examples import encode_splits, read_splits
 from edgeft.train.options import TrainOptions
-from edgeft.train.run import with_data_files
 
 SHOWN_EXAMPLES = 3
 
@@ -76,30 +74,10 @@ class Preview:
 
 def preview(options: TrainOptions, marks: tuple[str, str] = BRACKETS) -> Preview:
     """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data."""
-    if not options.base.is_dir():
-        raise InputError(f"no such base model folder: {options.base}")
-    options = with_data_files(options)
-    splits = load_splits(
-        options.data,
-        options.validation_data,
-        options.validation_size,
-        options.seed,
-        options.bad_rows,
-    )
+    options, splits = read_splits(options)
     chat, tokenize = ChatTemplate.from_folder(options.base), encoder(options.base)
-    cutoff = options.cutoff_length
-    train, left_out = encode_file(
-        splits.train,
-        options.data,
-        chat,
-        tokenize,
-        cutoff,
-        options.train_on_inputs,
-        options.bad_rows,
-    )
-    validation, refused = encode_all(splits.validation, chat, tokenize, cutoff)
-    report_bad_rows(
-        splits.validation_path, refused.refused, len(splits.validation), options.bad_rows
+    train, validation, left_out = encode_splits(
+        options, splits.train, splits.validation, chat, tokenize
     )
     refused_lines = {row.line for row in left_out.refused}
     first = [example for example in splits.train if example.line not in refused_lines]

@@ -11,7 +11,6 @@ of method and objective, so that a merge finds the base as it was during trainin
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import shutil
@@ -20,14 +19,14 @@ from typing import Any
 
 from edgeft import files, machine, models, store
 from edgeft.data.preview import first_marked, shortened
-from edgeft.data.reading import data_file
-from edgeft.data.splits import fingerprint, load_splits
+from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
+from edgeft.train.examples import read_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import MethodRow, load_method, load_objective, method_row
 from edgeft.weights.text_base import open_base
@@ -60,17 +59,8 @@ def train(
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
     little disk or memory, StaleError where the output holds something else.
     """
-    if not options.base.is_dir():
-        raise InputError(f"no such base model folder: {options.base}")
     row = method_row(method)
-    options = with_data_files(options)
-    splits = load_splits(
-        options.data,
-        options.validation_data,
-        options.validation_size,
-        options.seed,
-        options.bad_rows,
-    )
+    options, splits = read_splits(options)
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
@@ -115,14 +105,6 @@ def train(
     manifest = store.read_manifest(options.output)
     assert manifest is not None
     return manifest
-
-
-def with_data_files(options: TrainOptions) -> TrainOptions:
-    """The options, with the only data file of a folder in place of the folder."""
-    validation_data = options.validation_data and data_file(options.validation_data)
-    return dataclasses.replace(
-        options, data=data_file(options.data), validation_data=validation_data
-    )
 
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:

@@ -29,6 +29,7 @@ from edgeft.tokenizer import training_settings
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, eos_ids
 from edgeft.tokenizer.learned_parts import spans
+from edgeft.tokenizer.stops import stop_ids
 from edgeft.weights import gguf_reader
 from helpers.families import TINY, card_of, make_tiny
 from helpers.tiny import make_tokenizer
@@ -399,5 +400,6 @@ def test_transformers_generate_ends_whatever_prevented_it(
         (path / "generation_config.json").write_text(json.dumps(clean | left))
         with pytest.raises((AssertionError, ValueError)):
             check_transformers(path, prompt, encode(ANSWER), end)
-        training_settings.undo(path, end + 1, str(tmp_path))
+        stops = stop_ids(chat, path)
+        training_settings.undo(path, end + 1, stops, chat.stops, str(tmp_path))
         check_transformers(path, prompt, encode(ANSWER), end)

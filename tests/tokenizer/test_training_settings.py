@@ -10,7 +10,15 @@ import pytest
 
 from edgeft.files import read_json
 from edgeft.tokenizer import training_settings
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.stops import stop_ids
 from helpers.tiny import make_tokenizer
+
+
+def undo(folder: Path, vocabulary: int, name: str) -> None:
+    chat = ChatTemplate.from_folder(folder)
+    training_settings.undo(folder, vocabulary, stop_ids(chat, folder), chat.stops, name)
+
 
 pytestmark = pytest.mark.unit
 
@@ -66,13 +74,13 @@ def test_a_harmful_setting_is_undone_with_a_note(
     path = tmp_path / "model" / file
     before = read_json(path) | {"other": 1, key: left}
     path.write_text(json.dumps(before))
-    training_settings.undo(tmp_path / "model", size, str(tmp_path))
+    undo(tmp_path / "model", size, str(tmp_path))
     after = read_json(path)
     assert after.get(key) == right and after["other"] == 1
     assert {**after, key: left} == before
     note = f"{key} of {file} is undone in the artifact: "
     assert capsys.readouterr().err.count(note) == 1
-    training_settings.undo(tmp_path / "model", size, str(tmp_path))
+    undo(tmp_path / "model", size, str(tmp_path))
     assert read_json(path) == after and not capsys.readouterr().err
 
 
@@ -94,7 +102,7 @@ def test_files_without_harmful_settings_keep_their_bytes(tmp_path: Path) -> None
     }.items():  # fmt: skip
         (folder / file).write_text(json.dumps(read_json(folder / file) | settings))
     before = {file: file.read_bytes() for file in folder.iterdir()}
-    training_settings.undo(folder, size, "base")
+    undo(folder, size, "base")
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
@@ -103,7 +111,7 @@ def test_a_bos_that_is_the_eos_stays_before_a_text(tmp_path: Path) -> None:
     path = tmp_path / "model" / "tokenizer.json"
     path.write_text(json.dumps(read_json(path) | {"post_processor": template(EOS, TEXT)}))
     before = path.read_bytes()
-    training_settings.undo(tmp_path / "model", size, "base")
+    undo(tmp_path / "model", size, "base")
     assert path.read_bytes() == before
 
 

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 import transformers
 
-from edgeft.data.encoding import IGNORED, encode_all, encode_file
-from edgeft.data.rows import report_bad_rows
+from edgeft.data.encoding import IGNORED
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
 from edgeft.train.batches import GroupedSampler, as_dataset, collate
+from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Objective
 
@@ -39,13 +39,9 @@ class SFT(Objective):
         tokenize: Encode,
     ) -> None:
         self.group_by_length = options.group_by_length
-        cutoff, bad_rows = options.cutoff_length, options.bad_rows
-        self.train, self.left_out = encode_file(
-            train, options.data, chat, tokenize, cutoff, options.train_on_inputs, bad_rows
+        self.train, self.validation, self.left_out = encode_splits(
+            options, train, validation, chat, tokenize
         )
-        self.validation, left_out = encode_all(validation, chat, tokenize, cutoff)
-        validation_file = options.validation_data or options.data
-        report_bad_rows(validation_file, left_out.refused, len(validation), bad_rows)
 
     def facts(self) -> dict[str, Any]:
         left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}

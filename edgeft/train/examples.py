@@ -1,0 +1,53 @@
+"""Training options -> the examples of a run, and their token ids: the same for a run and its preview.
+
+options, splits = read_splits(options)
+train, validation, left_out = encode_splits(options, splits.train, splits.validation, chat, tokenize)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from edgeft.data.encoding import Encoded, LeftOut, encode_all, encode_file
+from edgeft.data.reading import data_file
+from edgeft.data.rows import report_bad_rows
+from edgeft.data.splits import Splits, load_splits
+from edgeft.errors import InputError
+from edgeft.records import Example
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import Encode
+from edgeft.train.options import TrainOptions
+
+
+def read_splits(options: TrainOptions) -> tuple[TrainOptions, Splits]:
+    """The examples, and the options with the only data file of a folder in place of the folder.
+
+    InputError for a base that is no folder, and as `load_splits`.
+    """
+    if not options.base.is_dir():
+        raise InputError(f"no such base model folder: {options.base}")
+    validation_data = options.validation_data and data_file(options.validation_data)
+    options = dataclasses.replace(
+        options, data=data_file(options.data), validation_data=validation_data
+    )
+    size, seed = options.validation_size, options.seed
+    return options, load_splits(options.data, options.validation_data, size, seed, options.bad_rows)
+
+
+def encode_splits(
+    options: TrainOptions,
+    train: Sequence[Example],
+    validation: Sequence[Example],
+    chat: ChatTemplate,
+    tokenize: Encode,
+) -> tuple[list[Encoded], list[Encoded], LeftOut]:
+    """(train, validation, what was left out of train); raises as `encode_file`."""
+    cutoff, bad_rows = options.cutoff_length, options.bad_rows
+    encoded, left_out = encode_file(
+        train, options.data, chat, tokenize, cutoff, options.train_on_inputs, bad_rows
+    )
+    held_out, refused = encode_all(validation, chat, tokenize, cutoff)
+    file = options.validation_data or options.data
+    report_bad_rows(file, refused.refused, len(validation), bad_rows)
+    return encoded, held_out, left_out
