@@ -201,7 +201,7 @@ def _fitted(
         if part and card.in_checkpoint(module) not in modules:
             left_out[name] = part[2]
     saved = config.get("modules_to_save") or []
-    for head in ("score", "classifier"):
+    for head in ("score", "classifier", "classification_head", "qa_outputs"):
         if head in left_out.values() and head in saved:
             raise AdapterError(
                 f"{path} is the adapter of a classifier: it trained {head}, which generates no text",

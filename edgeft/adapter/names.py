@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable
 
 from edgeft import models
 from edgeft.errors import AdapterError
+from edgeft.models.weight_names import HEADS as HEAD_NAMES
 from edgeft.models.weight_names import WRAPPERS
 from edgeft.weights.checkpoint import Checkpoint
 
@@ -24,9 +25,7 @@ PREFIX = "base_model.model."
 _WRAPPERS = WRAPPERS | {"_ddp_module"}
 OUTER = ("module.", "state_dict.", "llm.")
 """before the names of a whole model"""
-HEADS = re.compile(
-    r"(^|\.)(v_head|value_head|reward_head|score|classifier|regression_head|rm_head)\."
-)
+HEADS = re.compile(rf"(^|\.)({'|'.join(sorted(HEAD_NAMES))})\.")
 """heads that say how good a text is, and generate none"""
 OTHER_SENSES = re.compile(
     r"(^|\.)(vision_tower|vision_model|visual|vision_embed_tokens|multi_modal_projector|"

@@ -26,6 +26,7 @@ def packaged() -> Path:
     return Path(str(importlib.resources.files(source.package) / source.file))
 
 
+@pytest.mark.slow
 def test_the_import_is_the_model_that_llama_cpp_reads(tmp_path: Path) -> None:
     import llama_cpp
     from gguf import GGUFReader

@@ -353,8 +353,12 @@ def test_heads_that_generate_no_text(
     notes = capsys.readouterr().err
     assert "left out the tensors of v_head (1), score (1), vision_tower (1)" in notes
     assert notes.count("left out") == 1
-    for config in ({"modules_to_save": ["classifier", "score"]}, {"task_type": "SEQ_CLS"}):
-        classifier = copy(adapter, tmp_path / "-".join(config), config)
+    for number, config in enumerate(({"modules_to_save": ["classifier", "score"]},
+                                     {"task_type": "SEQ_CLS"},
+                                     {"modules_to_save": ["qa_outputs"]})):  # fmt: skip
+        write(adapter / "adapter_model.safetensors",
+              read(plain) | heads | {"base_model.model.qa_outputs.weight": np.ones((2, 64), np.float32)})  # fmt: skip
+        classifier = copy(adapter, tmp_path / f"classifier{number}", config)
         with pytest.raises(AdapterError, match="the adapter of a classifier"):
             open_merged(base, classifier)
 
