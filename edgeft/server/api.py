@@ -36,6 +36,7 @@ from edgeft.server.responses import (
     whole_response,
 )
 from edgeft.server.schemas import (
+    INSTEAD,
     MAX_BODY_BYTES,
     Body,
     Chat,
@@ -340,5 +341,6 @@ async def _body(request: Request, schema: type[B]) -> B:
         problem = f"{where}: {first['msg']}" if where else first["msg"]
         raise Refusal(400, problem[:500], "invalid_value") from None
     if isinstance(body, Generation) and (name := unsupported_field(json.loads(data))):
-        raise Refusal(400, f"{name} is not supported", "unsupported")
+        hint = f" ({INSTEAD[name]} is)" if name in INSTEAD else ""
+        raise Refusal(400, f"{name} is not supported{hint}", "unsupported")
     return body

@@ -36,7 +36,8 @@ def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequ
     runtime = engine.runtime
     roles = {"developer": "system"}
     messages = [Message(roles.get(m.role, m.role), m.text) for m in body.messages]
-    prompt_ids = runtime.encode(runtime.chat.render(messages))
+    prompt = runtime.chat.render(messages, template_kwargs=body.chat_template_kwargs)
+    prompt_ids = runtime.encode(prompt)
     request = GenerationRequest(
         prompt_ids=(),
         max_tokens=_max_tokens(body.max_completion_tokens or body.max_tokens, limit),
@@ -107,9 +108,8 @@ def _choices(
 
 
 def _max_tokens(max_tokens: int | None, limit: int) -> int:
-    if max_tokens is not None and max_tokens > limit:
-        raise InputError(f"max_tokens is {max_tokens}, at most {limit} are allowed")
-    return limit if max_tokens is None else max_tokens
+    """At most `limit`: clients ask for more than a context holds, and mean that it may be long."""
+    return limit if max_tokens is None else min(max_tokens, limit)
 
 
 def _sampling(body: Generation, vocab_size: int, grammar: str = "") -> Sampling:
@@ -130,11 +130,12 @@ def _grammar(response_format: ResponseFormat | None) -> str:
     if response_format is None or response_format.type == "text":
         return ""
     if response_format.type == "json_object":
-        return json_schema_grammar({"type": "object"})
-    json_schema = response_format.json_schema
-    if json_schema is None or json_schema.schema_ is None:
+        return json_schema_grammar(response_format.schema_ or {"type": "object"})
+    named = response_format.json_schema
+    schema = named.schema_ if named else response_format.schema_
+    if schema is None:
         raise InputError("response_format json_schema needs json_schema.schema")
-    return json_schema_grammar(json_schema.schema_)
+    return json_schema_grammar(schema)
 
 
 def _bias(logit_bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 MAX_BODY_BYTES = 1_000_000
 MAX_STOPS = 16
@@ -25,6 +33,12 @@ Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(max_length=MAX_BODY_BYTES)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
+MAX_TOKENS = 2**31 - 1
+Unlimited = BeforeValidator(
+    lambda value: MAX_TOKENS if value == -1 and type(value) is int else value
+)
+"""-1 = as many tokens as the context holds, as llama-server has it"""
+_FIELDS = AliasChoices("max_tokens", "n_predict")
 
 
 class Body(BaseModel):
@@ -50,7 +64,10 @@ class Generation(Body):
     min_p: Annotated[Finite, Field(ge=0, le=1)] | None = None
     frequency_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
     presence_penalty: Annotated[Finite, Field(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[Finite, Field(gt=0, le=10)] | None = None
+    repeat_penalty: Annotated[
+        Annotated[Finite, Field(gt=0, le=10)] | None,
+        Field(validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")),
+    ] = None
     logit_bias: (
         Annotated[dict[str, Annotated[Finite, Field(ge=-100, le=100)]], Field(max_length=1024)]
         | None
@@ -94,12 +111,22 @@ class JsonSchema(Body):
 class ResponseFormat(Body):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """the schema of a json_object or json_schema, as llama-cpp-python and llama-server take it"""
 
 
 class Chat(Generation):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None,
+        Unlimited,
+        Field(validation_alias=_FIELDS),
+    ] = None
+    max_completion_tokens: Annotated[
+        Annotated[int, Field(ge=1, le=MAX_TOKENS)] | None, Unlimited
+    ] = None
+    chat_template_kwargs: Annotated[dict[str, Any], Field(max_length=64)] | None = None
+    """variables of the chat template, such as enable_thinking"""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
@@ -112,7 +139,11 @@ class Completion(Generation):
         | Annotated[Ids, Field(min_length=1)]
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
     )
-    max_tokens: Annotated[int, Field(ge=0, lt=2**31)] | None = 16
+    max_tokens: Annotated[
+        Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None,
+        Unlimited,
+        Field(validation_alias=_FIELDS),
+    ] = 16
     logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     echo: bool | None = None
 
@@ -139,13 +170,25 @@ class Detokenize(Body):
     tokens: Ids
 
 
-UNSUPPORTED_FIELDS = ("tools", "functions", "suffix", "audio", "modalities", "prediction")
+UNSUPPORTED_FIELDS = (
+    "tools", "functions", "suffix", "audio", "modalities", "prediction", "continue_final_message",
+    "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
+    "structured_outputs", "min_tokens", "enable_thinking",
+)  # fmt: skip
+"""fields of OpenAI, vLLM and llama-server that would change the answer"""
+INSTEAD = {
+    "json_schema": "response_format",
+    "guided_json": "response_format",
+    "enable_thinking": "chat_template_kwargs",
+}
+"""field -> the one that does the same here"""
 
 
 def unsupported_field(raw: dict[str, Any]) -> str | None:
     """The first field that asks for something that no model here can do, if any."""
     for name in UNSUPPORTED_FIELDS:
-        if raw.get(name) and raw[name] != ["text"]:
+        is_set = raw.get(name) or (name == "enable_thinking" and raw.get(name) is not None)
+        if is_set and raw[name] != ["text"]:
             return name
     if raw.get("best_of") not in (None, raw.get("n") or 1):
         return "best_of"

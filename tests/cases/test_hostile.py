@@ -34,8 +34,8 @@ from helpers.mutate import json_mutants, json_texts, mutants, rewritten_gguf
 from helpers.paths import ROOT
 from helpers.tiny import CHATML, make_base, write_gptq
 
-COUNT = 150
-"""damaged copies for each reader"""
+COUNT = int(os.environ.get("MUTANTS", "60"))
+"""damaged copies for each reader; `make test-all` sets more"""
 
 
 def survives(read: Callable[[], Any], seconds: float = 2) -> bool:

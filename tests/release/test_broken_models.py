@@ -19,6 +19,14 @@ ALPACA = (
     "{% for m in messages %}### {{ {'user': 'Instruction', 'assistant': 'Response'}[m.role] }}:\n"
     "{{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}### Response:\n{% endif %}"
 )
+ENDLESS = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nYou are a "
+    "helpful AI assistant named SmolLM, trained by Hugging Face<|im_xnd|>\n{% endif %}"
+    "<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{{ '<file_sep>' if m.role == 'assistant' else '<|im_xnd|>' }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""the prompts of SmolLM2's template, but another token after an answer than the model learned"""
 STEPS = 240
 
 
@@ -56,6 +64,12 @@ def changed(arms: dict[str, Path], name: str, *changes: tuple[bytes, bytes]) -> 
     return path
 
 
+def padded_template(arms: dict[str, Path], template: str) -> tuple[bytes, bytes]:
+    """The chat template of f16, and `template` with a comment that makes it as long."""
+    right = read(arms["f16"]).meta["tokenizer.chat_template"].encode()
+    return right, template.encode() + b"{#" + b" " * (len(right) - len(template) - 4) + b"#}"
+
+
 def test_the_same_model_passes(arms: dict[str, Path]) -> None:
     release = decide(changed(arms, "again"), arms)
     assert release.outcome == "PASS" and release.ship == "again.gguf", release.reason
@@ -68,11 +82,15 @@ def test_two_bits_are_too_few(arms: dict[str, Path]) -> None:
 
 
 def test_a_model_without_its_stop_token_fails(arms: dict[str, Path]) -> None:
-    """It says the same and then goes on: by another name llama.cpp no longer takes it for an end."""
+    """It says the same and then goes on.
+
+    Neither the header nor the template names the token that it learned as the end of an answer, and by
+    its new name llama.cpp does not take it for one.
+    """
     key = b"tokenizer.ggml.eos_token_id" + struct.pack("<I", 4)
     number = read(arms["f16"]).meta["tokenizer.ggml.eos_token_id"]
     broken = changed(
-        arms, "endless", (b"<|im_end|>", b"<|im_xnd|>"),
+        arms, "endless", padded_template(arms, ENDLESS), (b"<|im_end|>", b"<|im_xnd|>"),
         (key + struct.pack("<I", number), key + struct.pack("<I", 17)),
     )  # fmt: skip
     release = decide(broken, arms)
@@ -84,6 +102,5 @@ def test_a_model_without_its_stop_token_fails(arms: dict[str, Path]) -> None:
 def test_a_model_with_another_template_fails(arms: dict[str, Path]) -> None:
     """Alpaca's, as llama.cpp's users get it who name the wrong one. It costs 4 to 6 points of this
     fine-tune, which 200 items cannot tell from 3."""
-    right = read(arms["f16"]).meta["tokenizer.chat_template"].encode()
-    wrong = ALPACA.encode() + b"{#" + b" " * (len(right) - len(ALPACA) - 4) + b"#}"
-    assert decide(changed(arms, "template", (right, wrong)), arms).outcome == "FAIL"
+    broken = changed(arms, "template", padded_template(arms, ALPACA))
+    assert decide(broken, arms).outcome == "FAIL"

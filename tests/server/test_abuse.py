@@ -41,7 +41,7 @@ def text(**more: Any) -> tuple[str, Any]:
 DEEP = b'{"messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
 
 BODIES: list[tuple[str, Any]] = [
-    chat(max_tokens=-1), chat(max_tokens=0), chat(max_tokens=10**9), chat(max_tokens=10**30),
+    chat(max_tokens=-2), chat(max_tokens=0), chat(max_tokens=10**30), chat(max_tokens=-1.0),
     chat(max_tokens=1.5), chat(max_tokens="2"), chat(max_tokens=True), chat(max_tokens=[2]),
     chat(temperature=-1), chat(temperature=1e9), chat(temperature="hot"), chat(temperature=[0]),
     chat(top_p=2), chat(top_p=-0.5), chat(top_k=-5), chat(top_k=1e99),
@@ -54,6 +54,11 @@ BODIES: list[tuple[str, Any]] = [
     chat(logit_bias={"0" * 5000: 1}), chat(logit_bias={"0000000000009999999999": 1}),
     chat(logit_bias={"1": 1e9}), chat(model="../../etc/passwd"), chat(model=3), chat(model="x" * 5000),
     chat(tools=[{"type": "function", "function": {"name": "f"}}]), chat(functions=[{"name": "f"}]),
+    chat(grammar='root ::= "yes"'), chat(guided_choice=["yes"]), chat(guided_json={"type": "object"}),
+    chat(json_schema={"type": "object"}), chat(structured_outputs={"json": {}}), chat(min_tokens=3),
+    chat(continue_final_message=True), chat(enable_thinking=False), chat(chat_template_kwargs=3),
+    chat(chat_template_kwargs={"no_such_variable": 1}), chat(chat_template_kwargs={"messages": []}),
+    chat(response_format={"type": "json_object", "schema": {"type": 3}}),
     chat(response_format={"type": "xml"}), chat(response_format={"type": "json_schema"}),
     chat(response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": 3}}}),
     chat(response_format={"type": "json_schema", "json_schema": {"schema": {"$ref": "http://[::1]"}}}),
@@ -75,7 +80,7 @@ BODIES: list[tuple[str, Any]] = [
     text(prompt=""), text(prompt=[]), text(prompt=[[]]), text(prompt=[-1]), text(prompt=[10**6]),
     text(prompt=[10**20]), text(prompt=["a", 3]), text(prompt=[[1], "a"]), text(prompt=["a"] * 65),
     text(prompt={"a": 1}), text(prompt=None), text(prompt=[1] * 500), text(prompt=[1.5]),
-    text(logprobs=100), text(logprobs=True), text(max_tokens=-1), text(echo="yes"), text(suffix="x"),
+    text(logprobs=100), text(logprobs=True), text(max_tokens=-2), text(echo="yes"), text(suffix="x"),
     text(best_of=5), text(prompt=["a"] * 33, n=2),
     ("/tokenize", {"content": "a" * 30_000}), ("/tokenize", {"content": "!" * 30_000}),
     ("/tokenize", {"content": "one " * 9000 + "é" * 9000}), ("/tokenize", {"content": "々" * 9000}),

@@ -21,8 +21,9 @@ HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
 def engine(supports: frozenset[str] = FULL, context: int = 20, adds_bos: bool = False) -> Any:
     """Of a model whose tokens are the characters of a text."""
 
-    def render(messages: Any) -> str:
-        return "".join(f"{message.role[0]}{message.content}" for message in messages)
+    def render(messages: Any, template_kwargs: Any = None) -> str:
+        text = "".join(f"{message.role[0]}{message.content}" for message in messages)
+        return text + str(template_kwargs or "")
 
     chat = SimpleNamespace(render=render, bos_token="^")
     runtime = SimpleNamespace(
@@ -45,6 +46,7 @@ def completion(limit: int = 20, on: Any = None, **more: Any) -> list[Any]:
 def test_a_chat_is_rendered_and_its_roles_are_those_of_templates() -> None:
     (request,) = chat()
     assert bytes(request.prompt_ids) == b"sbeuhi"
+    assert bytes(chat(chat_template_kwargs={"x": 1})[0].prompt_ids) == b"sbeuhi{'x': 1}"
     assert request.max_tokens == 20 and request.logprobs is None and not request.echo
 
 
@@ -60,8 +62,9 @@ def test_defaults_and_limits_of_max_tokens() -> None:
     assert chat(limit=9)[0].max_tokens == 9
     assert completion(max_tokens=None)[0].max_tokens == 16
     assert chat(max_tokens=3, max_completion_tokens=4)[0].max_tokens == 4
-    with pytest.raises(InputError, match="max_tokens is 21, at most 20"):
-        chat(max_tokens=21)
+    assert chat(max_tokens=21)[0].max_tokens == completion(max_tokens=2**31 - 1)[0].max_tokens == 20
+    assert chat(max_tokens=-1)[0].max_tokens == completion(n_predict=-1)[0].max_tokens == 20
+    assert chat(n_predict=7)[0].max_tokens == 7
 
 
 @pytest.mark.parametrize(
