@@ -187,10 +187,18 @@ def check_free(
         return
     holds = "something else"
     if manifest is not None and manifest.kind == kind:
-        now = {**_as_json(options), **parents}
-        then = {**manifest.options, **manifest.parents}
-        names = sorted(name for name in {**now, **then} if now.get(name) != then.get(name))
-        holds = f"a result with other {', '.join(names)}" if names else "a result that was changed"
+        pairs = ((_as_json(options), manifest.options), (parents, manifest.parents))
+        names = {
+            name
+            for now, then in pairs
+            for name in {**now, **then}
+            if now.get(name) != then.get(name)
+        }
+        holds = "a result that was changed"
+        if names:
+            holds = f"a result with other {', '.join(sorted(names))}"
+        elif find_complete(target, kind, options, parents):
+            raise StaleError(f"{target} was written by another run meanwhile", "it is complete")
     raise StaleError(f"{target} already holds {holds}", "--overwrite, or choose another output")
 
 

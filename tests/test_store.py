@@ -177,6 +177,8 @@ def test_an_occupied_target_is_refused_and_overwrite_replaces_it(tmp_path: Path,
     with pytest.raises(StaleError, match=re.escape(f"{target} already holds")) as caught:
         make(target, "new", {"rank": 16})
     assert "--overwrite" in caught.value.hint
+    with pytest.raises(StaleError, match="written by another run meanwhile"):
+        make(target, "old")
     assert content(target) == "old" and is_complete(target)
     make(target, "new", {"rank": 16}, overwrite=True)
     assert (

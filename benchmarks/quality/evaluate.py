@@ -194,15 +194,20 @@ Answers = tuple[list[str], list[bool], list[float]]
 
 
 def _generate(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
-    prompts = [
-        model.encode(model.chat.render([*prefix, *example.prompt], tools=example.tools))
-        for example in items.examples
-    ]
+    prompts = [_prompt_ids(model, prefix, example) for example in items.examples]
     replies = model.replies(
         prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
     )
     texts, stopped = [reply.text for reply in replies], [reply.stopped for reply in replies]
     return texts, stopped, _score_replies(items, texts, stopped)
+
+
+def _prompt_ids(model: Runtime, prefix: list[Message], example: Example) -> list[int]:
+    """InputError that names the line of an item that cannot be rendered or tokenized."""
+    try:
+        return model.encode(model.chat.render([*prefix, *example.prompt], tools=example.tools))
+    except InputError as error:
+        raise InputError(f"the item of line {example.line}: {error.message}", error.hint) from None
 
 
 def _score_replies(items: Items, replies: Sequence[str], stopped: Sequence[bool]) -> list[float]:

@@ -16,7 +16,8 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -576,11 +577,21 @@ def test_a_configuration_that_is_none(
 
 @pytest.mark.unit
 def test_a_long_prompt_is_a_prompt(tmp_path: Path) -> None:
+    from edgeft.benchmarks.quality.evaluate import _prompt_ids
     from edgeft.benchmarks.quality.refusals import load_refusals
+
+    class Refusing:
+        chat = SimpleNamespace(render=lambda messages, tools: "text")
+
+        def encode(self, text: str) -> list[int]:
+            raise InputError("too long")
 
     path = tmp_path / "r.csv"
     path.write_text("prompt,label\n" + "x" * 200_000 + ",safe\n")
-    assert len(load_refusals(path).examples[0].messages[0].content) == 200_000
+    items = load_refusals(path)
+    assert len(items.examples[0].messages[0].content) == 200_000
+    with pytest.raises(InputError, match="the item of line 2: too long"):
+        _prompt_ids(cast(Any, Refusing()), [], items.examples[0])
     path.write_text('prompt,label\n"x' + "\0" * 9 + ",safe\n")
     assert survives(lambda: load_refusals(path)) is False
 
