@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, StaleError
 
 MAX_JSON_BYTES, MAX_TOKENIZER_BYTES = 16_000_000, 64_000_000
 """of a file of a model: read, JSON takes up to 25 times its bytes. The largest tokenizers have 35 MB."""
@@ -120,14 +122,48 @@ def sweep_target(target: Path) -> None:
     A run that was killed between the two renames of an overwrite left the old result under the name
     `-old`. It is renamed back.
     """
+    for path, is_old in dead_partials(target):
+        if is_old and not target.exists():
+            os.replace(path, target)
+        else:
+            remove(path)
+
+
+def dead_partials(target: Path) -> list[tuple[Path, bool]]:
+    """What killed runs left of `target`: (path, whether it is an old result set aside)."""
     pattern = re.compile(re.escape(f".{target.name}.partial-") + r"(\d+)(-old)?")
-    for path in target.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists()):
-            if match[2] and not target.exists():
-                os.replace(path, target)
-            else:
-                remove(path)
+    matches = ((path, pattern.fullmatch(path.name)) for path in target.parent.iterdir())
+    return [
+        (path, bool(match[2]))
+        for path, match in matches
+        if match and (int(match[1]) == os.getpid() or not Path(f"/proc/{match[1]}").exists())
+    ]
+
+
+@contextlib.contextmanager
+def locked(folder: Path, seconds: float = 10) -> Iterator[None]:
+    """Hold the lock of a folder; StaleError where another process holds it for so long.
+
+    The lock ends with the process. It is not held where the file system has no locks.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + seconds
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise StaleError(
+                        f"another run is putting a result into {folder}", "wait until it ends"
+                    ) from None
+                time.sleep(0.05)
+            except OSError:
+                break
+        yield
+    finally:
+        os.close(handle)
 
 
 def remove(path: Path) -> None:

@@ -24,7 +24,16 @@ from typing import Any
 
 from edgeft import __version__
 from edgeft.errors import InputError, StaleError
-from edgeft.files import fsync, partial_path, remove, sha256, sweep_target, write_text
+from edgeft.files import (
+    dead_partials,
+    fsync,
+    locked,
+    partial_path,
+    remove,
+    sha256,
+    sweep_target,
+    write_text,
+)
 from edgeft.records import SCHEMA, FileRecord, Manifest
 
 
@@ -66,6 +75,7 @@ def find_complete(
 
     Its files must exist with the recorded sizes; their hashes are not computed.
     """
+    _finish_killed(target)
     manifest = read_manifest(target)
     if manifest is None or (manifest.kind, manifest.parents) != (kind, parents):
         return None
@@ -96,6 +106,7 @@ def writing(
     place = _linked(target)
     if place.parent.is_dir():
         sweep_target(place)
+        _finish_killed(target)
     check_free(target, kind, options, parents, overwrite)
     made_parent = not target.parent.exists()
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -114,13 +125,14 @@ def writing(
             edgeft=__version__,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
-        # Another run may have written the target meanwhile.
-        if find_complete(target, kind, options, parents) is None:
-            check_free(target, kind, options, parents, overwrite)
-        if _is_file_target(target):
-            _replace_file(temp, place, manifest_path(target), manifest)
-        else:
-            _replace_folder(temp, place, manifest)
+        with locked(place.parent):
+            # Another run may have written the target meanwhile.
+            if find_complete(target, kind, options, parents) is None:
+                check_free(target, kind, options, parents, overwrite)
+            if _is_file_target(target):
+                _replace_file(temp, place, manifest_path(target), manifest)
+            else:
+                _replace_folder(temp, place, manifest)
         fsync(place.parent)
     finally:
         remove(temp)
@@ -148,11 +160,44 @@ def _linked(target: Path) -> Path:
 
 
 def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manifest) -> None:
-    # Without a manifest the target is incomplete, so none may stand beside a file that it does not
-    # describe.
-    manifest_file.unlink(missing_ok=True)
-    os.replace(temp, place)
-    write_text(manifest_file, manifest.to_json())
+    """Put file and manifest in place. `_finish_killed` ends what a kill between the renames leaves."""
+    pending = partial_path(manifest_file)
+    old = pending.with_name(f"{pending.name}-old")
+    in_place = False
+    try:
+        pending.write_text(manifest.to_json(), encoding="utf-8", errors="backslashreplace")
+        fsync(pending)
+        # No manifest may stand beside a file that it does not describe.
+        if manifest_file.exists():
+            os.replace(manifest_file, old)
+        os.replace(temp, place)
+        in_place = True
+        try:
+            os.replace(pending, manifest_file)
+        except OSError:
+            pending.rename(manifest_file)
+    finally:
+        if in_place:
+            old.unlink(missing_ok=True)
+        else:
+            if old.exists():
+                old.rename(manifest_file)
+            pending.unlink(missing_ok=True)
+
+
+def _finish_killed(target: Path) -> None:
+    """Name the manifest of a killed run where its file is in place; else put the old one back."""
+    if not _is_file_target(target) or not target.parent.is_dir():
+        return
+    manifest_file = manifest_path(target)
+    for pending, is_old in dead_partials(manifest_file):
+        if is_old or manifest_file.exists() or not target.is_file():
+            continue
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
+            if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
+                os.replace(pending, manifest_file)
+    sweep_target(manifest_file)
 
 
 def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:

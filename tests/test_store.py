@@ -282,6 +282,54 @@ def test_whatever_call_fails_the_target_is_old_or_new(
     assert content(target) == "new" and is_complete(target, new_options)
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from edgeft import store
+target, nth = Path(sys.argv[1]), int(sys.argv[2])
+real, calls = os.replace, 0
+def replace(a, b):
+    global calls
+    calls += 1
+    if calls == nth:
+        os.kill(os.getpid(), 9)
+    real(a, b)
+os.replace = replace
+with store.writing(target, kind="artifact", options={"rank": 16}, parents={"base": "ab" * 32},
+                   overwrite=True) as draft:
+    draft.path.write_text("new")
+"""
+
+
+@pytest.mark.parametrize("old", ["", "old"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_a_kill_between_file_and_manifest_loses_neither(tmp_path: Path, old: str, nth: int) -> None:
+    target = tmp_path / "model.gguf"
+    if old:
+        make(target, old)
+    killed = subprocess.run([sys.executable, "-c", KILLED, target, str(nth)], check=False)
+    assert killed.returncode == (0 if nth == 3 and not old else -9)
+    if content(target) == "new":
+        assert is_complete(target, {"rank": 16}), "the next run completes it"
+        assert names(tmp_path) == beside("model.gguf")
+    else:
+        assert content(target) == (old or None)
+        assert is_complete(target) == bool(old)
+        make(target, "again", overwrite=True)
+        assert names(tmp_path) == beside("model.gguf")
+
+
+def test_two_runs_do_not_put_their_results_in_place_at_once(tmp_path: Path) -> None:
+    with (
+        files.locked(tmp_path),
+        pytest.raises(StaleError, match="another run"),
+        files.locked(tmp_path, seconds=0.1),
+    ):
+        pass
+    with files.locked(tmp_path, seconds=0):
+        pass
+
+
 @pytest.mark.parametrize("function", ["replace", "fsync"])
 def test_write_text_leaves_the_old_text_or_the_new(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str
