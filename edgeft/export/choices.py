@@ -75,35 +75,53 @@ def choose_base_precision(
     """The base precision with the smaller validation loss, and facts for the manifest.
 
     The usual advice is to merge into the stored 16-bit weights. A QLoRA adapter was trained on NF4
-    values. Which of the two gives the smaller loss depends on the run, so both are measured.
+    (or FP4, int8) values. Which of the two gives the smaller loss depends on the run, so both are
+    measured. Other methods of edgeft train on the stored weights.
     """
     if not adapters:
         return "stored", {"chosen": "stored", "why": "no adapter"}
-    losses, count, problem = _losses(view, data, out, threads)
+    trained_on = [_trained_on(adapter.path) for adapter in adapters]
+    if set(trained_on) == {"stored"}:
+        return "stored", {"chosen": "stored", "why": "trained on the stored weights"}
+    quantized: BasePrecision = next(
+        (kind for kind in trained_on if kind and kind != "stored"), "nf4"
+    )
+    losses, count, problem = _losses(view, data, ("stored", quantized), out, threads)
     if len(losses) < 2:
-        manifests = [adapter_manifest(adapter.path) for adapter in adapters]
-        on_nf4 = all("nf4" in manifest.get("facts", {}) for manifest in manifests)
-        choice: BasePrecision = "nf4" if on_nf4 else "stored"
+        choice: BasePrecision = quantized if set(trained_on) == {quantized} else "stored"
         say(
             f"base precision {choice}, not measured: {problem} (--validation-data FILE measures it)"
         )
         return choice, {"chosen": choice, "why": f"not measured: {problem}"}
     choice = min(losses, key=lambda name: losses[name])
     say(
-        f"base precision {choice}: validation loss stored {losses['stored']:.4f}, nf4 {losses['nf4']:.4f} "
-        f"on {count} examples"
+        f"base precision {choice}: validation loss stored {losses['stored']:.4f}, {quantized} "
+        f"{losses[quantized]:.4f} on {count} examples"
     )
     return choice, {"chosen": choice, "why": "smaller validation loss", "loss": losses,
                     "examples": count}  # fmt: skip
 
 
+def _trained_on(adapter: Path) -> BasePrecision | None:
+    """Values of the base that the adapter was trained on; None where its manifest does not say it."""
+    facts = adapter_manifest(adapter).get("facts", {})
+    if "nf4" in facts:
+        kind: BasePrecision = facts["nf4"].get("kind") or "nf4"
+        return kind
+    return "stored" if "compute_type" in facts else None
+
+
 def _losses(
-    view: Merged, data: FineTuneData, out: Path, threads: int
+    view: Merged,
+    data: FineTuneData,
+    candidates: tuple[BasePrecision, ...],
+    out: Path,
+    threads: int,
 ) -> tuple[dict[BasePrecision, float], int, str]:
     """(precision -> mean NLL of the answers in nats per token, examples, reason for no losses)."""
     losses: dict[BasePrecision, float] = {}
     count = 0
-    for candidate in ("stored", "nf4") if data.validation else ():
+    for candidate in candidates if data.validation else ():
         with f16_model(view.with_base(candidate), out, threads) as model:
             fitting = [e for e in data.validation if _token_count(model, e) <= model.context]
             if not fitting:

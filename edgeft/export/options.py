@@ -30,11 +30,13 @@ class ExportOptions:
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
     gptq-q4_0 and gptq-q4_k_m are calibrated. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
     8bit, 4bit, 3bit, 2bit. Default: gguf q4_k_m, onnx int4, gptq 4bit, hf f32."""
-    base_precision: Literal["auto", "stored", "nf4", "fp4"] = "auto"
-    """Weights that the adapter is added to: as they are stored, or the 4-bit values (nf4, fp4) that a
-    QLoRA was trained on. auto: the one with the smaller loss on the validation split."""
+    base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
+    """Weights that the adapter is added to: as they are stored, or the values in 4 or 8 bits that a
+    QLoRA was trained on. auto: for a QLoRA the one with the smaller loss on the validation split, else
+    as they are stored."""
     double_quant: bool = True
-    """Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant)."""
+    """Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant), for an
+    adapter that edgeft did not train."""
     validation_data: Path | None = None
     """Chats that the training did not see, to choose the base precision by. Default: the split that the
     training held out."""

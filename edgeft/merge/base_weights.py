@@ -1,10 +1,10 @@
-"""Checkpoint -> the dequantized 4-bit values that a QLoRA adapter was trained on.
+"""Checkpoint -> the dequantized 4- or 8-bit values that a QLoRA adapter was trained on.
 
     base = QuantizedBase(Checkpoint(folder), card, "nf4")
     base.rows("model.layers.0.mlp.up_proj.weight", slice(0, 64))     # float32, dequantized from NF4
 
 Weights that the family's card names as 4-bit weights are quantized and dequantized
-(`edgeft.quantization.nf4`); the others keep their values. Training in bfloat16 rounds all weights to
+(`edgeft.quantization.nf4`, `edgeft.quantization.int8`); the others keep their values. Training in bfloat16 rounds all weights to
 bfloat16 on loading, and the 4-bit weights again after dequantization. The same happens here.
 """
 
@@ -17,11 +17,12 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from edgeft import models
-from edgeft.quantization import nf4
+from edgeft.quantization import int8, nf4
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, stored_as
 
-BasePrecision = Literal["stored", "nf4", "fp4"]
-"""Values that a delta is added to: the checkpoint's own, or its 4-bit values, dequantized."""
+Precision = Literal["nf4", "fp4", "int8"]
+BasePrecision = Literal["stored", "nf4", "fp4", "int8"]
+"""Values that a delta is added to: the checkpoint's own, or its 4- or 8-bit values, dequantized."""
 
 
 class BaseWeights(Protocol):
@@ -32,22 +33,23 @@ class BaseWeights(Protocol):
 
 
 class QuantizedBase:
-    """Dequantized 4-bit rows; keeps one quantized tensor at a time. Safe for threads."""
+    """Dequantized rows; keeps one quantized tensor at a time. Safe for threads."""
 
     def __init__(
         self,
         weights: Checkpoint,
         card: models.Card,
-        precision: nf4.QuantType,
+        precision: Precision,
         double_quant: bool = True,
         training: dict[str, Any] | None = None,
     ) -> None:
-        """`training`: facts.nf4 of the adapter's manifest: its precision (`kind`), compute type and
-        threads. They count only where the precision is `precision`.
+        """`training`: facts.nf4 of the adapter's manifest: its precision (`kind`), double quantization,
+        compute type and threads. They count only where the precision is `precision`.
         """
         training = training if training and training.get("kind") == precision else {}
         self._weights, self._card = weights, card
-        self._precision, self._double_quant = precision, double_quant
+        self._precision = precision
+        self._double_quant: bool = training.get("double_quant", double_quant)
         self._bfloat16 = training.get("compute_type") == "bfloat16"
         self._threads: int = training.get("threads", 1)
         self._lock = threading.Lock()
@@ -57,6 +59,9 @@ class QuantizedBase:
         shape = self._weights.tensors[name].shape
         if not self._card.in_4bit(name, shape):
             return self._loaded(name, rows)
+        if self._precision == "int8":  # a scale for each row
+            values = int8.round_trip(self._loaded(name, rows))
+            return stored_as(values, "BF16") if self._bfloat16 else values
         with self._lock:
             if self._cached is None or self._cached[0] != name:
                 self._cached = name, self._quantized(name, (shape[0], shape[1]))
@@ -66,6 +71,7 @@ class QuantizedBase:
 
     def _quantized(self, name: str, shape: tuple[int, int]) -> nf4.Quantized:
         read = partial(self._loaded_range, name)
+        assert self._precision != "int8"
         return nf4.quantized(
             read, shape, self._precision, self._double_quant, threads=self._threads
         )

@@ -13,8 +13,8 @@ A weight in `modules_to_save` replaces the base's. An embedding and an output la
 weight are untied where the adapter changes them differently (`edgeft.merge.tied_weights`). An adapter
 with additional tokens has its own tokenizer files, which replace the base's.
 
-`base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4" or
-"fp4", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
+`base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4",
+"fp4" or "int8", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
 to the last bit where the adapter's manifest says how edgeft trained it.
 """
 
@@ -175,7 +175,7 @@ def open_merged(
     """Open base and adapters, and check that every adapter fits the base in every tensor.
 
     `double_quant`: whether training quantized the maxima of the 4-bit blocks, too
-    (bitsandbytes' use_double_quant). FormatError: a family or type of weights that edgeft cannot
+    (bitsandbytes' use_double_quant), where the adapter's manifest does not say it. FormatError: a family or type of weights that edgeft cannot
     read. AdapterError: no adapter, one of another base, or one that edgeft cannot merge.
     """
     adapters = [Weighted(adapter)] if isinstance(adapter, Path) else list(adapter or ())
