@@ -208,9 +208,12 @@ def match_all(request: tuple[list[str], list[str]]) -> None:
 
 
 def adapter_manifest(adapter: Path) -> dict[str, Any]:
-    """{"options": …, "facts": …} of the adapter's training; {} for an adapter of another program."""
+    """{"options": …, "facts": …} of the training; {} for an adapter of another program.
+
+    A base folder that edgeft trained (`--method full`) has the same.
+    """
     manifest = store.read_manifest(adapter)
-    if manifest is None or manifest.kind != "adapter":
+    if manifest is None or manifest.kind not in ("adapter", "base"):
         return {}
     return {"options": manifest.options, "facts": manifest.facts}
 

@@ -22,6 +22,7 @@ from edgeft.errors import EdgeftError, did_you_mean
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in ten minutes.",
     "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
+    "train": "Fine-tune by any method: LoRA and its kin, IA3, BitFit, freeze, full.",
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",

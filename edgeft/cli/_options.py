@@ -119,9 +119,10 @@ def _helps(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def json_option(function: F) -> F:
-    return click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")(
-        function
-    )
+    """Eager: known to the callbacks of other options."""
+    return click.option(
+        "--json", "as_json", is_flag=True, is_eager=True, help="One JSON object on stdout."
+    )(function)
 
 
 def require_options(ctx: click.Context, **needed: str) -> None:

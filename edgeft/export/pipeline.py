@@ -66,7 +66,10 @@ def export(options: ExportOptions) -> list[Artifact]:
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
     data = fine_tune_data(
-        options.adapter, options.validation_data, options.calibration, options.bad_rows
+        options.adapter or _trained_base(base),
+        options.validation_data,
+        options.calibration,
+        options.bad_rows,
     )
     data = data.renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
@@ -223,6 +226,11 @@ def _report(
         say(
             f"  {item.quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer"
         )
+
+
+def _trained_base(base: Path) -> tuple[Weighted, ...]:
+    """The base where edgeft trained all of it: its manifest names the data, as an adapter's does."""
+    return (Weighted(base),) if "data" in adapter_manifest(base).get("options", {}) else ()
 
 
 def _recorded_base(adapters: tuple[Weighted, ...]) -> str:

@@ -246,12 +246,12 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
             f"--tensor-type changes nothing in {pairs[0][1]}", "such as --quant q8_0 beside it"
         )
     chat = ChatTemplate.from_folder(view.tokenizer)
-    for adapter in options.adapter:
-        trained_with = adapter_manifest(adapter.path).get("facts", {}).get("chat")
+    for trained in (view.base, *(adapter.path for adapter in options.adapter)):
+        trained_with = adapter_manifest(trained).get("facts", {}).get("chat")
         if trained_with:
             chat.check_matches(
                 trained_with,
-                f"{adapter.path} was trained with",
+                f"{trained} was trained with",
                 "give the base with the template that it was trained with",
             )
 

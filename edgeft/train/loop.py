@@ -37,9 +37,14 @@ def fit(
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = method.prepare(device)
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     evaluates = bool(objective.validation)
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     trainer = objective.trainer(model, arguments)
+    groups = method.parameter_groups(model, options.learning_rate)
+    if groups is not None:
+        optimizer, settings = trainer.get_optimizer_cls_and_kwargs(arguments, model)
+        trainer.optimizer = optimizer(groups, **settings)
     trainer.add_callback(ProgressCallback(bar))
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
@@ -53,6 +58,7 @@ def fit(
         "tokens": bar.units,
         "tokens_per_second": round(bar.units / seconds, 1),
         "device": device,
+        "trained_parameters": trained,
         **method.facts(),
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),

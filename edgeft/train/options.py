@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from dataclasses import dataclass
@@ -10,10 +11,18 @@ from typing import Any, Literal, cast
 
 from edgeft.errors import InputError
 
+FIRST_FIELDS = frozenset((
+    "base", "data", "output", "validation_data", "validation_size", "epochs", "steps", "batch_size",
+    "micro_batch_size", "learning_rate", "warmup", "cutoff_length", "lora_r", "lora_alpha",
+    "lora_dropout", "target_modules", "train_on_inputs", "group_by_length", "compute_type",
+    "keep_4bit", "seed", "eval_every", "save_every",
+))  # fmt: skip
+"""fields of edgeft 0.1.0, which every manifest names"""
+
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What is trained, on what and how: the options of `edgeft train-qlora`."""
+    """What is trained, on what and how: the options of `edgeft train`."""
 
     base: Path
     """Base model: a Hugging Face folder; on the command line also a .gguf, a hub id or an embedded base
@@ -22,7 +31,7 @@ class TrainOptions:
     """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: JSON,
     JSONL, CSV or Parquet."""
     output: Path
-    """Folder of the adapter."""
+    """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None
     """File of chats for validation. Without one, --validation-size is split off --data."""
     validation_size: float = 0.05
@@ -51,7 +60,21 @@ class TrainOptions:
     lora_dropout: float = 0.0
     """Share of LoRA's inputs that is dropped."""
     target_modules: tuple[str, ...] = ()
-    """Module names, comma-separated. Default: the model card's, every linear layer of a block."""
+    """Modules that train: names, comma-separated, all-linear (every linear layer but the head), or a
+    regular expression for a module's whole name. Default: the model card's for the method, for LoRA
+    every linear layer of a block."""
+    use_rslora: bool = False
+    """rsLoRA: LoRA's scale is alpha / sqrt(r)."""
+    use_dora: bool = False
+    """DoRA: also learn the length of each row of a weight, apart from its direction."""
+    lora_plus_ratio: float | None = None
+    """LoRA+: learning rate of the matrices B over that of A. 1 = the same."""
+    quantization: Literal["nf4", "fp4", "int8"] = "nf4"
+    """Values at which QLoRA freezes the base's linear layers."""
+    double_quant: bool = True
+    """Quantize the scales of nf4 and fp4, too."""
+    freeze_trainable_layers: int = 2
+    """Layers that --method freeze trains: the last n, the first n where it is negative, 0 = all."""
     train_on_inputs: bool = False
     """Learn the prompt's tokens too, not only the answer's."""
     group_by_length: bool = True
@@ -59,7 +82,7 @@ class TrainOptions:
     compute_type: Literal["auto", "fp32", "bf16"] = "auto"
     """Type of the computation; auto measures which is faster here."""
     keep_4bit: bool = False
-    """Keep the base packed in 4 bits (bitsandbytes): least memory, slower on a CPU."""
+    """Keep QLoRA's base packed in 4 bits (bitsandbytes): least memory, slower on a CPU."""
     seed: int = 0
     """Seed of the split, the order and the initialization."""
     eval_every: int = 0
@@ -78,17 +101,23 @@ class TrainOptions:
             raise InputError("--steps and --epochs must be positive")
         if not 0 <= self.validation_size < math.inf:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
+        if self.lora_plus_ratio is not None and not 0 < self.lora_plus_ratio < math.inf:
+            raise InputError(f"--lora-plus-ratio {self.lora_plus_ratio} is not positive")
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
         return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
 
     def to_json(self) -> dict[str, Any]:
-        """Every field, paths as text and tuples as lists, as the manifest keeps them.
+        """Fields as the manifest keeps them, paths as text and tuples as lists.
 
-        `bad_rows` is left out at its default: adapters from before there was a choice stay complete.
+        A field that is younger than FIRST_FIELDS is left out at its default: adapters from before there
+        was a choice stay complete.
         """
-        raw = {k: str(v) if isinstance(v, Path) else v for k, v in vars(self).items()}
-        if self.bad_rows == "stop":
-            del raw["bad_rows"]
-        return cast(dict[str, Any], json.loads(json.dumps(raw)))
+        raw = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if field.name in FIRST_FIELDS or getattr(self, field.name) != field.default
+        }
+        texts = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
+        return cast(dict[str, Any], json.loads(json.dumps(texts)))

@@ -20,10 +20,15 @@ from edgeft.train.options import TrainOptions
 class Method(Protocol):
     """Which weights train, how the other weights are held, and what the result is on disk."""
 
-    def __init__(self, options: TrainOptions, card: Card) -> None: ...
+    def __init__(self, options: TrainOptions, card: Card) -> None:
+        """Check what can be checked without the weights. InputError for what cannot train."""
 
     def prepare(self, device: str) -> Any:
         """The model on `device` ("cpu" or "cuda"); the weights that train have `requires_grad`."""
+
+    def parameter_groups(self, model: Any, learning_rate: float) -> list[dict[str, Any]] | None:
+        """torch's parameter groups, with learning rates of their own; None for one rate for all."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """Manifest entries: what a merge must know about the base as it was during training."""

@@ -8,40 +8,161 @@ What must be known before that stands in the row.
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
 from edgeft.errors import InputError, did_you_mean, require
-from edgeft.formats import load
+from edgeft.formats import FORMATS, load
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
+
+LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
+LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
+METHOD_OPTIONS = frozenset((
+    *LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit", "freeze_trainable_layers",
+))  # fmt: skip
+"""fields of TrainOptions that only some methods read"""
+OPTIMIZER_BYTES = 12
+"""float32 gradient and Adam's two moments of a weight that trains"""
 
 
 @dataclass(frozen=True)
 class MethodRow:
     entry: str
     """module:class of a `Method`"""
-    result: str
-    """kind of the result's manifest: "adapter", or "base" for a whole model"""
-    bytes_per_weight: Callable[[TrainOptions], int]
-    """memory for each weight of the base during training"""
+    about: str
+    """what trains, in one line"""
+    options: tuple[str, ...]
+    """METHOD_OPTIONS that it reads"""
+    learning_rate: float
+    """default of `edgeft train`"""
     trained_share: float
-    """trained weights / weights of the base, at most, for the size of a checkpoint"""
+    """trained weights / weights of the base, at most, for memory and the size of a checkpoint"""
+    result: str = "adapter"
+    """kind of the result's manifest: "adapter", or "base" for a whole model"""
+    trains_base: bool = False
+    """weights of the base train, so that a checkpoint holds the whole model"""
+
+    def bytes_per_weight(self, options: TrainOptions) -> float:
+        """Memory for each weight of the base during training."""
+        return (1 if options.keep_4bit else 4) + OPTIMIZER_BYTES * self.trained_share
+
+    @property
+    def checkpoint_bytes_per_weight(self) -> float:
+        """Size of a checkpoint for each weight of the base: float32 weights, Adam's two moments."""
+        return 4 * (1 if self.trains_base else self.trained_share) + 8 * self.trained_share
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """Formats of `edgeft.formats` that the result can be exported as; a family may have fewer."""
+        return tuple(FORMATS)
 
 
 METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
-        result="adapter",
-        bytes_per_weight=lambda options: 1 if options.keep_4bit else 4,
+        about="LoRA matrices on a base frozen in 4 or 8 bits",
+        options=(*LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
+        learning_rate=1e-3,
         trained_share=0.02,
+    ),
+    "lora": MethodRow(
+        entry="edgeft.train.methods.lora:LoRA",
+        about="LoRA matrices on the base as it is stored",
+        options=(*LORA, *LORA_VARIANTS),
+        learning_rate=1e-3,
+        trained_share=0.02,
+    ),
+    "rslora": MethodRow(
+        entry="edgeft.train.methods.lora:RSLoRA",
+        about="LoRA scaled by alpha / sqrt(r), for large ranks",
+        options=(*LORA, "use_dora", "lora_plus_ratio"),
+        learning_rate=5e-4,
+        trained_share=0.02,
+    ),
+    "dora": MethodRow(
+        entry="edgeft.train.methods.lora:DoRA",
+        about="LoRA on the direction of a weight's rows, and their lengths",
+        options=(*LORA, "use_rslora", "lora_plus_ratio"),
+        learning_rate=1e-3,
+        trained_share=0.02,
+    ),
+    "loraplus": MethodRow(
+        entry="edgeft.train.methods.lora:LoRAPlus",
+        about="LoRA with a larger learning rate for the matrices B",
+        options=(*LORA, *LORA_VARIANTS),
+        learning_rate=2e-4,
+        trained_share=0.02,
+    ),
+    "pissa": MethodRow(
+        entry="edgeft.train.methods.initialized:PiSSA",
+        about="LoRA that begins as the largest singular values of a weight",
+        options=LORA,
+        learning_rate=5e-4,
+        trained_share=0.02,
+    ),
+    "olora": MethodRow(
+        entry="edgeft.train.methods.initialized:OLoRA",
+        about="LoRA that begins as the orthonormal part of a weight",
+        options=LORA,
+        learning_rate=5e-4,
+        trained_share=0.02,
+    ),
+    "ia3": MethodRow(
+        entry="edgeft.train.methods.ia3:IA3",
+        about="factors of keys, values and the inputs of the last feed-forward layer",
+        options=("target_modules",),
+        learning_rate=1e-2,
+        trained_share=0.001,
+    ),
+    "ln_tuning": MethodRow(
+        entry="edgeft.train.methods.parts:LNTuning",
+        about="the weights of the norms",
+        options=("target_modules",),
+        learning_rate=2e-3,
+        trained_share=0.001,
+        trains_base=True,
+    ),
+    "bitfit": MethodRow(
+        entry="edgeft.train.methods.parts:BitFit",
+        about="the biases; the norms where the base has no biases",
+        options=("target_modules",),
+        learning_rate=2e-3,
+        trained_share=0.005,
+        trains_base=True,
+    ),
+    "freeze": MethodRow(
+        entry="edgeft.train.methods.parts:Freeze",
+        about="the last layers, or chosen modules of them",
+        options=("target_modules", "freeze_trainable_layers"),
+        learning_rate=1e-4,
+        trained_share=1,
+        trains_base=True,
+    ),
+    "full": MethodRow(
+        entry="edgeft.train.methods.full:Full",
+        about="every weight",
+        options=(),
+        learning_rate=5e-5,
+        trained_share=1,
+        result="base",
+        trains_base=True,
     ),
 }
 
+UNAVAILABLE = {
+    "bottleneck": "a bottleneck adapter has an activation between its two matrices, so it is no change "
+    "of a weight, and no format (gguf, hf, gptq, onnx) has a place for it",
+}
+"""method of the field that is not here -> the reason"""
+
 OBJECTIVES = {"sft": "edgeft.train.objectives.sft:SFT"}
 """name -> module:class of an `Objective`"""
+
+DEVICES = ("cpu",)
+"""devices on which tests prove every method with every objective; a GPU that torch finds is used, too"""
 
 PACKAGES = ("torch", "peft", "transformers")
 """packages of the extra `train` that every run imports"""
@@ -49,9 +170,43 @@ PACKAGES = ("torch", "peft", "transformers")
 
 def method_row(name: str) -> MethodRow:
     """InputError for a name that is not in the table."""
+    if name in UNAVAILABLE:
+        raise InputError(f"no training method {name!r}: {UNAVAILABLE[name]}", "lora, or ia3")
     if name not in METHODS:
         raise InputError(f"no training method {name!r}", did_you_mean(name, METHODS))
     return METHODS[name]
+
+
+def check_options(name: str, options: TrainOptions) -> None:
+    """InputError for an option that was chosen and that the method does not read."""
+    row = method_row(name)
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    for option in sorted(METHOD_OPTIONS - set(row.options)):
+        if getattr(options, option) != fields[option]:
+            others = ", ".join(other for other, row in METHODS.items() if option in row.options)
+            raise InputError(
+                f"--{option.replace('_', '-')} is not for --method {name}", f"for {others}"
+            )
+
+
+def method_table() -> list[dict[str, Any]]:
+    """One row of JSON for each method, and for each that is not here, with the reason."""
+    rows: list[dict[str, Any]] = [
+        {
+            "method": name, "trains": row.about, "objectives": list(OBJECTIVES),
+            "result": row.result, "formats": list(row.formats), "devices": list(DEVICES),
+            "learning_rate": row.learning_rate,
+            "options": [f"--{option.replace('_', '-')}" for option in row.options],
+        }
+        for name, row in METHODS.items()
+    ]  # fmt: skip
+    return rows + [{"method": name, "unavailable": why} for name, why in UNAVAILABLE.items()]
+
+
+def check_objective(name: str) -> None:
+    """InputError for a name that is not in the table."""
+    if name not in OBJECTIVES:
+        raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
 
 
 def load_method(name: str) -> type[Method]:
@@ -61,8 +216,7 @@ def load_method(name: str) -> type[Method]:
 
 def load_objective(name: str) -> type[Objective]:
     """Import an objective. MissingExtra where a package is not installed."""
-    if name not in OBJECTIVES:
-        raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
+    check_objective(name)
     return cast(type[Objective], _import(OBJECTIVES[name]))
 
 

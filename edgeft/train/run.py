@@ -1,4 +1,4 @@
-"""Data + base model -> a trained adapter: one run of a method and an objective, whole or absent.
+"""Data + base model -> a trained adapter or model: a run of a method and an objective, whole or absent.
 
     train(TrainOptions(base=Path("model"), data=Path("chats.jsonl"), output=Path("adapter")))
 
@@ -28,7 +28,14 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
 from edgeft.train.examples import read_splits
 from edgeft.train.options import TrainOptions
-from edgeft.train.registry import MethodRow, load_method, load_objective, method_row
+from edgeft.train.registry import (
+    MethodRow,
+    check_objective,
+    check_options,
+    load_method,
+    load_objective,
+    method_row,
+)
 from edgeft.weights.text_base import open_base
 
 REQUEST_FILE = "asked.json"
@@ -40,8 +47,6 @@ ACTIVATION_BYTES_PER_TOKEN = 240_000
 MAX_ACTIVATION_BYTES = 2 * 1024**3
 CHECKPOINTS = 3
 """on the disk at once: two that are kept and one that is written"""
-CHECKPOINT_BYTES_PER_WEIGHT = 12
-"""a float32 weight that trains, and Adam's two moments"""
 LIBRARY_BYTES = 400_000_000
 """memory of Python, torch and transformers without a model"""
 
@@ -60,10 +65,12 @@ def train(
     little disk or memory, StaleError where the output holds something else.
     """
     row = method_row(method)
+    check_options(method, options)
+    check_objective(objective)
     options, splits = read_splits(options)
     request = _request(options, method, objective)
     if not options.output.name:
-        raise InputError(f"{options.output} is no name for an adapter", "--output adapter")
+        raise InputError(f"{options.output} is no name for a result", "--output adapter")
     complete = store.find_complete(options.output, row.result, **request)
     if complete:
         say(f"{options.output} is complete, nothing to do")
@@ -171,10 +178,11 @@ def _open_work_folder(
 def _preflight(options: TrainOptions, row: MethodRow, parameters: int, folder: Path) -> None:
     """ResourceError where disk or memory is short. An estimate, never far below the real need."""
     weights = int(row.bytes_per_weight(options) * parameters * 1.3)
+    result = 4 * (1 if row.result == "base" else row.trained_share)  # float32
     activations = options.micro_batch_size * options.cutoff_length * ACTIVATION_BYTES_PER_TOKEN
     machine.preflight(
         folder,
         "training",
-        disk=int(CHECKPOINTS * CHECKPOINT_BYTES_PER_WEIGHT * row.trained_share * parameters),
+        disk=int((CHECKPOINTS * row.checkpoint_bytes_per_weight + result) * parameters),
         memory=weights + min(activations, MAX_ACTIVATION_BYTES) + LIBRARY_BYTES,
     )

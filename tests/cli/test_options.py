@@ -27,6 +27,7 @@ from helpers.paths import ROOT
 
 OPTIONS: dict[str, tuple[type[Any], ...]] = {
     "train-qlora": (TrainOptions,),
+    "train": (TrainOptions,),
     "merge-export": (ExportOptions,),
     "search": (EvalOptions, ExportOptions, SearchOptions),
     "chat": (ChatOptions,),
@@ -38,6 +39,7 @@ OPTIONS: dict[str, tuple[type[Any], ...]] = {
 DERIVED = {
     "base",  # a path of TrainOptions, which the command finds
     "micro_batch_size",  # by default the batch size
+    "learning_rate",  # of train: by default the method's
     "calibration", "group_size",  # auto on the command line, None in the dataclass
     "threads",  # of search: for the export and for the answers
 }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -41,7 +42,8 @@ def parse(args: list[str]) -> None:
     name, *rest = args
     if args in (["--version"], ["--help"]):
         return
-    command_named(name).make_context(name, rest)
+    with contextlib.suppress(click.exceptions.Exit):  # --list prints and ends
+        command_named(name).make_context(name, rest)
 
 
 @pytest.mark.unit

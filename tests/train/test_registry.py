@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from edgeft.errors import InputError, MissingExtra
+from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
 from edgeft.train.registry import (
+    METHOD_OPTIONS,
     METHODS,
     OBJECTIVES,
+    check_options,
     load_method,
     load_objective,
     method_row,
@@ -26,9 +30,37 @@ def members(protocol: type) -> set[str]:
 def test_every_method_implements_the_protocol(name: str) -> None:
     method: Any = load_method(name)
     assert Method in method.__mro__
-    assert all(vars(method).get(member) for member in members(Method))
-    assert METHODS[name].result in ("adapter", "base")
-    assert 0 < METHODS[name].trained_share <= 1
+    for member in members(Method) - {"parameter_groups"}:
+        assert getattr(method, member) is not getattr(Method, member), member
+    row = METHODS[name]
+    assert row.result in ("adapter", "base")
+    assert 0 < row.trained_share <= 1
+    assert set(row.options) <= METHOD_OPTIONS
+    assert row.about and 0 < row.learning_rate < 0.1
+
+
+def test_an_option_of_another_method_is_refused(tmp_path: Path) -> None:
+    options = TrainOptions(tmp_path, tmp_path, tmp_path / "out", lora_r=8)
+    check_options("dora", options)
+    with pytest.raises(InputError, match="--lora-r is not for --method full.*for qlora, lora"):
+        check_options("full", options)
+    with pytest.raises(InputError, match="--freeze-trainable-layers is not for --method lora"):
+        check_options("lora", TrainOptions(tmp_path, tmp_path, tmp_path, freeze_trainable_layers=1))
+
+
+def test_what_no_format_can_hold_is_refused_with_the_reason() -> None:
+    with pytest.raises(InputError, match="'bottleneck': .*no format .*gguf.*lora, or ia3"):
+        method_row("bottleneck")
+
+
+def test_memory_and_checkpoints_grow_with_what_trains(tmp_path: Path) -> None:
+    options = TrainOptions(tmp_path, tmp_path, tmp_path)
+    assert METHODS["full"].bytes_per_weight(options) == 16
+    assert METHODS["full"].checkpoint_bytes_per_weight == 12
+    assert 4 < METHODS["lora"].bytes_per_weight(options) < 5
+    packed = TrainOptions(tmp_path, tmp_path, tmp_path, keep_4bit=True)
+    assert METHODS["qlora"].bytes_per_weight(packed) < 2
+    assert METHODS["bitfit"].checkpoint_bytes_per_weight > 4, "the checkpoint is the whole model"
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import re
@@ -19,7 +20,7 @@ from edgeft.errors import DataError, InputError, StaleError
 from edgeft.export.fine_tune_data import fine_tune_data
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.train import run
-from edgeft.train.options import TrainOptions
+from edgeft.train.options import FIRST_FIELDS, TrainOptions
 
 
 def test_libraries_are_quiet_while_it_trains(
@@ -57,6 +58,8 @@ def test_only_another_pair_than_the_first_is_named_in_the_manifest(
     options = TrainOptions(tiny_base, tiny_chats, tmp_path / "adapter")
     first = run._request(options, "qlora", "sft")
     assert first["options"] == options.to_json()
+    assert set(first["options"]) == FIRST_FIELDS
+    assert "use_dora" in dataclasses.replace(options, use_dora=True).to_json()
     assert set(first["parents"]) == {"base", "data"}
     other = run._request(options, "bitfit", "sft")
     assert other["options"] == options.to_json() | {"method": "bitfit"}
@@ -80,8 +83,8 @@ def test_a_complete_adapter_is_returned_and_another_is_refused(
 
 def test_an_unknown_method_is_refused_before_any_work(tiny_base: Path, tmp_path: Path) -> None:
     options = TrainOptions(tiny_base, tmp_path / "nowhere.jsonl", tmp_path / "adapter")
-    with pytest.raises(InputError, match="no training method 'lora'"):
-        run.train(options, method="lora")
+    with pytest.raises(InputError, match="no training method 'lor'"):
+        run.train(options, method="lor")
 
 
 def test_bad_rows_are_skipped_and_recorded(

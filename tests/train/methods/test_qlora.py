@@ -27,14 +27,14 @@ from helpers.families import CHATGLM, DEEPSEEK, NEOX, SMALL, TINY
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 
 
-def frozen(base: Path, dtype: str = "float32", keep_4bit: bool = False) -> Any:
+def frozen(base: Path, dtype: str = "float32", keep_4bit: bool = False, **more: Any) -> Any:
     """The live base as training holds it."""
     import torch
 
-    from edgeft.train.methods.qlora import frozen_base
+    from edgeft.train.methods.base_model import frozen_base
     from edgeft.train.options import TrainOptions
 
-    options = TrainOptions(base, base / "chats", base / "adapter", keep_4bit=keep_4bit)
+    options = TrainOptions(base, base / "chats", base / "adapter", keep_4bit=keep_4bit, **more)
     card = models.card_for(read_json(base / "config.json"))
     return frozen_base(options, card, getattr(torch, dtype), "cpu")
 
@@ -237,14 +237,14 @@ def test_the_card_and_transformers_pack_the_same_layers(make: Family, case: str)
 def test_default_targets_are_the_layers_that_this_size_has(
     make: Family, case: str, queries: set[str]
 ) -> None:
-    from edgeft.train.methods.qlora import target_modules
+    from edgeft.train.methods.base_model import target_modules
 
     _, _, live = make(case)
     card = models.card_for({"architectures": ["DeepseekV2ForCausalLM"]})
     always = {"kv_a_proj_with_mqa", "kv_b_proj", "o_proj"}
-    assert set(target_modules(live, (), card)) == queries | always
+    assert set(target_modules(live, (), card.lora_targets)) == queries | always
     with pytest.raises(InputError, match="no modules named up"):
-        target_modules(live, ("o_proj", "up"), card)
+        target_modules(live, ("o_proj", "up"), card.lora_targets)
 
 
 @pytest.mark.parametrize(("compute", "packed"), [("fp32", True), ("bf16", True), ("bf16", False)])
@@ -269,3 +269,71 @@ def test_the_view_of_a_trained_adapter_equals_its_frozen_base(
     stored = Checkpoint(tiny_base).read("model.embed_tokens.weight")
     rounded = not np.array_equal(merged.tensor("model.embed_tokens.weight"), stored)
     assert rounded == (compute == "bf16")
+
+
+@pytest.mark.parametrize(("kind", "double_quant", "packed", "compute"), [
+    ("fp4", True, False, "fp32"), ("nf4", False, False, "fp32"), ("int8", True, False, "fp32"),
+    ("int8", True, False, "bf16"), ("fp4", False, True, "fp32")])  # fmt: skip
+def test_the_view_knows_every_quantization_of_the_base(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path, kind: Any, double_quant: bool,
+    packed: bool, compute: Any,
+) -> None:  # fmt: skip
+    """The manifest says how the base was quantized; `double_quant` of the export is for others."""
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
+
+    chosen: dict[str, Any] = {"quantization": kind, "double_quant": double_quant}
+    facts = train(
+        TrainOptions(
+            tiny_base, tiny_chats, tmp_path / "adapter", steps=1, batch_size=2, micro_batch_size=2,
+            validation_size=0, save_every=0, compute_type=compute, keep_4bit=packed, warmup=0,
+            **chosen,
+        )
+    ).facts  # fmt: skip
+    assert facts["nf4"]["kind"] == kind
+    merged = open_merged(tiny_base, tmp_path / "adapter", kind)
+    assert_same(frozen(tiny_base, facts["nf4"]["compute_type"], packed, **chosen), merged)
+    other = open_merged(tiny_base, None, "nf4").tensor("model.layers.0.mlp.up_proj.weight")
+    assert not np.array_equal(merged.tensor("model.layers.0.mlp.up_proj.weight"), other)
+
+
+def test_int8_cannot_be_kept_packed(tiny_base: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
+
+    options = TrainOptions(
+        tiny_base, tiny_chats, tmp_path / "adapter", quantization="int8", keep_4bit=True
+    )
+    with pytest.raises(InputError, match="packs nf4 and fp4, not int8"):
+        train(options)
+    assert not options.output.exists()
+
+
+def test_the_export_measures_the_precision_of_the_training(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    """Of an int8 QLoRA int8 and the stored weights, of LoRA nothing."""
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
+    from edgeft.train.options import TrainOptions
+    from edgeft.train.run import train
+
+    chosen = {}
+    for method, more in (("qlora", {"quantization": "int8"}), ("lora", {})):
+        adapter = tmp_path / method
+        train(
+            TrainOptions(
+                tiny_base, tiny_chats, adapter, steps=1, batch_size=2, micro_batch_size=2,
+                validation_size=2, save_every=0, compute_type="fp32", warmup=0, **more,  # type: ignore[arg-type]
+            ),
+            method=method,
+        )  # fmt: skip
+        (artifact,) = export(
+            ExportOptions(
+                out=tmp_path / f"{method}-out", adapter=(Weighted(adapter),), quants=("q8_0",),
+                compare_live=False, threads=1,
+            )
+        )  # fmt: skip
+        chosen[method] = artifact.manifest.facts["base_precision"]
+    assert set(chosen["qlora"]["loss"]) == {"stored", "int8"}
+    assert chosen["lora"] == {"chosen": "stored", "why": "trained on the stored weights"}

@@ -1,0 +1,124 @@
+"""The options of the commands that train, and what they print."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar
+
+import click
+
+from edgeft.cli._config import configurable
+from edgeft.cli._options import build, json_option, options_of, print_json
+from edgeft.progress import say
+from edgeft.train.options import TrainOptions
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F], F]:
+    """All options of a training run but `skip`; `changes` as those of `options_of`."""
+    settings: dict[str, Any] = {
+        "base": click.STRING,
+        "validation_size": click.FloatRange(min=0),
+        "steps": click.IntRange(min=1),
+        "batch_size": click.IntRange(min=1),
+        "micro_batch_size": {
+            "type": click.IntRange(min=1),
+            "default": None,
+            "show_default": "the batch size",
+        },
+        "learning_rate": click.FloatRange(min=0, min_open=True),
+        "warmup": {"name": "--warmup-ratio", "type": click.FloatRange(0, 1)},
+        "cutoff_length": click.IntRange(min=8),
+        "lora_r": click.IntRange(min=1),
+        "lora_alpha": click.IntRange(min=1),
+        "lora_dropout": click.FloatRange(0, 1, max_open=True),
+        "lora_plus_ratio": click.FloatRange(min=0, min_open=True),
+        "eval_every": click.IntRange(min=0),
+        "save_every": click.IntRange(min=0),
+    }
+    for name, change in changes.items():
+        known = settings.get(name, {})
+        settings[name] = {**(known if isinstance(known, dict) else {"type": known}), **change}
+
+    def decorate(function: F) -> F:
+        shown = {name: change for name, change in settings.items() if name not in skip}
+        for option in reversed((
+            options_of(TrainOptions, skip=skip, **shown),
+            click.option(
+                "--preview",
+                is_flag=True,
+                help="Train nothing: print the first three examples as the chat template writes them, "
+                "with the learned part marked, and what of the data is left out.",
+            ),
+            click.option(
+                "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
+            ),
+            click.option("--overwrite", is_flag=True, help="Replace what --output holds."),
+            json_option,
+            configurable,
+        )):  # fmt: skip
+            function = option(function)
+        return function
+
+    return decorate
+
+
+def run_training(
+    method: str,
+    objective: str,
+    *,
+    preview: bool,
+    resume: bool,
+    overwrite: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Train, or show what would be learned, and print the result."""
+    from edgeft.base.resolve import resolve_base
+    from edgeft.train.registry import check_objective, check_options, method_row
+    from edgeft.train.run import train
+
+    row = method_row(method)
+    check_objective(objective)
+    options["base"] = resolve_base(options["base"]).resolve()
+    options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
+    options["learning_rate"] = options["learning_rate"] or row.learning_rate
+    for name in ("data", "validation_data", "output"):  # absolute: true in any current folder
+        options[name] = options[name] and options[name].expanduser().resolve()
+    run = build(TrainOptions, options)
+    check_options(method, run)
+    if preview:
+        _preview(run, as_json)
+        return
+    try:
+        manifest = train(run, resume, overwrite, method, objective)
+    except KeyboardInterrupt:
+        say("stopped; the same command with --resume goes on from the last checkpoint")
+        raise
+    facts = manifest.facts
+    if as_json:
+        print_json({row.result: str(run.output), **facts})
+        return
+    curve = ", ".join(f"{loss:.3f} at {step}" for step, loss in facts["validation_loss"])
+    say(f"{facts['steps']} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s "
+        f"({facts['tokens_per_second']:.0f} tokens/s)")  # fmt: skip
+    if curve:
+        say(f"validation loss {curve}")
+    click.echo(str(run.output))
+
+
+def _preview(run: TrainOptions, as_json: bool) -> None:
+    """Print the first examples and what is left out, to stdout."""
+    import sys
+
+    from edgeft.data.preview import BRACKETS, GREEN
+    from edgeft.progress import dumb_terminal
+    from edgeft.train.preview import preview
+
+    colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
+    shown = preview(run, GREEN if colour else BRACKETS)
+    if as_json:
+        print_json(shown.to_json())
+    else:
+        click.echo(shown.text())

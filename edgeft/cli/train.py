@@ -1,0 +1,77 @@
+"""`edgeft train`: conversations + base model -> adapter or model, by any method and objective."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgeft.cli._options import print_json
+from edgeft.cli._training import run_training, training_options
+
+
+def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    """Print the methods and end: --base, --data and --output are not needed for it."""
+    if not value:
+        return
+    from edgeft.train.registry import OBJECTIVES, method_table
+
+    rows = method_table()
+    if ctx.params.get("as_json"):
+        print_json({"methods": rows, "objectives": list(OBJECTIVES)})
+        ctx.exit()
+    here = [row for row in rows if "unavailable" not in row]
+    heads = ("method", *OBJECTIVES, "result", "exported as", "device", "rate", "trains")
+    lines = [
+        (
+            row["method"],
+            *("yes" if name in row["objectives"] else "-" for name in OBJECTIVES),
+            row["result"], " ".join(row["formats"]), " ".join(row["devices"]),
+            f"{row['learning_rate']:g}", row["trains"],
+        )
+        for row in here
+    ]  # fmt: skip
+    table = [heads, *lines]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        click.echo(line.rstrip())
+    click.echo("A GPU that torch finds is used. The tests prove the methods on a CPU.")
+    for row in rows:
+        if "unavailable" in row:
+            click.echo(f"{row['method']}: not available: {row['unavailable']}")
+    ctx.exit()
+
+
+@click.command("train")
+@click.option(
+    "--method",
+    default="qlora",
+    show_default=True,
+    metavar="NAME",
+    help="Which weights train, and how the others are held: a name that --list shows.",
+)
+@click.option(
+    "--objective",
+    default="sft",
+    show_default=True,
+    metavar="NAME",
+    help="What is learned: a name that --list shows.",
+)
+@click.option(
+    "--list",
+    is_flag=True,
+    expose_value=False,
+    callback=_list,
+    help="List the methods with what they train, what they write and where it can be exported; then end.",
+)
+@training_options(learning_rate={"default": None, "show_default": "the method's, see --list"})
+def command(method: str, objective: str, **options: Any) -> None:
+    """Fine-tune a base model by a method and an objective; the result is an adapter or a model.
+
+    \b
+    edgeft train --list
+    edgeft train --method dora --base smollm2-135m --data chats.jsonl --output adapter
+    edgeft train --method full --base smollm2-135m --data chats.jsonl --output model
+    """
+    run_training(method, objective, **options)

@@ -1,0 +1,65 @@
+"""`edgeft train`: the list of methods, a run of another method than QLoRA, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgeft import store
+from edgeft.train.registry import METHODS, OBJECTIVES, UNAVAILABLE
+
+Run = Callable[..., Any]
+
+
+def test_the_list_names_every_method_and_objective(edgeft: Run) -> None:
+    ran = edgeft("train", "--list")
+    lines = ran.out.splitlines()
+    assert ran.code == 0 and lines[0].split()[:3] == ["method", *OBJECTIVES, "result"]
+    assert [line.split()[0] for line in lines[1 : 1 + len(METHODS)]] == list(METHODS)
+    full = next(line for line in lines if line.startswith("full"))
+    assert full.split()[1:7] == ["yes", "base", "gguf", "hf", "gptq", "onnx"]
+    assert "bottleneck: not available: " in ran.out
+
+
+def test_the_list_is_one_json_object(edgeft: Run) -> None:
+    for order in (("--list", "--json"), ("--json", "--list")):
+        listed = json.loads(edgeft("train", *order).out)
+        rows = {row["method"]: row for row in listed["methods"]}
+        assert set(rows) == {*METHODS, *UNAVAILABLE}
+        assert rows["freeze"]["options"] == ["--target-modules", "--freeze-trainable-layers"]
+        assert rows["bottleneck"].keys() == {"method", "unavailable"}
+
+
+def test_a_method_trains_with_its_learning_rate_and_a_config(
+    edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        f"[train]\nmethod = 'full'\nbase = '{tiny_base}'\nsteps = 1\nbatch-size = 2\n"
+        "compute-type = 'fp32'\n"
+    )
+    output = tmp_path / "model"
+    ran = edgeft("train", "--config", config, "--data", tiny_chats, "--output", output, "--json")
+    assert ran.code == 0, ran.err
+    assert json.loads(ran.out)["base"] == str(output)
+    manifest = store.read_manifest(output)
+    assert manifest is not None
+    assert manifest.options["learning_rate"] == METHODS["full"].learning_rate
+
+
+def test_wrong_names_and_options_are_refused_before_any_work(
+    edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    common = ("--base", tiny_base, "--data", tiny_chats, "--output", tmp_path / "out")
+    for more, message in (
+        (("--method", "dorra"), "did you mean 'dora'"),
+        (("--objective", "dpp"), "no training objective 'dpp'"),
+        (("--method", "bottleneck"), "no format"),
+        (("--method", "full", "--lora-r", 8), "--lora-r is not for --method full"),
+        (("--method", "lora", "--keep-4bit"), "--keep-4bit is not for --method lora (for qlora)"),
+    ):
+        ran = edgeft("train", *common, *more)
+        assert ran.code == 1 and message in ran.err and ran.err.count("\n") == 1, ran.err
+        assert not (tmp_path / "out").exists() and not ran.out
