@@ -58,7 +58,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     resume = ["--resume"] if adapter.with_name("adapter.work").is_dir() else []
     _step("train-qlora", "--base", BASE, "--data", suite.train, "--validation-data",
           suite.validation, "--output", adapter, "--steps", steps, "--batch-size", 4,
-          "--overwrite", *resume)  # fmt: skip
+          "--threads", "auto", "--overwrite", *resume)  # fmt: skip
     _step("merge-export", "--adapter", adapter, "--out", out, "--quant", ",".join(QUANTS),
           "--overwrite")  # fmt: skip
     _step("merge-export", "--base", BASE, "--out", base, "--quant", "f16", "--overwrite")

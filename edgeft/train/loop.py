@@ -13,12 +13,18 @@ from typing import Any
 import torch
 import transformers
 
-from edgeft.progress import Progress
+from edgeft.progress import Progress, say
+from edgeft.train import lora_function
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
+from edgeft.train.threads import ThreadsCallback
 
 CURVE_POINTS = 5
-"""points of the validation curve where --eval-every does not say how many steps lie between two"""
+"""points of the validation curve at most, where --eval-every does not say how many steps lie between two"""
+EVALUATION_SHARE = 0.1
+"""share of a training's time that these points may take"""
+FORWARD_SHARE = 0.5
+"""share of a training step that its forward pass takes"""
 
 
 def fit(
@@ -36,9 +42,14 @@ def fit(
     """
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    if options.threads.isdecimal():
+        torch.set_num_threads(int(options.threads))
     model = method.prepare(device)
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    evaluates = bool(objective.validation)
+    lora_layers, why_not = lora_function.install(model)
+    if why_not and device == "cpu":
+        say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
+    evaluates = len(objective.validation)
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     trainer = objective.trainer(model, arguments)
     groups = method.parameter_groups(model, options.learning_rate)
@@ -46,6 +57,8 @@ def fit(
         optimizer, settings = trainer.get_optimizer_cls_and_kwargs(arguments, model)
         trainer.optimizer = optimizer(groups, **settings)
     trainer.add_callback(ProgressCallback(bar))
+    if device == "cpu":
+        trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
     with bar:
@@ -59,6 +72,7 @@ def fit(
         "tokens_per_second": round(bar.units / seconds, 1),
         "device": device,
         "trained_parameters": trained,
+        "lora_function": lora_layers,
         **method.facts(),
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
@@ -66,9 +80,9 @@ def fit(
 
 
 def training_arguments(
-    options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: bool
+    options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
 ) -> Any:
-    """`transformers.TrainingArguments` of a run; `evaluates`: there are validation examples."""
+    """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
     return transformers.TrainingArguments(
         output_dir=str(work_folder),
         max_steps=steps,
@@ -81,7 +95,7 @@ def training_arguments(
         weight_decay=0.0,
         logging_steps=1,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=(options.eval_every or max(1, steps // CURVE_POINTS)) if evaluates else None,
+        eval_steps=evaluation_steps(options, steps, evaluates) if evaluates else None,
         save_strategy="steps" if options.save_every else "no",
         save_steps=options.save_every or 500,
         save_total_limit=2,
@@ -94,6 +108,18 @@ def training_arguments(
         label_names=["labels"],
         include_num_input_tokens_seen="non_padding",
     )
+
+
+def evaluation_steps(options: TrainOptions, steps: int, examples: int) -> int:
+    """Steps between two points of the validation curve, each a forward pass of so many examples.
+
+    Five points at most, fewer where they would take more than a tenth of the training's time, one at least.
+    """
+    if options.eval_every:
+        return options.eval_every
+    point_share = FORWARD_SHARE * examples / (steps * options.batch_size)
+    points = min(CURVE_POINTS, max(1, round(EVALUATION_SHARE / point_share)))
+    return max(1, steps // points)
 
 
 def loss_curve(log_history: list[dict[str, Any]], key: str) -> list[list[float]]:

@@ -134,3 +134,21 @@ def test_a_row_that_the_template_refuses_stops_the_run_or_is_skipped(
     data = fine_tune_data((Weighted(tmp_path / "adapter"),), None, None)
     assert len(data.training) == 40 and data.bad_rows == "skip"
     assert len(data.renderable(ChatTemplate.from_folder(base)).training) == 38
+
+
+def test_the_validation_curve_takes_a_tenth_of_the_time(tmp_path: Path) -> None:
+    from edgeft.train.loop import evaluation_steps
+
+    options = TrainOptions(tmp_path, tmp_path, tmp_path, batch_size=8)
+    # 320 steps of 8; a forward pass is half of a step.
+    assert evaluation_steps(options, steps=320, examples=40) == 64, "five points"
+    assert evaluation_steps(options, steps=320, examples=256) == 160, "two of 5 % each"
+    assert evaluation_steps(options, steps=3, examples=5000) == 3, "one at least"
+    every = dataclasses.replace(options, eval_every=7)
+    assert evaluation_steps(every, steps=3, examples=5000) == 7
+
+
+@pytest.mark.parametrize("threads", ["0", "-1", "two", "1.5", ""])
+def test_a_number_of_threads_is_a_number(tmp_path: Path, threads: str) -> None:
+    with pytest.raises(InputError, match=f"--threads {threads} is no number, nor all or auto"):
+        TrainOptions(tmp_path, tmp_path, tmp_path, threads=threads)

@@ -25,6 +25,7 @@ from edgeft.train.batches import GroupedSampler, as_dataset, collate
 from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Objective
+from edgeft.train.shared_prefix import Row, SharedPrefix
 
 
 class SFT(Objective):
@@ -39,6 +40,8 @@ class SFT(Objective):
         tokenize: Encode,
     ) -> None:
         self.group_by_length = options.group_by_length
+        self.shares_prefix = options.shared_prefix
+        self.shared_prefix: SharedPrefix | None = None
         self.train, self.validation, self.left_out = encode_splits(
             options, train, validation, chat, tokenize
         )
@@ -46,7 +49,11 @@ class SFT(Objective):
     def facts(self) -> dict[str, Any]:
         left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
         refused = len(self.left_out.refused)
-        return {"left_out": left_out | ({"refused": refused} if refused else {})}
+        shared = self.shared_prefix is not None and not self.shared_prefix.why_not
+        return {
+            "left_out": left_out | ({"refused": refused} if refused else {}),
+            "shared_prefix": shared,
+        }
 
     def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
         pad = model.config.pad_token_id or 0
@@ -58,6 +65,10 @@ class SFT(Objective):
             data_collator=lambda batch: collate(batch, pad),
         )
         trainer.group_by_length = self.group_by_length
+        if self.shares_prefix:
+            longest = max(len(item.ids) for item in (*self.train, *self.validation))
+            self.shared_prefix = SharedPrefix(without_peft(model), longest, arguments)
+            trainer.shared_prefix = self.shared_prefix
         return trainer
 
 
@@ -65,6 +76,8 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     """Trainer whose loss is the mean negative log-likelihood of the learned tokens of a step."""
 
     group_by_length = True
+    shared_prefix: SharedPrefix | None = None
+    """computes the common beginning of a micro-batch once"""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         lengths = list(self.train_dataset["length"])
@@ -80,19 +93,13 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         num_items_in_batch: Any = None,
     ) -> Any:
         """The mean over the batch, or the sum over `num_items_in_batch` of the whole step."""
-        causal_lm = _without_peft(self.accelerator.unwrap_model(model))
-        labels = inputs["labels"][:, 1:]
-        learned = labels != IGNORED
-        with only_rows(causal_lm.get_output_embeddings(), learned):
-            output = causal_lm(
-                input_ids=inputs["input_ids"],
-                attention_mask=inputs["attention_mask"],
-                use_cache=False,
-            )
-        total = torch.nn.functional.cross_entropy(
-            output.logits.float(), labels[learned], reduction="sum"
-        )
-        loss = total / (learned.sum() if num_items_in_batch is None else num_items_in_batch)
+        causal_lm = without_peft(self.accelerator.unwrap_model(model))
+        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
+        if self.shared_prefix:
+            self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, batch, row))
+        row = self.shared_prefix.row(**batch) if self.shared_prefix else None
+        total, learned, output = answers_loss(causal_lm, batch, row)
+        loss = total / (learned if num_items_in_batch is None else num_items_in_batch)
         # The load-balancing loss of a router, only where config.json has output_router_logits.
         balance = getattr(output, "aux_loss", None)
         if balance is not None:
@@ -111,6 +118,33 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
 
 
+def answers_loss(
+    causal_lm: Any, batch: dict[str, torch.Tensor], row: Row | None
+) -> tuple[torch.Tensor, int, Any]:
+    """(summed negative log-likelihood of the learned tokens, their number, the model's output).
+
+    `batch`: input_ids, attention_mask and labels, (examples, longest) int64. `row`: the same batch with
+    its common beginning once, or None.
+    """
+    head = causal_lm.get_output_embeddings()
+    if row:
+        targets = row.targets
+        with only_predictors(head, row.predictors):
+            output = causal_lm(**row.inputs, use_cache=False)
+    else:
+        labels = batch["labels"][:, 1:]
+        learned = labels != IGNORED
+        targets = labels[learned]
+        with only_rows(head, learned):
+            output = causal_lm(
+                input_ids=batch["input_ids"],
+                attention_mask=batch["attention_mask"],
+                use_cache=False,
+            )
+    total = torch.nn.functional.cross_entropy(output.logits.float(), targets, reduction="sum")
+    return total, len(targets), output
+
+
 @contextlib.contextmanager
 def only_rows(head: Any, learned: torch.Tensor) -> Iterator[None]:
     """Give the output layer only the learned positions.
@@ -126,6 +160,22 @@ def only_rows(head: Any, learned: torch.Tensor) -> Iterator[None]:
         hook.remove()
 
 
-def _without_peft(model: Any) -> Any:
+@contextlib.contextmanager
+def only_predictors(head: Any, predictors: torch.Tensor) -> Iterator[None]:
+    """Give the output layer the hidden states of one row at these positions, some more than once.
+
+    `predictors`: (learned positions,) int64; the head then gets (learned positions, hidden size).
+    """
+    # index_select adds the gradients of a repeated position in a fixed order; indexing does not.
+    hook = head.register_forward_pre_hook(
+        lambda _, inputs: (inputs[0][0].index_select(0, predictors), *inputs[1:])
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def without_peft(model: Any) -> Any:
     """transformers' model, whether peft wraps it (a method that adds weights) or not."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
