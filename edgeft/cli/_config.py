@@ -10,14 +10,21 @@ import click
 
 from edgeft.cli._old_names import current_name, current_value
 from edgeft.errors import InputError, did_you_mean
+from edgeft.files import expand_user
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PATHS = ("adapter",)
+"""parameters of another type than click.Path that are paths"""
+PATHS_OR_NAMES = ("base", "imatrix", "calibration", "items")
+"""parameters that are a path, or a name such as an embedded base's or `auto`"""
 
 
 def configurable(function: F) -> F:
     """Add `--config run.toml`: defaults for this command, from its table or the top level.
 
-    Keys are option names, with - or _. An unknown key is an InputError.
+    Keys are option names, with - or _. An unknown key is an InputError. Relative paths are relative to
+    the file, so that it works from any folder.
     """
     return click.option(
         "--config",
@@ -25,7 +32,7 @@ def configurable(function: F) -> F:
         is_eager=True,
         expose_value=False,
         callback=_set_defaults,
-        help="TOML file with defaults for these options.",
+        help="TOML file with defaults for these options; its paths are relative to it.",
     )(function)
 
 
@@ -92,5 +99,25 @@ def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
                for item in values):  # fmt: skip
         listed = " or a list of them" if option.multiple else ""
         raise InputError(f"{path}: {key} is {value!r}", f"a string or a number{listed}")
-    texts = [str(item) for item in values]
+    texts = [_beside(path, option, str(item)) for item in values]
     return texts if option.multiple else texts[0]
+
+
+def _beside(path: Path, option: click.Option, text: str) -> str:
+    """A path that the file has relative to itself, relative to the current folder; other values as they are.
+
+    What takes a path or a name, such as --base, is a path where that exists.
+    """
+    if text in ("", "-", "auto"):
+        return text
+    is_path = isinstance(option.type, click.Path) or option.name in PATHS
+    if is_path or option.name in PATHS_OR_NAMES and _exists(path.parent / text):
+        return str(path.parent / expand_user(text))
+    return text
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, so a name
+        return False
