@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -121,3 +122,21 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):  # too long for a path, so a name
         return False
+
+
+def option_checks(command: click.Command) -> dict[str, Callable[[Any], str]]:
+    """Option without -- -> its check: a value of a `--config` file -> why it is refused, "" where it is not."""
+    context = click.Context(command, info_name=command.name)
+
+    def check(option: click.Option, value: Any) -> str:
+        try:
+            option.process_value(context, _as_typed(Path(), option.opts[0], option, value))
+        except (click.UsageError, InputError) as error:
+            return f"{option.opts[0]} of edgeft {command.name}: {error.message}"
+        return ""
+
+    return {
+        option.opts[0].removeprefix("--"): functools.partial(check, option)
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
