@@ -132,7 +132,7 @@ PROGRAMS = {"codespell", "lm-eval", "mypy", "pytest-xdist", "ruff"}
 """dependencies that are run, never imported"""
 LM_EVAL_API = {"aiohttp", "tenacity", "tiktoken"}
 """what lm-eval imports when it asks a server, from its extra `api`"""
-IMPORT_NAMES = {"llama-cpp-python": "llama_cpp"}
+IMPORT_NAMES = {"llama-cpp-python": "llama_cpp", "pyyaml": "yaml"}
 """distribution -> import name, where they differ by more than - and _"""
 
 CALL = (

@@ -23,6 +23,7 @@ COMMANDS = {
     "demo": "Everything on an embedded model and task, in ten minutes.",
     "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
     "train": "Fine-tune by any method: LoRA and its kin, IA3, BitFit, freeze, full.",
+    "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
@@ -30,7 +31,7 @@ COMMANDS = {
     "serve": "An OpenAI-compatible server, many answers at a time.",
     "bench": "Speed, memory, fidelity and accuracy of artifacts, in tables.",
     "ab": "Release gate: candidates against a baseline on the same items.",
-    "report": "The page and the note again, from a report.json.",
+    "report": "The page of a release again, or of a training with its loss curves.",
     "models": "Model families x what edgeft can do with them.",
 }
 """in the order of use; a command is `command` in `edgeft/cli/<name with _>.py`"""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,14 +11,21 @@ import click
 
 from edgeft.cli._old_names import current_name, current_value
 from edgeft.errors import InputError, did_you_mean
+from edgeft.files import expand_user
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+PATHS = ("adapter",)
+"""parameters of another type than click.Path that are paths"""
+PATHS_OR_NAMES = ("base", "imatrix", "calibration", "items")
+"""parameters that are a path, or a name such as an embedded base's or `auto`"""
 
 
 def configurable(function: F) -> F:
     """Add `--config run.toml`: defaults for this command, from its table or the top level.
 
-    Keys are option names, with - or _. An unknown key is an InputError.
+    Keys are option names, with - or _. An unknown key is an InputError. Relative paths are relative to
+    the file, so that it works from any folder.
     """
     return click.option(
         "--config",
@@ -25,7 +33,7 @@ def configurable(function: F) -> F:
         is_eager=True,
         expose_value=False,
         callback=_set_defaults,
-        help="TOML file with defaults for these options.",
+        help="TOML file with defaults for these options; its paths are relative to it.",
     )(function)
 
 
@@ -92,5 +100,43 @@ def _as_typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
                for item in values):  # fmt: skip
         listed = " or a list of them" if option.multiple else ""
         raise InputError(f"{path}: {key} is {value!r}", f"a string or a number{listed}")
-    texts = [str(item) for item in values]
+    texts = [_beside(path, option, str(item)) for item in values]
     return texts if option.multiple else texts[0]
+
+
+def _beside(path: Path, option: click.Option, text: str) -> str:
+    """A path that the file has relative to itself, relative to the current folder; other values as they are.
+
+    What takes a path or a name, such as --base, is a path where that exists.
+    """
+    if text in ("", "-", "auto"):
+        return text
+    is_path = isinstance(option.type, click.Path) or option.name in PATHS
+    if is_path or option.name in PATHS_OR_NAMES and _exists(path.parent / text):
+        return str(path.parent / expand_user(text))
+    return text
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # too long for a path, so a name
+        return False
+
+
+def option_checks(command: click.Command) -> dict[str, Callable[[Any], str]]:
+    """Option without -- -> its check: a value of a `--config` file -> why it is refused, "" where it is not."""
+    context = click.Context(command, info_name=command.name)
+
+    def check(option: click.Option, value: Any) -> str:
+        try:
+            option.process_value(context, _as_typed(Path(), option.opts[0], option, value))
+        except (click.UsageError, InputError) as error:
+            return f"{option.opts[0]} of edgeft {command.name}: {error.message}"
+        return ""
+
+    return {
+        option.opts[0].removeprefix("--"): functools.partial(check, option)
+        for option in command.params
+        if isinstance(option, click.Option)
+    }

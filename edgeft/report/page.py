@@ -38,7 +38,7 @@ def html(release: Release) -> str:
     others = [arm for arm in (*candidates, *release.arms) if arm is not subject]
     ordered = list(dict.fromkeys(map(id, [*filter(None, [subject]), *others])))
     by_id = {id(arm): arm for arm in release.arms}
-    return _environment().get_template("page.html.j2").render(
+    return environment().get_template("page.html.j2").render(
         release=release, baseline=baseline, subject=subject, tested=tested,
         shown_first=[by_id[key] for key in ordered],
         quality_plot=_quality(tested, baseline), speed_plot=_speed(release.arms),
@@ -81,7 +81,8 @@ def difference(before: str, after: str) -> tuple[list[Segment], list[Segment]]:
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Jinja with the filters of every page: it escapes what it inserts."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,

@@ -17,6 +17,13 @@ from markupsafe import Markup, escape
 
 WIDTH = 340
 """units"""
+STANDALONE_CSS = (
+    "svg{background:#fff;font:10px sans-serif}text{fill:#545d68}.grid{stroke:#d5dae0}"
+    ".axis{stroke:#545d68}.curve{fill:none;stroke:#0a55a5;stroke-width:1.4}"
+    ".curve.validation{stroke:#7a5200}.validation:not(.curve){fill:#7a5200}"
+    ".training:not(.curve){fill:#0a55a5}"
+)
+"""of a figure that is a file of its own: its elements' classes are those of page.css"""
 LETTER_WIDTH = 6.0
 """units; an upper estimate for the letters of a label"""
 
@@ -57,6 +64,15 @@ class Strip:
     samples: tuple[float, ...]
     quantiles: tuple[float, ...]
     """50, 95 and 99 %"""
+
+
+@dataclass(frozen=True)
+class Line:
+    name: str
+    look: str
+    """CSS class: training, or validation, whose points have dots"""
+    points: Sequence[tuple[float, float]]
+    """(x, y), in the order of x; at least one"""
 
 
 def element(name: str, *children: object, **attributes: object) -> Markup:
@@ -180,6 +196,63 @@ def scatter(
         parts.append(_label(p, across(p.x), down(p.y), occupied, (left, top - 8, right, bottom)))
     summary = "; ".join(f"{p.name}: {x(p.x)}, {y(p.y)}" for p in points)
     return figure(name, title, f"{y_name} against {x_name}. {summary}.", bottom + 36, parts)
+
+
+def curves(
+    name: str, title: str, lines: Sequence[Line], x_name: str, y_name: str, from_zero: bool = False
+) -> Markup:
+    """Lines over a linear x axis, such as losses against the step."""
+    top, bottom, left, right = 26, 226, 44, WIDTH - 8
+    widths = [x for line in lines for x, _ in line.points]
+    heights = [y for line in lines for _, y in line.points]
+    first, last, low, high = min(widths), max(widths), min(heights), max(heights)
+    room = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
+    low, high = (0.0, high + room) if from_zero and low >= 0 else (low - room, high + room)
+
+    def across(value: float) -> float:
+        return left + (right - left) * ((value - first) / (last - first) if last > first else 0.5)
+
+    def down(value: float) -> float:
+        return bottom - (bottom - top) * (value - low) / (high - low)
+
+    parts = []
+    for value in ticks(low, high):
+        at = down(value)
+        parts.append(element("line", class_="grid", x1=left, x2=right, y1=at, y2=at))
+        label = f"{value:.3g}".replace("e-0", "e-")
+        parts.append(element("text", label, x=left - 5, y=at + 3.5, text_anchor="end"))
+    for value in ticks(first, last):
+        at = across(value)
+        anchor = "end" if at > right - 20 else "middle"
+        parts.append(element("line", class_="axis", x1=at, x2=at, y1=bottom, y2=bottom + 3))
+        parts.append(element("text", f"{value:,.6g}", x=at, y=bottom + 14, text_anchor=anchor))
+    parts.append(element("line", class_="axis", x1=left, x2=right, y1=bottom, y2=bottom))
+    parts.append(element("text", y_name, class_="name", x=2, y=12))
+    parts.append(element("text", x_name, class_="name", x=right, y=bottom + 30, text_anchor="end"))
+    for number, line in enumerate(lines):
+        if len(lines) > 1:
+            key = f"{'●' if line.look == 'validation' else '—'} {line.name}"
+            parts.append(element("text", key, class_=line.look, x=right, y=12 + 13 * number,
+                                 text_anchor="end"))  # fmt: skip
+        path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in line.points)
+        tip = element("title", line.name)
+        parts.append(element("polyline", tip, class_=f"curve {line.look}", points=path))
+        if line.look == "validation" or len(line.points) == 1:
+            for x, y in line.points:
+                tip = element("title", f"{line.name} at {x:g}: {y:.4g}")
+                parts.append(
+                    element("circle", tip, class_=line.look, cx=across(x), cy=down(y), r=2.6)
+                )
+    summary = "; ".join(
+        f"{line.name}: from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in lines
+    )
+    return figure(name, title, f"{y_name} against {x_name}. {summary}.", bottom + 36, parts)
+
+
+def standalone(svg: Markup) -> str:
+    """A figure as an SVG file of its own, in black, grey and one colour on white."""
+    head, _, rest = str(svg).partition(">")
+    return f'{head} xmlns="http://www.w3.org/2000/svg"><style>{STANDALONE_CSS}</style>{rest}\n'
 
 
 def forest(name: str, title: str, rows: Sequence[Point], margin: float, tick: Format) -> Markup:

@@ -76,6 +76,7 @@ def fit(
         **method.facts(),
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+        "learning_rate": learning_rates(trainer.state.log_history),
     }
 
 
@@ -125,6 +126,12 @@ def evaluation_steps(options: TrainOptions, steps: int, examples: int) -> int:
 def loss_curve(log_history: list[dict[str, Any]], key: str) -> list[list[float]]:
     """[[step, loss], …] of one key of the trainer's log, "loss" or "eval_loss"."""
     return [[row["step"], round(row[key], 4)] for row in log_history if key in row]
+
+
+def learning_rates(log_history: list[dict[str, Any]]) -> list[list[float]]:
+    """[[step, learning rate], …] of the trainer's log, with four significant digits."""
+    key = "learning_rate"
+    return [[row["step"], float(f"{row[key]:.4g}")] for row in log_history if key in row]
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -66,6 +67,12 @@ def test_the_adapter_has_pefts_files_and_a_manifest(adapter: Path, tiny_base: Pa
     assert len(curve) >= 2
     assert curve[-1][1] < curve[0][1]
     assert manifest.facts["tokens"] > 0
+    rates = [rate for _, rate in manifest.facts["learning_rate"]]
+    cosine = [(1 + math.cos(math.pi * step / 5)) / 2 for step in range(5)]
+    peak = manifest.options["learning_rate"]
+    assert rates == pytest.approx(
+        [0.0, *(peak * part for part in cosine)], rel=1e-3
+    )  # one of warm-up
 
 
 def test_the_manifest_reproduces_the_splits(
