@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,11 +22,17 @@ class Step:
     """bytes; largest RssAnon that was sampled"""
 
 
-def run(command: list[str]) -> Step:
-    """Run a command to its end and sample its memory every 10 ms; InputError if it fails."""
+def run(
+    command: list[str], environment: Mapping[str, str] | None = None, output: Path | None = None
+) -> Step:
+    """Run a command to its end and sample its memory every 10 ms; InputError if it fails.
+
+    `environment`: in place of this process's own. `output`: file for what the command prints to stdout.
+    """
     started, peak = time.perf_counter(), 0
-    with tempfile.TemporaryFile("w+") as log:
-        child = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, text=True)
+    with tempfile.TemporaryFile("w+") as log, contextlib.ExitStack() as files:
+        stdout = files.enter_context(output.open("w")) if output else log
+        child = subprocess.Popen(command, stdout=stdout, stderr=log, text=True, env=environment)
         while child.poll() is None:
             peak = max(peak, _anonymous(child.pid))
             time.sleep(0.01)

@@ -1,0 +1,156 @@
+"""Every training method on one task -> accuracy, trained share, memory, speed, size: one table.
+
+    python -m edgeft.benchmarks.studies.training_methods --base smollm2-135m --steps 120 --out methods
+
+Each method trains the embedded suite with its own default learning rate, in a process of its own, is
+exported with the check against the live model, and answers the suite's test items. A complete training or
+export is kept. `--devices cpu cuda` trains on each device and sets the losses side by side; a device that
+is not there is an error. Ends with one JSON line.
+
+Memory is the largest anonymous memory (RssAnon) of the training process, sampled every 10 ms. It leaves
+out the mapped files, which the system can drop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeft import machine, store
+from edgeft.benchmarks.studies.measured_process import run
+from edgeft.benchmarks.suites import load_suite
+from edgeft.errors import EdgeftError, InputError
+from edgeft.report import tables
+from edgeft.train.registry import METHODS
+
+SUITE = "smart_home"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one device."""
+
+    method: str
+    device: str
+    trained_percent: float
+    """weights that train / weights of the base"""
+    validation_loss: float
+    """at the end, nats per token"""
+    accuracy: float
+    """share of the test items that the exported artifact answers"""
+    tokens_per_second: float
+    anonymous_mb: float | None
+    """largest anonymous memory of the training; None where it was complete before"""
+    result_mb: float
+    losses: list[list[float]]
+    """[[step, training loss], …]"""
+
+
+def measure(method: str, device: str, options: argparse.Namespace) -> Row:
+    """Train, export and ask one method. InputError where a step fails."""
+    suite = load_suite(SUITE)
+    folder = options.out / device
+    result, exported = folder / method, folder / f"{method}-{options.quant}"
+    environment = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
+    step = None
+    if store.read_manifest(result) is None:
+        step = _edgeft(
+            environment, "train", "--method", method, "--base", options.base,
+            "--data", suite.train, "--validation-data", suite.validation, "--output", result,
+            "--steps", options.steps, "--batch-size", options.batch_size, "--save-every", 0,
+        )  # fmt: skip
+    manifest = store.read_manifest(result)
+    assert manifest is not None
+    facts = manifest.facts
+    if facts["device"] != device:
+        raise InputError(f"{method} trained on {facts['device']}, not on {device}")
+    source = "--base" if manifest.kind == "base" else "--adapter"
+    _edgeft({}, "merge-export", source, result, "--out", exported, "--quant", options.quant)
+    artifact = exported / f"{options.quant}.gguf"
+    answers = folder / f"{method}.json"
+    _edgeft({}, "bench", artifact, "--items", SUITE, "--no-speed", "--json", output=answers)
+    values = json.loads(answers.read_text())["rows"][0]["score"]["values"]
+    size = sum(file.size for file in manifest.files.values())
+    return Row(
+        method=method,
+        device=device,
+        trained_percent=100 * facts["trained_parameters"] / facts["parameters"],
+        validation_loss=facts["validation_loss"][-1][1],
+        accuracy=sum(values) / len(values),
+        tokens_per_second=facts["tokens_per_second"],
+        anonymous_mb=step.anonymous / 1e6 if step else None,
+        result_mb=size / 1e6,
+        losses=facts["loss"],
+    )
+
+
+def _edgeft(environment: dict[str, str], *words: Any, output: Path | None = None) -> Any:
+    command = [sys.executable, "-m", "edgeft", *map(str, words)]
+    return run(command, os.environ | environment, output)
+
+
+def largest_difference(rows: list[Row]) -> dict[str, float]:
+    """Method -> the largest difference of the training loss between its devices, nats."""
+    differences = {}
+    for method in dict.fromkeys(row.method for row in rows):
+        curves = [[loss for _, loss in row.losses] for row in rows if row.method == method]
+        if len(curves) > 1:
+            first, *others = curves
+            differences[method] = max(
+                abs(a - b) for curve in others for a, b in zip(first, curve, strict=True)
+            )
+    return differences
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--quant", default="q8_0")
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--devices", nargs="*", choices=("cpu", "cuda"), default=["cpu"])
+    options = parser.parse_args()
+    rows = []
+    for method in options.methods:
+        for device in options.devices:
+            rows.append(measure(method, device, options))
+            print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
+    header = (
+        "method",
+        "device",
+        "trained",
+        "validation loss",
+        "accuracy",
+        "tokens/s",
+        "memory",
+        "result",
+    )
+    cells = [
+        (row.method, row.device, f"{row.trained_percent:.2f} %", f"{row.validation_loss:.4f}",
+         f"{row.accuracy:.1%}", f"{row.tokens_per_second:.0f}",
+         f"{row.anonymous_mb:.0f} MB" if row.anonymous_mb else "", f"{row.result_mb:.1f} MB")
+        for row in rows
+    ]  # fmt: skip
+    print(tables.table(header, cells))
+    report = {
+        "machine": machine.describe_machine(),
+        "steps": options.steps,
+        "batch_size": options.batch_size,
+        "rows": [{k: v for k, v in asdict(row).items() if k != "losses"} for row in rows],
+        "largest_loss_difference": largest_difference(rows),
+    }
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except EdgeftError as error:
+        sys.exit(f"error: {error}")
