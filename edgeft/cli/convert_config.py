@@ -1,4 +1,4 @@
-"""`edgeft convert-config`: a YAML of LLaMA-Factory or Axolotl -> a TOML for `edgeft train-qlora --config`."""
+"""`edgeft convert-config`: a YAML of LLaMA-Factory or Axolotl -> a TOML for `edgeft train --config`."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def file(tmp_path: Path) -> Path:
 def test_without_out_the_toml_is_all_of_stdout(edgeft: Callable[..., Any], file: Path) -> None:
     ran = edgeft("convert-config", file)
     assert ran.code == 0
-    assert tomllib.loads(ran.out)["train-qlora"]["base"] == "smollm2-135m"
+    assert tomllib.loads(ran.out)["train"]["base"] == "smollm2-135m"
     assert "not carried over: template: " in ran.err and "not carried over: dataset: " in ran.err
 
 
@@ -56,7 +56,7 @@ def test_out_and_data_out_are_written_and_not_replaced(
     ran = edgeft(*args)
     assert ran.code == 0 and ran.out == f"{tmp_path / 'run.toml'}\n"
     assert "2 rows in" in ran.err and "not carried over: dataset" not in ran.err
-    table = tomllib.loads((tmp_path / "run.toml").read_text())["train-qlora"]
+    table = tomllib.loads((tmp_path / "run.toml").read_text())["train"]
     assert table["data"] == "d.jsonl" and len((tmp_path / "d.jsonl").read_text().splitlines()) == 2
     again = edgeft(*args)
     assert again.code == 1 and "run.toml exists (--overwrite" in again.err
@@ -68,7 +68,7 @@ def test_json_holds_what_became_of_every_key(edgeft: Callable[..., Any], file: P
     assert result["tool"] == "LLaMA-Factory" and result["out"] is None
     assert result["carried"]["model_name_or_path"] == "base"
     assert set(result["not_carried"]) >= {"template", "dataset"}
-    assert tomllib.loads(result["text"]) == {"train-qlora": result["options"]}
+    assert tomllib.loads(result["text"]) == {"train": result["options"]}
 
 
 def test_a_refused_file_leaves_nothing(edgeft: Callable[..., Any], tmp_path: Path) -> None:

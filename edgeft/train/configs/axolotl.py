@@ -254,6 +254,8 @@ def _targets(modules: Any, linear: Any, adapter: Any) -> list[str]:
         raise NotNeeded("edgeft trains all of a block by default")
     if not modules:
         raise NotCarried("Axolotl leaves the choice to peft; edgeft trains every linear layer")
+    if isinstance(modules, str) and "," not in modules:  # peft and edgeft match the whole name
+        return [modules]
     return module_names(modules)
 
 

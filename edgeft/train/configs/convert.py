@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgeft.files import write_text
 from edgeft.train.configs import axolotl, llama_factory
 from edgeft.train.configs.read_yaml import read_yaml
 from edgeft.train.configs.table import NotCarried, NotNeeded, Part, Place, Row, Tool, shown
+from edgeft.train.registry import METHODS, OBJECTIVES
 
 TOOLS = {
     "model_name_or_path": llama_factory.TOOL,
@@ -55,6 +56,8 @@ ALWAYS = {
     "attention": "auto",
 }
 """option -> what edgeft does where the command has no such option"""
+NAMES: dict[str, Collection[str]] = {"method": METHODS, "objective": OBJECTIVES}
+"""option -> the names that it takes"""
 SAME_RESULT = ("checkpoint-activations", "attention")
 """options that change memory and speed alone"""
 
@@ -175,6 +178,8 @@ class _Outcome:
             return
         if row.option in self.checks:
             why = self.checks[row.option](value)
+            if row.option in NAMES and value not in NAMES[row.option]:
+                why = f"edgeft has no {row.option} {shown(value)}"
         elif row.option in ALWAYS and value == ALWAYS[row.option]:
             self.not_needed |= dict.fromkeys(given, "edgeft does so without an option")
             return

@@ -42,10 +42,20 @@ lora_target_linear: true
 """
 
 
+OPTIONS = (
+    "base", "data", "output", "validation-data", "validation-size", "epochs", "steps", "batch-size",
+    "micro-batch-size", "learning-rate", "warmup-ratio", "cutoff-length", "lora-r", "lora-alpha",
+    "lora-dropout", "target-modules", "train-on-inputs", "group-by-length", "compute-type", "seed",
+    "eval-every", "save-every",
+)  # fmt: skip
+"""options of the tests' command: it does not grow with edgeft"""
+
+
 def train_qlora() -> dict[str, Callable[[Any], str]]:
     command = group.get_command(click.Context(group), "train-qlora")
     assert command is not None
-    return option_checks(command)
+    checks = option_checks(command)
+    return {name: checks[name] for name in OPTIONS}
 
 
 def converted(folder: Path, text: str, more: str = "", **checks: str) -> Conversion:
@@ -157,6 +167,13 @@ def test_values_of_axolotl(data: Path, more: str, options: dict[str, Any]) -> No
     assert not [key for key in conversion.not_carried if "(default)" not in key]
 
 
+def test_a_regular_expression_of_axolotl_stays_one(data: Path) -> None:
+    text = AXOLOTL.replace("lora_target_linear: true", "lora_target_modules: '.*[qv]_proj'")
+    assert converted(data, text).options["target-modules"] == [".*[qv]_proj"]
+    with_comma = text.replace(".*[qv]_proj", ".{1,9}_proj")
+    assert "lora_target_modules" in converted(data, with_comma).not_carried
+
+
 def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> None:
     """The TOML fills `TrainOptions` as if each option had been typed."""
     from edgeft.cli import group as edgeft
@@ -240,6 +257,10 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
         "weight-decay": 0.1, "scheduler": "linear",
     }  # fmt: skip
     assert after.not_carried == {}
+    with pytest.raises(InputError, match="edgeft has no method 'oft'"):
+        converted(data, text.replace("finetuning_type: lora", "finetuning_type: oft"), method="")
+    with pytest.raises(InputError, match="edgeft has no objective 'ppo'"):
+        converted(data, text.replace("stage: sft", "stage: ppo"), objective="")
     refused = converted(data, text, more, optimizer="no such optimizer")
     assert refused.not_carried["optim"] == "no such optimizer"
 
