@@ -5,12 +5,15 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._options import options_of
+
+if TYPE_CHECKING:
+    from edgeft.train.answers import AnswerItems
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,6 +27,40 @@ def items_options(required: bool = False) -> Callable[[F], F]:
         max_tokens=click.IntRange(min=1),
         threads=click.IntRange(1, 512),
     )
+
+
+def eval_items_options(function: F) -> F:
+    """Add --eval-items, --eval-scorer and --eval-limit: what a training run answers on its way."""
+    return options_of(
+        EvalOptions,
+        only=("items", "scorer", "limit"),
+        items={"name": "--eval-items", "help": "Items to answer greedily whenever the validation loss is "
+               "computed, for their accuracy: an embedded suite (smart_home) or a data file."},
+        scorer={"name": "--eval-scorer"},
+        limit={"name": "--eval-limit", "type": click.IntRange(min=1)},
+    )(function)  # fmt: skip
+
+
+def answer_items(options: dict[str, Any]) -> AnswerItems | None:
+    """The items that a training run answers; takes the values of `eval_items_options` out of `options`."""
+    names = ("items", "scorer", "limit")
+    chosen = EvalOptions(
+        **{name: options.pop(name) for name in names}, bad_rows=options["bad_rows"]
+    )
+    if chosen.items is None:
+        if chosen.scorer or chosen.limit:
+            raise click.UsageError("--eval-scorer and --eval-limit need --eval-items")
+        return None
+    from edgeft.benchmarks.quality.evaluate import load_items
+    from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
+    from edgeft.train.answers import AnswerItems
+
+    items = load_items(chosen)
+    if items.scorer == CHOICE:
+        raise click.UsageError(
+            "--eval-scorer choice reads no answers; `edgeft bench` scores choices"
+        )
+    return AnswerItems(items.examples, scorer_named(items.scorer), items.scorer, items.max_tokens)
 
 
 def report_option(function: F) -> F:

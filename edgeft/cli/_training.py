@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from edgeft.cli._config import configurable
+from edgeft.cli._items import answer_items, eval_items_options
 from edgeft.cli._options import build, json_option, options_of, print_json
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
@@ -36,6 +37,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "lora_plus_ratio": click.FloatRange(min=0, min_open=True),
         "eval_every": click.IntRange(min=0),
         "save_every": click.IntRange(min=0),
+        "early_stopping": click.IntRange(min=0),
     }
     for name, change in changes.items():
         known = settings.get(name, {})
@@ -45,6 +47,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         shown = {name: change for name, change in settings.items() if name not in skip}
         for option in reversed((
             options_of(TrainOptions, skip=skip, **shown),
+            eval_items_options,
             click.option(
                 "--preview",
                 is_flag=True,
@@ -76,6 +79,7 @@ def run_training(
 ) -> None:
     """Train, or show what would be learned, and print the result."""
     from edgeft.base.resolve import resolve_base
+    from edgeft.train.new_tokens import read_tokens
     from edgeft.train.registry import check_objective, check_options, method_row
     from edgeft.train.run import train
 
@@ -84,15 +88,17 @@ def run_training(
     options["base"] = resolve_base(options["base"]).resolve()
     options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
     options["learning_rate"] = options["learning_rate"] or row.learning_rate
-    for name in ("data", "validation_data", "output"):  # absolute: true in any current folder
+    for name in ("data", "validation_data", "output", "adapter"):  # true in any current folder
         options[name] = options[name] and options[name].expanduser().resolve()
+    options["add_tokens"] = read_tokens(options["add_tokens"])
+    items = answer_items(options)
     run = build(TrainOptions, options)
     check_options(method, run)
     if preview:
         _preview(run, as_json)
         return
     try:
-        manifest = train(run, resume, overwrite, method, objective)
+        manifest = train(run, resume, overwrite, method, objective, items)
     except KeyboardInterrupt:
         say("stopped; the same command with --resume goes on from the last checkpoint")
         raise
@@ -105,6 +111,9 @@ def run_training(
         f"({facts['tokens_per_second']:.0f} tokens/s)")  # fmt: skip
     if curve:
         say(f"validation loss {curve}")
+    if items:
+        points = facts["accuracy"]["curve"]
+        say("accuracy " + ", ".join(f"{share:.3f} at {step}" for step, share in points))
     click.echo(str(run.output))
 
 

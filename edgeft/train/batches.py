@@ -6,12 +6,13 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from edgeft.data.encoding import IGNORED, Encoded
+from edgeft.train.packing import Packed
 
 POOL_BATCHES = 8
 """batches whose examples are sorted by length together"""
@@ -59,23 +60,24 @@ class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
         return iter([i for batch in [*batches, *short] for i in batch])
 
 
-def as_dataset(encoded: list[Encoded]) -> Any:
-    """A `datasets.Dataset` with the columns input_ids, labels and length."""
+def as_dataset(encoded: Sequence[Encoded]) -> Any:
+    """A `datasets.Dataset` with the columns input_ids, labels and length; position_ids of packed rows."""
     import datasets
 
-    return datasets.Dataset.from_dict(
-        {
-            "input_ids": [item.ids for item in encoded],
-            "labels": [item.labels for item in encoded],
-            "length": [len(item.ids) for item in encoded],
-        }
-    )
+    columns = {
+        "input_ids": [item.ids for item in encoded],
+        "labels": [item.labels for item in encoded],
+        "length": [len(item.ids) for item in encoded],
+    }
+    positions = [item.positions for item in encoded if isinstance(item, Packed)]
+    return datasets.Dataset.from_dict(columns | ({"position_ids": positions} if positions else {}))
 
 
 def collate(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
     """input_ids, attention_mask and labels as (batch, longest) int64 tensors, padded right.
 
-    `pad`: the id behind the shorter examples; their labels there are IGNORED.
+    `pad`: the id behind the shorter examples; their labels there are IGNORED. Packed rows also have
+    position_ids; those of the padding begin at 0 again, so that it is an example of its own.
     """
     width = max(len(row["input_ids"]) for row in batch)
 
@@ -84,8 +86,14 @@ def collate(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:
 
     lengths = torch.tensor([len(row["input_ids"]) for row in batch])
     mask = torch.arange(width)[None, :] < lengths[:, None]
-    return {
+    columns = {
         "input_ids": padded("input_ids", pad),
         "attention_mask": mask.long(),
         "labels": padded("labels", IGNORED),
     }
+    if "position_ids" not in batch[0]:
+        return columns
+    positions = [
+        row["position_ids"] + list(range(width - len(row["position_ids"]))) for row in batch
+    ]
+    return columns | {"position_ids": torch.tensor(positions)}

@@ -13,10 +13,21 @@ from typing import Any
 import torch
 import transformers
 
+from edgeft.data.splits import fingerprint
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
+from edgeft.train.answers import Answering
+from edgeft.train.continued import load_adapter
+from edgeft.train.optimizers import (
+    Settings,
+    Weights,
+    create,
+    optimizer_row,
+    parse_arguments,
+)
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
+from edgeft.train.reporters import event_files_in
 from edgeft.train.threads import ThreadsCallback
 
 CURVE_POINTS = 5
@@ -35,55 +46,82 @@ def fit(
     work_folder: Path,
     checkpoint: Path | None,
     output: Path,
+    answering: Answering | None = None,
 ) -> dict[str, Any]:
     """Train `bar.total` steps, write the result into `output`, return the facts for its manifest.
 
-    `work_folder` receives the checkpoints. `checkpoint`: one of them to go on from.
+    `work_folder` receives the checkpoints. `checkpoint`: one of them to go on from. `answering`: items
+    that are answered at every evaluation.
     """
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))
     model = method.prepare(device)
-    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    if options.adapter:
+        load_adapter(model, options.adapter, options.base)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
     evaluates = len(objective.validation)
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
-    trainer = objective.trainer(model, arguments)
-    groups = method.parameter_groups(model, options.learning_rate)
-    if groups is not None:
-        optimizer, settings = trainer.get_optimizer_cls_and_kwargs(arguments, model)
-        trainer.optimizer = optimizer(groups, **settings)
+    with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
+        trainer = objective.trainer(model, arguments)
+    trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
+    if options.early_stopping:
+        trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
+    if answering:
+        trainer.add_callback(AnswerCallback(answering, trainer))
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
     with bar:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
+    for weight in trained:  # an optimizer of blocks freezes the others
+        weight.requires_grad_(True)
+    getattr(trainer.optimizer, "eval", lambda: None)()  # schedule-free: the averaged weights
     method.save(model, output)
     return {
-        "steps": bar.total,
+        "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
         "tokens": bar.units,
         "tokens_per_second": round(bar.units / seconds, 1),
         "device": device,
-        "trained_parameters": trained,
+        "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,
         **method.facts(),
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
         "learning_rate": learning_rates(trainer.state.log_history),
+        **_chosen_facts(options, trainer.state, answering),
     }
+
+
+def _chosen_facts(options: TrainOptions, state: Any, answering: Answering | None) -> dict[str, Any]:
+    """What the options add to the facts of a run."""
+    facts: dict[str, Any] = {}
+    if options.keep_best:
+        facts["kept_step"] = state.best_global_step
+    if answering:
+        facts["accuracy"] = {
+            "scorer": answering.items.scorer,
+            "items": fingerprint(answering.items.examples),
+            "curve": loss_curve(state.log_history, "eval_accuracy"),
+        }
+    return facts
 
 
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
 ) -> Any:
     """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
+    between_evaluations = evaluation_steps(options, steps, evaluates) if evaluates else None
+    # The best weights can only be those of a checkpoint.
+    between_checkpoints = between_evaluations if options.keep_best else options.save_every
     return transformers.TrainingArguments(
         output_dir=str(work_folder),
         max_steps=steps,
@@ -91,19 +129,28 @@ def training_arguments(
         per_device_eval_batch_size=options.micro_batch_size,
         gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
         learning_rate=options.learning_rate,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=options.scheduler,
+        lr_scheduler_kwargs=parse_arguments(options.scheduler_args),
         warmup_steps=math.ceil(options.warmup * steps),
-        weight_decay=0.0,
+        # The Trainer hands the learning rate to a backward pass that steps where it reads this name.
+        **({"optim": options.optimizer} if optimizer_row(options.optimizer).fused_backward else {}),
+        weight_decay=options.weight_decay,
+        max_grad_norm=options.max_grad_norm,
+        neftune_noise_alpha=options.neftune_alpha or None,
         logging_steps=1,
         eval_strategy="steps" if evaluates else "no",
-        eval_steps=evaluation_steps(options, steps, evaluates) if evaluates else None,
-        save_strategy="steps" if options.save_every else "no",
-        save_steps=options.save_every or 500,
+        eval_steps=between_evaluations,
+        save_strategy="steps" if between_checkpoints else "no",
+        save_steps=between_checkpoints or 500,
+        load_best_model_at_end=options.keep_best,
+        metric_for_best_model="eval_loss" if evaluates else None,
+        greater_is_better=False,
+        restore_callback_states_from_checkpoint=bool(options.early_stopping),
         save_total_limit=2,
         seed=options.seed,
         use_cpu=device == "cpu",
         disable_tqdm=True,
-        report_to="none",
+        report_to=list(options.report_to) or "none",
         remove_unused_columns=False,
         dataloader_pin_memory=device == "cuda",
         label_names=["labels"],
@@ -121,6 +168,30 @@ def evaluation_steps(options: TrainOptions, steps: int, examples: int) -> int:
     point_share = FORWARD_SHARE * examples / (steps * options.batch_size)
     points = min(CURVE_POINTS, max(1, round(EVALUATION_SHARE / point_share)))
     return max(1, steps // points)
+
+
+def _optimizer(options: TrainOptions, method: Method, model: Any, trainer: Any) -> Any:
+    """The optimizer of `--optimizer`. Biases and norms have no weight decay, as in the Trainer."""
+    groups = method.parameter_groups(model, options.learning_rate)
+    if groups is None:
+        decayed = set(trainer.get_decay_parameter_names(model))
+        trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        groups = [
+            {
+                "params": [p for name, p in trained if (name in decayed) is decays],
+                "weight_decay": options.weight_decay if decays else 0.0,
+            }
+            for decays in (True, False)
+        ]
+    arguments = trainer.args
+    settings = Settings(
+        options.learning_rate,
+        options.weight_decay,
+        arguments.max_steps,
+        arguments.warmup_steps,
+        parse_arguments(options.optimizer_args),
+    )
+    return create(options.optimizer, Weights.of(model, groups), settings)
 
 
 def loss_curve(log_history: list[dict[str, Any]], key: str) -> list[list[float]]:
@@ -154,3 +225,15 @@ class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
             self.bar.update(1, units=new_tokens, loss=logs["loss"])
         elif "eval_loss" in logs:
             self.bar.update(0, validation=logs["eval_loss"])
+        elif "eval_accuracy" in logs:
+            self.bar.update(0, accuracy=logs["eval_accuracy"])
+
+
+class AnswerCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Answers the items at every evaluation and logs `eval_accuracy`, which reporters then have."""
+
+    def __init__(self, answering: Answering, trainer: Any) -> None:
+        self.answering, self.trainer = answering, trainer
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
+        self.trainer.log({"eval_accuracy": self.answering.accuracy(model)})

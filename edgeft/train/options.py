@@ -18,6 +18,12 @@ FIRST_FIELDS = frozenset((
     "keep_4bit", "seed", "eval_every", "save_every",
 ))  # fmt: skip
 """fields of edgeft 0.1.0, which every manifest names"""
+Scheduler = Literal[
+    "cosine", "linear", "constant", "constant_with_warmup", "polynomial", "inverse_sqrt",
+    "cosine_with_restarts", "cosine_with_min_lr", "cosine_warmup_with_min_lr",
+    "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
+]  # fmt: skip
+"""names of transformers' `SchedulerType`"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +57,21 @@ class TrainOptions:
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
     """Share of the steps in which the learning rate rises."""
+    optimizer: str = "adamw"
+    """Optimizer: adamw, adamw-8bit, adafactor, lion, muon, galore, apollo, apollo-mini, lomo, badam,
+    schedule-free, sgd; on a GPU also paged-adamw-8bit and adalomo."""
+    optimizer_args: tuple[str, ...] = ()
+    """Arguments of the optimizer's class as KEY=VALUE, such as rank=64 for galore."""
+    scheduler: Scheduler = "cosine"
+    """Course of the learning rate after the warm-up, by transformers' names."""
+    scheduler_args: tuple[str, ...] = ()
+    """Arguments of the scheduler as KEY=VALUE, such as min_lr_rate=0.1 for cosine_with_min_lr."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay, not of biases and norms."""
+    max_grad_norm: float = 1.0
+    """Norm to which the gradients of a step are clipped; 0 = they are not."""
+    neftune_alpha: float = 0.0
+    """NEFTune: noise of this strength on the embeddings, 5 is usual; 0 = none."""
     cutoff_length: int = 512
     """Tokens of an example at most; longer ones are left out and counted."""
     lora_r: int = 16
@@ -77,6 +98,9 @@ class TrainOptions:
     """Layers that --method freeze trains: the last n, the first n where it is negative, 0 = all."""
     train_on_inputs: bool = False
     """Learn the prompt's tokens too, not only the answer's."""
+    packing: bool = False
+    """Put several examples into a row of --cutoff-length tokens; none sees another one. --batch-size then
+    counts rows."""
     group_by_length: bool = True
     """Make batches of examples of similar length: less padding."""
     shared_prefix: bool = True
@@ -95,6 +119,19 @@ class TrainOptions:
     a tenth of the time."""
     save_every: int = 50
     """Steps between checkpoints; 0 = none."""
+    early_stopping: int = 0
+    """Stop after so many evaluations in a row without a lower validation loss; 0 = never."""
+    keep_best: bool = False
+    """Keep the weights of the evaluation with the lowest validation loss in place of the last step's. A
+    checkpoint is then written at every evaluation."""
+    report_to: tuple[str, ...] = ()
+    """Report losses to tensorboard (into OUTPUT.logs), wandb, mlflow, trackio and others, by transformers'
+    names."""
+    add_tokens: tuple[str, ...] = ()
+    """New tokens, comma-separated, or a file with one on each line: they enter the tokenizer, and their
+    rows of the embedding train."""
+    adapter: Path | None = None
+    """Adapter to train on from; its rank, alpha and modules must be those of the options."""
 
     def __post_init__(self) -> None:
         """InputError for values that contradict each other."""
@@ -115,6 +152,22 @@ class TrainOptions:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
         if self.lora_plus_ratio is not None and not 0 < self.lora_plus_ratio < math.inf:
             raise InputError(f"--lora-plus-ratio {self.lora_plus_ratio} is not positive")
+        for name in ("weight_decay", "max_grad_norm", "neftune_alpha"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
+        if (self.early_stopping or self.keep_best) and not (
+            self.validation_size or self.validation_data
+        ):
+            name = "--keep-best" if self.keep_best else "--early-stopping"
+            raise InputError(f"{name} needs a validation loss", "--validation-size 0.05")
+        if self.keep_best and not self.save_every:
+            raise InputError("--keep-best needs checkpoints", "leave --save-every 0 out")
+        if self.adapter and self.add_tokens:
+            raise InputError(
+                "--adapter and --add-tokens do not go together", "merge the adapter first"
+            )
+        if self.early_stopping < 0:
+            raise InputError(f"--early-stopping {self.early_stopping} is negative")
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
@@ -124,12 +177,13 @@ class TrainOptions:
         """Fields as the manifest keeps them, paths as text and tuples as lists.
 
         A field that is younger than FIRST_FIELDS is left out at its default: adapters from before there
-        was a choice stay complete.
+        was a choice stay complete. `report_to` is left out: it changes nothing of the result.
         """
         raw = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
-            if field.name in FIRST_FIELDS or getattr(self, field.name) != field.default
+            if field.name in FIRST_FIELDS
+            or (getattr(self, field.name) != field.default and field.name != "report_to")
         }
         texts = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return cast(dict[str, Any], json.loads(json.dumps(texts)))

@@ -16,6 +16,7 @@ from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode, encoder
 from edgeft.train.examples import encode_splits, read_splits
+from edgeft.train.new_tokens import tokenizer_folder
 from edgeft.train.options import TrainOptions
 
 SHOWN_EXAMPLES = 3
@@ -75,7 +76,8 @@ class Preview:
 def preview(options: TrainOptions, marks: tuple[str, str] = BRACKETS) -> Preview:
     """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data."""
     options, splits = read_splits(options)
-    chat, tokenize = ChatTemplate.from_folder(options.base), encoder(options.base)
+    tokenizer = tokenizer_folder(options)
+    chat, tokenize = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
     train, validation, left_out = encode_splits(
         options, splits.train, splits.validation, chat, tokenize
     )

@@ -19,9 +19,11 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
 
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
+LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
 METHOD_OPTIONS = frozenset((
-    *LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit", "freeze_trainable_layers",
+    *LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit",
+    "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
 OPTIMIZER_BYTES = 12
@@ -64,35 +66,35 @@ METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
         about="LoRA matrices on a base frozen in 4 or 8 bits",
-        options=(*LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
         learning_rate=1e-3,
         trained_share=0.02,
     ),
     "lora": MethodRow(
         entry="edgeft.train.methods.lora:LoRA",
         about="LoRA matrices on the base as it is stored",
-        options=(*LORA, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS),
         learning_rate=1e-3,
         trained_share=0.02,
     ),
     "rslora": MethodRow(
         entry="edgeft.train.methods.lora:RSLoRA",
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
-        options=(*LORA, "use_dora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
         trained_share=0.02,
     ),
     "dora": MethodRow(
         entry="edgeft.train.methods.lora:DoRA",
         about="LoRA on the direction of a weight's rows, and their lengths",
-        options=(*LORA, "use_rslora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, "use_rslora", "lora_plus_ratio"),
         learning_rate=1e-3,
         trained_share=0.02,
     ),
     "loraplus": MethodRow(
         entry="edgeft.train.methods.lora:LoRAPlus",
         about="LoRA with a larger learning rate for the matrices B",
-        options=(*LORA, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS),
         learning_rate=2e-4,
         trained_share=0.02,
     ),

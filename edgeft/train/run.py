@@ -26,7 +26,11 @@ from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
+from edgeft.train.answers import Answering, AnswerItems
+from edgeft.train.continued import check_adapter
 from edgeft.train.examples import read_splits
+from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
+from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import (
     MethodRow,
@@ -36,6 +40,7 @@ from edgeft.train.registry import (
     load_objective,
     method_row,
 )
+from edgeft.train.reporters import check_reporters
 from edgeft.weights.text_base import open_base
 
 REQUEST_FILE = "asked.json"
@@ -57,16 +62,20 @@ def train(
     overwrite: bool = False,
     method: str = FIRST["method"],
     objective: str = FIRST["objective"],
+    items: AnswerItems | None = None,
 ) -> Manifest:
     """Train, and return the manifest of the result. A complete result is returned as it is.
 
-    `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over.
+    `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over. `items` are
+    answered whenever the validation loss is computed.
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
     little disk or memory, StaleError where the output holds something else.
     """
     row = method_row(method)
     check_options(method, options)
     check_objective(objective)
+    check_optimizer(options)
+    check_reporters(options.report_to)
     options, splits = read_splits(options)
     request = _request(options, method, objective)
     if not options.output.name:
@@ -77,26 +86,39 @@ def train(
         return complete
     work_folder = options.output.with_name(options.output.name + ".work")
     checkpoint = _resumable(work_folder, request, resume, overwrite)
-    base, chat = open_base(options.base), ChatTemplate.from_folder(options.base)
+    base, tokenizer = open_base(options.base), tokenizer_folder(options)
+    chat = ChatTemplate.from_folder(tokenizer)
     for note in base.notes:
         say(note)
+    if options.adapter:
+        check_adapter(options, base)
+    if items and not splits.validation:
+        raise InputError(
+            "items are answered with the validation loss, and there is no validation",
+            "--validation-size 0.05",
+        )
     parameters = sum(math.prod(info.shape) for info in base.weights.tensors.values())
     _preflight(options, row, parameters, work_folder)
     store.check_free(options.output, row.result, overwrite=overwrite, **request)
     with quiet_libraries():
         encoded = load_objective(objective)(
-            options, splits.train, splits.validation, chat, encoder(options.base)
+            options, splits.train, splits.validation, chat, encoder(tokenizer)
         )
         line, text = first_marked(splits.train, chat, options.train_on_inputs)
         say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
         trained = load_method(method)(options, base.card)
         models.transformers_class(base.config)  # FormatError where transformers has none
+        answering = Answering(items, tokenizer, options.micro_batch_size) if items else None
         from edgeft.train.loop import fit
 
         with store.writing(options.output, kind=row.result, overwrite=overwrite, **request) as work:
             _open_work_folder(work_folder, request, checkpoint)
             bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
-            facts = fit(options, trained, encoded, bar, work_folder, checkpoint, work.path)
+            facts = fit(
+                options, trained, encoded, bar, work_folder, checkpoint, work.path, answering
+            )
+            if options.add_tokens:
+                save_tokenizer(options, work.path)
             work.facts |= facts | {
                 "parameters": parameters,
                 "template": chat.fingerprint,
@@ -122,6 +144,8 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
     parents = {"base": store.identity(options.base), "data": files.sha256(options.data)}
     if options.validation_data:
         parents["validation_data"] = files.sha256(options.validation_data)
+    if options.adapter:
+        parents["adapter"] = store.identity(options.adapter)
     return {"options": options.to_json() | chosen, "parents": parents}
 
 

@@ -66,6 +66,17 @@ def test_only_another_pair_than_the_first_is_named_in_the_manifest(
     assert other["parents"] == first["parents"]
 
 
+def test_options_younger_than_the_first_adapters_are_recorded_where_they_are_chosen(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    plain = TrainOptions(tiny_base, tiny_chats, tmp_path / "adapter")
+    assert set(plain.to_json()) == FIRST_FIELDS
+    chosen = TrainOptions(
+        tiny_base, tiny_chats, tmp_path / "adapter", optimizer="lion", optimizer_args=("a=1",)
+    )
+    assert chosen.to_json() == plain.to_json() | {"optimizer": "lion", "optimizer_args": ["a=1"]}
+
+
 def test_a_complete_adapter_is_returned_and_another_is_refused(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

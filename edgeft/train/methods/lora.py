@@ -34,6 +34,7 @@ class LoRA(PeftMethod):
             target_modules=self.targets,
             use_rslora=options.use_rslora or self.use_rslora,
             use_dora=options.use_dora or self.use_dora,
+            trainable_token_indices=self.trained_rows,
             task_type="CAUSAL_LM",
         )
 

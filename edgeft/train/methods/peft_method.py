@@ -20,6 +20,7 @@ import transformers
 from edgeft.files import read_json
 from edgeft.models import Card
 from edgeft.progress import say
+from edgeft.train import new_tokens
 from edgeft.train.methods.base_model import (
     compute_dtype,
     dtype_name,
@@ -57,6 +58,10 @@ class PeftMethod(Method):
         """peft's model. The weights that it adds depend on the seed, not on how the base loads."""
         self.dtype = compute_dtype(self.options, device)
         base = self.base(device)
+        rows = base.get_input_embeddings().weight.shape[0]
+        ids = new_tokens.add_rows(base, self.options)
+        self.trained_rows = new_tokens.trained_rows(base, ids)
+        self.grown = base.get_input_embeddings().weight.shape[0] > rows
         transformers.set_seed(self.options.seed)
         return peft.get_peft_model(base, self.config())
 
@@ -65,12 +70,14 @@ class PeftMethod(Method):
 
     def save(self, model: Any, folder: Path) -> None:
         """adapter_config.json and adapter_model.safetensors, without peft's model card."""
-        save_adapter(model, folder)
+        save_adapter(model, folder, save_embedding_layers=self.grown)
 
 
-def save_adapter(model: Any, folder: Path, **more: Any) -> None:
+def save_adapter(
+    model: Any, folder: Path, save_embedding_layers: bool = False, **more: Any
+) -> None:
     """peft's two files, the same bytes for the same adapter; `more` goes to `save_pretrained`."""
-    model.save_pretrained(str(folder), save_embedding_layers=False, **more)
+    model.save_pretrained(str(folder), save_embedding_layers=save_embedding_layers, **more)
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_config.json"
     config = read_json(file)

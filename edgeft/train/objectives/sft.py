@@ -24,6 +24,7 @@ from edgeft.tokenizer.hf_files import Encode
 from edgeft.train.batches import GroupedSampler, as_dataset, collate
 from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
+from edgeft.train.packing import pack
 from edgeft.train.protocol import Objective
 from edgeft.train.shared_prefix import Row, SharedPrefix
 
@@ -40,20 +41,25 @@ class SFT(Objective):
         tokenize: Encode,
     ) -> None:
         self.group_by_length = options.group_by_length
-        self.shares_prefix = options.shared_prefix
+        self.shares_prefix = options.shared_prefix and not options.packing
         self.shared_prefix: SharedPrefix | None = None
-        self.train, self.validation, self.left_out = encode_splits(
+        encoded, self.validation, self.left_out = encode_splits(
             options, train, validation, chat, tokenize
         )
+        self.examples = len(encoded)
+        self.train = pack(encoded, options.cutoff_length) if options.packing else encoded
 
     def facts(self) -> dict[str, Any]:
         left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
         refused = len(self.left_out.refused)
         shared = self.shared_prefix is not None and not self.shared_prefix.why_not
-        return {
+        facts: dict[str, Any] = {
             "left_out": left_out | ({"refused": refused} if refused else {}),
             "shared_prefix": shared,
         }
+        if len(self.train) < self.examples:
+            facts["packed"] = {"examples": self.examples, "rows": len(self.train)}
+        return facts
 
     def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
         pad = model.config.pad_token_id or 0
@@ -94,7 +100,8 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     ) -> Any:
         """The mean over the batch, or the sum over `num_items_in_batch` of the whole step."""
         causal_lm = without_peft(self.accelerator.unwrap_model(model))
-        batch = {key: inputs[key] for key in ("input_ids", "attention_mask", "labels")}
+        keys = ("input_ids", "attention_mask", "labels", "position_ids")
+        batch = {key: inputs[key] for key in keys if key in inputs}
         if self.shared_prefix:
             self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, batch, row))
         row = self.shared_prefix.row(**batch) if self.shared_prefix else None
@@ -123,8 +130,8 @@ def answers_loss(
 ) -> tuple[torch.Tensor, int, Any]:
     """(summed negative log-likelihood of the learned tokens, their number, the model's output).
 
-    `batch`: input_ids, attention_mask and labels, (examples, longest) int64. `row`: the same batch with
-    its common beginning once, or None.
+    `batch`: input_ids, attention_mask and labels, (examples, longest) int64; packed rows have position_ids.
+    `row`: the same batch with its common beginning once, or None.
     """
     head = causal_lm.get_output_embeddings()
     if row:
@@ -135,12 +142,10 @@ def answers_loss(
         labels = batch["labels"][:, 1:]
         learned = labels != IGNORED
         targets = labels[learned]
+        # With positions and no mask, transformers keeps the examples of a packed row apart.
+        mask = "position_ids" if "position_ids" in batch else "attention_mask"
         with only_rows(head, learned):
-            output = causal_lm(
-                input_ids=batch["input_ids"],
-                attention_mask=batch["attention_mask"],
-                use_cache=False,
-            )
+            output = causal_lm(input_ids=batch["input_ids"], use_cache=False, **{mask: batch[mask]})
     total = torch.nn.functional.cross_entropy(output.logits.float(), targets, reduction="sum")
     return total, len(targets), output
 

@@ -1,0 +1,70 @@
+"""An adapter of an earlier training -> the start of this one (`--adapter`).
+
+check_adapter(options, base)            # before the base is loaded
+load_adapter(model, adapter, base)      # into peft's model that the method has prepared
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeft.adapter.folder import WEIGHTS, open_adapter
+from edgeft.adapter.read import Weighted, read_adapters
+from edgeft.errors import InputError
+from edgeft.train.options import TrainOptions
+from edgeft.weights.text_base import TextBase
+
+SHAPE = {"lora_r": ("r", 8), "lora_alpha": ("lora_alpha", 8)}
+"""field of TrainOptions -> (key of adapter_config.json, peft's default)"""
+SAME = {"peft_type": "LORA", "use_dora": False, "use_rslora": False}
+"""key of adapter_config.json that must agree with the method's -> peft's default"""
+
+
+def check_adapter(options: TrainOptions, base: TextBase) -> None:
+    """InputError where the options have another shape, AdapterError for the adapter of another base."""
+    assert options.adapter is not None
+    config, _ = open_adapter(options.adapter, options.base)
+    read_adapters([Weighted(options.adapter)], options.base, base.weights, base.card, base.config)
+    if config.get("rank_pattern") or config.get("alpha_pattern"):
+        raise InputError(
+            f"{options.adapter}: some modules have ranks of their own, which cannot be trained on",
+            "export it into a base: edgeft merge-export --format hf",
+        )
+    for field, (key, default) in SHAPE.items():
+        has, chosen = config.get(key, default), getattr(options, field)
+        if config["peft_type"] == "LORA" and has != chosen:
+            name = f"--{field.replace('_', '-')}"
+            raise InputError(f"{options.adapter} has {key} {has}, not {chosen}", f"{name} {has:g}")
+
+
+def load_adapter(model: Any, adapter: Path, base: Path) -> None:
+    """Give the adapter's weights to peft's `model`. InputError where the two differ in shape."""
+    import peft
+    from safetensors.torch import load_file
+
+    if not hasattr(model, "peft_config"):
+        raise InputError(
+            f"{adapter}: this method trains no adapter of peft", "a method such as lora, or --base"
+        )
+    config, folder = open_adapter(adapter, base)
+    own = model.peft_config["default"].to_dict()
+    for key, default in SAME.items():
+        has, trains = config.get(key, default), getattr(own[key], "value", own[key])
+        if has != trains:
+            raise InputError(
+                f"{adapter} has {key} {has}, the method {trains}", "the method that trained it"
+            )
+    state = load_file(folder / WEIGHTS)
+    fresh = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    for name in sorted(state.keys() ^ fresh.keys()):
+        owner = "the adapter" if name in state else "the method"
+        raise InputError(
+            f"{adapter}: only {owner} has {name}",
+            "--target-modules of the adapter's training",
+        )
+    for name, weight in fresh.items():
+        if weight.shape != state[name].shape:
+            shapes = f"{tuple(state[name].shape)}, not {tuple(weight.shape)}"
+            raise InputError(f"{adapter}: {name} is {shapes}", "the options of its training")
+    peft.set_peft_model_state_dict(model, state)
