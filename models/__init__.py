@@ -22,7 +22,7 @@ from edgeft.models.pretokenizers import (
     pretokenizer_steps,
     pretokenizers,
 )
-from edgeft.models.shapes import Sizes, sizes_of, tensor_shapes
+from edgeft.models.shapes import Shape, Sizes, sizes_of, tensor_shapes
 from edgeft.models.text_model import (
     TextModel,
     card_for,
@@ -37,6 +37,7 @@ __all__ = [
     "FOLDER",
     "Card",
     "PreTokenizer",
+    "Shape",
     "Sizes",
     "Source",
     "TextModel",

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from edgeft.errors import InputError, did_you_mean, require
 from edgeft.formats import FORMATS, load
+from edgeft.train import memory
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
 
@@ -24,8 +25,6 @@ METHOD_OPTIONS = frozenset((
     *LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit", "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
-OPTIMIZER_BYTES = 12
-"""float32 gradient and Adam's two moments of a weight that trains"""
 
 
 @dataclass(frozen=True)
@@ -38,21 +37,14 @@ class MethodRow:
     """METHOD_OPTIONS that it reads"""
     learning_rate: float
     """default of `edgeft train`"""
+    trains: memory.Trains
+    """what trains: its memory follows from it (`memory.estimate`)"""
     trained_share: float
     """trained weights / weights of the base, at most, for memory and the size of a checkpoint"""
     result: str = "adapter"
     """kind of the result's manifest: "adapter", or "base" for a whole model"""
     trains_base: bool = False
     """weights of the base train, so that a checkpoint holds the whole model"""
-
-    def bytes_per_weight(self, options: TrainOptions) -> float:
-        """Memory for each weight of the base during training."""
-        return (1 if options.keep_4bit else 4) + OPTIMIZER_BYTES * self.trained_share
-
-    @property
-    def checkpoint_bytes_per_weight(self) -> float:
-        """Size of a checkpoint for each weight of the base: float32 weights, Adam's two moments."""
-        return 4 * (1 if self.trains_base else self.trained_share) + 8 * self.trained_share
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -66,6 +58,7 @@ METHODS = {
         about="LoRA matrices on a base frozen in 4 or 8 bits",
         options=(*LORA, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
         learning_rate=1e-3,
+        trains=memory.QLORA,
         trained_share=0.02,
     ),
     "lora": MethodRow(
@@ -73,6 +66,7 @@ METHODS = {
         about="LoRA matrices on the base as it is stored",
         options=(*LORA, *LORA_VARIANTS),
         learning_rate=1e-3,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "rslora": MethodRow(
@@ -80,6 +74,7 @@ METHODS = {
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
         options=(*LORA, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "dora": MethodRow(
@@ -87,6 +82,7 @@ METHODS = {
         about="LoRA on the direction of a weight's rows, and their lengths",
         options=(*LORA, "use_rslora", "lora_plus_ratio"),
         learning_rate=1e-3,
+        trains=memory.DORA,
         trained_share=0.02,
     ),
     "loraplus": MethodRow(
@@ -94,6 +90,7 @@ METHODS = {
         about="LoRA with a larger learning rate for the matrices B",
         options=(*LORA, *LORA_VARIANTS),
         learning_rate=2e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "pissa": MethodRow(
@@ -101,6 +98,7 @@ METHODS = {
         about="LoRA that begins as the largest singular values of a weight",
         options=LORA,
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "olora": MethodRow(
@@ -108,6 +106,7 @@ METHODS = {
         about="LoRA that begins as the orthonormal part of a weight",
         options=LORA,
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "ia3": MethodRow(
@@ -115,6 +114,7 @@ METHODS = {
         about="factors of keys, values and the inputs of the last feed-forward layer",
         options=("target_modules",),
         learning_rate=1e-2,
+        trains=memory.SCALES,
         trained_share=0.001,
     ),
     "ln_tuning": MethodRow(
@@ -122,6 +122,7 @@ METHODS = {
         about="the weights of the norms",
         options=("target_modules",),
         learning_rate=2e-3,
+        trains=memory.NORMS,
         trained_share=0.001,
         trains_base=True,
     ),
@@ -130,6 +131,7 @@ METHODS = {
         about="the biases; the norms where the base has no biases",
         options=("target_modules",),
         learning_rate=2e-3,
+        trains=memory.BIASES,
         trained_share=0.005,
         trains_base=True,
     ),
@@ -138,6 +140,7 @@ METHODS = {
         about="the last layers, or chosen modules of them",
         options=("target_modules", "freeze_trainable_layers"),
         learning_rate=1e-4,
+        trains=memory.LAYERS,
         trained_share=1,
         trains_base=True,
     ),
@@ -146,6 +149,7 @@ METHODS = {
         about="every weight",
         options=(),
         learning_rate=5e-5,
+        trains=memory.ALL,
         trained_share=1,
         result="base",
         trains_base=True,
