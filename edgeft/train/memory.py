@@ -37,7 +37,7 @@ ADAMW_STATE_BYTES = 8
 """two float32 moments of a weight that trains"""
 HEAP_LIMIT_BYTES = 32 << 20
 """larger blocks are mapped one by one (glibc's DEFAULT_MMAP_THRESHOLD_MAX)"""
-HEAP_HOLES = 0.87
+HEAP_HOLES = 0.5
 """bytes that stay unused in the heap for each byte of smaller blocks on a CPU: glibc 2.36 does not reuse
 the place of an aligned block for a block of the same size (docs/results/2026-11-29-plan.md)"""
 CHECKPOINTED_HOLES = 0.65
