@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 
 from edgeft.data.encoding import IGNORED, Encoded, LeftOut, encode_all, encode_each, encode_file
@@ -82,6 +83,9 @@ def largest_batch(
         length=max(lengths, default=options.cutoff_length),
         learned=min(sum(learned[-count:]), count * options.cutoff_length),
         padded=len(lengths) > 1,
+        shared=len(os.path.commonprefix([item.ids for item in kept]))
+        if options.shared_prefix
+        else 0,
     )
 
 

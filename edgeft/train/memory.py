@@ -80,15 +80,17 @@ class Batch:
     """tokens of all its examples that are learned: rows of logits"""
     padded: bool = True
     """whether the examples differ in length, so that attention has a mask"""
+    shared: int = 0
+    """tokens that all examples begin with, where these are computed once"""
 
     @property
     def tokens(self) -> int:
-        return self.examples * self.length
+        return self.examples * (self.length - self.shared) + self.shared
 
     def of(self, examples: int) -> Batch:
         """A batch of fewer examples."""
         learned = math.ceil(self.learned * examples / self.examples)
-        return Batch(examples, self.length, learned, self.padded and examples > 1)
+        return Batch(examples, self.length, learned, self.padded and examples > 1, self.shared)
 
 
 @dataclass(frozen=True)
