@@ -22,6 +22,7 @@ from edgeft.models.pretokenizers import (
     pretokenizer_steps,
     pretokenizers,
 )
+from edgeft.models.shapes import Shape, Sizes, sizes_of, tensor_shapes
 from edgeft.models.text_model import (
     TextModel,
     card_for,
@@ -36,6 +37,8 @@ __all__ = [
     "FOLDER",
     "Card",
     "PreTokenizer",
+    "Shape",
+    "Sizes",
     "Source",
     "TextModel",
     "WeightNames",
@@ -50,7 +53,9 @@ __all__ = [
     "pretokenizer_named",
     "pretokenizer_steps",
     "pretokenizers",
+    "sizes_of",
     "sources",
+    "tensor_shapes",
     "text_model",
     "transformers_class",
     "transformers_config",

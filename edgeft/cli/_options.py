@@ -156,3 +156,15 @@ def comma_list(
 ) -> tuple[str, ...]:
     """Callback of a repeatable option whose values may also be joined by commas."""
     return tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+
+
+class CountOrAuto(click.IntRange):
+    """A whole number from 1, or the word auto."""
+
+    name = "integer range or auto"
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        return value if value == "auto" else super().convert(value, param, ctx)

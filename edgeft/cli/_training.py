@@ -9,7 +9,7 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
-from edgeft.cli._options import build, json_option, options_of, print_json
+from edgeft.cli._options import CountOrAuto, build, json_option, options_of, print_json
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
@@ -24,7 +24,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "steps": click.IntRange(min=1),
         "batch_size": click.IntRange(min=1),
         "micro_batch_size": {
-            "type": click.IntRange(min=1),
+            "type": CountOrAuto(),
             "default": None,
             "show_default": "the batch size",
         },

@@ -6,10 +6,12 @@ train, validation, left_out = encode_splits(options, splits.train, splits.valida
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 from collections.abc import Sequence
 
-from edgeft.data.encoding import Encoded, LeftOut, encode_all, encode_file
+from edgeft.data.encoding import IGNORED, Encoded, LeftOut, encode_all, encode_each, encode_file
 from edgeft.data.reading import data_file
 from edgeft.data.rows import report_bad_rows
 from edgeft.data.splits import Splits, load_splits
@@ -17,7 +19,11 @@ from edgeft.errors import InputError
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
+from edgeft.train.memory import Batch
 from edgeft.train.options import TrainOptions
+
+LONGEST = 64
+"""examples with most characters that are encoded to find the largest batch"""
 
 
 def read_splits(options: TrainOptions) -> tuple[TrainOptions, Splits]:
@@ -51,3 +57,43 @@ def encode_splits(
     file = options.validation_data or options.data
     report_bad_rows(file, refused.refused, len(validation), bad_rows)
     return encoded, held_out, left_out
+
+
+def largest_batch(
+    options: TrainOptions, examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode
+) -> Batch:
+    """The largest micro-batch that the examples can make, with --batch-size where it is "auto".
+
+    Only the examples with most characters are encoded. Where each of these is longer than the cutoff,
+    a batch as long as the cutoff is assumed.
+    """
+    by_size = sorted(
+        examples, key=lambda item: sum(len(m.content or "") for m in item.messages), reverse=True
+    )
+    encoded = []
+    for example in by_size[:LONGEST]:
+        with contextlib.suppress(InputError):  # reported where all are encoded
+            encoded += encode_each(example, chat, tokenize, options.train_on_inputs)
+    kept = [item for item in encoded if len(item.ids) <= options.cutoff_length]
+    learned = sorted(sum(label != IGNORED for label in item.labels) for item in kept or encoded)
+    lengths = {min(len(item.ids), options.cutoff_length) for item in kept or encoded}
+    count = options.batch_size if options.micro_batch_size == "auto" else options.micro_batch_size
+    return Batch(
+        examples=count,
+        length=max(lengths, default=options.cutoff_length),
+        learned=min(sum(learned[-count:]), count * options.cutoff_length),
+        padded=len(lengths) > 1,
+        shared=len(os.path.commonprefix([item.ids for item in kept]))
+        if options.shared_prefix
+        else 0,
+    )
+
+
+def training_tokens(
+    options: TrainOptions, examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode
+) -> int:
+    """About how many tokens one pass over the examples computes, from a sample of them."""
+    sample = examples[:: max(1, len(examples) // LONGEST)]
+    encoded, _ = encode_all(sample, chat, tokenize, options.cutoff_length, options.train_on_inputs)
+    tokens = sum(len(item.ids) for item in encoded)
+    return tokens * len(examples) // max(1, len(sample))

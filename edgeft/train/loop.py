@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import math
 import time
 from pathlib import Path
@@ -12,8 +14,10 @@ from typing import Any
 
 import torch
 import transformers
+from accelerate.utils.memory import should_reduce_batch_size
 
 from edgeft.data.splits import fingerprint
+from edgeft.errors import ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
@@ -61,6 +65,9 @@ def fit(
     if options.adapter:
         load_adapter(model, options.adapter, options.base)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
+    if options.attention != "auto":
+        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
+        causal_lm.set_attn_implementation(options.attention)
     lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
@@ -115,6 +122,47 @@ def _chosen_facts(options: TrainOptions, state: Any, answering: Answering | None
     return facts
 
 
+def fit_in_memory(
+    options: TrainOptions,
+    method: Method,
+    objective: Objective,
+    bar: Progress,
+    work_folder: Path,
+    checkpoint: Path | None,
+    output: Path,
+    answering: Answering | None,
+    halve: bool,
+) -> dict[str, Any]:
+    """`fit`; with `halve` a run that is out of memory starts over with micro-batches of half the size.
+
+    Gradients are accumulated to the same batch. ResourceError where single examples do not fit.
+    """
+    while True:
+        try:
+            facts = fit(options, method, objective, bar, work_folder, checkpoint, output, answering)
+            return facts | ({"micro_batch_size": options.micro_batch_size} if halve else {})
+        except (MemoryError, RuntimeError) as error:
+            if not halve or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
+                raise
+        smaller = smaller_micro_batch(options)  # outside of `except`, which holds the tensors
+        if not smaller:
+            raise ResourceError(
+                "out of memory with a single example", "--checkpoint-activations, --keep-4bit"
+            )
+        say(
+            f"out of memory with micro-batches of {options.micro_batch_size}: starting over with {smaller}"
+        )
+        options, checkpoint = dataclasses.replace(options, micro_batch_size=smaller), None
+        bar.units = bar.done = 0
+        gc.collect()
+
+
+def smaller_micro_batch(options: TrainOptions) -> int:
+    """The largest divisor of the batch size that is at most half of the micro-batch, 0 for none."""
+    half = int(options.micro_batch_size) // 2
+    return max((n for n in range(1, half + 1) if options.batch_size % n == 0), default=0)
+
+
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
 ) -> Any:
@@ -125,9 +173,11 @@ def training_arguments(
     return transformers.TrainingArguments(
         output_dir=str(work_folder),
         max_steps=steps,
-        per_device_train_batch_size=options.micro_batch_size,
-        per_device_eval_batch_size=options.micro_batch_size,
-        gradient_accumulation_steps=options.batch_size // options.micro_batch_size,
+        per_device_train_batch_size=int(options.micro_batch_size),
+        per_device_eval_batch_size=int(options.micro_batch_size),
+        gradient_accumulation_steps=options.batch_size // int(options.micro_batch_size),
+        gradient_checkpointing=options.checkpoint_activations,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=options.learning_rate,
         lr_scheduler_type=options.scheduler,
         lr_scheduler_kwargs=parse_arguments(options.scheduler_args),

@@ -51,8 +51,9 @@ class TrainOptions:
     """Optimizer steps."""
     batch_size: int = 8
     """Examples per optimizer step."""
-    micro_batch_size: int = 8
-    """Examples per forward pass; gradients are accumulated up to --batch-size."""
+    micro_batch_size: int | Literal["auto"] = 8
+    """Examples per forward pass; gradients are accumulated up to --batch-size. auto = the largest that
+    fits the free memory, halved where memory runs out all the same."""
     learning_rate: float = 1e-3
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
@@ -112,6 +113,12 @@ class TrainOptions:
     threads: str = "all"
     """CPU threads: a number, all cores, or auto = measured at the start and whenever the steps become slow,
     for a machine that others use. The number decides the last bits of the result."""
+    checkpoint_activations: bool = False
+    """Keep only the inputs of each block and compute the rest again in the backward pass: a fraction of
+    the memory for activations, about 1.4 times the time."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Implementation of attention, by transformers' names; auto = transformers' choice for the model.
+    flash_attention_2 needs a GPU and the package flash-attn."""
     seed: int = 0
     """Seed of the split, the order and the initialization."""
     eval_every: int = 0
@@ -135,7 +142,7 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         """InputError for values that contradict each other."""
-        if self.batch_size % self.micro_batch_size:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
                 f"--micro-batch-size {self.micro_batch_size}"

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from edgeft.errors import InputError, did_you_mean, require
 from edgeft.formats import FORMATS, load
+from edgeft.train import memory
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
 
@@ -26,8 +27,6 @@ METHOD_OPTIONS = frozenset((
     "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
-OPTIMIZER_BYTES = 12
-"""float32 gradient and Adam's two moments of a weight that trains"""
 
 
 @dataclass(frozen=True)
@@ -40,21 +39,14 @@ class MethodRow:
     """METHOD_OPTIONS that it reads"""
     learning_rate: float
     """default of `edgeft train`"""
+    trains: memory.Trains
+    """what trains: its memory follows from it (`memory.estimate`)"""
     trained_share: float
     """trained weights / weights of the base, at most, for memory and the size of a checkpoint"""
     result: str = "adapter"
     """kind of the result's manifest: "adapter", or "base" for a whole model"""
     trains_base: bool = False
     """weights of the base train, so that a checkpoint holds the whole model"""
-
-    def bytes_per_weight(self, options: TrainOptions) -> float:
-        """Memory for each weight of the base during training."""
-        return (1 if options.keep_4bit else 4) + OPTIMIZER_BYTES * self.trained_share
-
-    @property
-    def checkpoint_bytes_per_weight(self) -> float:
-        """Size of a checkpoint for each weight of the base: float32 weights, Adam's two moments."""
-        return 4 * (1 if self.trains_base else self.trained_share) + 8 * self.trained_share
 
     @property
     def formats(self) -> tuple[str, ...]:
@@ -68,6 +60,7 @@ METHODS = {
         about="LoRA matrices on a base frozen in 4 or 8 bits",
         options=(*LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
         learning_rate=1e-3,
+        trains=memory.QLORA,
         trained_share=0.02,
     ),
     "lora": MethodRow(
@@ -75,6 +68,7 @@ METHODS = {
         about="LoRA matrices on the base as it is stored",
         options=(*LORA, *LORA_START, *LORA_VARIANTS),
         learning_rate=1e-3,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "rslora": MethodRow(
@@ -82,6 +76,7 @@ METHODS = {
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
         options=(*LORA, *LORA_START, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "dora": MethodRow(
@@ -89,6 +84,7 @@ METHODS = {
         about="LoRA on the direction of a weight's rows, and their lengths",
         options=(*LORA, *LORA_START, "use_rslora", "lora_plus_ratio"),
         learning_rate=1e-3,
+        trains=memory.DORA,
         trained_share=0.02,
     ),
     "loraplus": MethodRow(
@@ -96,6 +92,7 @@ METHODS = {
         about="LoRA with a larger learning rate for the matrices B",
         options=(*LORA, *LORA_START, *LORA_VARIANTS),
         learning_rate=2e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "pissa": MethodRow(
@@ -103,6 +100,7 @@ METHODS = {
         about="LoRA that begins as the largest singular values of a weight",
         options=LORA,
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "olora": MethodRow(
@@ -110,6 +108,7 @@ METHODS = {
         about="LoRA that begins as the orthonormal part of a weight",
         options=LORA,
         learning_rate=5e-4,
+        trains=memory.LORA,
         trained_share=0.02,
     ),
     "ia3": MethodRow(
@@ -117,6 +116,7 @@ METHODS = {
         about="factors of keys, values and the inputs of the last feed-forward layer",
         options=("target_modules",),
         learning_rate=1e-2,
+        trains=memory.SCALES,
         trained_share=0.001,
     ),
     "ln_tuning": MethodRow(
@@ -124,6 +124,7 @@ METHODS = {
         about="the weights of the norms",
         options=("target_modules",),
         learning_rate=2e-3,
+        trains=memory.NORMS,
         trained_share=0.001,
         trains_base=True,
     ),
@@ -132,6 +133,7 @@ METHODS = {
         about="the biases; the norms where the base has no biases",
         options=("target_modules",),
         learning_rate=2e-3,
+        trains=memory.BIASES,
         trained_share=0.005,
         trains_base=True,
     ),
@@ -140,6 +142,7 @@ METHODS = {
         about="the last layers, or chosen modules of them",
         options=("target_modules", "freeze_trainable_layers"),
         learning_rate=1e-4,
+        trains=memory.LAYERS,
         trained_share=1,
         trains_base=True,
     ),
@@ -148,6 +151,7 @@ METHODS = {
         about="every weight",
         options=(),
         learning_rate=5e-5,
+        trains=memory.ALL,
         trained_share=1,
         result="base",
         trains_base=True,

@@ -11,6 +11,7 @@ of method and objective, so that a merge finds the base as it was during trainin
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import shutil
@@ -19,16 +20,17 @@ from typing import Any
 
 from edgeft import files, machine, models, store
 from edgeft.data.preview import first_marked, shortened
-from edgeft.data.splits import fingerprint
+from edgeft.data.splits import Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
+from edgeft.train import memory
 from edgeft.train.answers import Answering, AnswerItems
 from edgeft.train.continued import check_adapter
-from edgeft.train.examples import read_splits
+from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
@@ -47,13 +49,8 @@ REQUEST_FILE = "asked.json"
 """options and parents of an interrupted run, beside its checkpoints"""
 FIRST = {"method": "qlora", "objective": "sft"}
 """the pair of `edgeft train-qlora`"""
-ACTIVATION_BYTES_PER_TOKEN = 240_000
-"""memory of a forward and a backward pass, for each token of a micro-batch"""
-MAX_ACTIVATION_BYTES = 2 * 1024**3
 CHECKPOINTS = 3
 """on the disk at once: two that are kept and one that is written"""
-LIBRARY_BYTES = 400_000_000
-"""memory of Python, torch and transformers without a model"""
 
 
 def train(
@@ -98,7 +95,7 @@ def train(
             "--validation-size 0.05",
         )
     parameters = sum(math.prod(info.shape) for info in base.weights.tensors.values())
-    _preflight(options, row, parameters, work_folder)
+    options = _preflight(options, row, splits, chat, work_folder, checkpoint)
     store.check_free(options.output, row.result, overwrite=overwrite, **request)
     with quiet_libraries():
         encoded = load_objective(objective)(
@@ -108,15 +105,16 @@ def train(
         say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
         trained = load_method(method)(options, base.card)
         models.transformers_class(base.config)  # FormatError where transformers has none
-        answering = Answering(items, tokenizer, options.micro_batch_size) if items else None
-        from edgeft.train.loop import fit
+        answering = Answering(items, tokenizer, int(options.micro_batch_size)) if items else None
+        from edgeft.train.loop import fit_in_memory
 
         with store.writing(options.output, kind=row.result, overwrite=overwrite, **request) as work:
             _open_work_folder(work_folder, request, checkpoint)
             bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
-            facts = fit(
-                options, trained, encoded, bar, work_folder, checkpoint, work.path, answering
-            )
+            facts = fit_in_memory(
+                options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
+                halve=request["options"]["micro_batch_size"] == "auto",
+            )  # fmt: skip
             if options.add_tokens:
                 save_tokenizer(options, work.path)
             work.facts |= facts | {
@@ -199,14 +197,39 @@ def _open_work_folder(
     files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
 
 
-def _preflight(options: TrainOptions, row: MethodRow, parameters: int, folder: Path) -> None:
-    """ResourceError where disk or memory is short. An estimate, never far below the real need."""
-    weights = int(row.bytes_per_weight(options) * parameters * 1.3)
-    result = 4 * (1 if row.result == "base" else row.trained_share)  # float32
-    activations = options.micro_batch_size * options.cutoff_length * ACTIVATION_BYTES_PER_TOKEN
+def _preflight(
+    options: TrainOptions,
+    row: MethodRow,
+    splits: Splits,
+    chat: ChatTemplate,
+    folder: Path,
+    checkpoint: Path | None,
+) -> TrainOptions:
+    """The options with a number in place of `--micro-batch-size auto`.
+
+    ResourceError where disk or memory is short; the hint names the nearest options that fit.
+    """
+    memory.check_attention(options)
+    base = memory.read_base(options.base)
+    examples = [*splits.train, *splits.validation]
+    batch = largest_batch(options, examples, chat, encoder(options.base))
+    request = memory.Request(base, options, row.trains, batch)
+    if options.micro_batch_size == "auto":
+        size = _checkpointed_size(checkpoint) or request.largest_micro_batch()
+        say(f"micro-batches of {size}")
+        options = dataclasses.replace(options, micro_batch_size=size)
+        request = dataclasses.replace(request, options=options, batch=batch.of(size))
     machine.preflight(
         folder,
         "training",
-        disk=int((CHECKPOINTS * row.checkpoint_bytes_per_weight + result) * parameters),
-        memory=weights + min(activations, MAX_ACTIVATION_BYTES) + LIBRARY_BYTES,
+        disk=CHECKPOINTS * request.checkpoint_bytes + request.result_bytes,
+        memory=request.needed,
+        spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
+    return options
+
+
+def _checkpointed_size(checkpoint: Path | None) -> int:
+    """Examples of a micro-batch in the interrupted run, 0 where there is none."""
+    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
+    return int(state.get("train_batch_size") or 0)

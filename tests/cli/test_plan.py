@@ -1,0 +1,61 @@
+"""`edgeft plan`: tables and JSON from a folder and from a config.json alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LLAMA_2: dict[str, Any] = {"architectures": ["LlamaForCausalLM"], "vocab_size": 32000}
+
+
+@pytest.mark.unit
+def test_a_config_alone_is_planned(edgeft: Any, tmp_path: Path) -> None:
+    """Llama 2 7B: 6.74 billion weights; a cache of half a MB for each token."""
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(LLAMA_2))
+    done = edgeft("plan", "--base", str(config), "--memory", "64G", "--context", "1000", "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert facts["base"]["weights"] == 6_738_415_616
+    assert facts["cache"] == {"tokens": 1000, "bytes": 524_288_000}
+    row = next(row for row in facts["methods"] if row["method"] == "qlora")
+    # r = 16 beside q, k, v, o (4096 x 4096) and gate, up, down (4096 x 11008) of 32 layers
+    assert row["trained"] == 32 * 16 * (4 * 8192 + 3 * 15104)
+    assert row["memory"]["optimizer"] == 8 * row["trained"]
+    assert row["memory"]["base"] == 4 * 6_738_415_616 == row["rule_of_thumb"]
+    sizes = {need["quant"]: need["size"] for need in facts["export"]}
+    assert sizes["f16"] == 2 * 6_738_415_616
+
+
+@pytest.mark.unit
+def test_the_verdict_names_what_fits(edgeft: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2))
+    done = edgeft("plan", "--base", str(tmp_path), "--method", "qlora", "--memory", "12G")
+    assert "qlora" in done.out and "fits with" in done.out and "--keep-4bit" in done.out
+    assert "does not fit" in edgeft("plan", "--base", str(tmp_path), "--memory", "3G").out
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--memory", "lots"], "'lots' is no size, such as 8G"),
+        (["--quant", "q4_9"], "plan knows no size of 'q4_9' (did you mean 'q4_"),
+        (["--method", "qlor"], "no training method 'qlor' (did you mean 'qlora'"),
+    ],
+)
+def test_bad_input_is_one_line(edgeft: Any, tmp_path: Path, args: list[str], message: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2))
+    done = edgeft("plan", "--base", str(tmp_path), *args)
+    assert done.code in (1, 2) and message in done.err and "Traceback" not in done.err
+
+
+def test_data_gives_lengths_and_time(edgeft: Any, tiny_base: Path, tiny_chats: Path) -> None:
+    done = edgeft("plan", "--base", str(tiny_base), "--data", str(tiny_chats), "--json")
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
+    assert 20 < facts["batch"]["length"] < 100
+    assert facts["methods"][0]["fits"] and facts["methods"][0]["seconds"] >= 0
