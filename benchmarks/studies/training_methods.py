@@ -4,8 +4,7 @@
 
 Each method trains the embedded suite with its own default learning rate, in a process of its own, is
 exported with the check against the live model, and answers the suite's test items. A complete training or
-export is kept. `--devices cpu cuda` trains on each device and sets the losses side by side; a device that
-is not there is an error. Ends with one JSON line.
+export is kept. Ends with one JSON line. `gpu.py` sets two devices side by side.
 
 Memory is the largest anonymous memory (RssAnon) of the training process, sampled every 10 ms. It leaves
 out the mapped files, which the system can drop.
@@ -17,6 +16,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -51,33 +51,37 @@ class Row:
     """[[step, training loss], …]"""
 
 
-def measure(method: str, device: str, options: argparse.Namespace) -> Row:
-    """Train, export and ask one method. InputError where a step fails."""
+def measure(name: str, device: str, options: argparse.Namespace, more: Sequence[str] = ()) -> Row:
+    """Train, export and ask one method. InputError where a step fails.
+
+    `name`: a method, or one with a variant's name behind it. `more`: words of `edgeft train`.
+    """
     suite = load_suite(SUITE)
-    folder = options.out / device
-    result, exported = folder / method, folder / f"{method}-{options.quant}"
+    method, folder = name.partition(" ")[0], options.out / device
+    key = name.replace(" ", "-")
+    result, exported = folder / key, folder / f"{key}-{options.quant}"
     environment = {} if device == "cuda" else {"CUDA_VISIBLE_DEVICES": ""}
     step = None
     if store.read_manifest(result) is None:
         step = _edgeft(
             environment, "train", "--method", method, "--base", options.base,
             "--data", suite.train, "--validation-data", suite.validation, "--output", result,
-            "--steps", options.steps, "--batch-size", options.batch_size, "--save-every", 0,
+            "--steps", options.steps, "--batch-size", options.batch_size, "--save-every", 0, *more,
         )  # fmt: skip
     manifest = store.read_manifest(result)
     assert manifest is not None
     facts = manifest.facts
     if facts["device"] != device:
-        raise InputError(f"{method} trained on {facts['device']}, not on {device}")
+        raise InputError(f"{name} trained on {facts['device']}, not on {device}")
     source = "--base" if manifest.kind == "base" else "--adapter"
     _edgeft({}, "merge-export", source, result, "--out", exported, "--quant", options.quant)
     artifact = exported / f"{options.quant}.gguf"
-    answers = folder / f"{method}.json"
+    answers = folder / f"{key}.json"
     _edgeft({}, "bench", artifact, "--items", SUITE, "--no-speed", "--json", output=answers)
     values = json.loads(answers.read_text())["rows"][0]["score"]["values"]
     size = sum(file.size for file in manifest.files.values())
     return Row(
-        method=method,
+        method=name,
         device=device,
         trained_percent=100 * facts["trained_parameters"] / facts["parameters"],
         validation_loss=facts["validation_loss"][-1][1],
@@ -94,34 +98,19 @@ def _edgeft(environment: dict[str, str], *words: Any, output: Path | None = None
     return run(command, os.environ | environment, output)
 
 
-def largest_difference(rows: list[Row]) -> dict[str, float]:
-    """Method -> the largest difference of the training loss between its devices, nats."""
-    differences = {}
-    for method in dict.fromkeys(row.method for row in rows):
-        curves = [[loss for _, loss in row.losses] for row in rows if row.method == method]
-        if len(curves) > 1:
-            first, *others = curves
-            differences[method] = max(
-                abs(a - b) for curve in others for a, b in zip(first, curve, strict=True)
-            )
-    return differences
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+def arguments(description: str) -> argparse.ArgumentParser:
+    """The arguments that all studies of training methods take."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--base", default="smollm2-135m")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--quant", default="q8_0")
-    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
-    parser.add_argument("--devices", nargs="*", choices=("cpu", "cuda"), default=["cpu"])
-    options = parser.parse_args()
-    rows = []
-    for method in options.methods:
-        for device in options.devices:
-            rows.append(measure(method, device, options))
-            print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
+    return parser
+
+
+def table(rows: Sequence[Row]) -> str:
+    """One line a row, in Markdown."""
     header = (
         "method",
         "device",
@@ -138,15 +127,30 @@ def main() -> None:
          f"{row.anonymous_mb:.0f} MB" if row.anonymous_mb else "", f"{row.result_mb:.1f} MB")
         for row in rows
     ]  # fmt: skip
-    print(tables.table(header, cells))
-    report = {
+    return tables.table(header, cells)
+
+
+def report(rows: Sequence[Row], options: argparse.Namespace, **more: Any) -> str:
+    """The JSON line of a study."""
+    return json.dumps({
         "machine": machine.describe_machine(),
         "steps": options.steps,
         "batch_size": options.batch_size,
         "rows": [{k: v for k, v in asdict(row).items() if k != "losses"} for row in rows],
-        "largest_loss_difference": largest_difference(rows),
-    }
-    print(json.dumps(report))
+        **more,
+    })  # fmt: skip
+
+
+def main() -> None:
+    parser = arguments(str(__doc__).partition("\n")[0])
+    parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
+    options = parser.parse_args()
+    rows = []
+    for method in options.methods:
+        rows.append(measure(method, "cpu", options))
+        print(json.dumps(asdict(rows[-1])), file=sys.stderr, flush=True)
+    print(table(rows))
+    print(report(rows, options))
 
 
 if __name__ == "__main__":
