@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgeft.errors import InputError, MissingExtra
+from edgeft.train import memory
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
 from edgeft.train.registry import (
@@ -54,13 +56,27 @@ def test_what_no_format_can_hold_is_refused_with_the_reason() -> None:
 
 
 def test_memory_and_checkpoints_grow_with_what_trains(tmp_path: Path) -> None:
-    options = TrainOptions(tmp_path, tmp_path, tmp_path)
-    assert METHODS["full"].bytes_per_weight(options) == 16
-    assert METHODS["full"].checkpoint_bytes_per_weight == 12
-    assert 4 < METHODS["lora"].bytes_per_weight(options) < 5
-    packed = TrainOptions(tmp_path, tmp_path, tmp_path, keep_4bit=True)
-    assert METHODS["qlora"].bytes_per_weight(packed) < 2
-    assert METHODS["bitfit"].checkpoint_bytes_per_weight > 4, "the checkpoint is the whole model"
+    (tmp_path / "config.json").write_text(
+        '{"architectures": ["LlamaForCausalLM"], "vocab_size": 32000}'
+    )
+    base, plain = memory.read_base(tmp_path), TrainOptions(tmp_path, tmp_path, tmp_path)
+
+    def request(method: str, **options: Any) -> memory.Request:
+        changed = dataclasses.replace(plain, **options)
+        return memory.Request(base, changed, METHODS[method].trains, memory.Batch(1, 8, 4))
+
+    def per_weight(method: str, **options: Any) -> float:
+        """Bytes of weights, gradients and moments for each weight of the base."""
+        need = request(method, **options).memory
+        return (need.base + need.trained + need.gradients + need.optimizer) / base.weights
+
+    assert per_weight("full") == 16
+    assert request("full").checkpoint_bytes == 12 * base.weights
+    assert 4 < per_weight("lora") < 5
+    assert per_weight("qlora", keep_4bit=True) < 2
+    assert request("bitfit").checkpoint_bytes > 4 * base.weights, (
+        "the checkpoint is the whole model"
+    )
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
