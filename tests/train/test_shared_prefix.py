@@ -44,7 +44,7 @@ def gradients(model: Any, batch: Any, row: Any) -> tuple[float, Any]:
     loss, count, _ = answers_loss(without_peft(model), batch, row)
     (loss / count).backward()
     found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
-    return float(loss / count), torch.cat(found)
+    return float(loss.detach() / count), torch.cat(found)
 
 
 @pytest.mark.parametrize("case", CASES)
