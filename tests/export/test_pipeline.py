@@ -415,6 +415,7 @@ def test_the_command_line_has_the_defaults_of_the_options() -> None:
 
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     del defaults["micro_batch_size"]  # the batch size, where it is not given
+    del defaults["freeze_trainable_layers"]  # of another method
     offered = {param.name: param.to_info_dict()["default"] for param in command.params}
     checked = {name for name in defaults if defaults[name] is not dataclasses.MISSING}
     assert checked <= offered.keys()

@@ -141,12 +141,12 @@ def test_its_state_is_saved_and_loaded(name: str, tmp_path: Path) -> None:
     import torch
 
     model, other = small_llama(lora=True), small_llama(lora=True)
-    optimizer = made(installed(name), model, switch_block_every=2) if name == "badam" else made(
-        name, model)  # fmt: skip
+    arguments = {"switch_block_every": 2} if name == "badam" else {}
+    optimizer = made(installed(name), model, **arguments)
     steps(name, model, optimizer, 3)
     torch.save(optimizer.state_dict(), tmp_path / "optimizer.pt")
     other.load_state_dict(model.state_dict())
-    resumed = made(name, other, **({"switch_block_every": 2} if name == "badam" else {}))
+    resumed = made(name, other, **arguments)
     resumed.load_state_dict(torch.load(tmp_path / "optimizer.pt", weights_only=True))
     assert steps(name, other, resumed, 4) == steps(name, model, optimizer, 4)
 
