@@ -141,40 +141,43 @@ class TrainOptions:
     """Adapter to train on from; its rank, alpha and modules must be those of the options."""
 
     def __post_init__(self) -> None:
-        """InputError for values that contradict each other."""
-        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
-            raise InputError(
-                f"--batch-size {self.batch_size} is no multiple of "
-                f"--micro-batch-size {self.micro_batch_size}"
-            )
+        """InputError for values outside their range, and for values that contradict each other."""
+        self._check_numbers()
+        self._check_combinations()
+
+    def _check_numbers(self) -> None:
         if self.steps is not None and self.steps < 1 or not 0 < self.epochs < math.inf:
             raise InputError("--steps and --epochs must be positive")
-        if (
-            self.threads not in ("all", "auto")
-            and not self.threads.isdecimal()
-            or self.threads == "0"
+        if self.threads not in ("all", "auto") and (
+            not self.threads.isdecimal() or self.threads == "0"
         ):
             raise InputError(f"--threads {self.threads} is no number, nor all or auto")
         if not 0 <= self.validation_size < math.inf:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
         if self.lora_plus_ratio is not None and not 0 < self.lora_plus_ratio < math.inf:
             raise InputError(f"--lora-plus-ratio {self.lora_plus_ratio} is not positive")
-        for name in ("weight_decay", "max_grad_norm", "neftune_alpha"):
+        for name in ("weight_decay", "max_grad_norm", "neftune_alpha", "early_stopping"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
-        if (self.early_stopping or self.keep_best) and not (
-            self.validation_size or self.validation_data
-        ):
-            name = "--keep-best" if self.keep_best else "--early-stopping"
-            raise InputError(f"{name} needs a validation loss", "--validation-size 0.05")
+
+    def _check_combinations(self) -> None:
+        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+            raise InputError(
+                f"--batch-size {self.batch_size} is no multiple of "
+                f"--micro-batch-size {self.micro_batch_size}"
+            )
+        validates = self.validation_size or self.validation_data
+        for name in ("keep_best", "early_stopping"):
+            if getattr(self, name) and not validates:
+                raise InputError(
+                    f"--{name.replace('_', '-')} needs a validation loss", "--validation-size 0.05"
+                )
         if self.keep_best and not self.save_every:
             raise InputError("--keep-best needs checkpoints", "leave --save-every 0 out")
         if self.adapter and self.add_tokens:
             raise InputError(
                 "--adapter and --add-tokens do not go together", "merge the adapter first"
             )
-        if self.early_stopping < 0:
-            raise InputError(f"--early-stopping {self.early_stopping} is negative")
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
