@@ -22,6 +22,7 @@ from edgeft.benchmarks.options import BenchOptions, EvalOptions
 from edgeft.benchmarks.performance import latency, memory
 from edgeft.benchmarks.performance.latency import GRID, QUICK
 from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.fewshot import FewShot
 from edgeft.data.encoding import renderable
 from edgeft.data.rows import BadRows, load_examples
 from edgeft.errors import InputError
@@ -49,9 +50,9 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
     if options.save_baseline:
         options.save_baseline.parent.mkdir(parents=True, exist_ok=True)
     items = evaluate.load_items(eval_options) if eval_options.items else None
+    few_shot = None if options.shots is None else FewShot(options.shots)
     scores = [
-        evaluate.measure(path, items, eval_options, options.shots) if items else None
-        for path in paths
+        evaluate.measure(path, items, eval_options, few_shot) if items else None for path in paths
     ]
     fidelities = _fidelities(options, paths, model, eval_options)
     speeds, memories = _speeds(options, paths, model, eval_options.threads)

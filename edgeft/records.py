@@ -309,6 +309,9 @@ class Score:
     stopped: tuple[bool, ...]
     """per item, whether the model ended its turn; an answer that was cut off counts as 0"""
     seconds: float
+    """to answer all items, many at a time, without loading the model"""
+    prompt_tokens: tuple[int, ...] = ()
+    """per item"""
 
     @property
     def accuracy(self) -> float:
@@ -383,6 +386,8 @@ class Release:
     machine: dict[str, Any]
     safety: dict[str, Any] | None = None
     """refusals: {name, arms: {arm: {unsafe, refused, safe, answered, outcome, reason}}}"""
+    forgetting: dict[str, Any] | None = None
+    """general items: {name, items, identity, scorer, bound, arms: {arm: {accuracy, interval, …}}}"""
     floor: dict[str, Any] | None = None
     """the baseline compared with itself at another number of threads: {threads, flips, n, kl}"""
     commands: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.evaluate import Items, load_items, measure
+from edgeft.benchmarks.quality.fewshot import FewShot
 from edgeft.benchmarks.quality.refusals import load_refusals
 from edgeft.benchmarks.quality.scorers import SCORERS, scorer_named
 from edgeft.benchmarks.quality.workers import Prefetch, open_workers
@@ -9,6 +10,7 @@ from edgeft.benchmarks.quality.workers import Prefetch, open_workers
 __all__ = [
     "SCORERS",
     "EvalOptions",
+    "FewShot",
     "Items",
     "Prefetch",
     "load_items",

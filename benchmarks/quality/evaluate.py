@@ -18,9 +18,8 @@ import dataclasses
 import hashlib
 import json
 import math
-import random
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -36,7 +35,8 @@ from edgeft.benchmarks.fidelity.compare import (
     log_likelihood,
 )
 from edgeft.benchmarks.options import EvalOptions
-from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
+from edgeft.benchmarks.quality.fewshot import FewShot, FewShotPrompts
+from edgeft.benchmarks.quality.scorers import CHOICE, Scorer, is_user_file, scorers_by_tag
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
 from edgeft.data.rows import BadRow, BadRows, load_examples, report_bad_rows
@@ -48,8 +48,8 @@ from edgeft.progress import Progress, say
 from edgeft.records import Example, Limits, Message, Score
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
-FEWSHOT_SEED = 0
-"""seed of the choice of worked examples"""
+SCORE_LISTS = ("replies", "values", "stopped", "prompt_tokens")
+"""fields of a Score with one value per item"""
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def load_items(options: EvalOptions) -> Items:
             scorer=suite.scorer,
             max_tokens=suite.max_tokens,
             instructions=suite.instructions,
-            fewshot_pool=tuple(load_examples(suite.train)),
+            fewshot_pool=tuple(load_examples(suite.train)) if suite.train.is_file() else (),
+            allow_truncated=suite.allow_truncated,
         )
     elif Path(name).exists():
         examples = _with_text_answers(Path(name), options.bad_rows)
@@ -99,11 +100,21 @@ def load_items(options: EvalOptions) -> Items:
         scorer=options.scorer or items.scorer,
         max_tokens=options.max_tokens or items.max_tokens,
     )
-    if items.scorer != CHOICE:
-        scorer_named(items.scorer)
-    elif lacking := [example for example in items.examples if len(set(example.choices)) < 2]:
-        raise InputError(f"{name}: item {lacking[0].line} has no choices", "choices: [text, text]")
+    check_scorer(items, name)
     return items
+
+
+def check_scorer(items: Items, name: str) -> None:
+    """FormatError for an unknown scorer, InputError for items that it cannot score; `name`: theirs."""
+    if items.scorer == CHOICE:
+        lacking = [example for example in items.examples if len(set(example.choices)) < 2]
+        problem, hint = "choices", "choices: [text, text]"
+    else:
+        scorers = scorers_by_tag(items.scorer)
+        lacking = [example for example in items.examples if _scorer_of(example, scorers) is None]
+        problem, hint = "scorer", "a first scorer without a tag is for all others"
+    if lacking:
+        raise InputError(f"{name}: item {lacking[0].line} has no {problem}", hint)
 
 
 def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:
@@ -123,42 +134,47 @@ def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
     return tuple(reversed(distinct.values()))
 
 
-def measure(artifact: Path, items: Items, options: EvalOptions, shots: int | None = None) -> Score:
+def measure(
+    artifact: Path, items: Items, options: EvalOptions, few_shot: FewShot | None = None
+) -> Score:
     """Answer every item greedily and score the answers, unless the score is cached.
 
-    `shots`: None for a fine-tune, without instructions; a number adds the items' instructions and
-    that many worked examples. InputError where there are fewer examples.
+    `few_shot`: None for a fine-tune, without instructions; otherwise the items' instructions and
+    worked examples are added. InputError where there are fewer examples.
     """
     format_of(artifact)
-    if shots and len(items.fewshot_pool) < shots:
-        raise InputError(f"there are no {shots} examples to show", "--shots 0, or a suite")
-    cached = None if options.no_cache else cached_score(artifact, items, shots)
+    if few_shot and len(items.fewshot_pool) < few_shot.shots:
+        problem = f"there are no {few_shot.shots} examples to show"
+        raise InputError(problem, "--shots 0, or --few-shot-data FILE")
+    cached = None if options.no_cache else cached_score(artifact, items, few_shot)
     if cached:
         return cached
     with open_runtime(artifact, threads=options.threads) as model:
-        score = answer(model, items, shots, artifact.stem)
-    cache_score(artifact, items, score, shots)
+        score = answer(model, items, few_shot, artifact.stem)
+    cache_score(artifact, items, score, few_shot)
     return score
 
 
-def cached_score(artifact: Path, items: Items, shots: int | None = None) -> Score | None:
+def cached_score(artifact: Path, items: Items, few_shot: FewShot | None = None) -> Score | None:
     """The score that an earlier `measure` cached, if any."""
-    file = _cache_file(artifact, items, shots)
+    file = _cache_file(artifact, items, few_shot)
     if files.is_file(file):
         with contextlib.suppress(ValueError, KeyError, TypeError):  # damaged: answered again
             raw: dict[str, Any] = json.loads(file.read_text())
-            raw |= {key: tuple(raw[key]) for key in ("replies", "values", "stopped")}
-            score = Score(**raw | {"arm": _arm_name(artifact.stem, shots)})
-            if Path(items.scorer.partition(":")[0]).suffix == ".py":  # the file may have changed
+            raw |= {key: tuple(raw[key]) for key in SCORE_LISTS}
+            score = Score(**raw | {"arm": _arm_name(artifact.stem, few_shot)})
+            if is_user_file(items.scorer):
                 values = _score_replies(items, score.replies, score.stopped)
                 score = dataclasses.replace(score, values=tuple(values))
             return score
     return None
 
 
-def cache_score(artifact: Path, items: Items, score: Score, shots: int | None = None) -> None:
+def cache_score(
+    artifact: Path, items: Items, score: Score, few_shot: FewShot | None = None
+) -> None:
     """Keep a score for the next comparison; a folder that cannot be written only costs time then."""
-    file = _cache_file(artifact, items, shots)
+    file = _cache_file(artifact, items, few_shot)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         files.write_text(file, json.dumps(dataclasses.asdict(score), ensure_ascii=False))
@@ -166,18 +182,21 @@ def cache_score(artifact: Path, items: Items, score: Score, shots: int | None = 
         say(f"the answers are not kept: {error.strerror}: {file.parent} (set EDGEFT_HOME)")
 
 
-def _cache_file(artifact: Path, items: Items, shots: int | None) -> Path:
-    return home() / "scores" / f"{_cache_key(artifact, items, shots)}.json"
+def _cache_file(artifact: Path, items: Items, few_shot: FewShot | None) -> Path:
+    return home() / "scores" / f"{_cache_key(artifact, items, few_shot)}.json"
 
 
-def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
+def answer(model: Runtime, items: Items, few_shot: FewShot | None, name: str) -> Score:
     """The uncached part of `measure`, with an open runtime; `name`: the model's."""
-    arm = _arm_name(name, shots)
-    prefix = [] if shots is None else _fewshot_messages(items, shots)
+    arm = _arm_name(name, few_shot)
     started = time.perf_counter()
+    examples = _as_asked(items, few_shot)
+    prompts = [_prompt_ids(model, example) for example in examples]
     with Progress(f"answering ({arm})", len(items.examples)) as bar:
-        answer_all = _choose if items.scorer == CHOICE else _generate
-        replies, stopped, values = answer_all(model, items, prefix, bar)
+        if items.scorer == CHOICE:
+            replies, stopped, values = _choose(model, examples, bar)
+        else:
+            replies, stopped, values = _generate(model, items, prompts, bar)
     return Score(
         arm=arm,
         items=fingerprint(items.examples),
@@ -186,6 +205,7 @@ def answer(model: Runtime, items: Items, shots: int | None, name: str) -> Score:
         values=tuple(values),
         stopped=tuple(stopped),
         seconds=round(time.perf_counter() - started, 2),
+        prompt_tokens=tuple(map(len, prompts)),
     )
 
 
@@ -193,8 +213,26 @@ Answers = tuple[list[str], list[bool], list[float]]
 """(replies, whether the model ended each, scores)"""
 
 
-def _generate(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
-    prompts = [_prompt_ids(model, prefix, example) for example in items.examples]
+def _as_asked(items: Items, few_shot: FewShot | None) -> list[Example]:
+    """The items with their whole prompts: as they are for a fine-tune."""
+    if few_shot is None:
+        return list(items.examples)
+    prompts = FewShotPrompts(few_shot, items.fewshot_pool, items.instructions)
+    return [
+        dataclasses.replace(e, messages=(*prompts.prompt(e), e.messages[-1]))
+        for e in items.examples
+    ]
+
+
+def _prompt_ids(model: Runtime, example: Example) -> list[int]:
+    """InputError that names the line of an item that cannot be rendered or tokenized."""
+    try:
+        return model.encode(model.chat.render(example.prompt, tools=example.tools))
+    except InputError as error:
+        raise InputError(f"the item of line {example.line}: {error.message}", error.hint) from None
+
+
+def _generate(model: Runtime, items: Items, prompts: Sequence[list[int]], bar: Progress) -> Answers:
     replies = model.replies(
         prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
     )
@@ -202,34 +240,32 @@ def _generate(model: Runtime, items: Items, prefix: list[Message], bar: Progress
     return texts, stopped, _score_replies(items, texts, stopped)
 
 
-def _prompt_ids(model: Runtime, prefix: list[Message], example: Example) -> list[int]:
-    """InputError that names the line of an item that cannot be rendered or tokenized."""
-    try:
-        return model.encode(model.chat.render([*prefix, *example.prompt], tools=example.tools))
-    except InputError as error:
-        raise InputError(f"the item of line {example.line}: {error.message}", error.hint) from None
-
-
 def _score_replies(items: Items, replies: Sequence[str], stopped: Sequence[bool]) -> list[float]:
-    score = scorer_named(items.scorer)
-    return [
-        score(reply, example.answer) if ended or items.allow_truncated else 0.0
-        for reply, ended, example in zip(replies, stopped, items.examples, strict=True)
-    ]
+    scorers = scorers_by_tag(items.scorer)
+    values = []
+    for reply, ended, example in zip(replies, stopped, items.examples, strict=True):
+        score = _scorer_of(example, scorers)
+        assert score, "checked when the items were loaded"
+        values.append(score(reply, example.answer) if ended or items.allow_truncated else 0.0)
+    return values
 
 
-def _choose(model: Runtime, items: Items, prefix: list[Message], bar: Progress) -> Answers:
+def _scorer_of(example: Example, scorers: Mapping[str, Scorer]) -> Scorer | None:
+    """The scorer of the first of its tags that has one, else that of all others."""
+    tags = (tag for tag in example.tags if tag in scorers)
+    return scorers.get(next(tags, ""))
+
+
+def _choose(model: Runtime, examples: Sequence[Example], bar: Progress) -> Answers:
     """Answer each item with its likeliest choice, "" where two are equally likely.
 
     A choice is scored as a whole turn with its stop token: the probability that the model answers
     exactly this. So a choice gains nothing by being short or the beginning of another.
     """
     replies = []
-    for example in items.examples:
+    for example in examples:
         turns = [
-            dataclasses.replace(
-                example, messages=(*prefix, *example.prompt, Message("assistant", choice))
-            )
+            dataclasses.replace(example, messages=(*example.prompt, Message("assistant", choice)))
             for choice in example.choices
         ]
         likelihoods = [_last_turn_likelihood(model, turn) for turn in turns]
@@ -240,14 +276,13 @@ def _choose(model: Runtime, items: Items, prefix: list[Message], bar: Progress) 
         replies.append(example.choices[likelihoods.index(best)] if unique else "")
         bar.update(1)
     values = [
-        float(reply == example.answer)
-        for reply, example in zip(replies, items.examples, strict=True)
+        float(reply == example.answer) for reply, example in zip(replies, examples, strict=True)
     ]
     return replies, [True] * len(replies), values
 
 
-def _arm_name(name: str, shots: int | None) -> str:
-    return name if shots is None else f"{name}, {shots}-shot"
+def _arm_name(name: str, few_shot: FewShot | None) -> str:
+    return name if few_shot is None else f"{name}, {few_shot}"
 
 
 def answer_nll(model: Runtime, examples: Sequence[Example]) -> float:
@@ -276,22 +311,7 @@ def _log_likelihoods(model: Runtime, sequence: ScoredSequence) -> Floats:
     return log_likelihood(logits, sequence.next_ids)
 
 
-def _fewshot_messages(items: Items, shots: int) -> list[Message]:
-    """Instructions and worked examples; the examples take turns by their first tag."""
-    by_tag: dict[str, list[Example]] = {}
-    for example in items.fewshot_pool:
-        by_tag.setdefault(example.tags[0] if example.tags else "", []).append(example)
-    rng = random.Random(FEWSHOT_SEED)
-    shot_messages: list[Message] = []
-    tags = sorted(by_tag)
-    rng.shuffle(tags)
-    for i in range(shots):
-        shot_messages += rng.choice(by_tag[tags[i % len(tags)]]).messages
-    system = [Message("system", items.instructions)] if items.instructions else []
-    return [*system, *shot_messages]
-
-
-def _cache_key(artifact: Path, items: Items, shots: int | None) -> str:
+def _cache_key(artifact: Path, items: Items, few_shot: FewShot | None) -> str:
     """A hash of all inputs of the answers."""
     hashes = {} if artifact.is_file() else {
         path.name: files.sha256(path) for path in sorted(artifact.iterdir()) if path.is_file()
@@ -299,8 +319,9 @@ def _cache_key(artifact: Path, items: Items, shots: int | None) -> str:
     parts: list[Any] = [
         hashes, __version__, [version(name) for name in format_of(artifact).engines],
         store.identity(artifact), fingerprint(items.examples), items.scorer,
-        items.max_tokens, shots, items.instructions if shots is not None else "",
-        fingerprint(items.fewshot_pool) if shots else "",
+        items.max_tokens, items.allow_truncated, few_shot and str(few_shot), items.instructions if few_shot else "",
+        fingerprint(items.fewshot_pool) if few_shot and few_shot.shots else "",
+        [example.tags for example in items.examples] if "=" in items.scorer else "",
     ]  # fmt: skip
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 

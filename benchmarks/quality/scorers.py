@@ -3,6 +3,8 @@
     score = scorer_named("json")                    # or numeric, regex, chrf, my_scorer.py, …
     score('{"a": 1.0}', '{"a": 1}')                 # 1.0
 
+    scorers_by_tag("exact,sum=numeric")             # {"": exact, "sum": numeric}: one per kind of item
+
 The scorer `choice` is in `edgeft.benchmarks.quality.evaluate`: it compares likelihoods and reads no
 reply. A user's scorer is a Python file with a function `score(reply, reference)`, or
 `file.py:function`. It runs with the user's rights, like any program.
@@ -49,6 +51,32 @@ def scorer_named(name: str) -> Scorer:
     raise FormatError(
         f"unknown scorer {name!r}", f"{did_you_mean(name, known)}; or a Python file with score()"
     )
+
+
+def scorers_by_tag(spec: str) -> dict[str, Scorer]:
+    """`NAME`, or `NAME,TAG=NAME,…`: the scorer of items with a tag, and under "" that of all others.
+
+    FormatError for an unknown name, for a tag or a default that stands twice, and for `choice` among
+    several, which compares no texts.
+    """
+    if not ("," in spec or "=" in spec) or Path(spec.partition(":")[0]).is_file():
+        return {"": scorer_named(spec)}
+    scorers: dict[str, Scorer] = {}
+    hint = "such as exact,arithmetic=numeric,json=json"
+    for part in spec.split(","):
+        tag, equals, name = part.strip().rpartition("=")
+        if (equals and not tag) or tag in scorers:
+            raise FormatError(f"--scorer {spec}: {part.strip()!r} names no tag of its own", hint)
+        if name == CHOICE:
+            raise FormatError(f"--scorer {spec}: {CHOICE} is for all items or for none", hint)
+        scorers[tag] = scorer_named(name)
+    return scorers
+
+
+def is_user_file(spec: str) -> bool:
+    """Whether a scorer is a Python file, which may change while its name stays."""
+    names = (part.rpartition("=")[2] for part in spec.split(","))
+    return any(name.partition(":")[0].endswith(".py") for name in names)
 
 
 def exact(reply: str, reference: str) -> float:

@@ -17,8 +17,9 @@ _ROOT = Path(__file__).parent
 class Suite:
     """One task on disk.
 
-    `scorer` names the rule that compares an answer with the reference, `max_tokens` bounds an
-    answer (tokens), and `instructions` is the system prompt of arms that were not fine-tuned.
+    `scorer` names the rule that compares an answer with the reference (one per tag where it names
+    several), `max_tokens` bounds an answer (tokens), `instructions` is the system prompt of arms that
+    were not fine-tuned, and `allow_truncated` says whether an answer that was cut off is scored or wrong.
     """
 
     name: str
@@ -26,15 +27,16 @@ class Suite:
     scorer: str
     max_tokens: int
     instructions: str
+    allow_truncated: bool = False
 
     @property
     def train(self) -> Path:
-        """Rows to fine-tune on."""
+        """Rows to fine-tune on; a suite that only measures has none."""
         return self.folder / "train.jsonl"
 
     @property
     def validation(self) -> Path:
-        """Rows to choose a recipe or a checkpoint with."""
+        """Rows to choose a recipe or a checkpoint with; likewise."""
         return self.folder / "validation.jsonl"
 
     @property
@@ -60,4 +62,5 @@ def load_suite(name: str) -> Suite:
         scorer=fields["scorer"],
         max_tokens=fields["max_tokens"],
         instructions=fields["instructions"].strip(),
+        allow_truncated=fields.get("allow_truncated", False),
     )

@@ -22,6 +22,7 @@ from edgeft.errors import EdgeftError, did_you_mean
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in ten minutes.",
     "plan": "Memory, disk and time of every stage, before it starts.",
+    "baseline": "Is a fine-tune needed? What prompts and examples reach on bases.",
     "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
     "train": "Fine-tune by any method: LoRA and its kin, IA3, BitFit, freeze, full.",
     "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",

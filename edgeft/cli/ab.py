@@ -38,6 +38,8 @@ def _names(cls: type[Any]) -> list[str]:
     shots=click.IntRange(min=0),
     margin=click.FloatRange(0, 1, min_open=True, max_open=True),
     min_retention=click.FloatRange(0, 1, min_open=True),
+    general={"is_flag": False, "flag_value": "general", "metavar": "[SUITE|FILE]"},
+    max_forgotten=click.FloatRange(0, 1, min_open=True, max_open=True),
     speed={"name": "--speed/--no-speed"},
     fidelity={"name": "--fidelity/--no-fidelity"},
     repeat_baseline={"name": "--repeat-baseline/--no-repeat-baseline"},
@@ -70,6 +72,7 @@ def command(
     \b
     edgeft ab out/q4_k_m.gguf out/f16.gguf --items smart_home
     edgeft ab out/q8_0.gguf out/q4_k_m.gguf out/f16.gguf --items items.jsonl --report report
+    edgeft ab out/q4_k_m.gguf out/f16.gguf --items items.jsonl --base base/f16.gguf --general
     edgeft ab out/q4_k_m.gguf out/f16.gguf --items items.jsonl --human
 
     With --human nothing is gated: exit code 0 = votes were counted, 4 = there are none.
@@ -84,7 +87,10 @@ def command(
     voting = build(VotingOptions, options)
     if human:
         ctx.exit(_vote(artifacts, eval_options, voting, as_json))
-    require_options(ctx, shots="base", min_retention="base", few_shot_data="base")
+    require_options(
+        ctx, shots="base", min_retention="base", few_shot_data="base", general="base",
+        general_scorer="general", max_forgotten="general",
+    )  # fmt: skip
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
     gated = build(GateOptions, options, candidates=artifacts[:-1], baseline=artifacts[-1])

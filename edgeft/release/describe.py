@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,13 +12,14 @@ from typing import Any
 
 from edgeft import __version__, machine, store
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.statistics.noninferiority import wilson
 from edgeft.records import Arm, Example, Release, Score
 from edgeft.release import wording
-from edgeft.release.judge import RIGHT_OR_WRONG, Decision, JudgedCandidate
+from edgeft.release.forgetting import forgetting_json, judge_forgetting
+from edgeft.release.judge import Decision, JudgedCandidate
 from edgeft.release.measure import Fidelities, MeasuredBase, Timings
 from edgeft.release.prepare import GateRun
 from edgeft.release.refusals import count_refusals
+from edgeft.release.scores import score_interval, slices
 
 MAX_LOSSES = 20
 """lost items that a report shows"""
@@ -63,6 +63,7 @@ def describe(
         arms=_with_pareto([*base_arms, *arms]),
         machine=machine.describe_machine() | {"threads": run.eval_options.threads or "all cores"},
         safety=_safety(run, measured.judged),
+        forgetting=_forgetting(run, measured),
         floor=measured.floor,
         commands=tuple(commands),
         notes=_notes(run, measured, baseline, tested),
@@ -76,7 +77,7 @@ def _arm(name: str, kind: str, path: Path, score: Score | None) -> Arm:
         name=name, kind=kind, path=str(path), size=evaluate.size_of(path),
         identity=store.identity(path),
         accuracy=score.accuracy if score else None,
-        interval=_interval(score.values) if score else None,
+        interval=score_interval(score.values) if score else None,
         stopped=sum(score.stopped) / len(score.stopped) if score else None,
         lineage=_lineage(path),
     )  # fmt: skip
@@ -86,11 +87,12 @@ def _tested_arm(run: GateRun, candidate: JudgedCandidate, measured: Measurements
     before, after = candidate.measured.baseline, candidate.measured.score
     path, retention = candidate.measured.path, candidate.retention
     examples = run.items.examples[: len(after.values)]
+    best_base = max((b.score for b in measured.base), key=lambda s: s.accuracy, default=None)
     return dataclasses.replace(
         _arm(candidate.name, "candidate", path, after),
         verdict=wording.verdict_json(candidate.verdict, candidate.reason),
         retention=wording.retention_json(retention) if retention else None,
-        slices=_slices(examples, before, after),
+        slices=slices(examples, before, after, best_base),
         losses=_losses(examples, before, after),
         fidelity=measured.fidelities.get(path),
     )
@@ -125,6 +127,29 @@ def _safety(run: GateRun, judged: Sequence[JudgedCandidate]) -> dict[str, Any] |
     return {"name": run.options.refusals.name, "arms": arms}
 
 
+def _forgetting(run: GateRun, measured: Measurements) -> dict[str, Any] | None:
+    """The base, the baseline and each tested candidate on the general items."""
+    first = measured.judged[0].measured.forgetting
+    if not (first and run.general_items):
+        return None
+    known = max(base.score.accuracy for base in measured.base)
+    fine_tune = judge_forgetting(
+        dataclasses.replace(first, candidate=first.baseline), measured.baseline.accuracy - known
+    )
+    arms = {
+        "base": {"accuracy": first.base.accuracy, "interval": score_interval(first.base.values)},
+        run.names[run.options.baseline]: forgetting_json(fine_tune),
+    }
+    for candidate in measured.judged:
+        assert candidate.forgetting
+        arms[candidate.name] = forgetting_json(candidate.forgetting)
+    return {
+        "name": Path(run.options.general or "").stem, "items": len(first.base.values),
+        "identity": first.base.items, "scorer": run.general_items.scorer,
+        "bound": run.options.max_forgotten, "arms": arms,
+    }  # fmt: skip
+
+
 def _notes(
     run: GateRun, measured: Measurements, baseline: Arm, tested: Sequence[Arm]
 ) -> tuple[str, ...]:
@@ -142,33 +167,6 @@ def _notes(
         if arm.identity == baseline.identity
     ]
     return tuple(notes)
-
-
-def _interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % interval: Wilson's for a share of right answers, the normal one for graded scores."""
-    if RIGHT_OR_WRONG >= set(values):
-        return wilson(int(sum(values)), len(values))
-    mean = statistics.mean(values)
-    half = 1.96 * statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 1.0
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def _slices(examples: Sequence[Example], before: Score, after: Score) -> tuple[dict[str, Any], ...]:
-    """Scores per tag, the most frequent tag first."""
-    numbers: dict[str, list[int]] = {}
-    for i, example in enumerate(examples):
-        for tag in example.tags:
-            numbers.setdefault(tag, []).append(i)
-    slices = []
-    for tag, tagged in sorted(numbers.items(), key=lambda pair: (-len(pair[1]), pair[0])):
-        old, new = ([score.values[i] for i in tagged] for score in (before, after))
-        slices.append({
-            "tag": tag, "n": len(tagged), "accuracy": statistics.mean(new),
-            "interval": _interval(new), "baseline": statistics.mean(old),
-            "lost": sum(b < a for a, b in zip(old, new, strict=True)),
-            "won": sum(b > a for a, b in zip(old, new, strict=True)),
-        })  # fmt: skip
-    return tuple(slices)
 
 
 def _losses(examples: Sequence[Example], before: Score, after: Score) -> tuple[dict[str, Any], ...]:

@@ -5,23 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from edgeft.benchmarks.statistics.graded import judge_graded
-from edgeft.benchmarks.statistics.noninferiority import (
-    Outcome,
-    Paired,
-    Verdict,
-    judge,
-    worst_outcome,
-)
+from edgeft.benchmarks.statistics.noninferiority import Outcome, Verdict, worst_outcome
 from edgeft.benchmarks.statistics.retention import Retention, measure_retention
 from edgeft.records import Score
 from edgeft.release import wording
+from edgeft.release.forgetting import Forgetting, judge_forgetting
 from edgeft.release.measure import MeasuredCandidate
 from edgeft.release.prepare import GateRun
 from edgeft.release.refusals import RefusalVerdict, judge_refusals
+from edgeft.release.scores import RIGHT_OR_WRONG, judge_scores
 from edgeft.release.sequential_gate import judge_sequential
-
-RIGHT_OR_WRONG = frozenset({0.0, 1.0})
 
 
 @dataclass(frozen=True)
@@ -34,12 +27,21 @@ class JudgedCandidate:
     """of `verdict`, a sentence"""
     refusals: RefusalVerdict | None
     retention: Retention | None
+    forgetting: Forgetting | None
+
+    @property
+    def parts(self) -> list[tuple[Outcome, str]]:
+        """(outcome, reason) of all that must pass: items, refusals, and what may be forgotten."""
+        parts = [(self.verdict.outcome, self.reason)]
+        if self.refusals:
+            parts.append((self.refusals.outcome, self.refusals.reason))
+        if self.forgetting and self.forgetting.bound is not None:
+            parts.append((self.forgetting.verdict.outcome, self.forgetting.reason))
+        return parts
 
     @property
     def outcome(self) -> Outcome:
-        """On the items and on refusals: both must pass."""
-        refusals = self.refusals.outcome if self.refusals else "PASS"
-        return worst_outcome([self.verdict.outcome, refusals])
+        return worst_outcome(outcome for outcome, _ in self.parts)
 
 
 @dataclass(frozen=True)
@@ -65,14 +67,8 @@ def judge_candidate(
         run.names[measured.path], measured, verdict, reason,
         judge_refusals(measured.refusals) if measured.refusals else None,
         _judge_retention(measured, base, run.options.min_retention) if base else None,
+        _judge_forgetting(measured, base, run.options.max_forgotten),
     )  # fmt: skip
-
-
-def judge_scores(before: Sequence[float], after: Sequence[float], margin: float) -> Verdict:
-    """Tango's test for scores of right and wrong, the bootstrap for scores between them."""
-    if RIGHT_OR_WRONG >= {*before, *after}:
-        return judge(Paired.count(before, after), margin)
-    return judge_graded(before, after, margin)
 
 
 def decide(judged: Sequence[JudgedCandidate]) -> Decision:
@@ -83,13 +79,26 @@ def decide(judged: Sequence[JudgedCandidate]) -> Decision:
     passed = [candidate for candidate in judged if candidate.outcome == "PASS"]
     last = judged[-1]
     if not passed:
-        by_refusals = last.verdict.outcome == "PASS" and last.refusals
-        return Decision(last.outcome, None, by_refusals.reason if by_refusals else last.reason)
+        reason = next(reason for outcome, reason in last.parts if outcome == last.outcome)
+        return Decision(last.outcome, None, reason)
     shipped = passed[-1]
     reason = shipped.reason
     if last is not shipped:
         reason += f" {last.name}, the next smaller one, is {last.outcome}."
     return Decision("PASS", shipped.name, reason)
+
+
+def _judge_forgetting(
+    measured: MeasuredCandidate, base: Score | None, bound: float | None
+) -> Forgetting | None:
+    """None where no general items were asked."""
+    if measured.forgetting is None:
+        return None
+    gain = None
+    if base:  # with early stopping, on the items up to the decision
+        values = measured.score.values
+        gain = measured.score.accuracy - sum(base.values[: len(values)]) / len(values)
+    return judge_forgetting(measured.forgetting, gain, bound)
 
 
 def _judge_retention(measured: MeasuredCandidate, base: Score, rho: float) -> Retention | None:

@@ -15,7 +15,9 @@ from edgeft.benchmarks import bench
 from edgeft.benchmarks.fidelity.compare import chat_answers
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
+from edgeft.benchmarks.quality.fewshot import FewShot
 from edgeft.records import Memory, Score, Speed
+from edgeft.release.forgetting import ForgettingScores
 from edgeft.release.prepare import GateRun
 from edgeft.release.refusals import RefusalScores, refusal_labels
 from edgeft.release.sequential_gate import SequentialScores, answer_until_decided
@@ -49,6 +51,8 @@ class MeasuredCandidate:
     sequential: SequentialScores | None
     """None unless early stopping was asked for"""
     refusals: RefusalScores | None
+    forgetting: ForgettingScores | None = None
+    """on the general items, where they were asked"""
 
 
 def measure_base(run: GateRun) -> list[MeasuredBase]:
@@ -60,7 +64,7 @@ def measure_base(run: GateRun) -> list[MeasuredBase]:
     if shots and len(run.items.fewshot_pool) >= shots:
         names[shots] = f"base, {shots} examples"
     return [
-        MeasuredBase(name, "few-shot" if count else "base", _score(run, path, count))
+        MeasuredBase(name, "few-shot" if count else "base", _score(run, path, FewShot(count)))
         for count, name in names.items()
     ]
 
@@ -81,7 +85,9 @@ def measure_candidate(run: GateRun, path: Path, baseline: Score | None) -> Measu
         no_cache = run.eval_options.no_cache and not run.prefetch
         eval_options = dataclasses.replace(run.eval_options, no_cache=no_cache)
         before, after = baseline, evaluate.measure(path, run.items, eval_options)
-    return MeasuredCandidate(path, before, after, sequential, _measure_refusals(run, path))
+    return MeasuredCandidate(
+        path, before, after, sequential, _measure_refusals(run, path), _measure_general(run, path)
+    )
 
 
 def measure_speed(run: GateRun, artifacts: Sequence[Path]) -> Timings:
@@ -139,5 +145,17 @@ def _measure_refusals(run: GateRun, candidate: Path) -> RefusalScores | None:
     return RefusalScores(refusal_labels(run.refusal_items), before, after)
 
 
-def _score(run: GateRun, path: Path, shots: int | None = None) -> Score:
-    return evaluate.measure(path, run.items, run.eval_options, shots)
+def _measure_general(run: GateRun, candidate: Path) -> ForgettingScores | None:
+    """As a fine-tune is asked, the base too: without instructions and examples."""
+    items, base = run.general_items, run.options.base
+    if items is None or base is None:
+        return None
+    base_score, baseline, score = (
+        evaluate.measure(path, items, run.eval_options)
+        for path in (base, run.options.baseline, candidate)
+    )
+    return ForgettingScores(items.examples, base_score, baseline, score)
+
+
+def _score(run: GateRun, path: Path, few_shot: FewShot | None = None) -> Score:
+    return evaluate.measure(path, run.items, run.eval_options, few_shot)

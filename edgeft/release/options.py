@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from edgeft.benchmarks.options import MIN_RETENTION
 
@@ -32,12 +32,40 @@ class GateOptions:
     """Stop as soon as the items so far decide."""
     refusals: Path | None = None
     """CSV with prompt and label (safe, unsafe), as XSTest's: refusals must pass, too."""
+    general: str | None = None
+    """Ask base and candidates a general slice too, and report what was forgotten: a data file, or the
+    embedded suite without a value (needs --base)."""
+    general_scorer: str | None = None
+    """Scorer of --general, as --scorer. Default: the suite's, else exact."""
+    max_forgotten: float | None = None
+    """Loss on --general that is acceptable, as a share, such as 0.1: the verdict then holds the candidates
+    to it. Default: it is reported only."""
     speed: bool = False
     """Measure speed and memory, too."""
     fidelity: bool = False
     """Measure the KL divergence from the baseline on the items' answers, too."""
     repeat_baseline: bool = False
     """Ask the baseline again with another number of threads: what differs by chance alone."""
+
+
+@dataclass(frozen=True)
+class BaselineOptions:
+    """Which bases are asked, and how: the options of `edgeft baseline`."""
+
+    base: tuple[str, ...]
+    """Base model: a .gguf, a Hugging Face folder, a hub id or an embedded one such as smollm2-135m;
+    repeatable. What is no .gguf is exported to f16 once, into the cache."""
+    validation_data: Path | None = None
+    """Rows to ask: the validation split. Default: the suite's, else the rows of --items."""
+    instructions: Path | None = None
+    """Text file with the system prompt. Default: the suite's, else none."""
+    shots: tuple[int, ...] = (0, 4, 8)
+    """Worked examples before each item; several numbers by commas, 0 = instructions only."""
+    pick: Literal["both", "fixed", "similar"] = "both"
+    """How examples are picked: fixed = the same for all items, similar = those most like the item
+    (BM25)."""
+    target: float = 0.9
+    """Score that the task needs, as a share."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from edgeft.benchmarks.statistics.noninferiority import default_margin
 from edgeft.errors import InputError
 from edgeft.formats import format_of
 from edgeft.records import Memory, Speed
+from edgeft.release.forgetting import load_general
 from edgeft.release.options import GateOptions
 
 
@@ -27,6 +28,7 @@ class GateRun:
     eval_options: EvalOptions
     items: Items
     refusal_items: Items | None
+    general_items: Items | None
     margin: float
     names: Mapping[Path, str]
     """artifact -> its name in the report"""
@@ -50,6 +52,7 @@ def prepare(
     if twice := [path for i, path in enumerate(resolved) if path in resolved[:i]]:
         raise InputError(f"{twice[0]} is there twice", "CANDIDATE... BASELINE, all different")
     items = evaluate.load_items(eval_options)
+    general_items = load_general(options, eval_options)
     margin = options.margin or default_margin(len(items.examples))
     if options.early_stop:  # the test needs items in random order
         order = list(range(len(items.examples)))
@@ -57,4 +60,6 @@ def prepare(
         items = items.part(order)
     refusal_items = load_refusals(options.refusals) if options.refusals else None
     names = evaluate.names_of(artifacts)
-    return GateRun(options, eval_options, items, refusal_items, margin, names, timed, prefetch)
+    return GateRun(
+        options, eval_options, items, refusal_items, general_items, margin, names, timed, prefetch
+    )

@@ -83,5 +83,6 @@ def _joined(parts: Sequence[Score]) -> Score:
     return dataclasses.replace(
         parts[0], items=files.text_sha256("".join(part.items for part in parts)),
         replies=concatenated("replies"), values=concatenated("values"),
-        stopped=concatenated("stopped"), seconds=sum(part.seconds for part in parts),
+        stopped=concatenated("stopped"), prompt_tokens=concatenated("prompt_tokens"),
+        seconds=sum(part.seconds for part in parts),
     )  # fmt: skip

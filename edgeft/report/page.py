@@ -51,6 +51,8 @@ def markdown(release: Release) -> str:
     """For a release note: the decision, the table, the reason, the commands that reproduce it."""
     ship = f": ship `{release.ship}`" if release.ship else ""
     parts = [f"**{release.outcome}{ship}**", tables.arms_table(release.arms), release.reason]
+    if release.forgetting:
+        parts.append("\n".join(tables.forgetting_lines(release)).strip())
     for arm in release.arms:
         if arm.name == release.ship and arm.kind == "candidate":
             parts.append(f"`{arm.name}`: {format_bytes(arm.size)}, identity `{arm.identity}`")

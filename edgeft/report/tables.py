@@ -39,8 +39,9 @@ def release_text(release: Release) -> str:
     ship = f": ship {release.ship}" if release.ship else ""
     notes = [f"  {note}" for note in release.notes]
     return "\n".join(
-        [f"{release.outcome}{ship}", f"  {release.reason}", "", arms_table(release.arms), *notes]
-    )
+        [f"{release.outcome}{ship}", f"  {release.reason}", "", arms_table(release.arms),
+         *task_lines(release), *forgetting_lines(release), *notes]
+    )  # fmt: skip
 
 
 def arms_table(arms: Sequence[Arm]) -> str:
@@ -50,6 +51,47 @@ def arms_table(arms: Sequence[Arm]) -> str:
     rows = [_arm_row(arm) for arm in arms]
     used = [i for i in range(len(head)) if i < 3 or any(row[i] for row in rows)]
     return table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+
+
+def task_lines(release: Release) -> list[str]:
+    """Accuracy per task, where the scorer names tasks by tag (`exact,sum=numeric`); [] otherwise."""
+    tasks = {
+        part.rpartition("=")[0].strip() for part in str(release.task.get("scorer")).split(",")
+    } - {""}
+    tested = [arm for arm in release.arms if arm.slices]
+    by_arm = [{one["tag"]: one for one in arm.slices} for arm in tested]
+    rows = [
+        [tag, str(first["n"]), f"{first['base']:.1%}" if first.get("base") is not None else "",
+         f"{first['baseline']:.1%}", *(f"{of_arm[tag]['accuracy']:.1%}" for of_arm in by_arm)]
+        for tag, first in (by_arm[0].items() if by_arm else ())
+        if tag in tasks and all(tag in of_arm for of_arm in by_arm)
+    ]  # fmt: skip
+    if not rows:
+        return []
+    head = ["task", "items", "base", "baseline", *(arm.name for arm in tested)]
+    used = [i for i in range(len(head)) if any(row[i] for row in rows)]
+    shown = table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+    return ["", "Accuracy per task:", "", shown, ""]
+
+
+def forgetting_lines(release: Release) -> list[str]:
+    """What was forgotten, as a title and a table between empty lines; [] where it was not measured."""
+    forgetting = release.forgetting
+    if not forgetting:
+        return []
+    bound = forgetting.get("bound")
+    held = f", at most {100 * bound:.4g} points may be lost" if bound else ""
+    head = ["model", "accuracy", "lost", "won", "difference", "gain on the task", "verdict"]
+    rows = [
+        [name, f"{arm['accuracy']:.1%}", str(arm.get("lost", "")), str(arm.get("won", "")),
+         _difference(arm) if "difference" in arm else "",
+         points(arm["gain"]) if arm.get("gain") is not None else "", arm.get("outcome") or ""]
+        for name, arm in forgetting["arms"].items()
+    ]  # fmt: skip
+    title = f"General items against the base ({forgetting['items']} of {forgetting['name']}{held}):"
+    used = [i for i in range(len(head)) if i < 5 or any(row[i] for row in rows)]
+    shown = table([head[i] for i in used], [[row[i] for i in used] for row in rows])
+    return ["", title, "", shown, ""]
 
 
 def _arm_row(arm: Arm) -> list[str]:

@@ -99,6 +99,16 @@ def sample() -> Release:
                             "outcome": "PASS", "reason": "refusing what is unsafe: 200 items, 2 "
                             "lost and 1 won. answering what is safe: 250 items, 3 lost and 2 won."},
         }},
+        forgetting={"name": "general", "items": 82, "identity": "6e" * 32, "scorer": "exact",
+                    "bound": 0.1, "arms": {
+            "base": {"accuracy": 0.5, "interval": (0.39, 0.61)},
+            "f16.gguf": {"accuracy": 0.402, "interval": (0.3, 0.51)},
+            "q4_k_m.gguf": {
+                "accuracy": 0.39, "interval": (0.29, 0.5), "outcome": "INCONCLUSIVE", "lost": 11,
+                "won": 2, "difference": -0.11, "lower": -0.19, "upper": -0.03, "mid_p": 0.01,
+                "gain": 0.94, "reason": "general items: 82 items, 11 lost and 2 won.",
+                "slices": _slices(rng, right)},
+        }},
         floor={"threads": 1, "flips": 0, "n": N, "kl": 2.3e-6},
         commands=(
             "edgeft merge-export --adapter demo/adapter --out demo --quant f16,q8_0,q4_k_m",
@@ -189,5 +199,5 @@ def _slices(rng: random.Random, right: int) -> tuple[dict[str, Any], ...]:
     for tag, n in zip(TAGS, (160, 96, 72, 41, 22, 9), strict=True):
         own = n - rng.randrange(0, n // 6 + 1)
         found.append({"tag": tag, "n": n, "accuracy": own / n, "interval": wilson(own, n),
-                      "baseline": right / N, "lost": n - own, "won": 1})  # fmt: skip
+                      "baseline": right / N, "base": 0.02, "lost": n - own, "won": 1})  # fmt: skip
     return tuple(found)

@@ -228,6 +228,78 @@ def test_refusals_are_gated_apart(
     assert "refusing what is unsafe" in lost.reason
 
 
+@pytest.fixture(scope="module")
+def strange(items: Path, arms: dict[str, Path]) -> Path:
+    """The questions with the answers that the other model chooses: what that one knows."""
+    path = items.with_name("strange.jsonl")
+    rows = [json.loads(line) for line in items.read_text().splitlines()]
+    asked = evaluate.load_items(ask(items))
+    chosen = evaluate.measure(arms["q8_0"], asked, ask(items))
+    answers = [row | {"answer": reply} for row, reply in zip(rows, chosen.replies, strict=True)]
+    path.write_text("\n".join(map(json.dumps, answers)))
+    return path
+
+
+def general(arms: dict[str, Path], items: Path, **more: Any) -> GateOptions:
+    """The other model is the base of the fine-tune."""
+    return GateOptions(
+        (arms["f16"],), arms["f32"], base=arms["q8_0"], shots=0, general=str(items),
+        general_scorer="choice", **more,
+    )  # fmt: skip
+
+
+def test_what_was_forgotten_is_reported_beside_the_gain(
+    arms: dict[str, Path], items: Path, strange: Path
+) -> None:
+    release = run_gate(general(arms, strange), ask(items))
+    assert (release.outcome, release.ship) == ("PASS", "f16.gguf"), "without a bound it is no gate"
+    assert release.forgetting and list(release.forgetting["arms"]) == [
+        "base",
+        "f32.gguf",
+        "f16.gguf",
+    ]
+    base, fine_tune, candidate = release.forgetting["arms"].values()
+    assert fine_tune == candidate | {"gain": fine_tune["gain"]}, "f32 and f16 choose the same"
+    assert base["accuracy"] == 1.0 and fine_tune["accuracy"] == candidate["accuracy"] < 0.8
+    assert candidate["difference"] == candidate["accuracy"] - 1 == -candidate["lost"] / 80
+    assert candidate["lower"] < candidate["difference"] < candidate["upper"] < 0
+    assert candidate["gain"] == pytest.approx(1 - (release.arms[0].accuracy or 0))
+    assert candidate["outcome"] is None
+    assert sum(one["lost"] for one in candidate["slices"]) == candidate["lost"]
+    assert all(one["base"] is not None for one in release.arms[-1].slices)
+    assert "General items against the base (80 of strange):" in tables.release_text(release)
+
+
+def test_a_bound_on_what_is_forgotten_is_part_of_the_verdict(
+    arms: dict[str, Path], items: Path, strange: Path
+) -> None:
+    lost = run_gate(general(arms, strange, max_forgotten=0.1), ask(items))
+    assert (lost.outcome, lost.ship) == ("FAIL", None)
+    assert lost.arms[-1].verdict and lost.arms[-1].verdict["outcome"] == "PASS"
+    assert lost.reason.startswith("general items: 80 items") and "10 points or more" in lost.reason
+    kept = run_gate(general(arms, items, max_forgotten=0.1), ask(items))
+    assert (kept.outcome, kept.ship) == ("PASS", "f16.gguf")
+    assert kept.forgetting and kept.forgetting["arms"]["f16.gguf"]["outcome"] == "PASS"
+    early = run_gate(general(arms, items, max_forgotten=0.1, early_stop=True), ask(items))
+    assert early.forgetting and early.forgetting["items"] == 80
+    again = Release.from_json(json.loads(json.dumps(kept.to_json())))
+    assert page.html(again) == page.html(kept)
+
+
+def test_general_items_need_the_base(
+    edgeft: Callable[..., Any], arms: dict[str, Path], items: Path
+) -> None:
+    two = (arms["f16"], arms["f32"], "--items", items, "--scorer", "choice")
+    ran = edgeft("ab", *two, "--general")
+    assert ran.code == 2 and "--general needs --base" in ran.err
+    ran = edgeft("ab", *two, "--max-forgotten", "0.1")
+    assert ran.code == 2 and "--max-forgotten needs --general" in ran.err
+    ran = edgeft("ab", *two, "--base", arms["q8_0"], "--general", "nowhere.jsonl")
+    assert ran.code == 1 and "no such suite or file: nowhere.jsonl" in ran.err
+    with pytest.raises(InputError, match="--base"):
+        run_gate(dataclasses.replace(general(arms, items), base=None), ask(items))
+
+
 def test_the_command_has_the_three_exit_codes(
     edgeft: Callable[..., Any], arms: dict[str, Path], items: Path
 ) -> None:

@@ -19,13 +19,19 @@ from edgeft.benchmarks.fidelity.llama_perplexity import TokenScores
 from edgeft.benchmarks.statistics.noninferiority import Paired, judge
 from edgeft.benchmarks.statistics.retention import Retention
 from edgeft.errors import InputError
-from edgeft.records import Arm, LatencyPoint, Memory, Release, Speed
+from edgeft.records import Arm, Example, LatencyPoint, Memory, Message, Release, Score, Speed
+from edgeft.release.forgetting import (
+    Forgetting,
+    ForgettingScores,
+    forgetting_json,
+    judge_forgetting,
+)
 from edgeft.release.wording import retention_json, verdict_json
 from edgeft.report import page, plots, storage, tables
 from helpers.releases import HOSTILE, bare, sample
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
-ALL = ("margin", "models", "figures", "latency", "fidelity", "slices", "refusals", "losses",
+ALL = ("margin", "models", "figures", "latency", "fidelity", "slices", "refusals", "forgetting", "losses",
        "lineage", "reproduce", "machine", "notes")  # fmt: skip
 
 
@@ -113,7 +119,8 @@ def test_the_decision_comes_first(full: Reader) -> None:
         "96.2 %", "105.5 MB", "39 % of 270.9 MB", "2.57 times as fast", "99.7 %", "not tested",
         "94.2 % to 97.9 %", "−0.2 points", "−1.8 points at worst", "≥ 90 % proven", "INCONCLUSIVE",
         "own answers, 10,240 tokens", "0.0333 ± 0.0028", "same first choice", "0 of 400 answers differ",
-        "94.0 % 188 of 200", "new_phrasing", "5 of 12", "imatrix = yes", "ad" * 32, "62 %",
+        "94.0 % 188 of 200", "82 general items of general", "−11.0 points −19.0 points to −3.0 points",
+        "At most 10.0 % may be lost", "+94.0 points", "new_phrasing", "5 of 12", "imatrix = yes", "ad" * 32, "62 %",
         "p50 18.2 · p95 20.2 · p99 21.0 ms", "256 + 128", "2.60 s · 2.81 s · 3.12 s",
         "edgeft merge-export --adapter demo/adapter", "Intel(R) Xeon(R)",
         "q2_k.gguf was not tested: the sequence ended before it", "2026-11-27 17:40:00 UTC",
@@ -314,6 +321,24 @@ def documented() -> dict[str, set[str]]:
             for part in parts}  # fmt: skip
 
 
+def test_tasks_that_the_scorer_names_have_a_table() -> None:
+    release = sample()
+    assert tables.task_lines(release) == []
+    several = dataclasses.replace(
+        release, task=release.task | {"scorer": "exact,set=json,off=json"}
+    )
+    lines = "\n".join(tables.task_lines(several)).split("\n")
+    assert lines[3].startswith("| task") and "base | baseline | q8_0.gguf" in lines[3]
+    assert [line.split()[1] for line in lines if line.startswith("| ")][1:] == ["set", "off"]
+    assert "Accuracy per task:" in tables.release_text(several)
+
+
+def _forgotten() -> Forgetting:
+    example = Example((Message("user", "q"), Message("assistant", "a")), ("tag",))
+    one = Score("x", "", "exact", ("a",), (1.0,), (True,), 0.0)
+    return judge_forgetting(ForgettingScores((example,), one, one, one), 0.5, 0.1)
+
+
 def test_the_schema_is_documented() -> None:
     known = documented()
     for name, kind in (("release", Release), ("arm", Arm)):
@@ -327,6 +352,8 @@ def test_the_schema_is_documented() -> None:
     assert set(fidelity.to_json()) == known["fidelity"]
     verdict = judge(Paired(400, 390, 2, 1, 7))
     assert set(verdict_json(verdict, "")) == known["verdict"]
+    forgotten = forgetting_json(_forgotten())
+    assert set(forgotten) == known["forgotten"] and set(forgotten["slices"][0]) == known["slice"]
     assert set(retention_json(Retention(0.5, 0.01, 0.9, True))) == known["retention"]
 
 
@@ -340,6 +367,7 @@ def test_what_a_release_holds_is_documented() -> None:
         "roofline": arm["speed"]["roofline"], "memory": arm["memory"],
         "fidelity": arm["fidelity"]["plain text"], "slice": arm["slices"][0],
         "loss": arm["losses"][0], "ancestor": arm["lineage"][0],
+        "forgetting": raw["forgetting"], "forgotten": raw["forgetting"]["arms"]["q4_k_m.gguf"],
     }  # fmt: skip
     assert {name: set(part) for name, part in parts.items()} == {
         name: known[name] for name in parts

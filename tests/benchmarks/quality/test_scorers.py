@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from edgeft.benchmarks.quality import evaluate
-from edgeft.benchmarks.quality.scorers import refused, scorer_named
+from edgeft.benchmarks.quality.scorers import refused, scorer_named, scorers_by_tag
 from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.records import Example, Message
 
@@ -76,7 +79,30 @@ def test_a_choice_needs_finite_logits_and_one_maximum(monkeypatch: pytest.Monkey
     items = evaluate.Items((Example(turns, choices=("yes", "no")),), "choice", 8)
     values = iter([float("nan"), -1.0, -2.0, -2.0, -1.0, -2.0])
     monkeypatch.setattr(evaluate, "_last_turn_likelihood", lambda *_: next(values))
+    chat = SimpleNamespace(render=lambda messages, tools: "question")
+    model: Any = SimpleNamespace(chat=chat, encode=list)
     with pytest.raises(ProofError, match="NaN or infinite"):
-        evaluate.answer(None, items, None, "x")  # type: ignore[arg-type]
-    assert evaluate.answer(None, items, None, "x").accuracy == 0  # type: ignore[arg-type]
-    assert evaluate.answer(None, items, None, "x").accuracy == 1  # type: ignore[arg-type]
+        evaluate.answer(model, items, None, "x")
+    assert evaluate.answer(model, items, None, "x").accuracy == 0
+    score = evaluate.answer(model, items, None, "x")
+    assert score.accuracy == 1 and score.prompt_tokens == (len("question"),)
+
+
+def test_each_kind_of_item_has_a_scorer_of_its_own() -> None:
+    items = evaluate.Items(
+        tuple(
+            Example((Message("user", "q"), Message("assistant", answer)), tags, line)
+            for line, (answer, tags) in enumerate(
+                [("4", ("sum", "easy")), ("Paris", ("place",)), ("4", ())], start=1
+            )
+        ),
+        "exact,sum=numeric,place=contains", 8,
+    )  # fmt: skip
+    replies, stopped = ["it is 4", "in paris", "it is 4"], [True] * 3
+    assert evaluate._score_replies(items, replies, stopped) == [1.0, 1.0, 0.0]
+    without = dataclasses.replace(items, scorer="sum=numeric,place=contains")
+    with pytest.raises(InputError, match="item 3 has no scorer"):
+        evaluate.check_scorer(without, "items.jsonl")
+    for spec in ("exact,sum=choice", "exact,contains", "exact,=numeric", "exact,sum=chrff"):
+        with pytest.raises(FormatError):
+            scorers_by_tag(spec)

@@ -101,9 +101,9 @@ def test_the_gate_asks_anew_where_it_should(
     measured: list[tuple[str, bool]] = []
     measure = evaluate.measure
 
-    def seen(path: Path, items: Any, how: EvalOptions, shots: int | None = None) -> Any:
+    def seen(path: Path, items: Any, how: EvalOptions, few_shot: Any = None) -> Any:
         measured.append((path.stem, how.no_cache))
-        return measure(path, items, how, shots)
+        return measure(path, items, how, few_shot)
 
     monkeypatch.setattr(evaluate, "measure", seen)
     with open_workers(jobs) as prefetch:
