@@ -26,6 +26,8 @@ def test_demo_prints_its_table_and_a_second_run_skips_complete_steps(tmp_path: P
     assert made.outcome == outcome and made.floor and made.arms[-2].fidelity
     assert outcome in (tmp_path / "demo/report/report.html").read_text(encoding="utf-8")
     assert "$ edgeft train-qlora --base smollm2-135m" in first.stderr
+    before_training = first.stderr.partition("$ edgeft train-qlora")[0]
+    assert "\nfine-tune: f16.gguf" in before_training
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
     assert second.stderr.count("is complete, nothing to do") == 1 + 3 + 1
