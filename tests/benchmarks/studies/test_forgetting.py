@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from edgeft.benchmarks.studies import forgetting
 from edgeft.benchmarks.suites import load_suite
 from edgeft.cli import group
 from edgeft.data.rows import load_examples
-from edgeft.records import Example, Limits, Message, Reply
+from edgeft.records import Example, Limits, Manifest, Message, Reply
 from helpers.releases import sample
 
 
@@ -84,9 +85,7 @@ def test_the_table_is_of_the_f16_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(forgetting, "edgeft", edgeft)
     one = forgetting.compare(tmp_path / "base.gguf", tmp_path, "smart_home")
     assert one["task"] == 386 / 400 and one["accuracy"] == 0.402
-    command = group.get_command(click.Context(group), str(asked[0][0]))
-    assert command is not None
-    command.make_context("ab", [str(word) for word in asked[0][1:]])
+    parse(asked)
     full = one | {
         "gain": 0.9,
         "lost": 3,
@@ -96,3 +95,29 @@ def test_the_table_is_of_the_f16_file(monkeypatch: pytest.MonkeyPatch, tmp_path:
         "upper": 0.0,
     }
     assert "| +90.0 points |" in forgetting.table({"lora, alone": full})
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(("kind", "named"), [("adapter", "--adapter"), ("base", "--base")])
+def test_a_method_trains_and_exports_what_it_made(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str, named: str
+) -> None:
+    asked: list[tuple[object, ...]] = []
+    manifests = iter([None, Manifest(kind, {}, {})])
+    monkeypatch.setattr(forgetting, "edgeft", lambda *words: asked.append(words))
+    monkeypatch.setattr(forgetting.store, "read_manifest", lambda _: next(manifests))
+    options = argparse.Namespace(base="smollm2-135m", steps=8, batch_size=4, seed=0)
+    folder = forgetting.fine_tune(
+        options, "lora", tmp_path / "alone.jsonl", load_suite("smart_home")
+    )
+    assert folder == tmp_path / "lora-alone"
+    assert [words[0] for words in asked] == ["train", "merge-export"] and named in asked[1]
+    parse(asked)
+
+
+def parse(asked: list[tuple[object, ...]]) -> None:
+    """ClickException for a command that edgeft would not take."""
+    for name, *words in asked:
+        command = group.get_command(click.Context(group), str(name))
+        assert command is not None
+        command.make_context(str(name), [str(word) for word in words])
