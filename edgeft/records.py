@@ -80,7 +80,7 @@ class FileRecord:
 @dataclass(frozen=True)
 class Manifest:
     kind: str
-    """base, adapter, artifact or measurement"""
+    """base, dataset, adapter, artifact or measurement"""
     options: dict[str, Any]
     files: dict[str, FileRecord]
     parents: dict[str, str] = field(default_factory=dict)

@@ -288,8 +288,8 @@ def _model_files(names: Collection[str]) -> list[str]:
 
 
 def _is_file_target(target: Path) -> bool:
-    """Whether a result is one file (GGUF) and not a folder."""
-    return target.suffix == ".gguf"
+    """Whether a result is one file (GGUF, or JSONL of a dataset) and not a folder."""
+    return target.suffix in (".gguf", ".jsonl")
 
 
 def _file_path(target: Path, name: str) -> Path:

@@ -50,6 +50,11 @@ def suite_names() -> list[str]:
     return sorted(path.parent.name for path in _ROOT.glob("*/suite.toml"))
 
 
+def suite_tests() -> tuple[Path, ...]:
+    """The test rows of every suite: no training data may hold them."""
+    return tuple(load_suite(name).test for name in suite_names())
+
+
 def load_suite(name: str) -> Suite:
     """Read `<name>/suite.toml`; an unknown name raises KeyError."""
     if name not in suite_names():

@@ -21,8 +21,9 @@ from edgeft.errors import EdgeftError, did_you_mean
 
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in ten minutes.",
-    "plan": "Memory, disk and time of every stage, before it starts.",
+    "data": "Check, clean, split and mix data files.",
     "baseline": "Is a fine-tune needed? What prompts and examples reach on bases.",
+    "plan": "Memory, disk and time of every stage, before it starts.",
     "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
     "train": "Fine-tune by any method: LoRA and its kin, IA3, BitFit, freeze, full.",
     "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",

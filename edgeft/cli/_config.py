@@ -70,14 +70,24 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
         raise InputError(f"no such file: {path}", "check --config") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
-    commands = ctx.parent.command.list_commands(ctx) if ctx.parent else []  # type: ignore[attr-defined]
+    root = ctx.find_root()
+    commands = root.command.list_commands(root) if isinstance(root.command, click.Group) else []
     for name in (name for name, value in content.items() if isinstance(value, dict)):
         if name not in commands:
             raise InputError(f"{path}: no command [{name}]", did_you_mean(name, commands))
-    table = content.get(ctx.info_name or "")
+    table: Any = content
+    for name in _names(ctx):
+        table = table.get(name) if isinstance(table, dict) else None
     if isinstance(table, dict):
         return table
     return {key: value for key, value in content.items() if not isinstance(value, dict)}
+
+
+def _names(ctx: click.Context) -> list[str]:
+    """The words of a command: ["ab"], or ["data", "check"] for the table [data.check]."""
+    if ctx.parent is None or ctx.parent.parent is None:
+        return [ctx.info_name or ""]
+    return [*_names(ctx.parent), ctx.info_name or ""]
 
 
 def _check_usable(path: Path, key: str, value: Any) -> None:

@@ -62,22 +62,29 @@ REFUSED = (
 
 def data_file(path: Path) -> Path:
     """The file itself, or the only data file of a folder. InputError for none or several."""
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise InputError(f"no such data file: {path}", "check the path")
-    files = [file for file in sorted(path.rglob("*")) if holds_rows(file)]
-    if not files:
-        raise InputError(f"no data file in {path}", "JSONL, JSON, CSV, Parquet or Arrow")
+    files = data_files(path)
     if len(files) > 1:
         names = ", ".join(str(file.relative_to(path)) for file in files[:10])
         raise InputError(f"{path} holds {len(files)} data files: {names}", "name one of them")
     return files[0]
 
 
+def data_files(path: Path) -> list[Path]:
+    """The file itself, or the data files of a folder by name. InputError where there is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"no such data file: {path}", "check the path")
+    files = [file for file in sorted(path.rglob("*")) if holds_rows(file)]
+    if not files:
+        raise InputError(f"no data file in {path}", "JSONL, JSON, CSV, Parquet or Arrow")
+    return files
+
+
 def holds_rows(path: Path) -> bool:
-    """Whether a file's name is that of rows, and not of plain text."""
-    return _unpacked_suffix(path) in ROW_SUFFIXES and path.name not in NO_TABLES
+    """Whether a file's name is that of rows, and not of plain text or of a manifest."""
+    manifest = path.name.endswith("manifest.json")
+    return _unpacked_suffix(path) in ROW_SUFFIXES and path.name not in NO_TABLES and not manifest
 
 
 def _unpacked_suffix(path: Path) -> str:

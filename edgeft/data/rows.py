@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from edgeft.data.columns import parse_columns, renamed, say_mapping
 from edgeft.data.fields import RowError
 from edgeft.data.reading import data_file, read_rows
 from edgeft.data.shapes import read_row
@@ -62,32 +63,40 @@ class ExampleFile:
         )
 
 
-def load_examples(path: Path, bad_rows: BadRows = "stop") -> list[Example]:
+def load_examples(
+    path: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()
+) -> list[Example]:
     """All conversations of a file, in its order; see `read_examples`."""
-    return read_examples(path, bad_rows).examples
+    return read_examples(path, bad_rows, columns).examples
 
 
-def read_examples(path: Path, bad_rows: BadRows = "stop") -> ExampleFile:
+def read_examples(
+    path: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()
+) -> ExampleFile:
     """The conversations of a file, or of the only data file of a folder.
+
+    `columns`: pairs such as prompt=question (`edgeft.data.columns`).
 
     InputError where it is missing, has no rows or is no data file; DataError for bad rows, unless
     they are to be skipped and others are left. Notes name the keys that are not used.
     """
-    path = data_file(path)
+    path, mapping = data_file(path), parse_columns(columns)
+    say_mapping(mapping)
     examples, bad = [], []
     ignored: collections.Counter[str] = collections.Counter()
     for line, raw in read_rows(path):
         try:
             if isinstance(raw, DataError):
                 raise RowError(raw.problem, raw.hint)
-            example, unread = read_row(raw, line)
+            row, left_out = renamed(raw, mapping)
+            example, unread = read_row(row, line)
         except RowError as error:
             bad.append(BadRow(line, error.problem[:MAX_REASON_CHARS], error.hint))
         except RecursionError:
             bad.append(BadRow(line, "the row is nested too deeply"))
         else:
             examples.append(example)
-            ignored.update(set(unread))
+            ignored.update({*unread, *left_out})
     if not examples and not bad:
         raise InputError(f"{path} holds no examples", "one JSON object per line, or a JSON array")
     report_bad_rows(path, bad, len(examples) + len(bad), bad_rows)

@@ -85,12 +85,13 @@ def load_splits(
     validation_size: float,
     seed: int,
     bad_rows: BadRows = "stop",
+    columns: Sequence[str] = (),
 ) -> Splits:
     """`data` and `validation_data`, or without the latter a `split` of `data`."""
-    files = {"data": read_examples(data, bad_rows)}
+    files = {"data": read_examples(data, bad_rows, columns)}
     examples = files["data"].examples
     if validation_data:
-        files["validation_data"] = read_examples(validation_data, bad_rows)
+        files["validation_data"] = read_examples(validation_data, bad_rows, columns)
         return Splits(examples, files["validation_data"].examples, files)
     return Splits(*split(examples, validation_size, seed), files)
 
@@ -98,22 +99,29 @@ def load_splits(
 def training_examples(options: dict[str, Any]) -> list[Example]:
     """The training split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["data"]), _bad_rows(options))
+        return load_examples(Path(options["data"]), _bad_rows(options), _columns(options))
     return _recorded_splits(options).train
 
 
 def validation_examples(options: dict[str, Any]) -> list[Example]:
     """The validation split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["validation_data"]), _bad_rows(options))
+        path = Path(options["validation_data"])
+        return load_examples(path, _bad_rows(options), _columns(options))
     return _recorded_splits(options).validation
 
 
 def _recorded_splits(options: dict[str, Any]) -> Splits:
     size, seed = options["validation_size"], options["seed"]
-    return load_splits(Path(options["data"]), None, size, seed, _bad_rows(options))
+    columns = _columns(options)
+    return load_splits(Path(options["data"]), None, size, seed, _bad_rows(options), columns)
 
 
 def _bad_rows(options: dict[str, Any]) -> BadRows:
     """Manifests name the rule only where it is another than the default."""
     return cast(BadRows, options.get("bad_rows", "stop"))
+
+
+def _columns(options: dict[str, Any]) -> Sequence[str]:
+    """Manifests name a mapping only where there is one."""
+    return cast(Sequence[str], options.get("columns", ()))

@@ -38,7 +38,8 @@ def read_splits(options: TrainOptions) -> tuple[TrainOptions, Splits]:
         options, data=data_file(options.data), validation_data=validation_data
     )
     size, seed = options.validation_size, options.seed
-    return options, load_splits(options.data, options.validation_data, size, seed, options.bad_rows)
+    rest = (options.bad_rows, options.columns)
+    return options, load_splits(options.data, options.validation_data, size, seed, *rest)
 
 
 def encode_splits(

@@ -45,6 +45,8 @@ class TrainOptions:
     bad_rows: Literal["stop", "skip"] = "stop"
     """What a row that cannot be learned does: stop = the run ends with an error that lists the first ten,
     skip = it is left out and counted."""
+    columns: tuple[str, ...] = ()
+    """Columns of the data files to read, comma-separated, as prompt=question,answer=reply."""
     epochs: float = 1.0
     """Passes over the training examples, unless --steps is given."""
     steps: int | None = None

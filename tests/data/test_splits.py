@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 
-from edgeft.data.splits import fingerprint, split
+from edgeft.data.splits import (
+    fingerprint,
+    load_splits,
+    split,
+    training_examples,
+    validation_examples,
+)
 from edgeft.errors import InputError
 from edgeft.records import Example
 from helpers.chats import some_examples
@@ -48,3 +57,17 @@ def test_the_fingerprint_depends_on_the_conversations_and_their_order() -> None:
     assert fingerprint([one, two]) == fingerprint([Example(one.messages, ("t",), 9), two])
     prints = [fingerprint(e) for e in ([one, two], [two, one], [one], [], [one, one])]
     assert len(set(prints)) == 5
+
+
+def test_mapped_columns_give_the_same_examples_again(tmp_path: Path) -> None:
+    rows = [{"question": f"q{i}", "reply": f"a{i}", "output": "wrong"} for i in range(40)]
+    file = tmp_path / "d.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    columns = ("prompt=question", "answer=reply")
+    splits = load_splits(file, None, 0.25, 0, columns=columns)
+    assert {e.answer for e in splits.train + splits.validation} == {f"a{i}" for i in range(40)}
+    assert splits.files["data"].ignored == {"output": 40}
+    recorded = {"data": str(file), "validation_size": 0.25, "seed": 0, "columns": list(columns)}
+    assert validation_examples(recorded) == splits.validation
+    assert training_examples(recorded) == splits.train
+    assert load_splits(file, None, 0.25, 0).train[0].answer == "wrong"

@@ -32,7 +32,10 @@ def command_named(name: str) -> click.Command:
 
 
 def options_of(name: str) -> set[str]:
-    params = command_named(name).params
+    """Options of a command; of a group those of all its commands."""
+    command = command_named(name)
+    commands = command.commands.values() if isinstance(command, click.Group) else [command]
+    params = [param for one in commands for param in one.params]
     known = {text for param in params for text in (*param.opts, *param.secondary_opts)}
     return known | {"-h", "--help"}
 
@@ -43,7 +46,11 @@ def parse(args: list[str]) -> None:
     if args in (["--version"], ["--help"]):
         return
     with contextlib.suppress(click.exceptions.Exit):  # --list prints and ends
-        command_named(name).make_context(name, rest)
+        context = command_named(name).make_context(name, rest)
+        if isinstance(context.command, click.Group):
+            own, command, rest = context.command.resolve_command(context, rest)
+            assert own and command
+            command.make_context(own, rest, parent=context)
 
 
 @pytest.mark.unit
