@@ -13,8 +13,16 @@ import pytest
 
 from edgeft.cli._options import field_helps
 from edgeft.errors import InputError, MissingExtra, ResourceError
-from edgeft.train import optimizers
-from edgeft.train.optimizers import OPTIMIZERS, Settings, Weights, check, create, parse_arguments
+from edgeft.train.optimizers import (
+    OPTIMIZERS,
+    Settings,
+    Weights,
+    check,
+    create,
+    optimizer_rows,
+    parse_arguments,
+)
+from edgeft.train.optimizers.weights import projected_groups
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from helpers.paths import ROOT
@@ -156,7 +164,7 @@ def test_projections_have_at_most_half_of_the_smaller_side() -> None:
     groups = [{"params": list(model.parameters())}]
     rule: dict[str, Any] = {"scale": 1.0}
     settings = Settings(1e-3, 0.0, 1, 0, {"rank": 24, "scale": 2.0, "eps": 1e-6})
-    projected, rest = optimizers._projected(Weights.of(model, groups), settings, rule, rank=128)
+    projected, rest = projected_groups(Weights.of(model, groups), settings, rule, rank=128)
     ranks = {group.get("rank"): len(group["params"]) for group in projected}
     assert ranks == {24: 10, 16: 4, None: 6}  # keys and values are 32 wide
     assert all(group["scale"] == 2.0 for group in projected if "rank" in group)
@@ -262,4 +270,4 @@ def test_help_and_page_name_every_optimizer() -> None:
     for name in OPTIMIZERS:
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", helps), name
         assert f"| `{name}`" in page, name
-    assert [row["name"] for row in optimizers.optimizer_rows()] == list(OPTIMIZERS)
+    assert [row["name"] for row in optimizer_rows()] == list(OPTIMIZERS)
