@@ -92,6 +92,15 @@ def test_it_trains_on_a_cpu(name: str, lora: bool) -> None:
     assert losses[-1] < losses[0] - (0.01 if lora else 0.2), losses
 
 
+@pytest.mark.parametrize("name", ON_CPU)
+def test_its_class_is_of_the_package_that_the_list_names(name: str) -> None:
+    optimizer = made(installed(name), small_llama(lora=False))
+    classes = type(getattr(optimizer, "parts", [optimizer])[0]).__mro__
+    module = next(cls.__module__ for cls in classes if not cls.__module__.startswith("edgeft"))
+    packages = {row["name"]: row["package"].replace("-", "_") for row in optimizer_rows()}
+    assert module.partition(".")[0] == packages[name]
+
+
 def state_bytes(value: Any) -> int:
     import torch
 

@@ -28,7 +28,7 @@ class OptimizerRow:
     source: str
     """paper or page"""
     package: str = ""
-    """import name of the package that has it, where that is not torch or transformers"""
+    """import name of the package that has it, where that is not torch"""
     extra: str = "train"
     """extra of edgeft that installs the package"""
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -60,7 +60,7 @@ OPTIMIZERS = {
     ),
     "adafactor": OptimizerRow(
         factories.adafactor, "Adafactor: second moments as a row and a column", 0.01,
-        "https://arxiv.org/abs/1804.04235",
+        "https://arxiv.org/abs/1804.04235", "transformers",
     ),
     "lion": OptimizerRow(
         factories.lion, "Lion: the sign of a momentum; a third to a tenth of AdamW's learning rate", 4,
