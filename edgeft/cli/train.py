@@ -11,14 +11,15 @@ from edgeft.cli._training import run_training, training_options
 
 
 def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    """Print the methods and end: --base, --data and --output are not needed for it."""
+    """Print the methods and optimizers and end: --base, --data and --output are not needed for it."""
     if not value:
         return
+    from edgeft.train.optimizers import optimizer_rows
     from edgeft.train.registry import OBJECTIVES, method_table
 
-    rows = method_table()
+    rows, optimizers = method_table(), optimizer_rows()
     if ctx.params.get("as_json"):
-        print_json({"methods": rows, "objectives": list(OBJECTIVES)})
+        print_json({"methods": rows, "objectives": list(OBJECTIVES), "optimizers": optimizers})
         ctx.exit()
     here = [row for row in rows if "unavailable" not in row]
     heads = ("method", *OBJECTIVES, "result", "exported as", "device", "rate", "trains")
@@ -31,16 +32,28 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         )
         for row in here
     ]  # fmt: skip
-    table = [heads, *lines]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        click.echo(line.rstrip())
+    _print_columns([heads, *lines])
     click.echo("A GPU that torch finds is used. The tests prove the methods on a CPU.")
     for row in rows:
         if "unavailable" in row:
             click.echo(f"{row['method']}: not available: {row['unavailable']}")
+    click.echo()
+    _print_columns([
+        ("optimizer", "bytes a weight", "package", "device", "rule"),
+        *(
+            (row["name"], f"{row['state_bytes']:g}", row["package"], " ".join(row["devices"]),
+             row["about"])
+            for row in optimizers
+        ),
+    ])  # fmt: skip
     ctx.exit()
+
+
+def _print_columns(table: list[tuple[str, ...]]) -> None:
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for cells in table:
+        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
+        click.echo(line.rstrip())
 
 
 @click.command("train")
@@ -63,7 +76,8 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     is_flag=True,
     expose_value=False,
     callback=_list,
-    help="List the methods with what they train, what they write and where it can be exported; then end.",
+    help="List the methods with what they train, what they write and where it can be exported, and the "
+    "optimizers; then end.",
 )
 @training_options(learning_rate={"default": None, "show_default": "the method's, see --list"})
 def command(method: str, objective: str, **options: Any) -> None:

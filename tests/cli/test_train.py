@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import store
+from edgeft.train.optimizers import OPTIMIZERS, optimizer_rows
 from edgeft.train.registry import METHODS, OBJECTIVES, UNAVAILABLE
 
 Run = Callable[..., Any]
@@ -23,6 +24,15 @@ def test_the_list_names_every_method_and_objective(edgeft: Run) -> None:
     assert "bottleneck: not available: " in ran.out
 
 
+def test_the_list_names_every_optimizer_with_its_memory_package_and_device(edgeft: Run) -> None:
+    lines = edgeft("train", "--list").out.splitlines()
+    table = lines[lines.index("") + 1 :]
+    assert [line.split()[0] for line in table] == ["optimizer", *OPTIMIZERS]
+    cells = {line.split()[0]: line.split()[1:4] for line in table}
+    assert cells["galore"] == ["1.5", "galore-torch", "cpu"]
+    assert cells["adalomo"] == ["0.01", "lomo-optim", "cuda"]
+
+
 def test_the_list_is_one_json_object(edgeft: Run) -> None:
     for order in (("--list", "--json"), ("--json", "--list")):
         listed = json.loads(edgeft("train", *order).out)
@@ -30,6 +40,7 @@ def test_the_list_is_one_json_object(edgeft: Run) -> None:
         assert set(rows) == {*METHODS, *UNAVAILABLE}
         assert rows["freeze"]["options"] == ["--target-modules", "--freeze-trainable-layers"]
         assert rows["bottleneck"].keys() == {"method", "unavailable"}
+        assert listed["optimizers"] == optimizer_rows()
 
 
 def test_a_method_trains_with_its_learning_rate_and_a_config(

@@ -119,7 +119,7 @@ def test_activations_are_those_that_autograd_keeps(
     options = TrainOptions(tmp_path, tmp_path, tmp_path, lora_r=4, lora_alpha=8)
     trained = as_trained(model, method, list(base.card.lora_targets))
     value_bytes = 4 if dtype == "float32" else 2
-    predicted, _ = memory.activations(base, options, METHODS[method], BATCH, value_bytes)
+    predicted, _ = memory.activation_bytes(base, options, METHODS[method], BATCH, value_bytes)
     assert predicted == pytest.approx(saved_bytes(trained, BATCH), rel=0.08)
 
 
@@ -247,7 +247,7 @@ def test_checkpointed_activations_and_eager_attention_learn_the_same(
 def test_flash_attention_is_refused_without_a_gpu(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "has_gpu", lambda: False)
+    monkeypatch.setattr("edgeft.train.memory.request.has_gpu", lambda: False)
     options = TrainOptions(tiny_base, tiny_chats, tmp_path / "out", attention="flash_attention_2")
     with pytest.raises(ResourceError, match="flash_attention_2 needs a GPU .*sdpa"):
         run.train(options)

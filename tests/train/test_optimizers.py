@@ -13,8 +13,16 @@ import pytest
 
 from edgeft.cli._options import field_helps
 from edgeft.errors import InputError, MissingExtra, ResourceError
-from edgeft.train import optimizers
-from edgeft.train.optimizers import OPTIMIZERS, Settings, Weights, check, create, parse_arguments
+from edgeft.train.optimizers import (
+    OPTIMIZERS,
+    Settings,
+    Weights,
+    check,
+    create,
+    optimizer_rows,
+    parse_arguments,
+)
+from edgeft.train.optimizers.weights import projected_groups
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from helpers.paths import ROOT
@@ -82,6 +90,15 @@ def test_it_trains_on_a_cpu(name: str, lora: bool) -> None:
     optimizer = made(installed(name), model, RATES.get(name, 3e-3))
     losses = steps(name, model, optimizer, 8)
     assert losses[-1] < losses[0] - (0.01 if lora else 0.2), losses
+
+
+@pytest.mark.parametrize("name", ON_CPU)
+def test_its_class_is_of_the_package_that_the_list_names(name: str) -> None:
+    optimizer = made(installed(name), small_llama(lora=False))
+    classes = type(getattr(optimizer, "parts", [optimizer])[0]).__mro__
+    module = next(cls.__module__ for cls in classes if not cls.__module__.startswith("edgeft"))
+    packages = {row["name"]: row["package"].replace("-", "_") for row in optimizer_rows()}
+    assert module.partition(".")[0] == packages[name]
 
 
 def state_bytes(value: Any) -> int:
@@ -156,7 +173,7 @@ def test_projections_have_at_most_half_of_the_smaller_side() -> None:
     groups = [{"params": list(model.parameters())}]
     rule: dict[str, Any] = {"scale": 1.0}
     settings = Settings(1e-3, 0.0, 1, 0, {"rank": 24, "scale": 2.0, "eps": 1e-6})
-    projected, rest = optimizers._projected(Weights.of(model, groups), settings, rule, rank=128)
+    projected, rest = projected_groups(Weights.of(model, groups), settings, rule, rank=128)
     ranks = {group.get("rank"): len(group["params"]) for group in projected}
     assert ranks == {24: 10, 16: 4, None: 6}  # keys and values are 32 wide
     assert all(group["scale"] == 2.0 for group in projected if "rank" in group)
@@ -262,4 +279,4 @@ def test_help_and_page_name_every_optimizer() -> None:
     for name in OPTIMIZERS:
         assert re.search(rf"(?<![\w-]){name}(?![\w-])", helps), name
         assert f"| `{name}`" in page, name
-    assert [row["name"] for row in optimizers.optimizer_rows()] == list(OPTIMIZERS)
+    assert [row["name"] for row in optimizer_rows()] == list(OPTIMIZERS)

@@ -1,0 +1,103 @@
+"""Base + options + what trains + a batch -> bytes of a run's memory at its peak, part by part.
+
+    memory = estimate(base, options, QLORA, Batch(8, 60, 120))
+    memory.peak, memory.activations
+
+On a CPU the activations include what the heap of glibc leaves unused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from edgeft.train.memory.activations import Batch, activation_bytes, heap_holes
+from edgeft.train.memory.base_model import BaseModel
+from edgeft.train.memory.trained import Trains, trained_counts
+from edgeft.train.optimizers import optimizer_row
+from edgeft.train.options import TrainOptions
+
+LIBRARY_BYTES = 575_000_000
+"""resident memory of a run on a tiny model: Python, torch, transformers, peft, datasets"""
+NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
+"""of a packed weight: 4 bits, a byte of scale for each 64, a float32 for each 256 of these"""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Resident bytes of a training process at its peak."""
+
+    libraries: int
+    files: int
+    """pages of the files with the weights, which the kernel drops where memory is short"""
+    files_stay: bool
+    """whether the files stay mapped after loading: a tensor of the model's type is used where it lies"""
+    base: int
+    """the base's weights as training holds them"""
+    trained: int
+    """weights that train and are not the base's"""
+    gradients: int
+    optimizer: int
+    activations: int
+    """what the forward pass keeps for the backward pass"""
+    temporary: int
+    """logits, and what a layer needs while it computes"""
+
+    @property
+    def peak(self) -> int:
+        """Largest resident set, as VmHWM in /proc/self/status and `time -v` report it."""
+        if self.files_stay:
+            return self.needed + self.files
+        return max(self.needed, self.libraries + self.base + self.files)
+
+    @property
+    def needed(self) -> int:
+        """Bytes that must be free: without pages that the kernel can drop."""
+        return (self.libraries + self.base + self.trained + self.gradients + self.optimizer
+                + self.activations + self.temporary)  # fmt: skip
+
+    def to_json(self) -> dict[str, int]:
+        return dataclasses.asdict(self) | {"peak": self.peak, "needed": self.needed}
+
+
+def estimate(
+    base: BaseModel,
+    options: TrainOptions,
+    trains: Trains,
+    batch: Batch,
+    value_bytes: int = 4,
+    device: str = "cpu",
+) -> Memory:
+    """The memory of a run.
+
+    `value_bytes`: 4 where it computes in float32, 2 in bfloat16.
+    """
+    if options.use_dora and trains.beside == "lora":
+        trains = dataclasses.replace(trains, beside="dora")
+    beside, of_base = trained_counts(base, options, trains)
+    count = beside + of_base
+    state = optimizer_state_bytes(options)
+    held = value_bytes if not of_base else 4  # weights that train are held in float32
+    weights = base.weights * held
+    if trains.quantized and options.keep_4bit:
+        packed = base.packed
+        weights = int((base.weights - packed) * held + packed * NF4_BYTES)
+    same_type = "F32" if held == 4 else "BF16"
+    kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
+    holes = heap_holes(base, options, trains, batch, value_bytes) if device == "cpu" else 0
+    return Memory(
+        libraries=LIBRARY_BYTES,
+        files=max(0, base.stored_bytes - base.stored_in.get(same_type, 0)),
+        files_stay=same_type in base.stored_in,
+        base=weights,
+        trained=4 * beside,
+        gradients=0 if optimizer_row(options.optimizer).fused_backward else 4 * count,
+        optimizer=int(state * count),
+        activations=kept + holes,
+        temporary=temporary,
+    )
+
+
+def optimizer_state_bytes(options: TrainOptions) -> float:
+    """Bytes of the optimizer's state for each weight that trains."""
+    return optimizer_row(options.optimizer).state_bytes
