@@ -591,7 +591,7 @@ def test_a_long_prompt_is_a_prompt(tmp_path: Path) -> None:
     items = load_refusals(path)
     assert len(items.examples[0].messages[0].content) == 200_000
     with pytest.raises(InputError, match="the item of line 2: too long"):
-        _prompt_ids(cast(Any, Refusing()), [], items.examples[0])
+        _prompt_ids(cast(Any, Refusing()), items.examples[0])
     path.write_text('prompt,label\n"x' + "\0" * 9 + ",safe\n")
     assert survives(lambda: load_refusals(path)) is False
 
