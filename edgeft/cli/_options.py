@@ -14,7 +14,7 @@ import inspect
 import json
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, get_args, get_origin
@@ -142,6 +142,15 @@ def print_json(value: Any) -> None:
     text = json.dumps(value, ensure_ascii=False, default=str)
     # Half a surrogate pair is shown as \\ud800.
     click.echo(text.encode("utf-8", "backslashreplace").decode())
+
+
+def columns(table: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells -> one line each, the cells of a column below each other."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in table
+    ]
 
 
 def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:

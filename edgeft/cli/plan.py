@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgeft.cli._config import configurable
-from edgeft.cli._options import build, comma_list, json_option, options_of, print_json
+from edgeft.cli._options import build, columns, comma_list, json_option, options_of, print_json
 from edgeft.train.options import TrainOptions
 
 LEARNED_SHARE = 0.5
@@ -159,7 +159,7 @@ def _text(facts: dict[str, Any]) -> str:
             f"{row['tokens_per_second']:.0f}",
             f"{row['seconds'] / 60:.0f} min" if "seconds" in row else "-", _verdict(row),
         ])  # fmt: skip
-    lines += _columns(table)
+    lines += columns(table)
     lines += ["", ("peak: with libraries and the pages of the weights' files, which the kernel drops where "
               "memory is short."), ("rule of thumb: full 5 x the weights, others 1 x. Speed and time are "
               "estimates."), ""]  # fmt: skip
@@ -168,7 +168,7 @@ def _text(facts: dict[str, Any]) -> str:
         [need["quant"], format_bytes(need["size"]), format_bytes(need["memory"]), f"{need['seconds']} s"]
         for need in facts["export"]
     ]  # fmt: skip
-    lines += _columns(table)
+    lines += columns(table)
     cache = facts["cache"]
     lines += ["", (f"a chat of {cache['tokens']} tokens: {format_bytes(cache['bytes'])} of keys and values "
               "in 16 bits, beside the artifact")]  # fmt: skip
@@ -179,11 +179,3 @@ def _verdict(row: dict[str, Any]) -> str:
     if row["fits"]:
         return f"fits, micro-batch up to {row['micro_batch']}"
     return f"fits with {row['nearest']}" if row["nearest"] else "does not fit"
-
-
-def _columns(table: list[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in table
-    ]

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeft.cli._options import print_json
+from edgeft.cli._options import columns, print_json
 from edgeft.cli._training import run_training, training_options
 
 
@@ -32,28 +32,25 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         )
         for row in here
     ]  # fmt: skip
-    _print_columns([heads, *lines])
+    click.echo("\n".join(columns([heads, *lines])))
     click.echo("A GPU that torch finds is used. The tests prove the methods on a CPU.")
     for row in rows:
         if "unavailable" in row:
             click.echo(f"{row['method']}: not available: {row['unavailable']}")
     click.echo()
-    _print_columns([
-        ("optimizer", "bytes a weight", "package", "device", "rule"),
-        *(
-            (row["name"], f"{row['state_bytes']:g}", row["package"], " ".join(row["devices"]),
-             row["about"])
-            for row in optimizers
-        ),
-    ])  # fmt: skip
+    heads = ("optimizer", "bytes a weight", "package", "device", "rule")
+    lines = [
+        (
+            row["name"],
+            f"{row['state_bytes']:g}",
+            row["package"],
+            " ".join(row["devices"]),
+            row["about"],
+        )
+        for row in optimizers
+    ]
+    click.echo("\n".join(columns([heads, *lines])))
     ctx.exit()
-
-
-def _print_columns(table: list[tuple[str, ...]]) -> None:
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    for cells in table:
-        line = "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True))
-        click.echo(line.rstrip())
 
 
 @click.command("train")

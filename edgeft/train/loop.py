@@ -30,7 +30,7 @@ from edgeft.train.optimizers import (
     parse_arguments,
 )
 from edgeft.train.options import TrainOptions
-from edgeft.train.protocol import Method, Objective
+from edgeft.train.protocol import Method, Objective, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.threads import ThreadsCallback
 
@@ -66,8 +66,7 @@ def fit(
         load_adapter(model, options.adapter, options.base)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     if options.attention != "auto":
-        causal_lm = model.get_base_model() if hasattr(model, "get_base_model") else model
-        causal_lm.set_attn_implementation(options.attention)
+        without_peft(model).set_attn_implementation(options.attention)
     lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")

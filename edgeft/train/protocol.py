@@ -60,3 +60,8 @@ class Objective(Protocol):
 
     def trainer(self, model: Any, arguments: Any) -> Any:
         """A `transformers.Trainer` with this loss; `arguments`: its `TrainingArguments`."""
+
+
+def without_peft(model: Any) -> Any:
+    """transformers' model, whether peft wraps it (a method that adds weights) or not."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model

@@ -435,6 +435,7 @@ def test_training_errors_are_one_line(
         ("--data", str(tiny_chats), "--cutoff-length", "8"): "longer than the cutoff",
         ("--data", str(tiny_chats), "--validation-size", "40"): "leaves nothing",
         ("--data", str(tiny_chats), "--target-modules", "q_prog"): "no modules named q_prog",
+        ("--data", str(tiny_chats), "--target-modules", "*_proj"): "'*_proj' is no pattern",
         ("--data", str(tiny_chats), "--micro-batch-size", "3"): "no multiple of",
     }
     for extra, text in cases.items():

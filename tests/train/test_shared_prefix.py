@@ -38,7 +38,8 @@ def batch_of(beginning: int, learned_beginning: bool = False) -> Any:
 def gradients(model: Any, batch: Any, row: Any) -> tuple[float, Any]:
     import torch
 
-    from edgeft.train.objectives.sft import answers_loss, without_peft
+    from edgeft.train.objectives.sft import answers_loss
+    from edgeft.train.protocol import without_peft
 
     model.zero_grad()
     loss, count, _ = answers_loss(without_peft(model), batch, row)
@@ -49,7 +50,7 @@ def gradients(model: Any, batch: Any, row: Any) -> tuple[float, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_loss_and_gradients_are_those_of_the_plain_pass(make: Family, case: str) -> None:
-    from edgeft.train.objectives.sft import without_peft
+    from edgeft.train.protocol import without_peft
     from edgeft.train.shared_prefix import ATTENTION, SharedPrefix
 
     model, batch = copy.deepcopy(make(case)[2]).train(), batch_of(beginning=17)
@@ -73,7 +74,7 @@ def test_loss_and_gradients_are_those_of_the_plain_pass(make: Family, case: str)
 
 def test_a_learned_beginning_counts_once_for_every_example(make: Family) -> None:
     """With --train-on-inputs each example learns the beginning, too."""
-    from edgeft.train.objectives.sft import without_peft
+    from edgeft.train.protocol import without_peft
     from edgeft.train.shared_prefix import SharedPrefix
 
     model, batch = copy.deepcopy(make("llama")[2]), batch_of(beginning=9, learned_beginning=True)
@@ -89,7 +90,7 @@ def test_the_mask_alone_gives_the_same(make: Family) -> None:
     """Where a model copies the mask, the layout is lost and SDPA uses the mask."""
     import dataclasses
 
-    from edgeft.train.objectives.sft import without_peft
+    from edgeft.train.protocol import without_peft
     from edgeft.train.shared_prefix import SharedPrefix
 
     model, batch = copy.deepcopy(make("llama")[2]), batch_of(beginning=9)
@@ -103,7 +104,7 @@ def test_the_mask_alone_gives_the_same(make: Family) -> None:
 
 
 def test_nothing_in_common_takes_the_plain_pass(make: Family) -> None:
-    from edgeft.train.objectives.sft import without_peft
+    from edgeft.train.protocol import without_peft
     from edgeft.train.shared_prefix import SharedPrefix
 
     shared = SharedPrefix(without_peft(copy.deepcopy(make("llama")[2])), longest=31)
@@ -157,7 +158,8 @@ def test_dropout_of_lora_takes_the_plain_pass(make: Family) -> None:
 def test_a_model_that_computes_a_row_wrongly_is_caught_on_the_first_batch(
     make: Family, capsys: Any
 ) -> None:
-    from edgeft.train.objectives.sft import answers_loss, without_peft
+    from edgeft.train.objectives.sft import answers_loss
+    from edgeft.train.protocol import without_peft
     from edgeft.train.shared_prefix import SharedPrefix
 
     base, batch = without_peft(copy.deepcopy(make("llama")[2])), batch_of(beginning=17)

@@ -9,14 +9,13 @@ Only names and shapes are needed.
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from edgeft import models
 from edgeft.train.memory.base_model import BaseModel, Linear
 from edgeft.train.options import TrainOptions
+from edgeft.train.targets import ALL_LINEAR, is_target, pattern_of
 
 Part = Literal["", "norms", "biases", "layers", "all"]
 
@@ -77,7 +76,10 @@ def target_linears(
     if trains.beside == "scales" and not options.target_modules:
         return [linear for linear in linears if linear.part in SCALED]
     chosen = options.target_modules or base.card.lora_targets
-    return [linear for linear in linears if is_target(linear.name, chosen)]
+    if list(chosen) == [ALL_LINEAR]:
+        return linears
+    targets = pattern_of(chosen) or chosen
+    return [linear for linear in linears if is_target(linear.name, targets)]
 
 
 def _beside(options: TrainOptions, trains: Trains, linear: Linear) -> int:
@@ -107,13 +109,3 @@ def trains_weight(base: BaseModel, options: TrainOptions, trains: Trains, name: 
             return bool(layer) and (not count or first <= layer[0] < last)
         case _:
             return False
-
-
-def is_target(module: str, targets: Sequence[str]) -> bool:
-    """Whether --target-modules names a linear layer: a name, "all-linear" or a regular expression."""
-    if list(targets) == ["all-linear"]:
-        return True
-    pattern = ",".join(targets)
-    if re.search(r"[\\^$*+?()\[\]{}|]", pattern):
-        return bool(re.fullmatch(pattern, module))
-    return any(module == target or module.endswith(f".{target}") for target in targets)

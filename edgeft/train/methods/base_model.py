@@ -14,7 +14,6 @@ CPU trains 1.5-2.8 x faster than dequantizing in every step and learns the same.
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +27,7 @@ from edgeft.models import Card, transformers_class, transformers_config
 from edgeft.quantization import int8, nf4
 from edgeft.tokenizer.training_settings import config_overrides
 from edgeft.train.options import TrainOptions
+from edgeft.train.targets import ALL_LINEAR, is_target, pattern_of
 from edgeft.weights.text_base import open_base
 
 
@@ -179,7 +179,7 @@ def target_modules(model: Any, chosen: Sequence[str], default: Sequence[str]) ->
     if not chosen:
         leaves = {name.rpartition(".")[2] for name in modules}
         return [target for target in default if target in leaves]
-    if list(chosen) == ["all-linear"]:
+    if list(chosen) == [ALL_LINEAR]:
         head = model.get_output_embeddings()
         linear = {
             name.rpartition(".")[2]
@@ -187,34 +187,17 @@ def target_modules(model: Any, chosen: Sequence[str], default: Sequence[str]) ->
             if isinstance(module, torch.nn.Linear) and module is not head
         }
         return sorted(linear)
-    pattern = ",".join(chosen)
-    if re.search(r"[\\^$*+?()\[\]{}|]", pattern):
-        return _checked_pattern(pattern, modules)
+    if pattern := pattern_of(chosen):
+        if not any(is_target(name, pattern) for name in modules):
+            raise InputError(
+                f"--target-modules {pattern!r} matches no module",
+                f"it must match a whole name, such as {modules[-1]}",
+            )
+        return pattern
     missing = [t for t in chosen if not any(is_target(name, [t]) for name in modules)]
     if missing:
         raise InputError(f"the model has no modules named {', '.join(missing)}", "--target-modules")
     return list(chosen)
-
-
-def _checked_pattern(pattern: str, modules: Sequence[str]) -> str:
-    """The regular expression; InputError where it is none, or matches no module."""
-    try:
-        matches = [name for name in modules if is_target(name, pattern)]
-    except re.error as error:
-        raise InputError(f"--target-modules {pattern!r} is no pattern: {error}") from None
-    if not matches:
-        raise InputError(
-            f"--target-modules {pattern!r} matches no module",
-            f"it must match a whole name, such as {modules[-1]}",
-        )
-    return pattern
-
-
-def is_target(module: str, targets: Sequence[str] | str) -> bool:
-    """Whether peft's `target_modules` name a module."""
-    if isinstance(targets, str):
-        return bool(re.fullmatch(targets, module))
-    return any(module == target or module.endswith(f".{target}") for target in targets)
 
 
 def compute_dtype(options: TrainOptions, device: str) -> Any:

@@ -14,10 +14,11 @@ from typing import Any
 from edgeft.errors import InputError
 from edgeft.models import Card
 from edgeft.progress import say
-from edgeft.train.methods.base_model import is_target, outline
+from edgeft.train.methods.base_model import outline
 from edgeft.train.methods.lora import LoRA
 from edgeft.train.methods.peft_method import save_adapter
 from edgeft.train.options import TrainOptions
+from edgeft.train.targets import is_target
 
 
 class InitializedLoRA(LoRA):

@@ -22,13 +22,13 @@ from edgeft.progress import say
 from edgeft.train.methods.base_model import (
     compute_dtype,
     dtype_name,
-    is_target,
     outline,
     target_modules,
     trainable_base,
 )
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method
+from edgeft.train.targets import is_target
 
 
 class PartMethod(Method):

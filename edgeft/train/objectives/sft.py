@@ -25,7 +25,7 @@ from edgeft.train.batches import GroupedSampler, as_dataset, collate
 from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
-from edgeft.train.protocol import Objective
+from edgeft.train.protocol import Objective, without_peft
 from edgeft.train.shared_prefix import Row, SharedPrefix
 
 
@@ -179,8 +179,3 @@ def only_predictors(head: Any, predictors: torch.Tensor) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def without_peft(model: Any) -> Any:
-    """transformers' model, whether peft wraps it (a method that adds weights) or not."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model

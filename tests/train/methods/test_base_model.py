@@ -22,7 +22,8 @@ def test_all_linear_is_every_linear_layer_but_the_head(tiny_base: Path, make: Fa
 
 
 def test_a_pattern_may_hold_commas(tiny_base: Path) -> None:
-    from edgeft.train.methods.base_model import is_target, outline, target_modules
+    from edgeft.train.methods.base_model import outline, target_modules
+    from edgeft.train.targets import is_target
 
     model = outline(tiny_base)
     pattern = target_modules(model, (r".*layers\.[0-9]{1", r"2}\.mlp\.(up|down)_proj"), ())
