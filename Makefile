@@ -26,12 +26,8 @@ demo: setup  ## the whole pipeline on the embedded model and task
 unit: setup  ## the tests without torch and llama.cpp, before each commit
 	$(BIN)/python -m pytest -m "unit and not slow"
 
-# In one of five runs pytest's own capture file is closed in a test with a server and a signal, and every
-# later test of that process fails ("I/O operation on closed file"; the cause is not known). So what
-# failed runs once more. A test that is wrong fails again.
-FAST := $(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 test: setup  ## the fast tests (what CI runs)
-	$(FAST) || { echo "once more what failed:"; $(FAST) --last-failed --last-failed-no-failures none; }
+	$(BIN)/python -m pytest -m 'not slow' --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-all: setup vocabularies  ## every test
 	MUTANTS=600 $(BIN)/python -m pytest

@@ -45,7 +45,8 @@ def listen(host: str, port: int) -> socket.socket:
 def uvicorn_server(app: App, grace_s: float) -> uvicorn.Server:
     """A server that ends when its `should_exit` is set; open answers then have `grace_s` seconds.
 
-    It installs no signal handlers: uvicorn's own would raise the signal again at the end.
+    It installs no signal handlers: uvicorn's own would raise the signal again at the end. It leaves
+    logging as it is: uvicorn's configuration would close the handlers of every other library.
     """
     import uvicorn
 
@@ -57,6 +58,7 @@ def uvicorn_server(app: App, grace_s: float) -> uvicorn.Server:
         ws="none",
         lifespan="off",
         access_log=False,
+        log_config=None,
         log_level="error",
         server_header=False,
         limit_concurrency=MAX_CONNECTIONS,

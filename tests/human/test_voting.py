@@ -61,8 +61,6 @@ def interrupt(url: str) -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-# Slow, for it is where pytest's own capture file was closed in whole runs (see the Makefile).
-@pytest.mark.slow
 def test_a_vote_from_the_command_line(
     edgeft: Callable[..., Ran],
     monkeypatch: pytest.MonkeyPatch,
