@@ -20,6 +20,7 @@ from edgeft.train.configs.table import (
     Row,
     Tool,
     beta,
+    flag,
     module_names,
     names,
     number,
@@ -27,6 +28,7 @@ from edgeft.train.configs.table import (
     positive,
     reporters,
     shown,
+    steps_between,
     switch,
     warmup_ratio,
     whole,
@@ -80,7 +82,7 @@ def _rows(place: Place) -> list[Row]:
         Row(
             "objective",
             ("reward_model",),
-            lambda on: "reward" if _flag(on) else "",
+            lambda on: "reward" if flag(on) else "",
             is_essential=lambda value: True,
         ),
         Row(
@@ -129,12 +131,12 @@ def _rows(place: Place) -> list[Row]:
             _targets,
             context=("adapter",),
         ),
-        Row("use-rslora", ("peft_use_rslora",), _flag),
-        Row("use-dora", ("peft_use_dora",), _flag),
+        Row("use-rslora", ("peft_use_rslora",), flag),
+        Row("use-dora", ("peft_use_dora",), flag),
         Row("lora-plus-ratio", ("loraplus_lr_ratio",), number),
         Row("checkpoint-activations", ("gradient_checkpointing",), _checkpointing),
         Row("attention", ("attn_implementation",), word),
-        Row("attention", ("flash_attention",), lambda on: "flash_attention_2" if _flag(on) else ""),
+        Row("attention", ("flash_attention",), lambda on: "flash_attention_2" if flag(on) else ""),
         Row("plugins", ("plugins",), _plugins),
         Row("seed", ("seed",), whole),
         Row(
@@ -149,12 +151,12 @@ def _rows(place: Place) -> list[Row]:
             _per_epoch,
             context=("max_steps", "val_set_size", "test_datasets"),
         ),
-        Row("save-every", ("save_steps",), _save_steps, context=("max_steps",)),
+        Row("save-every", ("save_steps",), steps_between, context=("max_steps",)),
         Row("early-stopping", ("early_stopping_patience",), whole),
-        Row("keep-best", ("load_best_model_at_end",), _flag),
+        Row("keep-best", ("load_best_model_at_end",), flag),
         Row("add-tokens", ("tokens",), names),
         Row("report-to", ("wandb_project",), lambda name: reporters("wandb" if word(name) else "")),
-        Row("report-to", ("use_tensorboard",), lambda on: ["tensorboard"] if _flag(on) else []),
+        Row("report-to", ("use_tensorboard",), lambda on: ["tensorboard"] if flag(on) else []),
         Row("adam-beta1", ("adam_beta1",), beta(0.9)),
         Row("adam-beta2", ("adam_beta2",), beta(0.999)),
         Row("adam-epsilon", ("adam_epsilon",), beta(1e-8)),
@@ -259,12 +261,6 @@ def _targets(modules: Any, linear: Any, adapter: Any) -> list[str]:
     return module_names(modules)
 
 
-def _flag(value: Any) -> bool:
-    if not switch(value):
-        raise NotNeeded("it is off")
-    return True
-
-
 def _checkpointing(value: Any) -> bool:
     if isinstance(value, str) and value.startswith("offload"):
         raise NotCarried("edgeft keeps activations in memory")
@@ -273,13 +269,7 @@ def _checkpointing(value: Any) -> bool:
 
 def _per_step(value: Any, max_steps: Any, share: Any, files: Any) -> int:
     _check_validation(share, files)
-    count = number(value)
-    if count >= 1:
-        return whole(value)
-    total = number(max_steps or 0)
-    if total <= 0:
-        raise NotCarried("edgeft counts steps; the number of steps is not in the file")
-    return max(1, round(count * total))
+    return steps_between(value, max_steps)
 
 
 def _per_epoch(value: Any, max_steps: Any, share: Any, files: Any) -> int:
@@ -290,10 +280,6 @@ def _per_epoch(value: Any, max_steps: Any, share: Any, files: Any) -> int:
 def _check_validation(share: Any, files: Any) -> None:
     if not number(share or 0) and not files:
         raise NotNeeded("there is no validation data")
-
-
-def _save_steps(value: Any, max_steps: Any) -> int:
-    return _per_step(value, max_steps, 1, None)
 
 
 TEXT = "edgeft trains the text model alone"

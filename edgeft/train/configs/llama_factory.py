@@ -22,6 +22,7 @@ from edgeft.train.configs.table import (
     Row,
     Tool,
     beta,
+    flag,
     module_names,
     names,
     number,
@@ -29,6 +30,7 @@ from edgeft.train.configs.table import (
     positive,
     reporters,
     shown,
+    steps_between,
     switch,
     warmup_ratio,
     whole,
@@ -130,12 +132,12 @@ def _rows(place: Place) -> list[Row]:
         Row("lora-alpha", ("lora_alpha",), _alpha, context=("lora_rank", "finetuning_type")),
         Row("lora-dropout", ("lora_dropout",), _of_lora(number), context=("finetuning_type",)),
         Row("target-modules", ("lora_target",), _of_lora(_targets), context=("finetuning_type",)),
-        Row("use-rslora", ("use_rslora",), _flag),
-        Row("use-dora", ("use_dora",), _flag),
+        Row("use-rslora", ("use_rslora",), flag),
+        Row("use-dora", ("use_dora",), flag),
         Row("lora-plus-ratio", ("loraplus_lr_ratio",), number),
         Row("target-modules", ("freeze_trainable_modules",), _targets),
         Row("freeze-trainable-layers", ("freeze_trainable_layers",), whole),
-        Row("compute-type", ("pure_bf16",), lambda on: "bf16" if _flag(on) else ""),
+        Row("compute-type", ("pure_bf16",), lambda on: "bf16" if flag(on) else ""),
         Row(
             "checkpoint-activations",
             ("disable_gradient_checkpointing",),
@@ -146,7 +148,7 @@ def _rows(place: Place) -> list[Row]:
         Row("eval-every", ("eval_steps",), _eval_every, context=("eval_strategy", "max_steps")),
         Row("save-every", ("save_steps", "save_strategy"), _save_every, context=("max_steps",)),
         Row("early-stopping", ("early_stopping_steps",), whole),
-        Row("keep-best", ("load_best_model_at_end",), _flag),
+        Row("keep-best", ("load_best_model_at_end",), flag),
         Row("add-tokens", ("add_tokens",), names),
         Row("add-tokens", ("add_special_tokens",), names),
         Row("report-to", ("report_to",), reporters),
@@ -249,15 +251,9 @@ def _targets(value: Any) -> list[str]:
     return module_names(value)
 
 
-def _flag(value: Any) -> bool:
-    if not switch(value):
-        raise NotNeeded("it is off")
-    return True
-
-
 def _optimizer_flag(name: str) -> Callable[[Any], str]:
     def value(on: Any) -> str:
-        _flag(on)
+        flag(on)
         return name
 
     return value
@@ -274,21 +270,10 @@ def _attention(value: Any) -> str:
     return known.get(word(value), word(value))
 
 
-def _steps(value: Any, max_steps: Any) -> int:
-    """Steps between two events; transformers takes a share of max_steps, too."""
-    count = number(value)
-    if count >= 1:
-        return whole(value)
-    total = number(max_steps or 0)
-    if total <= 0:
-        raise NotCarried("edgeft counts steps; the number of steps is not in the file")
-    return max(1, round(count * total))
-
-
 def _eval_every(value: Any, strategy: Any, max_steps: Any) -> int:
     if strategy != "steps":
         raise NotNeeded(f"eval_strategy is {shown(strategy or 'no')}")
-    return _steps(value, max_steps)
+    return steps_between(value, max_steps)
 
 
 def _save_every(value: Any, strategy: Any, max_steps: Any) -> int:
@@ -296,7 +281,7 @@ def _save_every(value: Any, strategy: Any, max_steps: Any) -> int:
         return 0
     if strategy == "epoch" or value is None:
         raise NotCarried("edgeft saves after a number of steps")
-    return _steps(value, max_steps)
+    return steps_between(value, max_steps)
 
 
 TEXT = "edgeft trains the text model alone"

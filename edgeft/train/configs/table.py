@@ -150,6 +150,24 @@ def switch(value: Any) -> bool:
     return value
 
 
+def flag(value: Any) -> bool:
+    """True; NotNeeded where it is off, NotCarried for what is neither true nor false."""
+    if not switch(value):
+        raise NotNeeded("it is off")
+    return True
+
+
+def steps_between(value: Any, max_steps: Any) -> int:
+    """Steps between two events; transformers takes a share of max_steps, too."""
+    count = number(value)
+    if count >= 1:
+        return whole(value)
+    total = number(max_steps or 0)
+    if total <= 0:
+        raise NotCarried("edgeft counts steps; the number of steps is not in the file")
+    return max(1, round(count * total))
+
+
 def word(value: Any) -> str:
     """A text; NotCarried for anything else."""
     if not isinstance(value, str):
