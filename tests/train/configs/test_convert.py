@@ -284,7 +284,7 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
         ("a: 1\na: 2\n", "a stands twice"),
         ("a: &x [1]\nb: *x\n", "has an alias"),
         ("a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 5000, "is not YAML: more than 64 levels"),
         ("a: " + "x" * 100_001, "is larger than"),
     ],
 )  # fmt: skip
