@@ -22,6 +22,8 @@ from helpers.tiny import make_base, make_chats
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# bitsandbytes compiles at its import what only devices without kernels of its own run: 2 s a process.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # A shell lets what it starts with & ignore Ctrl-C, which tests send to themselves and to others.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -241,6 +241,7 @@ for arguments, left in {runs!r}:
 """
 
 
+@pytest.mark.slow
 def test_a_resumed_run_writes_the_same_bytes(
     edgeft: Run, make: Family, tmp_path: Path, chats: Path
 ) -> None:
