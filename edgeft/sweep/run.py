@@ -261,9 +261,9 @@ class Sweep:
 
     def _forget_lost_winner(self) -> None:
         """A winner whose result is gone trains again."""
-        while (best := self._best()) and not store.read_manifest(
-            folder_of(self.options.output, best.number)
-        ):
+        output = self.options.output
+        while (best := self._best()) and not store.read_manifest(folder_of(output, best.number)):
+            remove_result(output, best.number)
             self.trials[best.number] = Trial(best.number, best.values, threads=best.threads)
 
     def _tidy(self) -> None:
