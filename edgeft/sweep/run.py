@@ -86,7 +86,7 @@ def sweep(options: SweepOptions, watch: Watcher | None = None) -> SweepResult:
         options = dataclasses.replace(options, items=validation_of(options.items))
         training_items(options.items)  # type: ignore[arg-type]
     options = dataclasses.replace(options, output=options.output.expanduser().resolve())
-    Study(options, ())
+    Study(options, ())  # MissingExtra comes before any work
     request = _request(options, space.check(options))
     _open_folder(options, request)
     with files.locked(options.output, seconds=0):

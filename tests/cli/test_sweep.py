@@ -21,7 +21,7 @@ from edgeft.cli import group
 from edgeft.cli._sweep_file import read_run
 from edgeft.errors import InputError
 from edgeft.sweep.options import Range
-from helpers.paths import ROOT
+from helpers.paths import DOCS, ROOT
 
 Run = Callable[..., Any]
 RUN = """
@@ -127,6 +127,15 @@ def test_faults_of_a_file_are_one_line_before_any_work(
     assert not ran.out and not (file.parent / "out").exists()
     if ran.code == 1:
         assert ran.err.count("\n") == 1
+
+
+def test_the_file_of_the_manual_is_read(tmp_path: Path) -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", (DOCS / "sweep.md").read_text(), re.DOTALL)
+    (tmp_path / "run.toml").write_text(text)
+    options, run, space = parsed(tmp_path / "run.toml", "--output", "out")
+    assert options["trials"] == 20 and run["epochs"] == 2
+    assert list(space) == ["learning_rate", "lora_r", "weight_decay", "data"]
+    assert space["weight_decay"] == Range(0.001, 0.1, log=True)
 
 
 def test_no_file_and_no_toml(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from edgeft import store
+from edgeft import files, store
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.suites import load_suite
 from edgeft.errors import InputError, StaleError
-from edgeft.sweep import run
+from edgeft.sweep import run, space
 from edgeft.sweep.options import Range, SweepOptions
-from edgeft.sweep.trial import Trial, folder_of
+from edgeft.sweep.trial import Trial, folder_of, read_trials
 from edgeft.train.options import TrainOptions
 from helpers.sweeping import FakeWorkers, flat, sweep_options
 
@@ -37,7 +37,7 @@ def workers(monkeypatch: pytest.MonkeyPatch) -> FakeWorkers:
 
     monkeypatch.setattr(run, "open_workers", opened)
     monkeypatch.setattr("os.fsync", lambda handle: None)  # a hundred for a sweep
-    monkeypatch.setattr(run.space, "check", lambda options: {"base": "identity"})
+    monkeypatch.setattr(space, "check", lambda options: {"base": "identity"})
     return fake
 
 
@@ -75,7 +75,7 @@ def test_a_grid_runs_every_combination_once_and_keeps_the_best(
     tried = {(c.run.options.learning_rate, c.run.options.lora_r) for c in workers.started}
     assert len(workers.started) == len(tried) == 6
     assert result.best and result.best.values == {"learning_rate": 1e-3, "lora_r": 8}
-    assert (result.best.score, result.best.score_step) == (pytest.approx(2.62), 40)
+    assert result.best.score == pytest.approx(2.62) and result.best.score_step == 40
     assert result.ranked()[0] is result.best and result.ranked()[1].values["lora_r"] == 4
     adapter = result.adapter
     assert adapter and store.read_manifest(adapter)
@@ -109,14 +109,14 @@ def test_bad_trials_end_early_and_leave_nothing(workers: FakeWorkers, options: O
 def test_an_interrupted_sweep_ends_as_one_that_was_not(
     workers: FakeWorkers, options: Options, sampler: Any, changes: int
 ) -> None:
-    space: dict[str, Any] = {"learning_rate": (1e-4, 1e-3, 5e-3), "lora_r": (4, 8)}
+    tried: dict[str, Any] = {"learning_rate": (1e-4, 1e-3, 5e-3), "lora_r": (4, 8)}
     if sampler != "grid":
-        space["learning_rate"] = Range(1e-5, 1e-2, log=True)
-    chosen = options(sampler=sampler, space=space, trials=5)
+        tried["learning_rate"] = Range(1e-5, 1e-2, log=True)
+    chosen = options(sampler=sampler, space=tried, trials=5)
     whole = run.sweep(dataclasses.replace(chosen, output=chosen.output.with_name("whole")))
     with pytest.raises(KeyboardInterrupt):
         run.sweep(chosen, interrupt_after(changes))
-    ended = [t.number for t in run.read_trials(chosen.output) if t.status != "running"]
+    ended = [t.number for t in read_trials(chosen.output) if t.status != "running"]
     workers.started.clear()
     result = run.sweep(chosen)
     assert [t.to_json() for t in result.trials] == [t.to_json() for t in whole.trials]
@@ -168,7 +168,8 @@ def test_the_score_is_that_of_the_weights_that_were_kept(
 ) -> None:
     workers.kept_step = 20
     result = run.sweep(options(pruner="none"))
-    assert result.best and (result.best.score_step, result.best.score) == (20, pytest.approx(2.82))
+    assert result.best and result.best.score_step == 20
+    assert result.best.score == pytest.approx(2.82)
 
 
 def test_the_highest_accuracy_wins_on_a_validation_split(
@@ -193,7 +194,7 @@ def test_a_test_split_chooses_nothing(workers: FakeWorkers, options: Options) ->
 def test_jobs_run_at_a_time_and_share_the_cores(
     workers: FakeWorkers, options: Options, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.os, "sched_getaffinity", lambda _: range(8))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
     run.sweep(options(jobs=3))
     assert workers.most_at_a_time == 3 and len(workers.started) == 6
     assert {call.run.options.threads for call in workers.started} == {"2"}
@@ -225,6 +226,8 @@ def test_another_sweep_and_foreign_folders_are_left_alone(
     assert json.loads((first.output / "sweep.json").read_text())["best"]
     over = run.sweep(options(seed=1, overwrite=True, trials=2))
     assert len(over.trials) == 2 and not folder_of(over.output, 2).with_suffix(".json").exists()
+    with files.locked(over.output), pytest.raises(StaleError, match="another run"):
+        run.sweep(options(seed=1, trials=3))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(StaleError, match="was not made by this command"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def test_what_training_refuses_is_refused_with_the_values(
         ({"validation_size": (0,)}, "there is no validation to choose by"),
     ):
         with pytest.raises(InputError, match=message):
-            space.check(dataclasses.replace(options, space=values))  # type: ignore[arg-type]
+            space.check(dataclasses.replace(options, space=values))
     assert not options.output.exists()
 
 
@@ -59,21 +60,20 @@ def test_losses_on_other_validation_tokens_are_not_compared(
     rows = tiny_chats.read_text().splitlines()
     (tmp_path / "half.jsonl").write_text("\n".join(rows[:20]))
     other = make_base(tmp_path / "other", seed=1)
-    template = CHATML.replace("'\n'", "'\n\n'")
-    asked = make_base(tmp_path / "asked", seed=2)
-    config = asked / "tokenizer_config.json"
-    config.write_text(config.read_text().replace(r"'\n' + message", r"'\n\n' + message"))
-    assert template != CHATML
+    spaced = make_base(tmp_path / "spaced")
+    config = json.loads((spaced / "tokenizer_config.json").read_text())
+    config["chat_template"] = CHATML.replace("<|im_start|>assistant", "<|im_start|> assistant")
+    (spaced / "tokenizer_config.json").write_text(json.dumps(config))
     options = sweep_options(tiny_base, tiny_chats, tmp_path / "out")
     data = (tiny_chats, tmp_path / "half.jsonl")
     for values, name in (
         ({"data": data}, "data"),
         ({"seed": (0, 1)}, "seed"),
         ({"cutoff_length": (512, 8)}, "cutoff-length"),
-        ({"base": (str(tiny_base), str(asked))}, "base"),
+        ({"base": (str(tiny_base), str(spaced))}, "base"),
     ):
         with pytest.raises(InputError, match=f"^{name}: the trials would compute"):
-            space.check(dataclasses.replace(options, space=values))  # type: ignore[arg-type]
+            space.check(dataclasses.replace(options, space=values))
     fixed = {**options.run, "validation_data": tmp_path / "half.jsonl"}
     parents = space.check(dataclasses.replace(options, run=fixed, space={"data": data}))
     assert set(parents) == {str(tiny_base), *map(str, data)}

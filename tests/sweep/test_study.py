@@ -85,10 +85,11 @@ def test_halving_compares_with_the_trials_of_earlier_runs() -> None:
         [2.9, 2.5, 2.4, 2.3],
         [2.8, 1.9, 1.4, 1.1],
     ]
-    grid = [study_values for study_values in Study(chosen, ())._grid[:4]]
+    grid = Study(chosen, ())._grid[:4]
 
     def statuses(rebuilt: bool) -> list[tuple[str, int]]:
-        study, trials = Study(chosen, ()), []
+        study = Study(chosen, ())
+        trials: list[Trial] = []
         for number, curve in enumerate(curves):
             if rebuilt:
                 study = Study(chosen, [Trial.from_json(trial.to_json()) for trial in trials])
@@ -115,4 +116,4 @@ def test_contradicting_options_are_refused() -> None:
         ({"space": LISTS, "reduction_factor": 1}, "less than 2"),
     ):
         with pytest.raises(InputError, match=message):
-            options(**{"space": LISTS} | changes)  # type: ignore[arg-type]
+            options(**{"space": LISTS} | changes)
