@@ -38,7 +38,7 @@ def curves_plot(sweep: dict[str, Any]) -> Any:
     trials = [trial for trial in sweep["trials"] if trial["curve"]]
     lines = [
         plots.Line(
-            f"trial {trial['number']}" + (", the winner" if trial["number"] == best else ""),
+            str(trial["number"]),
             "validation" if trial["number"] == best else "training",
             [(step, value) for step, value in trial["curve"]],
         )
@@ -48,5 +48,10 @@ def curves_plot(sweep: dict[str, Any]) -> Any:
         return None
     name = NAMES[sweep["measure"]]
     return plots.curves(
-        "sweep-curves", name.capitalize(), lines, "step", UNITS[sweep["measure"]], keys=False
+        "sweep-curves",
+        name.capitalize(),
+        lines,
+        "step",
+        UNITS[sweep["measure"]],
+        names_at_ends=True,
     )

@@ -88,5 +88,9 @@ class SweepOptions:
         return self.sampler == "grid" or (self.sampler == "auto" and lists)
 
     @property
+    def is_parallel(self) -> bool:
+        return self.jobs > 1 or self.ray is not None
+
+    @property
     def lower_is_better(self) -> bool:
         return self.measure == "loss"

@@ -14,7 +14,7 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,8 +88,10 @@ def sweep(options: SweepOptions, watch: Watcher | None = None) -> SweepResult:
     options = dataclasses.replace(options, output=options.output.expanduser().resolve())
     Study(options, ())  # MissingExtra comes before any work
     request = _request(options, space.check(options))
-    _open_folder(options, request)
+    _check_folder(options.output)
+    options.output.mkdir(parents=True, exist_ok=True)
     with files.locked(options.output, seconds=0):
+        _open_folder(options, request)
         running = Sweep(options, request, watch)
         with open_workers(options.ray) as workers:
             running.run(workers)
@@ -106,22 +108,25 @@ def _request(options: SweepOptions, parents: dict[str, str]) -> dict[str, Any]:
             for name, values in options.space.items()
         },
         "items": dataclasses.asdict(options.items) if options.items else None,
-        "sampler": "grid" if options.is_grid else options.sampler,
+        "sampler": "grid" if options.is_grid else options.sampler.replace("auto", "tpe"),
         **{name: getattr(options, name) for name in names},
         "parents": parents,
     }
     return dict(json.loads(json.dumps(request, default=str)))
 
 
-def _open_folder(options: SweepOptions, request: dict[str, Any]) -> None:
-    """Make the folder, or check that it holds this sweep; StaleError for anything else."""
-    output = options.output
-    if output.is_file() or (
-        output.is_dir() and any(output.iterdir()) and not (output / JSON).is_file()
-    ):
+def _check_folder(output: Path) -> None:
+    """StaleError for a folder of something else."""
+    empty = not output.exists() or (output.is_dir() and not any(output.iterdir()))
+    if not empty and not (output / JSON).is_file():
         raise StaleError(f"{output} was not made by this command", "choose another output")
+
+
+def _open_folder(options: SweepOptions, request: dict[str, Any]) -> None:
+    """Begin the sweep, or go on with it; StaleError where the folder holds another one."""
+    output = options.output
     before = files.read_json(output / JSON).get("request", {})
-    changed = [name for name in request if before and before.get(name) != request[name]]
+    changed = list(_changed(before, request)) if before else []
     if changed and not options.overwrite:
         raise StaleError(
             f"{output} holds a sweep with another {', '.join(changed)}",
@@ -131,9 +136,18 @@ def _open_folder(options: SweepOptions, request: dict[str, Any]) -> None:
         for name in (JSON, PAGE, BEST, "trials"):  # first what says that it is a sweep's
             path = output / name
             path.unlink() if path.is_symlink() else files.remove(path)
-    output.mkdir(parents=True, exist_ok=True)
     if not (output / JSON).is_file():
         files.write_text(output / JSON, json.dumps({"schema": SCHEMA, "request": request}) + "\n")
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """Names of the options and paths that differ."""
+    for name in sorted({*before, *now}):
+        one, other = before.get(name), now.get(name)
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _changed(one, other)
+        elif one != other:
+            yield name.replace("_", "-")
 
 
 class Sweep:

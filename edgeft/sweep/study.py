@@ -110,7 +110,7 @@ class Study:
         samplers = self._optuna.samplers
         if self._options.sampler == "random":
             return samplers.RandomSampler(seed)
-        return samplers.TPESampler(seed=seed, constant_liar=self._options.jobs > 1)
+        return samplers.TPESampler(seed=seed, constant_liar=self._options.is_parallel)
 
     def _distribution(self, values: Any) -> Any:
         kinds = self._optuna.distributions

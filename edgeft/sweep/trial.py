@@ -100,7 +100,7 @@ def read_trials(output: Path) -> list[Trial]:
             trials.append(Trial.from_json(files.read_json(path)))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path} is no trial: {error!r}", "delete it and run again") from None
-    return trials
+    return sorted(trials, key=lambda trial: trial.number)
 
 
 def write_trial(output: Path, trial: Trial) -> None:

@@ -217,9 +217,9 @@ def test_another_sweep_and_foreign_folders_are_left_alone(
     first = run.sweep(options())
     for changes, name in (
         ({"seed": 1}, "seed"),
-        ({"space": {"lora_r": (4, 16)}}, "space"),
-        ({"run": {"steps": 7}}, "run"),
-        ({"reduction_factor": 3}, "reduction_factor"),
+        ({"space": {"lora_r": (4, 16)}}, "learning-rate, lora-r"),
+        ({"run": {"steps": 7}}, "steps"),
+        ({"reduction_factor": 3}, "reduction-factor"),
     ):
         with pytest.raises(StaleError, match=f"holds a sweep with another {name}"):
             run.sweep(options(**changes))
