@@ -11,9 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -122,42 +121,36 @@ def remove_result(output: Path, number: int) -> None:
 
 
 def train_trial(call: Call, ask: Ask) -> Outcome:
-    """Train, from the last checkpoint where there is one; what it prints goes to `trials/NUMBER.log`.
+    """Train, from the last checkpoint where there is one.
 
-    A training that fails is an Outcome, too; KeyboardInterrupt leaves the checkpoints.
+    What this process prints from here on goes to `trials/NUMBER.log`. A training that fails is an Outcome,
+    too; KeyboardInterrupt leaves the checkpoints.
     """
     from edgeft.benchmarks.quality.training_items import training_items
     from edgeft.train.run import train, work_folder_of
 
-    curve: dict[int, float] = {}
-
     def watch(evaluation: Evaluation) -> None:
-        if evaluation.measure == call.measure:
-            curve[evaluation.step] = evaluation.value
-            if not ask(evaluation):
-                raise Pruned
+        if evaluation.measure == call.measure and not ask(evaluation):
+            raise Pruned
 
     output, run = call.run.options.output, call.run
-    with _stderr_into(output.with_suffix(".log")):
-        try:
-            items = training_items(call.items) if call.items else None
-            manifest = train(
-                run.options,
-                resume=work_folder_of(output).is_dir(),
-                method=run.method,
-                objective=run.objective,
-                items=items,
-                watch=watch,
-            )
-        except Pruned:
-            return Outcome("pruned", tuple(sorted(curve.items())))
-        except EdgeftError as error:
-            return Outcome("failed", tuple(sorted(curve.items())), error=str(error))
-        except Exception as error:  # noqa: BLE001
-            import traceback
-
-            traceback.print_exc()
-            return Outcome("failed", tuple(sorted(curve.items())), error=repr(error))
+    _print_into(output.with_suffix(".log"))
+    try:
+        manifest = train(
+            run.options,
+            resume=work_folder_of(output).is_dir(),
+            method=run.method,
+            objective=run.objective,
+            items=training_items(call.items) if call.items else None,
+            watch=watch,
+        )
+    except Pruned:
+        return Outcome("pruned")
+    except EdgeftError as error:
+        return Outcome("failed", error=str(error))
+    except Exception as error:  # noqa: BLE001
+        traceback.print_exc()
+        return Outcome("failed", error=repr(error))
     return complete_outcome(manifest, call.measure)
 
 
@@ -170,20 +163,9 @@ def complete_outcome(manifest: Manifest, measure: str) -> Outcome:
     return Outcome("complete", curve, manifest.facts.get("kept_step"))
 
 
-@contextmanager
-def _stderr_into(path: Path) -> Iterator[None]:
-    """Send what this process prints to stdout and stderr to the end of a file."""
+def _print_into(path: Path) -> None:
+    """Send what this process prints from here on to the end of a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    before = [os.dup(number) for number in (1, 2)]
-    try:
-        with path.open("ab") as log:
-            for number in (1, 2):
-                os.dup2(log.fileno(), number)
-        yield
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(ValueError, OSError):
-                stream.flush()
-        for number, kept in zip((1, 2), before, strict=True):
-            os.dup2(kept, number)
-            os.close(kept)
+    with path.open("ab") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
