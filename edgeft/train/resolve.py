@@ -72,4 +72,4 @@ def _words(options: TrainOptions) -> Iterator[str]:
         elif isinstance(value, tuple):
             yield from (name, ",".join(value))
         else:
-            yield from (name, str(value))
+            yield from (name, str(value).removesuffix(".0"))
