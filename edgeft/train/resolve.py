@@ -72,4 +72,5 @@ def _words(options: TrainOptions) -> Iterator[str]:
         elif isinstance(value, tuple):
             yield from (name, ",".join(value))
         else:
-            yield from (name, str(value).removesuffix(".0"))
+            text = str(value)
+            yield from (name, text.removesuffix(".0") if isinstance(value, float) else text)

@@ -25,7 +25,7 @@ def test_the_command_of_a_run_gives_the_same_run(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    common = ("--base", tiny_base, "--data", tiny_chats, "--output", "out")
+    common = ("--base", tiny_base, "--data", tiny_chats, "--output", "out-1.0")
     for words in (
         (),
         ("--method", "full", "--steps", 3, "--learning-rate", 1e-3, "--batch-size", 4),
