@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import machine, store
+from edgeft.benchmarks.statistics.noninferiority import wilson
 from edgeft.benchmarks.studies.forgetting import edgeft
 from edgeft.benchmarks.studies.tasks import TASKS, write_task
 from edgeft.benchmarks.suites import Suite, load_suite, suite_names
 from edgeft.files import write_text
-from edgeft.release.scores import score_interval
 from edgeft.report import tables
 
 STEPS = {"smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 80}
@@ -120,7 +120,7 @@ def row_of(
         score=attempt["accuracy"], interval=tuple(attempt["interval"]),
         confirmed=again["attempts"][0]["accuracy"],
         trained={quant: sum(of) / len(of) for quant, of in values.items()},
-        trained_interval=score_interval(values[QUANTS[0]]),
+        trained_interval=wilson(int(sum(values[QUANTS[0]])), len(values[QUANTS[0]])),
     )  # fmt: skip
 
 
