@@ -30,8 +30,6 @@ from edgeft.report import tables
 STEPS = {"smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 80}
 """of a training, 4 rows each: 1 to 1.3 passes"""
 QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0", "gptq-q4_0")
-CONFIRM_ROWS = 100
-"""test rows that the untrained base is asked"""
 
 
 @dataclass(frozen=True)
@@ -74,12 +72,14 @@ def measure(name: str, options: argparse.Namespace) -> Row:
     scored = ("--scorer", suite.scorer, "--max-tokens", suite.max_tokens, *threads)
     asked = ("baseline", "--base", options.base, "--few-shot-data", suite.train,
              "--instructions", out / "instructions.txt", "--target", options.target,
-             *scored, "--json")  # fmt: skip
-    said = json.loads(edgeft(*asked, "--validation-data", suite.validation))
+             "--limit", options.limit, *scored, "--json")  # fmt: skip
+    said = json.loads(
+        edgeft(*asked, "--validation-data", suite.validation, "--shots", options.shots)
+    )
     way = said["advice"]["attempt"]["few_shot"]
     again = json.loads(
-        edgeft(*asked, "--validation-data", suite.test, "--limit", CONFIRM_ROWS,
-               "--shots", way["shots"], "--pick", way["pick"])
+        edgeft(*asked, "--validation-data", suite.test, "--shots", way["shots"],
+               "--pick", way["pick"])
     )  # fmt: skip
     trained = _trained(suite, out, options, threads)
     answers = json.loads(
@@ -147,6 +147,10 @@ def main() -> None:
         "--task", action="append", choices=["smart_home", *TASKS], help="default: all"
     )
     parser.add_argument("--target", type=float, default=0.9)
+    parser.add_argument(
+        "--limit", type=int, default=100, help="rows that the untrained base is asked, per split"
+    )
+    parser.add_argument("--shots", default="0,4,8", help="as for edgeft baseline")
     parser.add_argument("--steps", type=int, help="of each training; default: 80 to 320 by task")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)

@@ -59,15 +59,17 @@ def test_the_commands_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         return json.dumps(said)
 
     monkeypatch.setattr(baseline, "edgeft", edgeft)
-    options = argparse.Namespace(base="b", target=0.9, steps=None, threads=1, out=tmp_path)
+    options = argparse.Namespace(
+        base="b", target=0.9, limit=50, shots="0,4", steps=None, threads=1, out=tmp_path
+    )
     row = baseline.measure("order_number", options)
     assert [command[0] for command in ran] == [
         "baseline", "baseline", "train-qlora", "merge-export", "bench",
     ]  # fmt: skip
     first, confirm, train, _, bench = map(" ".join, ran)
     tasks = tmp_path / "tasks" / "order_number"
-    assert f"--validation-data {tasks / 'validation.jsonl'}" in first and "--shots" not in first
-    assert f"--validation-data {tasks / 'test.jsonl'} --limit 100" in confirm
+    assert f"--validation-data {tasks / 'validation.jsonl'}" in first and "--shots 0,4" in first
+    assert f"--validation-data {tasks / 'test.jsonl'}" in confirm and "--limit 50" in confirm
     assert "--shots 4 --pick similar" in confirm and "--steps 80" in train
     assert f"--items {tasks / 'test.jsonl'}" in bench and "--scorer exact" in bench
     assert (tmp_path / "order_number" / "instructions.txt").read_text().startswith("Answer with")
