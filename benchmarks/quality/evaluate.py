@@ -130,7 +130,6 @@ def _check_references(items: Items, scorers: Mapping[str, Scorer], name: str) ->
     for example in items.examples:
         score = _scorer_of(example, scorers)
         if score in CHECKED:
-            assert score
             try:
                 score("", example.answer)
             except InputError as error:
