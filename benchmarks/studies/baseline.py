@@ -27,7 +27,7 @@ from edgeft.benchmarks.suites import Suite, load_suite, suite_names
 from edgeft.files import write_text
 from edgeft.report import tables
 
-STEPS = {"smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 80}
+STEPS = {"smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 100}
 """of a training, 4 rows each: 1 to 1.3 passes"""
 QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0", "gptq-q4_0")
 
@@ -151,7 +151,7 @@ def main() -> None:
         "--limit", type=int, default=100, help="rows that the untrained base is asked, per split"
     )
     parser.add_argument("--shots", default="0,4,8", help="as for edgeft baseline")
-    parser.add_argument("--steps", type=int, help="of each training; default: 80 to 320 by task")
+    parser.add_argument("--steps", type=int, help="of each training; default: 100 to 320 by task")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()

@@ -70,7 +70,7 @@ def test_the_commands_of_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     tasks = tmp_path / "tasks" / "order_number"
     assert f"--validation-data {tasks / 'validation.jsonl'}" in first and "--shots 0,4" in first
     assert f"--validation-data {tasks / 'test.jsonl'}" in confirm and "--limit 50" in confirm
-    assert "--shots 4 --pick similar" in confirm and "--steps 80" in train
+    assert "--shots 4 --pick similar" in confirm and "--steps 100" in train
     assert f"--items {tasks / 'test.jsonl'}" in bench and "--scorer exact" in bench
     assert (tmp_path / "order_number" / "instructions.txt").read_text().startswith("Answer with")
     assert row.agrees and row.trained["gptq-q4_0"] == 1
