@@ -73,6 +73,8 @@ def data_files(path: Path) -> list[Path]:
     """The file itself, or the data files of a folder by name. InputError where there is none."""
     if path.is_file():
         return [path]
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a pipe or a device", "write the rows to a file first")
     if not path.is_dir():
         raise InputError(f"no such data file: {path}", "check the path")
     files = [file for file in sorted(path.rglob("*")) if holds_rows(file)]
