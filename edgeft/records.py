@@ -31,7 +31,7 @@ class ToolCall:
     id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     role: str
     """system, user, assistant or tool"""
@@ -48,7 +48,7 @@ class Message:
     """whether training learns this answer; only an assistant's turn is ever learned"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
     """One conversation. Its last message is the answer to learn or to compare with."""
 
@@ -60,6 +60,13 @@ class Example:
     """answers to choose from; one of them is right"""
     tools: tuple[str, ...] = ()
     """functions that the assistant may call: each a JSON schema as text, as OpenAI's `tools`"""
+    file: str = ""
+    """name of its file, where the data has several"""
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the data: "12" or "FILE:12"."""
+        return f"{self.file}:{self.line}" if self.file else str(self.line)
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -121,7 +121,7 @@ def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:
     """The items of a file. An answer that calls a function is a bad row: scorers compare texts."""
     examples = load_examples(path, bad_rows)
     problem, hint = "the answer calls a function", "scorers compare texts: end the row with a text"
-    calls = [BadRow(e.line, problem, hint) for e in examples if e.messages[-1].tool_calls]
+    calls = [BadRow.of(e, problem, hint) for e in examples if e.messages[-1].tool_calls]
     report_bad_rows(path, calls, len(examples), bad_rows)
     return [example for example in examples if not example.messages[-1].tool_calls]
 

@@ -79,6 +79,7 @@ def run_training(
 ) -> None:
     """Train, or show what would be learned, and print the result."""
     from edgeft.base.resolve import resolve_base
+    from edgeft.data.hub import hub_id
     from edgeft.train.new_tokens import read_tokens
     from edgeft.train.registry import check_objective, check_options, method_row
     from edgeft.train.run import train
@@ -89,7 +90,8 @@ def run_training(
     options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
     options["learning_rate"] = options["learning_rate"] or row.learning_rate
     for name in ("data", "validation_data", "output", "adapter"):  # true in any current folder
-        options[name] = options[name] and options[name].expanduser().resolve()
+        is_path = options[name] and (name in ("output", "adapter") or not hub_id(options[name]))
+        options[name] = options[name].expanduser().resolve() if is_path else options[name]
     options["add_tokens"] = read_tokens(options["add_tokens"])
     items = answer_items(options)
     run = build(TrainOptions, options)

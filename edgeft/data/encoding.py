@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeft.data.encoded_rows import IGNORED, Encoded, EncodedRows
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
 from edgeft.progress import say, say_once
@@ -18,20 +19,9 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
 from edgeft.tokenizer.learned_parts import Parts, sequences, spans
 
-IGNORED = -100
-"""label of a token that is not learned, as in torch's cross-entropy"""
 CALIBRATION_TOKENS = 65_536
 """tokens of a calibration, where the caller does not say how many"""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids."""
-
-    ids: list[int]
-    labels: list[int]
-    """the id itself where it is learned, else IGNORED; not shifted"""
 
 
 @dataclass(frozen=True)
@@ -88,7 +78,7 @@ def encode_all(
     tokenize: Encode,
     cutoff: int,
     train_on_inputs: bool = False,
-) -> tuple[list[Encoded], LeftOut]:
+) -> tuple[EncodedRows, LeftOut]:
     """Encode the examples of at most `cutoff` tokens.
 
     Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
@@ -98,22 +88,26 @@ def encode_all(
             "the chat template writes the day on which it is rendered: the examples are learned with "
             "today's, a chat has the date of its own day"
         )
-    encoded: list[Encoded] = []
-    refused = []
+    kept = EncodedRows()
+    refused: list[BadRow] = []
+    longer = longest = 0
     for example in examples:
         try:
             items = encode_each(example, chat, tokenize, train_on_inputs)
         except InputError as error:
-            refused.append(BadRow(example.line, error.message, error.hint))
+            refused.append(BadRow.of(example, error.message, error.hint))
             continue
         if all(label == IGNORED for item in items for label in item.labels):
             problem = "the chat template leaves nothing of the answers that are to be learned"
-            refused.append(BadRow(example.line, problem))
-        else:
-            encoded += items
-    kept = [item for item in encoded if len(item.ids) <= cutoff]
-    longest = max((len(item.ids) for item in encoded), default=0)
-    return kept, LeftOut(len(encoded) - len(kept), longest, tuple(refused))
+            refused.append(BadRow.of(example, problem))
+            continue
+        for item in items:
+            longest = max(longest, len(item.ids))
+            if len(item.ids) <= cutoff:
+                kept.append(item)
+            else:
+                longer += 1
+    return kept, LeftOut(longer, longest, tuple(refused))
 
 
 def encode_file(
@@ -124,7 +118,7 @@ def encode_file(
     cutoff: int,
     train_on_inputs: bool = False,
     bad_rows: BadRows = "stop",
-) -> tuple[list[Encoded], LeftOut]:
+) -> tuple[EncodedRows, LeftOut]:
     """`encode_all` with notes on what is left out.
 
     `path`: the file that the examples come from. DataError for examples that the chat template
@@ -151,8 +145,8 @@ def renderable(
     """The examples of a file that the chat template renders; DataError for others, or a note."""
     refused = list(_refused(examples, chat))
     report_bad_rows(path, refused, len(examples), bad_rows)
-    lines = {row.line for row in refused}
-    return [example for example in examples if example.line not in lines]
+    places = {row.place for row in refused}
+    return [example for example in examples if example.place not in places]
 
 
 def _refused(examples: Sequence[Example], chat: ChatTemplate) -> Iterator[BadRow]:
@@ -160,7 +154,7 @@ def _refused(examples: Sequence[Example], chat: ChatTemplate) -> Iterator[BadRow
         try:
             spans(chat, example.messages, example.tools)
         except InputError as error:
-            yield BadRow(example.line, error.message, error.hint)
+            yield BadRow.of(example, error.message, error.hint)
 
 
 def calibration(

@@ -40,12 +40,12 @@ def marked(
 
 def first_marked(
     examples: Iterable[Example], chat: ChatTemplate, train_on_inputs: bool
-) -> tuple[int, str]:
-    """(line, text) of the first example that the template does not refuse; (0, "") without one."""
+) -> tuple[str, str]:
+    """(place, text) of the first example that the template does not refuse; ("", "") without one."""
     for example in examples:
         with contextlib.suppress(InputError):
-            return example.line, marked(example, chat, train_on_inputs)
-    return 0, ""
+            return example.place, marked(example, chat, train_on_inputs)
+    return "", ""
 
 
 def shortened(text: str) -> str:

@@ -55,7 +55,7 @@ VERDICTS = ("label", "kto_tag")
 """keys of a boolean that calls the answer good or bad (KTO)"""
 
 
-def read_row(raw: Any, line: int) -> tuple[Example, list[str]]:
+def read_row(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
     """(the conversation, the keys that say something and were not read). RowError for a bad row."""
     if not isinstance(raw, dict):
         raise RowError(f"not an object but {type(raw).__name__}")
@@ -73,7 +73,7 @@ def read_row(raw: Any, line: int) -> tuple[Example, list[str]]:
     tags, choices = (tuple(map(str, value)) for value in lists.values())
     if choices and messages[-1].content not in choices:
         raise RowError("the answer is none of the choices")
-    example = Example(tuple(messages), tags, line, choices, functions)
+    example = Example(tuple(messages), tags, line, choices, functions, file)
     _check_text(example)
     return example, [*fields.unread, *ignored]
 

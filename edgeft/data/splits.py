@@ -88,10 +88,10 @@ def load_splits(
     columns: Sequence[str] = (),
 ) -> Splits:
     """`data` and `validation_data`, or without the latter a `split` of `data`."""
-    files = {"data": read_examples(data, bad_rows, columns)}
+    files = {"data": read_examples(data, bad_rows, columns, "train")}
     examples = files["data"].examples
     if validation_data:
-        files["validation_data"] = read_examples(validation_data, bad_rows, columns)
+        files["validation_data"] = read_examples(validation_data, bad_rows, columns, "validation")
         return Splits(examples, files["validation_data"].examples, files)
     return Splits(*split(examples, validation_size, seed), files)
 
@@ -99,7 +99,8 @@ def load_splits(
 def training_examples(options: dict[str, Any]) -> list[Example]:
     """The training split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["data"]), _bad_rows(options), _columns(options))
+        path = Path(options["data"])
+        return load_examples(path, _bad_rows(options), _columns(options), "train")
     return _recorded_splits(options).train
 
 
@@ -107,7 +108,7 @@ def validation_examples(options: dict[str, Any]) -> list[Example]:
     """The validation split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
         path = Path(options["validation_data"])
-        return load_examples(path, _bad_rows(options), _columns(options))
+        return load_examples(path, _bad_rows(options), _columns(options), "validation")
     return _recorded_splits(options).validation
 
 

@@ -13,13 +13,14 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft import files, store
+from edgeft import store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import calibration, renderable, text_calibration
 from edgeft.data.reading import holds_rows, read_text
 from edgeft.data.rows import BadRows, load_examples
+from edgeft.data.sources import data_files, data_identity
 from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.merge.view import Merged
@@ -155,7 +156,8 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
         if split == "training":
             path, manifest = Path(options["data"]), store.read_manifest(adapters[0].path)
             recorded_sha256 = manifest.parents.get("data") if manifest else None
-            if recorded_sha256 and path.is_file() and files.sha256(path) != recorded_sha256:
+            identity = data_identity(data_files(path, "train")) if recorded_sha256 else None
+            if identity != recorded_sha256:
                 return [], "the training data changed since"
             return training_examples(options), ""
         examples = validation_examples(options)

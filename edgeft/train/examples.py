@@ -10,10 +10,14 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from edgeft.data.encoding import IGNORED, Encoded, LeftOut, encode_all, encode_each, encode_file
-from edgeft.data.reading import data_file
+from edgeft.data.encoded_rows import IGNORED, EncodedRows
+from edgeft.data.encoding import LeftOut, encode_all, encode_each, encode_file
+from edgeft.data.hub import pinned
 from edgeft.data.rows import report_bad_rows
+from edgeft.data.sources import data_files
+from edgeft.data.split_names import Split
 from edgeft.data.splits import Splits, load_splits
 from edgeft.errors import InputError
 from edgeft.records import Example
@@ -27,19 +31,30 @@ LONGEST = 64
 
 
 def read_splits(options: TrainOptions) -> tuple[TrainOptions, Splits]:
-    """The examples, and the options with the only data file of a folder in place of the folder.
+    """The examples, and the options with what the manifest names: the only data file of a folder in place
+    of the folder, and hub ids with their commits.
 
     InputError for a base that is no folder, and as `load_splits`.
     """
     if not options.base.is_dir():
         raise InputError(f"no such base model folder: {options.base}")
-    validation_data = options.validation_data and data_file(options.validation_data)
+    validation = options.validation_data
     options = dataclasses.replace(
-        options, data=data_file(options.data), validation_data=validation_data
+        options,
+        data=_recorded(options.data, "train"),
+        validation_data=validation and _recorded(validation, "validation"),
     )
     size, seed = options.validation_size, options.seed
     rest = (options.bad_rows, options.columns)
     return options, load_splits(options.data, options.validation_data, size, seed, *rest)
+
+
+def _recorded(path: Path, split: Split) -> Path:
+    """The only data file of a folder, a hub id with its commit, any other path as it is."""
+    if path.is_dir():
+        files = data_files(path, split)
+        return files[0] if len(files) == 1 else path
+    return pinned(path)
 
 
 def encode_splits(
@@ -48,7 +63,7 @@ def encode_splits(
     validation: Sequence[Example],
     chat: ChatTemplate,
     tokenize: Encode,
-) -> tuple[list[Encoded], list[Encoded], LeftOut]:
+) -> tuple[EncodedRows, EncodedRows, LeftOut]:
     """(train, validation, what was left out of train); raises as `encode_file`."""
     cutoff, bad_rows = options.cutoff_length, options.bad_rows
     encoded, left_out = encode_file(

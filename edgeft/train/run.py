@@ -20,6 +20,8 @@ from typing import Any
 
 from edgeft import files, machine, models, store
 from edgeft.data.preview import first_marked, shortened
+from edgeft.data.sources import data_files, data_identity
+from edgeft.data.split_names import Split
 from edgeft.data.splits import Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
@@ -101,8 +103,10 @@ def train(
         encoded = load_objective(objective)(
             options, splits.train, splits.validation, chat, encoder(tokenizer)
         )
-        line, text = first_marked(splits.train, chat, options.train_on_inputs)
-        say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+        place, text = first_marked(splits.train, chat, options.train_on_inputs)
+        say(f"the first example, line {place}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+        data_facts = _data_facts(splits)
+        del splits  # its texts take more memory than the token ids
         trained = load_method(method)(options, base.card)
         models.transformers_class(base.config)  # FormatError where transformers has none
         answering = Answering(items, tokenizer, int(options.micro_batch_size)) if items else None
@@ -123,11 +127,8 @@ def train(
                 "chat": chat.to_json(),
                 "examples": {"train": len(encoded.train), "validation": len(encoded.validation)},
                 **encoded.facts(),
-                "validation_items": fingerprint(splits.validation) if splits.validation else None,
+                **data_facts,
             }
-            left_out = {role: file.to_json() for role, file in splits.files.items()}
-            if any(left_out.values()):
-                work.facts["rows"] = left_out
     shutil.rmtree(work_folder)
     manifest = store.read_manifest(options.output)
     assert manifest is not None
@@ -139,12 +140,23 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
     names = {"method": method, "objective": objective}
     # Adapters from before there was a choice do not name it, and stay complete.
     chosen = {key: name for key, name in names.items() if name != FIRST[key]}
-    parents = {"base": store.identity(options.base), "data": files.sha256(options.data)}
+    parents = {"base": store.identity(options.base), "data": _identity(options.data, "train")}
     if options.validation_data:
-        parents["validation_data"] = files.sha256(options.validation_data)
+        parents["validation_data"] = _identity(options.validation_data, "validation")
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
     return {"options": options.to_json() | chosen, "parents": parents}
+
+
+def _data_facts(splits: Splits) -> dict[str, Any]:
+    """The fingerprint of the validation split, and what was left out of the files where that is something."""
+    left_out = {role: file.to_json() for role, file in splits.files.items()}
+    facts = {"validation_items": fingerprint(splits.validation) if splits.validation else None}
+    return facts | ({"rows": left_out} if any(left_out.values()) else {})
+
+
+def _identity(data: Path, split: Split) -> str:
+    return data_identity(data_files(data, split))
 
 
 def _resumable(
