@@ -80,6 +80,7 @@ def run_training(
     """Train, or show what would be learned, and print the result."""
     from edgeft.base.resolve import resolve_base
     from edgeft.data.hub import hub_id
+    from edgeft.data.splits import DOCUMENT_OBJECTIVES
     from edgeft.train.new_tokens import read_tokens
     from edgeft.train.registry import check_objective, check_options, method_row
     from edgeft.train.run import train
@@ -96,8 +97,9 @@ def run_training(
     items = answer_items(options)
     run = build(TrainOptions, options)
     check_options(method, run)
+    check_objective(objective, run)
     if preview:
-        _preview(run, as_json)
+        _preview(run, objective in DOCUMENT_OBJECTIVES, as_json)
         return
     try:
         manifest = train(run, resume, overwrite, method, objective, items)
@@ -119,7 +121,7 @@ def run_training(
     click.echo(str(run.output))
 
 
-def _preview(run: TrainOptions, as_json: bool) -> None:
+def _preview(run: TrainOptions, documents: bool, as_json: bool) -> None:
     """Print the first examples and what is left out, to stdout."""
     import sys
 
@@ -128,7 +130,7 @@ def _preview(run: TrainOptions, as_json: bool) -> None:
     from edgeft.train.preview import preview
 
     colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
-    shown = preview(run, GREEN if colour else BRACKETS)
+    shown = preview(run, documents, GREEN if colour else BRACKETS)
     if as_json:
         print_json(shown.to_json())
     else:

@@ -6,7 +6,8 @@ encoded.ids, encoded.labels     # equal length; a label is IGNORED where nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,8 +44,12 @@ def encode(
 
     Prompts and answers are tokenized separately, as they are at inference: a merge across their
     border would be a token that the model never sees there. InputError where the template refuses
-    the conversation.
+    the conversation. Of a document every token is learned, and the tokens that begin and end a text.
     """
+    if example.is_document:
+        begin = chat.bos_token if "bos_token" in chat.source else ""
+        ids = tokenize(begin + example.answer + chat.eos_token)
+        return Encoded(ids, ids)
     parts = spans(chat, example.messages, example.tools)
     return _encoded(example, parts, tokenize, train_on_inputs)
 
@@ -53,6 +58,8 @@ def encode_each(
     example: Example, chat: ChatTemplate, tokenize: Encode, train_on_inputs: bool = False
 ) -> list[Encoded]:
     """As `encode`, with earlier answers that need a prompt of their own (`sequences`) before it."""
+    if example.is_document:
+        return [encode(example, chat, tokenize)]
     each = sequences(chat, example.messages, example.tools)
     return [_encoded(example, parts, tokenize, train_on_inputs) for parts in each]
 
@@ -108,6 +115,26 @@ def encode_all(
             else:
                 longer += 1
     return kept, LeftOut(longer, longest, tuple(refused))
+
+
+def encode_documents(
+    documents: Iterable[Example], chat: ChatTemplate, tokenize: Encode, size: int
+) -> EncodedRows:
+    """The tokens of all documents one after the other, in rows of `size`; the last may be shorter.
+
+    A last row of one token is left out: nothing is learned in it.
+    """
+    rows, rest = EncodedRows(), array("i")
+    for document in documents:
+        rest.extend(encode(document, chat, tokenize).ids)
+        cut = len(rest) - len(rest) % size
+        for start in range(0, cut, size):
+            ids = rest[start : start + size].tolist()
+            rows.append(Encoded(ids, ids))
+        del rest[:cut]
+    if len(rest) > 1:
+        rows.append(Encoded(rest.tolist(), rest.tolist()))
+    return rows
 
 
 def encode_file(

@@ -30,6 +30,8 @@ def marked(
     marks: tuple[str, str] = BRACKETS,
 ) -> str:
     """The whole conversation as text. InputError where the template refuses it."""
+    if example.is_document:
+        return marks[0] + shortened(example.answer.translate(CONTROLS)) + marks[1]
     parts = spans(chat, example.messages, example.tools)
     text = ""
     for part, learned in parts:

@@ -256,6 +256,7 @@ def _whole_json_rows(path: Path, text: str) -> Rows:
         if not any(isinstance(_json(line), dict) for line in lines):
             number = getattr(error, "lineno", 1)
             hint = "one JSON object per line"
+            hint += "" if holds_rows(path) else "; --objective pretrain learns plain text"
             raise DataError(path, number, f"not JSON: {error}", hint) from None
         yield from _lines(path, enumerate(lines, start=1))
         return

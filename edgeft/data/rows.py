@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeft.data.columns import parse_columns, renamed, say_mapping
+from edgeft.data.documents import TEXT_SUFFIXES, document_rows, read_document
 from edgeft.data.fields import RowError
 from edgeft.data.reading import read_rows
 from edgeft.data.shapes import read_row
@@ -85,9 +86,10 @@ def load_examples(
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
     split: Split | None = None,
+    documents: bool = False,
 ) -> list[Example]:
     """All conversations of a file, in its order; see `read_examples`."""
-    return read_examples(path, bad_rows, columns, split).examples
+    return read_examples(path, bad_rows, columns, split, documents).examples
 
 
 def read_examples(
@@ -95,24 +97,26 @@ def read_examples(
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
     split: Split | None = None,
+    documents: bool = False,
 ) -> ExampleFile:
     """The conversations of a file, or of the files of a folder or hub id that belong to `split`.
 
-    Without `split` there must be one file.
+    Without `split` there must be one file. `documents`: rows and files are plain texts.
 
     `columns`: pairs such as prompt=question (`edgeft.data.columns`).
 
     InputError where it is missing, has no rows or is no data file; DataError for bad rows, unless
     they are to be skipped and others are left. Notes name the keys that are not used.
     """
-    mapping, files = parse_columns(columns), data_files(path, split)
+    mapping = parse_columns(columns)
+    files = data_files(path, split, TEXT_SUFFIXES if documents else ())
     say_mapping(mapping)
     if len(files) == 1:
-        return _read_file(files[0], "", bad_rows, mapping)
+        return _read_file(files[0], "", bad_rows, mapping, documents)
     if split is None:
         names = ", ".join(_name(file, path) for file in files[:LISTED_ROWS])
         raise InputError(f"{path} holds {len(files)} data files: {names}", "name one of them")
-    read = [_read_file(file, _name(file, path), bad_rows, mapping) for file in files]
+    read = [_read_file(file, _name(file, path), bad_rows, mapping, documents) for file in files]
     ignored: collections.Counter[str] = collections.Counter()
     for file in read:
         ignored.update(file.ignored)
@@ -125,16 +129,19 @@ def _name(file: Path, source: Path) -> str:
     return file.relative_to(source).as_posix() if source.is_dir() else file.name
 
 
-def _read_file(path: Path, name: str, bad_rows: BadRows, mapping: Mapping[str, str]) -> ExampleFile:
+def _read_file(
+    path: Path, name: str, bad_rows: BadRows, mapping: Mapping[str, str], documents: bool
+) -> ExampleFile:
     """`name`: that examples and bad rows carry."""
+    rows, read = (document_rows, read_document) if documents else (read_rows, read_row)
     examples, bad = [], []
     ignored: collections.Counter[str] = collections.Counter()
-    for line, raw in read_rows(path):
+    for line, raw in rows(path):
         try:
             if isinstance(raw, DataError):
                 raise RowError(raw.problem, raw.hint)
             row, left_out = renamed(raw, mapping)
-            example, unread = read_row(row, line, name)
+            example, unread = read(row, line, name)
         except RowError as error:
             bad.append(BadRow(line, error.problem[:MAX_REASON_CHARS], error.hint))
         except RecursionError:

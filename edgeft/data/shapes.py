@@ -74,7 +74,7 @@ def read_row(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
     if choices and messages[-1].content not in choices:
         raise RowError("the answer is none of the choices")
     example = Example(tuple(messages), tags, line, choices, functions, file)
-    _check_text(example)
+    check_text(example)
     return example, [*fields.unread, *ignored]
 
 
@@ -98,7 +98,7 @@ def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]
     if fields.holding(("text",)):
         raise RowError(
             "the row has a plain text and no answer to learn",
-            "split it into prompt and completion, or into messages",
+            "--objective pretrain learns it as it is; or split it into prompt and completion",
         )
     raise RowError(
         f"unknown row with keys {', '.join(sorted(map(str, fields.raw)))[:200] or '(none)'}",
@@ -211,7 +211,7 @@ def _check_conversation(fields: Fields, messages: list[Message]) -> None:
         raise RowError("every answer has weight 0 or train false: nothing is learned")
 
 
-def _check_text(example: Example) -> None:
+def check_text(example: Example) -> None:
     """RowError for halves of surrogate pairs, which JSON can name and which are no text."""
     texts = [*example.tools, *example.choices, *example.tags]
     for message in example.messages:

@@ -44,7 +44,10 @@ def _folder_files(folder: Path, split: Split | None, suffixes: Sequence[str]) ->
         if holds_rows(file) or file.suffix.lower() in suffixes
     ]
     if not names:
-        raise InputError(f"no data file in {folder}", "JSONL, JSON, CSV, Parquet or Arrow")
+        raise InputError(
+            f"no data file in {folder}",
+            "JSONL, JSON, CSV, Parquet or Arrow; .txt for --objective pretrain",
+        )
     chosen = of_split(names, split) if split else names
     if not chosen:
         raise InputError(

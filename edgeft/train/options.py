@@ -35,7 +35,8 @@ class TrainOptions:
     such as smollm2-135m."""
     data: Path
     """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: a file of
-    JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config."""
+    JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config. Plain
+    texts for --objective pretrain."""
     output: Path
     """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None

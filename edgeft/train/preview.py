@@ -75,9 +75,14 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(options: TrainOptions, marks: tuple[str, str] = BRACKETS) -> Preview:
-    """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data."""
-    options, splits = read_splits(options)
+def preview(
+    options: TrainOptions, documents: bool = False, marks: tuple[str, str] = BRACKETS
+) -> Preview:
+    """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data.
+
+    `documents`: rows are plain texts.
+    """
+    options, splits = read_splits(options, documents)
     tokenizer = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
     train, validation, left_out = encode_splits(

@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.preview import first_marked, shortened
 from edgeft.data.sources import data_files, data_identity
 from edgeft.data.split_names import Split
-from edgeft.data.splits import Splits, fingerprint
+from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
@@ -72,10 +73,11 @@ def train(
     """
     row = method_row(method)
     check_options(method, options)
-    check_objective(objective)
+    check_objective(objective, options)
+    documents = objective in DOCUMENT_OBJECTIVES
     check_optimizer(options)
     check_reporters(options.report_to)
-    options, splits = read_splits(options)
+    options, splits = read_splits(options, documents)
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for a result", "--output adapter")
@@ -137,12 +139,15 @@ def train(
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
-    names = {"method": method, "objective": objective}
+    names, documents = {"method": method, "objective": objective}, objective in DOCUMENT_OBJECTIVES
     # Adapters from before there was a choice do not name it, and stay complete.
     chosen = {key: name for key, name in names.items() if name != FIRST[key]}
-    parents = {"base": store.identity(options.base), "data": _identity(options.data, "train")}
+    parents = {
+        "base": store.identity(options.base),
+        "data": _identity(options.data, "train", documents),
+    }
     if options.validation_data:
-        parents["validation_data"] = _identity(options.validation_data, "validation")
+        parents["validation_data"] = _identity(options.validation_data, "validation", documents)
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
     return {"options": options.to_json() | chosen, "parents": parents}
@@ -155,8 +160,8 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
     return facts | ({"rows": left_out} if any(left_out.values()) else {})
 
 
-def _identity(data: Path, split: Split) -> str:
-    return data_identity(data_files(data, split))
+def _identity(data: Path, split: Split, documents: bool) -> str:
+    return data_identity(data_files(data, split, TEXT_SUFFIXES if documents else ()))
 
 
 def _resumable(
