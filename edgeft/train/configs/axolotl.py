@@ -19,7 +19,7 @@ from edgeft.train.configs.table import (
     Place,
     Row,
     Tool,
-    beta,
+    adam_constants,
     flag,
     module_names,
     names,
@@ -157,9 +157,12 @@ def _rows(place: Place) -> list[Row]:
         Row("add-tokens", ("tokens",), names),
         Row("report-to", ("wandb_project",), lambda name: reporters("wandb" if word(name) else "")),
         Row("report-to", ("use_tensorboard",), lambda on: ["tensorboard"] if flag(on) else []),
-        Row("adam-beta1", ("adam_beta1",), beta(0.9)),
-        Row("adam-beta2", ("adam_beta2",), beta(0.999)),
-        Row("adam-epsilon", ("adam_epsilon",), beta(1e-8)),
+        Row(
+            "optimizer-args",
+            ("adam_beta1", "adam_beta2", "adam_epsilon"),
+            adam_constants,
+            context=("optimizer",),
+        ),
     ]
 
 

@@ -206,7 +206,6 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (LLAMA_FACTORY, "optim: adafactor", "optim", "no --optimizer for 'adafactor'"),
         (LLAMA_FACTORY, "optim: grokadamw", "optim", "edgeft has no optimizer 'grokadamw'"),
         (LLAMA_FACTORY, "report_to: wandb", "report_to", "no --report-to for 'wandb': it is always off"),
-        (LLAMA_FACTORY, "adam_beta2: 0.95", "adam_beta2", "edgeft's is 0.999"),
         (LLAMA_FACTORY, "packing: true", "packing", "see each other"),
         (LLAMA_FACTORY, "deepspeed: z3.json", "deepspeed", "one process"),
         (LLAMA_FACTORY, "ignore_pad_token_for_loss: false", "ignore_pad_token_for_loss", "no such"),
@@ -348,3 +347,24 @@ def test_odd_texts_stay_in_their_quotes_and_comments(data: Path) -> None:
     )
     read = tomllib.loads(conversion.text)["train-qlora"]
     assert read["output"] == json.loads(json.dumps(odd)) and read["lora-r"] == 8
+
+
+@pytest.mark.parametrize(
+    ("tool", "more", "words"),
+    [
+        (LLAMA_FACTORY, "adam_beta2: 0.95", ["betas=(0.9, 0.95)"]),
+        (LLAMA_FACTORY, "adam_beta1: 0.8\nadam_epsilon: 1.0e-6", ["betas=(0.8, 0.999)", "eps=1e-06"]),
+        (AXOLOTL, "optimizer: adamw_bnb_8bit\nadam_epsilon: 0.001", ["eps=0.001"]),
+        (LLAMA_FACTORY, "adam_beta2: 0.999", None),
+        (AXOLOTL, "optimizer: adafactor\nadam_beta2: 0.95", None),
+    ],
+)  # fmt: skip
+def test_constants_of_adam_become_arguments_of_the_optimizer(
+    data: Path, tool: str, more: str, words: list[str] | None
+) -> None:
+    (data / "run.yaml").write_text(tool + more)
+    names = ("optimizer", "optimizer-args")
+    known = train_qlora() | {name: (lambda _: None) for name in names}
+    conversion = convert(data / "run.yaml", data / "run.toml", "train", known)
+    assert conversion.options.get("optimizer-args") == words
+    assert not [key for key in conversion.not_carried if key.startswith("adam")]
