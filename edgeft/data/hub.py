@@ -91,10 +91,12 @@ def hub_files(name: HubId, split: Split | None, suffixes: Sequence[str] = ()) ->
     at_commit = dataclasses.replace(name, revision=listing.commit)
     card = listing.folder / CARD
     names = sorted(
-        n for n in listing.sizes if holds_rows(Path(n)) or Path(n).suffix.lower() in suffixes
+        file
+        for file in listing.sizes
+        if holds_rows(Path(file)) or Path(file).suffix.lower() in suffixes
     )
     chosen = chosen_files(name, names, _configs(card) if card.is_file() else {}, split)
-    size = sum(listing.sizes[name] for name in chosen)
+    size = sum(listing.sizes[file] for file in chosen)
     say_once(
         f"{name}: {len(chosen)} file{'s'[: len(chosen) != 1]} at {listing.commit[:12]}"
         + (f", {format_bytes(size)}" if size else "")
@@ -114,26 +116,29 @@ def chosen_files(
     `names`: all data files. `split`: the one that is meant where the id names none; None = all.
     """
     config, wanted = _config_and_split(name, names, configs)
-    if not configs:
-        here = [n for n in names if not config or config in Path(n).parent.parts]
-        files = _named_split(here, wanted) if wanted else of_split(here, split) if split else here
-        splits = sorted({str(split_of(n)) for n in here} - {""})
-    else:
-        patterns = configs[config]
-        splits = [key for key in patterns if key]
-        keys = _chosen_splits(splits, wanted, split) if splits else [""]
+    patterns = configs.get(config, {})
+    splits = [key for key in patterns if key]
+    if splits:
+        keys = _chosen_splits(splits, wanted, split)
         files = _matching(names, [pattern for key in keys for pattern in patterns[key]])
-        files = of_split(files, split) if split and not (splits or wanted) else files
-    if files:
-        return list(files)
+    else:
+        here = _matching(names, patterns[""]) if patterns else _within(names, config)
+        splits = sorted({str(split_of(file)) for file in here} - {""})
+        files = _named_split(here, wanted) if wanted else of_split(here, split) if split else here
+    if not files:
+        raise _no_files(name, names, config, wanted or split or "", splits)
+    return files
+
+
+def _no_files(
+    name: HubId, names: Sequence[str], config: str, split: str, splits: Sequence[str]
+) -> InputError:
     if not names:
-        raise InputError(
-            f"{name} holds no data files", "hub ids of data: JSONL, JSON, CSV, Parquet or Arrow"
-        )
-    raise InputError(
-        f"{name} has no split {wanted or split}" + (f", but {', '.join(splits)}" if splits else ""),
-        f"--data {dataclasses.replace(name, words=(*([config] if config != DEFAULT else []), *splits[:1]))}",
-    )
+        return InputError(f"{name} holds no data files", "JSONL, JSON, CSV, Parquet or Arrow")
+    words = (*([config] if config not in ("", DEFAULT) else []), *splits[:1])
+    others = f", but {', '.join(splits)}" if splits else ""
+    example = dataclasses.replace(name, words=words)
+    return InputError(f"{name} has no split {split}{others}", f"--data {example}")
 
 
 def _config_and_split(name: HubId, names: Sequence[str], configs: Configs) -> tuple[str, str]:
@@ -162,6 +167,11 @@ def _chosen_splits(splits: Sequence[str], wanted: str, split: Split | None) -> l
         return [split] if split else list(splits)
     matching = of_split(splits, split)
     return matching if len(matching) == 1 else []
+
+
+def _within(names: Sequence[str], folder: str) -> list[str]:
+    """The files with a folder of this name above them; "" = all."""
+    return [name for name in names if not folder or folder in Path(name).parent.parts]
 
 
 def _named_split(names: Sequence[str], split: str) -> list[str]:

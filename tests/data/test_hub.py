@@ -79,6 +79,8 @@ def test_a_config_is_needed_where_there_are_several(served: FakeHub) -> None:
     assert answers("owner/configs:main") == ["a", "b"]
     assert answers("owner/configs:main:test") == ["c"]
     assert answers("owner/configs:other") == ["d"]
+    with pytest.raises(InputError, match="has no split test"):
+        answers("owner/configs:other:test")
     assert len(data_files(Path("owner/configs:main"))) == 3
 
 
