@@ -78,6 +78,7 @@ def run_training(
     **options: Any,
 ) -> None:
     """Train, or show what would be learned, and print the result."""
+    from edgeft.data.splits import DOCUMENT_OBJECTIVES
     from edgeft.train.registry import method_row
     from edgeft.train.resolve import resolve_run
     from edgeft.train.run import train
@@ -85,7 +86,7 @@ def run_training(
     items = answer_items(options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
     if preview:
-        _preview(run, as_json)
+        _preview(run, objective in DOCUMENT_OBJECTIVES, as_json)
         return
     try:
         manifest = train(run, resume, overwrite, method, objective, items)
@@ -107,7 +108,7 @@ def run_training(
     click.echo(str(run.output))
 
 
-def _preview(run: TrainOptions, as_json: bool) -> None:
+def _preview(run: TrainOptions, documents: bool, as_json: bool) -> None:
     """Print the first examples and what is left out, to stdout."""
     import sys
 
@@ -116,7 +117,7 @@ def _preview(run: TrainOptions, as_json: bool) -> None:
     from edgeft.train.preview import preview
 
     colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
-    shown = preview(run, GREEN if colour else BRACKETS)
+    shown = preview(run, documents, GREEN if colour else BRACKETS)
     if as_json:
         print_json(shown.to_json())
     else:

@@ -34,12 +34,13 @@ class TrainOptions:
     """Base model: a Hugging Face folder; on the command line also a .gguf, a hub id or an embedded base
     such as smollm2-135m."""
     data: Path
-    """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: JSON,
-    JSONL, CSV or Parquet."""
+    """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: a file of
+    JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config. Plain
+    texts for --objective pretrain."""
     output: Path
     """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None
-    """File of chats for validation. Without one, --validation-size is split off --data."""
+    """Chats for validation: a file, a folder or a data set of the hub. Without one, --validation-size is split off --data."""
     validation_size: float = 0.05
     """Part of --data that is held out for validation: a share below 1, a count from 1, 0 = none."""
     bad_rows: Literal["stop", "skip"] = "stop"

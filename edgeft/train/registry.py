@@ -54,6 +54,16 @@ class MethodRow:
         return tuple(FORMATS)
 
 
+@dataclass(frozen=True)
+class ObjectiveRow:
+    entry: str
+    """module:class of an `Objective`"""
+    about: str
+    """what is learned, in one line"""
+    not_read: tuple[str, ...] = ()
+    """fields of TrainOptions that it does not read"""
+
+
 METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
@@ -164,8 +174,14 @@ UNAVAILABLE = {
 }
 """method of the field that is not here -> the reason"""
 
-OBJECTIVES = {"sft": "edgeft.train.objectives.sft:SFT"}
-"""name -> module:class of an `Objective`"""
+OBJECTIVES = {
+    "sft": ObjectiveRow("edgeft.train.objectives.sft:SFT", "the answers of conversations"),
+    "pretrain": ObjectiveRow(
+        "edgeft.train.objectives.pretrain:Pretrain",
+        "every token of plain texts, in rows of --cutoff-length",
+        not_read=("packing", "train_on_inputs"),
+    ),
+}
 
 DEVICES = ("cpu",)
 """devices on which tests prove every method with every objective; a GPU that torch finds is used, too"""
@@ -209,10 +225,17 @@ def method_table() -> list[dict[str, Any]]:
     return rows + [{"method": name, "unavailable": why} for name, why in UNAVAILABLE.items()]
 
 
-def check_objective(name: str) -> None:
-    """InputError for a name that is not in the table."""
+def check_objective(name: str, options: TrainOptions | None = None) -> None:
+    """InputError for a name that is not in the table, and for an option that it does not read."""
     if name not in OBJECTIVES:
         raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
+    row = OBJECTIVES[name]
+    for option in row.not_read if options else ():
+        if getattr(options, option):
+            raise InputError(
+                f"--{option.replace('_', '-')} is not for --objective {name}",
+                f"which learns {row.about}",
+            )
 
 
 def load_method(name: str) -> type[Method]:
@@ -223,7 +246,7 @@ def load_method(name: str) -> type[Method]:
 def load_objective(name: str) -> type[Objective]:
     """Import an objective. MissingExtra where a package is not installed."""
     check_objective(name)
-    return cast(type[Objective], _import(OBJECTIVES[name]))
+    return cast(type[Objective], _import(OBJECTIVES[name].entry))
 
 
 def _import(entry: str) -> Any:

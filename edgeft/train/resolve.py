@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft.base.resolve import resolve_base
+from edgeft.data.hub import hub_id
 from edgeft.train.new_tokens import read_tokens
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import check_objective, check_options, method_row
 
-PATHS = ("data", "validation_data", "output", "adapter")
+DATA = ("data", "validation_data")
+PATHS = (*DATA, "output", "adapter")
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
 OWN_DEFAULTS = ("learning_rate", "micro_batch_size")
@@ -53,10 +55,12 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     chosen["learning_rate"] = chosen.get("learning_rate") or row.learning_rate
     for name in PATHS:  # true in any current folder
         path = chosen.get(name)
-        chosen[name] = path and path.expanduser().resolve()
+        is_hub_id = path and name in DATA and hub_id(path)
+        chosen[name] = path if is_hub_id else path and path.expanduser().resolve()
     chosen["add_tokens"] = read_tokens(chosen.get("add_tokens", ()))
     options = TrainOptions(**chosen)
     check_options(method, options)
+    check_objective(objective, options)
     return TrainRun(method, objective, options)
 
 

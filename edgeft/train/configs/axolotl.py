@@ -176,7 +176,9 @@ def _local(place: Place, entry: Any) -> Path:
     if not isinstance(entry, dict):
         raise NotCarried("it names no file; type --data FILE")
     if entry.get("type") in PLAIN_TEXT:
-        raise NotCarried(f"type {entry['type']}: edgeft learns the answers of conversations")
+        raise NotCarried(
+            f"type {entry['type']} is plain text: type --objective pretrain and --data FILE"
+        )
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
         (files,) = files
@@ -186,7 +188,7 @@ def _local(place: Place, entry: Any) -> Path:
     found = place.existing(name)
     if found is None:
         raise NotCarried(
-            f"{shown(name)} is not on this machine; download it, then type --data FILE"
+            f"{shown(name)} is not on this machine; type --data FILE, or the id of a data set on the hub"
         )
     return found
 
@@ -351,7 +353,7 @@ TOOL = Tool(
         "revision_of_model": "download this revision and give its folder",
         "lora_modules_to_save": "edgeft trains no whole modules beside LoRA",
         "unfrozen_parameters": "edgeft trains whole layers, or LoRA",
-        "pretraining_dataset": "edgeft trains on conversations",
+        "pretraining_dataset": "type --objective pretrain and --data FILE",
         "wandb_name": "edgeft names a run by its output",
         "processor_type": TEXT,
         "freeze_mm_modules": TEXT,

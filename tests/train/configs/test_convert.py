@@ -216,7 +216,7 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing", "in memory"),
         (AXOLOTL, "shuffle_merged_datasets: false", "shuffle_merged_datasets", "no such option"),
         (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets[0].split", "shape"),
-        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "answers of conversations"),
+        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "--objective pretrain"),
         (AXOLOTL.replace("chats.jsonl", "owner/name"), "", "datasets", "not on this machine"),
         (AXOLOTL.replace("lora_target_linear: true", ""), "", "lora_target_modules (default)",
          "leaves the choice to peft"),
