@@ -81,7 +81,7 @@ def train(
     if complete:
         say(f"{options.output} is complete, nothing to do")
         return complete
-    work_folder = options.output.with_name(options.output.name + ".work")
+    work_folder = options.work_folder
     checkpoint = _resumable(work_folder, request, resume, overwrite)
     base, tokenizer = open_base(options.base), tokenizer_folder(options)
     chat = ChatTemplate.from_folder(tokenizer)
@@ -222,7 +222,9 @@ def _preflight(
     machine.preflight(
         folder,
         "training",
-        disk=CHECKPOINTS * request.checkpoint_bytes + request.result_bytes,
+        disk=CHECKPOINTS * request.checkpoint_bytes
+        + request.result_bytes
+        + request.offloaded_bytes,
         memory=request.needed,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
