@@ -107,7 +107,7 @@ def test_a_run_with_everything_offloaded_is_the_run_without(
 
 
 @pytest.mark.parametrize(
-    ("method", "dtype"), [("lora", "bf16"), ("qlora", "fp32"), ("qlora", "bf16"), ("dora", "fp32")]
+    ("method", "dtype"), [("lora", "bf16"), ("qlora", "bf16"), ("dora", "fp32")]
 )
 def test_mapped_weights_are_those_in_memory(
     method: str, dtype: str, make: Family, tmp_path: Path
