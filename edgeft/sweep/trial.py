@@ -22,6 +22,7 @@ from edgeft.benchmarks.options import EvalOptions
 from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Manifest
 from edgeft.sweep.space import Values
+from edgeft.train.options import work_folder_of
 from edgeft.train.protocol import Evaluation
 from edgeft.train.resolve import TrainRun
 
@@ -110,8 +111,6 @@ def write_trial(output: Path, trial: Trial) -> None:
 
 def remove_result(output: Path, number: int) -> None:
     """Remove the result of a trial and what its training left beside it, but not record and log."""
-    from edgeft.train.run import work_folder_of
-
     folder = folder_of(output, number)
     # Without its manifest, which goes first, a folder is no result.
     store.manifest_path(folder).unlink(missing_ok=True)
@@ -127,7 +126,7 @@ def train_trial(call: Call, ask: Ask) -> Outcome:
     too; KeyboardInterrupt leaves the checkpoints.
     """
     from edgeft.benchmarks.quality.training_items import training_items
-    from edgeft.train.run import train, work_folder_of
+    from edgeft.train.run import train
 
     def watch(evaluation: Evaluation) -> None:
         if evaluation.measure == call.measure and not ask(evaluation):

@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
 from edgeft.train.continued import load_adapter
+from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
     Settings,
     Weights,
@@ -88,7 +91,7 @@ def fit(
         trainer.add_callback(WatchCallback(watch))
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
-    with bar:
+    with bar, offloaded(options, model, work_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     for weight in trained:  # an optimizer of blocks freezes the others
@@ -109,6 +112,13 @@ def fit(
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
+
+
+def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:
+    """The context of `--offload-activations`; one that does nothing without it."""
+    if not options.offload_activations:
+        return contextlib.nullcontext()
+    return OffloadedActivations(model, folder)
 
 
 def _chosen_facts(options: TrainOptions, state: Any, answering: Answering | None) -> dict[str, Any]:
@@ -153,7 +163,8 @@ def fit_in_memory(
         smaller = smaller_micro_batch(options)  # outside of `except`, which holds the tensors
         if not smaller:
             raise ResourceError(
-                "out of memory with a single example", "--checkpoint-activations, --keep-4bit"
+                "out of memory with a single example",
+                "--checkpoint-activations, --keep-4bit, --offload-activations, --offload-weights",
             )
         say(
             f"out of memory with micro-batches of {options.micro_batch_size}: starting over with {smaller}"

@@ -87,7 +87,7 @@ def train(
     if complete:
         say(f"{options.output} is complete, nothing to do")
         return complete
-    work_folder = work_folder_of(options.output)
+    work_folder = options.work_folder
     checkpoint = _resumable(work_folder, request, resume, overwrite)
     base, tokenizer = open_base(options.base), tokenizer_folder(options)
     chat = ChatTemplate.from_folder(tokenizer)
@@ -137,11 +137,6 @@ def train(
     manifest = store.read_manifest(options.output)
     assert manifest is not None
     return manifest
-
-
-def work_folder_of(output: Path) -> Path:
-    """The folder beside a result that holds the checkpoints of an unfinished run."""
-    return output.with_name(output.name + ".work")
 
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
@@ -246,7 +241,9 @@ def _preflight(
     machine.preflight(
         folder,
         "training",
-        disk=CHECKPOINTS * request.checkpoint_bytes + request.result_bytes,
+        disk=CHECKPOINTS * request.checkpoint_bytes
+        + request.result_bytes
+        + request.offloaded_bytes,
         memory=request.needed,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
