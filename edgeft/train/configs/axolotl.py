@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeft.data.hub import hub_id
 from edgeft.train.configs.table import (
     PER_DEVICE,
     NotCarried,
@@ -168,12 +169,28 @@ def _rows(place: Place) -> list[Row]:
 
 
 def _dataset(place: Place, value: Any) -> str:
-    """The local file of the datasets."""
+    """The file of the datasets, or the id of the only one on the hub."""
     entries = value if isinstance(value, list) else [value]
-    return place.data([Part(_local(place, entry)) for entry in entries])
+    names = [_name(entry) for entry in entries]
+    files = [place.existing(name) for name in names]
+    if len(names) == 1 and files[0] is None and hub_id(Path(names[0])):
+        return _of_hub(names[0], entries[0])
+    parts = []
+    for name, entry, file in zip(names, entries, files, strict=True):
+        if file is None:
+            raise NotCarried(
+                f"{shown(name)} is not on this machine; type --data FILE, or the id of one data set on the hub"
+            )
+        if entry.get("split", "train") != "train":
+            raise NotCarried(
+                f"split {shown(entry['split'])} of {shown(name)}: edgeft reads all rows"
+            )
+        parts.append(Part(file))
+    return place.data(parts)
 
 
-def _local(place: Place, entry: Any) -> Path:
+def _name(entry: Any) -> str:
+    """The file or the path of a dataset."""
     if not isinstance(entry, dict):
         raise NotCarried("it names no file; type --data FILE")
     if entry.get("type") in PLAIN_TEXT:
@@ -186,12 +203,21 @@ def _local(place: Place, entry: Any) -> Path:
     name = files or entry.get("path")
     if not isinstance(name, str):
         raise NotCarried("it names no file; type --data FILE")
-    found = place.existing(name)
-    if found is None:
+    return name
+
+
+def _of_hub(name: str, entry: dict[str, Any]) -> str:
+    """The hub id with revision, config and split."""
+    words = [entry.get("name"), entry.get("split")]
+    revision = f"@{entry['revision']}" if entry.get("revision") else ""
+    text = ":".join(
+        [name + revision, *(str(word) for word in words if word not in (None, "train"))]
+    )
+    if hub_id(Path(text)) is None:  # split: train[:10%]
         raise NotCarried(
-            f"{shown(name)} is not on this machine; type --data FILE, or the id of a data set on the hub"
+            f"edgeft takes a whole split of {shown(name)}, not {shown(entry['split'])}"
         )
-    return found
+    return text
 
 
 def _plugins(value: Any) -> str:
@@ -304,7 +330,7 @@ TOOL = Tool(
     rows=_rows,
     refused=lambda config: "",
     dataset_lists=("datasets", "test_datasets", "pretraining_dataset"),
-    dataset_keys=("path", "data_files", "ds_type", "type"),
+    dataset_keys=("path", "data_files", "ds_type", "type", "name", "revision", "split"),
     not_needed={
         "bf16": PRECISION,
         "fp16": PRECISION,

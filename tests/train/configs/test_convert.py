@@ -216,9 +216,10 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing",
          "activation_offloading: true beside it"),
         (AXOLOTL, "shuffle_merged_datasets: false", "shuffle_merged_datasets", "no such option"),
-        (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets[0].split", "shape"),
+        (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets", "reads all rows"),
         (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "--objective pretrain"),
-        (AXOLOTL.replace("chats.jsonl", "owner/name"), "", "datasets", "not on this machine"),
+        (AXOLOTL.replace("chats.jsonl", "a/b/c.jsonl"), "", "datasets", "not on this machine"),
+        (AXOLOTL.replace("chats.jsonl", "owner/name\n    split: train[:9]"), "", "datasets", "whole split"),
         (AXOLOTL.replace("lora_target_linear: true", ""), "", "lora_target_modules (default)",
          "leaves the choice to peft"),
     ],
@@ -371,3 +372,13 @@ def test_constants_of_adam_become_arguments_of_the_optimizer(
     conversion = convert(data / "run.yaml", data / "run.toml", "train", known)
     assert conversion.options.get("optimizer-args") == words
     assert not [key for key in conversion.not_carried if key.startswith("adam")]
+
+
+@pytest.mark.parametrize(("more", "data_id"), [
+    ("", "owner/name"), ("\n    split: train", "owner/name"),
+    ("\n    name: english\n    split: train_sft\n    revision: v1", "owner/name@v1:english:train_sft"),
+])  # fmt: skip
+def test_a_dataset_on_the_hub_keeps_its_id(data: Path, more: str, data_id: str) -> None:
+    conversion = converted(data, AXOLOTL.replace("chats.jsonl", "owner/name" + more))
+    assert conversion.options["data"] == data_id
+    assert not [key for key in conversion.not_carried if key.startswith("datasets")]
