@@ -38,7 +38,13 @@ from edgeft.benchmarks.fidelity.compare import (
 )
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.fewshot import FewShot, FewShotPrompts
-from edgeft.benchmarks.quality.scorers import CHOICE, Scorer, is_user_file, scorers_by_tag
+from edgeft.benchmarks.quality.scorers import (
+    CHECKED,
+    CHOICE,
+    Scorer,
+    is_user_file,
+    scorers_by_tag,
+)
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
 from edgeft.data.rows import BadRow, BadRows, load_examples, report_bad_rows
@@ -119,6 +125,20 @@ def check_scorer(items: Items, name: str) -> None:
         problem, hint = "scorer", "a first scorer without a tag is for all others"
     if lacking:
         raise InputError(f"{name}: item {lacking[0].line} has no {problem}", hint)
+    if items.scorer != CHOICE:
+        _check_references(items, scorers, name)
+
+
+def _check_references(items: Items, scorers: Mapping[str, Scorer], name: str) -> None:
+    """InputError for the first reference answer that its scorer cannot read, before any answer."""
+    for example in items.examples:
+        score = _scorer_of(example, scorers)
+        if score in CHECKED:
+            try:
+                score("", example.answer)
+            except InputError as error:
+                problem = f"{name}: item {example.line}: {error.message}"
+                raise InputError(problem, error.hint) from None
 
 
 def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:

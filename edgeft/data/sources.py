@@ -32,6 +32,8 @@ def data_files(path: Path, split: Split | None = None, suffixes: Sequence[str] =
         return [path]
     if path.is_dir():
         return _folder_files(path, split, suffixes)
+    if path.exists():
+        raise InputError(f"{path} is a pipe or a device", "write the rows to a file first")
     if name := hub_id(path):
         return hub_files(name, split, suffixes)
     raise InputError(f"no such data file: {path}", "check the path")

@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.continuous_batching import greedy_replies
 from edgeft.runtimes.eval_callback import Observer, run_observed
@@ -190,7 +190,7 @@ class GGUFRuntime:
             raise InputError("the prompt is empty")
         if len(ids) > self.context:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
-            raise InputError(problem, "shorten it or raise --context")
+            raise TooLong(problem, "shorten it")
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")
 

@@ -22,8 +22,9 @@ from edgeft.train.protocol import Method, Objective
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
+FROZEN = ("offload_weights",)
 METHOD_OPTIONS = frozenset((
-    *LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit",
+    *LORA, *LORA_START, *LORA_VARIANTS, *FROZEN, "quantization", "double_quant", "keep_4bit",
     "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
@@ -68,7 +69,15 @@ METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
         about="LoRA matrices on a base frozen in 4 or 8 bits",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
+        options=(
+            *LORA,
+            *LORA_START,
+            *LORA_VARIANTS,
+            *FROZEN,
+            "quantization",
+            "double_quant",
+            "keep_4bit",
+        ),
         learning_rate=1e-3,
         trains=memory.QLORA,
         trained_share=0.02,
@@ -76,7 +85,7 @@ METHODS = {
     "lora": MethodRow(
         entry="edgeft.train.methods.lora:LoRA",
         about="LoRA matrices on the base as it is stored",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *FROZEN),
         learning_rate=1e-3,
         trains=memory.LORA,
         trained_share=0.02,
@@ -84,7 +93,7 @@ METHODS = {
     "rslora": MethodRow(
         entry="edgeft.train.methods.lora:RSLoRA",
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
-        options=(*LORA, *LORA_START, "use_dora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *FROZEN, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -92,7 +101,7 @@ METHODS = {
     "dora": MethodRow(
         entry="edgeft.train.methods.lora:DoRA",
         about="LoRA on the direction of a weight's rows, and their lengths",
-        options=(*LORA, *LORA_START, "use_rslora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *FROZEN, "use_rslora", "lora_plus_ratio"),
         learning_rate=1e-3,
         trains=memory.DORA,
         trained_share=0.02,
@@ -100,7 +109,7 @@ METHODS = {
     "loraplus": MethodRow(
         entry="edgeft.train.methods.lora:LoRAPlus",
         about="LoRA with a larger learning rate for the matrices B",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *FROZEN),
         learning_rate=2e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -110,7 +119,7 @@ METHODS = {
         about="LoRA that begins as the largest singular values of a weight",
         options=LORA,
         learning_rate=5e-4,
-        trains=memory.LORA,
+        trains=memory.INITIALIZED,
         trained_share=0.02,
     ),
     "olora": MethodRow(
@@ -118,13 +127,13 @@ METHODS = {
         about="LoRA that begins as the orthonormal part of a weight",
         options=LORA,
         learning_rate=5e-4,
-        trains=memory.LORA,
+        trains=memory.INITIALIZED,
         trained_share=0.02,
     ),
     "ia3": MethodRow(
         entry="edgeft.train.methods.ia3:IA3",
         about="factors of keys, values and the inputs of the last feed-forward layer",
-        options=("target_modules",),
+        options=("target_modules", *FROZEN),
         learning_rate=1e-2,
         trains=memory.SCALES,
         trained_share=0.001,

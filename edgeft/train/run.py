@@ -37,6 +37,7 @@ from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.protocol import Watch
 from edgeft.train.registry import (
     MethodRow,
     check_objective,
@@ -63,11 +64,12 @@ def train(
     method: str = FIRST["method"],
     objective: str = FIRST["objective"],
     items: AnswerItems | None = None,
+    watch: Watch | None = None,
 ) -> Manifest:
     """Train, and return the manifest of the result. A complete result is returned as it is.
 
     `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over. `items` are
-    answered whenever the validation loss is computed.
+    answered whenever the validation loss is computed. `watch` is called with every evaluation.
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
     little disk or memory, StaleError where the output holds something else.
     """
@@ -85,7 +87,7 @@ def train(
     if complete:
         say(f"{options.output} is complete, nothing to do")
         return complete
-    work_folder = options.output.with_name(options.output.name + ".work")
+    work_folder = options.work_folder
     checkpoint = _resumable(work_folder, request, resume, overwrite)
     base, tokenizer = open_base(options.base), tokenizer_folder(options)
     chat = ChatTemplate.from_folder(tokenizer)
@@ -119,7 +121,7 @@ def train(
             bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
             facts = fit_in_memory(
                 options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
-                halve=request["options"]["micro_batch_size"] == "auto",
+                halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
             )  # fmt: skip
             if options.add_tokens:
                 save_tokenizer(options, work.path)
@@ -239,7 +241,9 @@ def _preflight(
     machine.preflight(
         folder,
         "training",
-        disk=CHECKPOINTS * request.checkpoint_bytes + request.result_bytes,
+        disk=CHECKPOINTS * request.checkpoint_bytes
+        + request.result_bytes
+        + request.offloaded_bytes,
         memory=request.needed,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )

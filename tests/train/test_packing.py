@@ -10,7 +10,7 @@ from conftest import Family
 
 from edgeft.data.encoded_rows import IGNORED, Encoded
 from edgeft.train.packing import pack
-from helpers.families import CHATGLM, TINY
+from helpers.families import CHATGLM, TINY, by_family
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM and case != "phi3-long"]
 """not phi3-long: the longest text of a batch chooses the factors of all (transformers' longrope)"""
@@ -42,7 +42,7 @@ def test_every_example_is_whole_in_one_row_and_rows_are_full() -> None:
     assert sorted(found) == sorted(example.ids for example in examples)
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", by_family(TRAINED))
 def test_the_loss_of_packed_rows_is_that_of_their_examples(
     make: Family, case: str, tmp_path: Path
 ) -> None:

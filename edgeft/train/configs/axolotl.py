@@ -135,6 +135,7 @@ def _rows(place: Place) -> list[Row]:
         Row("use-dora", ("peft_use_dora",), flag),
         Row("lora-plus-ratio", ("loraplus_lr_ratio",), number),
         Row("checkpoint-activations", ("gradient_checkpointing",), _checkpointing),
+        Row("offload-activations", ("activation_offloading",), _offloading),
         Row("attention", ("attn_implementation",), word),
         Row("attention", ("flash_attention",), lambda on: "flash_attention_2" if flag(on) else ""),
         Row("plugins", ("plugins",), _plugins),
@@ -268,8 +269,12 @@ def _targets(modules: Any, linear: Any, adapter: Any) -> list[str]:
 
 def _checkpointing(value: Any) -> bool:
     if isinstance(value, str) and value.startswith("offload"):
-        raise NotCarried("edgeft keeps activations in memory")
+        raise NotCarried("newer versions write true, and activation_offloading: true beside it")
     return switch(value)
+
+
+def _offloading(value: Any) -> bool:
+    return flag(True if value in ("legacy", "disk") else value)
 
 
 def _per_step(value: Any, max_steps: Any, share: Any, files: Any) -> int:
