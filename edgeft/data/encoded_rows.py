@@ -4,7 +4,7 @@ rows = EncodedRows()
 rows.append(Encoded([5, 6, 7], [IGNORED, 6, 7]))
 rows[0].labels      # [-100, 6, 7]
 
-As lists of Python's numbers half a million short examples take 4 GB.
+As lists of Python's numbers half a million short examples take 1.5 GB.
 """
 
 from __future__ import annotations
