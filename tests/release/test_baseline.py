@@ -92,6 +92,11 @@ def test_every_base_is_asked_in_every_way(
                  "--max-tokens", 2, "--json")  # fmt: skip
     made = json.loads(ran.out)
     assert ran.code == 0 and made["advice"]["word"] == "fine-tune"
+    ran = edgeft("baseline", "--base", artifact, "--validation-data", task["validation"],
+                 "--few-shot-data", task["chats"], "--shots", "2", "--pick", "embeddings",
+                 "--max-tokens", 2, "--json")  # fmt: skip
+    by_states = json.loads(ran.out)["attempts"]
+    assert [a["few_shot"] for a in by_states] == [{"shots": 2, "pick": "embeddings"}]
     assert [a["accuracy"] for a in made["attempts"]] == [first[0].accuracy, first[2].accuracy]
     assert made["attempts"][0]["gap"] == pytest.approx(0.9 - first[0].accuracy)
 
