@@ -27,7 +27,7 @@ FLOORS = (  # from the lowest; a name stands for its folder or file
     "converters",
     "runtimes",
     "benchmarks server",
-    "export human chat",
+    "export human chat sweep",
     "release benchmarks.studies",
     "studio",
     "cli",

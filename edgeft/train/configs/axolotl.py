@@ -135,6 +135,7 @@ def _rows(place: Place) -> list[Row]:
         Row("use-dora", ("peft_use_dora",), flag),
         Row("lora-plus-ratio", ("loraplus_lr_ratio",), number),
         Row("checkpoint-activations", ("gradient_checkpointing",), _checkpointing),
+        Row("offload-activations", ("activation_offloading",), _offloading),
         Row("attention", ("attn_implementation",), word),
         Row("attention", ("flash_attention",), lambda on: "flash_attention_2" if flag(on) else ""),
         Row("plugins", ("plugins",), _plugins),
@@ -176,7 +177,9 @@ def _local(place: Place, entry: Any) -> Path:
     if not isinstance(entry, dict):
         raise NotCarried("it names no file; type --data FILE")
     if entry.get("type") in PLAIN_TEXT:
-        raise NotCarried(f"type {entry['type']}: edgeft learns the answers of conversations")
+        raise NotCarried(
+            f"type {entry['type']} is plain text: type --objective pretrain and --data FILE"
+        )
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
         (files,) = files
@@ -186,7 +189,7 @@ def _local(place: Place, entry: Any) -> Path:
     found = place.existing(name)
     if found is None:
         raise NotCarried(
-            f"{shown(name)} is not on this machine; download it, then type --data FILE"
+            f"{shown(name)} is not on this machine; type --data FILE, or the id of a data set on the hub"
         )
     return found
 
@@ -266,8 +269,12 @@ def _targets(modules: Any, linear: Any, adapter: Any) -> list[str]:
 
 def _checkpointing(value: Any) -> bool:
     if isinstance(value, str) and value.startswith("offload"):
-        raise NotCarried("edgeft keeps activations in memory")
+        raise NotCarried("newer versions write true, and activation_offloading: true beside it")
     return switch(value)
+
+
+def _offloading(value: Any) -> bool:
+    return flag(True if value in ("legacy", "disk") else value)
 
 
 def _per_step(value: Any, max_steps: Any, share: Any, files: Any) -> int:
@@ -351,7 +358,7 @@ TOOL = Tool(
         "revision_of_model": "download this revision and give its folder",
         "lora_modules_to_save": "edgeft trains no whole modules beside LoRA",
         "unfrozen_parameters": "edgeft trains whole layers, or LoRA",
-        "pretraining_dataset": "edgeft trains on conversations",
+        "pretraining_dataset": "type --objective pretrain and --data FILE",
         "wandb_name": "edgeft names a run by its output",
         "processor_type": TEXT,
         "freeze_mm_modules": TEXT,

@@ -213,10 +213,11 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (AXOLOTL, "excess_length_strategy: truncate", "excess_length_strategy", "no 'truncate'"),
         (AXOLOTL, "sample_packing: true", "sample_packing", "no --packing for True"),
         (AXOLOTL, "plugins: [my.Plugin]", "plugins", "'my.Plugin'"),
-        (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing", "in memory"),
+        (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing",
+         "activation_offloading: true beside it"),
         (AXOLOTL, "shuffle_merged_datasets: false", "shuffle_merged_datasets", "no such option"),
         (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets[0].split", "shape"),
-        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "answers of conversations"),
+        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "--objective pretrain"),
         (AXOLOTL.replace("chats.jsonl", "owner/name"), "", "datasets", "not on this machine"),
         (AXOLOTL.replace("lora_target_linear: true", ""), "", "lora_target_modules (default)",
          "leaves the choice to peft"),
@@ -260,6 +261,8 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
         converted(data, text.replace("finetuning_type: lora", "finetuning_type: oft"), method="")
     with pytest.raises(InputError, match="edgeft has no objective 'ppo'"):
         converted(data, text.replace("stage: sft", "stage: ppo"), objective="")
+    moved = converted(data, AXOLOTL, "activation_offloading: disk", offload_activations="")
+    assert moved.options["offload-activations"] is True
     refused = converted(data, text, more, optimizer="no such optimizer")
     assert refused.not_carried["optim"] == "no such optimizer"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import Family
 
-from edgeft.data.encoding import IGNORED
+from edgeft.data.encoded_rows import IGNORED
 from helpers.families import CHATGLM, TINY, by_family
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
