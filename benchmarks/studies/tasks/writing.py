@@ -33,7 +33,7 @@ class Generator:
 TASKS: dict[str, Generator] = {
     "support_intents": Generator(
         support_intents.draw,
-        {"train": {"seen": 1000}, "validation": {"seen": 120}, "test": {"seen": 100, "new": 300}},
+        {"train": {"seen": 1000}, "validation": {"seen": 120}, "test": {"seen": 200, "new": 200}},
         "exact", 16, support_intents.INSTRUCTIONS,
     ),
     "order_extract": Generator(
