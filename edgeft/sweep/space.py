@@ -11,12 +11,13 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.data.encoding import encode_all
-from edgeft.data.splits import Splits
+from edgeft.data.encoded_rows import Encoded
+from edgeft.data.encoding import encode_all, encode_documents
+from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits
 from edgeft.errors import EdgeftError, InputError
 from edgeft.sweep.options import Range, Space, SweepOptions
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -27,6 +28,7 @@ from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
 from edgeft.train.reporters import check_reporters
 from edgeft.train.resolve import TrainRun, resolve_run
+from edgeft.train.run import identities
 
 MAX_CHECKED = 2000
 """combinations that are checked before a sweep; the values of a range are represented by its ends"""
@@ -90,58 +92,60 @@ def check(options: SweepOptions) -> dict[str, str]:
 
     Returns the identities of bases and data files: path -> sha256.
     """
-    validated: dict[str, tuple[TrainOptions, str]] = {}
+    validated: dict[str, str] = {}
     parents: dict[str, str] = {}
-    first: TrainOptions | None = None
     for values in itertools.islice(combinations(options.space), MAX_CHECKED):
         try:
             run = resolve(options, values, options.output / "trials" / "0")
             check_optimizer(run.options)
             check_reporters(run.options.report_to)
-            key = json.dumps([plain(getattr(run.options, name)) for name in VALIDATED_ON])
+            key = _validated_on(run)
             if key not in validated:
-                validated[key] = _validation(run.options)
-                parents |= _identities(validated[key][0])
+                validated[key], found = _validation(run)
+                parents |= found
         except EdgeftError as error:
             raise InputError(f"{named(values)}: {error.message}", error.hint) from None
-        first = first or run.options
-        if options.lower_is_better and validated[key][1] != next(iter(validated.values()))[1]:
-            _refuse_other_validation(first, run.options)
+        first = next(iter(validated))
+        if options.lower_is_better and validated[key] != validated[first]:
+            _refuse_other_validation(json.loads(first), json.loads(key))
     return parents
 
 
-def _validation(options: TrainOptions) -> tuple[TrainOptions, str]:
-    """(the options with their files, sha256 of the validation examples' tokens)."""
-    options, splits = read_splits(options)
+def _validated_on(run: TrainRun) -> str:
+    """JSON of what can change the tokens of the validation examples."""
+    fields = {name: plain(getattr(run.options, name)) for name in VALIDATED_ON}
+    return json.dumps({**fields, "objective": run.objective})
+
+
+def _validation(run: TrainRun) -> tuple[str, dict[str, str]]:
+    """(sha256 of the validation examples' tokens, identities of the inputs by path)."""
+    options, splits = read_splits(run.options, run.objective in DOCUMENT_OBJECTIVES)
     if not splits.validation:
         raise InputError("there is no validation to choose by", "validation-size = 0.05")
-    return options, _tokens_sha256(options, splits)
+    inputs = identities(options, run.objective)
+    by_path = {str(getattr(options, field)): identity for field, identity in inputs.items()}
+    return _tokens_sha256(options, splits), by_path
 
 
 def _tokens_sha256(options: TrainOptions, splits: Splits) -> str:
     folder = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(folder), encoder(folder)
-    encoded, _ = encode_all(splits.validation, chat, tokenize, options.cutoff_length)
+    if splits.validation[0].is_document:
+        encoded: Sequence[Encoded] = encode_documents(
+            splits.validation, chat, tokenize, options.cutoff_length
+        )
+    else:
+        encoded, _ = encode_all(splits.validation, chat, tokenize, options.cutoff_length)
     digest = hashlib.sha256()
     for item in encoded:
         digest.update(json.dumps([item.ids, item.labels]).encode())
     return digest.hexdigest()
 
 
-def _refuse_other_validation(first: TrainOptions, other: TrainOptions) -> None:
-    names = [name for name in VALIDATED_ON if getattr(first, name) != getattr(other, name)]
-    listed = " and ".join(name.replace("_", "-") for name in names)
+def _refuse_other_validation(first: dict[str, Any], other: dict[str, Any]) -> None:
+    listed = " and ".join(name.replace("_", "-") for name in first if first[name] != other[name])
     raise InputError(
         f"{listed}: the trials would compute their validation loss on other tokens, "
         "so that it compares nothing",
         "validation-data = 'FILE', or measure = 'accuracy' with eval-items",
     )
-
-
-def _identities(options: TrainOptions) -> dict[str, str]:
-    from edgeft import files, store
-
-    paths = [path for path in (options.data, options.validation_data) if path]
-    identities = {str(path): files.sha256(path) for path in paths}
-    folders = [folder for folder in (options.base, options.adapter) if folder]
-    return identities | {str(folder): store.identity(folder) for folder in folders}

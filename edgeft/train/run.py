@@ -141,9 +141,15 @@ def train(
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
-    names, documents = {"method": method, "objective": objective}, objective in DOCUMENT_OBJECTIVES
+    names = {"method": method, "objective": objective}
     # Adapters from before there was a choice do not name it, and stay complete.
     chosen = {key: name for key, name in names.items() if name != FIRST[key]}
+    return {"options": options.to_json() | chosen, "parents": identities(options, objective)}
+
+
+def identities(options: TrainOptions, objective: str) -> dict[str, str]:
+    """Field of the options that names an input of the training -> the input's identity."""
+    documents = objective in DOCUMENT_OBJECTIVES
     parents = {
         "base": store.identity(options.base),
         "data": _identity(options.data, "train", documents),
@@ -152,7 +158,7 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
         parents["validation_data"] = _identity(options.validation_data, "validation", documents)
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
-    return {"options": options.to_json() | chosen, "parents": parents}
+    return parents
 
 
 def _data_facts(splits: Splits) -> dict[str, Any]:

@@ -79,3 +79,20 @@ def test_losses_on_other_validation_tokens_are_not_compared(
     assert set(parents) == {str(tiny_base), *map(str, data)}
     bases = {"base": (str(tiny_base), str(other))}
     assert str(other) in space.check(dataclasses.replace(options, space=bases))
+
+
+def test_plain_texts_are_compared_as_they_are_trained(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    for name in ("texts", "other"):
+        rows = [json.dumps({"text": f"{name} {i} of the river and the boat"}) for i in range(40)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    texts, other = tmp_path / "texts.jsonl", tmp_path / "other.jsonl"
+    options = sweep_options(tiny_base, texts, tmp_path / "out", run={"objective": "pretrain"})
+    assert space.check(options).keys() == {str(tiny_base), str(texts)}
+    for values, name in (
+        ({"cutoff_length": (512, 64)}, "cutoff-length"),
+        ({"data": (texts, other)}, "data"),
+    ):
+        with pytest.raises(InputError, match=f"^{name}: the trials would compute"):
+            space.check(dataclasses.replace(options, space=values))
