@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from edgeft.converters.gguf import vocabulary
 from edgeft.converters.gguf.plan import Plan, importance_rows, without_importance
-from edgeft.converters.gguf.tensor_types import FILE_TYPE
+from edgeft.quantization.tensor_types import FILE_TYPE
 from edgeft.converters.gguf.writer import write_tensors
 from edgeft.converters.options import ConvertOptions
 from edgeft.gptq.quantize import Calibration, QuantizedWeights, linears, quantize_blocks

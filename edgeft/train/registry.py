@@ -22,8 +22,9 @@ from edgeft.train.protocol import Method, Objective
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
+SHIP = ("ship", "ship_steps")
 METHOD_OPTIONS = frozenset((
-    *LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit",
+    *LORA, *LORA_START, *LORA_VARIANTS, *SHIP, "quantization", "double_quant", "keep_4bit",
     "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
@@ -58,7 +59,7 @@ METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
         about="LoRA matrices on a base frozen in 4 or 8 bits",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, "quantization", "double_quant", "keep_4bit"),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, "quantization", "double_quant", "keep_4bit"),
         learning_rate=1e-3,
         trains=memory.QLORA,
         trained_share=0.02,
@@ -66,7 +67,7 @@ METHODS = {
     "lora": MethodRow(
         entry="edgeft.train.methods.lora:LoRA",
         about="LoRA matrices on the base as it is stored",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP),
         learning_rate=1e-3,
         trains=memory.LORA,
         trained_share=0.02,
@@ -74,7 +75,7 @@ METHODS = {
     "rslora": MethodRow(
         entry="edgeft.train.methods.lora:RSLoRA",
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
-        options=(*LORA, *LORA_START, "use_dora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *SHIP, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -90,7 +91,7 @@ METHODS = {
     "loraplus": MethodRow(
         entry="edgeft.train.methods.lora:LoRAPlus",
         about="LoRA with a larger learning rate for the matrices B",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP),
         learning_rate=2e-4,
         trains=memory.LORA,
         trained_share=0.02,

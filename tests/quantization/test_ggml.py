@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from edgeft.converters.gguf.plan import GPTQ_PREFIX
-from edgeft.converters.gguf.tensor_types import (
+from edgeft.quantization.tensor_types import (
     FILE_TYPE,
     NEEDS_IMATRIX,
     TENSOR_TYPES,
