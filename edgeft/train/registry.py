@@ -59,7 +59,15 @@ METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
         about="LoRA matrices on a base frozen in 4 or 8 bits",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, "quantization", "double_quant", "keep_4bit"),
+        options=(
+            *LORA,
+            *LORA_START,
+            *LORA_VARIANTS,
+            *SHIP,
+            "quantization",
+            "double_quant",
+            "keep_4bit",
+        ),
         learning_rate=1e-3,
         trains=memory.QLORA,
         trained_share=0.02,

@@ -15,6 +15,10 @@ import numpy.typing as npt
 import pytest
 
 from edgeft.converters.gguf.plan import GPTQ_PREFIX
+from edgeft.errors import EdgeftError, FormatError
+from edgeft.formats import FORMATS
+from edgeft.quantization import ggml
+from edgeft.quantization.ggml import quantize
 from edgeft.quantization.tensor_types import (
     FILE_TYPE,
     NEEDS_IMATRIX,
@@ -22,10 +26,6 @@ from edgeft.quantization.tensor_types import (
     choose_tensor_types,
     needs_importance,
 )
-from edgeft.errors import EdgeftError, FormatError
-from edgeft.formats import FORMATS
-from edgeft.quantization import ggml
-from edgeft.quantization.ggml import quantize
 from helpers.llama_quantize import gguf_type, llama_quantize, read
 
 Array = npt.NDArray[np.float32]

@@ -40,5 +40,7 @@ class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def _start(self, step: int) -> None:
         if step >= self.first:
-            say(f"from step {step + 1} on the layers compute with the values of a {self.ship.quant} file")
+            say(
+                f"from step {step + 1} on the layers compute with the values of a {self.ship.quant} file"
+            )
             self.ship.start()

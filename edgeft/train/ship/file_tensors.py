@@ -1,7 +1,7 @@
 """Base + type of a GGUF file -> where the file has each weight of the base, and in which type.
 
-    tensors = file_tensors(open_base(folder), "q4_k_m")
-    tensors["model.layers.0.self_attn.q_proj.weight"].qtype     # GGMLQuantizationType.Q4_K
+tensors = file_tensors(open_base(folder), "q4_k_m")
+tensors["model.layers.0.self_attn.q_proj.weight"].qtype     # GGMLQuantizationType.Q4_K
 """
 
 from __future__ import annotations
@@ -63,21 +63,22 @@ def file_tensors(base: TextBase, quant: str) -> dict[str, FileTensor]:
     places = []
     for name, gguf_name in _names(base):
         shape = base.weights.tensors[name].shape
-        transform = card.transform(gguf_name)
-        shapes[gguf_name] = transform.shape(shape, config)
-        order = transform.source_rows(slice(None), shape, config)
-        places.append((name, gguf_name, None if isinstance(order, slice) else order, transform))
-    facts = model_facts(card, base.config)
-    types = choose_tensor_types(quant, shapes, arch=card.gguf_arch, **facts)
-    tensors = {}
-    for name, gguf_name, order, transform in places:
+        shapes[gguf_name] = card.transform(gguf_name).shape(shape, config)
+        places.append((name, gguf_name))
+    facts: dict[str, Any] = {"arch": card.gguf_arch, **model_facts(card, base.config)}
+    types = choose_tensor_types(quant, shapes, **facts)
+    tensors: dict[str, FileTensor] = {}
+    for name, gguf_name in places:
         if types[gguf_name].name == "F32":
             continue
+        transform = card.transform(gguf_name)
         if name in tensors or not transform.picks_rows or card.gguf_names(name)[1] is not None:
             raise FormatError(
                 f"--ship: the {card.family} family's {name} is not stored row by row in a GGUF file",
                 "train without --ship",
             )
+        rows = transform.source_rows(slice(None), base.weights.tensors[name].shape, config)
+        order = None if isinstance(rows, slice) else rows
         tensors[name] = FileTensor(gguf_name, types[gguf_name], order)
     return tensors
 

@@ -35,6 +35,7 @@ from edgeft.weights.text_base import TextBase
 
 Array = npt.NDArray[np.float32]
 
+
 @dataclass
 class ShipLayer:
     """A layer with LoRA and its tensor in the file."""
@@ -103,9 +104,15 @@ class ShipWeights:
         self._threads = ThreadpoolController()
         self.started = False
 
+    @property
+    def fast(self) -> bool:
+        """Whether ggml quantizes every layer in no time, so that all updates are exact."""
+        return all(layer.file.qtype.name in FAST_TYPES for layer in self._layers)
+
     def start(self) -> None:
         """From here on the forward pass computes with the file's values."""
-        self._freeze()
+        if not self._frozen:
+            self._freeze()
         for layer in self._layers:
             layer.values = torch.empty_like(layer.module.get_base_layer().weight)
             layer.module.ship_weight = layer.values
@@ -143,7 +150,9 @@ class ShipWeights:
     def _file(self, module: str) -> FileTensor:
         name = self.card.in_checkpoint(f"{module}.weight")
         if name not in self._tensors:
-            raise InputError(f"--ship: {name} has no place of its own in the file", "--target-modules")
+            raise InputError(
+                f"--ship: {name} has no place of its own in the file", "--target-modules"
+            )
         return self._tensors[name]
 
     def _freeze(self) -> None:
