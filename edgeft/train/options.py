@@ -140,7 +140,8 @@ class TrainOptions:
     """New tokens, comma-separated, or a file with one on each line: they enter the tokenizer, and their
     rows of the embedding train."""
     adapter: Path | None = None
-    """Adapter to train on from; its rank, alpha and modules must be those of the options."""
+    """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
+    training."""
     ship: str | None = None
     """Type of the GGUF file to ship, such as q4_0: at the end of the training the forward pass computes
     with that file's values, so that its rounding costs less."""
