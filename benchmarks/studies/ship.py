@@ -25,7 +25,9 @@ from edgeft.benchmarks.suites import load_suite
 from edgeft.train.options import TrainOptions
 
 
-def step_seconds(options: TrainOptions, types: list[str], rounds: int, clock: Any) -> dict[str, Any]:
+def step_seconds(
+    options: TrainOptions, types: list[str], rounds: int, clock: Any
+) -> dict[str, Any]:
     """{arm: seconds of each round}; the arms of a type are TYPE, and "TYPE exact" with ggml's quantizer."""
     from edgeft.train.ship.weights import ShipWeights
     from edgeft.weights.text_base import open_base
@@ -34,10 +36,10 @@ def step_seconds(options: TrainOptions, types: list[str], rounds: int, clock: An
     model, loss_of, batches, optimizer = _model(options, base, rounds)
     arms: dict[str, tuple[ShipWeights | None, bool]] = {"lora": (None, True)}
     for quant in types:
-        ship = ShipWeights(model, base, quant)
-        arms[quant] = ship, False
-        if not ship.fast:
-            arms[f"{quant} exact"] = ship, True
+        weights = ShipWeights(model, base, quant)
+        arms[quant] = weights, False
+        if not weights.fast:
+            arms[f"{quant} exact"] = weights, True
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for number, batch in enumerate(batches):
         for arm, (ship, exact) in arms.items():

@@ -153,9 +153,9 @@ def _write(
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
         work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
-        proof = landing.result()
         if isinstance(landing, ShipProof):
             work.facts["ship"] = landing.compare(work.path, item.format.name)
+        proof = landing.result()
         convert_seconds = time.perf_counter() - started
         work.facts |= {
             "seconds": round(convert_seconds, 2), "proof": proof.to_json(),

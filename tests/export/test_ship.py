@@ -6,7 +6,6 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
@@ -73,18 +72,22 @@ def test_the_manifest_says_what_was_trained_for(trained: Trained) -> None:
 def test_the_default_type_is_the_trained_one_and_has_the_values_of_the_last_step(
     trained: Trained, artifacts: Path
 ) -> None:
+    from gguf import dequantize
+
     header = gguf_reader.read(artifacts / "q4_0.gguf")
     for name, values in trained[1].items():
         tensor = header.tensors[name]
         data = np.array(gguf_reader.data(header, tensor)).reshape(tensor.shape[0], -1)
-        assert np.array_equal(gguf.dequantize(data, tensor.type), values), name
+        assert np.array_equal(dequantize(data, tensor.type), values), name
     of_file = facts(artifacts / "q4_0.gguf")
     assert of_file["ship"] == {"type": "q4_0", "equal": 15, "tensors": 15, "difference": 0}
     assert of_file["base_precision"]["chosen"] == "nf4"
     assert "loss" not in of_file["base_precision"], "nothing is left to be measured"
 
 
-def test_another_type_is_compared_with_the_trained_values(trained: Trained, artifacts: Path) -> None:
+def test_another_type_is_compared_with_the_trained_values(
+    trained: Trained, artifacts: Path
+) -> None:
     ship = facts(artifacts / "f16.gguf")["ship"]
     assert ship["equal"] == 0
     header = gguf_reader.read(artifacts / "f16.gguf")

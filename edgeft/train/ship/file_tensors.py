@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import FormatError
+from edgeft.errors import FormatError, did_you_mean
 from edgeft.quantization import ggml_blocks
 from edgeft.quantization.tensor_types import FILE_TYPE, choose_tensor_types, model_facts
 from edgeft.weights.text_base import TextBase
@@ -41,8 +41,8 @@ def check_ship(quant: str, base: TextBase) -> None:
     types = [name for name in FILE_TYPE if name not in EXACT_FILES]
     if quant not in types:
         raise FormatError(
-            f"--ship {quant} is no type that rounds weights and needs no calibration",
-            f"one of {', '.join(types)}",
+            f"--ship {quant} is no type of llama-quantize that rounds weights",
+            did_you_mean(quant, [name for name in types if not name.startswith("iq")]),
         )
     for file in file_tensors(base, quant).values():
         if file.qtype.name not in FAST_TYPES and not ggml_blocks.supports(file.qtype):

@@ -34,9 +34,7 @@ def test_the_tensors_are_those_of_the_exports_plan(make: Family, case: str) -> N
 
 
 @pytest.mark.parametrize("case", ["mixtral", "deepseek2-lite"])
-def test_weights_that_a_file_does_not_store_row_by_row_are_refused(
-    make: Family, case: str
-) -> None:
+def test_weights_that_a_file_does_not_store_row_by_row_are_refused(make: Family, case: str) -> None:
     with pytest.raises(FormatError, match="is not stored row by row"):
         check_ship("q4_0", open_base(make(case)[0]))
 

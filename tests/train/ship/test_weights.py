@@ -7,13 +7,13 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 
 from edgeft.errors import InputError
 from edgeft.quantization import ggml
 from edgeft.weights.text_base import open_base
+from helpers.llama_quantize import gguf_type
 from helpers.tiny import make_base
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]
@@ -64,7 +64,7 @@ def file_values(model: Any, base: Path, quant: str) -> dict[str, Any]:
     for name, target in plan.targets.items():
         weight, qtype = merged[target.parts[0].source].numpy(), plan.types[name]
         if qtype.name != "F32":  # each row is quantized by itself, so that their order is no matter
-            weight = gguf.dequantize(ggml.quantize(weight, qtype, threads=1), qtype)
+            weight = dequantized(ggml.quantize(weight, qtype, threads=1), qtype)
         values[target.parts[0].source] = weight
     return values
 
@@ -123,8 +123,8 @@ def test_slow_types_take_the_nearest_values_between_two_runs_of_their_quantizer(
     ship.start()
     assert not ship.fast
     layer = model.get_base_model().model.layers[0].mlp.up_proj  # Q4_K
-    data = ggml.quantize(merged(layer), gguf.GGMLQuantizationType.Q4_K, threads=1)
-    grid = grid_of(data, gguf.GGMLQuantizationType.Q4_K)
+    data = ggml.quantize(merged(layer), gguf_type("Q4_K"), threads=1)
+    grid = grid_of(data, gguf_type("Q4_K"))
     with torch.no_grad():
         layer.lora_B["default"].weight.mul_(1.1)
     ship.update(exact=False)
@@ -134,10 +134,17 @@ def test_slow_types_take_the_nearest_values_between_two_runs_of_their_quantizer(
     assert np.allclose(np.abs(seen - merged(layer)), distance, atol=1e-6)
     assert (seen == levels).any(0).all(), "the values are the grid's"
     ship.update(exact=True)
-    data = ggml.quantize(merged(layer), gguf.GGMLQuantizationType.Q4_K, threads=1)
-    exact = gguf.dequantize(data, gguf.GGMLQuantizationType.Q4_K)
+    data = ggml.quantize(merged(layer), gguf_type("Q4_K"), threads=1)
+    exact = dequantized(data, gguf_type("Q4_K"))
     assert np.array_equal(layer.ship_weight.numpy(), exact)
     assert not np.array_equal(seen, exact)
+
+
+def dequantized(data: Any, qtype: Any) -> Any:
+    """gguf-py's values."""
+    from gguf import dequantize
+
+    return dequantize(data, qtype)
 
 
 def merged(layer: Any) -> Any:
@@ -159,7 +166,7 @@ def test_the_recorded_hashes_are_those_of_the_values(model: Any, wide_base: Path
     qtype, digest = tensors[place.name]
     data = ggml.quantize(merged(layer)[place.order], place.qtype, threads=1)
     assert qtype == "Q8_0" and digest == hashlib.blake2b(data, digest_size=16).hexdigest()
-    assert np.array_equal(layer.ship_weight.numpy()[place.order], gguf.dequantize(data, place.qtype))
+    assert np.array_equal(layer.ship_weight.numpy()[place.order], dequantized(data, place.qtype))
     assert len(tensors) == 15 and "blk.0.attn_output.weight" in tensors, "what does not train, too"
 
 
