@@ -4,7 +4,6 @@
     grid = grid_of(data, GGMLQuantizationType.Q4_K)                    # data's scales
     codes = codes_of(data, GGMLQuantizationType.Q4_K)
     values(grid, codes)                           # to the bit what gguf.dequantize gives for data
-    nearest(grid, weight)                         # the same scales, the nearest codes
     data = with_codes(data, codes ^ 1, GGMLQuantizationType.Q4_K)      # the same scales
 
 The types are those with evenly spaced values: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and the K-quants. The
@@ -135,23 +134,6 @@ def values(grid: BlockGrid, codes: Bytes) -> Array:
         result *= grid.step[..., None]
         result += grid.low[..., None]
     return result.reshape(codes.shape)
-
-
-def nearest(grid: BlockGrid, weights: Array) -> Array:
-    """The grid's values nearest to `weights` (rows, columns). Where a step is 0, the run's low."""
-    rows, runs = grid.step.shape
-    step = grid.step[..., None]
-    result = weights.reshape(rows, runs, grid.run).copy()
-    zero = grid.zero or 0
-    if grid.zero is None:
-        result -= grid.low[..., None]
-    np.divide(result, step, out=result, where=step != 0)
-    np.rint(result, out=result)
-    np.clip(result, -zero, grid.levels - 1 - zero, out=result)
-    result *= step
-    if grid.zero is None:
-        result += grid.low[..., None]
-    return result.reshape(weights.shape)
 
 
 def codes_of(data: Bytes, qtype: GGMLQuantizationType) -> Bytes:

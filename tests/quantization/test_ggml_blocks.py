@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from edgeft.quantization import ggml
-from edgeft.quantization.ggml_blocks import codes_of, grid_of, nearest, supports, values, with_codes
+from edgeft.quantization.ggml_blocks import codes_of, grid_of, supports, values, with_codes
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -153,20 +153,6 @@ def test_code_of_zero(kind: str) -> None:
         codes = np.full_like(codes_of(data, gguf_type(kind)), grid.zero)
         assert not values(grid, codes).any()
         assert np.array_equal(grid.low, -grid.zero * grid.step)
-
-
-@every_kind
-def test_nearest_values_of_a_grid(kind: str) -> None:
-    data = random_bytes(kind, 4, 2)
-    grid = grid_of(data, gguf_type(kind))
-    codes = codes_of(data, gguf_type(kind))
-    weights = np.random.default_rng(3).standard_normal(codes.shape, np.float32)
-    weights *= 4 * grid.levels
-    levels = np.stack([values(grid, np.full_like(codes, c)) for c in range(grid.levels)])
-    chosen = nearest(grid, weights)
-    assert (chosen == levels).any(0).all(), "they are the grid's"
-    best = np.abs(levels - weights).min(0)
-    assert np.allclose(np.abs(chosen - weights), best, rtol=1e-5, atol=1e-6)
 
 
 @every_kind

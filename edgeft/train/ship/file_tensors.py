@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import FormatError, did_you_mean
-from edgeft.quantization import ggml_blocks
+from edgeft.quantization.nearest import has_scales
 from edgeft.quantization.tensor_types import FILE_TYPE, choose_tensor_types, model_facts
 from edgeft.weights.text_base import TextBase
 
@@ -42,14 +42,14 @@ def check_ship(quant: str, base: TextBase) -> None:
     if quant not in types:
         raise FormatError(
             f"--ship {quant} is no type of llama-quantize that rounds weights",
-            did_you_mean(quant, [name for name in types if not name.startswith("iq")]),
+            did_you_mean(quant, types),
         )
     for file in file_tensors(base, quant).values():
-        if file.qtype.name not in FAST_TYPES and not ggml_blocks.supports(file.qtype):
+        if file.qtype.name not in FAST_TYPES and not has_scales(file.qtype):
             raise FormatError(
                 f"--ship {quant}: {file.name} becomes {file.qtype.name}, whose values are too slow to "
                 "compute in every step",
-                "q4_0, q5_0, q8_0, or a K-quant such as q4_k_m",
+                "q4_0, iq4_xs, or a K-quant such as q4_k_m",
             )
 
 

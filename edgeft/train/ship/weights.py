@@ -28,7 +28,8 @@ from threadpoolctl import ThreadpoolController
 
 from edgeft.adapter.deltas import lora_delta
 from edgeft.errors import InputError
-from edgeft.quantization import ggml, ggml_blocks
+from edgeft.quantization import ggml
+from edgeft.quantization.nearest import Scales, scales_of
 from edgeft.train.protocol import without_peft
 from edgeft.train.ship.file_tensors import FAST_TYPES, FileTensor, file_tensors
 from edgeft.weights.text_base import TextBase
@@ -45,7 +46,7 @@ class ShipLayer:
     file: FileTensor
     values: torch.Tensor
     """(out, in) float32: what the forward pass computes with"""
-    grids: dict[int, ggml_blocks.BlockGrid] = field(default_factory=dict)
+    scales: dict[int, Scales] = field(default_factory=dict)
     """first row of a block -> its scales, for slow types"""
 
     def parts(self) -> tuple[Array, Array, Array, float]:
@@ -68,13 +69,13 @@ class ShipLayer:
     def update(self, rows: slice, exact: bool) -> None:
         """Give these rows of the file their values."""
         source, sums = self.sums(rows)
-        if exact or rows.start not in self.grids:
+        if exact or rows.start not in self.scales:
             data = ggml.quantize(sums, self.file.qtype, threads=1)
             values = ggml.dequantize(data, self.file.qtype)
             if self.file.qtype.name not in FAST_TYPES:
-                self.grids[rows.start] = ggml_blocks.grid_of(data, self.file.qtype)
+                self.scales[rows.start] = scales_of(data, self.file.qtype)
         else:
-            values = ggml_blocks.nearest(self.grids[rows.start], sums)
+            values = self.scales[rows.start].nearest(sums)
         self.values.numpy()[source] = values
 
     def blocks(self) -> Iterator[slice]:
