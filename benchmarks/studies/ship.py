@@ -86,7 +86,7 @@ def _model(
 
 def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
     """{arm: median seconds, median of the rounds' ratios to LoRA}, and for slow types the mean step."""
-    from edgeft.train.ship.callback import EXACT_STEPS
+    from edgeft.train.ship.weights import K_QUANT_STEPS as EXACT_STEPS
 
     rows = {}
     for arm, times in seconds.items():

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
 from edgeft.quantization.ggml_blocks import Array, BlockGrid, Bytes, grid_of, supports
 
@@ -108,10 +107,11 @@ def _half(blocks: Bytes) -> Array:
     return np.ascontiguousarray(blocks[..., :2]).view("<f2").astype(np.float32)
 
 
-def _nearest_of_table() -> npt.NDArray[np.float32]:
+def _nearest_of_table() -> Array:
     """Byte of a whole number from -128 to 127 -> the nearest value of IQ4_TABLE."""
     numbers = np.arange(256, dtype=np.uint8).view(np.int8).astype(np.float32)
-    return IQ4_TABLE[np.abs(numbers[:, None] - IQ4_TABLE).argmin(1)]
+    table: Array = IQ4_TABLE[np.abs(numbers[:, None] - IQ4_TABLE).argmin(1)]
+    return table
 
 
 _NEAREST = _nearest_of_table()

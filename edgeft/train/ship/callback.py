@@ -12,9 +12,6 @@ import transformers
 from edgeft.progress import say
 from edgeft.train.ship.weights import ShipWeights
 
-EXACT_STEPS = 16
-"""steps between two runs of a slow type's quantizer"""
-
 
 class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """Starts at a step, and gives the layers their values after each step from there on.
@@ -36,7 +33,7 @@ class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
             return
         since = state.global_step - self.first
         measured = control.should_evaluate or control.should_save
-        self.ship.update(exact=measured or since % EXACT_STEPS == 0)
+        self.ship.update(exact=measured or since % self.ship.exact_steps == 0)
 
     def _start(self, step: int) -> None:
         if step >= self.first:

@@ -15,10 +15,10 @@ same function and in the same blocks, so that the file has the bytes whose hashe
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -35,6 +35,10 @@ from edgeft.train.ship.file_tensors import FAST_TYPES, FileTensor, file_tensors
 from edgeft.weights.text_base import TextBase
 
 Array = npt.NDArray[np.float32]
+T = TypeVar("T")
+R = TypeVar("R")
+K_QUANT_STEPS, IQ4_STEPS = 16, 64
+"""steps between two runs of ggml's quantizer, which takes as long as one to three of them"""
 
 
 @dataclass
@@ -108,7 +112,19 @@ class ShipWeights:
     @property
     def fast(self) -> bool:
         """Whether ggml quantizes every layer in no time, so that all updates are exact."""
-        return all(layer.file.qtype.name in FAST_TYPES for layer in self._layers)
+        return self.types <= FAST_TYPES
+
+    @property
+    def types(self) -> set[str]:
+        """Types of the layers with LoRA."""
+        return {layer.file.qtype.name for layer in self._layers}
+
+    @property
+    def exact_steps(self) -> int:
+        """Steps between two runs of the slowest type's quantizer."""
+        if self.fast:
+            return 1
+        return IQ4_STEPS if self.types & {"IQ4_NL", "IQ4_XS"} else K_QUANT_STEPS
 
     def start(self) -> None:
         """From here on the forward pass computes with the file's values."""
@@ -130,23 +146,23 @@ class ShipWeights:
             layer, rows = job
             layer.update(rows, exact or layer.file.qtype.name in FAST_TYPES)
 
-        jobs = [(layer, rows) for layer in self._layers for rows in layer.blocks()]
-        threads = torch.get_num_threads()
-        with (
-            self._threads.limit(limits=1, user_api="blas"),
-            ThreadPoolExecutor(threads) as pool,
-        ):
-            for _ in pool.map(work, jobs):
-                pass
+        self._in_threads(work, [(layer, rows) for layer in self._layers for rows in layer.blocks()])
 
     def facts(self) -> dict[str, Any]:
         """Type and hash of each tensor of the file: GGUF name -> [type, BLAKE2b of its bytes]."""
-        with self._threads.limit(limits=1, user_api="blas"):
-            trained = {layer.file.name: layer.digest() for layer in self._layers}
+        digests = self._in_threads(ShipLayer.digest, self._layers)
+        trained = dict(zip((layer.file.name for layer in self._layers), digests, strict=True))
         types = {file.name: file.qtype.name for file in self._tensors.values()}
-        digests = self._frozen | trained
-        return {"type": self.quant,
-                "tensors": {name: [types[name], digests[name]] for name in sorted(digests)}}  # fmt: skip
+        tensors = sorted((self._frozen | trained).items())
+        return {"type": self.quant, "tensors": {name: [types[name], h] for name, h in tensors}}
+
+    def _in_threads(self, work: Callable[[T], R], jobs: Sequence[T]) -> list[R]:
+        """The results of `jobs`; each product of matrices has one thread, as in an export."""
+        with (
+            self._threads.limit(limits=1, user_api="blas"),
+            ThreadPoolExecutor(torch.get_num_threads()) as pool,
+        ):
+            return list(pool.map(work, jobs))
 
     def _file(self, module: str) -> FileTensor:
         name = self.card.in_checkpoint(f"{module}.weight")

@@ -14,6 +14,7 @@ from edgeft.errors import FormatError
 from edgeft.merge.view import open_merged
 from edgeft.train.ship import check_ship, file_tensors
 from edgeft.weights.text_base import open_base
+from helpers.tiny import make_base
 
 
 @pytest.mark.parametrize("case", ["llama", "qwen2", "pythia", "phi3-long", "gemma2"])
@@ -45,6 +46,8 @@ def test_what_is_no_type_that_rounds_is_refused(tiny_base: Path, quant: str) -> 
         check_ship(quant, open_base(tiny_base))
 
 
-def test_a_type_without_evenly_spaced_values_is_refused(tiny_base: Path) -> None:
-    with pytest.raises(FormatError, match="--ship iq4_nl: .* too slow to compute in every step"):
-        check_ship("iq4_nl", open_base(tiny_base))
+def test_a_type_without_scales_of_its_own_is_refused(tmp_path: Path) -> None:
+    base = open_base(make_base(tmp_path / "base", hidden=256))
+    check_ship("iq4_xs", base)
+    with pytest.raises(FormatError, match="becomes IQ3_S, .* too slow to compute in every step"):
+        check_ship("iq3_s", base)
