@@ -4,7 +4,7 @@ EdgeftError                 a user error, exit code 1
 ├── InputError              a file or an option is missing, unreadable or contradictory
 │   ├── DataError           a line of a data file is broken (names file and line)
 │   ├── TemplateLimitError  a chat template takes more time or memory than any template needs
-│   └── TooLong             a prompt does not fit the context (edgeft.server)
+│   └── TooLong             a prompt does not fit the context
 ├── AdapterError            not an adapter, or the adapter of another base
 ├── FormatError             unknown format, quantization or model family
 ├── ResourceError           too little disk or memory (names both figures), or a port in use
@@ -74,6 +74,10 @@ class TemplateError(EdgeftError):
 
 class TemplateLimitError(InputError):
     """A chat template takes more time or memory than any template needs."""
+
+
+class TooLong(InputError):
+    """A prompt does not fit the context."""
 
 
 class ProofError(EdgeftError):

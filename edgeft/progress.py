@@ -49,7 +49,8 @@ def quiet_libraries() -> Iterator[None]:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    loggers = [logging.getLogger(name) for name in ("bitsandbytes", "transformers", "peft")]
+    names = ("bitsandbytes", "huggingface_hub", "peft", "transformers")
+    loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

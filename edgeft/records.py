@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA = 1
+DOCUMENT = "document"
+"""role of the only message of a plain text"""
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INCONCLUSIVE": 4}
 """outcome of a gate -> exit code"""
 SAMPLES = 200
@@ -31,10 +33,10 @@ class ToolCall:
     id: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Message:
     role: str
-    """system, user, assistant or tool"""
+    """system, user, assistant or tool; "document" for plain text"""
     content: str
     tool_calls: tuple[ToolCall, ...] = ()
     """of an assistant's turn"""
@@ -48,9 +50,12 @@ class Message:
     """whether training learns this answer; only an assistant's turn is ever learned"""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Example:
-    """One conversation. Its last message is the answer to learn or to compare with."""
+    """One conversation. Its last message is the answer to learn or to compare with.
+
+    A plain text is a single message of the role "document".
+    """
 
     messages: tuple[Message, ...]
     tags: tuple[str, ...] = ()
@@ -60,6 +65,18 @@ class Example:
     """answers to choose from; one of them is right"""
     tools: tuple[str, ...] = ()
     """functions that the assistant may call: each a JSON schema as text, as OpenAI's `tools`"""
+    file: str = ""
+    """name of its file, where the data has several"""
+
+    @property
+    def place(self) -> str:
+        """Where it stands in the data: "12" or "FILE:12"."""
+        return f"{self.file}:{self.line}" if self.file else str(self.line)
+
+    @property
+    def is_document(self) -> bool:
+        """Whether it is a plain text."""
+        return self.messages[0].role == DOCUMENT
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.abc
 import os
 import shutil
@@ -21,6 +22,8 @@ from helpers.tiny import make_base, make_chats
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# bitsandbytes compiles at its import what only devices without kernels of its own run: 2 s a process.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # A shell lets what it starts with & ignore Ctrl-C, which tests send to themselves and to others.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -34,8 +37,29 @@ class NoEngines(importlib.abc.MetaPathFinder):
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    gc.disable()  # collecting the tests makes no garbage, and a third of its time goes into looking
     if config.getoption("markexpr").startswith("unit"):
         sys.meta_path.insert(0, NoEngines())
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
+
+
+FREEZE_AFTER_MODULES = 200
+frozen_modules = 0
+
+
+def pytest_runtest_setup() -> None:
+    """What pytest and torch keep in memory is left out of the searches for garbage.
+
+    Every training starts one, and it takes 0.4 s for their 750 000 objects.
+    """
+    global frozen_modules
+    if len(sys.modules) > frozen_modules + FREEZE_AFTER_MODULES:
+        gc.collect()
+        gc.freeze()
+        frozen_modules = len(sys.modules)
 
 
 Family = Callable[[str], tuple[Path, Path, Any]]
@@ -54,6 +78,17 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home")
     os.environ["EDGEFT_HOME"] = str(folder)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_buffer() -> Iterator[None]:
+    """`bench` reads four times the last caches, some GB on a server, to know the memory's speed."""
+    from edgeft.benchmarks.performance import roofline
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "MIN_BUFFER_BYTES", 1 << 22)
+        patch.setattr(roofline, "CACHES", Path("/nowhere"))
+        yield
 
 
 @pytest.fixture(scope="session")

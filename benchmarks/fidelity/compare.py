@@ -22,7 +22,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.benchmarks.fidelity.llama_perplexity import TokenScores, statistics
-from edgeft.data.encoding import IGNORED, Encoded, encode
+from edgeft.data.encoded_rows import IGNORED, Encoded
+from edgeft.data.encoding import encode
 from edgeft.errors import InputError, ProofError
 from edgeft.progress import Progress
 from edgeft.records import Example

@@ -15,6 +15,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from edgeft import __version__, files, store
 from edgeft.benchmarks.fidelity.compare import (
@@ -36,16 +38,24 @@ from edgeft.benchmarks.fidelity.compare import (
 )
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.fewshot import FewShot, FewShotPrompts
-from edgeft.benchmarks.quality.scorers import CHOICE, Scorer, is_user_file, scorers_by_tag
+from edgeft.benchmarks.quality.scorers import (
+    CHECKED,
+    CHOICE,
+    Scorer,
+    is_user_file,
+    scorers_by_tag,
+)
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
 from edgeft.data.rows import BadRow, BadRows, load_examples, report_bad_rows
 from edgeft.data.splits import fingerprint
-from edgeft.errors import InputError, ProofError
+from edgeft.errors import FormatError, InputError, ProofError
 from edgeft.files import home
 from edgeft.formats import format_of
 from edgeft.progress import Progress, say
 from edgeft.records import Example, Limits, Message, Score
+from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.llama_context import BATCH_TOKENS
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
 SCORE_LISTS = ("replies", "values", "stopped", "prompt_tokens")
@@ -115,13 +125,27 @@ def check_scorer(items: Items, name: str) -> None:
         problem, hint = "scorer", "a first scorer without a tag is for all others"
     if lacking:
         raise InputError(f"{name}: item {lacking[0].line} has no {problem}", hint)
+    if items.scorer != CHOICE:
+        _check_references(items, scorers, name)
+
+
+def _check_references(items: Items, scorers: Mapping[str, Scorer], name: str) -> None:
+    """InputError for the first reference answer that its scorer cannot read, before any answer."""
+    for example in items.examples:
+        score = _scorer_of(example, scorers)
+        if score in CHECKED:
+            try:
+                score("", example.answer)
+            except InputError as error:
+                problem = f"{name}: item {example.line}: {error.message}"
+                raise InputError(problem, error.hint) from None
 
 
 def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:
     """The items of a file. An answer that calls a function is a bad row: scorers compare texts."""
     examples = load_examples(path, bad_rows)
     problem, hint = "the answer calls a function", "scorers compare texts: end the row with a text"
-    calls = [BadRow(e.line, problem, hint) for e in examples if e.messages[-1].tool_calls]
+    calls = [BadRow.of(e, problem, hint) for e in examples if e.messages[-1].tool_calls]
     report_bad_rows(path, calls, len(examples), bad_rows)
     return [example for example in examples if not example.messages[-1].tool_calls]
 
@@ -190,7 +214,7 @@ def answer(model: Runtime, items: Items, few_shot: FewShot | None, name: str) ->
     """The uncached part of `measure`, with an open runtime; `name`: the model's."""
     arm = _arm_name(name, few_shot)
     started = time.perf_counter()
-    examples = _as_asked(items, few_shot)
+    examples = _as_asked(model, items, few_shot)
     prompts = [_prompt_ids(model, example) for example in examples]
     with Progress(f"answering ({arm})", len(items.examples)) as bar:
         if items.scorer == CHOICE:
@@ -213,15 +237,23 @@ Answers = tuple[list[str], list[bool], list[float]]
 """(replies, whether the model ended each, scores)"""
 
 
-def _as_asked(items: Items, few_shot: FewShot | None) -> list[Example]:
+def _as_asked(model: Runtime, items: Items, few_shot: FewShot | None) -> list[Example]:
     """The items with their whole prompts: as they are for a fine-tune."""
     if few_shot is None:
         return list(items.examples)
-    prompts = FewShotPrompts(few_shot, items.fewshot_pool, items.instructions)
+    embed = functools.partial(_embed, model)
+    prompts = FewShotPrompts(few_shot, items.fewshot_pool, items.instructions, embed)
     return [
         dataclasses.replace(e, messages=(*prompts.prompt(e), e.messages[-1]))
         for e in items.examples
     ]
+
+
+def _embed(model: Runtime, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+    """The model's own states of the beginnings of texts. FormatError for an engine that gives none."""
+    if not isinstance(model, GGUFRuntime):
+        raise FormatError("only a GGUF file embeds the examples", "--pick similar")
+    return model.embed_all([model.encode(text or " ")[:BATCH_TOKENS] for text in texts])
 
 
 def _prompt_ids(model: Runtime, example: Example) -> list[int]:

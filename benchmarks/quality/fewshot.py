@@ -2,6 +2,7 @@
 
     FewShot(4)                                  # the same four examples before every item
     FewShot(4, "similar")                       # the four that are most like the item, by BM25
+    FewShot(4, "embeddings")                    # the same by the model's own states
     FewShotPrompts(FewShot(4), pool, "Answer with one word.").prompt(item)
 
 The prompt is one system turn (the instructions and the item's own), then the examples' turns without
@@ -10,7 +11,8 @@ their system turns, then the item's. Similar examples end with the most similar 
 BM25 is that of S. Robertson and H. Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond"
 (Foundations and Trends in Information Retrieval 3:333-389, 2009, equation 3.15), with Lucene's idf, which
 is never negative. To pick examples by similarity: J. Liu et al., "What Makes Good In-Context Examples
-for GPT-3?" (DeeLIO 2022).
+for GPT-3?" (DeeLIO 2022). Embeddings are compared without their mean, which is in all of them: J. Mu and
+P. Viswanath, "All-but-the-Top" (ICLR 2018).
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import collections
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from edgeft.records import Example, Message
 
@@ -33,7 +38,9 @@ _CJK = "\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
 _WORD = re.compile(rf"[{_CJK}]|[^\W{_CJK}]+")
 """a word, or a character of a script that puts no spaces between words"""
 
-Pick = Literal["fixed", "similar"]
+Pick = Literal["fixed", "similar", "embeddings"]
+Embed = Callable[[Sequence[str]], npt.NDArray[np.float32]]
+"""texts -> (texts, width), each of length 1"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +52,9 @@ class FewShot:
     pick: Pick = "fixed"
 
     def __str__(self) -> str:
-        return f"{self.shots}-shot" + (", similar" if self.shots and self.pick != "fixed" else "")
+        return f"{self.shots}-shot" + (
+            f", {self.pick}" if self.shots and self.pick != "fixed" else ""
+        )
 
 
 class BM25:
@@ -82,14 +91,52 @@ class BM25:
         return ranked
 
 
+class Embeddings:
+    """The states of texts; `best` finds those whose direction from their mean is most like a query's."""
+
+    def __init__(self, texts: Sequence[str], embed: Embed) -> None:
+        self._embed = embed
+        states = embed(texts)
+        self._mean = states.mean(axis=0)
+        self._directions = _directions(states - self._mean)
+
+    def best(self, query: str, count: int) -> list[int]:
+        """Numbers of `count` texts, the best first; ties in their order."""
+        direction = _directions(self._embed([query]) - self._mean)[0]
+        ranked: list[int] = np.argsort(-self._directions @ direction, kind="stable")[
+            :count
+        ].tolist()
+        return ranked
+
+
+def _directions(states: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    scaled: npt.NDArray[np.float32] = states / np.maximum(
+        np.linalg.norm(states, axis=1, keepdims=True), np.float32(1e-12)
+    )
+    return scaled
+
+
 class FewShotPrompts:
     """The prompts of items, with worked examples from `pool` (at least as many as shots)."""
 
-    def __init__(self, few_shot: FewShot, pool: Sequence[Example], instructions: str) -> None:
+    def __init__(
+        self,
+        few_shot: FewShot,
+        pool: Sequence[Example],
+        instructions: str,
+        embed: Embed | None = None,
+    ) -> None:
+        """`embed`: needed for the pick "embeddings"."""
         self._few_shot, self._pool, self._instructions = few_shot, pool, instructions
-        similar = few_shot.shots and few_shot.pick == "similar"
-        self._index = BM25([question(example) for example in pool]) if similar else None
-        self._fixed = [] if similar else fixed_examples(pool, few_shot.shots)
+        self._index: BM25 | Embeddings | None = None
+        if few_shot.shots and few_shot.pick != "fixed":
+            texts = [question(example) for example in pool]
+            if few_shot.pick == "embeddings":
+                assert embed is not None
+                self._index = Embeddings(texts, embed)
+            else:
+                self._index = BM25(texts)
+        self._fixed = [] if self._index else fixed_examples(pool, few_shot.shots)
 
     def prompt(self, example: Example) -> list[Message]:
         """All messages before the answer."""

@@ -42,8 +42,8 @@ def open_workers(jobs: int = 1, ray: str | None = None) -> Iterator[Prefetch | N
     `ray`: address of a cluster, or `local` to start one here. ResourceError if there is none.
     """
     if ray:
-        with _cluster(ray) as run:
-            yield _prefetch(run, jobs)
+        with ray_cluster(ray) as cluster:
+            yield _prefetch(functools.partial(_run_on_cluster, cluster), jobs)
     elif jobs > 1:
         # A forked process would inherit locks that llama.cpp's threads hold.
         context = multiprocessing.get_context("spawn")
@@ -83,13 +83,19 @@ def _run_in_pool(pool: ProcessPoolExecutor, calls: list[Call]) -> list[Score]:
         raise ResourceError(problem, "lower --jobs, or free some memory") from None
 
 
+def _run_on_cluster(ray: Any, calls: list[Call]) -> list[Score]:
+    remote = ray.remote(_measure)
+    return list(ray.get([remote.remote(call) for call in calls]))
+
+
 def _measure(call: Call) -> Score:
     path, items, options = call
     return evaluate.measure(path, items, options)
 
 
 @contextlib.contextmanager
-def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
+def ray_cluster(address: str) -> Iterator[Any]:
+    """The module `ray`, connected to a cluster; `local` starts one here. ResourceError for none."""
     ray: Any = require("ray", "ray")
     ray_address = None if address == "local" else address
     try:
@@ -105,7 +111,6 @@ def _cluster(address: str) -> Iterator[Callable[[list[Call]], list[Score]]]:
         problem = f"no Ray cluster at {address}: {reason}"
         raise ResourceError(problem, "ray start --head, or --ray local") from None
     try:
-        remote = ray.remote(_measure)
-        yield lambda calls: list(ray.get([remote.remote(call) for call in calls]))
+        yield ray
     finally:
         ray.shutdown()

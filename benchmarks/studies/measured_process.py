@@ -1,4 +1,4 @@
-"""A command -> its wall time and its largest anonymous memory, sampled while it runs."""
+"""A command -> its wall time and its largest memory, sampled while it runs."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgeft.errors import InputError
+from edgeft.machine import kilobytes
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Step:
     seconds: float
     anonymous: int
     """bytes; largest RssAnon that was sampled"""
+    resident: int
+    """bytes; largest resident set (VmHWM), with the pages of mapped files"""
 
 
 def run(
@@ -29,23 +32,18 @@ def run(
 
     `environment`: in place of this process's own. `output`: file for what the command prints to stdout.
     """
-    started, peak = time.perf_counter(), 0
+    started, anonymous, resident = time.perf_counter(), 0, 0
     with tempfile.TemporaryFile("w+") as log, contextlib.ExitStack() as files:
         stdout = files.enter_context(output.open("w")) if output else log
         child = subprocess.Popen(command, stdout=stdout, stderr=log, text=True, env=environment)
         while child.poll() is None:
-            peak = max(peak, _anonymous(child.pid))
+            sizes = kilobytes(f"/proc/{child.pid}/status")
+            anonymous = max(anonymous, sizes.get("RssAnon", 0))
+            # Not ru_maxrss, which begins with the peak of this process.
+            resident = max(resident, sizes.get("VmHWM", 0))
             time.sleep(0.01)
         seconds = time.perf_counter() - started
         if child.returncode:
             log.seek(0)
             raise InputError(f"{command[:4]} failed: {log.read()[-800:]}")
-    return Step(seconds, peak)
-
-
-def _anonymous(pid: int) -> int:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon")), 0)
+    return Step(seconds, anonymous, resident)

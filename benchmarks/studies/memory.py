@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.base.resolve import resolve_base
+from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.studies.random_model import SHAPES, make_model
 from edgeft.benchmarks.suites import load_suite
-from edgeft.errors import InputError
 
 MODELS = {
     "tiny": SHAPES["qwen2-tiny"],
@@ -32,7 +32,14 @@ MODELS = {
                     "num_attention_heads": 16, "num_key_value_heads": 4, "vocab_size": 32000},
 }  # fmt: skip
 """name -> shape of a random Qwen2; None: an embedded base"""
-VARIANTS = {"plain": [], "checkpoint": ["--checkpoint-activations"], "4bit": ["--keep-4bit"]}
+VARIANTS = {
+    "plain": [],
+    "checkpoint": ["--checkpoint-activations"],
+    "4bit": ["--keep-4bit"],
+    "bf16": ["--compute-type", "bf16"],
+    "offload": ["--offload-activations"],
+    "mapped": ["--offload-weights"],
+}
 ROWS, STEPS = 120, 3
 
 
@@ -49,27 +56,9 @@ class Peak:
         return self.predicted / self.measured
 
 
-CHILD = """
-import sys
-from edgeft.cli import main
-from edgeft.machine import kilobytes
-try:
-    main(sys.argv[1:])
-except SystemExit as end:
-    if end.code:
-        raise
-print("VmHWM", kilobytes("/proc/self/status")["VmHWM"])
-"""
-"""runs a command line; not ru_maxrss, which begins with the peak of the parent process"""
-
-
 def measured_peak(args: list[str]) -> int:
     """Largest resident set of `edgeft ARGS` in a fresh process, bytes; InputError where it fails."""
-    command = [sys.executable, "-c", CHILD, *args]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise InputError(f"{args[:6]} failed: {done.stderr[-800:]}")
-    return int(done.stdout.rpartition("VmHWM ")[2])
+    return run([sys.executable, "-m", "edgeft", *args]).resident
 
 
 def predicted_peak(method: str, options: list[str]) -> int:
@@ -92,12 +81,12 @@ def peaks(
         for method in methods:
             for variant in variants:
                 shared = ["--base", str(base), "--data", str(data), "--compute-type", "fp32",
-                          "--batch-size", "8", "--micro-batch-size", str(micro_batch),
+                          "--threads", "1", "--batch-size", "8", "--micro-batch-size", str(micro_batch),
                           *VARIANTS[variant]]  # fmt: skip
                 train = ["train-qlora"] if method == "qlora" else ["train", "--method", method]
-                run = [*train, *shared, "--output", str(work / "out"), "--overwrite",
+                command = [*train, *shared, "--output", str(work / "out"), "--overwrite",
                        "--steps", str(STEPS), "--validation-size", "0", "--save-every", "0"]  # fmt: skip
-                measured = measured_peak(run)
+                measured = measured_peak(command)
                 yield Peak(model, method, variant, predicted_peak(method, shared), measured)
 
 

@@ -34,7 +34,7 @@ from typing import Any
 from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.suites import load_suite
-from edgeft.data.encoding import Encoded
+from edgeft.data.encoded_rows import Encoded
 from edgeft.train.options import TrainOptions
 
 TRL = "trl"

@@ -77,7 +77,8 @@ def measure(name: str, device: str, options: argparse.Namespace, more: Sequence[
     _edgeft({}, "merge-export", source, result, "--out", exported, "--quant", options.quant)
     artifact = exported / f"{options.quant}.gguf"
     answers = folder / f"{key}.json"
-    _edgeft({}, "bench", artifact, "--items", SUITE, "--no-speed", "--json", output=answers)
+    limit = ["--limit", options.limit] if options.limit else []
+    _edgeft({}, "bench", artifact, "--items", SUITE, "--no-speed", "--json", *limit, output=answers)
     values = json.loads(answers.read_text())["rows"][0]["score"]["values"]
     size = sum(file.size for file in manifest.files.values())
     return Row(
@@ -106,6 +107,7 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--quant", default="q8_0")
+    parser.add_argument("--limit", type=int, help="of the test items; default: all")
     return parser
 
 

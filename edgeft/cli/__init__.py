@@ -26,6 +26,7 @@ COMMANDS = {
     "plan": "Memory, disk and time of every stage, before it starts.",
     "train-qlora": "Fine-tune: chats + base model -> LoRA adapter.",
     "train": "Fine-tune by any method: LoRA and its kin, IA3, BitFit, freeze, full.",
+    "sweep": "Train with several learning rates, ranks, bases or mixes, and keep the best.",
     "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",

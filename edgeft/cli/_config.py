@@ -41,35 +41,41 @@ def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None)
     if path is None:
         return
     command = ctx.info_name or ""
-    options = {
+    options = options_by_name(ctx.command)
+    defaults = dict(
+        as_option(path, command, options, key, value)
+        for key, value in _read_table(ctx, path).items()
+    )
+    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def options_by_name(command: click.Command) -> dict[str, click.Option]:
+    """Every name of a command's options, with -- -> the option; without --config."""
+    return {
         name: option
-        for option in ctx.command.params
+        for option in command.params
         if isinstance(option, click.Option) and option.name != "config"
         for name in (*option.opts, *option.secondary_opts)
     }
-    defaults = {}
-    for key, value in _read_table(ctx, path).items():
-        _check_usable(path, key, value)
-        name = current_name(command, "--" + key.replace("_", "-"))
-        option = options.get(name)
-        if option is None:
-            known = [option.removeprefix("--") for option in options]
-            raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
-        value = _as_typed(path, key, option, current_value(command, name, value))
-        defaults[str(option.name)] = not value if name in option.secondary_opts else value
-    ctx.default_map = {**(ctx.default_map or {}), **defaults}
+
+
+def as_option(
+    path: Path, command: str, options: dict[str, click.Option], key: str, value: Any
+) -> tuple[str, Any]:
+    """(parameter, value as the command line has it) of one key of a file; InputError for a fault."""
+    _check_usable(path, key, value)
+    name = current_name(command, "--" + key.replace("_", "-"))
+    option = options.get(name)
+    if option is None:
+        known = [option.removeprefix("--") for option in options]
+        raise InputError(f"{path}: unknown key {key!r}", did_you_mean(key, known))
+    value = _as_typed(path, key, option, current_value(command, name, value))
+    return str(option.name), not value if name in option.secondary_opts else value
 
 
 def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
     """The command's table, or the keys above all tables where the file has no such table."""
-    import tomllib
-
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}", "check --config") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
+    content = read_toml(path)
     root = ctx.find_root()
     commands = root.command.list_commands(root) if isinstance(root.command, click.Group) else []
     for name in (name for name, value in content.items() if isinstance(value, dict)):
@@ -81,6 +87,18 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
     if isinstance(table, dict):
         return table
     return {key: value for key, value in content.items() if not isinstance(value, dict)}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file; InputError where it is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"no such file: {path}", "check --config") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
 
 
 def _names(ctx: click.Context) -> list[str]:

@@ -41,8 +41,8 @@ def eval_items_options(function: F) -> F:
     )(function)  # fmt: skip
 
 
-def answer_items(options: dict[str, Any]) -> AnswerItems | None:
-    """The items that a training run answers; takes the values of `eval_items_options` out of `options`."""
+def pop_eval_options(options: dict[str, Any]) -> EvalOptions | None:
+    """Takes the values of `eval_items_options` out of `options`; None where no items are named."""
     names = ("items", "scorer", "limit")
     chosen = EvalOptions(
         **{name: options.pop(name) for name in names}, bad_rows=options["bad_rows"]
@@ -51,16 +51,17 @@ def answer_items(options: dict[str, Any]) -> AnswerItems | None:
         if chosen.scorer or chosen.limit:
             raise click.UsageError("--eval-scorer and --eval-limit need --eval-items")
         return None
-    from edgeft.benchmarks.quality.evaluate import load_items
-    from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
-    from edgeft.train.answers import AnswerItems
+    return chosen
 
-    items = load_items(chosen)
-    if items.scorer == CHOICE:
-        raise click.UsageError(
-            "--eval-scorer choice reads no answers; `edgeft bench` scores choices"
-        )
-    return AnswerItems(items.examples, scorer_named(items.scorer), items.scorer, items.max_tokens)
+
+def answer_items(options: dict[str, Any]) -> AnswerItems | None:
+    """The items that a training run answers; takes the values of `eval_items_options` out of `options`."""
+    chosen = pop_eval_options(options)
+    if chosen is None:
+        return None
+    from edgeft.benchmarks.quality.training_items import training_items
+
+    return training_items(chosen)
 
 
 def report_option(function: F) -> F:

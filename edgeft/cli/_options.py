@@ -13,6 +13,7 @@ import functools
 import inspect
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
@@ -160,11 +161,15 @@ def finite(ctx: click.Context, param: click.Parameter, value: float | None) -> f
     return value
 
 
+COMMA = re.compile(r",(?![^(]*\)|[^\[]*\])")
+
+
 def comma_list(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Callback of a repeatable option whose values may also be joined by commas."""
-    return tuple(part.strip() for item in value for part in item.split(",") if part.strip())
+    """Callback of a repeatable option whose values may also be joined by commas, outside of (…) and […]."""
+    parts = (part.strip() for item in value for part in COMMA.split(item))
+    return tuple(part for part in parts if part)
 
 
 class CountOrAuto(click.IntRange):

@@ -10,14 +10,14 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
-from edgeft.cli._options import CountOrAuto, build, json_option, options_of, print_json
+from edgeft.cli._options import CountOrAuto, json_option, options_of, print_json
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 OF_ADAPTER = (
-    "base", "data", "validation_data", "validation_size", "columns", "seed", "method", "lora_r",
-    "lora_alpha", "target_modules", "use_rslora", "quantization", "double_quant",
+    "base", "data", "validation_data", "validation_size", "columns", "seed", "method", "objective",
+    "lora_r", "lora_alpha", "target_modules", "use_rslora", "quantization", "double_quant",
 )  # fmt: skip
 """options of a training that `--adapter` takes over: what the adapter is of, and which rows are held out"""
 
@@ -98,24 +98,15 @@ def run_training(
     **options: Any,
 ) -> None:
     """Train, or show what would be learned, and print the result."""
-    from edgeft.base.resolve import resolve_base
-    from edgeft.train.new_tokens import read_tokens
-    from edgeft.train.registry import check_objective, check_options, method_row
+    from edgeft.data.splits import DOCUMENT_OBJECTIVES
+    from edgeft.train.registry import method_row
+    from edgeft.train.resolve import resolve_run
     from edgeft.train.run import train
 
-    row = method_row(method)
-    check_objective(objective)
-    options["base"] = resolve_base(options["base"]).resolve()
-    options["micro_batch_size"] = options["micro_batch_size"] or options["batch_size"]
-    options["learning_rate"] = options["learning_rate"] or row.learning_rate
-    for name in ("data", "validation_data", "output", "adapter"):  # true in any current folder
-        options[name] = options[name] and options[name].expanduser().resolve()
-    options["add_tokens"] = read_tokens(options["add_tokens"])
     items = answer_items(options)
-    run = build(TrainOptions, options)
-    check_options(method, run)
+    run = resolve_run({"method": method, "objective": objective, **options}).options
     if preview:
-        _preview(run, as_json)
+        _preview(run, objective in DOCUMENT_OBJECTIVES, as_json)
         return
     try:
         manifest = train(run, resume, overwrite, method, objective, items)
@@ -124,7 +115,7 @@ def run_training(
         raise
     facts = manifest.facts
     if as_json:
-        print_json({row.result: str(run.output), **facts})
+        print_json({method_row(method).result: str(run.output), **facts})
         return
     curve = ", ".join(f"{loss:.3f} at {step}" for step, loss in facts["validation_loss"])
     say(f"{facts['steps']} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s "
@@ -137,7 +128,7 @@ def run_training(
     click.echo(str(run.output))
 
 
-def _preview(run: TrainOptions, as_json: bool) -> None:
+def _preview(run: TrainOptions, documents: bool, as_json: bool) -> None:
     """Print the first examples and what is left out, to stdout."""
     import sys
 
@@ -146,7 +137,7 @@ def _preview(run: TrainOptions, as_json: bool) -> None:
     from edgeft.train.preview import preview
 
     colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
-    shown = preview(run, GREEN if colour else BRACKETS)
+    shown = preview(run, documents, GREEN if colour else BRACKETS)
     if as_json:
         print_json(shown.to_json())
     else:

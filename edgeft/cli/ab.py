@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from edgeft import store
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import as_typed_command, items_options, report_option
@@ -80,6 +81,11 @@ def command(
     from edgeft.release.gate import run_gate
     from edgeft.report import storage, tables
 
+    general = options["general"]
+    if general and (general.endswith(".gguf") or store.read_manifest(Path(general))):
+        raise click.UsageError(
+            f"--general took {general} as its value: put --general last, or write --general general"
+        )
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
     _check_combination(ctx, human)

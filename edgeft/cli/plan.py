@@ -32,7 +32,8 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 @options_of(
     TrainOptions,
     only=("base", "data", "batch_size", "micro_batch_size", "cutoff_length", "lora_r", "target_modules",
-          "compute_type", "keep_4bit", "checkpoint_activations", "attention", "epochs"),
+          "compute_type", "keep_4bit", "checkpoint_activations", "offload_activations",
+          "offload_weights", "attention", "epochs"),
     base={"type": click.STRING, "help": "Base model: as for training, or a config.json alone."},
     data={"required": False, "default": None,
           "help": "Chats to learn: their longest examples and their number are used. Without them, "

@@ -33,6 +33,8 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         for row in here
     ]  # fmt: skip
     click.echo("\n".join(columns([heads, *lines])))
+    for name, objective in OBJECTIVES.items():
+        click.echo(f"objective {name}: learns {objective.about}")
     click.echo("A GPU that torch finds is used. The tests prove the methods on a CPU.")
     for row in rows:
         if "unavailable" in row:
@@ -84,5 +86,6 @@ def command(method: str, objective: str, **options: Any) -> None:
     edgeft train --list
     edgeft train --method dora --base smollm2-135m --data chats.jsonl --output adapter
     edgeft train --method full --base smollm2-135m --data chats.jsonl --output model
+    edgeft train --objective pretrain --base smollm2-135m --data texts --output adapter
     """
     run_training(method, objective, **options)

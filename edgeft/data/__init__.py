@@ -10,9 +10,8 @@ from edgeft.data.options import CheckOptions, CleanOptions, MixOptions, SplitOpt
 if TYPE_CHECKING:
     from edgeft.data.checking import DataReport, check
     from edgeft.data.cleaning import clean
+    from edgeft.data.encoded_rows import IGNORED, Encoded
     from edgeft.data.encoding import (
-        IGNORED,
-        Encoded,
         LeftOut,
         calibration,
         encode,
@@ -60,7 +59,8 @@ __all__ = [
 _MODULES = {
     "checking": "DataReport check",
     "cleaning": "clean",
-    "encoding": "IGNORED Encoded LeftOut calibration encode encode_all text_calibration",
+    "encoded_rows": "IGNORED Encoded",
+    "encoding": "LeftOut calibration encode encode_all text_calibration",
     "mixing": "mix",
     "partition": "split_files",
     "reading": "read_text",

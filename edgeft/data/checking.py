@@ -22,7 +22,6 @@ from edgeft import __version__
 from edgeft.data.columns import parse_columns
 from edgeft.data.items import Item, read_compared, read_items
 from edgeft.data.options import CheckOptions
-from edgeft.data.reading import data_files
 from edgeft.data.row_faults import ROW_KINDS, Severity, excerpt
 from edgeft.data.set_faults import (
     MAX_PLACES,
@@ -33,6 +32,7 @@ from edgeft.data.set_faults import (
     same_kind_of_task,
 )
 from edgeft.data.similar import Pair, Prints, is_available
+from edgeft.data.sources import data_files
 from edgeft.data.tokens import Lengths, TokenCounter
 from edgeft.errors import InputError, did_you_mean
 
@@ -144,7 +144,7 @@ def check(options: CheckOptions) -> DataReport:
         if name not in KINDS:
             raise InputError(f"--ignore names no kind {name!r}", did_you_mean(name, KINDS))
     near = options.near > 0 and is_available()
-    files = [file for path in options.data for file in data_files(path)]
+    files = [file for path in options.data for file in data_files(path, "train")]
     others = {
         "": [file for path in options.against for file in data_files(path)],
         "test-": list(options.test_sets),

@@ -29,7 +29,6 @@ from edgeft.data.dataset import (
 )
 from edgeft.data.items import Item, read_compared, read_item, read_items
 from edgeft.data.options import CleanOptions
-from edgeft.data.reading import data_files
 from edgeft.data.row_faults import (
     BIDI_AND_INVISIBLE,
     CONTROL,
@@ -40,6 +39,7 @@ from edgeft.data.row_faults import (
     personal_spans,
 )
 from edgeft.data.similar import Pair, Prints
+from edgeft.data.sources import data_files
 from edgeft.errors import InputError, did_you_mean, require
 
 Fix = Callable[[str], str]
@@ -119,7 +119,7 @@ def clean(options: CleanOptions, overwrite: bool = False) -> CleanResult:
     check_jsonl(options.output)
     columns = parse_columns(options.columns)
     rules = chosen_rules(options.rules, bool(options.against))
-    files = [file for path in options.data for file in data_files(path)]
+    files = [file for path in options.data for file in data_files(path, "train")]
     against = [file for path in options.against for file in data_files(path)]
     parents = parents_of("data", files) | (parents_of("against", against) if against else {})
     recorded = manifest_options(options, rules=rules)

@@ -17,7 +17,7 @@ from edgeft.errors import InputError, did_you_mean
 from edgeft.progress import say_once
 
 TARGETS = ("prompt", "answer", "system", "history", "messages", "tools", "choices", "tags", "chosen",
-           "rejected", "label")  # fmt: skip
+           "rejected", "label", "text")  # fmt: skip
 """what a column can be read as"""
 SHAPE_KEYS = {key for pair in PAIRS for key in (pair.question, *pair.details, *pair.answers)} | {
     *CONVERSATIONS

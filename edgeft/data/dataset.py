@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import store
+from edgeft.data.hub import pinned
 from edgeft.data.items import Item
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
@@ -41,7 +42,7 @@ def parents_of(role: str, files: Iterable[Path]) -> dict[str, str]:
 
 
 def manifest_options(options: Any, **paths: Any) -> dict[str, Any]:
-    """The fields of an options object as the manifest keeps them: paths as text, no output."""
+    """The fields of an options object as the manifest keeps them: paths as text, hub ids pinned, no output."""
     fields = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     fields.pop("output")
     return {name: _plain(value) for name, value in (fields | paths).items()}
@@ -50,7 +51,7 @@ def manifest_options(options: Any, **paths: Any) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [_plain(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+    return str(pinned(value)) if isinstance(value, Path) else value
 
 
 def check_jsonl(output: Path) -> None:

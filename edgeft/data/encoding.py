@@ -6,10 +6,12 @@ encoded.ids, encoded.labels     # equal length; a label is IGNORED where nothing
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgeft.data.encoded_rows import IGNORED, Encoded, EncodedRows
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
 from edgeft.progress import say, say_once
@@ -18,20 +20,9 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
 from edgeft.tokenizer.learned_parts import Parts, sequences, spans
 
-IGNORED = -100
-"""label of a token that is not learned, as in torch's cross-entropy"""
 CALIBRATION_TOKENS = 65_536
 """tokens of a calibration, where the caller does not say how many"""
 GOLDEN_RATIO = (5**0.5 - 1) / 2
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """One example as token ids."""
-
-    ids: list[int]
-    labels: list[int]
-    """the id itself where it is learned, else IGNORED; not shifted"""
 
 
 @dataclass(frozen=True)
@@ -53,8 +44,12 @@ def encode(
 
     Prompts and answers are tokenized separately, as they are at inference: a merge across their
     border would be a token that the model never sees there. InputError where the template refuses
-    the conversation.
+    the conversation. Of a document every token is learned, and the tokens that begin and end a text.
     """
+    if example.is_document:
+        begin = chat.bos_token if "bos_token" in chat.source else ""
+        ids = tokenize(begin + example.answer + chat.eos_token)
+        return Encoded(ids, ids)
     parts = spans(chat, example.messages, example.tools)
     return _encoded(example, parts, tokenize, train_on_inputs)
 
@@ -63,6 +58,8 @@ def encode_each(
     example: Example, chat: ChatTemplate, tokenize: Encode, train_on_inputs: bool = False
 ) -> list[Encoded]:
     """As `encode`, with earlier answers that need a prompt of their own (`sequences`) before it."""
+    if example.is_document:
+        return [encode(example, chat, tokenize)]
     each = sequences(chat, example.messages, example.tools)
     return [_encoded(example, parts, tokenize, train_on_inputs) for parts in each]
 
@@ -88,7 +85,7 @@ def encode_all(
     tokenize: Encode,
     cutoff: int,
     train_on_inputs: bool = False,
-) -> tuple[list[Encoded], LeftOut]:
+) -> tuple[EncodedRows, LeftOut]:
     """Encode the examples of at most `cutoff` tokens.
 
     Longer ones are left out, not cut: an answer without its end teaches the model not to stop.
@@ -98,22 +95,46 @@ def encode_all(
             "the chat template writes the day on which it is rendered: the examples are learned with "
             "today's, a chat has the date of its own day"
         )
-    encoded: list[Encoded] = []
-    refused = []
+    kept = EncodedRows()
+    refused: list[BadRow] = []
+    longer = longest = 0
     for example in examples:
         try:
             items = encode_each(example, chat, tokenize, train_on_inputs)
         except InputError as error:
-            refused.append(BadRow(example.line, error.message, error.hint))
+            refused.append(BadRow.of(example, error.message, error.hint))
             continue
         if all(label == IGNORED for item in items for label in item.labels):
             problem = "the chat template leaves nothing of the answers that are to be learned"
-            refused.append(BadRow(example.line, problem))
-        else:
-            encoded += items
-    kept = [item for item in encoded if len(item.ids) <= cutoff]
-    longest = max((len(item.ids) for item in encoded), default=0)
-    return kept, LeftOut(len(encoded) - len(kept), longest, tuple(refused))
+            refused.append(BadRow.of(example, problem))
+            continue
+        for item in items:
+            longest = max(longest, len(item.ids))
+            if len(item.ids) <= cutoff:
+                kept.append(item)
+            else:
+                longer += 1
+    return kept, LeftOut(longer, longest, tuple(refused))
+
+
+def encode_documents(
+    documents: Iterable[Example], chat: ChatTemplate, tokenize: Encode, size: int
+) -> EncodedRows:
+    """The tokens of all documents one after the other, in rows of `size`; the last may be shorter.
+
+    A last row of one token is left out: nothing is learned in it.
+    """
+    rows, rest = EncodedRows(), array("i")
+    for document in documents:
+        rest.extend(encode(document, chat, tokenize).ids)
+        cut = len(rest) - len(rest) % size
+        for start in range(0, cut, size):
+            ids = rest[start : start + size].tolist()
+            rows.append(Encoded(ids, ids))
+        del rest[:cut]
+    if len(rest) > 1:
+        rows.append(Encoded(rest.tolist(), rest.tolist()))
+    return rows
 
 
 def encode_file(
@@ -124,7 +145,7 @@ def encode_file(
     cutoff: int,
     train_on_inputs: bool = False,
     bad_rows: BadRows = "stop",
-) -> tuple[list[Encoded], LeftOut]:
+) -> tuple[EncodedRows, LeftOut]:
     """`encode_all` with notes on what is left out.
 
     `path`: the file that the examples come from. DataError for examples that the chat template
@@ -151,8 +172,8 @@ def renderable(
     """The examples of a file that the chat template renders; DataError for others, or a note."""
     refused = list(_refused(examples, chat))
     report_bad_rows(path, refused, len(examples), bad_rows)
-    lines = {row.line for row in refused}
-    return [example for example in examples if example.line not in lines]
+    places = {row.place for row in refused}
+    return [example for example in examples if example.place not in places]
 
 
 def _refused(examples: Sequence[Example], chat: ChatTemplate) -> Iterator[BadRow]:
@@ -160,7 +181,7 @@ def _refused(examples: Sequence[Example], chat: ChatTemplate) -> Iterator[BadRow
         try:
             spans(chat, example.messages, example.tools)
         except InputError as error:
-            yield BadRow(example.line, error.message, error.hint)
+            yield BadRow.of(example, error.message, error.hint)
 
 
 def calibration(

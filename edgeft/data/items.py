@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 from edgeft.data.columns import renamed, say_mapping
 from edgeft.data.fields import Fields, RowError, is_empty
-from edgeft.data.reading import data_files, read_rows
+from edgeft.data.reading import read_rows
 from edgeft.data.shapes import CONVERSATIONS, REJECTED, VERDICTS, read_row
+from edgeft.data.sources import data_files
 from edgeft.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLES
 from edgeft.errors import DataError, InputError
 from edgeft.progress import say_once

@@ -29,10 +29,11 @@ from edgeft.data.dataset import (
     open_lines,
     parents_of,
 )
+from edgeft.data.hub import pinned
 from edgeft.data.items import read_items
 from edgeft.data.options import MixOptions
-from edgeft.data.reading import data_files
 from edgeft.data.rows import BadRows
+from edgeft.data.sources import data_files
 from edgeft.errors import InputError
 
 
@@ -96,11 +97,13 @@ def mix(options: MixOptions, overwrite: bool = False) -> MixResult:
     paths = [path for path, _ in pairs] + list(options.replay)
     if len(set(paths)) < len(paths):
         raise InputError("one file is named twice", "a weight of 2 counts it twice")
-    files = [tuple(data_files(path)) for path in paths]
+    files = [tuple(data_files(path, "train")) for path in paths]
     parents = parents_of("data", [f for some in files[: len(pairs)] for f in some])
     replayed = [f for some in files[len(pairs) :] for f in some]
     parents |= parents_of("replay", replayed) if replayed else {}
-    recorded = manifest_options(options)
+    words = zip(options.data, paths, strict=False)
+    data = [word.replace(str(path), str(pinned(path)), 1) for word, path in words]
+    recorded = manifest_options(options, data=data)
     if done := store.find_complete(options.output, KIND, recorded, parents):
         return MixResult(str(options.output), **done.facts)
     store.check_not_foreign(options.output, overwrite)

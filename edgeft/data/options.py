@@ -12,7 +12,7 @@ class CheckOptions:
     """What is checked, and against what: the options of `edgeft data check`."""
 
     data: tuple[Path, ...]
-    """Files or folders of rows."""
+    """Files or folders of rows, or data sets of the hub as owner/name:config."""
     against: tuple[Path, ...] = ()
     """Files that must have no question in common with the data: validation and test splits."""
     base: Path | None = None
@@ -36,7 +36,7 @@ class CleanOptions:
     """What is cleaned and by which rules: the options of `edgeft data clean`."""
 
     data: tuple[Path, ...]
-    """Files or folders of rows."""
+    """Files or folders of rows, or data sets of the hub as owner/name:config."""
     output: Path
     """JSONL file to write."""
     rules: tuple[str, ...] = ("default",)
@@ -54,7 +54,7 @@ class SplitOptions:
     """How data is split: the options of `edgeft data split`."""
 
     data: tuple[Path, ...]
-    """Files or folders of rows."""
+    """Files or folders of rows, or data sets of the hub as owner/name:config."""
     output: Path
     """Folder for train.jsonl, validation.jsonl and test.jsonl."""
     validation: float = 0.1
@@ -81,7 +81,8 @@ class MixOptions:
     """What is mixed in which shares: the options of `edgeft data mix`."""
 
     data: tuple[str, ...]
-    """Files of rows, each with its weight as FILE=WEIGHT; without one the weight is 1."""
+    """Files or folders of rows, or data sets of the hub, each with its weight as FILE=WEIGHT; without one the
+    weight is 1."""
     output: Path
     """JSONL file to write."""
     temperature: float | None = None

@@ -24,8 +24,8 @@ from edgeft.data.dataset import KIND, good_items, line_of, manifest_options, ope
 from edgeft.data.encoding import GOLDEN_RATIO
 from edgeft.data.items import Item, read_items
 from edgeft.data.options import SplitOptions
-from edgeft.data.reading import data_files
 from edgeft.data.similar import hash64, normalized
+from edgeft.data.sources import data_files
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, did_you_mean
 
@@ -93,7 +93,7 @@ def split_files(options: SplitOptions, overwrite: bool = False) -> SplitResult:
             "training rows", "shares above 0 whose sum is below 1"
         )  # fmt: skip
     columns = parse_columns(options.columns)
-    files = [file for path in options.data for file in data_files(path)]
+    files = [file for path in options.data for file in data_files(path, "train")]
     parents, recorded = parents_of("data", files), manifest_options(options)
     if done := store.find_complete(options.output, KIND, recorded, parents):
         return SplitResult(str(options.output), **done.facts)

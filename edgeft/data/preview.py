@@ -30,6 +30,8 @@ def marked(
     marks: tuple[str, str] = BRACKETS,
 ) -> str:
     """The whole conversation as text. InputError where the template refuses it."""
+    if example.is_document:
+        return marks[0] + shortened(example.answer.translate(CONTROLS)) + marks[1]
     parts = spans(chat, example.messages, example.tools)
     text = ""
     for part, learned in parts:
@@ -40,12 +42,12 @@ def marked(
 
 def first_marked(
     examples: Iterable[Example], chat: ChatTemplate, train_on_inputs: bool
-) -> tuple[int, str]:
-    """(line, text) of the first example that the template does not refuse; (0, "") without one."""
+) -> tuple[str, str]:
+    """(place, text) of the first example that the template does not refuse; ("", "") without one."""
     for example in examples:
         with contextlib.suppress(InputError):
-            return example.line, marked(example, chat, train_on_inputs)
-    return 0, ""
+            return example.place, marked(example, chat, train_on_inputs)
+    return "", ""
 
 
 def shortened(text: str) -> str:

@@ -60,27 +60,6 @@ REFUSED = (
 """(offset, bytes there, what such a file is, remedy)"""
 
 
-def data_file(path: Path) -> Path:
-    """The file itself, or the only data file of a folder. InputError for none or several."""
-    files = data_files(path)
-    if len(files) > 1:
-        names = ", ".join(str(file.relative_to(path)) for file in files[:10])
-        raise InputError(f"{path} holds {len(files)} data files: {names}", "name one of them")
-    return files[0]
-
-
-def data_files(path: Path) -> list[Path]:
-    """The file itself, or the data files of a folder by name. InputError where there is none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise InputError(f"no such data file: {path}", "check the path")
-    files = [file for file in sorted(path.rglob("*")) if holds_rows(file)]
-    if not files:
-        raise InputError(f"no data file in {path}", "JSONL, JSON, CSV, Parquet or Arrow")
-    return files
-
-
 def holds_rows(path: Path) -> bool:
     """Whether a file's name is that of rows, and not of plain text or of a manifest."""
     manifest = path.name.endswith("manifest.json")
@@ -277,6 +256,7 @@ def _whole_json_rows(path: Path, text: str) -> Rows:
         if not any(isinstance(_json(line), dict) for line in lines):
             number = getattr(error, "lineno", 1)
             hint = "one JSON object per line"
+            hint += "" if holds_rows(path) else "; --objective pretrain learns plain text"
             raise DataError(path, number, f"not JSON: {error}", hint) from None
         yield from _lines(path, enumerate(lines, start=1))
         return

@@ -12,15 +12,19 @@ named in a note as not used, or makes the row a bad one.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from edgeft.data.columns import parse_columns, renamed, say_mapping
+from edgeft.data.documents import TEXT_SUFFIXES, document_rows, read_document
 from edgeft.data.fields import RowError
-from edgeft.data.reading import data_file, read_rows
+from edgeft.data.reading import read_rows
 from edgeft.data.shapes import read_row
+from edgeft.data.sources import data_files
+from edgeft.data.split_names import Split
 from edgeft.errors import DataError, InputError
 from edgeft.progress import say_once
 from edgeft.records import Example
@@ -39,15 +43,27 @@ class BadRow:
     line: int
     problem: str
     hint: str = ""
+    file: str = ""
+    """name of its file, where the data has several"""
+
+    @classmethod
+    def of(cls, example: Example, problem: str, hint: str = "") -> BadRow:
+        """The place of an example with what is wrong with it."""
+        return cls(example.line, problem, hint, example.file)
+
+    @property
+    def place(self) -> str:
+        return f"{self.file}:{self.line}" if self.file else str(self.line)
 
 
 @dataclass(frozen=True)
 class ExampleFile:
-    """The conversations of a data file, and what was left out."""
+    """The conversations of a data file, of a folder or of a hub id, and what was left out."""
 
     path: Path
+    """the file, or where there are several what names them"""
     examples: list[Example]
-    """in the order of the file"""
+    """in the order of the files"""
     bad: tuple[BadRow, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
     """key that is not used -> rows that have it"""
@@ -56,7 +72,9 @@ class ExampleFile:
         """What was left out, for a manifest; {} where that is nothing."""
         skipped = {
             "count": len(self.bad),
-            "first": [[row.line, row.problem] for row in self.bad[:LISTED_ROWS]],
+            "first": [
+                [row.place if row.file else row.line, row.problem] for row in self.bad[:LISTED_ROWS]
+            ],
         }
         return ({"ignored": self.ignored} if self.ignored else {}) | (
             {"skipped": skipped} if self.bad else {}
@@ -64,32 +82,66 @@ class ExampleFile:
 
 
 def load_examples(
-    path: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()
+    path: Path,
+    bad_rows: BadRows = "stop",
+    columns: Sequence[str] = (),
+    split: Split | None = None,
+    documents: bool = False,
 ) -> list[Example]:
     """All conversations of a file, in its order; see `read_examples`."""
-    return read_examples(path, bad_rows, columns).examples
+    return read_examples(path, bad_rows, columns, split, documents).examples
 
 
 def read_examples(
-    path: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()
+    path: Path,
+    bad_rows: BadRows = "stop",
+    columns: Sequence[str] = (),
+    split: Split | None = None,
+    documents: bool = False,
 ) -> ExampleFile:
-    """The conversations of a file, or of the only data file of a folder.
+    """The conversations of a file, or of the files of a folder or hub id that belong to `split`.
+
+    Without `split` there must be one file. `documents`: rows and files are plain texts.
 
     `columns`: pairs such as prompt=question (`edgeft.data.columns`).
 
     InputError where it is missing, has no rows or is no data file; DataError for bad rows, unless
     they are to be skipped and others are left. Notes name the keys that are not used.
     """
-    path, mapping = data_file(path), parse_columns(columns)
+    mapping = parse_columns(columns)
+    files = data_files(path, split, TEXT_SUFFIXES if documents else ())
     say_mapping(mapping)
+    if len(files) == 1:
+        return _read_file(files[0], "", bad_rows, mapping, documents)
+    if split is None:
+        names = ", ".join(_name(file, path) for file in files[:LISTED_ROWS])
+        raise InputError(f"{path} holds {len(files)} data files: {names}", "name one of them")
+    read = [_read_file(file, _name(file, path), bad_rows, mapping, documents) for file in files]
+    ignored: collections.Counter[str] = collections.Counter()
+    for file in read:
+        ignored.update(file.ignored)
+    examples = [example for file in read for example in file.examples]
+    return ExampleFile(path, examples, tuple(row for f in read for row in f.bad), dict(ignored))
+
+
+def _name(file: Path, source: Path) -> str:
+    """The name of one of several files in messages."""
+    return file.relative_to(source).as_posix() if source.is_dir() else file.name
+
+
+def _read_file(
+    path: Path, name: str, bad_rows: BadRows, mapping: Mapping[str, str], documents: bool
+) -> ExampleFile:
+    """`name`: that examples and bad rows carry."""
+    rows, read = (document_rows, read_document) if documents else (read_rows, read_row)
     examples, bad = [], []
     ignored: collections.Counter[str] = collections.Counter()
-    for line, raw in read_rows(path):
+    for line, raw in rows(path):
         try:
             if isinstance(raw, DataError):
                 raise RowError(raw.problem, raw.hint)
             row, left_out = renamed(raw, mapping)
-            example, unread = read_row(row, line)
+            example, unread = read(row, line, name)
         except RowError as error:
             bad.append(BadRow(line, error.problem[:MAX_REASON_CHARS], error.hint))
         except RecursionError:
@@ -106,7 +158,8 @@ def read_examples(
             for key, count in ignored.most_common()
         )
         say_once(f"{path}: keys that are not used: {keys}")
-    return ExampleFile(path, examples, tuple(bad), dict(ignored.most_common()))
+    named = tuple(dataclasses.replace(row, file=name) for row in bad)
+    return ExampleFile(path, examples, named, dict(ignored.most_common()))
 
 
 def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: BadRows) -> None:
@@ -115,7 +168,7 @@ def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: Bad
         return
     lines = collections.defaultdict(list)
     for row in bad[:LISTED_ROWS]:
-        lines[row.problem].append(str(row.line))
+        lines[row.problem].append(row.place)
     first, *others = lines.items()
     listed = [first[0] + (f" (also line {', '.join(first[1][1:])})" if first[1][1:] else "")]
     listed += [f"line {', '.join(numbers)}: {problem}" for problem, numbers in others]
@@ -124,5 +177,5 @@ def report_bad_rows(path: Path, bad: Sequence[BadRow], total: int, bad_rows: Bad
     if bad_rows == "stop" or len(bad) == total:
         if len(bad) < total:
             hint += ("; " if hint else "") + "--bad-rows skip leaves bad rows out"
-        raise DataError(path, bad[0].line, "; ".join([problem, *counted]), hint)
-    say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].line}: {problem}")
+        raise DataError(path / bad[0].file, bad[0].line, "; ".join([problem, *counted]), hint)
+    say_once(f"{len(bad)} of {total} rows of {path} are skipped: line {bad[0].place}: {problem}")

@@ -55,7 +55,7 @@ VERDICTS = ("label", "kto_tag")
 """keys of a boolean that calls the answer good or bad (KTO)"""
 
 
-def read_row(raw: Any, line: int) -> tuple[Example, list[str]]:
+def read_row(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
     """(the conversation, the keys that say something and were not read). RowError for a bad row."""
     if not isinstance(raw, dict):
         raise RowError(f"not an object but {type(raw).__name__}")
@@ -73,8 +73,8 @@ def read_row(raw: Any, line: int) -> tuple[Example, list[str]]:
     tags, choices = (tuple(map(str, value)) for value in lists.values())
     if choices and messages[-1].content not in choices:
         raise RowError("the answer is none of the choices")
-    example = Example(tuple(messages), tags, line, choices, functions)
-    _check_text(example)
+    example = Example(tuple(messages), tags, line, choices, functions, file)
+    check_text(example)
     return example, [*fields.unread, *ignored]
 
 
@@ -98,7 +98,7 @@ def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]
     if fields.holding(("text",)):
         raise RowError(
             "the row has a plain text and no answer to learn",
-            "split it into prompt and completion, or into messages",
+            "--objective pretrain learns it as it is; or split it into prompt and completion",
         )
     raise RowError(
         f"unknown row with keys {', '.join(sorted(map(str, fields.raw)))[:200] or '(none)'}",
@@ -211,7 +211,7 @@ def _check_conversation(fields: Fields, messages: list[Message]) -> None:
         raise RowError("every answer has weight 0 or train false: nothing is learned")
 
 
-def _check_text(example: Example) -> None:
+def check_text(example: Example) -> None:
     """RowError for halves of surrogate pairs, which JSON can name and which are no text."""
     texts = [*example.tools, *example.choices, *example.tags]
     for message in example.messages:

@@ -19,6 +19,9 @@ from edgeft.data.rows import BadRows, ExampleFile, load_examples, read_examples
 from edgeft.errors import InputError
 from edgeft.records import Example, Message
 
+DOCUMENT_OBJECTIVES = ("pretrain",)
+"""training objectives whose rows are plain texts"""
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -86,12 +89,18 @@ def load_splits(
     seed: int,
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
+    documents: bool = False,
 ) -> Splits:
-    """`data` and `validation_data`, or without the latter a `split` of `data`."""
-    files = {"data": read_examples(data, bad_rows, columns)}
+    """`data` and `validation_data`, or without the latter a `split` of `data`.
+
+    `documents`: rows are plain texts.
+    """
+    files = {"data": read_examples(data, bad_rows, columns, "train", documents)}
     examples = files["data"].examples
     if validation_data:
-        files["validation_data"] = read_examples(validation_data, bad_rows, columns)
+        files["validation_data"] = read_examples(
+            validation_data, bad_rows, columns, "validation", documents
+        )
         return Splits(examples, files["validation_data"].examples, files)
     return Splits(*split(examples, validation_size, seed), files)
 
@@ -99,7 +108,10 @@ def load_splits(
 def training_examples(options: dict[str, Any]) -> list[Example]:
     """The training split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
-        return load_examples(Path(options["data"]), _bad_rows(options), _columns(options))
+        path = Path(options["data"])
+        return load_examples(
+            path, _bad_rows(options), _columns(options), "train", has_documents(options)
+        )
     return _recorded_splits(options).train
 
 
@@ -107,14 +119,22 @@ def validation_examples(options: dict[str, Any]) -> list[Example]:
     """The validation split of an adapter; `options`: those of its manifest."""
     if options.get("validation_data"):
         path = Path(options["validation_data"])
-        return load_examples(path, _bad_rows(options), _columns(options))
+        return load_examples(
+            path, _bad_rows(options), _columns(options), "validation", has_documents(options)
+        )
     return _recorded_splits(options).validation
 
 
 def _recorded_splits(options: dict[str, Any]) -> Splits:
     size, seed = options["validation_size"], options["seed"]
     columns = _columns(options)
-    return load_splits(Path(options["data"]), None, size, seed, _bad_rows(options), columns)
+    rest = (_bad_rows(options), columns, has_documents(options))
+    return load_splits(Path(options["data"]), None, size, seed, *rest)
+
+
+def has_documents(options: dict[str, Any]) -> bool:
+    """Whether an adapter was trained on plain texts; `options`: those of its manifest."""
+    return options.get("objective") in DOCUMENT_OBJECTIVES
 
 
 def _bad_rows(options: dict[str, Any]) -> BadRows:

@@ -11,7 +11,8 @@ import collections
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft.data.encoding import IGNORED, encode
+from edgeft.data.encoded_rows import IGNORED
+from edgeft.data.encoding import encode
 from edgeft.data.items import Item
 from edgeft.data.preview import marked, shortened
 from edgeft.data.row_faults import excerpt

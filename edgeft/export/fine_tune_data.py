@@ -13,14 +13,21 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft import files, store
+from edgeft import store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
+from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.encoding import calibration, renderable, text_calibration
 from edgeft.data.reading import holds_rows, read_text
 from edgeft.data.rows import BadRows, load_examples
-from edgeft.data.splits import fingerprint, training_examples, validation_examples
+from edgeft.data.sources import data_files, data_identity
+from edgeft.data.splits import (
+    fingerprint,
+    has_documents,
+    training_examples,
+    validation_examples,
+)
 from edgeft.errors import EdgeftError, InputError
 from edgeft.merge.view import Merged
 from edgeft.progress import say
@@ -30,6 +37,8 @@ from edgeft.tokenizer.hf_files import encoder
 
 MAX_CHAT_TOKENS = 4096
 """tokens of a calibration chat at most"""
+MAX_TEXT_CHARS = 10_000_000
+"""of the plain texts that an adapter learned, to calibrate on"""
 TEXT_SEQUENCE_TOKENS = 512
 """tokens of a sequence that is cut from plain calibration text"""
 
@@ -87,9 +96,10 @@ def fine_tune_data(
         validation, why_no_validation = load_examples(validation_file, bad_rows), ""
     if calibration_file is None:
         training, why_no_training = _recorded_split(adapters, "training")
+        texts = [example.answer for example in training if example.is_document]
         return FineTuneData(
-            validation, why_no_validation, training, why_no_training, "the training data",
-            bad_rows=bad_rows,
+            validation, why_no_validation, [] if texts else training, why_no_training,
+            "the training data", "\n\n".join(texts)[:MAX_TEXT_CHARS], bad_rows,
         )  # fmt: skip
     name = calibration_file.name
     if not holds_rows(calibration_file):
@@ -149,13 +159,18 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
     if split == "validation" and not recorded["facts"].get("validation_items"):
         return [], "training held out no validation split"
     options = recorded["options"]
+    if split == "validation" and has_documents(options):
+        return [], "training learned plain text"
     if "data" not in options:
         return [], "the adapter's manifest does not name its data"
     try:
         if split == "training":
             path, manifest = Path(options["data"]), store.read_manifest(adapters[0].path)
             recorded_sha256 = manifest.parents.get("data") if manifest else None
-            if recorded_sha256 and path.is_file() and files.sha256(path) != recorded_sha256:
+            suffixes = TEXT_SUFFIXES if has_documents(options) else ()
+            files = data_files(path, "train", suffixes) if recorded_sha256 else []
+            identity = data_identity(files) if files else None
+            if identity != recorded_sha256:
                 return [], "the training data changed since"
             return training_examples(options), ""
         examples = validation_examples(options)

@@ -64,16 +64,10 @@ def export(options: ExportOptions) -> list[Artifact]:
     options = _with_trained_type(options)
     requested(options)  # reports an unknown format before a missing file
     check_files(options)
-    base = resolve_base(options.base or _recorded_base(options.adapter))
+    base = base_of(options)
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     parents = parents_of(options, base)
-    data = fine_tune_data(
-        options.adapter or _trained_base(base),
-        options.validation_data,
-        options.calibration,
-        options.bad_rows,
-    )
-    data = data.renderable(ChatTemplate.from_folder(view.tokenizer))
+    data = data_of(options, base).renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
@@ -242,6 +236,21 @@ def _report(
         say(
             f"  {item.quant} keeps {proof.beta:.0%} of the adapter's change: measure it, or go finer"
         )
+
+
+def base_of(options: ExportOptions) -> Path:
+    """The folder of the base that the options or the adapter name."""
+    return resolve_base(options.base or _recorded_base(options.adapter))
+
+
+def data_of(options: ExportOptions, base: Path) -> FineTuneData:
+    """Examples for calibration and validation: of the options, or of the adapter's training."""
+    return fine_tune_data(
+        options.adapter or _trained_base(base),
+        options.validation_data,
+        options.calibration,
+        options.bad_rows,
+    )
 
 
 def _trained_base(base: Path) -> tuple[Weighted, ...]:

@@ -16,7 +16,7 @@ import collections
 import dataclasses
 import hashlib
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from edgeft.benchmarks.suites import Suite, load_suite, suite_names
 from edgeft.data.reading import read_text
 from edgeft.data.rows import load_examples
 from edgeft.data.splits import fingerprint
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
 from edgeft.progress import say
@@ -40,6 +40,8 @@ from edgeft.release.advice import Advice, Attempt, advise
 from edgeft.release.options import BaselineOptions
 from edgeft.release.scores import score_interval
 from edgeft.report import tables
+from edgeft.weights import gguf_reader
+from edgeft.weights.gguf_check import check_runs
 
 QUANT = "f16"
 """GGUF type of a base that is no artifact yet"""
@@ -80,13 +82,10 @@ def run_baseline(options: BaselineOptions, eval_options: EvalOptions) -> Baselin
     ways, left_out = _ways(options, items)
     notes += left_out
     bases = _names(options.base)
-    artifacts = {name: base_artifact(base, eval_options.threads) for name, base in bases.items()}
-    attempts = []
-    for base, artifact in artifacts.items():
-        for way in ways:
-            say(f"asking {base}, {way}")
-            score = evaluate.measure(artifact, items, eval_options, way)
-            attempts.append(_attempt(base, artifact, way, score))
+    places = {name: _place(base) for name, base in bases.items()}
+    artifacts = {name: _artifact(place, eval_options.threads) for name, place in places.items()}
+    attempts, too_long = _ask(artifacts, items, eval_options, ways)
+    notes += too_long
     return Baseline(
         task={
             "name": name, "items": len(items.examples),
@@ -116,7 +115,7 @@ def baseline_items(
     if not asked:
         raise InputError("no rows to ask", "--items smart_home, or --validation-data FILE")
     pool = eval_options.few_shot_data or (suite.train if suite and suite.train.is_file() else None)
-    instructions = read_text(options.instructions) if options.instructions else ""
+    instructions = _instructions(options.instructions)
     items = evaluate.load_items(
         dataclasses.replace(
             eval_options,
@@ -137,7 +136,7 @@ def baseline_items(
     items = dataclasses.replace(
         items,
         fewshot_pool=shown,
-        instructions=instructions.strip() or (suite.instructions if suite else ""),
+        instructions=instructions or (suite.instructions if suite else ""),
         allow_truncated=suite.allow_truncated if suite else False,
     )
     return (suite.name if suite else Path(asked).stem), items, notes
@@ -148,6 +147,18 @@ def _names(bases: Sequence[str]) -> dict[str, str]:
     short = {base: Path(base).name if files.expand_user(base).exists() else base for base in bases}
     count = collections.Counter(short.values())
     return {name if count[name] == 1 else base: base for base, name in short.items()}
+
+
+def _instructions(path: Path | None) -> str:
+    """The text of the file, "" without one; InputError for a file that is missing or has no text."""
+    if path is None:
+        return ""
+    hint = "--instructions: a file with the system prompt"
+    if not path.exists():
+        raise InputError(f"no such file: {path}", hint)
+    if not (text := read_text(path).strip()):
+        raise InputError(f"{path} is empty", hint)
+    return text
 
 
 def _validation(suite: Suite) -> Path:
@@ -172,14 +183,49 @@ def _ways(options: BaselineOptions, items: Items) -> tuple[list[FewShot], list[s
     return [FewShot(0) if not way.shots else way for way in ways], notes
 
 
+def _ask(
+    artifacts: Mapping[str, Path], items: Items, options: EvalOptions, ways: Sequence[FewShot]
+) -> tuple[list[Attempt], list[str]]:
+    """(attempts, a note for each way whose prompts do not fit a base's context).
+
+    TooLong where none fits.
+    """
+    attempts, notes = [], []
+    failure: TooLong | None = None
+    for base, artifact in artifacts.items():
+        for way in ways:
+            say(f"asking {base}, {way}")
+            try:
+                score = evaluate.measure(artifact, items, options, way)
+            except TooLong as error:
+                notes.append(f"{base}, {way} was not tried: {error.message}")
+                failure = error
+            else:
+                attempts.append(_attempt(base, artifact, way, score))
+    if failure and not attempts:
+        raise failure
+    return attempts, notes
+
+
 def base_artifact(base: str, threads: int | None = None) -> Path:
     """A base as a runtime opens it: a .gguf as it is, anything else exported once into the cache."""
+    return _artifact(_place(base), threads)
+
+
+def _place(base: str) -> Path:
+    """The .gguf or the folder of a base. InputError or FormatError for what is neither."""
     path = files.expand_user(base)
-    if path.suffix == ".gguf":
-        if not path.is_file():
-            raise InputError(f"no such file: {path}")
-        return path
-    folder = resolve_base(base)
+    if path.suffix != ".gguf":
+        return resolve_base(base)
+    if not path.is_file():
+        raise InputError(f"no such file: {path}")
+    check_runs(gguf_reader.read(path, errors="surrogateescape"))
+    return path
+
+
+def _artifact(folder: Path, threads: int | None) -> Path:
+    if folder.is_file():
+        return folder
     place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:12]
     out = files.home() / "baselines" / f"{folder.name}-{place}"
     more: dict[str, Any] = {"threads": threads} if threads else {}

@@ -61,9 +61,9 @@ class BaselineOptions:
     """Text file with the system prompt. Default: the suite's, else none."""
     shots: tuple[int, ...] = (0, 4, 8)
     """Worked examples before each item; several numbers by commas, 0 = instructions only."""
-    pick: Literal["both", "fixed", "similar"] = "both"
-    """How examples are picked: fixed = the same for all items, similar = those most like the item
-    (BM25)."""
+    pick: Literal["both", "fixed", "similar", "embeddings"] = "both"
+    """How examples are picked: fixed = the same for all items, similar = those most like the item by
+    their words (BM25), embeddings = by the base's own states, both = fixed and similar."""
     target: float = 0.9
     """Score that the task needs, as a share."""
 

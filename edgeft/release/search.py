@@ -19,24 +19,26 @@ from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.workers import open_workers
-from edgeft.errors import FormatError, InputError, ResourceError
+from edgeft.errors import FormatError, InputError, MissingExtra, ProofError, ResourceError
 from edgeft.export.options import ExportOptions
-from edgeft.export.pipeline import export
+from edgeft.export.pipeline import base_of, data_of, export
 from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
-from edgeft.records import Memory, Release, Speed
+from edgeft.records import Artifact, Memory, Release, Speed
 from edgeft.release.gate import run_gate
 from edgeft.release.options import GateOptions, SearchOptions
 
 BASELINE = "f16"
 """GGUF type that the candidates are compared with"""
 LINEUP = {
-    "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "iq4_xs", "q4_0", "q3_k_m", "q2_k"),
+    "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "gptq-q4_0", "iq4_xs", "q3_k_m", "q2_k"),
     "onnx": ("int8", "int4-mixed", "int4"),
     "gptq": ("8bit", "4bit", "3bit"),
 }
 """quantizations of each format that are tried if the user names none"""
+UNCALIBRATED = {"gptq-q4_0": "q4_0"}
+"""quantization of a lineup -> what stands in for it where there are no calibration chats"""
 
 
 def run_search(
@@ -76,10 +78,35 @@ def _export_candidates(options: ExportOptions) -> list[Path]:
     named = check_quants(rows, options.quants) if options.quants else []
     paths = []
     for row in rows:
-        quants = tuple(quant for other, quant in named if other is row) or LINEUP[row.name]
-        of_format = dataclasses.replace(options, formats=(row.name,), quants=quants)
-        paths += [artifact.path for artifact in export(of_format)]
+        chosen = tuple(quant for other, quant in named if other is row)
+        of_format = dataclasses.replace(options, formats=(row.name,), quants=chosen)
+        artifacts = export(of_format) if chosen else _export_lineup(of_format, row.name)
+        paths += [artifact.path for artifact in artifacts]
     return paths
+
+
+def _export_lineup(options: ExportOptions, name: str) -> list[Artifact]:
+    """Export the lineup of a format; what cannot be calibrated is exported uncalibrated."""
+    quants = lineup(name, options)
+    plain = tuple(UNCALIBRATED.get(quant, quant) for quant in quants)
+    try:
+        return export(dataclasses.replace(options, quants=quants))
+    except (ProofError, FormatError, MissingExtra) as error:
+        if plain == quants:
+            raise
+        say(f"without calibration, because of: {error.message}")
+        return export(dataclasses.replace(options, quants=plain))
+
+
+def lineup(name: str, options: ExportOptions) -> tuple[str, ...]:
+    """The quantizations of a format that are tried if the user names none."""
+    quants = LINEUP[name]
+    calibrated = [quant for quant in quants if quant in UNCALIBRATED]
+    if not calibrated or data_of(options, base_of(options)).has_calibration_data:
+        return quants
+    for quant in calibrated:
+        say(f"{UNCALIBRATED[quant]} in place of {quant}, which needs --calibration FILE")
+    return tuple(UNCALIBRATED.get(quant, quant) for quant in quants)
 
 
 def _within_budget(

@@ -199,9 +199,15 @@ def scatter(
 
 
 def curves(
-    name: str, title: str, lines: Sequence[Line], x_name: str, y_name: str, from_zero: bool = False
+    name: str,
+    title: str,
+    lines: Sequence[Line],
+    x_name: str,
+    y_name: str,
+    from_zero: bool = False,
+    names_at_ends: bool = False,
 ) -> Markup:
-    """Lines over a linear x axis, such as losses against the step."""
+    """Lines over a linear x axis, such as losses against the step, named in a corner or at their ends."""
     top, bottom, left, right = 26, 226, 44, WIDTH - 8
     widths = [x for line in lines for x, _ in line.points]
     heights = [y for line in lines for _, y in line.points]
@@ -230,7 +236,12 @@ def curves(
     parts.append(element("text", y_name, class_="name", x=2, y=12))
     parts.append(element("text", x_name, class_="name", x=right, y=bottom + 30, text_anchor="end"))
     for number, line in enumerate(lines):
-        if len(lines) > 1:
+        if names_at_ends:
+            x, y = line.points[-1]
+            at = min(across(x), right - 4)
+            parts.append(element("text", line.name, class_=line.look, x=at, y=down(y) - 4,
+                                 text_anchor="end"))  # fmt: skip
+        elif len(lines) > 1:
             key = f"{'●' if line.look == 'validation' else '—'} {line.name}"
             parts.append(element("text", key, class_=line.look, x=right, y=12 + 13 * number,
                                  text_anchor="end"))  # fmt: skip

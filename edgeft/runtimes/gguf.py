@@ -6,7 +6,7 @@
 
 llama.cpp is called over its C interface, which is faster than llama-cpp-python's class `Llama`.
 `stream` and `logits` share one context, whose tokens are kept: the next turn of a conversation
-decodes only what is new. `replies`, `embed` and `watch` make a context of their own and close it at
+decodes only what is new. `replies`, `embed_all` and `watch` make a context of their own and close it at
 the end. Calls may be interleaved but not run in parallel: a server puts a lock around each.
 """
 
@@ -21,7 +21,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.continuous_batching import greedy_replies
 from edgeft.runtimes.eval_callback import Observer, run_observed
@@ -131,16 +131,25 @@ class GGUFRuntime:
     def embed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
         """(width,): the mean of the last layer's states over 1 to `BATCH_TOKENS` tokens, scaled to
         length 1."""
-        if not 0 < len(ids) <= BATCH_TOKENS:
-            raise InputError(f"{len(ids)} tokens to embed, 1 to {BATCH_TOKENS} are possible")
+        state: npt.NDArray[np.float32] = self.embed_all([ids])[0]
+        return state
+
+    def embed_all(self, sequences: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
+        """(sequences, width): `embed` of each, in one context."""
+        for ids in sequences:
+            if not 0 < len(ids) <= BATCH_TOKENS:
+                raise InputError(f"{len(ids)} tokens to embed, 1 to {BATCH_TOKENS} are possible")
         params = self._model.context_params(BATCH_TOKENS)
         params.embeddings = True
         params.pooling_type = self._model.lib.LLAMA_POOLING_TYPE_MEAN
+        means = np.empty((len(sequences), self._model.width), dtype=np.float32)
         with contextlib.closing(LlamaContext(self._model, params)) as context:
-            context.decode([(token, i, 0) for i, token in enumerate(ids)], outputs=len(ids))
-            mean = context.embedding(0)
-        mean /= np.float32(max(float(np.linalg.norm(mean)), 1e-12))
-        return mean
+            for number, ids in enumerate(sequences):
+                context.clear()
+                context.decode([(token, i, 0) for i, token in enumerate(ids)], outputs=len(ids))
+                means[number] = context.embedding(0)
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.float32(1e-12))
+        return means
 
     def watch(self, sequences: Sequence[Sequence[int]], observer: Observer) -> Iterator[int]:
         """Compute every sequence while `observer` sees the tensors; yields the tokens of each batch
@@ -181,7 +190,7 @@ class GGUFRuntime:
             raise InputError("the prompt is empty")
         if len(ids) > self.context:
             problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
-            raise InputError(problem, "shorten it or raise --context")
+            raise TooLong(problem, "shorten it")
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")
 

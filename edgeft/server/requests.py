@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.records import Message, Sampling
 from edgeft.runtimes.grammar import json_schema_grammar
 from edgeft.runtimes.protocol import Runtime
@@ -25,10 +25,6 @@ from edgeft.server.schemas import (
     Generation,
     ResponseFormat,
 )
-
-
-class TooLong(InputError):
-    """A prompt has more tokens than the context."""
 
 
 def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequest]:

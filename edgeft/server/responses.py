@@ -11,10 +11,9 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.errors import EdgeftError, InputError, ResourceError, TooLong
 from edgeft.server.jobs import Busy, Job, StreamDelta
 from edgeft.server.openai_objects import CompletionObjects, joined, usage
-from edgeft.server.requests import TooLong
 from edgeft.web.guard import Receive, Scope, Send, error_body
 
 if TYPE_CHECKING:

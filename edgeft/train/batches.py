@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from edgeft.data.encoding import IGNORED, Encoded
+from edgeft.data.encoded_rows import IGNORED, Encoded
 from edgeft.train.packing import Packed
 
 POOL_BATCHES = 8
@@ -60,17 +60,19 @@ class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
         return iter([i for batch in [*batches, *short] for i in batch])
 
 
-def as_dataset(encoded: Sequence[Encoded]) -> Any:
-    """A `datasets.Dataset` with the columns input_ids, labels and length; position_ids of packed rows."""
-    import datasets
+class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
+    """Encoded examples as the trainer reads them: input_ids and labels, and position_ids of packed rows."""
 
-    columns = {
-        "input_ids": [item.ids for item in encoded],
-        "labels": [item.labels for item in encoded],
-        "length": [len(item.ids) for item in encoded],
-    }
-    positions = [item.positions for item in encoded if isinstance(item, Packed)]
-    return datasets.Dataset.from_dict(columns | ({"position_ids": positions} if positions else {}))
+    def __init__(self, encoded: Sequence[Encoded]) -> None:
+        self.encoded = encoded
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, list[int]]:
+        row = self.encoded[index]
+        positions = {"position_ids": row.positions} if isinstance(row, Packed) else {}
+        return {"input_ids": row.ids, "labels": row.labels, **positions}
 
 
 def collate(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:

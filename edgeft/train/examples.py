@@ -10,10 +10,21 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
-from edgeft.data.encoding import IGNORED, Encoded, LeftOut, encode_all, encode_each, encode_file
-from edgeft.data.reading import data_file
+from edgeft.data.documents import TEXT_SUFFIXES
+from edgeft.data.encoded_rows import IGNORED, EncodedRows
+from edgeft.data.encoding import (
+    LeftOut,
+    encode_all,
+    encode_documents,
+    encode_each,
+    encode_file,
+)
+from edgeft.data.hub import pinned
 from edgeft.data.rows import report_bad_rows
+from edgeft.data.sources import data_files
+from edgeft.data.split_names import Split
 from edgeft.data.splits import Splits, load_splits
 from edgeft.errors import InputError
 from edgeft.records import Example
@@ -26,20 +37,31 @@ LONGEST = 64
 """examples with most characters that are encoded to find the largest batch"""
 
 
-def read_splits(options: TrainOptions) -> tuple[TrainOptions, Splits]:
-    """The examples, and the options with the only data file of a folder in place of the folder.
+def read_splits(options: TrainOptions, documents: bool = False) -> tuple[TrainOptions, Splits]:
+    """The examples, and the options with what the manifest names: the only data file of a folder in place
+    of the folder, and hub ids with their commits.
 
-    InputError for a base that is no folder, and as `load_splits`.
+    `documents`: rows are plain texts. InputError for a base that is no folder, and as `load_splits`.
     """
     if not options.base.is_dir():
         raise InputError(f"no such base model folder: {options.base}")
-    validation_data = options.validation_data and data_file(options.validation_data)
+    validation = options.validation_data
     options = dataclasses.replace(
-        options, data=data_file(options.data), validation_data=validation_data
+        options,
+        data=_recorded(options.data, "train", documents),
+        validation_data=validation and _recorded(validation, "validation", documents),
     )
     size, seed = options.validation_size, options.seed
-    rest = (options.bad_rows, options.columns)
+    rest = (options.bad_rows, options.columns, documents)
     return options, load_splits(options.data, options.validation_data, size, seed, *rest)
+
+
+def _recorded(path: Path, split: Split, documents: bool) -> Path:
+    """The only data file of a folder, a hub id with its commit, any other path as it is."""
+    if path.is_dir():
+        files = data_files(path, split, TEXT_SUFFIXES if documents else ())
+        return files[0] if len(files) == 1 else path
+    return pinned(path)
 
 
 def encode_splits(
@@ -48,9 +70,17 @@ def encode_splits(
     validation: Sequence[Example],
     chat: ChatTemplate,
     tokenize: Encode,
-) -> tuple[list[Encoded], list[Encoded], LeftOut]:
-    """(train, validation, what was left out of train); raises as `encode_file`."""
+) -> tuple[EncodedRows, EncodedRows, LeftOut]:
+    """(train, validation, what was left out of train); raises as `encode_file`.
+
+    Documents are cut into rows of the cutoff; nothing of them is left out.
+    """
     cutoff, bad_rows = options.cutoff_length, options.bad_rows
+    if train[0].is_document:
+        packed = [encode_documents(part, chat, tokenize, cutoff) for part in (train, validation)]
+        if not packed[0]:
+            raise InputError(f"{options.data} has less than two tokens to learn", "more text")
+        return packed[0], packed[1], LeftOut(0, 0)
     encoded, left_out = encode_file(
         train, options.data, chat, tokenize, cutoff, options.train_on_inputs, bad_rows
     )
@@ -66,8 +96,12 @@ def largest_batch(
     """The largest micro-batch that the examples can make, with --batch-size where it is "auto".
 
     Only the examples with most characters are encoded. Where each of these is longer than the cutoff,
-    a batch as long as the cutoff is assumed.
+    a batch as long as the cutoff is assumed, and for documents, which fill their rows.
     """
+    count = options.batch_size if options.micro_batch_size == "auto" else options.micro_batch_size
+    if examples[0].is_document:
+        tokens = count * options.cutoff_length
+        return Batch(count, options.cutoff_length, tokens, padded=False, shared=0)
     by_size = sorted(
         examples, key=lambda item: sum(len(m.content or "") for m in item.messages), reverse=True
     )
@@ -78,7 +112,6 @@ def largest_batch(
     kept = [item for item in encoded if len(item.ids) <= options.cutoff_length]
     learned = sorted(sum(label != IGNORED for label in item.labels) for item in kept or encoded)
     lengths = {min(len(item.ids), options.cutoff_length) for item in kept or encoded}
-    count = options.batch_size if options.micro_batch_size == "auto" else options.micro_batch_size
     return Batch(
         examples=count,
         length=max(lengths, default=options.cutoff_length),

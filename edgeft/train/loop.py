@@ -5,10 +5,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import math
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
 from edgeft.train.continued import load_adapter
+from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
     Settings,
     Weights,
@@ -30,7 +33,7 @@ from edgeft.train.optimizers import (
     parse_arguments,
 )
 from edgeft.train.options import TrainOptions
-from edgeft.train.protocol import Method, Objective, without_peft
+from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.ship.callback import ShipCallback
 from edgeft.train.ship.weights import ShipWeights
@@ -54,11 +57,13 @@ def fit(
     checkpoint: Path | None,
     output: Path,
     answering: Answering | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Train `bar.total` steps, write the result into `output`, return the facts for its manifest.
 
     `work_folder` receives the checkpoints. `checkpoint`: one of them to go on from. `answering`: items
-    that are answered at every evaluation.
+    that are answered at every evaluation. `watch` is called with each evaluation, also with those
+    before `checkpoint`.
     """
     transformers.utils.logging.disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,9 +93,11 @@ def fit(
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
     if answering:
         trainer.add_callback(AnswerCallback(answering, trainer))
+    if watch:
+        trainer.add_callback(WatchCallback(watch))
     trainer.remove_callback(transformers.PrinterCallback)
     started = time.perf_counter()
-    with bar:
+    with bar, offloaded(options, model, work_folder):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     seconds = time.perf_counter() - started
     for weight in trained:  # an optimizer of blocks freezes the others
@@ -128,6 +135,13 @@ def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -
     return ShipWeights(model, open_base(options.base), options.ship)
 
 
+def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:
+    """The context of `--offload-activations`; one that does nothing without it."""
+    if not options.offload_activations:
+        return contextlib.nullcontext()
+    return OffloadedActivations(model, folder)
+
+
 def _chosen_facts(options: TrainOptions, state: Any, answering: Answering | None) -> dict[str, Any]:
     """What the options add to the facts of a run."""
     facts: dict[str, Any] = {}
@@ -152,6 +166,7 @@ def fit_in_memory(
     output: Path,
     answering: Answering | None,
     halve: bool,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """`fit`; with `halve` a run that is out of memory starts over with micro-batches of half the size.
 
@@ -159,7 +174,9 @@ def fit_in_memory(
     """
     while True:
         try:
-            facts = fit(options, method, objective, bar, work_folder, checkpoint, output, answering)
+            facts = fit(
+                options, method, objective, bar, work_folder, checkpoint, output, answering, watch
+            )
             return facts | ({"micro_batch_size": options.micro_batch_size} if halve else {})
         except (MemoryError, RuntimeError) as error:
             if not halve or not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
@@ -167,7 +184,8 @@ def fit_in_memory(
         smaller = smaller_micro_batch(options)  # outside of `except`, which holds the tensors
         if not smaller:
             raise ResourceError(
-                "out of memory with a single example", "--checkpoint-activations, --keep-4bit"
+                "out of memory with a single example",
+                "--checkpoint-activations, --keep-4bit, --offload-activations, --offload-weights",
             )
         say(
             f"out of memory with micro-batches of {options.micro_batch_size}: starting over with {smaller}"
@@ -307,3 +325,26 @@ class AnswerCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
         self.trainer.log({"eval_accuracy": self.answering.accuracy(model)})
+
+
+class WatchCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Shows every evaluation to whoever watches the run, those before the checkpoint first."""
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for row in state.log_history:
+            self._show(row["step"], row, args, state)
+
+    def on_log(
+        self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any
+    ) -> None:
+        self._show(state.global_step, logs, args, state)
+
+    def _show(self, step: int, logs: dict[str, float], args: Any, state: Any) -> None:
+        last = step + (args.eval_steps or 1) > state.max_steps
+        if "eval_loss" in logs:
+            self.watch(Evaluation("loss", step, logs["eval_loss"], last))
+        elif "eval_accuracy" in logs:
+            self.watch(Evaluation("accuracy", step, logs["eval_accuracy"], last))

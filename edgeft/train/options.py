@@ -24,6 +24,10 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
+NOT_WITH_SHIP = (
+    "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
+)  # fmt: skip
+"""options whose layers --ship does not compute"""
 
 
 @dataclass(frozen=True)
@@ -34,12 +38,13 @@ class TrainOptions:
     """Base model: a Hugging Face folder; on the command line also a .gguf, a hub id or an embedded base
     such as smollm2-135m."""
     data: Path
-    """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: JSON,
-    JSONL, CSV or Parquet."""
+    """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: a file of
+    JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config. Plain
+    texts for --objective pretrain."""
     output: Path
     """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None
-    """File of chats for validation. Without one, --validation-size is split off --data."""
+    """Chats for validation: a file, a folder or a data set of the hub. Without one, --validation-size is split off --data."""
     validation_size: float = 0.05
     """Part of --data that is held out for validation: a share below 1, a count from 1, 0 = none."""
     bad_rows: Literal["stop", "skip"] = "stop"
@@ -118,6 +123,12 @@ class TrainOptions:
     checkpoint_activations: bool = False
     """Keep only the inputs of each block and compute the rest again in the backward pass: a fraction of
     the memory for activations, about 1.4 times the time."""
+    offload_activations: bool = False
+    """Move what the backward pass needs into a file beside the output until it is needed, on a GPU into
+    the host's memory: the same losses, more time."""
+    offload_weights: bool = False
+    """Map the frozen weights from a file, so that the kernel can drop them where memory is short: the
+    same losses. For a CPU."""
     attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Implementation of attention, by transformers' names; auto = transformers' choice for the model.
     flash_attention_2 needs a GPU and the package flash-attn."""
@@ -183,11 +194,15 @@ class TrainOptions:
                 )
         if self.keep_best and not self.save_every:
             raise InputError("--keep-best needs checkpoints", "leave --save-every 0 out")
+        if self.offload_weights and self.keep_4bit:
+            raise InputError(
+                "--offload-weights maps weights in the type of the computation, not packed ones",
+                "leave --keep-4bit or --offload-weights out",
+            )
         if self.adapter and self.add_tokens:
             raise InputError(
                 "--adapter and --add-tokens do not go together", "merge the adapter first"
             )
-
         self._check_ship()
 
     def _check_ship(self) -> None:
@@ -196,7 +211,7 @@ class TrainOptions:
             raise InputError("--ship-steps needs --ship and is above 0", "such as --ship q4_0")
         if not self.ship:
             return
-        for name in ("lora_dropout", "use_dora", "keep_4bit", "add_tokens"):
+        for name in NOT_WITH_SHIP:
             if getattr(self, name):
                 raise InputError(f"--ship and --{name.replace('_', '-')} do not go together")
         if self.compute_type == "bf16":
@@ -217,6 +232,11 @@ class TrainOptions:
         count = math.ceil(self.ship_share * steps) if self.ship_share <= 1 else int(self.ship_share)
         return max(0, steps - count)
 
+    @property
+    def work_folder(self) -> Path:
+        """Where a run keeps its checkpoints, and files that memory was moved to."""
+        return work_folder_of(self.output)
+
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
         return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
@@ -235,3 +255,8 @@ class TrainOptions:
         }
         texts = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return cast(dict[str, Any], json.loads(json.dumps(texts)))
+
+
+def work_folder_of(output: Path) -> Path:
+    """The folder beside a result that holds the checkpoints of an unfinished run."""
+    return output.with_name(output.name + ".work")

@@ -13,8 +13,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
-from edgeft.data.encoding import IGNORED, Encoded
+from edgeft.data.encoded_rows import IGNORED, Encoded, lengths
 
 
 @dataclass(frozen=True)
@@ -25,29 +26,46 @@ class Packed(Encoded):
     """of each token in its example"""
 
 
-def pack(examples: Sequence[Encoded], size: int) -> list[Packed]:
-    """Rows of at most `size` tokens (a longer example has a row of its own), each example whole.
+class PackedRows(Sequence[Packed]):
+    """Rows of several examples each, put together when they are read.
 
     A label of the first token of an example is IGNORED: what would predict it belongs to another one.
     """
-    rooms: list[tuple[int, int]] = []  # (free tokens, row), ascending
-    rows: list[list[Encoded]] = []
-    order = sorted(range(len(examples)), key=lambda i: -len(examples[i].ids))
-    for index in order:
-        length = len(examples[index].ids)
-        place = bisect.bisect_left(rooms, (length, -1))
-        if place < len(rooms):  # the row with the least room that is enough
-            free, row = rooms.pop(place)
-        else:
-            free, row = max(size, length), len(rows)
-            rows.append([])
-        rows[row].append(examples[index])
-        bisect.insort(rooms, (free - length, row))
-    return [
-        Packed(
+
+    def __init__(self, examples: Sequence[Encoded], rows: list[list[int]]) -> None:
+        """`rows`: numbers of the examples of each row."""
+        self.examples, self.rows = examples, rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Packed: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Packed]: ...
+    def __getitem__(self, index: int | slice) -> Packed | list[Packed]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = [self.examples[i] for i in self.rows[index]]
+        return Packed(
             ids=[token for example in row for token in example.ids],
             labels=[label for example in row for label in (IGNORED, *example.labels[1:])],
             positions=[position for example in row for position in range(len(example.ids))],
         )
-        for row in rows
-    ]
+
+
+def pack(examples: Sequence[Encoded], size: int) -> PackedRows:
+    """Rows of at most `size` tokens (a longer example has a row of its own), each example whole."""
+    rooms: list[tuple[int, int]] = []  # (free tokens, row), ascending
+    rows: list[list[int]] = []
+    sizes = lengths(examples)
+    for index in sorted(range(len(examples)), key=lambda i: -sizes[i]):
+        place = bisect.bisect_left(rooms, (sizes[index], -1))
+        if place < len(rooms):  # the row with the least room that is enough
+            free, row = rooms.pop(place)
+        else:
+            free, row = max(size, sizes[index]), len(rows)
+            rows.append([])
+        rows[row].append(index)
+        bisect.insort(rooms, (free - sizes[index], row))
+    return PackedRows(examples, rows)

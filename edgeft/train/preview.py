@@ -9,7 +9,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from edgeft.data.encoding import IGNORED, LeftOut, encode
+from edgeft.data.encoded_rows import IGNORED
+from edgeft.data.encoding import LeftOut, encode
 from edgeft.data.preview import BRACKETS, marked
 from edgeft.data.splits import Splits
 from edgeft.records import Example
@@ -26,7 +27,8 @@ SHOWN_EXAMPLES = 3
 class ShownExample:
     """One example as the chat template writes it."""
 
-    line: int
+    place: str
+    """line in its file"""
     tokens: int
     learned: int
     """tokens that are learned"""
@@ -55,7 +57,7 @@ class Preview:
         lines = []
         for shown in self.examples:
             lines += [
-                f"line {shown.line}: {shown.tokens} tokens, {shown.learned} of them learned",
+                f"line {shown.place}: {shown.tokens} tokens, {shown.learned} of them learned",
                 shown.text,
                 "",
             ]
@@ -73,16 +75,21 @@ class Preview:
         return "\n".join(lines)
 
 
-def preview(options: TrainOptions, marks: tuple[str, str] = BRACKETS) -> Preview:
-    """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data."""
-    options, splits = read_splits(options)
+def preview(
+    options: TrainOptions, documents: bool = False, marks: tuple[str, str] = BRACKETS
+) -> Preview:
+    """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data.
+
+    `documents`: rows are plain texts.
+    """
+    options, splits = read_splits(options, documents)
     tokenizer = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
     train, validation, left_out = encode_splits(
         options, splits.train, splits.validation, chat, tokenize
     )
-    refused_lines = {row.line for row in left_out.refused}
-    first = [example for example in splits.train if example.line not in refused_lines]
+    refused = {row.place for row in left_out.refused}
+    first = [example for example in splits.train if example.place not in refused]
     return Preview(
         examples=tuple(
             _shown(example, chat, tokenize, options.train_on_inputs, marks)
@@ -104,7 +111,7 @@ def _shown(
 ) -> ShownExample:
     encoded = encode(example, chat, tokenize, train_on_inputs)
     return ShownExample(
-        line=example.line,
+        place=example.place,
         tokens=len(encoded.ids),
         learned=sum(label != IGNORED for label in encoded.labels),
         text=marked(example, chat, train_on_inputs, marks),

@@ -6,15 +6,32 @@ that implements its protocol here and a row in `registry.py`. Every method train
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from edgeft.models import Card
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
 from edgeft.train.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One point of a run's validation curve, while the run goes on."""
+
+    measure: Literal["loss", "accuracy"]
+    step: int
+    value: float
+    """nats per token, or a share"""
+    last: bool
+    """no other evaluation follows"""
+
+
+Watch = Callable[[Evaluation], None]
+"""called at every evaluation; what it raises ends the run, and its checkpoints stay"""
 
 
 class Method(Protocol):

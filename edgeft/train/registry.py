@@ -23,8 +23,9 @@ LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
 SHIP = ("ship", "ship_steps")
+FROZEN = ("offload_weights",)
 METHOD_OPTIONS = frozenset((
-    *LORA, *LORA_START, *LORA_VARIANTS, *SHIP, "quantization", "double_quant", "keep_4bit",
+    *LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN, "quantization", "double_quant", "keep_4bit",
     "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
@@ -55,6 +56,16 @@ class MethodRow:
         return tuple(FORMATS)
 
 
+@dataclass(frozen=True)
+class ObjectiveRow:
+    entry: str
+    """module:class of an `Objective`"""
+    about: str
+    """what is learned, in one line"""
+    not_read: tuple[str, ...] = ()
+    """fields of TrainOptions that it does not read"""
+
+
 METHODS = {
     "qlora": MethodRow(
         entry="edgeft.train.methods.qlora:QLoRA",
@@ -64,6 +75,7 @@ METHODS = {
             *LORA_START,
             *LORA_VARIANTS,
             *SHIP,
+            *FROZEN,
             "quantization",
             "double_quant",
             "keep_4bit",
@@ -75,7 +87,7 @@ METHODS = {
     "lora": MethodRow(
         entry="edgeft.train.methods.lora:LoRA",
         about="LoRA matrices on the base as it is stored",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN),
         learning_rate=1e-3,
         trains=memory.LORA,
         trained_share=0.02,
@@ -83,7 +95,7 @@ METHODS = {
     "rslora": MethodRow(
         entry="edgeft.train.methods.lora:RSLoRA",
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
-        options=(*LORA, *LORA_START, *SHIP, "use_dora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *SHIP, *FROZEN, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -91,7 +103,7 @@ METHODS = {
     "dora": MethodRow(
         entry="edgeft.train.methods.lora:DoRA",
         about="LoRA on the direction of a weight's rows, and their lengths",
-        options=(*LORA, *LORA_START, "use_rslora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *FROZEN, "use_rslora", "lora_plus_ratio"),
         learning_rate=1e-3,
         trains=memory.DORA,
         trained_share=0.02,
@@ -99,7 +111,7 @@ METHODS = {
     "loraplus": MethodRow(
         entry="edgeft.train.methods.lora:LoRAPlus",
         about="LoRA with a larger learning rate for the matrices B",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN),
         learning_rate=2e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -109,7 +121,7 @@ METHODS = {
         about="LoRA that begins as the largest singular values of a weight",
         options=LORA,
         learning_rate=5e-4,
-        trains=memory.LORA,
+        trains=memory.INITIALIZED,
         trained_share=0.02,
     ),
     "olora": MethodRow(
@@ -117,13 +129,13 @@ METHODS = {
         about="LoRA that begins as the orthonormal part of a weight",
         options=LORA,
         learning_rate=5e-4,
-        trains=memory.LORA,
+        trains=memory.INITIALIZED,
         trained_share=0.02,
     ),
     "ia3": MethodRow(
         entry="edgeft.train.methods.ia3:IA3",
         about="factors of keys, values and the inputs of the last feed-forward layer",
-        options=("target_modules",),
+        options=("target_modules", *FROZEN),
         learning_rate=1e-2,
         trains=memory.SCALES,
         trained_share=0.001,
@@ -173,8 +185,14 @@ UNAVAILABLE = {
 }
 """method of the field that is not here -> the reason"""
 
-OBJECTIVES = {"sft": "edgeft.train.objectives.sft:SFT"}
-"""name -> module:class of an `Objective`"""
+OBJECTIVES = {
+    "sft": ObjectiveRow("edgeft.train.objectives.sft:SFT", "the answers of conversations"),
+    "pretrain": ObjectiveRow(
+        "edgeft.train.objectives.pretrain:Pretrain",
+        "every token of plain texts, in rows of --cutoff-length",
+        not_read=("packing", "train_on_inputs"),
+    ),
+}
 
 DEVICES = ("cpu",)
 """devices on which tests prove every method with every objective; a GPU that torch finds is used, too"""
@@ -218,10 +236,17 @@ def method_table() -> list[dict[str, Any]]:
     return rows + [{"method": name, "unavailable": why} for name, why in UNAVAILABLE.items()]
 
 
-def check_objective(name: str) -> None:
-    """InputError for a name that is not in the table."""
+def check_objective(name: str, options: TrainOptions | None = None) -> None:
+    """InputError for a name that is not in the table, and for an option that it does not read."""
     if name not in OBJECTIVES:
         raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
+    row = OBJECTIVES[name]
+    for option in row.not_read if options else ():
+        if getattr(options, option):
+            raise InputError(
+                f"--{option.replace('_', '-')} is not for --objective {name}",
+                f"which learns {row.about}",
+            )
 
 
 def load_method(name: str) -> type[Method]:
@@ -232,7 +257,7 @@ def load_method(name: str) -> type[Method]:
 def load_objective(name: str) -> type[Objective]:
     """Import an objective. MissingExtra where a package is not installed."""
     check_objective(name)
-    return cast(type[Objective], _import(OBJECTIVES[name]))
+    return cast(type[Objective], _import(OBJECTIVES[name].entry))
 
 
 def _import(entry: str) -> Any:

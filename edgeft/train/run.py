@@ -19,8 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.preview import first_marked, shortened
-from edgeft.data.splits import Splits, fingerprint
+from edgeft.data.sources import data_files, data_identity
+from edgeft.data.split_names import Split
+from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
@@ -34,6 +37,7 @@ from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.protocol import Watch
 from edgeft.train.registry import (
     MethodRow,
     check_objective,
@@ -61,20 +65,22 @@ def train(
     method: str = FIRST["method"],
     objective: str = FIRST["objective"],
     items: AnswerItems | None = None,
+    watch: Watch | None = None,
 ) -> Manifest:
     """Train, and return the manifest of the result. A complete result is returned as it is.
 
     `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over. `items` are
-    answered whenever the validation loss is computed.
+    answered whenever the validation loss is computed. `watch` is called with every evaluation.
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
     little disk or memory, StaleError where the output holds something else.
     """
     row = method_row(method)
     check_options(method, options)
-    check_objective(objective)
+    check_objective(objective, options)
+    documents = objective in DOCUMENT_OBJECTIVES
     check_optimizer(options)
     check_reporters(options.report_to)
-    options, splits = read_splits(options)
+    options, splits = read_splits(options, documents)
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for a result", "--output adapter")
@@ -82,7 +88,7 @@ def train(
     if complete:
         say(f"{options.output} is complete, nothing to do")
         return complete
-    work_folder = options.output.with_name(options.output.name + ".work")
+    work_folder = options.work_folder
     checkpoint = _resumable(work_folder, request, resume, overwrite)
     base, tokenizer = open_base(options.base), tokenizer_folder(options)
     chat = ChatTemplate.from_folder(tokenizer)
@@ -104,8 +110,10 @@ def train(
         encoded = load_objective(objective)(
             options, splits.train, splits.validation, chat, encoder(tokenizer)
         )
-        line, text = first_marked(splits.train, chat, options.train_on_inputs)
-        say(f"the first example, line {line}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+        place, text = first_marked(splits.train, chat, options.train_on_inputs)
+        say(f"the first example, line {place}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+        data_facts = _data_facts(splits)
+        del splits  # its texts take more memory than the token ids
         trained = load_method(method)(options, base.card)
         models.transformers_class(base.config)  # FormatError where transformers has none
         answering = Answering(items, tokenizer, int(options.micro_batch_size)) if items else None
@@ -116,7 +124,7 @@ def train(
             bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
             facts = fit_in_memory(
                 options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
-                halve=request["options"]["micro_batch_size"] == "auto",
+                halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
             )  # fmt: skip
             if options.add_tokens:
                 save_tokenizer(options, work.path)
@@ -126,11 +134,8 @@ def train(
                 "chat": chat.to_json(),
                 "examples": {"train": len(encoded.train), "validation": len(encoded.validation)},
                 **encoded.facts(),
-                "validation_items": fingerprint(splits.validation) if splits.validation else None,
+                **data_facts,
             }
-            left_out = {role: file.to_json() for role, file in splits.files.items()}
-            if any(left_out.values()):
-                work.facts["rows"] = left_out
     shutil.rmtree(work_folder)
     manifest = store.read_manifest(options.output)
     assert manifest is not None
@@ -139,15 +144,29 @@ def train(
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
-    names = {"method": method, "objective": objective}
+    names, documents = {"method": method, "objective": objective}, objective in DOCUMENT_OBJECTIVES
     # Adapters from before there was a choice do not name it, and stay complete.
     chosen = {key: name for key, name in names.items() if name != FIRST[key]}
-    parents = {"base": store.identity(options.base), "data": files.sha256(options.data)}
+    parents = {
+        "base": store.identity(options.base),
+        "data": _identity(options.data, "train", documents),
+    }
     if options.validation_data:
-        parents["validation_data"] = files.sha256(options.validation_data)
+        parents["validation_data"] = _identity(options.validation_data, "validation", documents)
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
     return {"options": options.to_json() | chosen, "parents": parents}
+
+
+def _data_facts(splits: Splits) -> dict[str, Any]:
+    """The fingerprint of the validation split, and what was left out of the files where that is something."""
+    left_out = {role: file.to_json() for role, file in splits.files.items()}
+    facts = {"validation_items": fingerprint(splits.validation) if splits.validation else None}
+    return facts | ({"rows": left_out} if any(left_out.values()) else {})
+
+
+def _identity(data: Path, split: Split, documents: bool) -> str:
+    return data_identity(data_files(data, split, TEXT_SUFFIXES if documents else ()))
 
 
 def _resumable(
@@ -225,7 +244,9 @@ def _preflight(
     machine.preflight(
         folder,
         "training",
-        disk=CHECKPOINTS * request.checkpoint_bytes + request.result_bytes,
+        disk=CHECKPOINTS * request.checkpoint_bytes
+        + request.result_bytes
+        + request.offloaded_bytes,
         memory=request.needed,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )

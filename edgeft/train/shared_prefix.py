@@ -26,7 +26,7 @@ import torch
 import transformers
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from edgeft.data.encoding import IGNORED
+from edgeft.data.encoded_rows import IGNORED
 from edgeft.progress import say
 
 ATTENTION = "edgeft_shared_prefix"

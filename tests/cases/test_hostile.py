@@ -280,11 +280,28 @@ LOOPS = {
 }  # fmt: skip
 
 
-@pytest.mark.unit
-@pytest.mark.parametrize("case", LOOPS)
-def test_a_template_without_end_is_refused(case: str) -> None:
+WHOLE_SECOND = ("nested loops", "a text doubled")
+"""loops that run into the limits as they are: one of time, one of memory"""
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Renderers that wait 0.1 s of work for a template, not a second."""
+    from edgeft.child_process import Limits, Pool
     from edgeft.tokenizer import jinja_sandbox
 
+    limits = Limits(0.1, jinja_sandbox.RENDERING.memory)
+    pool = Pool(Path(jinja_sandbox.__file__), "answer", limits, 1)
+    monkeypatch.setattr(jinja_sandbox, "_renderers", pool)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("case", LOOPS)
+def test_a_template_without_end_is_refused(case: str, request: pytest.FixtureRequest) -> None:
+    from edgeft.tokenizer import jinja_sandbox
+
+    if case not in WHOLE_SECOND:
+        request.getfixturevalue("impatient")
     started = time.perf_counter()
     with pytest.raises(InputError, match="the chat template refuses these messages: ") as caught:
         jinja_sandbox.render(LOOPS[case], messages=[])
@@ -298,6 +315,7 @@ def test_a_template_without_end_is_refused(case: str) -> None:
     ["{% break %}", "{% continue %}", "{% macro m(a, a) %}{% endmacro %}", "{{ " + "(" * 5000,
      "{% for a in b %}" * 21 + "{% endfor %}" * 21, "{{ x" + ".a" * 100_000 + " }}", "{% set 1 = 2 %}"],
 )  # fmt: skip
+@pytest.mark.usefixtures("impatient")
 def test_a_template_that_is_no_code(source: str) -> None:
     from edgeft.tokenizer import jinja_sandbox
 
@@ -306,6 +324,7 @@ def test_a_template_that_is_no_code(source: str) -> None:
 
 
 @pytest.mark.unit
+@pytest.mark.usefixtures("impatient")
 def test_a_renderer_that_ended_is_replaced_and_the_next_text_is_right() -> None:
     from edgeft.tokenizer import jinja_sandbox
 

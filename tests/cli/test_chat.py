@@ -153,7 +153,9 @@ def artifact(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from edgeft.export.pipeline import export
 
     out = tmp_path_factory.mktemp("chat")
-    return export(ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",)))[0].path
+    return export(
+        ExportOptions(out=out, base=str(tiny_base), quants=("q8_0",), compare_live=False)
+    )[0].path
 
 
 def run(artifact: Path, text: str, *options: str) -> subprocess.CompletedProcess[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,11 @@ import pytest
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
+from edgeft.errors import ProofError
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
-from edgeft.records import Memory, Speed
+from edgeft.records import Artifact, Memory, Speed
+from edgeft.release import search
 from edgeft.report import storage
 
 SIZES: dict[str, tuple[int, float]] = {"q8_0": (90, 50), "q4_0": (60, 80), "q2_k": (50, 10)}
@@ -89,3 +92,33 @@ def test_an_impossible_budget_and_wrong_options_are_errors(
         done = edgeft(*words, *more)
         assert done.code == code and says in done.err, done.err
     assert not list((tmp_path / "out").glob("*.partial*"))
+
+
+def test_the_lineup_has_the_calibrated_type_where_there_are_chats(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ExportOptions(out=tmp_path, base=str(tiny_base))
+    plain = search.lineup("gguf", options)
+    assert "q4_0" in plain and "gptq-q4_0" not in plain
+    assert "--calibration FILE" in capsys.readouterr().err
+    with_chats = dataclasses.replace(options, calibration=tiny_chats)
+    calibrated = search.lineup("gguf", with_chats)
+    assert "gptq-q4_0" in calibrated and "q4_0" not in calibrated
+
+
+def test_what_cannot_be_calibrated_is_tried_uncalibrated(
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    def refuse_gptq(options: ExportOptions) -> list[Artifact]:
+        tried.append(options.quants)
+        if "gptq-q4_0" in options.quants:
+            raise ProofError("no GPTQ for this family")
+        return []
+
+    monkeypatch.setattr(search, "export", refuse_gptq)
+    options = ExportOptions(out=tmp_path, base=str(tiny_base), calibration=tiny_chats)
+    assert search._export_candidates(options) == []
+    assert ["gptq-q4_0" in quants for quants in tried] == [True, False]
+    assert "q4_0" in tried[1] and len(tried[0]) == len(tried[1])

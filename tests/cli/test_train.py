@@ -93,7 +93,7 @@ def test_an_adapter_brings_the_options_of_its_training(
     with store.writing(trained.output, kind="adapter", options=recorded, parents={}) as work:
         (work.path / "adapter_config.json").write_text("{}")
     runs: list[TrainOptions] = []
-    monkeypatch.setattr(_training, "_preview", lambda run, as_json: runs.append(run))
+    monkeypatch.setattr(_training, "_preview", lambda run, *_: runs.append(run))
     config = tmp_path / "run.toml"
     config.write_text("seed = 6")
     again = ("train", "--adapter", trained.output, "--output", tmp_path / "b", "--ship", "q4_0",

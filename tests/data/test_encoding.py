@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from edgeft.data.encoding import IGNORED, Encoded, calibration, encode, encode_all, text_calibration
+from edgeft.data.encoded_rows import IGNORED, Encoded
+from edgeft.data.encoding import calibration, encode, encode_all, text_calibration
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode, encoder

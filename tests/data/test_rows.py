@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,9 @@ def test_a_broken_row_is_named_by_file_and_line(tmp_path: Path, row: Any, says: 
 def test_a_file_without_examples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such data file: .*none.jsonl"):
         load_examples(tmp_path / "none.jsonl")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe is a pipe or a device .write the rows to a file"):
+        load_examples(tmp_path / "pipe")
     for text in ("", "\n \n", "[]"):
         (tmp_path / "empty").write_text(text)
         with pytest.raises(InputError, match="empty holds no examples"):

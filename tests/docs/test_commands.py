@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 import pytest
+from conftest import Ran
 
 from edgeft.benchmarks.suites import load_suite
 from edgeft.cli import COMMANDS, group
-from helpers.docs import DOCS, SHELLS, blocks, edgeft_commands, manual, spans
+from helpers.docs import DOCS, SEPARATORS, SHELLS, blocks, edgeft_commands, manual, spans
 
 BASE = "smollm2-135m"
 CHATS, ITEMS = 40, 12
@@ -111,11 +114,18 @@ def runnable() -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def in_shell(command: str) -> Ran:
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr)
+
+
 @pytest.mark.parametrize("model", ["tiny", pytest.param("embedded", marks=pytest.mark.slow)])
 def test_the_commands_run_as_printed(
-    model: str, tmp_path: Path, home: Path, tiny_base: Path
-) -> None:
-    """On the embedded model word for word, on a tiny one with its path in place of the name."""
+    model: str, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch,
+    edgeft: Callable[..., Ran],
+) -> None:  # fmt: skip
+    """On the embedded model word for word; on a tiny one with its path in place of the name, and
+    without a shell where the line needs none."""
     suite = load_suite("smart_home")
     for name, rows, source in (("chats", CHATS, suite.train), ("items", ITEMS, suite.test)):
         lines = source.read_text(encoding="utf-8").splitlines()[:rows]
@@ -125,18 +135,17 @@ def test_the_commands_run_as_printed(
     if model == "tiny":
         commands = [command.replace(BASE, str(tiny_base)) for command in commands]
         assert sum(str(tiny_base) in command for command in commands) == 1
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    env = os.environ | {"PATH": path, "EDGEFT_HOME": str(home)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     outputs: dict[str, str] = {}
     for command in commands:
-        done = subprocess.run(
-            ["bash", "-c", command], cwd=tmp_path, env=env, capture_output=True, text=True,
-            check=False,
-        )  # fmt: skip
+        program, *args = shlex.split(command)
+        plain = model == "tiny" and program == "edgeft" and not {*SEPARATORS, "<"} & {*args}
+        ran = edgeft(*args) if plain else in_shell(command)
         # Twelve items cannot decide anything: the gate has to say so.
         expected = 4 if " ab " in command else 0
-        assert done.returncode == expected, f"{command}\n{done.stderr}"
-        outputs[command] = done.stdout
+        assert ran.code == expected, f"{command}\n{ran.err}"
+        outputs[command] = ran.out
     for name, text in (("chat", ""), ("ab", "INCONCLUSIVE"), ("inspect out", "llama")):
         answers = [out for command, out in outputs.items() if f"edgeft {name}" in command]
         assert answers and all(out.strip() and text in out for out in answers), name

@@ -16,9 +16,10 @@ from edgeft.gptq import blocks as gptq_blocks
 from edgeft.gptq.blocks import Blocks, stage_of
 from edgeft.gptq.quantize import linears
 from edgeft.merge.view import Merged, open_merged
-from helpers.families import CHATGLM, TINY, exact_gelu
+from helpers.families import CHATGLM, TINY, by_family, exact_gelu
 
 Sequences = list[list[int]]
+TRANSFORMERS = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 CLOSE = 5e-5
 """of the states' standard deviation"""
 
@@ -47,7 +48,7 @@ def apart(states: Any, wanted: Any) -> float:
     return float((states - wanted).abs().max() / wanted.std())
 
 
-@pytest.mark.parametrize("case", [case for case in TINY if TINY[case].config != CHATGLM])
+@pytest.mark.parametrize("case", by_family(TRANSFORMERS, "phi3-long", "olmo3-yarn"))
 def test_blocks_compute_the_same_as_the_model(make: Family, case: str) -> None:
     """Sequences of one row do not see each other, and every linear layer is in some stage."""
     base, adapter, live = make(case)

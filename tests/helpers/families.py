@@ -8,10 +8,12 @@ import dataclasses
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
+
+import pytest
 
 from edgeft import models
 from helpers import chatglm
@@ -164,6 +166,16 @@ def architecture_of(tiny: Tiny) -> str:
 
 def card_of(case: str) -> models.Card:
     return models.card_for({"architectures": [architecture_of(TINY[case])]})
+
+
+def by_family(cases: Sequence[str], *also: str) -> list[Any]:
+    """Cases as parameters: the first of each family and `also` are fast tests, all others slow ones.
+
+    The others differ in RoPE, tied embeddings and biases.
+    """
+    first = {card_of(case).family: case for case in reversed(cases)}
+    fast = {*first.values(), *also}
+    return [pytest.param(case, marks=() if case in fast else pytest.mark.slow) for case in cases]
 
 
 PEFT_RENAMES = "peft.utils.transformers_weight_conversion.convert_peft_config_for_transformers"

@@ -232,14 +232,18 @@ def case(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     return functools.cache(lambda name: make_case(MODELS[name], tmp_path_factory.mktemp(name)))
 
 
-def runs() -> Iterator[tuple[str, str, bool]]:
-    """Every model with every quantization, less what cannot differ."""
+def runs() -> Iterator[Any]:
+    """Every model with every quantization, less what cannot differ.
+
+    With an imatrix iq3_xxs has tensors of IQ2_S, whose grid takes seconds to build.
+    """
     for name in MODELS:
         quants = ("q3_k_s", "q4_k_m", "q5_k_s") if name in SIZES else FILE_TYPE
         for quant in quants:
             yield name, quant, False
             if name in WITH_IMATRIX:
-                yield name, quant, True
+                slow = quant == "iq3_xxs"
+                yield pytest.param(name, quant, True, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.mark.parametrize(("name", "quant", "imatrix"), list(runs()))
@@ -303,7 +307,7 @@ def test_overrides_that_cannot_be_are_refused(override: tuple[str, str], problem
         choose_tensor_types("q4_0", model.shapes(), **model.facts(), overrides=[override])
 
 
-QUICK = tuple(kind for kind in TENSOR_TYPES if not kind.startswith(("iq1", "iq2_x")))
+QUICK = tuple(kind for kind in TENSOR_TYPES if not kind.startswith(("iq1", "iq2")))
 """the grids of the others take seconds to build"""
 
 
@@ -337,7 +341,9 @@ def test_which_quantizations_need_an_imatrix() -> None:
     assert not any(refused(quant, "blocks-of-32") for quant in FILE_TYPE)
 
 
-@pytest.mark.parametrize("quant", ["iq3_xxs", "q2_k_s", "iq3_m"])
+@pytest.mark.parametrize(
+    "quant", [pytest.param("iq3_xxs", marks=pytest.mark.slow), "q2_k_s", "iq3_m"]
+)
 def test_which_tensors_need_importance(quant: str, tmp_path: Path) -> None:
     """A matrix of importance that lacks one tensor is refused if that tensor needs it."""
     made = make_case(Model(layers=1), tmp_path)
@@ -459,7 +465,9 @@ def test_shapes_that_do_not_fit_are_refused(call: Callable[[Array], Any], proble
         call(np.ones((2, 96), np.float32))
 
 
-@pytest.mark.parametrize("kind", ["IQ2_S", "IQ3_XXS", "IQ3_S"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("IQ2_S", marks=pytest.mark.slow), "IQ3_XXS", "IQ3_S"]
+)
 def test_what_would_make_ggml_end_the_process_is_refused(kind: str) -> None:
     values = np.random.default_rng(6).standard_normal((2, 256), np.float32)
     weights = np.ones(256, np.float32)

@@ -12,7 +12,7 @@ import pytest
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.fewshot import FewShot
 from edgeft.benchmarks.suites import load_suite
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.release import BaselineOptions, run_baseline
 from edgeft.release.baseline import base_artifact, baseline_items, baseline_text
 
@@ -92,6 +92,11 @@ def test_every_base_is_asked_in_every_way(
                  "--max-tokens", 2, "--json")  # fmt: skip
     made = json.loads(ran.out)
     assert ran.code == 0 and made["advice"]["word"] == "fine-tune"
+    ran = edgeft("baseline", "--base", artifact, "--validation-data", task["validation"],
+                 "--few-shot-data", task["chats"], "--shots", "2", "--pick", "embeddings",
+                 "--max-tokens", 2, "--json")  # fmt: skip
+    by_states = json.loads(ran.out)["attempts"]
+    assert [a["few_shot"] for a in by_states] == [{"shots": 2, "pick": "embeddings"}]
     assert [a["accuracy"] for a in made["attempts"]] == [first[0].accuracy, first[2].accuracy]
     assert made["attempts"][0]["gap"] == pytest.approx(0.9 - first[0].accuracy)
 
@@ -104,3 +109,38 @@ def test_bad_input_is_one_line(edgeft: Callable[..., Any], task: dict[str, Path]
     assert ran.code == 1 and "only 0 examples to show" in ran.err
     ran = edgeft("baseline", "--base", "x", *asked, "--shots", "four")
     assert ran.code == 2 and "no list of numbers" in ran.err
+
+
+def test_bases_and_instructions_are_checked_before_any_answer(
+    edgeft: Callable[..., Any], task: dict[str, Path], tiny_base: Path, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.gguf"
+    broken.write_text("not a model")
+    asked = ("baseline", "--base", tiny_base, "--validation-data", task["validation"], "--shots", 0)
+    (tmp_path / "empty.txt").write_text(" \n")
+    for more, says in (
+        (("--base", broken), "broken.gguf"),
+        (("--base", "smolm2-135m"), "did you mean 'smollm2-135m'"),
+        (("--instructions", "Name the thing."), "no such file: Name the thing. (--instructions: a"),
+        (("--instructions", tmp_path / "empty.txt"), "empty.txt is empty"),
+        (("--scorer", "json"), "item 1: the reference answer 'lamp' is not JSON"),
+    ):
+        ran = edgeft(*asked, *more)
+        assert ran.code == 1 and says in ran.err and ran.err.count("\n") == 1, ran.err
+        assert "asking" not in ran.err and not ran.out
+
+
+def test_prompts_that_do_not_fit_are_a_note(
+    tiny_base: Path, task: dict[str, Path], tmp_path: Path
+) -> None:
+    long = write(tmp_path / "long.jsonl", [("the old door " * 3000, "door")])
+    options = BaselineOptions((str(tiny_base),), validation_data=task["validation"], shots=(0, 1))
+    result = run_baseline(options, EvalOptions(few_shot_data=long, max_tokens=2))
+    assert [attempt.few_shot for attempt in result.attempts] == [FewShot(0)]
+    first, second = result.notes
+    assert first.startswith("base, 1-shot was not tried: the prompt has ") and "similar" in second
+    with pytest.raises(TooLong):
+        run_baseline(
+            BaselineOptions((str(tiny_base),), validation_data=task["validation"], shots=(1,)),
+            EvalOptions(few_shot_data=long, max_tokens=2),
+        )

@@ -39,9 +39,17 @@ WORDS = [
 def arms(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> dict[str, Path]:
     """f32 as baseline, f16 as a candidate of the same model, and a smaller one of another."""
     folder = tmp_path_factory.mktemp("arms")
-    own = export(ExportOptions(out=folder / "own", base=str(tiny_base), quants=("f32", "f16")))
+    own = export(
+        ExportOptions(
+            out=folder / "own", base=str(tiny_base), quants=("f32", "f16"), compare_live=False
+        )
+    )
     stranger = make_base(folder / "stranger", seed=7)
-    other = export(ExportOptions(out=folder / "other", base=str(stranger), quants=("q8_0",)))
+    other = export(
+        ExportOptions(
+            out=folder / "other", base=str(stranger), quants=("q8_0",), compare_live=False
+        )
+    )
     return {artifact.quant: artifact.path for artifact in (*own, *other)}
 
 
@@ -294,6 +302,8 @@ def test_general_items_need_the_base(
     assert ran.code == 2 and "--general needs --base" in ran.err
     ran = edgeft("ab", *two, "--max-forgotten", "0.1")
     assert ran.code == 2 and "--max-forgotten needs --general" in ran.err
+    ran = edgeft("ab", "--general", *two)
+    assert ran.code == 2 and "--general last" in ran.err
     ran = edgeft("ab", *two, "--base", arms["q8_0"], "--general", "nowhere.jsonl")
     assert ran.code == 1 and "no such suite or file: nowhere.jsonl" in ran.err
     with pytest.raises(InputError, match="--base"):

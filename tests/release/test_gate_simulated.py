@@ -15,6 +15,7 @@ from edgeft.benchmarks.statistics.retention import measure_retention
 from edgeft.release.wording import retention_text, verdict_reason
 
 DRAWS = 10_000
+SLOW = pytest.mark.slow
 
 
 @functools.cache
@@ -52,7 +53,9 @@ def test_a_model_against_itself_passes() -> None:
     assert judge_graded([0.7] * 200, [0.7] * 200, 0.03).outcome == "PASS"
 
 
-@pytest.mark.parametrize(("psi", "n"), [(0.06, 600), (0.1, 600), (0.3, 400)])
+@pytest.mark.parametrize(
+    ("psi", "n"), [(0.3, 400), *(pytest.param(psi, 600, marks=SLOW) for psi in (0.06, 0.1))]
+)
 def test_early_stopping_errs_at_most_once_in_twenty(psi: float, n: int) -> None:
     """However often one looks: PASS at a true loss of the margin, FAIL just above it."""
     draw = np.random.default_rng(5)
@@ -96,7 +99,10 @@ def test_graded_scores_worse_by_the_margin_rarely_pass(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     ("n", "drop"),
-    [(100, 1.0), (100, 0.9), (200, 1.0), pytest.param(400, 0.5, marks=pytest.mark.slow)],
+    [
+        (100, 1.0),
+        *(pytest.param(*case, marks=SLOW) for case in ((100, 0.9), (200, 1.0), (400, 0.5))),
+    ],
 )
 def test_rare_large_losses_rarely_pass(
     n: int, drop: float, monkeypatch: pytest.MonkeyPatch
@@ -121,7 +127,7 @@ def test_nothing_to_lose_is_no_pass_for_graded_scores() -> None:
     assert verdict.outcome == "INCONCLUSIVE" and "check the items" in verdict_reason(verdict)
 
 
-@pytest.mark.parametrize("n", [25, 40, 80])
+@pytest.mark.parametrize("n", [25, pytest.param(40, marks=SLOW), pytest.param(80, marks=SLOW)])
 def test_a_base_that_knows_nothing_proves_no_retention_by_luck(n: int) -> None:
     """Fine-tune 1, base 0: a tenth of the gain is lost in truth."""
     draw = np.random.default_rng(n)

@@ -117,6 +117,10 @@ def test_an_embedding_has_length_one(gguf_model: GGUFRuntime) -> None:
     embedding = gguf_model.embed(prompt(gguf_model, "the lamp"))
     assert embedding.shape == (64,) and np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
     np.testing.assert_array_equal(embedding, gguf_model.embed(prompt(gguf_model, "the lamp")))
+    texts = [prompt(gguf_model, text) for text in ("the lamp", "a", "the lamp")]
+    both = gguf_model.embed_all(texts)
+    np.testing.assert_array_equal(both[0], both[2])
+    np.testing.assert_allclose(both[0], embedding, atol=1e-6)
     for ids in ([], [1] * 513):
         with pytest.raises(InputError, match="1 to 512 are possible"):
             gguf_model.embed(ids)

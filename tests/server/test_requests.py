@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from edgeft.errors import InputError
+from edgeft.errors import InputError, TooLong
 from edgeft.server import requests
-from edgeft.server.requests import TooLong, chat_requests, completion_requests, tokenized
+from edgeft.server.requests import chat_requests, completion_requests, tokenized
 from edgeft.server.schemas import Chat, Completion
 
 pytestmark = pytest.mark.unit

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.errors import EdgeftError, InputError, ResourceError, TooLong
 from edgeft.server.jobs import Busy
-from edgeft.server.requests import TooLong
 from edgeft.server.responses import client_left, refusal_for
 
 pytestmark = pytest.mark.unit

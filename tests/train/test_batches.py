@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from edgeft.data.encoding import IGNORED
+from edgeft.data.encoded_rows import IGNORED
 
 LENGTHS = [7, 90, 8, 11, 80, 85, 9, 10, 79, 12, 84, 6, 81, 5, 88, 83, 13, 4, 86, 87, 14, 82]
 

@@ -113,7 +113,14 @@ def state_bytes(value: Any) -> int:
     return state_bytes(vars(value)) if hasattr(value, "__dict__") else 0
 
 
-@pytest.mark.parametrize("name", [name for name in ON_CPU if name != "badam"])
+SIZED = [
+    pytest.param(name, marks=pytest.mark.slow if name == "galore" else ())  # an SVD of 4 s
+    for name in ON_CPU
+    if name != "badam"
+]
+
+
+@pytest.mark.parametrize("name", SIZED)
 def test_its_state_has_the_size_that_the_row_names(name: str) -> None:
     """BAdam's lives in copies of a block, which the model of `small_llama` has and a matrix has not."""
     import torch

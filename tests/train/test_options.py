@@ -22,6 +22,7 @@ FILES = (Path("base"), Path("chats.jsonl"), Path("adapter"))
         ({"ship": "q4_0", "use_dora": True}, "--ship and --use-dora do not go together"),
         ({"ship": "q4_0", "keep_4bit": True}, "--ship and --keep-4bit do not go together"),
         ({"ship": "q4_0", "add_tokens": ("<a>",)}, "--ship and --add-tokens do not go together"),
+        ({"ship": "q4_0", "offload_weights": True}, "--offload-weights do not go together"),
         ({"ship": "q4_0", "compute_type": "bf16"}, "--ship computes in float32"),
         ({"ship": "q4_0", "keep_best": True}, "do not compare .*--ship-steps 1"),
         ({"ship": "q4_0", "early_stopping": 2, "ship_steps": 8}, "do not compare"),

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from conftest import Family
 
-from edgeft.data.encoding import IGNORED, Encoded
+from edgeft.data.encoded_rows import IGNORED, Encoded
 from edgeft.train.packing import pack
-from helpers.families import CHATGLM, TINY
+from helpers.families import CHATGLM, TINY, by_family
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM and case != "phi3-long"]
 """not phi3-long: the longest text of a batch chooses the factors of all (transformers' longrope)"""
@@ -42,7 +42,7 @@ def test_every_example_is_whole_in_one_row_and_rows_are_full() -> None:
     assert sorted(found) == sorted(example.ids for example in examples)
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", by_family(TRAINED))
 def test_the_loss_of_packed_rows_is_that_of_their_examples(
     make: Family, case: str, tmp_path: Path
 ) -> None:
@@ -50,7 +50,7 @@ def test_the_loss_of_packed_rows_is_that_of_their_examples(
     import torch
     import transformers
 
-    from edgeft.train.batches import as_dataset, collate
+    from edgeft.train.batches import Rows, collate
     from edgeft.train.objectives.sft import AnswerTrainer
 
     model: Any = make(case)[2]
@@ -61,8 +61,8 @@ def test_the_loss_of_packed_rows_is_that_of_their_examples(
     examples = some_examples((17, 25, 9, 12, 20))
     rows = pack(examples, 40)
     assert [len(row.ids) for row in rows] == [37, 37, 9]
-    packed = collate(list(as_dataset(rows)), pad=0)
-    plain = collate(list(as_dataset(examples)), pad=0)
+    packed = collate(list(Rows(rows)), pad=0)
+    plain = collate(list(Rows(examples)), pad=0)
     assert "position_ids" in packed and "position_ids" not in plain
     with torch.no_grad():
         loss = float(trainer.compute_loss(model, packed, num_items_in_batch=1))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeft.data.hub import hub_id
 from edgeft.train.configs.table import (
     PER_DEVICE,
     NotCarried,
@@ -19,7 +20,7 @@ from edgeft.train.configs.table import (
     Place,
     Row,
     Tool,
-    beta,
+    adam_constants,
     flag,
     module_names,
     names,
@@ -135,6 +136,7 @@ def _rows(place: Place) -> list[Row]:
         Row("use-dora", ("peft_use_dora",), flag),
         Row("lora-plus-ratio", ("loraplus_lr_ratio",), number),
         Row("checkpoint-activations", ("gradient_checkpointing",), _checkpointing),
+        Row("offload-activations", ("activation_offloading",), _offloading),
         Row("attention", ("attn_implementation",), word),
         Row("attention", ("flash_attention",), lambda on: "flash_attention_2" if flag(on) else ""),
         Row("plugins", ("plugins",), _plugins),
@@ -157,35 +159,65 @@ def _rows(place: Place) -> list[Row]:
         Row("add-tokens", ("tokens",), names),
         Row("report-to", ("wandb_project",), lambda name: reporters("wandb" if word(name) else "")),
         Row("report-to", ("use_tensorboard",), lambda on: ["tensorboard"] if flag(on) else []),
-        Row("adam-beta1", ("adam_beta1",), beta(0.9)),
-        Row("adam-beta2", ("adam_beta2",), beta(0.999)),
-        Row("adam-epsilon", ("adam_epsilon",), beta(1e-8)),
+        Row(
+            "optimizer-args",
+            ("adam_beta1", "adam_beta2", "adam_epsilon"),
+            adam_constants,
+            context=("optimizer",),
+        ),
     ]
 
 
 def _dataset(place: Place, value: Any) -> str:
-    """The local file of the datasets."""
+    """The file of the datasets, or the id of the only one on the hub."""
     entries = value if isinstance(value, list) else [value]
-    return place.data([Part(_local(place, entry)) for entry in entries])
+    names = [_name(entry) for entry in entries]
+    files = [place.existing(name) for name in names]
+    if len(names) == 1 and files[0] is None and hub_id(Path(names[0])):
+        return _of_hub(names[0], entries[0])
+    parts = []
+    for name, entry, file in zip(names, entries, files, strict=True):
+        if file is None:
+            raise NotCarried(
+                f"{shown(name)} is not on this machine; type --data FILE, or the id of one data set on the hub"
+            )
+        if entry.get("split", "train") != "train":
+            raise NotCarried(
+                f"split {shown(entry['split'])} of {shown(name)}: edgeft reads all rows"
+            )
+        parts.append(Part(file))
+    return place.data(parts)
 
 
-def _local(place: Place, entry: Any) -> Path:
+def _name(entry: Any) -> str:
+    """The file or the path of a dataset."""
     if not isinstance(entry, dict):
         raise NotCarried("it names no file; type --data FILE")
     if entry.get("type") in PLAIN_TEXT:
-        raise NotCarried(f"type {entry['type']}: edgeft learns the answers of conversations")
+        raise NotCarried(
+            f"type {entry['type']} is plain text: type --objective pretrain and --data FILE"
+        )
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
         (files,) = files
     name = files or entry.get("path")
     if not isinstance(name, str):
         raise NotCarried("it names no file; type --data FILE")
-    found = place.existing(name)
-    if found is None:
+    return name
+
+
+def _of_hub(name: str, entry: dict[str, Any]) -> str:
+    """The hub id with revision, config and split."""
+    words = [entry.get("name"), entry.get("split")]
+    revision = f"@{entry['revision']}" if entry.get("revision") else ""
+    text = ":".join(
+        [name + revision, *(str(word) for word in words if word not in (None, "train"))]
+    )
+    if hub_id(Path(text)) is None:  # split: train[:10%]
         raise NotCarried(
-            f"{shown(name)} is not on this machine; download it, then type --data FILE"
+            f"edgeft takes a whole split of {shown(name)}, not {shown(entry['split'])}"
         )
-    return found
+    return text
 
 
 def _plugins(value: Any) -> str:
@@ -263,8 +295,12 @@ def _targets(modules: Any, linear: Any, adapter: Any) -> list[str]:
 
 def _checkpointing(value: Any) -> bool:
     if isinstance(value, str) and value.startswith("offload"):
-        raise NotCarried("edgeft keeps activations in memory")
+        raise NotCarried("newer versions write true, and activation_offloading: true beside it")
     return switch(value)
+
+
+def _offloading(value: Any) -> bool:
+    return flag(True if value in ("legacy", "disk") else value)
 
 
 def _per_step(value: Any, max_steps: Any, share: Any, files: Any) -> int:
@@ -294,7 +330,7 @@ TOOL = Tool(
     rows=_rows,
     refused=lambda config: "",
     dataset_lists=("datasets", "test_datasets", "pretraining_dataset"),
-    dataset_keys=("path", "data_files", "ds_type", "type"),
+    dataset_keys=("path", "data_files", "ds_type", "type", "name", "revision", "split"),
     not_needed={
         "bf16": PRECISION,
         "fp16": PRECISION,
@@ -348,7 +384,7 @@ TOOL = Tool(
         "revision_of_model": "download this revision and give its folder",
         "lora_modules_to_save": "edgeft trains no whole modules beside LoRA",
         "unfrozen_parameters": "edgeft trains whole layers, or LoRA",
-        "pretraining_dataset": "edgeft trains on conversations",
+        "pretraining_dataset": "type --objective pretrain and --data FILE",
         "wandb_name": "edgeft names a run by its output",
         "processor_type": TEXT,
         "freeze_mm_modules": TEXT,

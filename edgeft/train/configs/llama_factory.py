@@ -21,7 +21,7 @@ from edgeft.train.configs.table import (
     Place,
     Row,
     Tool,
-    beta,
+    adam_constants,
     flag,
     module_names,
     names,
@@ -152,9 +152,12 @@ def _rows(place: Place) -> list[Row]:
         Row("add-tokens", ("add_tokens",), names),
         Row("add-tokens", ("add_special_tokens",), names),
         Row("report-to", ("report_to",), reporters),
-        Row("adam-beta1", ("adam_beta1",), beta(0.9)),
-        Row("adam-beta2", ("adam_beta2",), beta(0.999)),
-        Row("adam-epsilon", ("adam_epsilon",), beta(1e-8)),
+        Row(
+            "optimizer-args",
+            ("adam_beta1", "adam_beta2", "adam_epsilon"),
+            adam_constants,
+            context=("optim",),
+        ),
     ]
 
 

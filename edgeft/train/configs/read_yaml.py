@@ -8,6 +8,8 @@ from typing import Any
 from edgeft.errors import InputError, require
 
 MAX_YAML_BYTES = 100_000
+MAX_YAML_LEVELS = 64
+"""of lists and mappings within each other: PyYAML's time grows with their square"""
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -28,9 +30,14 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if len(content) > MAX_YAML_BYTES:
         raise InputError(f"{file} is larger than {MAX_YAML_BYTES} bytes", hint)
     try:
-        events = list(yaml.parse(content))
-        if any(isinstance(event, yaml.AliasEvent) for event in events):
-            raise InputError(f"{file} has an alias (*name)", "write the value itself")
+        level = 0
+        for event in yaml.parse(content):
+            level += isinstance(event, yaml.CollectionStartEvent)
+            level -= isinstance(event, yaml.CollectionEndEvent)
+            if level > MAX_YAML_LEVELS:
+                raise ValueError(f"more than {MAX_YAML_LEVELS} levels")
+            if isinstance(event, yaml.AliasEvent):
+                raise InputError(f"{file} has an alias (*name)", "write the value itself")
         root = yaml.compose(content, Loader=yaml.SafeLoader)
         value = yaml.safe_load(content)
     except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:

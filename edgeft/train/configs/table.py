@@ -254,15 +254,26 @@ def reporters(value: Any) -> list[str]:
     return found
 
 
-def beta(default: float) -> Callable[[Any], float]:
-    """A constant of Adam: only the default needs no option."""
+ADAM_BETAS, ADAM_EPSILON = (0.9, 0.999), 1e-8
+"""constants of Adam in torch, transformers and edgeft"""
+WITHOUT_BETAS = {"adafactor", "muon", "sgd", "lomo", "adalomo"}
+"""optimizers of edgeft that transformers gives no constants of Adam"""
 
-    def value(raw: Any) -> float:
-        if number(raw) == default:
-            raise NotNeeded(f"{default} is edgeft's, too")
-        raise NotCarried(f"edgeft's is {default}")
 
-    return value
+def adam_constants(beta1: Any, beta2: Any, epsilon: Any, optimizer_name: Any) -> list[str]:
+    """--optimizer-args for other constants than the usual ones; NotNeeded where an optimizer has none."""
+    name = OPTIMIZERS.get(word(optimizer_name or "adamw").lower(), "adamw")
+    if name in WITHOUT_BETAS:
+        raise NotNeeded(f"{name} does not read it")
+    pairs = zip((beta1, beta2), ADAM_BETAS, strict=True)
+    betas = tuple(usual if value is None else number(value) for value, usual in pairs)
+    eps = ADAM_EPSILON if epsilon is None else number(epsilon)
+    words = [f"betas={betas}"] if betas != ADAM_BETAS else []
+    if eps != ADAM_EPSILON and name != "lion":
+        words.append(f"eps={eps}")
+    if not words:
+        raise NotNeeded("it is edgeft's, too")
+    return words
 
 
 def shown(value: Any) -> str:

@@ -76,10 +76,12 @@ def activation_bytes(
     rotary = 2 * sizes.head_dim * v * batch.length
     working = tokens * 4 * (2 * sizes.ffn + 2 * sizes.hidden)
     head = 2 * logits + (logits // 2 if v == 2 else 0)
+    blocks = tokens * sum(layers)
     if options.checkpoint_activations:
-        kept = tokens * sizes.layers * sizes.hidden * v + final + rotary
-        return kept, max(tokens * max(layers) + working, head)
-    return tokens * sum(layers) + final + rotary, max(working, head)
+        blocks = tokens * sizes.layers * sizes.hidden * v
+    if options.checkpoint_activations or options.offload_activations:
+        working += tokens * max(layers)  # those of one block are in memory
+    return blocks + final + rotary, max(working, head)
 
 
 def heap_holes(

@@ -86,13 +86,21 @@ class BaseModel:
         """As `parts`."""
         return self.parts[name]
 
+    @functools.cached_property
+    def linear_layers(self) -> dict[int, list[Linear]]:
+        """Block -> its linear layers, without the router and the experts."""
+        return {
+            layer: [
+                Linear(name.removesuffix(".weight"), self.part(name), *shape)
+                for name, shape in tensors
+                if len(shape) == 2 and self.card.in_4bit(name, shape)
+            ]
+            for layer, tensors in self.layers.items()
+        }
+
     def linears(self, layer: int) -> list[Linear]:
-        """Linear layers of a block, without the router and the experts."""
-        return [
-            Linear(name.removesuffix(".weight"), self.part(name), *shape)
-            for name, shape in self.layer(layer)
-            if len(shape) == 2 and self.card.in_4bit(name, shape)
-        ]
+        """Linear layers of a block, as `linear_layers`."""
+        return self.linear_layers.get(layer, [])
 
     def layer(self, layer: int) -> list[tuple[str, models.Shape]]:
         """(name, shape) of the tensors of a block."""

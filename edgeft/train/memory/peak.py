@@ -42,19 +42,23 @@ class Memory:
     """what the forward pass keeps for the backward pass"""
     temporary: int
     """logits, and what a layer needs while it computes"""
+    mapped: int = 0
+    """of `base`, with --offload-weights: mapped from a file, so that the kernel can drop it"""
+    offloaded: int = 0
+    """activations in a file, with --offload-activations"""
 
     @property
     def peak(self) -> int:
         """Largest resident set, as VmHWM in /proc/self/status and `time -v` report it."""
         if self.files_stay:
-            return self.needed + self.files
-        return max(self.needed, self.libraries + self.base + self.files)
+            return self.needed + self.mapped + self.files
+        return max(self.needed + self.mapped, self.libraries + self.base + self.files)
 
     @property
     def needed(self) -> int:
         """Bytes that must be free: without pages that the kernel can drop."""
         return (self.libraries + self.base + self.trained + self.gradients + self.optimizer
-                + self.activations + self.temporary)  # fmt: skip
+                + self.activations + self.temporary - self.mapped)  # fmt: skip
 
     def to_json(self) -> dict[str, int]:
         return dataclasses.asdict(self) | {"peak": self.peak, "needed": self.needed}
@@ -87,16 +91,20 @@ def estimate(
     same_type = "F32" if held == 4 else "BF16"
     kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
     holes = heap_holes(base, options, trains, batch, value_bytes) if device == "cpu" else 0
+    files = max(0, base.stored_bytes - base.stored_in.get(same_type, 0))
+    offloads = options.offload_activations
     return Memory(
         libraries=LIBRARY_BYTES,
-        files=max(0, base.stored_bytes - base.stored_in.get(same_type, 0)),
+        files=0 if options.offload_weights else files,
         files_stay=same_type in base.stored_in,
         base=weights,
         trained=4 * beside,
         gradients=0 if optimizer_row(options.optimizer).fused_backward else 4 * count,
         optimizer=int(state * count),
-        activations=kept + holes,
+        activations=holes + (0 if offloads else kept),
         temporary=temporary,
+        mapped=weights if options.offload_weights else 0,
+        offloaded=kept if offloads else 0,
     )
 
 

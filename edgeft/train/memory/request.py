@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import itertools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from edgeft.train.memory.activations import Batch
 from edgeft.train.memory.base_model import BaseModel
 from edgeft.train.memory.peak import Memory, estimate, optimizer_state_bytes
 from edgeft.train.memory.trained import Trains, trained_counts, trained_weights
-from edgeft.train.options import TrainOptions
+from edgeft.train.options import NOT_WITH_SHIP, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Request:
     def needed(self) -> int:
         """Bytes of memory that must be free. With a GPU, its memory is not counted here."""
         memory = self.memory
-        return memory.libraries + memory.base if has_gpu() else memory.needed
+        on_gpu = memory.libraries + memory.base + memory.offloaded
+        return on_gpu if has_gpu() else memory.needed
 
     @property
     def checkpoint_bytes(self) -> int:
@@ -55,6 +57,11 @@ class Request:
     def result_bytes(self) -> int:
         """Size of the result: float32 weights that train, or the whole model."""
         return 4 * (self.base.weights if self.trains.base == "all" else self.trained)
+
+    @property
+    def offloaded_bytes(self) -> int:
+        """Size of the files with weights and activations during the run."""
+        return self.memory.offloaded + self.memory.mapped
 
     @property
     def trained(self) -> int:
@@ -79,17 +86,13 @@ class Request:
         """The fewest changes of options with which the run fits; "" where none is enough.
 
         Fewer examples in a forward pass cost least time, then checkpointed activations, then a base
-        that stays packed.
+        that stays packed, then activations and frozen weights in files.
         """
         free = machine.available_memory() if free is None else free
-        packable = self.trains.quantized and self.options.quantization != "int8"
-        packings = (False, True) if packable else (False,)
-        for keep_4bit, checkpoint in itertools.product(packings, (False, True)):
-            changes: dict[str, Any] = {}
-            if checkpoint and not self.options.checkpoint_activations:
-                changes["checkpoint_activations"] = True
-            if keep_4bit and not self.options.keep_4bit:
-                changes["keep_4bit"] = True
+        for names in self._savings():
+            changes: dict[str, Any] = {
+                name: True for name in names if not getattr(self.options, name)
+            }
             changed = dataclasses.replace(
                 self, options=dataclasses.replace(self.options, **changes)
             )
@@ -101,6 +104,22 @@ class Request:
                     flags.insert(0, f"--micro-batch-size {examples}")
                 return " ".join(flags)
         return ""
+
+    def _savings(self) -> Iterator[list[str]]:
+        """Options that save memory and cost time, the cheapest first, as far as they go together."""
+        options = self.options
+        packs = self.trains.quantized and options.quantization != "int8"
+        maps = self.trains.maps and not self.base.card.fused and not has_gpu()
+        names = ["offload_weights"] * (maps and not options.keep_4bit)
+        names += ["offload_activations"]
+        names += ["keep_4bit"] * (packs and not options.offload_weights)
+        names += ["checkpoint_activations"]
+        if options.ship:
+            names = [name for name in names if name not in NOT_WITH_SHIP]
+        for chosen in itertools.product((False, True), repeat=len(names)):
+            saving = list(itertools.compress(names, chosen))
+            if not {"offload_weights", "keep_4bit"} <= {*saving}:
+                yield saving
 
 
 def has_gpu() -> bool:

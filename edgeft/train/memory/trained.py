@@ -31,12 +31,15 @@ class Trains:
     layers (`freeze_trainable_layers`), all"""
     quantized: bool = False
     """whether --keep-4bit keeps the base packed"""
+    maps: bool = False
+    """whether --offload-weights maps the base from a file: nothing of it changes"""
 
 
-QLORA = Trains(beside="lora", quantized=True)
-LORA = Trains(beside="lora")
-DORA = Trains(beside="dora")
-SCALES = Trains(beside="scales")
+QLORA = Trains(beside="lora", quantized=True, maps=True)
+LORA = Trains(beside="lora", maps=True)
+INITIALIZED = Trains(beside="lora")
+DORA = Trains(beside="dora", maps=True)
+SCALES = Trains(beside="scales", maps=True)
 NORMS = Trains(base="norms")
 BIASES = Trains(base="biases")
 LAYERS = Trains(base="layers")

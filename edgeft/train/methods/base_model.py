@@ -86,12 +86,12 @@ def _dequantized_base(options: TrainOptions, card: Card, dtype: Any, device: str
     with torch.no_grad():
         for name, weight in model.named_parameters():
             if _in_4bit(card, name, weight):
-                values = _round_trip(options, weight.float().numpy())
+                values = round_trip(options, weight.float().numpy())
                 weight.copy_(torch.from_numpy(values))
     return model.to(device)
 
 
-def _round_trip(options: TrainOptions, values: Any) -> Any:
+def round_trip(options: TrainOptions, values: Any) -> Any:
     """float32 (rows, columns) -> the values after quantization, float32."""
     if options.quantization == "int8":
         return int8.round_trip(values)
@@ -120,15 +120,21 @@ def _packed_base(options: TrainOptions, card: Card, dtype: Any, device: str) -> 
 
 
 def _load(base: Path, dtype: Any, **more: Any) -> Any:
-    text, overrides = open_base(base), config_overrides(base)
+    text = open_base(base)
     if text.plain:
         return transformers.AutoModelForCausalLM.from_pretrained(
-            base, dtype=dtype, use_safetensors=True, **overrides, **more
+            base, dtype=dtype, use_safetensors=True, **config_overrides(base), **more
         )
-    config = transformers_config(text.config | overrides)
-    state_dict = {name: torch.from_numpy(values).to(dtype) for name, values in text.tensors()}
+    tensors = {name: torch.from_numpy(values).to(dtype) for name, values in text.tensors()}
+    return from_tensors(base, tensors, dtype, **more)
+
+
+def from_tensors(base: Path, tensors: dict[str, Any], dtype: Any, **more: Any) -> Any:
+    """The base's model with these weights, under their names in the checkpoint; they are not copied."""
+    text = open_base(base)
+    config = transformers_config(text.config | config_overrides(base))
     return transformers_class(text.config).from_pretrained(
-        None, config=config, state_dict=state_dict, dtype=dtype, **more
+        None, config=config, state_dict=tensors, dtype=dtype, **more
     )
 
 

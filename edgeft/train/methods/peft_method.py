@@ -28,6 +28,7 @@ from edgeft.train.methods.base_model import (
     stored_base,
     target_modules,
 )
+from edgeft.train.methods.mapped_base import check_mapping, mapped_base
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method
 
@@ -37,6 +38,7 @@ class PeftMethod(Method):
 
     def __init__(self, options: TrainOptions, card: Card) -> None:
         self.options, self.card = options, card
+        check_mapping(options, card)
         self.targets = target_modules(
             outline(options.base), options.target_modules, self.default_targets()
         )
@@ -52,6 +54,8 @@ class PeftMethod(Method):
     def base(self, device: str) -> Any:
         """The frozen base on `device`, computing in `self.dtype`."""
         say(f"base as it is stored, computing in {dtype_name(self.dtype)} on {device}")
+        if self.options.offload_weights:
+            return mapped_base(self.options, self.card, self.dtype)
         return stored_base(self.options.base, self.dtype, device)
 
     def prepare(self, device: str) -> Any:

@@ -8,6 +8,7 @@ The result is an adapter in peft's format. Its facts say which base values it wa
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ import torch
 from edgeft.models import Card
 from edgeft.progress import say
 from edgeft.quantization import nf4
-from edgeft.train.methods.base_model import check_packing, dtype_name, frozen_base
+from edgeft.train.methods.base_model import check_packing, dtype_name, frozen_base, round_trip
 from edgeft.train.methods.lora import LoRA
+from edgeft.train.methods.mapped_base import mapped_base
 from edgeft.train.options import TrainOptions
 
 
@@ -32,6 +34,8 @@ class QLoRA(LoRA):
         kind = {"nf4": "NF4", "fp4": "FP4", "int8": "int8"}[options.quantization]
         say(f"base in {kind}, {'kept in 4 bits' if options.keep_4bit else 'dequantized once'}, "
             f"computing in {dtype_name(self.dtype)} on {device}")  # fmt: skip
+        if options.offload_weights:
+            return mapped_base(options, self.card, self.dtype, partial(round_trip, options))
         return frozen_base(options, self.card, self.dtype, device)
 
     def facts(self) -> dict[str, Any]:

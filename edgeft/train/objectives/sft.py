@@ -17,11 +17,11 @@ from typing import Any
 import torch
 import transformers
 
-from edgeft.data.encoding import IGNORED
+from edgeft.data.encoded_rows import IGNORED, lengths
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import Encode
-from edgeft.train.batches import GroupedSampler, as_dataset, collate
+from edgeft.train.batches import GroupedSampler, Rows, collate
 from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
@@ -66,13 +66,13 @@ class SFT(Objective):
         trainer = AnswerTrainer(
             model=model,
             args=arguments,
-            train_dataset=as_dataset(self.train),
-            eval_dataset=as_dataset(self.validation) if self.validation else None,
+            train_dataset=Rows(self.train),
+            eval_dataset=Rows(self.validation) if self.validation else None,
             data_collator=lambda batch: collate(batch, pad),
         )
         trainer.group_by_length = self.group_by_length
         if self.shares_prefix:
-            longest = max(len(item.ids) for item in (*self.train, *self.validation))
+            longest = max((*lengths(self.train), *lengths(self.validation)))
             self.shared_prefix = SharedPrefix(without_peft(model), longest, arguments)
             trainer.shared_prefix = self.shared_prefix
         return trainer
@@ -86,9 +86,11 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     """computes the common beginning of a micro-batch once"""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        lengths = list(self.train_dataset["length"])
         return GroupedSampler(
-            lengths, self.args.train_batch_size, self.args.seed, self.group_by_length
+            lengths(self.train_dataset.encoded),
+            self.args.train_batch_size,
+            self.args.seed,
+            self.group_by_length,
         )
 
     def compute_loss(

@@ -23,7 +23,7 @@ from edgeft.benchmarks.fidelity.compare import (
     text_chunks,
 )
 from edgeft.benchmarks.quality.evaluate import answer_nll
-from edgeft.data.encoding import IGNORED, Encoded
+from edgeft.data.encoded_rows import IGNORED, Encoded
 from edgeft.errors import InputError, ProofError
 from edgeft.records import Example, Message
 from edgeft.tokenizer.chat_template import ChatTemplate

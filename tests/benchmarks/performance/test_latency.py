@@ -143,6 +143,19 @@ def test_bytes_that_a_token_reads(artifact: Path) -> None:
     assert roofline.bandwidth(1) > 1e8
 
 
+def test_the_last_caches_are_added(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sockets with a level 3 each, which four cores see."""
+    for core in range(4):
+        for index, (level, size) in enumerate((("1", "48K"), ("3", "1024K"))):
+            folder = tmp_path / f"cpu{core}" / "cache" / f"index{index}"
+            folder.mkdir(parents=True)
+            shared = str(core) if level == "1" else ("0-1", "2-3")[core // 2]
+            for name, text in (("level", level), ("size", size), ("shared_cpu_list", shared)):
+                (folder / name).write_text(text)
+    monkeypatch.setattr(roofline, "CACHES", tmp_path)
+    assert roofline._last_cache() == 2 * 1024 * 1024
+
+
 def test_bytes_of_experts_and_of_a_table_that_is_looked_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 
-from edgeft.benchmarks.quality.fewshot import BM25, FewShot, FewShotPrompts, fixed_examples
+from edgeft.benchmarks.quality.fewshot import (
+    BM25,
+    Embeddings,
+    FewShot,
+    FewShotPrompts,
+    fixed_examples,
+)
 from edgeft.records import Example, Message
 
 pytestmark = pytest.mark.unit
@@ -53,6 +62,20 @@ def test_similar_examples_come_last_and_each_item_has_its_own() -> None:
     ]  # fmt: skip
     other = prompts.prompt(row("lamp on", "lamp"))
     assert other[-2].content == "lamp"
+
+
+def test_embeddings_are_compared_without_their_mean() -> None:
+    """Their mean is (4, 0, 0); with it in them "a" would be nearest to "like b"."""
+    states = {"a": [10, 2, 0], "b": [2, 0, 2], "c": [0, -2, -2], "like b": [4, 0.1, 1]}
+
+    def embed(texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return np.array([states[text] for text in texts], np.float32)
+
+    assert Embeddings(["a", "b", "c"], embed).best("like b", 3) == [1, 0, 2]
+    pool = [row(text, text.upper()) for text in "abc"]
+    asked = FewShotPrompts(FewShot(2, "embeddings"), pool, "", embed).prompt(row("like b", "x"))
+    assert [message.content for message in asked] == ["a", "A", "b", "B", "like b"]
+    assert str(FewShot(2, "embeddings")) == "2-shot, embeddings"
 
 
 def test_fixed_examples_are_the_same_for_every_item_and_take_turns_by_tag() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.scorers import refused, scorer_named, scorers_by_tag
 from edgeft.errors import FormatError, InputError, ProofError
@@ -72,6 +74,32 @@ def test_an_invalid_reference_is_refused() -> None:
         scorer_named("numeric")("3", "three")
     with pytest.raises(InputError, match="not a regular expression"):
         scorer_named("regex")("3", "(")
+    with pytest.raises(InputError, match="'lamp off' is not JSON"):
+        scorer_named("json")("{}", "lamp off")
+    with pytest.raises(InputError, match="'no' is neither safe nor unsafe"):
+        scorer_named("refusal")("I'm sorry.", "no")
+
+
+@pytest.mark.parametrize(
+    ("scorer", "says"),
+    [
+        ("json", "item 2: the reference answer 'lamp' is not JSON"),
+        ("exact,thing=numeric", "item 2: .* holds no number"),
+        ("numeric,thing=regex", None),
+    ],
+)
+def test_references_are_checked_before_any_answer(
+    scorer: str, says: str | None, tmp_path: Path
+) -> None:
+    rows = [("4", ["sum"]), ("lamp", ["thing"])]
+    lines = [json.dumps({"prompt": f"{a}?", "answer": a, "tags": tags}) for a, tags in rows]
+    (tmp_path / "items.jsonl").write_text("\n".join(lines))
+    options = EvalOptions(str(tmp_path / "items.jsonl"), scorer=scorer)
+    if says is None:
+        assert len(evaluate.load_items(options).examples) == 2
+    else:
+        with pytest.raises(InputError, match=says):
+            evaluate.load_items(options)
 
 
 def test_a_choice_needs_finite_logits_and_one_maximum(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -86,12 +87,11 @@ CASES = [*(case for case in TINY if "onnx" in card_of(case).formats), *MORE]
 
 @pytest.fixture(scope="module")
 def fitting(make: Family, tmp_path_factory: pytest.TempPathFactory) -> Family:
+    @functools.cache
     def build(case: str) -> tuple[Path, Path, Any]:
-        if case in MORE:
-            return make_tiny(tmp_path_factory.mktemp(case), MORE[case])
-        return make(case)
+        return make_tiny(tmp_path_factory.mktemp(case), MORE[case])
 
-    return build
+    return lambda case: build(case) if case in MORE else make(case)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -154,27 +154,25 @@ def float_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weights, "ACCURACY_LEVEL_INT8", 1)
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        "llama",
-        "qwen2",
-        "phi3",
-        "mixtral",
-        "qwen2_moe",
-        "qwen3_moe",
-        "olmoe",
-        "pythia",
-        "pythia-wide",
-        "gemma3",
-        "glm4",
-        "glm4-wide",
-        "llama-72",
-        "qwen2-72",
-        "qwen2_moe-72",
-    ],
-)
-@pytest.mark.parametrize("quant", ["int8", "int4-mixed", "int4"])
+ROUNDED = (
+    "llama", "qwen2", "phi3", "mixtral", "qwen2_moe", "qwen3_moe", "olmoe", "pythia", "pythia-wide",
+    "gemma3", "glm4", "glm4-wide", "llama-72", "qwen2-72", "qwen2_moe-72",
+)  # fmt: skip
+IN_EVERY_TYPE = ("llama", "qwen2-72", "gemma3", "mixtral", "qwen2_moe-72")
+"""dense, with widths that are no multiple of a block, tied, and with experts"""
+
+
+def rounded() -> list[Any]:
+    """(case, quantization); 8 bits and mixed ones of most cases are slow tests."""
+    return [
+        pytest.param(case, quant, marks=() if fast else pytest.mark.slow)
+        for quant in ("int8", "int4-mixed", "int4")
+        for case in ROUNDED
+        for fast in [quant == "int4" or case in IN_EVERY_TYPE]
+    ]
+
+
+@pytest.mark.parametrize(("case", "quant"), rounded())
 def test_rounded_weights_give_the_logits_of_their_values(
     fitting: Family,
     tmp_path: Path,

@@ -206,7 +206,6 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (LLAMA_FACTORY, "optim: adafactor", "optim", "no --optimizer for 'adafactor'"),
         (LLAMA_FACTORY, "optim: grokadamw", "optim", "edgeft has no optimizer 'grokadamw'"),
         (LLAMA_FACTORY, "report_to: wandb", "report_to", "no --report-to for 'wandb': it is always off"),
-        (LLAMA_FACTORY, "adam_beta2: 0.95", "adam_beta2", "edgeft's is 0.999"),
         (LLAMA_FACTORY, "packing: true", "packing", "see each other"),
         (LLAMA_FACTORY, "deepspeed: z3.json", "deepspeed", "one process"),
         (LLAMA_FACTORY, "ignore_pad_token_for_loss: false", "ignore_pad_token_for_loss", "no such"),
@@ -214,11 +213,13 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (AXOLOTL, "excess_length_strategy: truncate", "excess_length_strategy", "no 'truncate'"),
         (AXOLOTL, "sample_packing: true", "sample_packing", "no --packing for True"),
         (AXOLOTL, "plugins: [my.Plugin]", "plugins", "'my.Plugin'"),
-        (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing", "in memory"),
+        (AXOLOTL, "gradient_checkpointing: offload", "gradient_checkpointing",
+         "activation_offloading: true beside it"),
         (AXOLOTL, "shuffle_merged_datasets: false", "shuffle_merged_datasets", "no such option"),
-        (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets[0].split", "shape"),
-        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "answers of conversations"),
-        (AXOLOTL.replace("chats.jsonl", "owner/name"), "", "datasets", "not on this machine"),
+        (AXOLOTL.replace("type: chat_template", "split: train[:10]"), "", "datasets", "reads all rows"),
+        (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "--objective pretrain"),
+        (AXOLOTL.replace("chats.jsonl", "a/b/c.jsonl"), "", "datasets", "not on this machine"),
+        (AXOLOTL.replace("chats.jsonl", "owner/name\n    split: train[:9]"), "", "datasets", "whole split"),
         (AXOLOTL.replace("lora_target_linear: true", ""), "", "lora_target_modules (default)",
          "leaves the choice to peft"),
     ],
@@ -261,6 +262,8 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
         converted(data, text.replace("finetuning_type: lora", "finetuning_type: oft"), method="")
     with pytest.raises(InputError, match="edgeft has no objective 'ppo'"):
         converted(data, text.replace("stage: sft", "stage: ppo"), objective="")
+    moved = converted(data, AXOLOTL, "activation_offloading: disk", offload_activations="")
+    assert moved.options["offload-activations"] is True
     refused = converted(data, text, more, optimizer="no such optimizer")
     assert refused.not_carried["optim"] == "no such optimizer"
 
@@ -284,7 +287,7 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
         ("a: 1\na: 2\n", "a stands twice"),
         ("a: &x [1]\nb: *x\n", "has an alias"),
         ("a: !!python/object/apply:os.getcwd []\n", "is not YAML"),
-        ("[" * 5000, "is not YAML"),
+        ("[" * 5000, "is not YAML: more than 64 levels"),
         ("a: " + "x" * 100_001, "is larger than"),
     ],
 )  # fmt: skip
@@ -348,3 +351,34 @@ def test_odd_texts_stay_in_their_quotes_and_comments(data: Path) -> None:
     )
     read = tomllib.loads(conversion.text)["train-qlora"]
     assert read["output"] == json.loads(json.dumps(odd)) and read["lora-r"] == 8
+
+
+@pytest.mark.parametrize(
+    ("tool", "more", "words"),
+    [
+        (LLAMA_FACTORY, "adam_beta2: 0.95", ["betas=(0.9, 0.95)"]),
+        (LLAMA_FACTORY, "adam_beta1: 0.8\nadam_epsilon: 1.0e-6", ["betas=(0.8, 0.999)", "eps=1e-06"]),
+        (AXOLOTL, "optimizer: adamw_bnb_8bit\nadam_epsilon: 0.001", ["eps=0.001"]),
+        (LLAMA_FACTORY, "adam_beta2: 0.999", None),
+        (AXOLOTL, "optimizer: adafactor\nadam_beta2: 0.95", None),
+    ],
+)  # fmt: skip
+def test_constants_of_adam_become_arguments_of_the_optimizer(
+    data: Path, tool: str, more: str, words: list[str] | None
+) -> None:
+    (data / "run.yaml").write_text(tool + more)
+    names = ("optimizer", "optimizer-args")
+    known = train_qlora() | {name: (lambda _: None) for name in names}
+    conversion = convert(data / "run.yaml", data / "run.toml", "train", known)
+    assert conversion.options.get("optimizer-args") == words
+    assert not [key for key in conversion.not_carried if key.startswith("adam")]
+
+
+@pytest.mark.parametrize(("more", "data_id"), [
+    ("", "owner/name"), ("\n    split: train", "owner/name"),
+    ("\n    name: english\n    split: train_sft\n    revision: v1", "owner/name@v1:english:train_sft"),
+])  # fmt: skip
+def test_a_dataset_on_the_hub_keeps_its_id(data: Path, more: str, data_id: str) -> None:
+    conversion = converted(data, AXOLOTL.replace("chats.jsonl", "owner/name" + more))
+    assert conversion.options["data"] == data_id
+    assert not [key for key in conversion.not_carried if key.startswith("datasets")]

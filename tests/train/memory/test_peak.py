@@ -14,8 +14,9 @@ from edgeft.train.options import TrainOptions
 
 
 def test_a_peak_of_a_process_is_predicted(
-    tiny_base: Path, tiny_chats: Path, tmp_path: Path
+    tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)  # as in a process of users
     command = ["train-qlora", "--base", str(tiny_base), "--data",
                str(tiny_chats), "--output", str(tmp_path / "out"), "--steps", "2"]  # fmt: skip
     options = TrainOptions(tiny_base, tiny_chats, tmp_path)

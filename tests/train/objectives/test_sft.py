@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import Family
 
-from edgeft.data.encoding import IGNORED
-from helpers.families import CHATGLM, TINY
+from edgeft.data.encoded_rows import IGNORED
+from helpers.families import CHATGLM, TINY, by_family
 
 TRAINED = [case for case, tiny in TINY.items() if tiny.config != CHATGLM]
 BALANCED = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
@@ -40,7 +40,7 @@ def some_batch() -> Any:
     return collate(rows, pad=0)
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", by_family(TRAINED, "phi3-long"))
 def test_the_loss_is_the_models_own(make: Family, case: str, tmp_path: Path) -> None:
     import torch
 
@@ -66,7 +66,7 @@ def test_the_loss_is_the_models_own(make: Family, case: str, tmp_path: Path) -> 
 
 
 # Not phi3-long: the longest text of a batch chooses the factors of all (transformers' longrope).
-@pytest.mark.parametrize("case", [case for case in TRAINED if case != "phi3-long"])
+@pytest.mark.parametrize("case", by_family([case for case in TRAINED if case != "phi3-long"]))
 def test_padding_changes_nothing(make: Family, case: str, tmp_path: Path) -> None:
     import torch
 

@@ -1,0 +1,80 @@
+"""The options of `edgeft train` as parsed, by field -> a `TrainRun`: method, objective and checked options.
+
+run = resolve_run({"method": "lora", "base": "smollm2-135m", "data": Path("chats.jsonl"), …})
+train(run.options, method=run.method, objective=run.objective)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from edgeft.base.resolve import resolve_base
+from edgeft.data.hub import hub_id
+from edgeft.train.new_tokens import read_tokens
+from edgeft.train.options import TrainOptions
+from edgeft.train.registry import check_objective, check_options, method_row
+
+DATA = ("data", "validation_data")
+PATHS = (*DATA, "output", "adapter")
+OPTION_NAMES = {"warmup": "--warmup-ratio"}
+"""field -> its option, where the name differs"""
+OWN_DEFAULTS = ("learning_rate", "micro_batch_size")
+"""fields whose default on the command line is another than the field's"""
+
+
+@dataclass(frozen=True)
+class TrainRun:
+    """What one call of `edgeft train` trains."""
+
+    method: str
+    objective: str
+    options: TrainOptions
+
+    def command(self, *more: str) -> str:
+        """The command line that trains this; `more`: further words."""
+        words = ["edgeft", "train", "--method", self.method, "--objective", self.objective]
+        return shlex.join([*words, *_words(self.options), *more])
+
+
+def resolve_run(values: Mapping[str, Any]) -> TrainRun:
+    """Paths become absolute, a base's name its folder, and what is absent gets the method's default.
+
+    InputError for an unknown method or objective, for an option that the method does not read, and as
+    `resolve_base` and `TrainOptions`.
+    """
+    chosen = dict(values)
+    method, objective = chosen.pop("method"), chosen.pop("objective")
+    row = method_row(method)
+    check_objective(objective)
+    chosen["base"] = resolve_base(str(chosen["base"])).resolve()
+    chosen["micro_batch_size"] = chosen.get("micro_batch_size") or chosen["batch_size"]
+    chosen["learning_rate"] = chosen.get("learning_rate") or row.learning_rate
+    for name in PATHS:  # true in any current folder
+        path = chosen.get(name)
+        is_hub_id = path and name in DATA and hub_id(path)
+        chosen[name] = path if is_hub_id else path and path.expanduser().resolve()
+    chosen["add_tokens"] = read_tokens(chosen.get("add_tokens", ()))
+    options = TrainOptions(**chosen)
+    check_options(method, options)
+    check_objective(objective, options)
+    return TrainRun(method, objective, options)
+
+
+def _words(options: TrainOptions) -> Iterator[str]:
+    """Options that are not at their default, as words of a command line."""
+    for field in dataclasses.fields(options):
+        value = getattr(options, field.name)
+        name = OPTION_NAMES.get(field.name, "--" + field.name.replace("_", "-"))
+        if value == field.default and field.name not in OWN_DEFAULTS:
+            continue
+        if isinstance(value, bool):
+            yield name if value else f"--no-{name[2:]}"
+        elif isinstance(value, tuple):
+            yield from (name, ",".join(value))
+        else:
+            text = str(value)
+            yield from (name, text.removesuffix(".0") if isinstance(value, float) else text)
