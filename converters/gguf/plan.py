@@ -23,7 +23,6 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.converters.gguf.metadata import metadata, rope_factors
-from edgeft.converters.gguf.tensor_types import choose_tensor_types, needs_importance
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
 from edgeft.gptq.quantize import check_computes
@@ -31,6 +30,7 @@ from edgeft.merge.landing import sampled_rows
 from edgeft.merge.view import Merged
 from edgeft.models.transforms import Transform
 from edgeft.quantization.repack import BlockSource
+from edgeft.quantization.tensor_types import choose_tensor_types, model_facts, needs_importance
 from edgeft.weights.checkpoint import Array, Rows, as_rows
 from edgeft.weights.imatrix import Imatrix
 
@@ -199,18 +199,11 @@ def _quantized(plan: Plan) -> list[str]:
 
 def _from_config(
     merged: Merged,
-) -> tuple[dict[str, Target], dict[str, Array], dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Target], dict[str, Array], dict[str, Any], dict[str, int]]:
     """(targets, rope factors, header keys, facts for `choose_tensor_types`)."""
-    arch = merged.card.gguf_arch
     try:
         targets, factors, keys = gguf_targets(merged), rope_factors(merged), metadata(merged)
-        heads = keys[f"{arch}.attention.head_count"]
-        facts = {
-            "layers": keys[f"{arch}.block_count"],
-            "heads": heads,
-            "kv_heads": keys.get(f"{arch}.attention.head_count_kv", heads),
-            "experts": keys.get(f"{arch}.expert_count", 0),
-        }
+        facts = model_facts(merged.card, merged.config)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(
             f"config.json of {merged.base} is not one of the {merged.card.family} family: "

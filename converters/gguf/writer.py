@@ -28,12 +28,9 @@ from edgeft.errors import ProofError
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
-from edgeft.quantization.ggml import quantize, validate
+from edgeft.quantization.ggml import quantize, row_blocks, validate
 from edgeft.quantization.repack import BlockSource
 from edgeft.weights.checkpoint import Array
-
-BLOCK_BYTES = 4 << 20
-"""bytes of the float32 values of a block"""
 
 
 @dataclass(frozen=True)
@@ -166,7 +163,6 @@ def _jobs(plan: Plan, importance: Mapping[str, Array | None]) -> Iterator[_Job]:
         for number, part in enumerate(target.parts if target else ()):
             sample = part.sampled_rows(len(target.parts) if target else 1)
             matrix_rows = part.rows // part.matrices
-            step = max(1, BLOCK_BYTES * part.rows // (4 * math.prod(part.shape)))
             tensor_importance = importance[name] if len(part.shape) > 1 else None
             for matrix in range(part.matrices):
                 matrix_importance = (
@@ -174,9 +170,9 @@ def _jobs(plan: Plan, importance: Mapping[str, Array | None]) -> Iterator[_Job]:
                     if tensor_importance is None
                     else tensor_importance[number * part.matrices + matrix]
                 )
-                end = (matrix + 1) * matrix_rows
-                for start in range(matrix * matrix_rows, end, step):
-                    stop = min(start + step, end)
+                first_row = matrix * matrix_rows
+                for rows in row_blocks(matrix_rows, math.prod(part.shape) // part.rows):
+                    start, stop = first_row + rows.start, first_row + rows.stop
                     yield _Job(
                         name, part, slice(start, stop), sample, matrix_importance,
                         plan.block_sources.get(name), plan.types[name],

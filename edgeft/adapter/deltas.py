@@ -109,11 +109,17 @@ class LoRA:
         return (self.left.shape[0], self.right.shape[1])
 
     def delta(self, rows: Rows, before: Array, read: Read) -> Array:
-        left = self.left[rows] * np.float32(self.scale)
-        if self.values:
-            left = left * self.values[:].reshape(-1)
-        product: Array = np.matmul(left, self.right[:])
-        return product
+        factors = self.values[:].reshape(-1) if self.values else None
+        return lora_delta(self.left[rows], self.right[:], self.scale, factors)
+
+
+def lora_delta(left: Array, right: Array, scale: float, factors: Array | None = None) -> Array:
+    """s·B·diag(factors)·A of some rows of B; training that sees the merged weights computes the same."""
+    left = left * np.float32(scale)
+    if factors is not None:
+        left = left * factors
+    product: Array = np.matmul(left, right)
+    return product
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,6 +15,11 @@ from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
+OF_ADAPTER = (
+    "base", "data", "validation_data", "validation_size", "columns", "seed", "method", "objective",
+    "lora_r", "lora_alpha", "target_modules", "use_rslora", "quantization", "double_quant",
+)  # fmt: skip
+"""options of a training that `--adapter` takes over: what the adapter is of, and which rows are held out"""
 
 
 def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F], F]:
@@ -38,6 +44,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "eval_every": click.IntRange(min=0),
         "save_every": click.IntRange(min=0),
         "early_stopping": click.IntRange(min=0),
+        "adapter": {"is_eager": True, "callback": _defaults_of_adapter},
     }
     for name, change in changes.items():
         known = settings.get(name, {})
@@ -65,6 +72,19 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         return function
 
     return decorate
+
+
+def _defaults_of_adapter(
+    ctx: click.Context, param: click.Parameter, path: Path | None
+) -> Path | None:
+    """Callback of --adapter: the options of its training become defaults, below those of --config."""
+    if path is not None:
+        from edgeft.adapter.config import adapter_manifest
+
+        options = adapter_manifest(path).get("options", {})
+        taken = {name: options[name] for name in OF_ADAPTER if options.get(name) is not None}
+        ctx.default_map = {**taken, **(ctx.default_map or {})}
+    return path
 
 
 def run_training(

@@ -26,6 +26,7 @@ from edgeft.data.splits import fingerprint
 from edgeft.export.collect_imatrix import collect
 from edgeft.export.fine_tune_data import MAX_CHAT_TOKENS, FineTuneData, calibration_ids
 from edgeft.export.plan import ExportPlan
+from edgeft.export.ship import ship_target
 from edgeft.merge.base_weights import BasePrecision
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.view import Merged
@@ -78,6 +79,9 @@ def choose_base_precision(
     (or FP4, int8) values. Which of the two gives the smaller loss depends on the run, so both are
     measured. Other methods of edgeft train on the stored weights.
     """
+    if ship := ship_target(adapters):
+        why = f"trained for {ship.quant} on it"
+        return ship.base_precision, {"chosen": ship.base_precision, "why": why}
     if not adapters:
         return "stored", {"chosen": "stored", "why": "no adapter"}
     trained_on = [_trained_on(adapter.path) for adapter in adapters]

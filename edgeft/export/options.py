@@ -29,7 +29,8 @@ class ExportOptions:
     quants: tuple[str, ...] = ()
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
     gptq-q4_0 and gptq-q4_k_m are calibrated. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
-    8bit, 4bit, 3bit, 2bit. Default: gguf q4_k_m, onnx int4, gptq 4bit, hf f32."""
+    8bit, 4bit, 3bit, 2bit. Default: gguf the type of the training's --ship, else q4_k_m; onnx int4,
+    gptq 4bit, hf f32."""
     base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
     """Weights that the adapter is added to: as they are stored, or the values in 4 or 8 bits that a
     QLoRA was trained on. auto: for a QLoRA the one with the smaller loss on the validation split, else

@@ -36,6 +36,7 @@ from edgeft.export.plan import (
     plan_export,
     requested,
 )
+from edgeft.export.ship import ShipProof, describe, ship_target
 from edgeft.export.verify import ArtifactVerifier
 from edgeft.files import format_bytes, remove, write_text
 from edgeft.formats import load
@@ -60,6 +61,7 @@ def export(options: ExportOptions) -> list[Artifact]:
     InputError, FormatError, AdapterError, StaleError or ResourceError before any work. ProofError
     where an artifact does not hold the merged model.
     """
+    options = _with_trained_type(options)
     requested(options)  # reports an unknown format before a missing file
     check_files(options)
     base = base_of(options)
@@ -85,6 +87,15 @@ def export(options: ExportOptions) -> list[Artifact]:
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
     return artifacts
+
+
+def _with_trained_type(options: ExportOptions) -> ExportOptions:
+    """Without --quant the type that the adapter was trained for."""
+    target = ship_target(options.adapter)
+    if not target or options.quants or options.formats != ("gguf",):
+        return options
+    say(f"{target.quant}: the type that the adapter was trained for")
+    return dataclasses.replace(options, quants=(target.quant,))
 
 
 def _report_ending_text(view: Merged) -> None:
@@ -124,7 +135,8 @@ def _write(
 ) -> Artifact:
     """Convert, prove and verify one artifact; it gets its final name after the last check."""
     started = time.perf_counter()
-    landing = LandingProof(choices.view)
+    target = ship_target(plan.options.adapter)
+    landing = ShipProof(choices.view, target) if target else LandingProof(choices.view)
     with store.writing(
         item.target, kind="artifact", options=item.manifest_options, parents=plan.parents,
         overwrite=plan.options.overwrite,
@@ -135,6 +147,8 @@ def _write(
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
         work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
+        if isinstance(landing, ShipProof):
+            work.facts["ship"] = landing.compare(work.path, item.format.name)
         proof = landing.result()
         convert_seconds = time.perf_counter() - started
         work.facts |= {
@@ -202,6 +216,8 @@ def _report(
         f"{item.target}  {format_bytes(size)} in {seconds:.1f} s, {convert_seconds:.1f} s of it to write"
     )
     say(f"  {proof}")
+    if ship := facts.get("ship"):
+        say(f"  {describe(ship, item.quant)}")
     live = facts["parity"]["live"]
     if isinstance(live, dict):
         change = f", {live['beta']:.3f} of the adapter's change" if live["beta"] else ""

@@ -149,13 +149,17 @@ class LandingProof:
             base_precision=merged.base_precision,
             replaced=merged.replaced,
         )
+        self.check_stored(proof)
+        return proof
+
+    def check_stored(self, proof: Proof) -> None:
+        """ProofError where the stored values' beta cannot be told from 0 or 2."""
         if not MIN_BETA < proof.beta < MAX_BETA:
             raise ProofError(
                 f"the adapter did not land: of its {proof.delta:.2%} change this type keeps "
                 f"beta {proof.beta:.3f} (1 = landed, 0 = lost, 2 = twice)",
                 "a finer --quant",
             )
-        return proof
 
     @staticmethod
     def _check_sums(nonzero: dict[str, npt.NDArray[np.float64]]) -> None:

@@ -1,10 +1,12 @@
-"""float32 values -> the bytes of a GGUF tensor, by ggml's own kernels.
+"""float32 values <-> the bytes of a GGUF tensor, by ggml's own kernels.
 
     data = quantize(weight, GGMLQuantizationType.Q4_K, threads=4, importance=weights)
+    values = dequantize(data, GGMLQuantizationType.Q4_K)
 
 The bytes are those that `llama-quantize` writes, with and without an importance matrix; the tests
 compare both. The kernels are in the libggml-base that llama-cpp-python contains, so that the library
-which writes a file is the one that runs it. `gguf.dequantize` is the way back.
+which writes a file is the one that runs it. `dequantize` gives the values of
+`gguf.dequantize`, faster.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import functools
 import importlib.util
 import itertools
 import math
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 4 << 20
 """of float32 values that one thread quantizes at a time"""
+
+UNQUANTIZED = ("F32", "F16", "BF16")
+"""types without blocks"""
 
 IMPORTANCE_LIMIT, VALUE_LIMIT = 1e18, 1e8
 """largest importance, and largest value for the IQ1 to IQ3 types. Beyond them sums in ggml's kernels
@@ -101,6 +107,29 @@ def quantize(
             for _ in pool.map(work, places):
                 pass
     return raw.reshape(*values.shape[:-1], raw.shape[-1])
+
+
+def row_blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices of the rows of a matrix, about CHUNK_BYTES of float32 values each."""
+    step = max(1, CHUNK_BYTES // (4 * columns))
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def dequantize(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> npt.NDArray[np.float32]:
+    """The float32 values (rows, columns) of `data` (rows, bytes per row), in the caller's thread."""
+    import gguf
+
+    if qtype.name in UNQUANTIZED:
+        values: npt.NDArray[np.float32] = gguf.dequantize(data, qtype)
+        return values
+    block, block_bytes = gguf.GGML_QUANT_SIZES[qtype]
+    source = np.require(data, np.uint8, ("C", "A"))
+    values = np.empty((len(data), data.shape[1] // block_bytes * block), np.float32)
+    name = qtype.name.lower().replace("_k", "_K")
+    kernel = getattr(_library(), f"dequantize_row_{name}")
+    kernel.argtypes, kernel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
+    kernel(source.ctypes.data, values.ctypes.data, values.size)
+    return values
 
 
 def validate(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> None:

@@ -19,7 +19,7 @@ import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
 from edgeft.data.splits import fingerprint
-from edgeft.errors import ResourceError
+from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
@@ -35,7 +35,10 @@ from edgeft.train.optimizers import (
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
+from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
+from edgeft.weights.text_base import open_base
 
 CURVE_POINTS = 5
 """points of the validation curve at most, where --eval-every does not say how many steps lie between two"""
@@ -75,6 +78,7 @@ def fit(
     lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
+    ship = ship_weights(options, model, why_not, device) if options.ship else None
     evaluates = len(objective.validation)
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
@@ -83,6 +87,8 @@ def fit(
     trainer.add_callback(ProgressCallback(bar))
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
+    if ship:
+        trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
     if answering:
@@ -98,6 +104,11 @@ def fit(
         weight.requires_grad_(True)
     getattr(trainer.optimizer, "eval", lambda: None)()  # schedule-free: the averaged weights
     method.save(model, output)
+    facts = method.facts()
+    if ship:
+        base_precision = facts.get("nf4", {}).get("kind", "stored")
+        first = options.first_ship_step(bar.total)
+        facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
@@ -106,12 +117,22 @@ def fit(
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,
-        **method.facts(),
+        **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
+
+
+def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -> ShipWeights:
+    """The layers that --ship gives their values; InputError where one does not compute in one function."""
+    assert options.ship
+    if device != "cpu":
+        raise InputError("--ship computes on a CPU", "CUDA_VISIBLE_DEVICES= hides the GPU")
+    if why_not:
+        raise InputError(f"--ship is for plain LoRA layers: {why_not}", "--target-modules")
+    return ShipWeights(model, open_base(options.base), options.ship)
 
 
 def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:

@@ -173,6 +173,42 @@ class LoRAFunction(torch.autograd.Function):  # type: ignore[misc]
         return dx, None, None, da, db, None
 
 
+class QuantizedLoRAFunction(torch.autograd.Function):  # type: ignore[misc]
+    """y = x Qᵀ + b, where Q is W + s B A after quantization; A and B get LoRA's gradients at Q.
+
+    It is the straight-through estimator (arXiv 1308.3432): dQ counts as that of W + s B A. No gradient of
+    the size of Q is made, and dx = g Q is exact.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        quantized: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scale: float,
+    ) -> torch.Tensor:
+        """As LoRAFunction, with `quantized` (out, in) float32 in place of W."""
+        y = frozen_product(x, quantized)
+        if bias is not None:
+            y.add_(bias)
+        ctx.save_for_backward(x, quantized, a, b)
+        ctx.scale = scale
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        """The gradient of y (rows, out) -> those of x, A and B."""
+        x, quantized, a, b = ctx.saved_tensors
+        g = gradients[0]
+        dx = frozen_product(g, quantized.t()) if ctx.needs_input_grad[0] else None
+        da = (g @ b).mul_(ctx.scale).t() @ x if ctx.needs_input_grad[3] else None
+        db = (g.t() @ frozen_product(x, a)).mul_(ctx.scale) if ctx.needs_input_grad[4] else None
+        return dx, None, None, da, db, None
+
+
 class FrozenFunction(torch.autograd.Function):  # type: ignore[misc]
     """y = x Wᵀ of a frozen W; its only gradient is dx = g W."""
 
@@ -197,8 +233,11 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
     if self.disable_adapters:
         return _frozen_forward(base, x)
     name = self.active_adapters[0]
-    y: torch.Tensor = LoRAFunction.apply(
-        x.flatten(0, -2), base.weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight,
+    weight, function = base.weight, LoRAFunction
+    if "ship_weight" in self.__dict__:  # `edgeft.train.ship`
+        weight, function = self.ship_weight, QuantizedLoRAFunction
+    y: torch.Tensor = function.apply(
+        x.flatten(0, -2), weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight,
         self.scaling[name],
     )  # fmt: skip
     return y.view(*x.shape[:-1], -1)  # here, since a model may change it in place (OLMo does)

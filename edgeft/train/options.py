@@ -24,6 +24,10 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
+NOT_WITH_SHIP = (
+    "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
+)  # fmt: skip
+"""options whose layers --ship does not compute"""
 
 
 @dataclass(frozen=True)
@@ -147,7 +151,14 @@ class TrainOptions:
     """New tokens, comma-separated, or a file with one on each line: they enter the tokenizer, and their
     rows of the embedding train."""
     adapter: Path | None = None
-    """Adapter to train on from; its rank, alpha and modules must be those of the options."""
+    """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
+    training."""
+    ship: str | None = None
+    """Type of the GGUF file to ship, such as q4_0: at the end of the training the forward pass computes
+    with that file's values, so that its rounding costs less."""
+    ship_steps: float | None = None
+    """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
+    with --adapter all."""
 
     def __post_init__(self) -> None:
         """InputError for values outside their range, and for values that contradict each other."""
@@ -192,6 +203,34 @@ class TrainOptions:
             raise InputError(
                 "--adapter and --add-tokens do not go together", "merge the adapter first"
             )
+        self._check_ship()
+
+    def _check_ship(self) -> None:
+        """InputError for what --ship does not compute."""
+        if self.ship_steps is not None and not (self.ship and self.ship_steps > 0):
+            raise InputError("--ship-steps needs --ship and is above 0", "such as --ship q4_0")
+        if not self.ship:
+            return
+        for name in NOT_WITH_SHIP:
+            if getattr(self, name):
+                raise InputError(f"--ship and --{name.replace('_', '-')} do not go together")
+        if self.compute_type == "bf16":
+            raise InputError("--ship computes in float32", "leave --compute-type out")
+        if (self.keep_best or self.early_stopping) and self.ship_share != 1:
+            raise InputError(
+                "validation losses before and after the first step of --ship do not compare",
+                "--ship-steps 1, or neither --keep-best nor --early-stopping",
+            )
+
+    @property
+    def ship_share(self) -> float:
+        """`ship_steps` with its default."""
+        return self.ship_steps or (1 if self.adapter else 0.25)
+
+    def first_ship_step(self, steps: int) -> int:
+        """Steps of a run of `steps` before those of --ship."""
+        count = math.ceil(self.ship_share * steps) if self.ship_share <= 1 else int(self.ship_share)
+        return max(0, steps - count)
 
     @property
     def work_folder(self) -> Path:

@@ -22,9 +22,10 @@ from edgeft.train.protocol import Method, Objective
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
+SHIP = ("ship", "ship_steps")
 FROZEN = ("offload_weights",)
 METHOD_OPTIONS = frozenset((
-    *LORA, *LORA_START, *LORA_VARIANTS, *FROZEN, "quantization", "double_quant", "keep_4bit",
+    *LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN, "quantization", "double_quant", "keep_4bit",
     "freeze_trainable_layers",
 ))  # fmt: skip
 """fields of TrainOptions that only some methods read"""
@@ -73,6 +74,7 @@ METHODS = {
             *LORA,
             *LORA_START,
             *LORA_VARIANTS,
+            *SHIP,
             *FROZEN,
             "quantization",
             "double_quant",
@@ -85,7 +87,7 @@ METHODS = {
     "lora": MethodRow(
         entry="edgeft.train.methods.lora:LoRA",
         about="LoRA matrices on the base as it is stored",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, *FROZEN),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN),
         learning_rate=1e-3,
         trains=memory.LORA,
         trained_share=0.02,
@@ -93,7 +95,7 @@ METHODS = {
     "rslora": MethodRow(
         entry="edgeft.train.methods.lora:RSLoRA",
         about="LoRA scaled by alpha / sqrt(r), for large ranks",
-        options=(*LORA, *LORA_START, *FROZEN, "use_dora", "lora_plus_ratio"),
+        options=(*LORA, *LORA_START, *SHIP, *FROZEN, "use_dora", "lora_plus_ratio"),
         learning_rate=5e-4,
         trains=memory.LORA,
         trained_share=0.02,
@@ -109,7 +111,7 @@ METHODS = {
     "loraplus": MethodRow(
         entry="edgeft.train.methods.lora:LoRAPlus",
         about="LoRA with a larger learning rate for the matrices B",
-        options=(*LORA, *LORA_START, *LORA_VARIANTS, *FROZEN),
+        options=(*LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN),
         learning_rate=2e-4,
         trains=memory.LORA,
         trained_share=0.02,

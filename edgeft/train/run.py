@@ -47,6 +47,7 @@ from edgeft.train.registry import (
     method_row,
 )
 from edgeft.train.reporters import check_reporters
+from edgeft.train.ship import check_ship
 from edgeft.weights.text_base import open_base
 
 REQUEST_FILE = "asked.json"
@@ -93,6 +94,8 @@ def train(
     chat = ChatTemplate.from_folder(tokenizer)
     for note in base.notes:
         say(note)
+    if options.ship:
+        check_ship(options.ship, base)
     if options.adapter:
         check_adapter(options, base)
     if items and not splits.validation:

@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from edgeft import store
 from edgeft.train.optimizers import OPTIMIZERS, optimizer_rows
+from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, OBJECTIVES, UNAVAILABLE
 
 Run = Callable[..., Any]
@@ -74,3 +77,32 @@ def test_wrong_names_and_options_are_refused_before_any_work(
         ran = edgeft("train", *common, *more)
         assert ran.code == 1 and message in ran.err and ran.err.count("\n") == 1, ran.err
         assert not (tmp_path / "out").exists() and not ran.out
+
+
+def test_an_adapter_brings_the_options_of_its_training(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edgeft: Run
+) -> None:
+    """Those of the command line and of --config go before them."""
+    from edgeft.cli import _training
+
+    trained = TrainOptions(
+        tiny_base, tmp_path / "chats.jsonl", tmp_path / "adapter", lora_r=8, target_modules=("q_proj",),
+        validation_size=7, steps=900, learning_rate=3.0, seed=5,
+    )  # fmt: skip
+    recorded = trained.to_json() | {"method": "rslora"}
+    with store.writing(trained.output, kind="adapter", options=recorded, parents={}) as work:
+        (work.path / "adapter_config.json").write_text("{}")
+    runs: list[TrainOptions] = []
+    monkeypatch.setattr(_training, "_preview", lambda run, *_: runs.append(run))
+    config = tmp_path / "run.toml"
+    config.write_text("seed = 6")
+    again = ("train", "--adapter", trained.output, "--output", tmp_path / "b", "--ship", "q4_0",
+             "--config", config, "--lora-alpha", 64, "--preview")  # fmt: skip
+    assert edgeft(*again).code == 0
+    (run,) = runs
+    assert (run.base, run.data, run.lora_r, run.target_modules, run.validation_size) == (
+        tiny_base, trained.data, 8, ("q_proj",), 7,
+    )  # fmt: skip
+    assert (run.seed, run.lora_alpha, run.steps) == (6, 64, None), "its own"
+    assert run.learning_rate == 5e-4, "of rslora, which trained the adapter"
+    assert run.ship_share == 1

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.converters.gguf.tensor_types import FILE_TYPE
+from edgeft.quantization.tensor_types import FILE_TYPE
 
 Array = npt.NDArray[np.float32]
 

@@ -15,17 +15,17 @@ import numpy.typing as npt
 import pytest
 
 from edgeft.converters.gguf.plan import GPTQ_PREFIX
-from edgeft.converters.gguf.tensor_types import (
+from edgeft.errors import EdgeftError, FormatError
+from edgeft.formats import FORMATS
+from edgeft.quantization import ggml
+from edgeft.quantization.ggml import quantize
+from edgeft.quantization.tensor_types import (
     FILE_TYPE,
     NEEDS_IMATRIX,
     TENSOR_TYPES,
     choose_tensor_types,
     needs_importance,
 )
-from edgeft.errors import EdgeftError, FormatError
-from edgeft.formats import FORMATS
-from edgeft.quantization import ggml
-from edgeft.quantization.ggml import quantize
 from helpers.llama_quantize import gguf_type, llama_quantize, read
 
 Array = npt.NDArray[np.float32]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from typing import Any
 
 import numpy as np
@@ -71,12 +70,7 @@ def dequantized(data: Bytes, kind: str) -> npt.NDArray[np.uint32]:
     from gguf import dequantize
 
     result = dequantize(data, gguf_type(kind))
-    native = np.empty_like(result)
-    row = getattr(ggml._library(), f"dequantize_row_{kind.lower().replace('_k', '_K')}")
-    row.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64]
-    row.restype = None
-    source = np.ascontiguousarray(data)
-    row(source.ctypes.data, native.ctypes.data, native.size)
+    native = ggml.dequantize(data, gguf_type(kind))
     assert np.array_equal(result.view(np.uint32), native.view(np.uint32))
     return result.view(np.uint32)
 

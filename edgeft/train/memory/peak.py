@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from edgeft.train.memory.activations import Batch, activation_bytes, heap_holes
 from edgeft.train.memory.base_model import BaseModel
-from edgeft.train.memory.trained import Trains, trained_counts
+from edgeft.train.memory.trained import Trains, target_linears, trained_counts
 from edgeft.train.optimizers import optimizer_row
 from edgeft.train.options import TrainOptions
 
@@ -86,6 +86,8 @@ def estimate(
     if trains.quantized and options.keep_4bit:
         packed = base.packed
         weights = int((base.weights - packed) * held + packed * NF4_BYTES)
+    if options.ship:  # beside each weight its value in the file
+        weights += 4 * ship_weights(base, options, trains)
     same_type = "F32" if held == 4 else "BF16"
     kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
     holes = heap_holes(base, options, trains, batch, value_bytes) if device == "cpu" else 0
@@ -103,6 +105,15 @@ def estimate(
         temporary=temporary,
         mapped=weights if options.offload_weights else 0,
         offloaded=kept if offloads else 0,
+    )
+
+
+def ship_weights(base: BaseModel, options: TrainOptions, trains: Trains) -> int:
+    """Weights that --ship holds twice: those of the layers with LoRA."""
+    return sum(
+        linear.rows * linear.columns
+        for layer in range(base.sizes.layers)
+        for linear in target_linears(base, options, trains, layer)
     )
 
 

@@ -22,7 +22,7 @@ from edgeft.train.memory.activations import Batch
 from edgeft.train.memory.base_model import BaseModel
 from edgeft.train.memory.peak import Memory, estimate, optimizer_state_bytes
 from edgeft.train.memory.trained import Trains, trained_counts, trained_weights
-from edgeft.train.options import TrainOptions
+from edgeft.train.options import NOT_WITH_SHIP, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,8 @@ class Request:
         names += ["offload_activations"]
         names += ["keep_4bit"] * (packs and not options.offload_weights)
         names += ["checkpoint_activations"]
+        if options.ship:
+            names = [name for name in names if name not in NOT_WITH_SHIP]
         for chosen in itertools.product((False, True), repeat=len(names)):
             saving = list(itertools.compress(names, chosen))
             if not {"offload_weights", "keep_4bit"} <= {*saving}:

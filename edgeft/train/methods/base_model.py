@@ -210,6 +210,8 @@ def compute_dtype(options: TrainOptions, device: str) -> Any:
     """The torch dtype of --compute-type; "auto" is bf16 on a GPU, on a CPU what is faster."""
     if options.compute_type != "auto":
         return torch.float32 if options.compute_type == "fp32" else torch.bfloat16
+    if options.ship:  # ggml quantizes float32 sums
+        return torch.float32
     if device == "cuda":
         return torch.bfloat16
     if options.keep_4bit:  # bitsandbytes is 1.4 x faster in it on a CPU

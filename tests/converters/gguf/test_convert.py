@@ -14,11 +14,11 @@ from conftest import Family
 
 from edgeft.benchmarks.studies import random_model
 from edgeft.converters.gguf import convert as converter
-from edgeft.converters.gguf import writer
 from edgeft.errors import FormatError, ProofError
 from edgeft.export.collect_imatrix import collect
 from edgeft.merge import landing
 from edgeft.merge.view import open_merged
+from edgeft.quantization import ggml
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.weights.imatrix import Imatrix
 from helpers.converting import convert
@@ -104,7 +104,7 @@ def test_block_size_and_threads_do_not_change_the_bytes(
 ) -> None:
     base, adapter, _ = make(case)
     convert(open_merged(base, adapter, base_precision), tmp_path / "whole", "q8_0", threads=1)
-    monkeypatch.setattr(writer, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(ggml, "CHUNK_BYTES", 1000)
     monkeypatch.setattr(landing, "SAMPLE_VALUES", 300)
     merged = open_merged(base, adapter, base_precision)
     converted = convert(merged, tmp_path / "blocks", "q8_0", threads=5)
@@ -193,7 +193,7 @@ def test_a_q4_k_m_file_runs_in_llama_cpp(tiny: TinyModel, tmp_path: Path) -> Non
 def test_memory_does_not_grow_with_the_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(writer, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(ggml, "CHUNK_BYTES", 1 << 18)
     peaks = []
     for rows in (10_000, 80_000):
         work = tmp_path / str(rows)

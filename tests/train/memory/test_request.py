@@ -60,6 +60,17 @@ def test_the_nearest_fit_changes_as_little_as_it_can(tiny_base: Path, tiny_chats
     assert request.largest_micro_batch(one.needed) == 1
 
 
+def test_weights_for_a_file_count_twice_and_stay_in_memory(
+    tiny_base: Path, tiny_chats: Path
+) -> None:
+    plain, ship = (tiny_request(tiny_base, tiny_chats, **more) for more in ({}, {"ship": "q4_0"}))
+    linears = [linear for layer in range(2) for linear in ship.base.linears(layer)]
+    twice = 4 * sum(linear.rows * linear.columns for linear in linears)
+    assert ship.needed - plain.needed == twice > 0
+    hint = ship.nearest_fit(ship.of(1).needed - 1)
+    assert hint == "--micro-batch-size 1 --checkpoint-activations"
+
+
 def test_an_automatic_micro_batch_is_halved_where_memory_runs_out(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

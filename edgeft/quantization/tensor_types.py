@@ -15,9 +15,10 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgeft.errors import FormatError, did_you_mean
+from edgeft.models import Card
 
 if TYPE_CHECKING:
     from gguf import GGMLQuantizationType
@@ -147,6 +148,23 @@ def choose_tensor_types(
                 "--imatrix auto",
             )
     return types
+
+
+def model_facts(card: Card, config: dict[str, Any]) -> dict[str, int]:
+    """layers, heads, kv_heads and experts for `choose_tensor_types`, as a GGUF header has them."""
+
+    def number(key: str, otherwise: int) -> int:
+        source = card.hparams.get(key)
+        value = card.constants.get(key) or (source and card.value(config, source))
+        return otherwise if value is None else int(value)
+
+    heads = number("attention.head_count", 0)
+    return {
+        "layers": number("block_count", 0),
+        "heads": heads,
+        "kv_heads": number("attention.head_count_kv", heads),
+        "experts": number("expert_count", 0),
+    }
 
 
 def needs_importance(quant: str, name: str, qtype: GGMLQuantizationType) -> bool:
