@@ -89,9 +89,11 @@ def test_hooks_of_pre_commit_run_what_make_check_runs() -> None:
 
 
 def test_the_rows_of_the_data_page_can_be_read(tmp_path: Path) -> None:
-    rows = [block.text for block in blocks(DOCS / "data.md") if block.language == "json"]
+    *rows, document = [b.text for b in blocks(DOCS / "data.md") if b.language == "json"]
     assert len(rows) == 4
     file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(json.loads(document)) + "\n", encoding="utf-8")
+    assert load_examples(file, documents=True)[0].is_document
     file.write_text("".join(json.dumps(json.loads(row)) + "\n" for row in rows), encoding="utf-8")
     examples = load_examples(file)
     assert len(examples) == 4 and examples[3].choices and examples[3].tags
