@@ -81,11 +81,12 @@ def peaks(
         for method in methods:
             for variant in variants:
                 shared = ["--base", str(base), "--data", str(data), "--compute-type", "fp32",
-                          "--threads", "1", "--batch-size", "8", "--micro-batch-size", str(micro_batch),
+                          "--batch-size", "8", "--micro-batch-size", str(micro_batch),
                           *VARIANTS[variant]]  # fmt: skip
                 train = ["train-qlora"] if method == "qlora" else ["train", "--method", method]
                 command = [*train, *shared, "--output", str(work / "out"), "--overwrite",
-                       "--steps", str(STEPS), "--validation-size", "0", "--save-every", "0"]  # fmt: skip
+                           "--steps", str(STEPS), "--validation-size", "0", "--save-every", "0",
+                           "--threads", "1"]  # fmt: skip
                 measured = measured_peak(command)
                 yield Peak(model, method, variant, predicted_peak(method, shared), measured)
 
