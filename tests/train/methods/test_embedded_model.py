@@ -10,16 +10,14 @@ import pytest
 from edgeft.benchmarks.studies.training_methods import measure
 from edgeft.train.registry import METHODS
 
-LEAST_ACCURACY = dict.fromkeys(METHODS, 0.3)
-"""method -> share of 100 test items after 40 steps of 8; the base answers none without examples"""
-
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_short_training_answers_the_task(method: str, tmp_path: Path) -> None:
+    """The base answers none of the items without examples; its loss is 3.9."""
     options = Namespace(
-        base="smollm2-135m", out=tmp_path, steps=40, batch_size=8, quant="q8_0", limit=100
+        base="smollm2-135m", out=tmp_path, steps=30, batch_size=8, quant="q8_0", limit=60
     )
     row = measure(method, "cpu", options)
-    assert row.validation_loss < row.losses[0][1] / 4
-    assert row.accuracy >= LEAST_ACCURACY[method]
+    assert row.validation_loss < 0.6
+    assert row.accuracy > 0.1
