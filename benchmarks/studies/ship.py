@@ -4,7 +4,7 @@
 
 One process holds one model. In each round every arm takes one step on the same batch: plain LoRA, and LoRA
 whose layers have the values of a file, with their update after the step. Slow types have two kinds of
-steps: those with ggml's quantizer, one in 16, and those between. A step's mean counts both.
+steps: those with ggml's quantizer, one in 32, and those between. A step's mean counts both.
 --cpu-time counts CPU seconds, for a busy machine. Ends with one JSON line.
 """
 

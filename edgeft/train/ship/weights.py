@@ -37,8 +37,8 @@ from edgeft.weights.text_base import TextBase
 Array = npt.NDArray[np.float32]
 T = TypeVar("T")
 R = TypeVar("R")
-K_QUANT_STEPS, IQ4_STEPS = 16, 64
-"""steps between two runs of ggml's quantizer, which takes as long as one to three of them"""
+K_QUANT_STEPS, IQ4_STEPS = 32, 64
+"""steps between two runs of ggml's quantizer, which takes as long as one to four of them"""
 
 
 @dataclass
