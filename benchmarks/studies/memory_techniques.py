@@ -2,8 +2,8 @@
 
     python -m edgeft.benchmarks.studies.memory_techniques --out techniques
 
-All rows train the embedded suite with the same batches, steps and seed, each in a process of its own. Two
-peaks: the resident set (VmHWM), and its anonymous part (RssAnon, sampled every 10 ms), which the kernel
+All rows train the embedded suite with the same batches, steps and seed, each in a process of its own.
+Examples are not grouped by length, because groups are made for a micro-batch. Two peaks: the resident set (VmHWM), and its anonymous part (RssAnon, sampled every 10 ms), which the kernel
 cannot drop. Rows of LoRA have one start and differ from the first row in nothing but their options. Rows of
 NF4 have another base, and full fine-tuning has a learning rate of its own, LOMO one that suits SGD. Ends with
 one JSON line.
@@ -69,7 +69,8 @@ def measure(name: str, options: Namespace) -> Row:
     command = [
         sys.executable, "-m", "edgeft", "train", "--method", method, "--base", options.base,
         "--data", load_suite(SUITE).train, "--output", output, "--overwrite", "--steps", options.steps,
-        "--batch-size", options.batch_size, "--validation-size", 0, "--save-every", 0, *words,
+        "--batch-size", options.batch_size, "--validation-size", 0, "--save-every", 0,
+        "--no-group-by-length", *words,
     ]  # fmt: skip
     step = run(list(map(str, command)), os.environ | {"CUDA_VISIBLE_DEVICES": ""})
     manifest = store.read_manifest(output)
