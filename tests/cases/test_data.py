@@ -378,7 +378,9 @@ def test_bad_rows_stop_with_a_list_or_are_skipped_with_a_note(
 def test_a_file_of_bad_rows_alone_is_an_error_either_way(tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     file.write_text(text({"text": "x"}, {"text": "y"}))
-    with pytest.raises(DataError, match=r"also line 2\); 2 of 2 rows are bad \(--objective pretrain"):
+    with pytest.raises(
+        DataError, match=r"also line 2\); 2 of 2 rows are bad \(--objective pretrain"
+    ):
         load_examples(file, "skip")
 
 
