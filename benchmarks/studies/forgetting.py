@@ -129,7 +129,7 @@ def main() -> None:
     base = options.out / "base" / "f16.gguf"
     rows = suite.train.read_text(encoding="utf-8").splitlines()
     count = 2 * round(len(rows) * options.replay_share / (1 - options.replay_share))
-    replay_file = options.out / "replay.jsonl"
+    replay_file = options.out / "answers.jsonl"  # of the base; replay.jsonl is the mix
     if not replay_file.is_file():
         prompts = prompts_of(options.replay_prompts, count, options.seed)
         write_text(replay_file, "\n".join(replay_rows(base, prompts, options.threads)) + "\n")
