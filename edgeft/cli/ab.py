@@ -81,11 +81,7 @@ def command(
     from edgeft.release.gate import run_gate
     from edgeft.report import storage, tables
 
-    general = options["general"]
-    if general and (general.endswith(".gguf") or store.read_manifest(Path(general))):
-        raise click.UsageError(
-            f"--general took {general} as its value: put --general last, or write --general general"
-        )
+    _check_general(options["general"])
     if len(artifacts) < 2:
         raise click.UsageError("two artifacts at least: CANDIDATE... BASELINE")
     _check_combination(ctx, human)
@@ -108,6 +104,15 @@ def command(
     if folder:
         storage.write(release, folder)
     ctx.exit(EXIT_CODES[release.outcome])
+
+
+def _check_general(value: str | None) -> None:
+    """UsageError where --general, whose value may be left out, took an artifact as its value."""
+    manifest = store.read_manifest(Path(value)) if value else None
+    if value and (value.endswith(".gguf") or (manifest and manifest.kind == "artifact")):
+        raise click.UsageError(
+            f"--general took {value} as its value: put --general last, or write --general general"
+        )
 
 
 def _check_combination(ctx: click.Context, human: bool) -> None:

@@ -304,6 +304,9 @@ def test_general_items_need_the_base(
     assert ran.code == 2 and "--max-forgotten needs --general" in ran.err
     ran = edgeft("ab", "--general", *two)
     assert ran.code == 2 and "--general last" in ran.err
+    ran = edgeft("data", "mix", items, "--output", items.with_name("mixed.jsonl"), "--no-tag")
+    ran = edgeft("ab", "--general", items.with_name("mixed.jsonl"), *two)
+    assert ran.code == 2 and "--general needs --base" in ran.err
     ran = edgeft("ab", *two, "--base", arms["q8_0"], "--general", "nowhere.jsonl")
     assert ran.code == 1 and "no such suite or file: nowhere.jsonl" in ran.err
     with pytest.raises(InputError, match="--base"):

@@ -36,6 +36,8 @@ from edgeft.train.configs.table import (
     word,
 )
 
+HUB_KEYS = {"name": None, "revision": None, "split": "train"}
+"""key that says which part of a data set on the hub is meant -> what it is where nothing is said"""
 PLAIN_TEXT = ("completion", "pretrain")
 """types of a dataset without conversations"""
 KERNEL_PLUGINS = ("CutCrossEntropyPlugin", "LigerPlugin", "KernelsPlugin")
@@ -171,26 +173,14 @@ def _rows(place: Place) -> list[Row]:
 def _dataset(place: Place, value: Any) -> str:
     """The file of the datasets, or the id of the only one on the hub."""
     entries = value if isinstance(value, list) else [value]
-    names = [_name(entry) for entry in entries]
-    files = [place.existing(name) for name in names]
-    if len(names) == 1 and files[0] is None and hub_id(Path(names[0])):
-        return _of_hub(names[0], entries[0])
-    parts = []
-    for name, entry, file in zip(names, entries, files, strict=True):
-        if file is None:
-            raise NotCarried(
-                f"{shown(name)} is not on this machine; type --data FILE, or the id of one data set on the hub"
-            )
-        if entry.get("split", "train") != "train":
-            raise NotCarried(
-                f"split {shown(entry['split'])} of {shown(name)}: edgeft reads all rows"
-            )
-        parts.append(Part(file))
-    return place.data(parts)
+    path = _path(entries[0]) if len(entries) == 1 else ""
+    if path and place.existing(path) is None and hub_id(Path(path)):
+        return _hub_id(path, entries[0])
+    return place.data([_local(place, entry) for entry in entries])
 
 
-def _name(entry: Any) -> str:
-    """The file or the path of a dataset."""
+def _path(entry: Any) -> str:
+    """The file or the hub id of a dataset."""
     if not isinstance(entry, dict):
         raise NotCarried("it names no file; type --data FILE")
     if entry.get("type") in PLAIN_TEXT:
@@ -200,23 +190,33 @@ def _name(entry: Any) -> str:
     files = entry.get("data_files")
     if isinstance(files, list) and len(files) == 1:
         (files,) = files
-    name = files or entry.get("path")
-    if not isinstance(name, str):
+    path = files or entry.get("path")
+    if not isinstance(path, str):
         raise NotCarried("it names no file; type --data FILE")
-    return name
+    return path
 
 
-def _of_hub(name: str, entry: dict[str, Any]) -> str:
-    """The hub id with revision, config and split."""
-    words = [entry.get("name"), entry.get("split")]
-    revision = f"@{entry['revision']}" if entry.get("revision") else ""
-    text = ":".join(
-        [name + revision, *(str(word) for word in words if word not in (None, "train"))]
-    )
-    if hub_id(Path(text)) is None:  # split: train[:10%]
+def _local(place: Place, entry: Any) -> Part:
+    """The local file of a dataset."""
+    path = _path(entry)
+    file = place.existing(path)
+    if file is None:
         raise NotCarried(
-            f"edgeft takes a whole split of {shown(name)}, not {shown(entry['split'])}"
+            f"{shown(path)} is not on this machine; type --data FILE, or the id of one data set on the hub"
         )
+    for key, usual in HUB_KEYS.items():
+        if entry.get(key, usual) not in (usual, None):
+            raise NotCarried(f"{key} {shown(entry[key])} of {shown(path)}: edgeft reads all rows")
+    return Part(file)
+
+
+def _hub_id(path: str, entry: dict[str, Any]) -> str:
+    """The id with revision, config and split."""
+    words = (entry.get(key) for key in ("name", "split") if entry.get(key) not in (None, "train"))
+    revision = f"@{entry['revision']}" if entry.get("revision") else ""
+    text = ":".join([path + revision, *map(str, words)])
+    if hub_id(Path(text)) is None:  # split: train[:10%]
+        raise NotCarried(f"{shown(text)} is no whole split of a data set")
     return text
 
 
@@ -330,7 +330,7 @@ TOOL = Tool(
     rows=_rows,
     refused=lambda config: "",
     dataset_lists=("datasets", "test_datasets", "pretraining_dataset"),
-    dataset_keys=("path", "data_files", "ds_type", "type", "name", "revision", "split"),
+    dataset_keys=("path", "data_files", "ds_type", "type", *HUB_KEYS),
     not_needed={
         "bf16": PRECISION,
         "fp16": PRECISION,

@@ -220,6 +220,8 @@ def test_the_same_training_options_come_out_as_the_tool_has_them(data: Path) -> 
         (AXOLOTL.replace("chat_template", "completion"), "", "datasets", "--objective pretrain"),
         (AXOLOTL.replace("chats.jsonl", "a/b/c.jsonl"), "", "datasets", "not on this machine"),
         (AXOLOTL.replace("chats.jsonl", "owner/name\n    split: train[:9]"), "", "datasets", "whole split"),
+        (AXOLOTL.replace("chats.jsonl", "owner/name\n    name: en/us"), "", "datasets", "whole split"),
+        (AXOLOTL.replace("chats.jsonl", "chats.jsonl\n    name: en"), "", "datasets", "name 'en' of"),
         (AXOLOTL.replace("lora_target_linear: true", ""), "", "lora_target_modules (default)",
          "leaves the choice to peft"),
     ],
