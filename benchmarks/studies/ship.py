@@ -4,7 +4,7 @@
 
 One process holds one model. In each round every arm takes one step on the same batch: plain LoRA, and LoRA
 whose layers have the values of a file, with their update after the step. Slow types have two kinds of
-steps: those with ggml's quantizer, one in 32, and those between. A step's mean counts both.
+steps: those with ggml's quantizer, one in 32 or 64, and those between. A step's mean counts both.
 --cpu-time counts CPU seconds, for a busy machine. Ends with one JSON line.
 """
 
@@ -27,8 +27,11 @@ from edgeft.train.options import TrainOptions
 
 def step_seconds(
     options: TrainOptions, types: list[str], rounds: int, clock: Any
-) -> dict[str, Any]:
-    """{arm: seconds of each round}; the arms of a type are TYPE, and "TYPE exact" with ggml's quantizer."""
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """({arm: seconds of each round}, {slow type: steps between two runs of ggml's quantizer}).
+
+    The arms of a type are TYPE, and "TYPE exact" with ggml's quantizer.
+    """
     from edgeft.train.ship.weights import ShipWeights
     from edgeft.weights.text_base import open_base
 
@@ -55,7 +58,8 @@ def step_seconds(
                 seconds[arm].append(clock() - started)
             for module in model.modules():  # the next arm is plain LoRA again
                 module.__dict__.pop("ship_weight", None)
-    return seconds
+    slow = {ship.quant: ship.exact_steps for ship, exact in arms.values() if ship and exact}
+    return seconds, slow
 
 
 def _model(
@@ -84,18 +88,16 @@ def _model(
     return model, trainer.compute_loss, batches, optimizer
 
 
-def summary(seconds: dict[str, list[float]]) -> dict[str, dict[str, float]]:
+def summary(seconds: dict[str, list[float]], slow: dict[str, int]) -> dict[str, dict[str, float]]:
     """{arm: median seconds, median of the rounds' ratios to LoRA}, and for slow types the mean step."""
-    from edgeft.train.ship.weights import K_QUANT_STEPS as EXACT_STEPS
-
     rows = {}
     for arm, times in seconds.items():
         ratios = [ours / plain for ours, plain in zip(times, seconds["lora"], strict=True)]
         rows[arm] = {"seconds": statistics.median(times), "ratio": statistics.median(ratios)}
-    for arm in [arm for arm in rows if f"{arm} exact" in rows]:
+    for arm, steps in slow.items():
         between, exact = rows[arm], rows[f"{arm} exact"]
         rows[f"{arm} mean"] = {
-            key: (between[key] * (EXACT_STEPS - 1) + exact[key]) / EXACT_STEPS for key in between
+            key: (between[key] * (steps - 1) + exact[key]) / steps for key in between
         }
     return rows
 
@@ -120,7 +122,7 @@ def main() -> None:
             batch_size=options.batch_size, micro_batch_size=options.batch_size, ship="q4_0",
         )  # fmt: skip
         clock = time.process_time if options.cpu_time else time.perf_counter
-        rows = summary(step_seconds(run, options.types.split(","), options.rounds, clock))
+        rows = summary(*step_seconds(run, options.types.split(","), options.rounds, clock))
     print(f"{'step':<16} {'seconds':>8} {'of LoRA':>8}")
     for arm, row in rows.items():
         print(f"{arm:<16} {row['seconds']:>8.2f} {row['ratio']:>8.3f}")
