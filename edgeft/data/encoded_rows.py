@@ -9,10 +9,11 @@ As lists of Python's numbers half a million short examples take 1.5 GB.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import TypeVar, overload
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
@@ -27,7 +28,26 @@ class Encoded:
     """the id itself where it is learned, else IGNORED; not shifted"""
 
 
-class EncodedRows(Sequence[Encoded]):
+Row_co = TypeVar("Row_co", bound=Encoded, covariant=True)
+
+
+class LazyRows(Sequence[Row_co]):
+    """Rows that are put together when they are read."""
+
+    @abstractmethod
+    def row(self, number: int) -> Row_co:
+        """The row of a number from 0 to the length - 1."""
+
+    @overload
+    def __getitem__(self, index: int) -> Row_co: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Row_co]: ...
+    def __getitem__(self, index: int | slice) -> Row_co | list[Row_co]:
+        numbers = range(len(self))[index]
+        return self.row(numbers) if isinstance(numbers, int) else [self.row(n) for n in numbers]
+
+
+class EncodedRows(LazyRows[Encoded]):
     """A list of `Encoded` that only grows."""
 
     def __init__(self, rows: Iterable[Encoded] = ()) -> None:
@@ -44,15 +64,8 @@ class EncodedRows(Sequence[Encoded]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        part = slice(self._ends[place], self._ends[place + 1])
+    def row(self, number: int) -> Encoded:
+        part = slice(self._ends[number], self._ends[number + 1])
         ids = self._ids[part].tolist()
         learned = self._learned[part]
         return Encoded(

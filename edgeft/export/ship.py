@@ -11,7 +11,6 @@ into the base of the training, has the same bytes. Of any other file the differe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,7 @@ from edgeft.adapter.read import Weighted
 from edgeft.merge.base_weights import BasePrecision
 from edgeft.merge.landing import LandingProof, Proof
 from edgeft.merge.view import Merged
-from edgeft.quantization.ggml import dequantize, quantize
+from edgeft.quantization import ggml
 from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Array
 
@@ -70,7 +69,7 @@ class ShipProof(LandingProof):
         super().add(name, before, delta, summed, stored)
         if name in self._types:
             qtype = self._types[name]
-            learned = dequantize(quantize(summed, qtype, threads=1), qtype)
+            learned = ggml.dequantize(ggml.quantize(summed, qtype, threads=1), qtype)
             self._error += float(np.square(stored - learned, dtype=np.float64).sum())
             self._size += float(np.square(learned, dtype=np.float64).sum())
 
@@ -106,9 +105,8 @@ def describe(facts: dict[str, Any], quant: str) -> str:
 def _equal_tensors(path: Path, target: ShipTarget) -> int:
     header = gguf_reader.read(path)
     equal = 0
-    for name, (qtype, digest) in target.tensors.items():
+    for name, (qtype, learned) in target.tensors.items():
         tensor = header.tensors.get(name)
         if tensor and tensor.type.name == qtype:
-            data = np.ascontiguousarray(gguf_reader.data(header, tensor))
-            equal += hashlib.blake2b(data.data, digest_size=16).hexdigest() == digest
+            equal += ggml.digest([gguf_reader.data(header, tensor)]) == learned
     return equal

@@ -13,10 +13,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import importlib.util
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -130,6 +131,14 @@ def dequantize(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> npt.
     kernel.argtypes, kernel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64], None
     kernel(source.ctypes.data, values.ctypes.data, values.size)
     return values
+
+
+def digest(blocks: Iterable[npt.NDArray[np.uint8]]) -> str:
+    """BLAKE2b of a tensor's bytes, 16 bytes in hexadecimal; `blocks`: its rows in order."""
+    hashed = hashlib.blake2b(digest_size=16)
+    for block in blocks:
+        hashed.update(np.ascontiguousarray(block).data)
+    return hashed.hexdigest()
 
 
 def validate(data: npt.NDArray[np.uint8], qtype: GGMLQuantizationType) -> None:

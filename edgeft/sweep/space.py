@@ -11,18 +11,16 @@ import hashlib
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeft.data.encoded_rows import Encoded
-from edgeft.data.encoding import encode_all, encode_documents
 from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits
 from edgeft.errors import EdgeftError, InputError
 from edgeft.sweep.options import Range, Space, SweepOptions
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
-from edgeft.train.examples import read_splits
+from edgeft.train.examples import encode_held_out, read_splits
 from edgeft.train.new_tokens import tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
@@ -130,12 +128,7 @@ def _validation(run: TrainRun) -> tuple[str, dict[str, str]]:
 def _tokens_sha256(options: TrainOptions, splits: Splits) -> str:
     folder = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(folder), encoder(folder)
-    if splits.validation[0].is_document:
-        encoded: Sequence[Encoded] = encode_documents(
-            splits.validation, chat, tokenize, options.cutoff_length
-        )
-    else:
-        encoded, _ = encode_all(splits.validation, chat, tokenize, options.cutoff_length)
+    encoded, _ = encode_held_out(splits.validation, chat, tokenize, options.cutoff_length)
     digest = hashlib.sha256()
     for item in encoded:
         digest.update(json.dumps([item.ids, item.labels]).encode())

@@ -77,17 +77,27 @@ def encode_splits(
     """
     cutoff, bad_rows = options.cutoff_length, options.bad_rows
     if train[0].is_document:
-        packed = [encode_documents(part, chat, tokenize, cutoff) for part in (train, validation)]
-        if not packed[0]:
+        packed = encode_documents(train, chat, tokenize, cutoff)
+        if not packed:
             raise InputError(f"{options.data} has less than two tokens to learn", "more text")
-        return packed[0], packed[1], LeftOut(0, 0)
+        held_out, left_out = encode_held_out(validation, chat, tokenize, cutoff)
+        return packed, held_out, left_out
     encoded, left_out = encode_file(
         train, options.data, chat, tokenize, cutoff, options.train_on_inputs, bad_rows
     )
-    held_out, refused = encode_all(validation, chat, tokenize, cutoff)
+    held_out, refused = encode_held_out(validation, chat, tokenize, cutoff)
     file = options.validation_data or options.data
     report_bad_rows(file, refused.refused, len(validation), bad_rows)
     return encoded, held_out, left_out
+
+
+def encode_held_out(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedRows, LeftOut]:
+    """The rows that the validation loss is computed on, of documents or of conversations."""
+    if examples and examples[0].is_document:
+        return encode_documents(examples, chat, tokenize, cutoff), LeftOut(0, 0)
+    return encode_all(examples, chat, tokenize, cutoff)
 
 
 def largest_batch(

@@ -13,9 +13,8 @@ from __future__ import annotations
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import overload
 
-from edgeft.data.encoded_rows import IGNORED, Encoded, lengths
+from edgeft.data.encoded_rows import IGNORED, Encoded, LazyRows, lengths
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Packed(Encoded):
     """of each token in its example"""
 
 
-class PackedRows(Sequence[Packed]):
+class PackedRows(LazyRows[Packed]):
     """Rows of several examples each, put together when they are read.
 
     A label of the first token of an example is IGNORED: what would predict it belongs to another one.
@@ -39,14 +38,8 @@ class PackedRows(Sequence[Packed]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @overload
-    def __getitem__(self, index: int) -> Packed: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Packed]: ...
-    def __getitem__(self, index: int | slice) -> Packed | list[Packed]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        row = [self.examples[i] for i in self.rows[index]]
+    def row(self, number: int) -> Packed:
+        row = [self.examples[i] for i in self.rows[number]]
         return Packed(
             ids=[token for example in row for token in example.ids],
             labels=[label for example in row for label in (IGNORED, *example.labels[1:])],

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 from edgeft.benchmarks.options import BenchOptions, Effort, EvalOptions
 from edgeft.chat.options import ChatOptions
 from edgeft.cli import COMMANDS, group
-from edgeft.cli._options import build, field_helps, options_of
+from edgeft.cli._options import build, comma_list, field_helps, options_of
 from edgeft.export.options import ExportOptions
 from edgeft.human.options import VotingOptions
 from edgeft.release.options import GateOptions, SearchOptions
@@ -193,3 +193,19 @@ def test_nan_is_no_number(edgeft: Callable[..., Any], name: str) -> None:
         if isinstance(param.type, floats):
             ran = edgeft(name, param.opts[0], "nan")
             assert ran.code == 2 and "nan is not a finite number" in ran.err, ran.err
+
+
+@pytest.mark.parametrize(("typed", "values"), [
+    (["rank=64,update_proj_gap=50"], ("rank=64", "update_proj_gap=50")),
+    (["betas=(0.9,0.95),eps=1e-6", "a = [1, 2] "], ("betas=(0.9,0.95)", "eps=1e-6", "a = [1, 2]")),
+    (["q_proj, v_proj,"], ("q_proj", "v_proj")),
+    ([r"(a|b),c"], ("(a|b)", "c")),
+])  # fmt: skip
+def test_commas_in_brackets_separate_no_values(typed: list[str], values: tuple[str, ...]) -> None:
+    @click.command()
+    @click.option("--words", multiple=True, callback=comma_list)
+    def command(words: tuple[str, ...]) -> None:
+        assert words == values
+
+    line = [word for text in typed for word in ("--words", text)]
+    CliRunner().invoke(command, line, catch_exceptions=False)

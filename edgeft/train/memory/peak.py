@@ -87,7 +87,7 @@ def estimate(
         packed = base.packed
         weights = int((base.weights - packed) * held + packed * NF4_BYTES)
     if options.ship:  # beside each weight its value in the file
-        weights += 4 * ship_weights(base, options, trains)
+        weights += 4 * shipped_weights(base, options, trains)
     same_type = "F32" if held == 4 else "BF16"
     kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
     holes = heap_holes(base, options, trains, batch, value_bytes) if device == "cpu" else 0
@@ -108,7 +108,7 @@ def estimate(
     )
 
 
-def ship_weights(base: BaseModel, options: TrainOptions, trains: Trains) -> int:
+def shipped_weights(base: BaseModel, options: TrainOptions, trains: Trains) -> int:
     """Weights that --ship holds twice: those of the layers with LoRA."""
     return sum(
         linear.rows * linear.columns

@@ -6,31 +6,15 @@ text. A token sees all that is before it in its row, also the end of another tex
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-from edgeft.records import Example
-from edgeft.tokenizer.chat_template import ChatTemplate
-from edgeft.tokenizer.hf_files import Encode
 from edgeft.train.objectives.sft import SFT
-from edgeft.train.options import TrainOptions
 
 
 class Pretrain(SFT):
     """Learn every token; the loss is transformers' own of a causal language model."""
 
-    def __init__(
-        self,
-        options: TrainOptions,
-        train: Sequence[Example],
-        validation: Sequence[Example],
-        chat: ChatTemplate,
-        tokenize: Encode,
-    ) -> None:
-        options = dataclasses.replace(options, shared_prefix=False)  # no two rows begin alike
-        super().__init__(options, train, validation, chat, tokenize)
-        self.documents = len(train)
+    rows_begin_alike = False
 
     def facts(self) -> dict[str, Any]:
-        return {"packed": {"documents": self.documents, "rows": len(self.train)}}
+        return {"packed": {"documents": self.rows_read, "rows": len(self.train)}}

@@ -32,6 +32,9 @@ from edgeft.train.shared_prefix import Row, SharedPrefix
 class SFT(Objective):
     """Learn the assistant's answers; with `train_on_inputs` the prompts, too."""
 
+    rows_begin_alike = True
+    """whether rows may have a common beginning that is worth looking for"""
+
     def __init__(
         self,
         options: TrainOptions,
@@ -41,12 +44,12 @@ class SFT(Objective):
         tokenize: Encode,
     ) -> None:
         self.group_by_length = options.group_by_length
-        self.shares_prefix = options.shared_prefix and not options.packing
+        self.shares_prefix = self.rows_begin_alike and options.shared_prefix and not options.packing
         self.shared_prefix: SharedPrefix | None = None
         encoded, self.validation, self.left_out = encode_splits(
             options, train, validation, chat, tokenize
         )
-        self.examples = len(encoded)
+        self.rows_read, self.examples = len(train), len(encoded)
         self.train = pack(encoded, options.cutoff_length) if options.packing else encoded
 
     def facts(self) -> dict[str, Any]:

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import FormatError, did_you_mean
+from edgeft.quantization.ggml import UNQUANTIZED
 from edgeft.quantization.nearest import has_scales
 from edgeft.quantization.tensor_types import FILE_TYPE, choose_tensor_types, model_facts
 from edgeft.weights.text_base import TextBase
 
-EXACT_FILES = ("f32", "f16", "bf16")
-"""types of files in which there is nothing to learn"""
 FAST_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"})
 """types that ggml quantizes at 700 MB/s and more on one core; K-quants at 40 to 190, IQ types at 10"""
 
@@ -38,7 +37,7 @@ class FileTensor:
 
 def check_ship(quant: str, base: TextBase) -> None:
     """FormatError for what is no type, one without rounding, or one that training cannot compute."""
-    types = [name for name in FILE_TYPE if name not in EXACT_FILES]
+    types = [name for name in FILE_TYPE if name.upper() not in UNQUANTIZED]
     if quant not in types:
         raise FormatError(
             f"--ship {quant} is no type of llama-quantize that rounds weights",

@@ -14,7 +14,6 @@ same function and in the same blocks, so that the file has the bytes whose hashe
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -86,10 +85,9 @@ class ShipLayer:
         return ggml.row_blocks(*self.values.shape)
 
     def digest(self) -> str:
-        digest = hashlib.blake2b(digest_size=16)
-        for rows in self.blocks():
-            digest.update(ggml.quantize(self.sums(rows)[1], self.file.qtype, threads=1).data)
-        return digest.hexdigest()
+        return ggml.digest(
+            ggml.quantize(self.sums(rows)[1], self.file.qtype, threads=1) for rows in self.blocks()
+        )
 
 
 class ShipWeights:
@@ -188,4 +186,4 @@ class ShipWeights:
             rows = slice(None) if file.order is None else file.order
             data = ggml.quantize(weight[rows], file.qtype, threads=torch.get_num_threads())
             weight[rows] = ggml.dequantize(data, file.qtype)
-            self._frozen[file.name] = hashlib.blake2b(data.data, digest_size=16).hexdigest()
+            self._frozen[file.name] = ggml.digest([data])
