@@ -33,7 +33,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
     TrainOptions,
     only=("base", "data", "batch_size", "micro_batch_size", "cutoff_length", "lora_r", "target_modules",
           "compute_type", "keep_4bit", "checkpoint_activations", "offload_activations",
-          "offload_weights", "attention", "epochs"),
+          "offload_weights", "attention", "epochs", "ship"),
     base={"type": click.STRING, "help": "Base model: as for training, or a config.json alone."},
     data={"required": False, "default": None,
           "help": "Chats to learn: their longest examples and their number are used. Without them, "
@@ -85,6 +85,7 @@ def command(
                  "stored_bytes": base.stored_bytes},
         "machine": {"memory": here.memory, "cores": here.cores, "gflops": round(here.flops / 1e9)},
         "batch": vars(batch),
+        "ship": run.ship,
         "methods": [row.to_json() | _time(row, tokens) for row in rows],
         "export": [vars(need) for need in exports],
         "cache": {"tokens": context, "bytes": cache},
@@ -161,6 +162,9 @@ def _text(facts: dict[str, Any]) -> str:
             f"{row['seconds'] / 60:.0f} min" if "seconds" in row else "-", _verdict(row),
         ])  # fmt: skip
     lines += columns(table)
+    unable = [row["method"] for row in facts["methods"] if row["ship"] != facts["ship"]]
+    if unable:
+        lines += ["", f"planned without --ship, which they do not have: {', '.join(unable)}"]
     lines += ["", ("peak: with libraries and the pages of the weights' files, which the kernel drops where "
               "memory is short."), ("rule of thumb: full 5 x the weights, others 1 x. Speed and time are "
               "estimates."), ""]  # fmt: skip

@@ -17,6 +17,7 @@ from edgeft import machine
 from edgeft.train.memory import BaseModel, Batch, Request, trained_weights
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, method_row
+from edgeft.train.ship import check_type
 
 MATRIX_SHARE = 0.4
 """speed of a training run / speed of its matrix products: between .28 (AVX2, 98 tokens/s) and .58
@@ -62,6 +63,8 @@ class MethodPlan:
     """peak with --checkpoint-activations"""
     tokens_per_second: float
     """estimate"""
+    ship: str | None
+    """the type of --ship that it is planned with; None where the method cannot train for one"""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -71,14 +74,16 @@ class MethodPlan:
             "memory": self.request.memory.to_json(), "peak_checkpointed": self.checkpointed,
             "rule_of_thumb": self.rule_of_thumb,
             "checkpoint_bytes": self.request.checkpoint_bytes,
-            "tokens_per_second": round(self.tokens_per_second, 1),
+            "tokens_per_second": round(self.tokens_per_second, 1), "ship": self.ship,
         }  # fmt: skip
 
 
 def plan(
     base: BaseModel, options: TrainOptions, batch: Batch, methods: Sequence[str], here: Machine
 ) -> list[MethodPlan]:
-    """InputError for an unknown method."""
+    """InputError for an unknown method, FormatError for an unknown type of --ship."""
+    if options.ship:
+        check_type(options.ship)
     return [_row(name, base, options, batch, here) for name in methods or METHODS]
 
 
@@ -86,6 +91,8 @@ def _row(
     name: str, base: BaseModel, options: TrainOptions, batch: Batch, here: Machine
 ) -> MethodPlan:
     trains = method_row(name).trains
+    if "ship" not in method_row(name).options:
+        options = dataclasses.replace(options, ship=None)
     request = Request(base, options, trains, batch)
     fits = request.memory.needed <= here.memory
     largest = request.largest_micro_batch(here.memory)
@@ -104,6 +111,7 @@ def _row(
         micro_batch=largest if request.of(largest).memory.needed <= here.memory else 0,
         checkpointed=checkpointed.memory.peak,
         tokens_per_second=_speed(base, trained, options, here),
+        ship=options.ship,
     )
 
 

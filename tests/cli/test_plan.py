@@ -39,11 +39,32 @@ def test_the_verdict_names_what_fits(edgeft: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.unit
+def test_ship_holds_the_layers_twice(edgeft: Any, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2))
+    args = ("plan", "--base", str(tmp_path), "--method", "qlora,dora", "--memory", "64G")
+    plain, shipped = (
+        json.loads(edgeft(*args, *more, "--json").out) for more in ((), ("--ship", "q4_0"))
+    )
+    layers = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
+    qlora, dora = (
+        [facts["methods"][i]["memory"]["base"] for facts in (plain, shipped)] for i in (0, 1)
+    )
+    assert qlora[1] - qlora[0] == 4 * layers
+    assert dora[1] == dora[0]  # DoRA cannot be trained for a type
+    assert [row["ship"] for row in shipped["methods"]] == ["q4_0", None]
+    assert (
+        "planned without --ship, which they do not have: dora"
+        in edgeft(*args, "--ship", "q4_0").out
+    )
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["--memory", "lots"], "'lots' is no size, such as 8G"),
         (["--quant", "q4_9"], "plan knows no size of 'q4_9' (did you mean 'q4_"),
+        (["--ship", "q4"], "--ship q4 is no type of llama-quantize that rounds weights"),
         (["--method", "qlor"], "no training method 'qlor' (did you mean 'qlora'"),
     ],
 )

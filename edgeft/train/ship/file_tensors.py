@@ -37,12 +37,7 @@ class FileTensor:
 
 def check_ship(quant: str, base: TextBase) -> None:
     """FormatError for what is no type, one without rounding, or one that training cannot compute."""
-    types = [name for name in FILE_TYPE if name.upper() not in UNQUANTIZED]
-    if quant not in types:
-        raise FormatError(
-            f"--ship {quant} is no type of llama-quantize that rounds weights",
-            did_you_mean(quant, types),
-        )
+    check_type(quant)
     for file in file_tensors(base, quant).values():
         if file.qtype.name not in FAST_TYPES and not has_scales(file.qtype):
             raise FormatError(
@@ -50,6 +45,16 @@ def check_ship(quant: str, base: TextBase) -> None:
                 "compute in every step",
                 "q4_0, iq4_xs, or a K-quant such as q4_k_m",
             )
+
+
+def check_type(quant: str) -> None:
+    """FormatError for what is no type of llama-quantize, or one without rounding."""
+    types = [name for name in FILE_TYPE if name.upper() not in UNQUANTIZED]
+    if quant not in types:
+        raise FormatError(
+            f"--ship {quant} is no type of llama-quantize that rounds weights",
+            did_you_mean(quant, types),
+        )
 
 
 def file_tensors(base: TextBase, quant: str) -> dict[str, FileTensor]:
