@@ -38,6 +38,8 @@ class Format:
     """options of `edgeft.export.ExportOptions` that this format has and others lack"""
     solved: tuple[str, ...] = ()
     """quantizations that GPTQ makes, which needs calibration data"""
+    sized: str = ""
+    """the quantization that fits --max-size, which needs calibration data, too"""
     prepare: str = ""
     """module:function of `prepare(path, threads)`: makes the file that the runtime opens, once"""
     engines: tuple[str, ...] = ("llama-cpp-python",)
@@ -69,10 +71,12 @@ FORMATS = {
                 "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0",
                 "gptq-q4_k_m", "q4_k_m", "q4_k_s", "gptq-q4_0", "iq4_nl", "iq4_xs", "q4_1", "q4_0",
                 "q3_k_l", "q3_k_m", "iq3_m", "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
+                "auto",
             ),
+            sized="auto",
             solved=("gptq-q4_k_m", "gptq-q4_0"),
             default=("q4_k_m",),
-            takes=("imatrix", "tensor_types"),
+            takes=("imatrix", "tensor_types", "max_size"),
             trial="edgeft.runtimes.trial:check_survives",
             inspect="edgeft.report.describe:describe_gguf",
         ),

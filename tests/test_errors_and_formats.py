@@ -112,7 +112,7 @@ def test_an_unknown_quant_has_a_hint() -> None:
     gguf, gptq, hf = FORMATS["gguf"], FORMATS["gptq"], FORMATS["hf"]
     with pytest.raises(FormatError, match="format gguf has no quantization 'q4_km'") as caught:
         check_quants([gguf], ("q8_0", "Q4_KM"))
-    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: bf16, f16, f32, gptq-q4_0")
+    assert caught.value.hint.startswith("did you mean 'q4_k_m'? known: auto, bf16, f16, f32")
     with pytest.raises(FormatError, match="format hf has no quantization 'q8_0'"):
         check_quants([hf], ("q8_0",))
     with pytest.raises(

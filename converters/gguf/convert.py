@@ -54,16 +54,7 @@ def convert(
         importance = importance_rows(plan, imatrix)
     writer = _writer(out, merged.card.gguf_arch)
     try:
-        _write_header(writer, merged, plan)
-        if imatrix:
-            _write_imatrix_keys(writer, imatrix)
-        vocab_size = plan.targets["token_embd.weight"].shape[0]
-        vocabulary.write(writer, merged.tokenizer, vocab_size)
-        for name, qtype in plan.types.items():
-            _add_tensor_info(writer, name, plan.shape(name), qtype)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
+        _write_head(writer, merged, plan, imatrix)
         samples = write_tensors(writer, merged, plan, importance, options.threads, landing)
     finally:
         writer.close()
@@ -78,6 +69,16 @@ def convert(
     if imatrix:
         facts["without_importance"] = len(without_importance(plan, imatrix))
     return facts
+
+
+def header_bytes(merged: Merged, plan: Plan, scratch: Path) -> int:
+    """Bytes of the file before its tensors, without an importance matrix; `scratch` is written for it."""
+    writer = _writer(scratch, merged.card.gguf_arch)
+    try:
+        _write_head(writer, merged, plan, None)
+    finally:
+        writer.close()
+    return scratch.stat().st_size
 
 
 class GPTQBlocks:
@@ -135,6 +136,19 @@ def _writer(out: Path, arch: str) -> Any:
             return struct.pack("<IIQ", vtype, item_type, len(val)) + packed
 
     return Writer(out, arch)
+
+
+def _write_head(writer: Any, merged: Merged, plan: Plan, imatrix: Imatrix | None) -> None:
+    """Write everything that comes before the tensors."""
+    _write_header(writer, merged, plan)
+    if imatrix:
+        _write_imatrix_keys(writer, imatrix)
+    vocabulary.write(writer, merged.tokenizer, plan.targets["token_embd.weight"].shape[0])
+    for name, qtype in plan.types.items():
+        _add_tensor_info(writer, name, plan.shape(name), qtype)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
 
 
 def _write_header(writer: Any, merged: Merged, plan: Plan) -> None:

@@ -36,6 +36,9 @@ from edgeft.weights.imatrix import Imatrix
 
 GPTQ_PREFIX = "gptq-"
 """prefix of quantizations whose linear layers GPTQ quantizes"""
+AUTO, AUTO_FROM = "auto", "q4_0"
+"""quantization whose types are chosen by measurement (`edgeft.export.type_budget`), and the one whose
+tensors they replace"""
 IMATRIX_HINT = "llama-imatrix on the model itself, or --imatrix auto"
 """hint of errors about an importance matrix"""
 
@@ -94,7 +97,7 @@ class Plan:
     """The contents of a GGUF file."""
 
     quant: str
-    """without GPTQ_PREFIX"""
+    """without GPTQ_PREFIX, and AUTO_FROM for AUTO"""
     targets: dict[str, Target]
     """GGUF name -> tensor"""
     factors: dict[str, Array]
@@ -127,7 +130,7 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
     """The plan of a file of type `quant`; FormatError for an unsupported model or option."""
     if quant.startswith(GPTQ_PREFIX):
         check_computes(merged)
-    quant = quant.removeprefix(GPTQ_PREFIX)
+    quant = AUTO_FROM if quant == AUTO else quant.removeprefix(GPTQ_PREFIX)
     targets, factors, keys, facts = _from_config(merged)
     shapes = {name: target.shape for name, target in targets.items()}
     types = choose_tensor_types(

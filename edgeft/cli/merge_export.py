@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeft.cli._config import configurable
-from edgeft.cli._options import build, json_option, options_of, print_json
+from edgeft.cli._options import Bytes, build, json_option, options_of, print_json
 from edgeft.errors import InputError
 from edgeft.export.options import ExportOptions
 
@@ -87,6 +87,7 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
         "metavar": "REGEX=TYPE",
         "callback": _tensor_types,
     },
+    max_size=Bytes(),
     compare_live={"name": "--compare-live/--no-compare-live"},
     threads={"type": click.IntRange(min=1), "show_default": "all cores"},
 )

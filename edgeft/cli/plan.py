@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import click
 
 from edgeft.cli._config import configurable
-from edgeft.cli._options import build, columns, comma_list, json_option, options_of, print_json
+from edgeft.cli._options import (
+    Bytes,
+    build,
+    columns,
+    comma_list,
+    json_option,
+    options_of,
+    print_json,
+)
 from edgeft.train.options import TrainOptions
 
 LEARNED_SHARE = 0.5
 """share of an example's tokens that is learned, where --data does not say it"""
-
-
-def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
-    """Callback: "8G" -> 8,000,000,000."""
-    if value is None:
-        return None
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kMGT]?)B?", value)
-    if not match:
-        raise click.BadParameter(f"{value!r} is no size, such as 8G")
-    return int(float(match[1]) * 1000 ** " kMGT".index(match[2] or " "))
 
 
 @click.command("plan")
@@ -49,7 +46,7 @@ def _bytes(ctx: click.Context, param: click.Parameter, value: str | None) -> int
 @click.option("--quant", "quants", multiple=True, callback=comma_list,
               default=("f16", "q8_0", "q4_k_m", "q4_0"),
               help="Quantizations of the export, comma-separated.")  # fmt: skip
-@click.option("--memory", callback=_bytes, metavar="SIZE",
+@click.option("--memory", type=Bytes(),
               help="Plan for so much free memory, such as 8G, and not for this machine's.")  # fmt: skip
 @json_option
 @configurable

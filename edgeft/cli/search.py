@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from edgeft.benchmarks.options import EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import as_typed_command, items_options, report_option
 from edgeft.cli._options import (
+    Bytes,
     build,
     json_option,
     options_of,
@@ -21,21 +21,6 @@ from edgeft.cli._options import (
 from edgeft.export.options import ExportOptions
 from edgeft.records import EXIT_CODES
 from edgeft.release.options import SearchOptions
-
-
-class Bytes(click.ParamType[int]):
-    """200M, 1.5G, 800 kB or a number of bytes; powers of 1000 as everywhere in edgeft."""
-
-    name = "size"
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}  # noqa: RUF012
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmg]?)b?\s*", str(value).lower())
-        if not match or not float(match[1]):
-            self.fail(f"{value!r} is no size; such as 200M or 1.5G", param, ctx)
-        return round(float(match[1]) * self.units[match[2]])
 
 
 @click.command("search")
@@ -87,10 +72,10 @@ def command(ctx: click.Context, /, folder: Path | None, as_json: bool, **options
     options["adapter"] = tuple(Weighted(path) for path in options["adapter"])
     eval_options = build(EvalOptions, options)
     threads = {"threads": eval_options.threads} if eval_options.threads else {}
+    max_size = options.pop("max_size")  # a field of both
     export = build(ExportOptions, options, **threads)
-    release = run_search(
-        build(SearchOptions, options, export=export), eval_options, [as_typed_command(sys.argv)]
-    )
+    search = build(SearchOptions, options, export=export, max_size=max_size)
+    release = run_search(search, eval_options, [as_typed_command(sys.argv)])
     if as_json:
         print_json(release.to_json())
     else:

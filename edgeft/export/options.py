@@ -28,7 +28,7 @@ class ExportOptions:
     GPTQModel) or hf (a merged Hugging Face folder); repeatable."""
     quants: tuple[str, ...] = ()
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
-    gptq-q4_0 and gptq-q4_k_m are calibrated. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
+    gptq-q4_0 and gptq-q4_k_m are calibrated, auto fits --max-size. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
     8bit, 4bit, 3bit, 2bit. Default: gguf the type of the training's --ship, else q4_k_m; onnx int4,
     gptq 4bit, hf f32."""
     base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
@@ -48,8 +48,8 @@ class ExportOptions:
     """Importance matrix, with which coarse types lose less: a file of llama-imatrix, or auto = measured
     on the chats of the training and kept as imatrix.gguf."""
     calibration: Path | None = None
-    """Chats (.jsonl, .json, .csv, .parquet) or plain text that GPTQ and --imatrix auto learn from. auto: the chats of
-    the training."""
+    """Chats (.jsonl, .json, .csv, .parquet) or plain text that GPTQ, --imatrix auto and --quant auto learn from. auto:
+    the chats of the training."""
     calibration_tokens: int = 32_768
     """Tokens of the calibration text that are used at most."""
     group_size: int | None = None
@@ -65,6 +65,9 @@ class ExportOptions:
     tensor_types: tuple[tuple[str, str], ...] = ()
     """Another type for the tensors whose GGUF name matches, such as ffn_down=q6_k; repeatable, the
     first match counts."""
+    max_size: int | None = None
+    """Size of the file of --quant auto at most, such as 80M: each tensor gets the type that loses least for
+    its bytes, measured on the calibration text."""
     compare_live: bool = True
     """Compare the artifact's answers with the unmerged base and adapter in float32. Needs the train
     extra and the memory; without either it is left out, with a note."""

@@ -110,9 +110,16 @@ def _file_plan(plan: ExportPlan, item: Item) -> Any:
     """The converter's plan of an artifact; None for a complete one."""
     if item.complete:
         return None
-    file_plan = load(item.format.plan)(plan.view, item.quant, plan.convert)
+    make_plan = load(item.format.plan)
+    file_plan = make_plan(plan.view, item.quant, plan.convert)
     check_gptq_resources(plan, item)
-    return file_plan
+    if not item.sized:
+        return file_plan
+    from edgeft.export.type_budget import tensor_types
+
+    assert plan.options.max_size
+    types = tensor_types(plan, file_plan, plan.options.max_size)
+    return make_plan(plan.view, item.quant, dataclasses.replace(plan.convert, tensor_types=types))
 
 
 def _complete_artifact(item: Item, view: Merged) -> Artifact:

@@ -49,6 +49,11 @@ class Item:
         return self.quant in self.format.solved
 
     @property
+    def sized(self) -> bool:
+        """Whether its types are chosen for --max-size."""
+        return self.quant == self.format.sized
+
+    @property
     def gptq_blocks(self) -> Path:
         """Folder of GPTQ's finished blocks, deleted when the artifact is complete."""
         return self.target.with_name(f".{self.target.name}.blocks")
@@ -148,8 +153,9 @@ def _convert_options(
     """
     pending = options.imatrix == "auto" and any("imatrix" in item.format.takes for item in todo)
     gptq = any(item.uses_gptq for item in todo)
-    if (pending or gptq) and not data.has_calibration_data:
-        purpose = "GPTQ" if gptq else "an importance matrix"
+    sized = any(item.sized for item in todo)
+    if (pending or gptq or sized) and not data.has_calibration_data:
+        purpose = "GPTQ" if gptq else "an importance matrix" if pending else "--quant auto"
         raise InputError(
             f"nothing to calibrate {purpose} on: {data.why_no_training}",
             "--calibration FILE with chats or text",
@@ -199,11 +205,12 @@ def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[s
             recorded["calibration_tokens"] = options.calibration_tokens
         if options.tensor_types:
             recorded["tensor_types"] = [list(pair) for pair in options.tensor_types]
+    if quant == fmt.sized:
+        recorded["max_size"] = options.max_size
     if quant in fmt.solved:
-        recorded["damp"], recorded["calibration_tokens"] = (
-            options.dampening_frac,
-            options.calibration_tokens,
-        )
+        recorded["damp"] = options.dampening_frac
+    if quant in (*fmt.solved, fmt.sized):
+        recorded["calibration_tokens"] = options.calibration_tokens
         recorded["calibration"] = options.calibration.name if options.calibration else "auto"
     if "group_size" in fmt.takes:
         recorded["group_size"] = options.group_size
@@ -227,6 +234,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
         ("--tensor-type", options.tensor_types, "tensor_types"),
         ("--group-size", options.group_size, "group_size"),
         ("--asymmetric", not options.symmetric, "symmetric"),
+        ("--max-size", options.max_size, "max_size"),
     ):
         if value and all(name not in fmt.takes for fmt in formats):
             others = " and ".join(fmt.name for fmt in FORMATS.values() if name in fmt.takes)
@@ -235,10 +243,13 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
             )
     if options.offload_activations and not gptq:
         raise FormatError("--offload-activations is for GPTQ", "such as --quant gptq-q4_0")
-    needs_calibration = options.imatrix == "auto" or gptq
+    sized = any(quant == fmt.sized for fmt, quant in pairs)
+    if sized != bool(options.max_size):
+        raise FormatError("--quant auto and --max-size go together", "--quant auto --max-size 80M")
+    needs_calibration = options.imatrix == "auto" or gptq or sized
     if options.calibration and not needs_calibration:
         raise InputError(
-            "--calibration is for --imatrix auto and for GPTQ",
+            "--calibration is for --imatrix auto, --quant auto and GPTQ",
             "add --imatrix auto or --quant gptq-q4_0, or leave it out",
         )
     if options.tensor_types and all(quant in UNQUANTIZED_BITS for _, quant in pairs):

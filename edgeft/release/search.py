@@ -49,7 +49,7 @@ def run_search(
     _check_formats(options.export)
     plain = dataclasses.replace(options.export, formats=("gguf",), quants=(BASELINE,))
     baseline = export(plain)[0].path
-    candidates = [path for path in _export_candidates(options.export) if path != baseline]
+    candidates = [path for path in _export_candidates(sized(options)) if path != baseline]
     if not candidates:
         raise InputError(f"{BASELINE} is what the others are compared with", "another --quant")
     timed, notes = _within_budget(options, candidates, eval_options.threads)
@@ -71,6 +71,13 @@ def _check_formats(options: ExportOptions) -> None:
         raise FormatError(problem, f"--format {', '.join(LINEUP)}")
     if options.quants:
         check_quants(rows, options.quants)
+
+
+def sized(options: SearchOptions) -> ExportOptions:
+    """How the candidates are exported: --quant auto gets the size of the budget."""
+    names = {format_named(name).sized for name in options.export.formats} - {""}
+    size = options.max_size if names & set(options.export.quants) else None
+    return dataclasses.replace(options.export, max_size=size)
 
 
 def _export_candidates(options: ExportOptions) -> list[Path]:

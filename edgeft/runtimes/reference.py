@@ -102,6 +102,11 @@ class ReferenceRuntime:
             int(self._model.config.max_position_embeddings), context or DEFAULT_CONTEXT_TOKENS
         )
 
+    @property
+    def model(self) -> Any:
+        """transformers' model, in float32."""
+        return self._model
+
     def logits(self, ids: Sequence[int], last: int | None = None) -> npt.NDArray[np.float32]:
         if len(ids) > self.context:
             raise InputError(f"{len(ids)} tokens are more than the context of {self.context}")

@@ -62,7 +62,7 @@ def test_ship_holds_the_layers_twice(edgeft: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--memory", "lots"], "'lots' is no size, such as 8G"),
+        (["--memory", "lots"], "'lots' is no size; such as 200M or 1.5G"),
         (["--quant", "q4_9"], "plan knows no size of 'q4_9' (did you mean 'q4_"),
         (["--ship", "q4"], "--ship q4 is no type of llama-quantize that rounds weights"),
         (["--method", "qlor"], "no training method 'qlor' (did you mean 'qlora'"),

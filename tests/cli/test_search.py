@@ -94,6 +94,15 @@ def test_an_impossible_budget_and_wrong_options_are_errors(
     assert not list((tmp_path / "out").glob("*.partial*"))
 
 
+def test_a_file_of_a_size_gets_that_of_the_budget(tmp_path: Path) -> None:
+    def size(*quants: str) -> int | None:
+        export = ExportOptions(out=tmp_path, quants=quants)
+        return search.sized(search.SearchOptions(export, max_size=5 * 10**7)).max_size
+
+    assert size("q8_0", "auto") == 5 * 10**7
+    assert size("q8_0") is None and size() is None
+
+
 def test_the_lineup_has_the_calibrated_type_where_there_are_chats(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

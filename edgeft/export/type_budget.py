@@ -1,0 +1,252 @@
+"""ExportPlan + bytes of a file -> a type for each of its tensors (`--quant auto --max-size 80M`).
+
+    pairs = tensor_types(plan, file_plan, max_size)      # (regular expression, type) of each tensor
+
+The merged model reads the calibration chats in float32. For each linear layer the mean squares of its
+inputs x and of the gradients g of its outputs are measured; the loss is that of tokens drawn from the
+model's own distribution, so that g is that of the Fisher information. With this diagonal of K-FAC
+(Martens and Grosse, arXiv 1503.05671) rounding errors D of a weight cost about 1/2 sum_ij E[g_i^2] E[x_j^2] D_ij^2
+nats of Kullback-Leibler divergence a token. So the errors of all tensors have one unit and add up.
+D is measured with ggml's own quantizers on some rows of each tensor.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgeft import files, machine
+from edgeft.converters.gguf.convert import header_bytes
+from edgeft.converters.gguf.plan import Part, Plan, Target
+from edgeft.errors import FormatError
+from edgeft.export.fine_tune_data import calibration_ids
+from edgeft.export.plan import ExportPlan
+from edgeft.files import format_bytes
+from edgeft.merge.view import Merged
+from edgeft.progress import Progress, say
+from edgeft.quantization import ggml
+from edgeft.quantization.budget import Choice, assign
+from edgeft.runtimes.reference import ReferenceRuntime
+
+Array = npt.NDArray[np.float32]
+
+TYPES = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "q4_0", "q3_k", "q2_k")
+"""that a tensor may get, where its block divides the rows"""
+MAX_TOKENS, MAX_SEQUENCE_TOKENS = 8192, 512
+"""calibration tokens for the gradients, in all and of a sequence"""
+ALIGNMENT = 32
+"""bytes that a tensor of a GGUF file is padded to"""
+SAMPLED_ROWS = 256
+"""rows of a tensor that errors are measured on"""
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What rounding errors of a weight cost where it is used.
+
+    The embedding is looked up: its output is a row, so columns have the gradients, and each row counts
+    as often as another.
+    """
+
+    columns: Array
+    """(columns,): mean square of each input over the tokens"""
+    rows: Array
+    """(rows,): mean square of the loss's gradient by each output, the loss of a token in nats"""
+
+
+def tensor_types(plan: ExportPlan, file_plan: Plan, max_size: int) -> tuple[tuple[str, str], ...]:
+    """(regular expression, type) for every quantized tensor, so that the file has `max_size` bytes at most.
+
+    Types of `plan.convert.tensor_types` stay. ResourceError where no types fit, FormatError for a
+    model whose layers transformers does not compute one by one.
+    """
+    view = plan.view
+    sizes = {name: _bytes(file_plan.shape(name), qtype) for name, qtype in file_plan.types.items()}
+    targets = {
+        name: file_plan.targets[name]
+        for name, qtype in file_plan.types.items()
+        if qtype.name not in ("F32", "F16", "BF16")
+    }
+    with files.scratch(plan.options.out) as folder:
+        header = header_bytes(view, file_plan, folder / "header.gguf")
+    others = header + sum(size for name, size in sizes.items() if name not in targets)
+    budget = max_size - others - ALIGNMENT * len(sizes)
+    tokens = min(plan.options.calibration_tokens, MAX_TOKENS)
+    sequences = calibration_ids(view, plan.data, tokens, MAX_SEQUENCE_TOKENS)
+    allowed = {name: _allowed(name, target, plan) for name, target in targets.items()}
+    assign({name: [Choice("", min(_sizes(target, allowed[name]).values()), 0.0)]
+            for name, target in targets.items()}, budget)  # fmt: skip
+    uses = sensitivities(view, sequences, plan.options.out, plan.options.threads)
+    choices = _choices(view, targets, allowed, uses, plan.options.threads)
+    chosen = assign(choices, budget)
+    _report(chosen, others, max_size)
+    return tuple((f"^{re.escape(name)}$", choice.type) for name, choice in chosen.items())
+
+
+def sensitivities(
+    merged: Merged, sequences: Sequence[Sequence[int]], folder: Path, threads: int, seed: int = 0
+) -> dict[str, list[Sensitivity]]:
+    """Checkpoint name of each weight of a linear layer, and of the embedding -> its uses.
+
+    `folder`: where memory is checked for. ResourceError where the model does not fit in float32.
+    """
+    memory = merged.bytes_as(32) + 4 * 2 * MAX_SEQUENCE_TOKENS * merged.vocabulary
+    machine.preflight(
+        folder, "measuring which weights need bits", 0, memory, "a --quant of one type"
+    )
+    weights = ((name, merged.tensor(name)) for name in merged.shapes)
+    with ReferenceRuntime(
+        merged.base, threads, weights=weights, config=merged.config, tokenizer=merged.tokenizer,
+        vocabulary=merged.vocabulary,
+    ) as runtime:  # fmt: skip
+        squares = _Squares(runtime.model)
+        with Progress("gradients, tokens", sum(map(len, sequences))) as bar:
+            for number, ids in enumerate(sequences):
+                squares.read(ids, seed + number)
+                bar.update(len(ids))
+        uses = {merged.card.in_checkpoint(name): [use] for name, use in squares.layers()}
+        embedding = merged.card.hf_name("token_embd.weight") or ""
+        head = uses.pop(merged.card.hf_name("output.weight") or "", []) if merged.tied else []
+        return uses | {embedding: [squares.lookup(), *head]}
+
+
+class _Squares:
+    """Sums of squares of each linear layer's inputs and output gradients, and of the embedding's."""
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        self._model, self._tokens = model.requires_grad_(False), 0
+        self._inputs: dict[str, Any] = {}
+        self._gradients: dict[str, Any] = {}
+        self._embedding = model.get_input_embeddings()
+        self._embedding.register_forward_hook(self._begin)
+        for name, module in model.named_modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_pre_hook(
+                    lambda module, args, name=name: self._add(self._inputs, name, args[0])
+                )
+                module.register_full_backward_hook(
+                    lambda module, into, out, name=name: self._add(self._gradients, name, out[0])
+                )
+
+    def _begin(self, module: Any, args: Any, output: Any) -> None:
+        """The frozen model computes gradients from the embedding's output on."""
+        output.requires_grad_()
+        output.register_hook(lambda gradient: self._add(self._gradients, "", gradient))
+
+    def _add(self, sums: dict[str, Any], name: str, values: Any) -> None:
+        squares = values.detach().reshape(-1, values.shape[-1]).square().sum(0)
+        sums[name] = sums[name].add_(squares) if name in sums else squares
+
+    def read(self, ids: Sequence[int], seed: int) -> None:
+        """One forward and backward pass."""
+        import torch
+
+        logits = self._model(torch.tensor([list(ids)]), use_cache=False).logits[0]
+        drawn = torch.multinomial(
+            logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed)
+        )
+        torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
+        self._tokens += len(ids)
+
+    def layers(self) -> Iterator[tuple[str, Sensitivity]]:
+        """(transformers' name of the weight, its sensitivity)"""
+        for name in self._inputs:
+            use = Sensitivity(self._mean(self._inputs[name]), self._mean(self._gradients[name]))
+            yield f"{name}.weight", use
+
+    def lookup(self) -> Sensitivity:
+        rows = self._embedding.weight.shape[0]
+        return Sensitivity(self._mean(self._gradients[""]), np.full(rows, 1 / rows, np.float32))
+
+    def _mean(self, sums: Any) -> Array:
+        return np.asarray((sums / self._tokens).numpy(), np.float32)
+
+
+def _choices(
+    merged: Merged,
+    targets: dict[str, Target],
+    allowed: dict[str, tuple[str, ...]],
+    uses: dict[str, list[Sensitivity]],
+    threads: int,
+) -> dict[str, list[Choice]]:
+    """GGUF name -> bytes and error of each type that the tensor may have."""
+
+    def of(name: str) -> list[Choice]:
+        target, part = targets[name], targets[name].parts[0]
+        if part.source not in uses or len(target.parts) > 1:
+            raise FormatError(
+                f"{name}: its sensitivity cannot be measured, as that of experts",
+                "--quant of one type, with --tensor-type for single tensors",
+            )
+        return [
+            Choice(kind, size, error(merged, part, uses[part.source], kind))
+            for kind, size in _sizes(target, allowed[name]).items()
+        ]
+
+    with ThreadPoolExecutor(threads) as pool:
+        return dict(zip(targets, pool.map(of, targets), strict=True))
+
+
+def error(merged: Merged, part: Part, uses: Sequence[Sensitivity], kind: str) -> float:
+    """Nats a token that the rounding of a whole tensor to a type costs, from some of its rows."""
+    from gguf import GGMLQuantizationType
+
+    rows = np.unique(np.linspace(0, part.rows - 1, min(part.rows, SAMPLED_ROWS)).astype(np.intp))
+    values = np.ascontiguousarray(part.read(merged.rows, rows), np.float32)
+    qtype = GGMLQuantizationType[kind.upper()]
+    rounded = ggml.dequantize(ggml.quantize(values, qtype, threads=1), qtype)
+    squares = (rounded - values).astype(np.float64) ** 2
+    source = part.source_rows(rows) if part.transform.picks_rows else slice(None)
+    nats = 0.0
+    for use in uses:
+        by_row = use.rows[source] if part.transform.picks_rows else use.rows.mean()
+        nats += float((squares @ use.columns.astype(np.float64) * by_row).sum())
+    return 0.5 * nats * part.rows / len(rows)
+
+
+def _allowed(name: str, target: Target, plan: ExportPlan) -> tuple[str, ...]:
+    for pattern, kind in plan.options.tensor_types:
+        if re.search(pattern.lower(), name):
+            return (kind,)
+    return tuple(kind for kind in TYPES if target.shape[-1] % _block(kind)[0] == 0)
+
+
+def _sizes(target: Target, kinds: Sequence[str]) -> dict[str, int]:
+    weights = math.prod(target.shape)
+    return {kind: weights // _block(kind)[0] * _block(kind)[1] for kind in kinds}
+
+
+def _block(kind: str) -> tuple[int, int]:
+    """(weights, bytes) of a block."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    weights, size = GGML_QUANT_SIZES[GGMLQuantizationType[kind.upper()]]
+    return int(weights), int(size)
+
+
+def _bytes(shape: tuple[int, ...], qtype: Any) -> int:
+    weights, size = _block(qtype.name.lower())
+    return math.prod(shape) // weights * size
+
+
+def _report(chosen: dict[str, Choice], others: int, max_size: int) -> None:
+    counts: dict[str, int] = {}
+    for choice in chosen.values():
+        counts[choice.type] = counts.get(choice.type, 0) + 1
+    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items()))
+    size = others + sum(choice.size for choice in chosen.values())
+    nats = sum(choice.error for choice in chosen.values())
+    say(
+        f"types for {format_bytes(max_size)}: {kinds}; {format_bytes(size)}, about {nats:.2g} nats of KL "
+        "divergence a token"
+    )

@@ -1,0 +1,145 @@
+"""Types of tensors for a size: what they rest on, what they predict, and the file that has them."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeft import store
+from edgeft.adapter.read import Weighted
+from edgeft.converters.gguf.plan import make_plan
+from edgeft.converters.options import ConvertOptions
+from edgeft.errors import FormatError, InputError, ResourceError
+from edgeft.export import type_budget
+from edgeft.export.options import ExportOptions
+from edgeft.export.pipeline import export
+from edgeft.merge.view import open_merged
+from edgeft.quantization import ggml
+from edgeft.weights import gguf_reader
+from helpers.adapters import make_adapter
+from helpers.tiny import make_base
+
+
+def live_model(base: Path) -> Any:
+    import torch
+    import transformers
+
+    return transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+
+
+def test_squares_are_those_of_the_gradient_of_a_single_token(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    """The gradient of a weight is g x^T there, so its square is the product of the two."""
+    import torch
+
+    merged = open_merged(tiny_base, None)
+    uses = type_budget.sensitivities(merged, [[7]], tmp_path, threads=1, seed=3)
+    model = live_model(tiny_base)
+    logits = model(torch.tensor([[7]])).logits[0]
+    drawn = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(3))
+    torch.nn.functional.cross_entropy(logits, drawn[:, 0], reduction="sum").backward()
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 2 and "embed" not in name:
+            (use,) = uses[name]
+            expected = parameter.grad.square().numpy()
+            assert np.allclose(np.outer(use.rows, use.columns), expected, rtol=1e-3, atol=1e-12), (
+                name
+            )
+    assert not set(merged.shapes) - set(uses) - {n for n, s in merged.shapes.items() if len(s) == 1}
+
+
+def test_the_predicted_divergence_is_the_measured_one(tmp_path: Path) -> None:
+    """Q8_0 on every layer of a tiny model: KL divergence in nats a token, within a factor of 2."""
+    import torch
+    from gguf import GGMLQuantizationType
+
+    qtype = GGMLQuantizationType.Q8_0
+    base = make_base(tmp_path / "base", hidden=256)
+    merged = open_merged(base, None)
+    rng = np.random.default_rng(0)
+    sequences = rng.integers(0, merged.vocabulary, (24, 64)).tolist()
+    uses = type_budget.sensitivities(merged, sequences, tmp_path, threads=1)
+    plan = make_plan(merged, "q8_0", ConvertOptions())
+    model, rounded = live_model(base), live_model(base)
+    state, expected = rounded.state_dict(), 0.0
+    for target in plan.targets.values():
+        part = target.parts[0]
+        if len(part.shape) == 2 and "embed" not in part.source and part.transform.picks_rows:
+            expected += type_budget.error(merged, part, uses[part.source], "q8_0")
+            values = state[part.source].numpy()
+            rows = part.source_rows(np.arange(part.rows))
+            data = ggml.quantize(np.ascontiguousarray(values[rows]), qtype, threads=1)
+            values[rows] = ggml.dequantize(data, qtype)
+    rounded.load_state_dict(state)
+    with torch.inference_mode():
+        before, after = (
+            m(torch.tensor(sequences)).logits.log_softmax(-1) for m in (model, rounded)
+        )
+    measured = float((before.exp() * (before - after)).sum(-1).mean())
+    assert measured / 2 < expected < measured * 2
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_base(tmp_path_factory.mktemp("wide") / "base", hidden=256)
+
+
+def sizes(base: Path, adapter: Path, chats: Path, out: Path, max_size: int) -> ExportOptions:
+    return ExportOptions(
+        adapter=(Weighted(adapter),), base=str(base), out=out, quants=("auto",), calibration=chats,
+        max_size=max_size, threads=1,
+    )  # fmt: skip
+
+
+def test_the_file_fits_and_more_bytes_lose_less(
+    base: Path, tiny_chats: Path, tmp_path: Path
+) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    options = ExportOptions(
+        adapter=(Weighted(adapter),),
+        base=str(base),
+        out=tmp_path,
+        quants=("q4_0", "q8_0"),
+        threads=1,
+    )
+    small, large = sorted(one.path.stat().st_size for one in export(options))
+    losses = []
+    for share in (0.1, 0.5, 1.0):
+        out, max_size = tmp_path / str(share), round(small + share * (large - small))
+        (auto,) = export(sizes(base, adapter, tiny_chats, out, max_size))
+        size = auto.path.stat().st_size
+        assert 0.95 * max_size < size <= max_size
+        assert auto.manifest.options["max_size"] == max_size
+        losses.append(auto.manifest.facts["parity"]["live"]["kl"])
+    assert losses[0] > losses[1] > losses[2] > 0
+    (again,) = export(sizes(base, adapter, tiny_chats, tmp_path / "0.5", max_size=round(
+        small + 0.5 * (large - small))))  # fmt: skip
+    assert again.manifest.options == store.read_manifest(tmp_path / "0.5" / "auto.gguf").options  # type: ignore[union-attr]
+
+
+def test_the_users_own_types_stay(base: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    options = sizes(base, adapter, tiny_chats, tmp_path / "out", 10**9)
+    (auto,) = export(dataclasses.replace(options, tensor_types=((r"blk\.0\.ffn_down", "q4_0"),)))
+    types = {name: t.type.name for name, t in gguf_reader.read(auto.path).tensors.items()}
+    assert types["blk.0.ffn_down.weight"] == "Q4_0"
+    assert types["blk.1.ffn_down.weight"] == "Q8_0"
+
+
+def test_what_cannot_be_is_one_line(base: Path, tiny_chats: Path, tmp_path: Path) -> None:
+    adapter = make_adapter(base, tmp_path / "adapter")
+    options = sizes(base, adapter, tiny_chats, tmp_path / "out", 1000)
+    with pytest.raises(ResourceError, match=r"the smallest types take .*, not "):
+        export(options)
+    with pytest.raises(FormatError, match="--quant auto and --max-size go together"):
+        export(dataclasses.replace(options, max_size=None))
+    with pytest.raises(FormatError, match="--quant auto and --max-size go together"):
+        export(dataclasses.replace(options, quants=("q8_0",)))
+    with pytest.raises(InputError, match="nothing to calibrate --quant auto on"):
+        export(dataclasses.replace(options, calibration=None))
+    assert not list((tmp_path / "out").glob("*"))
