@@ -1,10 +1,11 @@
-"""A model -> seconds and memory of GPTQ, block by block, beside a lower bound for the time.
+"""A model -> seconds and memory of GPTQ, block by block, beside the time of its arithmetic.
 
     python -m edgeft.benchmarks.studies.gptq_cost --base smollm2-135m --shape qwen2-0.5b
 
-The bound is the arithmetic that no implementation can leave out, divided by the speed of a large float32
+The bound is the arithmetic of GPTQ as it is usually computed, divided by the speed of a large float32
 matrix product measured in the same run: every token passes every linear layer twice (to record the
 layer's inputs, and with the quantized weights), and half of each input's outer product is computed.
+edgeft keeps the inputs of the last layer of attention and feed-forward part, and passes most layers once.
 Attention, norms, rounding and repeated work make up the rest. Ends with one JSON line.
 """
 

@@ -54,6 +54,10 @@ STAGES = (
 )
 """GGUF names of a block's linear layers; each stage reads what the stages before it compute"""
 FIRST_STAGE_AFTER_ATTENTION = 3
+KEPT_STAGES = (2, 4)
+"""stages whose inputs are kept: of the last linear layer of attention and of the feed-forward part"""
+KEPT_BYTES = 2 << 30
+"""bytes of kept inputs at most; a larger layer is computed again"""
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ class Blocks:
             """inputs of the next block, (tokens, hidden size)"""
             self.attended = _buffer(shape, offload)
             """outputs of the current block's quantized attention, (tokens, hidden size)"""
+            self.kept = _buffer((self.tokens * kept_columns(merged, self.tokens),), offload)
+            """inputs of a stage of KEPT_STAGES, flat"""
             self.rows: list[tuple[slice, list[BlockCall]]] = []
             """for each row its tokens in `states`, and the call of each block"""
             self._embed(_packed(sequences))
@@ -178,6 +184,7 @@ class Block:
         self.linears = list(_load(blocks.merged, number, layer))
         """the weights that can be quantized"""
         self._attention: _KeptAttention | None = None
+        self._kept: list[_LastLinear] = []
 
     def stages(self) -> Iterator[list[LinearWeight]]:
         """Weights to quantize together: of one stage, with Hessians of at most HESSIAN_BYTES."""
@@ -203,12 +210,18 @@ class Block:
         """
         import torch
 
-        recorder = _InputRecorder(linears)
+        kept = self._last_linear(linears)
+        recorder = _InputRecorder(linears, None if kept is None else kept.keep)
         with torch.inference_mode(), _watched(linears, recorder):
             for span, calls in self._blocks.rows:
                 recorder.begin_row()
+                if kept is not None:
+                    kept.span = span
                 with contextlib.suppress(_StopForward):
                     self._call(span, calls)
+        if kept is not None:
+            kept.install()
+            self._kept.append(kept)
         return recorder.result()
 
     def fingerprint(self) -> str:
@@ -230,8 +243,24 @@ class Block:
     def close(self) -> None:
         """Release the weights."""
         self.linears.clear()
-        if self._attention:
-            self._attention.remove()
+        for module in self._layer.children():
+            module.__dict__.pop("forward", None)
+
+    def _last_linear(self, linears: Sequence[LinearWeight]) -> _LastLinear | None:
+        """The place for the inputs of `linears`, where that is one layer whose inputs are kept."""
+        linear = linears[0]
+        if len(linears) > 1 or linear.stage not in KEPT_STAGES or linear.expert is not None:
+            return None
+        size = self._blocks.tokens * linear.weight.shape[1]
+        if size > len(self._blocks.kept):
+            return None
+        for kept in self._kept:  # its inputs are overwritten
+            kept.end()
+        inputs = self._blocks.kept[:size].view(self._blocks.tokens, -1)
+        for child in self._layer.children():
+            if linear.module is not child and any(m is linear.module for m in child.modules()):
+                return _LastLinear(child, linear.module, inputs)
+        return None
 
     def _keep_attention(self) -> None:
         """From here on run attention once for each row: its weights no longer change."""
@@ -246,8 +275,9 @@ class Block:
 
     def _call(self, span: slice, calls: list[BlockCall]) -> Any:
         call = calls[self.number]
-        if self._attention:
-            self._attention.span = span
+        for replaced in (self._attention, *self._kept):
+            if replaced:
+                replaced.span = span
         output = self._layer(self._blocks.states[span][None], *call.args, **call.kwargs)
         return output[0] if isinstance(output, tuple) else output
 
@@ -256,7 +286,7 @@ class _KeptAttention:
     """Takes the place of an attention module's `forward`: runs it once per row, keeps its output."""
 
     def __init__(self, module: Any, outputs: Any) -> None:
-        self._module, self._forward = module, module.forward
+        self._forward = module.forward
         self._outputs = outputs
         """(tokens, hidden size) of all rows"""
         self._computed: set[int] = set()
@@ -281,9 +311,54 @@ class _KeptAttention:
         self._outputs[self.span] = output[0]
         self._computed.add(self.span.start)
 
-    def remove(self) -> None:
-        """Give the module its own `forward` back."""
-        del self._module.forward
+
+class _LastLinear:
+    """Takes the place of a module's `forward`: computes its output from the inputs of its last linear layer.
+
+    The first row is computed in both ways. Where the results differ, more follows the linear layer, and
+    the module computes as before.
+    """
+
+    def __init__(self, module: Any, linear: Any, inputs: Any) -> None:
+        """`inputs`: (tokens, columns) of all rows, written by `keep`."""
+        self._module, self._forward = module, module.forward
+        self._linear, self._inputs = linear, inputs
+        self._holds: bool | None = None
+        """whether the output is the linear layer's; None before the first row"""
+        self._more: tuple[None, ...] | None = None
+        """in the place of the attention weights, where the module returns a tuple"""
+        self.span = slice(0)
+        """tokens of the row that the block computes; set before each call"""
+
+    def keep(self, inputs: Any) -> None:
+        """The inputs of the present row, (1, tokens of the row, columns)."""
+        self._inputs[self.span] = inputs[0]
+
+    def install(self) -> None:
+        self._module.forward = self
+
+    def end(self) -> None:
+        """Compute as before from here on: the inputs are no longer there."""
+        self._holds = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._holds:
+            return self._compared(args, kwargs)
+        output = self._last()
+        return output if self._more is None else (output, *self._more)
+
+    def _last(self) -> Any:
+        """The linear layer's output; its inputs in memory of their own, aligned as the module's are."""
+        return self._linear(self._inputs[self.span][None].clone())
+
+    def _compared(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        output = self._forward(*args, **kwargs)
+        if self._holds is None:
+            first, *more = output if isinstance(output, tuple) else (output,)
+            last = self._last()
+            self._holds = first.shape == last.shape and bool((first == last).all())
+            self._more = (None,) * len(more) if isinstance(output, tuple) else None
+        return output
 
 
 class _StopForward(Exception):
@@ -293,7 +368,11 @@ class _StopForward(Exception):
 class _InputRecorder:
     """Sums up the Hessians of the inputs of some weights."""
 
-    def __init__(self, linears: Sequence[LinearWeight]) -> None:
+    def __init__(
+        self, linears: Sequence[LinearWeight], keep: Callable[[Any], None] | None = None
+    ) -> None:
+        """`keep` gets the inputs of each row."""
+        self._keep = keep
         self._linears = {id(linear): linear for linear in linears}
         self._groups: list[InputGroup] = []
         self._group_of: dict[int, InputGroup] = {}
@@ -309,6 +388,8 @@ class _InputRecorder:
         """Called before `inputs` (…, columns) are multiplied with the weight."""
         key = id(linear)
         self._unseen.discard(key)
+        if self._keep:
+            self._keep(inputs)
         if self._last is None or self._last[0] is not inputs:
             self._last = inputs, self._add(linear, inputs)
         elif key not in self._group_of:
@@ -415,7 +496,17 @@ def _recorded(layers: Any, first_inputs: Any, calls: list[BlockCall]) -> Iterato
             del layer.forward
 
 
-def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
+def kept_columns(merged: Merged, tokens: int) -> int:
+    """Columns of the inputs that are kept (KEPT_STAGES): the largest layer's for which they fit KEPT_BYTES."""
+    columns = [
+        shape[1]
+        for name, shape in merged.shapes.items()
+        if len(shape) == 2 and stage_of(merged.card, name) in KEPT_STAGES
+    ]
+    return max((n for n in columns if 4 * n * tokens <= KEPT_BYTES), default=0)
+
+
+def _buffer(shape: tuple[int, ...], folder: Path | None) -> Any:
     """Zeros in memory, or in a file of `folder` that has no name and ends with the process."""
     import torch
 

@@ -26,7 +26,15 @@ import numpy as np
 
 from edgeft import __version__, files, models
 from edgeft.errors import ProofError, require
-from edgeft.gptq.blocks import HESSIAN_BYTES, ROW_TOKENS, Block, Blocks, InputGroup, stage_of
+from edgeft.gptq.blocks import (
+    HESSIAN_BYTES,
+    ROW_TOKENS,
+    Block,
+    Blocks,
+    InputGroup,
+    kept_columns,
+    stage_of,
+)
 from edgeft.gptq.solver import DAMP, SHRINKAGE, Arrays, Grid, solve
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
@@ -120,7 +128,8 @@ def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool)
     layers = 1 + max(models.generalize(name)[1][0] for name in linears(merged))
     hessians = min(HESSIAN_BYTES, sum(4 * columns**2 for _, columns in shapes) // layers)
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
-    activations = 2 * 4 * hidden * sum(map(len, sequences))
+    tokens = sum(map(len, sequences))
+    activations = 4 * (2 * hidden + kept_columns(merged, tokens)) * tokens
     masks = sum(len(ids) * max(len(ids), ROW_TOKENS) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
     memory = 2 * 4 * weights // layers + 12 * 4 * width**2 + hessians + masks

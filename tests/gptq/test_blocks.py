@@ -257,7 +257,51 @@ def test_offload_changes_nothing(make: Family, tmp_path: Path) -> None:
     for _ in zip(inside, outside, strict=True):
         assert (inside.states == outside.states).all()
     mapped = Path("/proc/self/maps").read_text()
-    assert mapped.count(str(tmp_path)) == 2 and not list(tmp_path.iterdir())
+    assert mapped.count(str(tmp_path)) == 3 and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("case", by_family(TRANSFORMERS))
+def test_kept_inputs_change_no_bit(
+    make: Family, case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base, adapter, _ = make(case)
+    merged = open_merged(base, adapter)
+    sequences = conversations(merged, 500, 300, 400)
+    states = [states_of(merged, sequences)]
+    monkeypatch.setattr(gptq_blocks, "KEPT_BYTES", 0)
+    states.append(states_of(merged, sequences))
+    assert (states[0] == states[1]).all()
+
+
+def states_of(merged: Merged, sequences: Sequences) -> Any:
+    """The states after the last block, each layer halved once its inputs were gathered."""
+    blocks = Blocks(merged, sequences, threads=1)
+    for block in blocks:
+        for stage in block.stages():
+            for group in block.gather(stage):
+                for linear in group.linears:
+                    linear.weight.mul_(0.5)
+    return blocks.states
+
+
+def test_kept_inputs_save_a_pass(make: Family) -> None:
+    """The block's own pass computes the feed-forward part of its first row alone, to compare."""
+    import torch
+
+    base, adapter, _ = make("llama")
+    merged = open_merged(base, adapter)
+    ran: list[int] = []
+    original = torch.nn.functional.silu
+
+    def counted(values: Any, *args: Any, **more: Any) -> Any:
+        ran.append(values.shape[-2])
+        return original(values, *args, **more)
+
+    sequences = conversations(merged, 500, 300, 400)
+    with mock.patch.object(torch.nn.functional, "silu", counted):
+        states_of(merged, sequences)
+    # For the inputs of gate and up, for those of down, and the first row of the block's own pass.
+    assert ran == 2 * [500, 300, 400, 500, 300, 400, 500]
 
 
 def test_one_block_is_in_memory(make: Family) -> None:
