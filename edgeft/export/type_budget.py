@@ -44,6 +44,9 @@ MAX_TOKENS, MAX_SEQUENCE_TOKENS = 8192, 512
 """calibration tokens for the gradients, in all and of a sequence"""
 ALIGNMENT = 32
 """bytes that a tensor of a GGUF file is padded to"""
+MIN_KEPT = 0.5
+"""share of the adapter's change that a type keeps at least; one that rounds it away is left out, since errors
+that all point one way cost more than the sum of squares says"""
 SAMPLED_ROWS = 256
 """rows of a tensor that errors are measured on"""
 
@@ -188,30 +191,40 @@ def _choices(
                 f"{name}: its sensitivity cannot be measured, as that of experts",
                 "--quant of one type, with --tensor-type for single tensors",
             )
-        return [
-            Choice(kind, size, error(merged, part, uses[part.source], kind))
-            for kind, size in _sizes(target, allowed[name]).items()
-        ]
+        found = {kind: rounding(merged, part, uses[part.source], kind) for kind in allowed[name]}
+        kinds = [kind for kind, (_, kept) in found.items() if kept >= MIN_KEPT] or allowed[name]
+        return [Choice(kind, size, found[kind][0]) for kind, size in _sizes(target, kinds).items()]
 
     with ThreadPoolExecutor(threads) as pool:
         return dict(zip(targets, pool.map(of, targets), strict=True))
 
 
-def error(merged: Merged, part: Part, uses: Sequence[Sensitivity], kind: str) -> float:
-    """Nats a token that the rounding of a whole tensor to a type costs, from some of its rows."""
+def rounding(
+    merged: Merged, part: Part, uses: Sequence[Sensitivity], kind: str
+) -> tuple[float, float]:
+    """(nats a token, share of the adapter's change that is kept) of a whole tensor in a type.
+
+    Both from some of its rows. The share is the landing coefficient (`edgeft.merge.landing`); 1 for a tensor
+    that no adapter changes. It is low where the base's own weights lie on the grid of the type.
+    """
     from gguf import GGMLQuantizationType
 
     rows = np.unique(np.linspace(0, part.rows - 1, min(part.rows, SAMPLED_ROWS)).astype(np.intp))
     values = np.ascontiguousarray(part.read(merged.rows, rows), np.float32)
     qtype = GGMLQuantizationType[kind.upper()]
-    rounded = ggml.dequantize(ggml.quantize(values, qtype, threads=1), qtype)
-    squares = (rounded - values).astype(np.float64) ** 2
-    source = part.source_rows(rows) if part.transform.picks_rows else slice(None)
+    errors = ggml.dequantize(ggml.quantize(values, qtype, threads=1), qtype) - values
+    squares = errors.astype(np.float64) ** 2
+    source = part.source_rows(rows)
     nats = 0.0
     for use in uses:
         by_row = use.rows[source] if part.transform.picks_rows else use.rows.mean()
         nats += float((squares @ use.columns.astype(np.float64) * by_row).sum())
-    return 0.5 * nats * part.rows / len(rows)
+    _, delta = merged.addends(part.source, source)
+    if delta is None or not delta.any():
+        return 0.5 * nats * part.rows / len(rows), 1.0
+    change = part.apply(delta, rows).astype(np.float64)
+    kept = 1 + float((errors * change).sum() / (change * change).sum())
+    return 0.5 * nats * part.rows / len(rows), kept
 
 
 def _allowed(name: str, target: Target, plan: ExportPlan) -> tuple[str, ...]:

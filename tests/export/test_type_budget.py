@@ -70,7 +70,7 @@ def test_the_predicted_divergence_is_the_measured_one(tmp_path: Path) -> None:
     for target in plan.targets.values():
         part = target.parts[0]
         if len(part.shape) == 2 and "embed" not in part.source and part.transform.picks_rows:
-            expected += type_budget.error(merged, part, uses[part.source], "q8_0")
+            expected += type_budget.rounding(merged, part, uses[part.source], "q8_0")[0]
             values = state[part.source].numpy()
             rows = part.source_rows(np.arange(part.rows))
             data = ggml.quantize(np.ascontiguousarray(values[rows]), qtype, threads=1)
@@ -82,6 +82,27 @@ def test_the_predicted_divergence_is_the_measured_one(tmp_path: Path) -> None:
         )
     measured = float((before.exp() * (before - after)).sum(-1).mean())
     assert measured / 2 < expected < measured * 2
+
+
+def test_a_type_that_rounds_the_adapter_away_is_left_out(tmp_path: Path) -> None:
+    """A base on the grid of Q4_1, and an adapter that is far smaller than a step of it."""
+    import torch
+    from gguf import GGMLQuantizationType
+    from safetensors.torch import load_file, save_file
+
+    base = make_base(tmp_path / "base", hidden=256)
+    state, q4_1 = load_file(base / "model.safetensors"), GGMLQuantizationType.Q4_1
+    for values in state.values():
+        if values.ndim == 2:
+            data = ggml.quantize(values.float().numpy(), q4_1, threads=1)
+            values.copy_(torch.from_numpy(ggml.dequantize(data, q4_1)))
+    save_file(state, base / "model.safetensors")
+    adapter = make_adapter(base, tmp_path / "adapter", lora_alpha=0.01)
+    merged = open_merged(base, adapter)
+    part = make_plan(merged, "q8_0", ConvertOptions()).targets["blk.0.attn_output.weight"].parts[0]
+    use = type_budget.Sensitivity(np.ones(256, np.float32), np.ones(part.rows, np.float32))
+    kept = {kind: type_budget.rounding(merged, part, [use], kind)[1] for kind in ("q4_1", "q8_0")}
+    assert kept["q4_1"] < 0.2 and kept["q8_0"] > 0.8
 
 
 @pytest.fixture(scope="module")
