@@ -12,10 +12,12 @@ control), and with `--ship TYPE`. So all files have the same number of steps beh
     ship        trained for the type
     ship+gptq   trained for the type, and then calibrated on its own chats
 
+A type such as auto-80M is the control in `--quant auto --max-size 80M`.
+
 `edgeft bench` asks the test split of the task, and measures the KL divergence from f16 on the validation
 chats and the perplexity of plain text. A training, a file and an answer that are complete are not
-repeated, so an interrupted study goes on. --report prints the tables of what is there. Ends with one
-JSON line.
+repeated, so an interrupted study goes on. --report prints the tables of what is there, and --plot draws
+accuracy against bytes of the first task. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -32,14 +34,22 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import store
-from edgeft.benchmarks.statistics.noninferiority import Paired, judge, lower_bound, upper_bound
+from edgeft.benchmarks.statistics.noninferiority import (
+    Paired,
+    judge,
+    lower_bound,
+    upper_bound,
+    worst_outcome,
+)
 from edgeft.benchmarks.studies.forgetting import edgeft
 from edgeft.benchmarks.studies.tasks import write_task
 from edgeft.benchmarks.suites import Suite, load_suite
-from edgeft.files import write_text
-from edgeft.report import tables
+from edgeft.files import format_bytes, write_text
+from edgeft.report import plots, tables
 
 SMART_HOME = "smart_home"
+AUTO = "auto-"
+"""prefix of a type that names the size of the file"""
 BASELINE = "f16 plain"
 MARGIN = 0.03
 """of the gate: how much less than f16 is no loss"""
@@ -58,6 +68,11 @@ class File:
     recipe: str
 
     @property
+    def max_size(self) -> str:
+        """Of a type such as auto-80M, else empty."""
+        return self.quant.removeprefix(AUTO) if self.quant.startswith(AUTO) else ""
+
+    @property
     def adapter(self) -> str:
         """Name of the adapter that it is exported from."""
         return f"ship-{self.quant}" if self.recipe.startswith("ship") else "control"
@@ -65,6 +80,8 @@ class File:
     @property
     def export(self) -> tuple[str, ...]:
         """Options of merge-export."""
+        if self.max_size:
+            return ("--quant", "auto", "--max-size", self.max_size)
         if self.recipe.endswith("gptq"):
             return ("--quant", f"gptq-{self.quant}")
         return ("--quant", self.quant, *(("--imatrix", "auto") if self.recipe == "imatrix" else ()))
@@ -72,6 +89,8 @@ class File:
     @property
     def path(self) -> Path:
         """Below the folder of a fine-tune."""
+        if self.max_size:
+            return Path(f"control-{self.quant}") / "auto.gguf"
         prefix = "gptq-" if self.recipe.endswith("gptq") else ""
         return Path(f"{self.adapter}-{self.recipe}") / f"{prefix}{self.quant}.gguf"
 
@@ -84,7 +103,7 @@ def files_of(types: Iterable[str], recipes: Sequence[str]) -> list[File]:
     return [File("f16", "plain")] + [
         File(quant, recipe)
         for quant in types
-        for recipe in recipes
+        for recipe in (["plain"] if quant.startswith(AUTO) else recipes)
         if quant in CALIBRATED or not recipe.endswith("gptq")
     ]
 
@@ -225,6 +244,24 @@ def _difference(row: Row) -> list[str]:
             f"{row.outcomes.count('PASS')} of {len(row.outcomes)}"]  # fmt: skip
 
 
+def frontier(rows: Sequence[Row]) -> str:
+    """Accuracy against bytes, mean over the seeds with their range, as an SVG file."""
+    looks = {"PASS": "pass", "FAIL": "fail"}
+    points = []
+    for row in rows:
+        outcome = worst_outcome(row.outcomes)
+        look = "baseline" if row.file == BASELINE else looks.get(outcome, "inconclusive")
+        name = row.file.removesuffix(" plain")
+        points.append(plots.Point(name, row.size, statistics.mean(row.accuracy), look,
+                                  min(row.accuracy), max(row.accuracy)))  # fmt: skip
+    figure = plots.scatter(
+        "frontier", f"{rows[0].task}: accuracy against bytes", points, format_bytes,
+        lambda share: f"{share:.0%}", "size of the file", "accuracy",
+        line=statistics.mean(rows[0].accuracy),
+    )  # fmt: skip
+    return plots.standalone(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -244,6 +281,7 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens of the text")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--report", action="store_true", help="only print what is measured")
+    parser.add_argument("--plot", type=Path, metavar="SVG")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     files = files_of(options.types.split(","), options.recipes.split(","))
@@ -273,6 +311,8 @@ def main() -> None:
         seeds = [results for cell in of_task if BASELINE in (results := cell.results(files))]
         rows += rows_of(name, seeds) if seeds else []
     print(table(rows))
+    if options.plot:
+        write_text(options.plot, frontier([row for row in rows if row.task == rows[0].task]))
     print(json.dumps({"study": "ship_recipes", "base": options.base, "method": options.method,
                       "rows": [asdict(row) for row in rows]}))  # fmt: skip
 

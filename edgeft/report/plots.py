@@ -21,7 +21,9 @@ STANDALONE_CSS = (
     "svg{background:#fff;font:10px sans-serif}text{fill:#545d68}.grid{stroke:#d5dae0}"
     ".axis{stroke:#545d68}.curve{fill:none;stroke:#0a55a5;stroke-width:1.4}"
     ".curve.validation{stroke:#7a5200}.validation:not(.curve){fill:#7a5200}"
-    ".training:not(.curve){fill:#0a55a5}"
+    ".training:not(.curve){fill:#0a55a5}.reference{stroke:#545d68;stroke-dasharray:4 3}"
+    ".front,.limit{fill:none;stroke:#0a55a5}.whisker{stroke:#545d68;fill:none}.pass{fill:#1a6b2d}"
+    ".fail{fill:none;stroke:#a8201a;stroke-width:2}.inconclusive{fill:#7a5200}.baseline{fill:#0a55a5}"
 )
 """of a figure that is a file of its own: its elements' classes are those of page.css"""
 LETTER_WIDTH = 6.0

@@ -86,5 +86,20 @@ def test_a_file_that_a_seed_lacks_has_no_row() -> None:
     assert [row.file for row in ship_recipes.rows_of("t", seeds)] == ["f16 plain"]
 
 
+def test_a_size_is_exported_from_the_control() -> None:
+    file = ship_recipes.files_of(["auto-80M"], ["plain", "ship"])[1:]
+    assert [(one.adapter, one.export) for one in file] == [
+        ("control", ("--quant", "auto", "--max-size", "80M"))
+    ]
+    assert file[0].path == Path("control-auto-80M/auto.gguf")
+
+
+def test_the_plot_shows_each_file_and_the_verdict() -> None:
+    seed = {"f16 plain": run(90), "q4_0 plain": run(70, 0.2), "q4_0 ship": run(90, 0.1)}
+    svg = ship_recipes.frontier(ship_recipes.rows_of("smart_home", [seed]))
+    assert svg.startswith("<svg") and "smart_home: accuracy against bytes" in svg
+    assert "q4_0 ship: 100.0 MB, 90%" in svg and 'class="fail' in svg
+
+
 def test_file_names() -> None:
     assert File("q4_0", "ship+gptq").path == Path("ship-q4_0-ship+gptq/gptq-q4_0.gguf")
