@@ -40,7 +40,7 @@ Array = npt.NDArray[np.float32]
 
 TYPES = ("q8_0", "q6_k", "q5_k", "q5_1", "q5_0", "q4_k", "q4_1", "iq4_nl", "q4_0", "q3_k", "q2_k")
 """that a tensor may get, where its block divides the rows"""
-MAX_TOKENS, MAX_SEQUENCE_TOKENS = 8192, 512
+MAX_TOKENS, MAX_SEQUENCE_TOKENS = 4096, 512
 """calibration tokens for the gradients, in all and of a sequence"""
 ALIGNMENT = 32
 """bytes that a tensor of a GGUF file is padded to"""
