@@ -216,6 +216,27 @@ def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:
     remove(old)
 
 
+def damaged(target: Path, manifest: Manifest) -> list[str]:
+    """One line for each file that is not the one of its manifest, or that the manifest of a folder lacks.
+
+    Every file is read whole. Files that do not change what a model answers may be added.
+    """
+    problems = []
+    for name, record in manifest.files.items():
+        path = _file_path(target, name)
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif (size := path.stat().st_size) != record.size:
+            problems.append(f"{path} has {size} bytes, not {record.size}")
+        elif sha256(path) != record.sha256:
+            problems.append(f"{path} has other bytes than when it was written")
+    if target.is_dir():
+        present = [path.name for path in target.iterdir() if path.is_file()]
+        added = sorted(set(_model_files(present)) - set(manifest.files))
+        problems += [f"{target / name} was added" for name in added]
+    return problems
+
+
 def check_free(
     target: Path, kind: str, options: dict[str, Any], parents: dict[str, str], overwrite: bool
 ) -> None:

@@ -31,6 +31,7 @@ COMMANDS = {
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
+    "verify": "Every hash of a result and of its parents, computed again.",
     "chat": "Talk to an artifact on the CPU; reads a pipe too.",
     "serve": "An OpenAI-compatible server, many answers at a time.",
     "bench": "Speed, memory, fidelity and accuracy of artifacts, in tables.",
