@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 from edgeft import store
-from edgeft.data.sources import Split, data_files, data_identity
+from edgeft.data.sources import data_files, data_identity
+from edgeft.data.split_names import Split
 from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Manifest
 
