@@ -216,6 +216,18 @@ def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:
     remove(old)
 
 
+def check_files(target: Path) -> None:
+    """InputError where a file is not the one that the manifest names; nothing without a manifest."""
+    manifest = read_manifest(target)
+    for name, record in manifest.files.items() if manifest else ():
+        path = _file_path(target, name)
+        if not path.is_file():
+            raise InputError(f"{path} is missing", f"{manifest_path(target)} names it")
+        if (path.stat().st_size, sha256(path)) != (record.size, record.sha256):
+            problem = f"{path} is not the file that its manifest names"
+            raise InputError(problem, "copy both again, the manifest last")
+
+
 def check_free(
     target: Path, kind: str, options: dict[str, Any], parents: dict[str, str], overwrite: bool
 ) -> None:
