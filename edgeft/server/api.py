@@ -14,11 +14,11 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
+from edgeft.server.chat_page import chat_page
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
 from edgeft.server.keys import Keys
@@ -55,7 +55,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-PAGE = Path(__file__).with_name("page.html")
 BODY_TIMEOUT_S = 30.0
 MAX_EMBEDDING_REQUESTS = 16
 """that may wait for one another; more are answered with 429"""
@@ -128,7 +127,7 @@ class Api:
     async def page(self, request: Request) -> Response:
         from starlette.responses import HTMLResponse
 
-        page = PAGE.read_bytes()
+        page = chat_page()
         headers = {
             "content-security-policy": content_policy(page),
             "x-content-type-options": "nosniff",
