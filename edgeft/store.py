@@ -237,6 +237,13 @@ def damaged(target: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
+def check_files(target: Path) -> None:
+    """InputError where a file is not the one that the manifest names; nothing without a manifest."""
+    manifest = read_manifest(target)
+    for problem in damaged(target, manifest) if manifest else ():
+        raise InputError(problem, "copy the result again, its manifest last")
+
+
 def check_free(
     target: Path, kind: str, options: dict[str, Any], parents: dict[str, str], overwrite: bool
 ) -> None:

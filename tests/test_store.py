@@ -448,3 +448,21 @@ def test_a_manifest_of_0_1_0_has_todays_names() -> None:
     assert read.options == {"base_precision": "stored"}
     assert read.facts["base_precision"] == {"chosen": "stored", "loss": {"nf4": 2.0, "stored": 1.0}}
     assert read.facts["proof"] == {"base_precision": "nf4"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_are_held_to_their_manifest(tmp_path: Path, name: str) -> None:
+    target = tmp_path / name
+    make(target, "whole")
+    store.check_files(target)
+    file = target if target.is_file() else target / "sub" / "more.bin"
+    old = file.read_text()
+    for text in (old[:-1], old[:-1] + "X"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"has other bytes|bytes, not"):
+            store.check_files(target)
+    file.unlink()
+    with pytest.raises(InputError, match="is missing"):
+        store.check_files(target)
+    store.manifest_path(target).unlink()
+    store.check_files(target)

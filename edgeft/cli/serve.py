@@ -10,7 +10,6 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._options import build, options_of
-from edgeft.errors import InputError
 from edgeft.server.options import ServeOptions
 
 
@@ -20,6 +19,7 @@ from edgeft.server.options import ServeOptions
     ServeOptions,
     skip=("artifacts", "key"),
     port=click.IntRange(0, 65535),
+    api_key_file=click.Path(dir_okay=False, path_type=Path),
     slots=click.IntRange(1, 64),
     queue=click.IntRange(0, 10_000),
     threads=click.IntRange(min=1),
@@ -28,13 +28,8 @@ from edgeft.server.options import ServeOptions
     shutdown_timeout=click.FloatRange(0, 3600),
     batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},
 )
-@click.option(
-    "--api-key-file",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="File with the key that clients must send.  [default: $EDGEFT_API_KEY]",
-)
 @configurable
-def command(artifacts: tuple[Path, ...], api_key_file: Path | None, **options: Any) -> None:
+def command(artifacts: tuple[Path, ...], **options: Any) -> None:
     """Serve /v1/chat/completions and the rest of OpenAI's API. `model` in a request chooses the artifact.
 
     \b
@@ -44,18 +39,5 @@ def command(artifacts: tuple[Path, ...], api_key_file: Path | None, **options: A
     """
     from edgeft.server.run import serve
 
-    serve(build(ServeOptions, options, artifacts=artifacts, key=_read_key(api_key_file)))
-
-
-def _read_key(file: Path | None) -> str:
-    if file is None:
-        return os.environ.get("EDGEFT_API_KEY", "")
-    try:
-        key = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"cannot read the key in {file}: {error}", "check --api-key-file"
-        ) from None
-    if not key:
-        raise InputError(f"{file} holds no key", "one line of text")
-    return key
+    key = "" if options["api_key_file"] else os.environ.get("EDGEFT_API_KEY", "")
+    serve(build(ServeOptions, options, artifacts=artifacts, key=key))

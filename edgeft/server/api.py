@@ -14,13 +14,14 @@ import functools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
+from edgeft.server.chat_page import chat_page
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
+from edgeft.server.keys import Keys
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.openai_objects import ChatObjects, CompletionObjects, usage
 from edgeft.server.requests import chat_requests, check_ids, completion_requests, tokenized
@@ -54,7 +55,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-PAGE = Path(__file__).with_name("page.html")
 BODY_TIMEOUT_S = 30.0
 MAX_EMBEDDING_REQUESTS = 16
 """that may wait for one another; more are answered with 429"""
@@ -71,13 +71,20 @@ class ApiOptions:
 
 
 class Api:
-    def __init__(self, engines: Sequence[Engine], options: ApiOptions) -> None:
-        self.engines = {engine.name: engine for engine in engines}
+    def __init__(
+        self, engines: Sequence[Engine], options: ApiOptions, keys: Keys | None = None
+    ) -> None:
+        """`engines`: looked at for every request, since a reload exchanges them."""
+        self._opened = engines
         self.options = options
-        self.metrics = Metrics()
+        self.metrics = Metrics(keys)
         self._embedding_requests = 0
         """that wait or run"""
         self._embedding_lock = asyncio.Lock()
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        return {engine.name: engine for engine in self._opened}
 
     def app(self) -> App:
         from starlette.applications import Starlette
@@ -120,7 +127,7 @@ class Api:
     async def page(self, request: Request) -> Response:
         from starlette.responses import HTMLResponse
 
-        page = PAGE.read_bytes()
+        page = chat_page()
         headers = {
             "content-security-policy": content_policy(page),
             "x-content-type-options": "nosniff",
@@ -177,6 +184,7 @@ class Api:
             raise refusal_for(error) from None
         finally:
             self._embedding_requests -= 1
+            request.scope["edgeft.tokens"] = tokens, 0
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         return _json({"object": "list", "data": data, "model": engine.name, "usage": counts})
 
@@ -275,11 +283,13 @@ class Api:
                     self.metrics.first_token(job.first_token_s)
             new = sum(job.new_tokens for job in jobs)
             prompt = sum(len(job.request.prompt_ids) for job in jobs)
-            request.scope["edgeft"] = f", {prompt} + {new} tokens"
+            request.scope["edgeft.tokens"] = prompt, new
 
         if not body.stream:
-            deltas = await collected(request, jobs, queue)
-            on_end()
+            try:
+                deltas = await collected(request, jobs, queue)
+            finally:
+                on_end()
             return await asyncio.to_thread(
                 whole_response, jobs, reply.prompts, reply.objects, deltas, reply.echoed
             )

@@ -152,6 +152,10 @@ class Engine:
             self._worker.awake.notify()
 
     @property
+    def worker(self) -> Worker:
+        return self._worker
+
+    @property
     def counts(self) -> Counts:
         return Counts(
             **self._totals,
@@ -160,6 +164,10 @@ class Engine:
             waiting=len(self._waiting),
             slots=self.slots,
         )
+
+    def take_counts(self, old: Engine) -> None:
+        """Go on counting from another engine; both count together until `old` is closed."""
+        self._totals, self._computing_s = old._totals, old._computing_s
 
     def cancel_all(self) -> None:
         with self._worker.awake:

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from edgeft.machine import kilobytes
 from edgeft.progress import say
 from edgeft.server.engine import Engine
+from edgeft.server.keys import Keys
 from edgeft.web.guard import App, Message, Receive, Scope, Send
 
 FIRST_TOKEN_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -17,7 +18,8 @@ FIRST_TOKEN_BOUNDS_S = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
 class Metrics:
-    def __init__(self) -> None:
+    def __init__(self, keys: Keys | None = None) -> None:
+        self.keys = keys or Keys()
         self.statuses: Counter[int] = Counter()
         """HTTP status -> requests"""
         self._first_token_counts = [0] * (len(FIRST_TOKEN_BOUNDS_S) + 1)
@@ -54,6 +56,15 @@ class Metrics:
             family(
                 f"{name}_total" if metric_type == "counter" else name, metric_type, help_, values
             )
+        uses = [(f'{{key="{_escaped(name)}"}}', use) for name, use in self.keys.uses.items()]
+        for name, help_ in (
+            ("requests", "Requests with this key."),
+            ("limited", "Requests that a limit of this key refused."),
+            ("prompt_tokens", "Tokens of prompts sent with this key."),
+            ("new_tokens", "Tokens generated for this key."),
+        ):
+            by_key = [(label, float(getattr(use, name))) for label, use in uses]
+            family(f"key_{name}_total", "counter", help_, by_key)
         family("resident_bytes", "gauge", "Memory of the process.", [("", memory())])
         name, total = "edgeft_first_token_seconds", 0
         lines.extend([f"# HELP {name} Time to the first token.", f"# TYPE {name} histogram"])
@@ -88,12 +99,16 @@ class Log:
         try:
             await self.app(scope, receive, counted)
         finally:
+            tokens, key = scope.get("edgeft.tokens", ()), scope.get("edgeft.key", "")
+            if tokens and key:
+                self.metrics.keys.add_tokens(key, *tokens)
             if not self.quiet:
                 seconds = time.perf_counter() - started
                 # Printable, so that a path cannot forge lines of the log.
                 path = ascii(scope["path"])[1:-1][:200]
-                tokens = scope.get("edgeft", "")
-                say(f"{scope['method'][:16]} {path} {status} {seconds * 1000:.0f} ms{tokens}")
+                more = f", {tokens[0]} + {tokens[1]} tokens" if tokens else ""
+                more += f", key {key}" if key else ""
+                say(f"{scope['method'][:16]} {path} {status} {seconds * 1000:.0f} ms{more}")
 
 
 def memory() -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeft.errors import InputError
+from edgeft.server.keys import Key, read_keys
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,11 @@ class ServeOptions:
     port: int = 8080
     """Port to listen on; 0 = a free one."""
     key: str = field(default="", repr=False)
-    """that a client must show; "" = none"""
+    """that a client must show, where there is no `api_key_file`; "" = none"""
+    api_key_file: Path | None = None
+    """File with the keys that clients must send: NAME:KEY, one a line, and after it, where wanted, rpm=NUMBER
+    (requests a minute) and tpd=NUMBER (tokens a day). One line without a name is one key. Without the
+    option: $EDGEFT_API_KEY."""
     slots: int = 4
     """Answers at a time, for each artifact; each slot has memory for a whole context."""
     queue: int = 32
@@ -37,6 +42,8 @@ class ServeOptions:
     """Origin whose pages may send requests, such as https://example.org; repeatable."""
     shutdown_timeout: float = 10.0
     """Seconds that running answers have to finish after SIGTERM."""
+    watch: bool = False
+    """Serve a new file of an artifact as soon as its manifest is there. SIGHUP does the same at once."""
     batch_invariant: bool = True
     """Compute each answer so that it does not depend on what else is running. Without, llama.cpp may use
     kernels that read long prompts faster."""
@@ -47,7 +54,7 @@ class ServeOptions:
 
     def check(self) -> None:
         """InputError for an open address without a key, and for a `cors` that is not an origin."""
-        if not _is_loopback(self.host) and not self.key:
+        if not _is_loopback(self.host) and not (self.key or self.api_key_file):
             raise InputError(
                 f"{self.host} can be reached from other machines, which needs a key",
                 "EDGEFT_API_KEY or --api-key-file",
@@ -56,6 +63,12 @@ class ServeOptions:
             if not origin.startswith(("http://", "https://")) or origin.count("/") != 2:
                 problem = f"--cors {origin!r} is no origin"
                 raise InputError(problem, "such as https://example.org, without a path")
+
+    def keys(self) -> list[Key]:
+        """That clients must send, read anew; InputError for a file without any."""
+        if self.api_key_file:
+            return read_keys(self.api_key_file)
+        return [Key("default", self.key)] if self.key else []
 
 
 def _is_loopback(host: str) -> bool:

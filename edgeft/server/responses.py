@@ -176,11 +176,14 @@ class EventStream:
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]
-        async with cancelled_on_disconnect(receive, self.jobs):
-            await send({"type": "http.response.start", "status": 200, "headers": headers})
-            with contextlib.suppress(TimeoutError):
-                async for event in self.events:
-                    async with asyncio.timeout(SEND_TIMEOUT_S):
-                        await send({"type": "http.response.body", "body": event, "more_body": True})
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        self.on_end()
+        try:
+            async with cancelled_on_disconnect(receive, self.jobs):
+                await send({"type": "http.response.start", "status": 200, "headers": headers})
+                with contextlib.suppress(TimeoutError):
+                    async for event in self.events:
+                        body = {"type": "http.response.body", "body": event, "more_body": True}
+                        async with asyncio.timeout(SEND_TIMEOUT_S):
+                            await send(body)
+                    await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self.on_end()

@@ -1,4 +1,7 @@
-"""Takes `ServeOptions`, opens the artifacts and serves them until SIGTERM or SIGINT."""
+"""Takes `ServeOptions`, opens the artifacts and serves them until SIGTERM or SIGINT.
+
+SIGHUP reads keys and changed artifacts again.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ import contextlib
 import functools
 import signal
 import socket
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError, require
+from edgeft.errors import EdgeftError, InputError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -19,7 +23,9 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
+from edgeft.server.keys import Keys
 from edgeft.server.options import ServeOptions
+from edgeft.server.reload import Reloader, RunningRequests, check_watchable
 from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
 from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
@@ -30,34 +36,44 @@ def serve(options: ServeOptions) -> None:
     options.check()
     require_serve_extra()
     require("llguidance", "serve")
+    keys = Keys(options.keys())
+    if options.watch:
+        check_watchable(options.artifacts)
     listener = contextlib.closing(listen(options.host, options.port))
     with listener as listening, engines(options) as opened:
-        asyncio.run(_serve(options, opened, listening))
+        asyncio.run(_serve(options, opened, keys, listening))
 
 
 @contextlib.contextmanager
 def engines(options: ServeOptions) -> Iterator[list[Engine]]:
-    """One engine per artifact, which share a thread; closed in the end."""
-    worker = Worker()
-    with contextlib.ExitStack() as stack:
-        stack.callback(worker.close)
-        opened: list[Engine] = []
-        for name, path in model_names(options.artifacts).items():
-            # Isolated: from four rows on, repacked weights are multiplied with other kernels.
-            repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
-            runtime = open_runtime(path, options.threads, options.context, repack=repack)
-            # In the thread: Ctrl-C may come while it computes with this runtime.
-            stack.callback(worker.call, runtime.close)
-            engine: Engine
-            if isinstance(runtime, GGUFRuntime):
-                engine = BatchingEngine(
-                    name, runtime, options.slots, options.queue, worker, options.batch_invariant
-                )
-            else:
-                engine = SequentialEngine(name, runtime, options.queue, worker)
-            stack.callback(engine.close)
-            opened.append(engine)
+    """One engine per artifact, which share a thread; those in the list are closed in the end."""
+    opened: list[Engine] = []
+    with contextlib.closing(Worker()) as worker, contextlib.ExitStack() as stack:
+        for index, (name, path) in enumerate(model_names(options.artifacts).items()):
+            opened.append(open_engine(options, worker, name, path))
+            stack.callback(_close, opened, index)
         yield opened
+
+
+def _close(opened: list[Engine], index: int) -> None:
+    opened[index].close()  # a reload may have put another one there
+
+
+def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) -> Engine:
+    """The engine of one artifact."""
+    # Isolated: from four rows on, repacked weights are multiplied with other kernels.
+    repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
+    runtime = open_runtime(path, options.threads, options.context, repack=repack)
+    try:
+        if isinstance(runtime, GGUFRuntime):
+            return BatchingEngine(
+                name, runtime, options.slots, options.queue, worker, options.batch_invariant
+            )
+        return SequentialEngine(name, runtime, options.queue, worker)
+    except BaseException:
+        # In the thread: Ctrl-C may come while it computes with this runtime.
+        worker.call(runtime.close)
+        raise
 
 
 def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
@@ -74,36 +90,65 @@ def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-async def _serve(options: ServeOptions, opened: list[Engine], listening: socket.socket) -> None:
-    server = http_server(options, opened)
+async def _serve(
+    options: ServeOptions, opened: list[Engine], keys: Keys, listening: socket.socket
+) -> None:
+    server, reloader = http_server(options, opened, keys)
     loop = asyncio.get_running_loop()
+    terminal = sys.stderr.isatty()
+
+    def cancel_all() -> None:
+        for engine in (*opened, *reloader.retiring):
+            engine.cancel_all()
 
     def stop() -> None:
         server.should_exit = True
-        for engine in opened:
-            loop.call_later(options.shutdown_timeout, engine.cancel_all)
+        loop.call_later(options.shutdown_timeout, cancel_all)
+
+    def hang_up() -> None:
+        if terminal and not sys.stderr.isatty():  # it was closed
+            stop()
+            return
+        try:
+            keys.replace(options.keys())
+        except EdgeftError as error:
+            say(f"the new keys are refused, the old ones hold: {error}")
+        reloader.reload()
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     host, port = listening.getsockname()[:2]
     shown_host = f"[{host}]" if ":" in host else host
     listed = ", ".join(engine.name for engine in opened)
     say(f"serving {listed} on http://{shown_host}:{port} (Ctrl-C ends it)")
     await server.serve(sockets=[listening])
+    await reloader.close()
 
 
-def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
-    """The uvicorn.Server of these engines, whose deltas come to the running loop."""
+def http_server(
+    options: ServeOptions, opened: list[Engine], keys: Keys | None = None
+) -> tuple[Any, Reloader]:
+    """The uvicorn.Server of these engines, whose deltas come to the running loop, and what exchanges
+    the engines in the list."""
     from edgeft.server.api import Api, ApiOptions
 
+    keys = keys or Keys(options.keys())
     # Browsers send both in lower case.
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
     origins = {origin.lower() for origin in options.cors}
-    rules = Rules(options.key, frozenset(hosts), frozenset(origins))
+    rules = Rules(keys.authorize, frozenset(hosts), frozenset(origins))
     api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
+    deliver = delivery_to(asyncio.get_running_loop())
     for engine in opened:
-        engine.deliver = delivery_to(asyncio.get_running_loop())
-    return uvicorn_server(Api(opened, api_options).app(), options.shutdown_timeout)
+        engine.deliver = deliver
+    requests = RunningRequests(Api(opened, api_options, keys).app())
+    paths = model_names(options.artifacts)
+    open_ = functools.partial(open_engine, options, opened[0].worker)
+    reloader = Reloader(opened, paths, open_, requests, deliver)
+    if options.watch:
+        reloader.watch()
+    return uvicorn_server(requests, options.shutdown_timeout), reloader
 
 
 def delivery_to(loop: asyncio.AbstractEventLoop) -> Deliver:

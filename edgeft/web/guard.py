@@ -1,6 +1,6 @@
 """An ASGI application and `Rules` -> the same application behind checks of who may ask.
 
-    app = Guard(Starlette(routes=routes), Rules(key="secret", hosts=frozenset({"box.local"})))
+    app = Guard(Starlette(routes=routes), Rules(hosts=frozenset({"box.local"})))
 
 The checks run before anything reads the body. They are against pages of other origins that run in the
 user's browser: such a page can make its own name resolve to 127.0.0.1 (DNS rebinding) and would then
@@ -15,7 +15,7 @@ import ipaddress
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 Scope = MutableMapping[str, Any]
@@ -24,8 +24,6 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-Refusal = tuple[int, dict[str, Any]]
-"""HTTP status and JSON body"""
 
 KEYLESS_PATHS = ("/", "/health")
 """paths that need no key: the chat page itself asks for the key"""
@@ -37,11 +35,25 @@ HOST = re.compile(
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """The answer to a request that is not let through."""
+
+    status: int
+    body: dict[str, Any] | None
+    """JSON; None = nothing"""
+    headers: Headers = field(default_factory=list)
+
+
+Authorize = Callable[[Scope, bytes | None], Refusal | None]
+"""(request, its bearer token) -> why it is refused, None = it is let through"""
+
+
+@dataclass(frozen=True)
 class Rules:
     """Which requests are answered. The defaults are those of the API: see `addresses` for stricter ones."""
 
-    key: str = ""
-    """bearer token that a client must send; "" = none"""
+    authorize: Authorize | None = None
+    """asked for every path that needs a key, after all other checks; None = no key is needed"""
     hosts: frozenset[str] = frozenset()
     """names allowed in the Host header, besides localhost and IP addresses"""
     origins: frozenset[str] = frozenset()
@@ -87,42 +99,39 @@ class Guard:
             await send(message)
 
         if refusal := self._refusal(scope, origin):
-            await _answer(send_with_headers, *refusal)
+            await _answer(send_with_headers, refusal)
         elif cors and scope["method"] == "OPTIONS":
-            await _answer(send_with_headers, 204, None)
+            await _answer(send_with_headers, Refusal(204, None))
         else:
             await self.app(scope, receive, send_with_headers if added else send)
 
     def _refusal(self, scope: Scope, origin: str | None) -> Refusal | None:
         rules, headers = self.rules, scope["headers"]
         if len(headers) > MAX_HEADERS:
-            return 431, error_body(f"more than {MAX_HEADERS} headers", "too_many_headers")
+            return Refusal(431, error_body(f"more than {MAX_HEADERS} headers", "too_many_headers"))
         host = _single_value(headers, b"host")
         if refusal := self._host_refusal(host):
             return refusal
         prefix = rules.path_prefix.encode()
         if not hmac.compare_digest(scope["path"].encode()[: len(prefix)], prefix):
             message = "no such page; see the terminal for the address"
-            return 404, error_body(message, "not_found")
+            return Refusal(404, error_body(message, "not_found"))
         if refusal := self._origin_refusal(scope, host, origin):
             return refusal
         preflight = scope["method"] == "OPTIONS"
-        if rules.key and scope["path"] not in KEYLESS_PATHS and not preflight:
-            sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
-            if not hmac.compare_digest(sent, b"Bearer " + _key_bytes(rules.key)):
-                message = "a key is needed: Authorization: Bearer KEY"
-                return 401, error_body(message, "invalid_api_key", "authentication_error")
+        if rules.authorize and scope["path"] not in KEYLESS_PATHS and not preflight:
+            return rules.authorize(scope, _bearer_token(headers))
         return None
 
     def _host_refusal(self, host: str | None) -> Refusal | None:
         if self.rules.addresses:
             if host in self.rules.addresses:
                 return None
-            return 421, error_body("this Host is not served", "host_not_allowed")
+            return Refusal(421, error_body("this Host is not served", "host_not_allowed"))
         if host is not None and self._is_allowed_host(host):
             return None
         message = "this Host is not served; allow it with --allow-host"
-        return 403, error_body(message, "host_not_allowed")
+        return Refusal(403, error_body(message, "host_not_allowed"))
 
     def _is_allowed_host(self, host: str) -> bool:
         match = HOST.fullmatch(host)
@@ -146,12 +155,12 @@ class Guard:
         if allowed:
             return None
         hint = "" if self.rules.addresses else "; allow it with --cors"
-        return 403, error_body(f"this Origin may not ask{hint}", "origin_not_allowed")
+        return Refusal(403, error_body(f"this Origin may not ask{hint}", "origin_not_allowed"))
 
 
-def _key_bytes(key: str) -> bytes:
-    """The key as a client sends it; one from the environment may be no UTF-8."""
-    return key.encode("utf-8", "surrogateescape")
+def _bearer_token(headers: Headers) -> bytes | None:
+    sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
+    return sent.removeprefix(b"Bearer ") if sent.startswith(b"Bearer ") else None
 
 
 def _single_value(headers: Headers, name: bytes) -> str | None:
@@ -170,9 +179,11 @@ def _cors_headers(origin: str) -> Headers:
     ]
 
 
-async def _answer(send: Send, status: int, body: dict[str, Any] | None) -> None:
+async def _answer(send: Send, refusal: Refusal) -> None:
+    status, body = refusal.status, refusal.body
     data = json.dumps(body).encode() if body else b""
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
+    headers += refusal.headers
     # The rest of a refused request is not read, so the connection ends.
     headers += [(b"connection", b"close")] if status >= 400 else []
     await send({"type": "http.response.start", "status": status, "headers": headers})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -107,6 +108,59 @@ def test_prompts_are_logged_only_with_log_prompts(artifact: Path, serve: Any) ->
     assert "a secret wish" in err and "sesame" not in err and "nonsense" not in err
 
 
+def asked(port: int, key: str) -> int:
+    """The status of a short completion with this key."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    headers = {"content-type": "application/json", "authorization": f"Bearer {key}"}
+    body = json.dumps({"prompt": "lamp", "max_tokens": 1})
+    connection.request("POST", "/v1/completions", body, headers)
+    answer = connection.getresponse()
+    answer.read()
+    connection.close()
+    return answer.status
+
+
+def test_sighup_reads_the_keys_again(artifact: Path, serve: Any, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text("alice:a1 rpm=1\nbob:b2 tpd=1\n")
+    process, port = serve(artifact, "--api-key-file", keys)
+
+    def reloaded(text: str) -> str:
+        keys.write_text(text)
+        process.send_signal(signal.SIGHUP)
+        lines: list[str] = []
+        while not lines or "no artifact has changed" not in lines[-1]:
+            lines.append(process.stderr.readline())
+        return "".join(lines)
+
+    assert [asked(port, key) for key in ("a1", "a1", "b2", "b2", "c3")] == [200, 429, 200, 429, 401]
+    said = reloaded("not a key\nbob:b2 c3\n")
+    assert "the new keys are refused, the old ones hold: " in said and "c3" not in said
+    assert ", key alice" in said and "a1" not in said
+    assert asked(port, "a1") == 429
+    reloaded("carol:c3")
+    assert [asked(port, key) for key in ("a1", "c3")] == [401, 200]
+
+
+def test_a_server_whose_terminal_is_closed_ends(artifact: Path) -> None:
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "edgeft", "serve", artifact, "--port", "0", "--threads", "1"]
+    with subprocess.Popen(list(map(str, command)), stderr=end, cwd=ROOT) as process:
+        try:
+            os.close(end)
+            said = b""
+            while b"Ctrl-C ends it" not in said:
+                said += os.read(terminal, 1000)
+            process.send_signal(signal.SIGHUP)
+            while b"no artifact has changed" not in said:
+                said += os.read(terminal, 1000)
+            os.close(terminal)
+            process.send_signal(signal.SIGHUP)
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+
+
 def test_startup_errors_are_one_line(
     artifact: Path, edgeft: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -122,6 +176,7 @@ def test_startup_errors_are_one_line(
             ((artifact, "--api-key-file", tmp_path / "empty"), "holds no key"),
             ((artifact, "--api-key-file", tmp_path / "missing"), "cannot read the key"),
             ((artifact, "--cors", "*"), "is no origin"),
+            ((artifact, "--watch"), "has no manifest"),
             ((artifact, artifact, artifact, "--port", 0), "two artifacts are called"),
         ):
             ran = edgeft("serve", *args)

@@ -142,6 +142,9 @@ def test_what_the_unit_starts_answers_and_ends_on_sigterm(artifact: Path, tmp_pa
             assert ask(address + "/health") == 200
             assert ask(address + "/v1/models") == 401
             assert ask(address + "/v1/models", authorization="Bearer secret") == 200
+            assert SERVICE["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+            process.send_signal(signal.SIGHUP)
+            assert "no artifact has changed" in process.stderr.readline()
             process.send_signal(signal.SIGTERM)
             assert process.wait(float(SERVICE["TimeoutStopSec"][0])) == 0
             assert "Traceback" not in process.stderr.read()

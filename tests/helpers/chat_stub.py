@@ -6,13 +6,10 @@ import http.server
 import json
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
-import edgeft
+from edgeft.server.chat_page import chat_page
 from edgeft.web.content_policy import content_policy
-
-PAGE = Path(edgeft.__file__).parent / "server" / "page.html"
 
 
 class Stub(http.server.ThreadingHTTPServer):
@@ -25,6 +22,11 @@ class Stub(http.server.ThreadingHTTPServer):
         self.key = ""
         self.replies: dict[str, str] = {}
         """last message -> what is answered; else "You said: ..." """
+        self.thoughts: dict[str, str] = {}
+        """last message -> reasoning_content before the answer"""
+        self.context: int | None = None
+        """words that the messages of a request may have together"""
+        self.continues = True
         self.asked: list[dict[str, Any]] = []
         self.left = threading.Event()
         """a reader went away in the middle"""
@@ -39,12 +41,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/":
-            page = PAGE.read_bytes()
+            page = chat_page()
             self._send(200, page, "text/html", {"Content-Security-Policy": content_policy(page)})
         elif self.path == "/health":
             self._json(200, {"status": "ok", "memory_bytes": 312_000_000})
         elif not self._refused():
-            self._json(200, {"data": [{"id": name} for name in self.server.models]})
+            context = {"max_model_len": self.server.context} if self.server.context else {}
+            self._json(200, {"data": [{"id": name, **context} for name in self.server.models]})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -54,6 +57,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         said = body["messages"][-1]["content"]
         if said == "too long":
             return self._json(400, {"error": {"message": "the prompt has 9000 tokens, 4096 fit"}})
+        words = sum(len(message["content"].split()) for message in body["messages"])
+        if self.server.context and words > self.server.context:
+            problem = f"the prompt has {words} tokens, the context only {self.server.context}"
+            error = {"message": problem, "code": "context_length_exceeded"}
+            return self._json(400, {"error": error})
+        if body.get("continue_final_message"):
+            if not self.server.continues:
+                problem = "continue_final_message is not supported"
+                return self._json(400, {"error": {"message": problem, "code": "unsupported"}})
+            said = "continue"
         if said == "busy":
             return self._json(429, {"error": {"message": "8 are waiting"}}, {"Retry-After": "7"})
         self.send_response(200)
@@ -63,6 +76,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if said == "slow":
             text = "and so on " * 3000
         try:
+            for word in self.server.thoughts.get(said, "").split():
+                self._event({"choices": [{"index": 0, "delta": {"reasoning_content": f"{word} "}}]})
             size = max(3, len(text) // 200)
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):
@@ -74,7 +89,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                     return None
             finish = "length" if said == "longest" else "stop"
             self._event({"choices": [{"index": 0, "delta": {}, "finish_reason": finish}]})
-            self._event({"choices": [], "usage": {"completion_tokens": len(pieces)}})
+            usage = {"prompt_tokens": words, "completion_tokens": len(pieces)}
+            self._event({"choices": [], "usage": usage})
             self.wfile.write(b"data: [DONE]\n\n")
         except OSError:
             self.server.left.set()

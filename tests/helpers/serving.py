@@ -7,7 +7,7 @@ import contextlib
 import http.client
 import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from edgeft.web.http_server import listen
 class Served:
     port: int
     engines: list[Engine]
+    reload: Callable[[], object]
+    """begins what SIGHUP does"""
 
     @property
     def url(self) -> str:
@@ -56,19 +58,24 @@ def running(*artifacts: Path, **how: Any) -> Iterator[Served]:
         ready = threading.Event()
 
         async def serve() -> None:
-            servers.append(http_server(options, opened))
+            server, reloader = http_server(options, opened)
+            servers.append((server, reloader, asyncio.get_running_loop()))
             ready.set()
-            await servers[0].serve(sockets=[bound])
+            await server.serve(sockets=[bound])
+            await reloader.close()
 
         thread = threading.Thread(target=lambda: asyncio.run(serve()))
         thread.start()
         assert ready.wait(30)
         try:
-            yield Served(bound.getsockname()[1], opened)
+            server, reloader, loop = servers[0]
+            yield Served(
+                bound.getsockname()[1], opened, lambda: loop.call_soon_threadsafe(reloader.reload)
+            )
         finally:
             for engine in opened:
                 engine.cancel_all()
-            servers[0].should_exit = True
+            server.should_exit = True
             thread.join(30)
 
 

@@ -1,13 +1,16 @@
-"""What the tests of the engines share: the tiny model in three types, and an engine on it."""
+"""What the tests share: the tiny model in three types, an engine on it, and the chat page in a browser."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeft.server.batching_engine import BatchingEngine
+from helpers.chat_browser import Chat, Opened
+from helpers.chat_stub import Stub
 from helpers.engines import open_engine
 from helpers.serving import exported
 
@@ -25,3 +28,27 @@ def engine(artifacts: dict[str, Path]) -> Iterator[BatchingEngine]:
     engine = open_engine(artifacts["f32"])
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def stub() -> Iterator[Stub]:
+    with Stub() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def chat(browser: Any, stub: Stub) -> Iterator[Opened]:
+    contexts = []
+
+    def start(width: int = 1280, dark: bool = False) -> Chat:
+        context = browser.new_context(
+            viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light",
+            permissions=["clipboard-read", "clipboard-write"],
+        )  # fmt: skip
+        contexts.append(context)
+        return Chat(stub, context.new_page())
+
+    yield start
+    for context in contexts:
+        context.close()

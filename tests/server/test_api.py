@@ -20,6 +20,7 @@ import pytest
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import api as api_module
+from edgeft.server.chat_page import chat_page
 from edgeft.web.content_policy import content_policy
 from helpers.serving import Served, exported, running
 
@@ -339,7 +340,7 @@ def test_the_key_is_needed_and_never_shown(served: Served) -> None:
 
 def test_the_page_is_served_under_its_own_policy(served: Served) -> None:
     status, data, headers = served.ask("GET", "/")
-    assert status == 200 and data == api_module.PAGE.read_bytes()
+    assert status == 200 and data == chat_page()
     assert headers["content-security-policy"] == content_policy(data)
 
 

@@ -4,83 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from helpers.chat_browser import Chat, Opened
 from helpers.chat_stub import Stub
+from helpers.markdown import FORMULAS, MARKDOWN
 
 SHOTS = os.environ.get("EDGEFT_SHOTS")
 """folder for screenshots to look at"""
-
-
-class Chat:
-    def __init__(self, stub: Stub, page: Any) -> None:
-        self.stub, self.page = stub, page
-        self.problems: list[str] = []
-        page.on("pageerror", lambda error: self.problems.append(str(error)))
-        page.on("console", self._heard)
-        page.goto(stub.url)
-
-    def _heard(self, said: Any) -> None:
-        if said.type == "error" and "Failed to load resource" not in said.text:
-            self.problems.append(said.text)
-
-    def button(self, name: str, within: Any = None) -> Any:
-        return (within or self.page).get_by_role("button", name=name, exact=True)
-
-    def write(self, text: str) -> None:
-        """Send, without waiting for the answer."""
-        self.page.get_by_label("Message", exact=True).fill(text)
-        self.page.get_by_label("Message", exact=True).press("Enter")
-
-    def say(self, text: str) -> Any:
-        """Send and wait for the answer; its text's element."""
-        answers = self.page.locator("article.assistant")
-        count = answers.count()
-        self.write(text)
-        answers.nth(count).wait_for()  # until then the button still says Send
-        return self.answered()
-
-    def answered(self) -> Any:
-        self.button("Send").wait_for(timeout=10_000)
-        return self.page.locator("article.assistant .said").last
-
-    def said(self) -> list[str]:
-        found: list[str] = self.page.locator("article .said").all_inner_texts()
-        return found
-
-    def width(self) -> int:
-        return int(self.page.evaluate("document.documentElement.scrollWidth"))
-
-
-Opened = Callable[..., Chat]
-
-
-@pytest.fixture
-def stub() -> Iterator[Stub]:
-    with Stub() as server:
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def chat(browser: Any, stub: Stub) -> Iterator[Opened]:
-    contexts = []
-
-    def start(width: int = 1280, dark: bool = False) -> Chat:
-        context = browser.new_context(
-            viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light",
-            permissions=["clipboard-read", "clipboard-write"],
-        )  # fmt: skip
-        contexts.append(context)
-        return Chat(stub, context.new_page())
-
-    yield start
-    for context in contexts:
-        context.close()
 
 
 def test_an_answer_is_streamed_and_measured(chat: Opened, stub: Stub) -> None:
@@ -331,100 +265,6 @@ def test_a_key_is_asked_for(chat: Opened, stub: Stub) -> None:
     assert "secret" not in c.page.evaluate("JSON.stringify(localStorage)")
 
 
-MARKDOWN = """# Pumps
-
-A **heat pump** moves *heat*, `not` air; snake_case_name stays, ***both*** too; *out **in** out*.
-See [the page](https://example.org/a_(b)) or https://example.org/x.
-
-1. First
-   - inner **one**
-   - inner two
-
-   ```python
-   print("<b>hi</b>")
-   ```
-2. Second
-
-> quoted
-> > twice
-
-| a | b |
-|---|:-:|
-| 1 | `x` |
-
----
-~~gone~~ 2 * 3 * 4 \\*kept\\*"""
-
-
-def test_markdown(chat: Opened, stub: Stub) -> None:
-    stub.replies["md"] = MARKDOWN
-    c = chat()
-    said = c.say("md")
-
-    def texts(selector: str) -> list[str]:
-        found: list[str] = said.locator(selector).all_inner_texts()
-        return found
-
-    assert texts("h3") == ["Pumps"] and texts("strong") == ["heat pump", "both", "in", "one"]
-    assert texts("em") == ["heat", "both", "out in out"] and texts("s") == ["gone"]
-    assert texts("p code") == ["not"] and texts("td") == ["1", "x"] and texts("th") == ["a", "b"]
-    assert texts("ol > li > ul > li") == ["inner one", "inner two"]
-    assert said.locator("ol").count() == 1 and said.locator("ol > li").count() == 2
-    assert texts("ol pre") == ['print("<b>hi</b>")'] and texts(".code span") == ["python"]
-    assert texts("blockquote blockquote") == ["twice"] and said.locator("hr").count() == 1
-    assert "snake_case_name" in said.inner_text() and "2 * 3 * 4 *kept*" in said.inner_text()
-    links = said.locator("a")
-    assert [links.nth(i).get_attribute("href") for i in (0, 1)] == [
-        "https://example.org/a_(b)", "https://example.org/x",
-    ]  # fmt: skip
-    assert links.nth(0).get_attribute("rel") == "noopener noreferrer"
-    c.button("Copy code").click()
-    c.button("Copied").wait_for()
-    assert c.page.evaluate("navigator.clipboard.readText()") == 'print("<b>hi</b>")'
-
-
-HOSTILE = {
-    "html": "<img src=x onerror=\"document.title='broken'\"><script>document.title='broken'</script>",
-    "links": "[a](javascript:document.title='broken') [b](data:text/html,x) [c]( JaVaScRiPt:1) "
-    "![i](http://x.invalid/i.png) [d](//x.invalid) [e](vbscript:1) [<img src=x onerror=alert(1)>](x)",
-    "fence": "```<img/onerror=1>\n</code></pre><script>document.title='broken'</script>",
-    "line": "x" * 300_000,
-    "stars": "*a" * 60_000 + "\n\n" + "**_`[" * 3900,
-    "brackets": "[" * 19_000 + "\n\n" + "](" * 9_000,
-    "quotes": ">" * 20_000 + "\n" + "> " * 5_000,
-    "lists": "\n".join(" " * i + "- x" for i in range(300)),
-    "table": "|" * 5_000
-    + "\n"
-    + "|-" * 2_000
-    + "\n a | b \n"
-    + " " * 50_000
-    + "-"
-    + " " * 50_000
-    + "x",
-    "controls": "\u202e\u0000\u2028\x1b[31m\ufeff" * 50,
-}
-
-
-@pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_answers_are_harmless(chat: Opened, stub: Stub, kind: str) -> None:
-    stub.replies["go"] = HOSTILE[kind]
-    c = chat(360)
-    said = c.say("go")
-    inside = "img, script, iframe, style, [onerror], [style], [src]"
-    assert said.locator(inside).count() == 0
-    links = [link.get_attribute("href") for link in said.locator("a").all()]
-    assert all(link.startswith("http") for link in links)
-    assert c.page.title() == "edgeft chat" and c.width() <= 360 and c.problems == []
-    took = c.page.evaluate(
-        "text => { const t = performance.now(); markdown(text.split('\\n')); "
-        "return performance.now() - t }",
-        HOSTILE[kind],
-    )
-    assert took < 1000
-    if kind == "html":
-        assert said.inner_text() == HOSTILE[kind]
-
-
 def test_hostile_storage_is_harmless(chat: Opened, stub: Stub) -> None:
     c = chat()
     c.page.evaluate(
@@ -468,25 +308,47 @@ def test_keys(chat: Opened, stub: Stub) -> None:
     assert len(stub.asked) == 1
 
 
-@pytest.mark.parametrize("width", [1280, 360])
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("dark", [False, True])
 def test_looks(chat: Opened, stub: Stub, width: int, dark: bool) -> None:
     stub.models = ["out/smollm2-135m-q4_k_m.gguf", "out/smollm2-135m-f16.gguf"]
+    stub.context = 300
     stub.replies["How does a heat pump work?"] = MARKDOWN
     stub.replies["Turn on the lamp"] = 'Sure:\n\n```json\n{"device": "lamp", "on": true}\n```'
+    stub.replies["Solve it"] = FORMULAS
+    stub.thoughts["Solve it"] = "The user wants a formula. Let me think about matrices."
     c = chat(width, dark)
     name = f"{width}-{'dark' if dark else 'light'}"
     shot(c.page, f"empty-{name}")
     c.say("How does a heat pump work?")
     assert c.width() <= width
     shot(c.page, f"answer-{name}")
+    c.page.get_by_label("Text files to attach").set_input_files(
+        [{"name": "notes.txt", "mimeType": "text/plain", "buffer": b"word " * 180}]
+    )
+    c.page.get_by_label("Message", exact=True).fill("Solve it")
+    shot(c.page, f"attached-{name}")
+    stub.replies["notes.txt:\n```\n" + "word " * 180 + "\n```\n\nSolve it"] = FORMULAS
+    stub.thoughts["notes.txt:\n```\n" + "word " * 180 + "\n```\n\nSolve it"] = "Let me think."
+    c.say("Solve it")
+    assert c.width() <= width
+    shot(c.page, f"formulas-{name}")
     c.page.get_by_label("Compare").check()
     c.say("Turn on the lamp")
     assert c.width() <= width
     shot(c.page, f"compare-{name}")
+    c.page.locator("#log").evaluate("e => e.scrollTop = 300")
+    shot(c.page, f"scrolled-{name}")
     c.button("Settings").click()
+    c.page.get_by_label("System prompt of").fill(
+        "You are a helpful assistant. Answer in one sentence."
+    )
     shot(c.page, f"settings-{name}")
     c.button("Done").click()
+    c.page.locator("#log").evaluate("e => e.scrollTop = 0")
+    c.page.get_by_text("System prompt", exact=True).click()
+    shot(c.page, f"system-{name}")
+    assert c.width() <= width
     if width < 800:
         c.button("Chats").click()
         shot(c.page, f"list-{name}")

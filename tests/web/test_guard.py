@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from edgeft.web.guard import Guard, Message, Rules
+from edgeft.web.guard import Guard, Message, Refusal, Rules
 
 pytestmark = pytest.mark.unit
 
@@ -92,3 +92,21 @@ def test_every_answer_has_the_headers_of_the_rules() -> None:
     status, headers, body = ask(STRICT, host="evil.example")
     assert status == 421 and headers["x-content-type-options"] == "nosniff"
     assert headers["connection"] == "close" and set(body) == {"error"}
+
+
+def test_who_may_ask_is_asked_last() -> None:
+    asked: list[bytes | None] = []
+
+    def authorize(scope: Any, token: bytes | None) -> Refusal | None:
+        asked.append(token)
+        headers = [(b"retry-after", b"7")]
+        return None if token == b"right" else Refusal(429, {"error": {}}, headers)
+
+    rules = Rules(authorize)
+    assert ask(rules, host="localhost", authorization="Bearer right")[0] == 200
+    status, headers, _ = ask(rules, host="localhost", authorization="right")
+    assert status == 429 and headers["retry-after"] == "7" and headers["connection"] == "close"
+    assert ask(rules, path="/health", host="localhost")[0] == 200
+    assert ask(rules, "OPTIONS", host="localhost")[0] == 200
+    assert ask(rules, host="evil.example", authorization="Bearer right")[0] == 403
+    assert asked == [b"right", None]
