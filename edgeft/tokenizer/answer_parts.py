@@ -124,6 +124,8 @@ class AnswerStream:
 
     def push(self, text: str, final: bool = False) -> tuple[str, str, list[tuple[int, str, str]]]:
         """(more reasoning, more text, [(index of a call, its name where it is new, more arguments)])."""
+        if not (self._form.tag or self._form.calls):
+            return "", text, []
         self._text += text
         parts, sent = self._form.parts(self._text, final), self._sent
         calls = []

@@ -63,6 +63,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if said == "slow":
             text = "and so on " * 3000
         try:
+            if said == "think":
+                self._event({"choices": [{"index": 0, "delta": {"reasoning_content": "Hm, <b>"}}]})
             size = max(3, len(text) // 200)
             pieces = [text[i : i + size] for i in range(0, len(text), size)]
             for number, piece in enumerate(pieces):

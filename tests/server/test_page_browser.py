@@ -98,6 +98,17 @@ def test_an_answer_is_streamed_and_measured(chat: Opened, stub: Stub) -> None:
     assert c.problems == []
 
 
+def test_reasoning_is_folded(chat: Opened) -> None:
+    c = chat()
+    assert c.say("hi").inner_text() == "You said: hi"
+    assert not c.page.locator("details summary", has_text="Reasoning").is_visible()
+    assert c.say("think").inner_text() == "You said: think"
+    thoughts = c.page.locator("article.assistant .thoughts").last
+    assert not thoughts.is_visible()
+    c.page.locator("article.assistant summary", has_text="Reasoning").last.click()
+    assert thoughts.inner_text() == "Hm, <b>" and c.problems == []
+
+
 def test_a_stream_may_be_cut_anywhere(chat: Opened, stub: Stub) -> None:
     stub.replies["go"] = "né 日本語 🙂 " * 60
     c = chat()
