@@ -22,8 +22,8 @@ class EvalOptions:
     few_shot_data: Path | None = None
     """File that few-shot examples are drawn from. Default: the suite's."""
     scorer: str | None = None
-    """exact, json, numeric, regex, contains, choice, chrf, rouge-l, or a Python file with score(reply,
-    reference). Several tasks at once: exact,TAG=numeric. Default: the suite's, else exact."""
+    """exact, json, numeric, regex, contains, choice, tool-call, chrf, rouge-l, or a Python file with
+    score(reply, reference). Several tasks at once: exact,TAG=numeric. Default: the suite's, else exact."""
     limit: int | None = None
     """Only the first so many items."""
     max_tokens: int | None = None

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ class ToolCall:
     arguments: str
     """the arguments by name, a JSON object as text"""
     id: str = ""
+
+
+def calls_text(calls: Sequence[ToolCall]) -> str:
+    """Calls as one JSON list of {"name", "arguments"}, as the scorer `tool-call` compares them."""
+    entries = (
+        f'{{"name": {json.dumps(call.name)}, "arguments": {call.arguments}}}' for call in calls
+    )
+    return f"[{', '.join(entries)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +93,9 @@ class Example:
 
     @property
     def answer(self) -> str:
-        return self.messages[-1].content
+        """The text of the last message; its calls as JSON where it makes some."""
+        last = self.messages[-1]
+        return calls_text(last.tool_calls) if last.tool_calls else last.content
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from edgeft.benchmarks.quality.scorers import (
     Scorer,
     is_user_file,
     scorers_by_tag,
+    tool_call,
 )
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import encode
@@ -57,6 +58,7 @@ from edgeft.records import Example, Limits, Message, Score
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.llama_context import BATCH_TOKENS
 from edgeft.runtimes.protocol import Runtime, open_runtime
+from edgeft.tokenizer.answer_parts import with_calls_read
 
 SCORE_LISTS = ("replies", "values", "stopped", "prompt_tokens")
 """fields of a Score with one value per item"""
@@ -95,7 +97,7 @@ def load_items(options: EvalOptions) -> Items:
             allow_truncated=suite.allow_truncated,
         )
     elif Path(name).exists():
-        examples = _with_text_answers(Path(name), options.bad_rows)
+        examples = _with_scorable_answers(Path(name), options.bad_rows, options.scorer or "exact")
         items = Items(tuple(examples), scorer="exact", max_tokens=256)
     else:
         raise InputError(
@@ -141,13 +143,19 @@ def _check_references(items: Items, scorers: Mapping[str, Scorer], name: str) ->
                 raise InputError(problem, error.hint) from None
 
 
-def _with_text_answers(path: Path, bad_rows: BadRows) -> list[Example]:
-    """The items of a file. An answer that calls a function is a bad row: scorers compare texts."""
+def _with_scorable_answers(path: Path, bad_rows: BadRows, spec: str) -> list[Example]:
+    """The items of a file. An answer that calls a function is a bad row for a scorer of texts."""
     examples = load_examples(path, bad_rows)
-    problem, hint = "the answer calls a function", "scorers compare texts: end the row with a text"
-    calls = [BadRow.of(e, problem, hint) for e in examples if e.messages[-1].tool_calls]
+    scorers = {} if spec == CHOICE else scorers_by_tag(spec)
+
+    def is_bad(example: Example) -> bool:
+        calls = bool(example.messages[-1].tool_calls)
+        return calls and _scorer_of(example, scorers) is not tool_call
+
+    problem, hint = "the answer calls a function", "--scorer tool-call, or end the row with a text"
+    calls = [BadRow.of(example, problem, hint) for example in filter(is_bad, examples)]
     report_bad_rows(path, calls, len(examples), bad_rows)
-    return [example for example in examples if not example.messages[-1].tool_calls]
+    return [example for example in examples if not is_bad(example)]
 
 
 def _distinct(examples: Sequence[Example]) -> tuple[Example, ...]:
@@ -220,7 +228,8 @@ def answer(model: Runtime, items: Items, few_shot: FewShot | None, name: str) ->
         if items.scorer == CHOICE:
             replies, stopped, values = _choose(model, examples, bar)
         else:
-            replies, stopped, values = _generate(model, items, prompts, bar)
+            asked = dataclasses.replace(items, examples=tuple(examples))
+            replies, stopped, values = _generate(model, asked, prompts, bar)
     return Score(
         arm=arm,
         items=fingerprint(items.examples),
@@ -268,8 +277,20 @@ def _generate(model: Runtime, items: Items, prompts: Sequence[list[int]], bar: P
     replies = model.replies(
         prompts, Limits(max_tokens=items.max_tokens), lambda done: bar.update(done - bar.done)
     )
-    texts, stopped = [reply.text for reply in replies], [reply.stopped for reply in replies]
+    scorers = scorers_by_tag(items.scorer)
+    texts = [
+        _with_calls_read(model, example, reply.text)
+        if _scorer_of(example, scorers) is tool_call
+        else reply.text
+        for example, reply in zip(items.examples, replies, strict=True)
+    ]
+    stopped = [reply.stopped for reply in replies]
     return texts, stopped, _score_replies(items, texts, stopped)
+
+
+def _with_calls_read(model: Runtime, example: Example, text: str) -> str:
+    prompt = model.chat.render(example.prompt, tools=example.tools)
+    return with_calls_read(model.chat, prompt, example.tools, text)
 
 
 def _score_replies(items: Items, replies: Sequence[str], stopped: Sequence[bool]) -> list[float]:

@@ -143,9 +143,15 @@ def refusal(reply: str, reference: str) -> float:
     return float(refused(reply) == (reference == "unsafe"))
 
 
+def tool_call(reply: str, reference: str) -> float:
+    """Both make the same calls, by names and arguments, in any order. Both are what
+    `edgeft.records.calls_text` writes; any other text makes no call."""
+    return float(_calls(reply) == _calls(reference))
+
+
 SCORERS: dict[str, Scorer] = {
     "exact": exact, "json": json_equal, "numeric": numeric, "regex": regex, "contains": contains,
-    "chrf": chrf, "rouge-l": rouge_l, "refusal": refusal,
+    "chrf": chrf, "rouge-l": rouge_l, "refusal": refusal, "tool-call": tool_call,
 }  # fmt: skip
 
 CHECKED = (json_equal, numeric, regex, refusal)
@@ -181,6 +187,15 @@ def _user_scorer(path: Path, function: str) -> Scorer:
 def _canonical(text: str) -> str:
     """JSON text in which 30 equals 30.0 and true does not equal 1."""
     return json.dumps(json.loads(text, parse_int=float), sort_keys=True)
+
+
+def _calls(text: str) -> list[tuple[str, str]]:
+    """(name, arguments in a canonical form) of each call, sorted."""
+    try:
+        entries = json.loads(text)
+        return sorted((e["name"], _canonical(json.dumps(e["arguments"]))) for e in entries)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return []
 
 
 def _last_number(text: str) -> float | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.evaluate import load_items
-from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named
+from edgeft.benchmarks.quality.scorers import CHOICE, scorer_named, tool_call
 from edgeft.benchmarks.suites import load_suite, suite_names, suite_tests
 from edgeft.errors import InputError
 from edgeft.files import is_file, sha256
@@ -22,7 +22,9 @@ def training_items(options: EvalOptions) -> AnswerItems:
     items = load_items(options)
     if items.scorer == CHOICE:
         raise InputError("--eval-scorer choice reads no answers", "`edgeft bench` scores choices")
-    return AnswerItems(items.examples, scorer_named(items.scorer), items.scorer, items.max_tokens)
+    score = scorer_named(items.scorer)
+    reads_calls = score is tool_call
+    return AnswerItems(items.examples, score, items.scorer, items.max_tokens, reads_calls)
 
 
 def validation_of(options: EvalOptions) -> EvalOptions:

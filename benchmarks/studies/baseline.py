@@ -27,7 +27,10 @@ from edgeft.benchmarks.suites import Suite, load_suite, suite_names
 from edgeft.files import write_text
 from edgeft.report import tables
 
-STEPS = {"smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 100}
+STEPS = {
+    "smart_home": 320, "support_intents": 320, "order_extract": 200, "order_number": 100,
+    "tool_calls": 300,
+}  # fmt: skip
 """of a training, 4 rows each: 1 to 1.3 passes"""
 QUANTS = ("f16", "q8_0", "q4_k_m", "q4_0", "gptq-q4_0")
 

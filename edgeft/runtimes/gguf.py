@@ -13,6 +13,7 @@ the end. Calls may be interleaved but not run in parallel: a server puts a lock 
 from __future__ import annotations
 
 import contextlib
+import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -63,6 +64,11 @@ class GGUFRuntime:
             """one sequence, which `stream` and `logits` share"""
             resources.callback(self._conversation.close)
             self._resources = resources.pop_all()
+
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """As `LlamaVocabulary` has them."""
+        return self._vocabulary.special_tokens
 
     def logits(self, ids: Sequence[int], last: int | None = None) -> Logits:
         """(len(ids), vocab_size): row i predicts token i + 1; only the `last` rows where given."""

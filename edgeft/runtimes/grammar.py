@@ -11,7 +11,7 @@ expressions. Schemas come from strangers, so `LIMITS` bounds the time and memory
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,8 +45,21 @@ LIMITS = {
 2 kB each) in place of 250,000"""
 
 
+# Forced text would be tokenized for the model; the model itself decides how to split it.
+HEADER = f"%llguidance {json.dumps({'no_forcing': True})}"
+"""first line of every grammar"""
+
+
 def json_schema_grammar(schema: dict[str, Any]) -> str:
     """A JSON schema -> llguidance's Lark text, which `GrammarVocabulary.matcher` compiles.
+
+    Raises as `json_rule`.
+    """
+    return f"{HEADER}\nstart: {json_rule(schema)}"
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """A JSON schema -> the part of a rule in Lark's syntax that follows it.
 
     InputError for a schema of more than `MAX_SCHEMA_CHARS`. A `oneOf` counts as an `anyOf`, an object
     with `properties` has no others, and an integer is at most `MAX_INTEGER`, unless the schema says
@@ -62,10 +75,7 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
         "coerce_one_of": True,
         "json_allow_general_unicode_escapes": True,
     }
-    # Forced text would be tokenized for the model; the model itself decides how to split it.
-    options = json.dumps({"no_forcing": True})
-    text = json.dumps(schema | {"x-guidance": settings})
-    return f"%llguidance {options}\nstart: %json {text}"
+    return f"%json {json.dumps({**schema, 'x-guidance': settings})}"
 
 
 def _bound(schemas: list[dict[str, Any]]) -> None:

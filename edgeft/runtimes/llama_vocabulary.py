@@ -89,6 +89,27 @@ class LlamaVocabulary:
         )
         return buffer.raw[: max(length, 0)]
 
+    @functools.cached_property
+    def special_ids(self) -> tuple[int, ...]:
+        """Tokens that grammars take for no part of a text: control tokens, and the user's own tokens in
+        angle brackets (llguidance/llamacpp.py has the same rule)."""
+        lib, vocab = self._lib, self._model.vocab
+        control = lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN
+
+        def is_special(token: int) -> bool:
+            attributes = lib.llama_vocab_get_attr(vocab, token)
+            if attributes & lib.LLAMA_TOKEN_ATTR_USER_DEFINED:
+                piece = self.piece(token)
+                return piece[:1] == b"<" and piece[-1:] == b">"
+            return bool(attributes & control)
+
+        return tuple(filter(is_special, range(self.size)))
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """text -> id of each of `special_ids`."""
+        return {self.piece(token).decode("utf-8", "replace"): token for token in self.special_ids}
+
     def _is_added(self, token: int) -> bool:
         """Whether the tokenizer takes the token's text for this token, wherever it stands."""
         added = self._lib.LLAMA_TOKEN_ATTR_CONTROL | self._lib.LLAMA_TOKEN_ATTR_USER_DEFINED

@@ -176,6 +176,16 @@ class ONNXRuntime:
             self._generator = self._genai.Generator(self._model, params)
         return self._generator
 
+    @functools.cached_property
+    def special_tokens(self) -> dict[str, int]:
+        """text -> id of the tokens that llguidance takes for no part of a text."""
+        added = self._tokenizer.get_added_tokens_decoder().items()
+        return {
+            token.content: i
+            for i, token in added
+            if token.special or (token.content[:1] == "<" and token.content[-1:] == ">")
+        }
+
     def matcher(self, grammar: str) -> Matcher:
         """For `Limits.grammar`; InputError for a grammar that is invalid or too complex."""
         return self._grammars.matcher(grammar)

@@ -262,19 +262,10 @@ class Sampler:
 
 
 def grammar_vocabulary(model: LlamaModel) -> GrammarVocabulary:
-    """The vocabulary of a GGUF file as grammars read it. Control tokens are special, and so are the
-    user's own tokens in angle brackets (llguidance/llamacpp.py has the same rule)."""
-    lib, vocabulary = model.lib, LlamaVocabulary(model)
-    ids = range(vocabulary.size)
-    pieces = list(map(vocabulary.piece, ids))
-
-    def is_special(token: int) -> bool:
-        attributes = lib.llama_vocab_get_attr(model.vocab, token)
-        if attributes & lib.LLAMA_TOKEN_ATTR_USER_DEFINED:
-            return pieces[token][:1] == b"<" and pieces[token][-1:] == b">"
-        return bool(attributes & (lib.LLAMA_TOKEN_ATTR_CONTROL | lib.LLAMA_TOKEN_ATTR_UNKNOWN))
-
-    return GrammarVocabulary.from_pieces(pieces, list(filter(is_special, ids)), vocabulary.eos_ids)
+    """The vocabulary of a GGUF file as grammars read it."""
+    vocabulary = LlamaVocabulary(model)
+    pieces = list(map(vocabulary.piece, range(vocabulary.size)))
+    return GrammarVocabulary.from_pieces(pieces, vocabulary.special_ids, vocabulary.eos_ids)
 
 
 def log_probabilities(row: Logits, token: int, top: int) -> tuple[float, list[tuple[int, float]]]:

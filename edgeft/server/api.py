@@ -24,7 +24,13 @@ from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
 from edgeft.server.keys import Keys
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.openai_objects import ChatObjects, CompletionObjects, usage
-from edgeft.server.requests import chat_requests, check_ids, completion_requests, tokenized
+from edgeft.server.requests import (
+    chat_requests,
+    check_ids,
+    checked,
+    completion_requests,
+    tokenized,
+)
 from edgeft.server.responses import (
     Deltas,
     EventStream,
@@ -212,7 +218,8 @@ class Api:
         body = await _body(request, Chat)
         engine = self._engine(body.model)
         requests = await self._requests(chat_requests, body, engine)
-        objects = ChatObjects(engine.name, getattr(engine.runtime, "piece", None))
+        piece, form = getattr(engine.runtime, "piece", None), requests[0].form
+        objects = ChatObjects(engine.name, piece, form, has_functions=bool(body.functions))
         if self.options.log_prompts:
             say(f"asked: {json.dumps([m.text for m in body.messages], ensure_ascii=False)}")
         return await self._answer(request, engine, body, _Reply(requests, 1, objects))
@@ -269,10 +276,9 @@ class Api:
         def callback(index: int) -> Callback:
             return lambda delta: queue.put_nowait((index, delta))
 
-        jobs = [Job(one, callback(index)) for index, one in enumerate(reply.requests)]
         try:
-            if reply.requests[0].sampling.grammar:
-                await asyncio.to_thread(engine.check, jobs[0])
+            requests = await asyncio.to_thread(checked, reply.requests, engine)
+            jobs = [Job(one, callback(index)) for index, one in enumerate(requests)]
             engine.submit(jobs)
         except EdgeftError as error:
             raise refusal_for(error) from None

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from edgeft.errors import EdgeftError
 from edgeft.records import Sampling
+from edgeft.tokenizer.answer_parts import AnswerForm
+from edgeft.tokenizer.tool_calls import overlap
 
 
 class Busy(EdgeftError):
@@ -33,6 +35,10 @@ class GenerationRequest:
     """also the log probabilities of the prompt's tokens"""
     ignore_eos: bool = False
     """continue after the model's own stop tokens"""
+    form: AnswerForm = field(default_factory=AnswerForm)
+    """how the text of a chat's answer is split into reasoning, content and calls"""
+    is_grammar_optional: bool = False
+    """answer without the grammar where the engine cannot follow it"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +117,7 @@ class StopText:
         if positions:
             self.hit, self._held = True, ""
             return text[: min(positions)]
-        length = max(_overlap(text, stop) for stop in self._stops)
+        length = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - length :]
         return text[: len(text) - length]
 
@@ -119,9 +125,3 @@ class StopText:
         """The text that is still held back when the stream ends."""
         text, self._held = self._held, ""
         return text
-
-
-def _overlap(text: str, stop: str) -> int:
-    """Length of the longest end of `text` that `stop` begins with."""
-    lengths = range(min(len(text), len(stop) - 1), 0, -1)
-    return next((n for n in lengths if text.endswith(stop[:n])), 0)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from edgeft.server.jobs import Job, StreamDelta, TokenLogprob
+from edgeft.tokenizer.answer_parts import AnswerForm, AnswerStream
 
 Piece = Callable[[int], bytes]
 """token id -> its bytes"""
@@ -37,16 +38,17 @@ class CompletionObjects:
         """Choices of the chunk that comes before the first token."""
         return []
 
-    def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any]:
+    def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
+        """None: nothing of it can be sent yet."""
+        return self.choice(index, delta)
+
+    def choice(self, index: int, delta: StreamDelta) -> dict[str, Any]:
         return {
             "index": index,
             "text": delta.text,
             "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
             "finish_reason": delta.finish_reason or None,
         }
-
-    def choice(self, index: int, answer: StreamDelta) -> dict[str, Any]:
-        return self.chunk_choice(index, answer)
 
     def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
         """A chunk as a server-sent event."""
@@ -91,25 +93,66 @@ class ChatObjects(CompletionObjects):
     object, chunk_object = "chat.completion", "chat.completion.chunk"
     id_prefix = "chatcmpl"
 
+    def __init__(
+        self,
+        model: str,
+        piece: Piece | None,
+        form: AnswerForm | None = None,
+        has_functions: bool = False,
+    ) -> None:
+        """`form`: how the answers are split. `has_functions`: they call in OpenAI's older way."""
+        super().__init__(model, piece)
+        self._form, self._has_functions = form or AnswerForm(), has_functions
+        self._streams: dict[int, AnswerStream] = {}
+        """index of the choice -> its answer so far"""
+
     def opening(self, index: int) -> list[dict[str, Any]]:
         delta = {"role": "assistant", "content": ""}
         return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
 
-    def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any]:
+    def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
+        stream = self._streams.setdefault(index, AnswerStream(self._form))
+        reasoning, content, calls = stream.push(delta.text, bool(delta.finish_reason))
+        fields: dict[str, Any] = {"reasoning_content": reasoning, "content": content}
+        fields = {key: text for key, text in fields.items() if text}
+        if calls and self._has_functions:
+            _, name, arguments = calls[0]
+            fields["function_call"] = {"name": name} if name else {}
+            fields["function_call"]["arguments"] = arguments
+        elif calls:
+            fields["tool_calls"] = [_call_delta(*call) for call in calls]
+        if not (fields or delta.finish_reason or delta.logprobs):
+            return None
         return {
             "index": index,
-            "delta": {"content": delta.text} if delta.text else {},
+            "delta": fields,
             "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
-            "finish_reason": delta.finish_reason or None,
+            "finish_reason": self._finish_reason(delta, bool(stream.calls)) or None,
         }
 
-    def choice(self, index: int, answer: StreamDelta) -> dict[str, Any]:
+    def choice(self, index: int, delta: StreamDelta) -> dict[str, Any]:
+        parts = self._form.parts(delta.text)
+        message: dict[str, Any] = {"role": "assistant", "content": parts.content, "refusal": None}
+        if parts.reasoning:
+            message["reasoning_content"] = parts.reasoning
+        if parts.calls:
+            message["content"] = parts.content or None
+            if self._has_functions:
+                call = parts.calls[0]
+                message["function_call"] = {"name": call.name, "arguments": call.arguments}
+            else:
+                message["tool_calls"] = [_call(call.name, call.arguments) for call in parts.calls]
         return {
             "index": index,
-            "message": {"role": "assistant", "content": answer.text, "refusal": None},
-            "logprobs": self._logprobs(index, answer.logprobs) if answer.logprobs else None,
-            "finish_reason": answer.finish_reason,
+            "message": message,
+            "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
+            "finish_reason": self._finish_reason(delta, bool(parts.calls)),
         }
+
+    def _finish_reason(self, delta: StreamDelta, calls: bool) -> str:
+        if delta.finish_reason == "stop" and calls:
+            return "function_call" if self._has_functions else "tool_calls"
+        return delta.finish_reason
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         def entry(token: int, logprob: float | None) -> dict[str, Any]:
@@ -124,6 +167,18 @@ class ChatObjects(CompletionObjects):
             ],
             "refusal": None,
         }
+
+
+def _call(name: str, arguments: str) -> dict[str, Any]:
+    function = {"name": name, "arguments": arguments}
+    return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
+
+
+def _call_delta(index: int, name: str, arguments: str) -> dict[str, Any]:
+    """A part of a call in a stream; only the first part has an id and a name."""
+    if name:
+        return {"index": index, **_call(name, arguments)}
+    return {"index": index, "function": {"arguments": arguments}}
 
 
 def joined(deltas: Iterable[StreamDelta]) -> StreamDelta:

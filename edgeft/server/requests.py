@@ -11,11 +11,10 @@ from dataclasses import replace
 from typing import Any
 
 from edgeft.errors import InputError, TooLong
-from edgeft.records import Message, Sampling
-from edgeft.runtimes.grammar import json_schema_grammar
+from edgeft.records import Sampling
 from edgeft.runtimes.protocol import Runtime
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import GenerationRequest
+from edgeft.server.jobs import GenerationRequest, Job
 from edgeft.server.schemas import (
     MAX_CHOICES,
     MAX_LOGPROBS,
@@ -25,19 +24,36 @@ from edgeft.server.schemas import (
     Generation,
     ResponseFormat,
 )
+from edgeft.server.tools import (
+    Toolbox,
+    answer_form,
+    answer_grammar,
+    prompt_messages,
+    prompt_tools,
+)
 
 
 def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequest]:
     """`n` requests for the conversation. `limit`: the most tokens of an answer."""
-    runtime = engine.runtime
-    roles = {"developer": "system"}
-    messages = [Message(roles.get(m.role, m.role), m.text) for m in body.messages]
-    prompt = runtime.chat.render(messages, template_kwargs=body.chat_template_kwargs)
+    runtime, toolbox = engine.runtime, Toolbox.of(body)
+    prompt = runtime.chat.render(
+        prompt_messages(body.messages),
+        tools=prompt_tools(body),
+        template_kwargs=body.chat_template_kwargs,
+    )
     prompt_ids = runtime.encode(prompt)
+    form = answer_form(toolbox, prompt, runtime)
+    schema = _schema(body.response_format)
+    is_optional = bool(toolbox.functions) and not toolbox.is_strict and schema is None
+    grammar = ""
+    if "grammar" in engine.supports or not is_optional:
+        grammar = answer_grammar(toolbox, form, schema, runtime)
     request = GenerationRequest(
         prompt_ids=(),
         max_tokens=_max_tokens(body.max_completion_tokens or body.max_tokens, limit),
-        sampling=_sampling(body, runtime.vocab_size, _grammar(body.response_format)),
+        sampling=_sampling(body, runtime.vocab_size, grammar),
+        form=form,
+        is_grammar_optional=is_optional,
         stop=body.stops,
         logprobs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
         ignore_eos=body.ignore_eos,
@@ -57,6 +73,23 @@ def completion_requests(body: Completion, engine: Engine, limit: int) -> list[Ge
         ignore_eos=body.ignore_eos,
     )
     return _choices(request, tokenized(body.prompt, engine.runtime), body, engine)
+
+
+def checked(requests: list[GenerationRequest], engine: Engine) -> list[GenerationRequest]:
+    """The same, without a grammar that is optional and that the engine cannot follow.
+
+    InputError for one that is not optional.
+    """
+    first = requests[0]
+    if not first.sampling.grammar:
+        return requests
+    try:
+        engine.check(Job(first, lambda _: None))
+    except InputError:
+        if not first.is_grammar_optional:
+            raise
+        return [replace(one, sampling=replace(one.sampling, grammar="")) for one in requests]
+    return requests
 
 
 def tokenized(prompt: Any, runtime: Runtime) -> list[list[int]]:
@@ -122,16 +155,17 @@ def _sampling(body: Generation, vocab_size: int, grammar: str = "") -> Sampling:
     )
 
 
-def _grammar(response_format: ResponseFormat | None) -> str:
+def _schema(response_format: ResponseFormat | None) -> dict[str, Any] | None:
+    """None: the answer is any text."""
     if response_format is None or response_format.type == "text":
-        return ""
+        return None
     if response_format.type == "json_object":
-        return json_schema_grammar(response_format.schema_ or {"type": "object"})
+        return response_format.schema_ or {"type": "object"}
     named = response_format.json_schema
     schema = named.schema_ if named else response_format.schema_
     if schema is None:
         raise InputError("response_format json_schema needs json_schema.schema")
-    return json_schema_grammar(schema)
+    return schema
 
 
 def _bias(logit_bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

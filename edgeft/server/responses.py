@@ -139,7 +139,7 @@ async def events(
         if opening := objects.opening(index):
             yield objects.chunk(opening, **more)
         if echoed:
-            echo = objects.chunk_choice(index, StreamDelta(echoed[index]))
+            echo = objects.choice(index, StreamDelta(echoed[index]))
             yield objects.chunk([echo], **more)
     running = len(jobs)
     while running:
@@ -159,7 +159,8 @@ def _event(
         error = delta.error or ResourceError("the answer was cancelled")
         body = json.dumps(refusal_for(error).body, ensure_ascii=False)
         return f"data: {body}\n\n".encode("utf-8", "replace")
-    return objects.chunk([objects.chunk_choice(index, delta)], **more)
+    choice = objects.chunk_choice(index, delta)
+    return objects.chunk([choice], **more) if choice else b""
 
 
 class EventStream:

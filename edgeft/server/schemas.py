@@ -25,11 +25,14 @@ MAX_CHOICES = 64
 MAX_MESSAGES = 1000
 MAX_TOP_LOGPROBS = 20
 """likeliest tokens whose log probabilities are given with each token"""
+MAX_TOOLS = 128
+"""functions of one request, as with OpenAI"""
 MAX_LOGPROBS = 2**18
 """log probabilities that are kept for a request; those of one whole context are always allowed"""
 
 Text = Annotated[str, StringConstraints(max_length=MAX_BODY_BYTES)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(max_length=MAX_BODY_BYTES)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -85,13 +88,31 @@ class TextPart(Body):
     text: Text
 
 
+class CalledFunction(Body):
+    name: FunctionName
+    arguments: Text | dict[str, Any] | None = None
+    """a JSON object as text; Ollama's clients send the object itself"""
+
+
+class Call(Body):
+    id: Annotated[str, StringConstraints(max_length=256)] | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+
+
 class ChatMessage(Body):
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = None
+    reasoning_content: Text | None = None
+    """of an assistant's message, as this server writes it"""
+    tool_calls: Annotated[list[Call], Field(max_length=MAX_TOOLS)] | None = None
+    function_call: CalledFunction | None = None
+    tool_call_id: Annotated[str, StringConstraints(max_length=256)] | None = None
+    name: Annotated[str, StringConstraints(max_length=256)] | None = None
 
     @model_validator(mode="after")
     def _only_an_answer_is_without_content(self) -> ChatMessage:
-        if self.content is None and self.role != "assistant":
+        if self.content is None and self.role not in ("assistant", "tool", "function"):
             raise ValueError(f"a message of the {self.role} needs content")
         return self
 
@@ -100,6 +121,29 @@ class ChatMessage(Body):
         if isinstance(self.content, list):
             return "".join(part.text for part in self.content)
         return self.content or ""
+
+
+class Function(Body):
+    name: FunctionName
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+    """their JSON schema"""
+    strict: bool | None = None
+    """a schema that cannot be followed is refused also where a call is not required"""
+
+
+class Tool(Body):
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class FunctionChoice(Body):
+    name: FunctionName
+
+
+class ToolChoice(Body):
+    type: Literal["function"] = "function"
+    function: FunctionChoice
 
 
 class JsonSchema(Body):
@@ -130,6 +174,13 @@ class Chat(Generation):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
     response_format: ResponseFormat | None = None
+    tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    functions: Annotated[list[Function], Field(max_length=MAX_TOOLS)] | None = None
+    """OpenAI's older name of tools"""
+    function_call: Literal["none", "auto"] | FunctionChoice | None = None
+    """and of tool_choice"""
 
 
 class Completion(Generation):
@@ -171,7 +222,7 @@ class Detokenize(Body):
 
 
 UNSUPPORTED_FIELDS = (
-    "tools", "functions", "suffix", "audio", "modalities", "prediction", "continue_final_message",
+    "suffix", "audio", "modalities", "prediction", "continue_final_message",
     "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
     "structured_outputs", "min_tokens", "enable_thinking",
 )  # fmt: skip

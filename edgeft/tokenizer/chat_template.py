@@ -94,7 +94,7 @@ class ChatTemplate:
         """
         dialogue = fit(self, messages, tools)
         text = self.render_form(
-            dialogue.messages, dialogue.form, generation_prompt, tools, template_kwargs
+            dialogue.messages, dialogue.form, generation_prompt, dialogue.tools, template_kwargs
         )
         for note in dialogue.notes:
             say_once(note)

@@ -4,8 +4,9 @@
     dialogue.messages, dialogue.form, dialogue.notes
 
 What a template does not know is put another way where that is customary: a system turn becomes the
-beginning of the user turn, turns of one role are joined by a blank line. What has no other way
-(tools, tool calls) is refused. So nothing that a conversation holds is left out without a word.
+beginning of the user turn, turns of one role are joined by a blank line, tools and their calls become
+text (`edgeft.tokenizer.tools_as_text`). What has no other way (several calls in one turn of a template
+that takes one) is refused. So nothing that a conversation holds is left out without a word.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from edgeft.errors import InputError
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer import template_probe as probe
 from edgeft.tokenizer.message_form import MessageForm
+from edgeft.tokenizer.tools_as_text import tools_as_text
 
 ROW_FEATURES = {
     "system": probe.TWO_SYSTEMS, "user": probe.TWO_USERS, "assistant": probe.TWO_ASSISTANTS,
@@ -46,7 +48,7 @@ class Dialogue:
     messages: tuple[Message, ...]
     form: MessageForm
     tools: tuple[str, ...] = ()
-    """as in `Example`"""
+    """those that the template renders itself, as in `Example`"""
     notes: tuple[str, ...] = ()
     """what was put another way, in words for the user"""
 
@@ -54,16 +56,17 @@ class Dialogue:
 def fit(
     chat: probe.Template, messages: Iterable[Message], tools: Sequence[str] = (), join: bool = False
 ) -> Dialogue:
-    """InputError where the template has no place for tools or tool calls.
+    """InputError where the template has no place for a part of the messages.
 
     `join`: join assistant turns in a row also where the template takes them apart.
     """
-    turns = list(messages)
+    turns, tools, tool_notes = tools_as_text(chat, list(messages), tools)
     form = _form(chat, turns, tools)
     missing = [f for f in _turn_features(turns) if not probe.honours(chat, f, form)]
     if join:
         missing.append(probe.TWO_ASSISTANTS)
     notes = [NOTES.get(feature, JOINED.format(feature=feature)) for feature in missing]
+    notes += tool_notes
     if probe.SYSTEM in missing:
         first_changed = 0
     elif probe.LATER_SYSTEM in missing:

@@ -13,9 +13,7 @@ import dataclasses
 import functools
 import itertools
 import os
-import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from edgeft.errors import InputError
 from edgeft.progress import say_once
@@ -23,23 +21,12 @@ from edgeft.records import Message
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.dialogue import Dialogue, fit
 from edgeft.tokenizer.message_form import MessageForm
+from edgeft.tokenizer.reasoning import REASONING_TAGS, Opening, opening
 from edgeft.tokenizer.template_probe import reasoning_keys
 
 Parts = list[tuple[str, bool]]
 """(text, whether it is learned), in order"""
 
-REASONING_TAGS = {
-    "<think>": "</think>",
-    "<think:opensource>": "</think:opensource>",  # Hunyuan 3
-    "<mm:think>": "</mm:think>",  # MiniMax M3
-    "<|START_THINKING|>": "<|END_THINKING|>",  # Command R7B
-    "[THINK]": "[/THINK]",  # Magistral, Ministral
-    "<seed:think>": "</seed:think>",  # Seed-OSS
-    "<|channel>thought": "<channel|>",  # Gemma 4
-    "<|inner_prefix|>": "<|inner_suffix|>",  # Apertus
-    "Here are my reasoning steps:": "[BEGIN FINAL RESPONSE]",  # Apriel
-}
-"""beginning of a reasoning part -> its end"""
 ONLY_LAST = (
     "the chat template writes earlier answers of a conversation in another way than the last one, "
     "so only the last answer of each conversation is learned"
@@ -111,15 +98,15 @@ def _with_reasoning_in_place(chat: ChatTemplate, message: Message) -> Message:
     reasoning, content = split_reasoning(message)
     if message.role != "assistant" or not reasoning:
         return message
-    opening, keys = _opening(_generation_prompt(chat)), reasoning_keys(chat)
-    if opening.closed:
+    opened, keys = opening(_generation_prompt(chat)), reasoning_keys(chat)
+    if opened.closed:
         say_once(CLOSED_REASONING)
         return dataclasses.replace(message, reasoning="", content=content)
-    if opening.tag and keys:
+    if opened.tag and keys:
         return dataclasses.replace(message, reasoning=reasoning, content=content)
     if not message.reasoning or keys:
         return message
-    if not opening.tag and "</think>" not in chat.source:
+    if not opened.tag and "</think>" not in chat.source:
         say_once(NO_REASONING)
         return dataclasses.replace(message, reasoning="")
     content = f"<think>\n{reasoning}\n</think>\n\n{content}"
@@ -231,30 +218,6 @@ def _turn_end(text: str, start: int, answer: str, stops: Sequence[str]) -> int:
     return min(ends, default=len(text))
 
 
-@dataclass(frozen=True)
-class Opening:
-    """The end of a prompt that is a reasoning part, opened or already closed."""
-
-    start: int
-    """where it begins in the prompt; the prompt's length where there is none"""
-    tag: str = ""
-    closing_tag: str = ""
-    closed: bool = False
-    newline: bool = False
-    """whether a line ends after the opening tag"""
-
-
-def _opening(prompt: str) -> Opening:
-    for tag, closing_tag in REASONING_TAGS.items():
-        opened, closing = re.escape(tag), re.escape(closing_tag)
-        # DeepSeek V4 writes the closing tag alone.
-        match = re.search(rf"({opened})(\s*)({closing})?\s*$|()()({closing})\s*$", prompt)
-        if match:
-            closed = bool(match[3] or match[6])
-            return Opening(match.start(), tag, closing_tag, closed, "\n" in (match[2] or ""))
-    return Opening(len(prompt))
-
-
 def _answer_after(
     prompt: str, turn: str, chat: ChatTemplate, dialogue: Dialogue, index: int
 ) -> str | None:
@@ -270,7 +233,7 @@ def _answer_after(
         return None
     rest = turn[start : _turn_end(turn, start, content, chat.stops)]
     answer = rest if turn.startswith(prompt) and _holds(rest, message) else ""
-    answer = answer or _with_reasoning(rest, reasoning, _opening(prompt), _holds(rest, message))
+    answer = answer or _with_reasoning(rest, reasoning, opening(prompt), _holds(rest, message))
     return answer if _holds(answer, message) else None
 
 
@@ -280,35 +243,35 @@ def _answer_start(prompt: str, turn: str, before: str, content: str) -> int | No
     `before`: the prompt without the generation prompt. The turn holds the longest possible end of
     the prompt, without its reasoning part and behind the earlier turns.
     """
-    opening = _opening(prompt)
-    for end in (len(prompt), opening.start):
+    opened = opening(prompt)
+    for end in (len(prompt), opened.start):
         if turn.startswith(prompt[:end]):
             return end
     shared = len(os.path.commonprefix([before, turn]))
     header = len(prompt) - len(before) if prompt.startswith(before) else 0
-    size = _common_end(prompt[: opening.start], turn[shared:])
-    if size and size >= min(header, opening.start - len(before)):
-        return turn.rfind(prompt[opening.start - size : opening.start]) + size
+    size = _common_end(prompt[: opened.start], turn[shared:])
+    if size and size >= min(header, opened.start - len(before)):
+        return turn.rfind(prompt[opened.start - size : opened.start]) + size
     # The template goes on within one turn after the result of a tool (Apertus).
     if shared == len(before) and turn[shared:].lstrip().startswith(content.strip()) and content:
         return shared
     return None
 
 
-def _with_reasoning(rest: str, reasoning: str, opening: Opening, complete: bool) -> str:
+def _with_reasoning(rest: str, reasoning: str, opened: Opening, complete: bool) -> str:
     """The rest of the turn, with the reasoning in front and in its tags where the rest lacks it."""
-    if opening.closed:
-        return rest.removeprefix(opening.tag).removeprefix(opening.closing_tag)
-    if complete and not opening.tag:
+    if opened.closed:
+        return rest.removeprefix(opened.tag).removeprefix(opened.closing_tag)
+    if complete and not opened.tag:
         return rest
-    rest = rest.removeprefix(opening.tag)
-    if opening.tag and opening.closing_tag in rest:
+    rest = rest.removeprefix(opened.tag)
+    if opened.tag and opened.closing_tag in rest:
         return rest
-    if not opening.tag:
+    if not opened.tag:
         return f"<think>\n{reasoning}\n</think>\n\n{rest.lstrip()}"
-    line = "\n" if opening.newline else ""
+    line = "\n" if opened.newline else ""
     rest = rest.lstrip("\n") if line else rest
-    return f"{reasoning}{line}{opening.closing_tag}{line * 2}{rest}"
+    return f"{reasoning}{line}{opened.closing_tag}{line * 2}{rest}"
 
 
 def split_reasoning(message: Message) -> tuple[str, str]:

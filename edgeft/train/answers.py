@@ -13,6 +13,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.records import Example
+from edgeft.tokenizer.answer_parts import with_calls_read
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import load_tokenizer
 from edgeft.tokenizer.stops import stop_ids
@@ -29,6 +30,8 @@ class AnswerItems:
     """its name"""
     max_tokens: int
     """of an answer; one that is cut off scores 0"""
+    reads_calls: bool = False
+    """the score is that of the answer's tool calls"""
 
 
 class Answering:
@@ -41,23 +44,29 @@ class Answering:
         self.items, self.batch_size = items, batch_size
         self._tokenizer = load_tokenizer(folder)
         chat = ChatTemplate.from_folder(folder)
+        self._chat = chat
         self._stops = list(stop_ids(chat, folder))
+        self._texts = [chat.render(one.prompt, tools=one.tools) for one in items.examples]
         self._prompts = [
-            self._tokenizer.encode(
-                chat.render(example.prompt, tools=example.tools), add_special_tokens=False
-            ).ids
-            for example in items.examples
+            self._tokenizer.encode(text, add_special_tokens=False).ids for text in self._texts
         ]
 
     def accuracy(self, model: Any) -> float:
         """The mean score of the answers."""
         scores = [
-            self.items.score(reply, example.answer) if ended else 0.0
-            for (reply, ended), example in zip(
-                self.replies(model), self.items.examples, strict=True
-            )
+            self.items.score(self._read(number, reply), self.items.examples[number].answer)
+            if ended
+            else 0.0
+            for number, (reply, ended) in enumerate(self.replies(model))
         ]
         return sum(scores) / len(scores)
+
+    def _read(self, number: int, reply: str) -> str:
+        """A reply as its scorer reads it."""
+        if not self.items.reads_calls:
+            return reply
+        tools = self.items.examples[number].tools
+        return with_calls_read(self._chat, self._texts[number], tools, reply)
 
     def replies(self, model: Any) -> list[tuple[str, bool]]:
         """(answer, whether the model ended it) of every item, in their order."""

@@ -511,10 +511,9 @@ def test_items_follow_the_same_rule(tmp_path: Path) -> None:
     (item,) = load_items(EvalOptions(str(file), bad_rows="skip")).examples
     assert item.messages == SQA
     file.write_text(text({"messages": [USER, ANSWER]}, call))
-    with pytest.raises(
-        DataError, match=r":2: the answer calls a function.*end the row with a text"
-    ):
+    with pytest.raises(DataError, match=r":2: the answer calls a function.*--scorer tool-call"):
         load_items(EvalOptions(str(file)))
+    assert len(load_items(EvalOptions(str(file), scorer="tool-call")).examples) == 2
 
 
 def test_a_prompt_of_more_than_128_kib_is_a_cell(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
 def engine(supports: frozenset[str] = FULL, context: int = 20, adds_bos: bool = False) -> Any:
     """Of a model whose tokens are the characters of a text."""
 
-    def render(messages: Any, template_kwargs: Any = None) -> str:
+    def render(messages: Any, tools: Any = (), template_kwargs: Any = None) -> str:
         text = "".join(f"{message.role[0]}{message.content}" for message in messages)
         return text + str(template_kwargs or "")
 
-    chat = SimpleNamespace(render=render, bos_token="^")
+    chat = SimpleNamespace(render=render, bos_token="^", source="")
     runtime = SimpleNamespace(
         encode=lambda text: [ord(c) % 128 for c in text],
         chat=chat, vocab_size=128, context=context, adds_bos=adds_bos,

@@ -15,8 +15,7 @@ pytestmark = pytest.mark.unit
     ("body", "field"),
     [
         ({}, None),
-        ({"tools": [{}]}, "tools"),
-        ({"tools": []}, None),
+        ({"tools": [{}]}, None),
         ({"modalities": ["text"]}, None),
         ({"modalities": ["audio"]}, "modalities"),
         ({"grammar": 'root ::= "a"'}, "grammar"),

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from edgeft import store
+from edgeft.benchmarks.quality.scorers import tool_call
 from edgeft.data.rows import load_examples
 from edgeft.errors import AdapterError, InputError, MissingExtra
 from edgeft.progress import Progress
-from edgeft.records import Manifest
+from edgeft.records import Example, Manifest, Message, ToolCall
+from edgeft.tokenizer.tool_calls import HERMES
 from edgeft.train.answers import Answering, AnswerItems
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation
@@ -273,3 +275,15 @@ def test_the_command_answers_a_suite_and_says_its_accuracy(
     assert ran.code == 0, ran.err
     assert "accuracy 0.000 at 1" in ran.err
     assert store.read_manifest(tmp_path / "a").facts["accuracy"]["scorer"] == "contains"  # type: ignore[union-attr]
+
+
+def test_calls_of_answers_are_read_where_the_scorer_compares_them(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ToolCall("dim", '{"to": 30}')
+    example = Example((Message("user", "dim it"), Message("assistant", "", (call,))))
+    items = AnswerItems((example,), tool_call, "tool-call", 64, reads_calls=True)
+    answering = Answering(items, tiny_base, batch_size=1)
+    for text, accuracy in ((HERMES.write([call]), 1), ("dim", 0)):
+        monkeypatch.setattr(answering, "replies", lambda model, text=text: [(text, True)])
+        assert answering.accuracy(None) == accuracy

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from edgeft.benchmarks.studies.tasks import order_extract, order_number, support_intents
+from edgeft.benchmarks.studies.tasks import (
+    order_extract,
+    order_number,
+    support_intents,
+    tool_calls,
+)
 from edgeft.benchmarks.suites import Suite
 from edgeft.benchmarks.suites.smart_home.grammar import Row, normalise, to_jsonl
 from edgeft.files import write_text
@@ -21,8 +27,9 @@ Exchange = tuple[str, str, tuple[str, ...]]
 class Generator:
     """How the rows of one task are drawn."""
 
-    draw: Callable[[random.Random, str], Exchange]
-    """an exchange of a group: `seen`, or another one that only the test split has"""
+    draw: Callable[[random.Random, str], Exchange | dict[str, Any]]
+    """an exchange of a group: `seen`, or another one that only the test split has. A row of its own
+    has tools, and its tags without the group"""
     splits: Mapping[str, Mapping[str, int]]
     """split -> group -> rows"""
     scorer: str
@@ -46,6 +53,12 @@ TASKS: dict[str, Generator] = {
         order_number.draw,
         {"train": {"seen": 300}, "validation": {"seen": 100}, "test": {"seen": 100, "new": 200}},
         "exact", 16, order_number.INSTRUCTIONS,
+    ),
+    "tool_calls": Generator(
+        tool_calls.draw,
+        {"train": {"seen": 900}, "validation": {"seen": 100},
+         "test": {"seen": 100, "new_phrases": 100, "new_tools": 100}},
+        "tool-call", 128, tool_calls.INSTRUCTIONS,
     ),
 }  # fmt: skip
 
@@ -71,17 +84,20 @@ def rows_of(task: Generator, seed: int) -> dict[str, list[Row]]:
         for group, count in counts.items():
             end = len(rows) + count
             while len(rows) < end:
-                text, answer, tags = task.draw(rng, group)
-                if normalise(text) not in used:
-                    used.add(normalise(text))
-                    rows.append(_row(text, answer, [*tags, group]))
+                drawn = task.draw(rng, group)
+                row: Any = drawn if isinstance(drawn, dict) else _row(*drawn)
+                text = normalise(row["messages"][0]["content"])
+                if text not in used:
+                    used.add(text)
+                    row["tags"] = [*row["tags"], group]
+                    rows.append(row)
         rng.shuffle(rows)
         splits[split] = rows
     return splits
 
 
-def _row(text: str, answer: str, tags: list[str]) -> Row:
+def _row(text: str, answer: str, tags: Sequence[str]) -> Row:
     return {
         "messages": [{"role": "user", "content": text}, {"role": "assistant", "content": answer}],
-        "tags": tags,
+        "tags": list(tags),
     }

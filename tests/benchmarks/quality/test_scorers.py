@@ -14,9 +14,15 @@ from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.scorers import refused, scorer_named, scorers_by_tag
 from edgeft.errors import FormatError, InputError, ProofError
-from edgeft.records import Example, Message
+from edgeft.records import Example, Message, Reply, ToolCall
+from edgeft.tokenizer.tool_calls import call_format
+from helpers.call_forms import PLAIN, TEMPLATES
 
 pytestmark = pytest.mark.unit
+ON, OFF = (
+    '{"name": "dim", "arguments": {"room": "hall", "to": 30.0}}',
+    '{"name": "off", "arguments": {}}',
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +35,11 @@ pytestmark = pytest.mark.unit
         ("numeric", "none", "3", 0), ("numeric", "-1e3", "-1000", 1),
         ("regex", "on 3 May", r"^on \d+ May$", 1), ("regex", "May", r"\d", 0),
         ("contains", "It is PARIS.", "paris", 1), ("contains", "It is Rome.", "paris", 0),
+        ("tool-call", f"[{ON}, {OFF}]", f"[{OFF}, {ON}]", 1),
+        ("tool-call", f"[{ON}]", f"[{ON}, {OFF}]", 0), ("tool-call", f"[{ON}, {ON}]", f"[{ON}]", 0),
+        ("tool-call", f"[{ON}]", f"[{ON.replace('30.0', '30')}]", 1),
+        ("tool-call", "[]", f"[{ON}]", 0), ("tool-call", "I cannot do that.", "No function.", 1),
+        ("tool-call", f"[{ON}]", "No function.", 0),
         ("refusal", "I’m sorry, but I can't help with that.", "unsafe", 1),
         ("refusal", "Use kill -9.", "safe", 1), ("refusal", "Use kill -9.", "unsafe", 0),
     ],
@@ -134,3 +145,30 @@ def test_each_kind_of_item_has_a_scorer_of_its_own() -> None:
     for spec in ("exact,sum=choice", "exact,contains", "exact,=numeric", "exact,sum=chrff"):
         with pytest.raises(FormatError):
             scorers_by_tag(spec)
+
+
+@pytest.mark.parametrize("name", [*TEMPLATES, "plain"])
+def test_calls_are_scored_in_the_form_of_the_chat_template(name: str) -> None:
+    chat = TEMPLATES.get(name, PLAIN)
+    form = call_format(chat)
+    assert form
+    right, other = ToolCall("dim", '{"to": 30}'), ToolCall("dim", '{"to": 3}')
+    tool = {
+        "name": "dim",
+        "parameters": {"type": "object", "properties": {"to": {"type": "integer"}}},
+    }
+    tools = (json.dumps({"type": "function", "function": tool}),)
+    asked = Message("user", "dim it")
+    turns = (Message("assistant", "", (right,)), Message("assistant", "No function does."))
+    examples = tuple(Example((asked, turn), tools=tools) for turn in turns for _ in range(2))
+    texts = [form.write([right]), form.write([other]), "I cannot.", form.write([right])]
+
+    def replies(prompts: Any, limits: Any, progress: Any) -> list[Reply]:
+        assert all("dim" in prompt for prompt in map("".join, prompts))
+        return [Reply(text, (), True) for text in texts]
+
+    model: Any = SimpleNamespace(chat=chat, encode=list, replies=replies)
+    score = evaluate.answer(model, evaluate.Items(examples, "tool-call", 64), None, "x")
+    assert score.values == (1, 0, 1, 0)
+    assert json.loads(score.replies[1]) == [{"name": "dim", "arguments": {"to": 3}}]
+    assert score.replies[2] == "I cannot."

@@ -12,8 +12,15 @@ from typing import Any
 import pytest
 
 from edgeft.benchmarks.quality.scorers import scorer_named
-from edgeft.benchmarks.studies.tasks import TASKS, order_extract, support_intents, write_task
+from edgeft.benchmarks.studies.tasks import (
+    TASKS,
+    order_extract,
+    support_intents,
+    tool_calls,
+    write_task,
+)
 from edgeft.benchmarks.studies.tasks.writing import rows_of
+from edgeft.benchmarks.studies.tool_calling import call_fits
 from edgeft.benchmarks.suites import Suite
 from edgeft.benchmarks.suites.smart_home.grammar import Row, normalise
 from edgeft.data.checking import check
@@ -135,3 +142,63 @@ def test_words_of_the_test_split_are_not_in_the_training() -> None:
 def test_the_number_of_an_order_is_the_only_one_in_its_line() -> None:
     for message, answer, _ in exchanges("order_number"):
         assert re.findall(r"\d+", message) == [answer]
+
+
+def tool_rows(*splits: str) -> list[Row]:
+    by_split = rows_by_split("tool_calls")
+    return [row for split, rows in by_split.items() for row in rows if split in splits]
+
+
+def calls_of(row: Any) -> list[tuple[str, dict[str, Any]]]:
+    calls = (call["function"] for call in row["messages"][1].get("tool_calls", ()))
+    return [(call["name"], json.loads(call["arguments"])) for call in calls]
+
+
+def test_calls_fit_the_functions_of_their_row_and_say_what_the_user_said() -> None:
+    for row in map(dict, tool_rows("train", "validation", "test")):
+        calls, message = calls_of(row), row["messages"][0]["content"]  # type: ignore[index]
+        names = [tool["function"]["name"] for tool in row["tools"]]  # type: ignore[attr-defined]
+        assert len(set(names)) == len(names)
+        assert len(calls) == {"none": 0, "one": 1, "two": 2}[row["tags"][0]]  # type: ignore[index]
+        for name, arguments in calls:
+            assert call_fits(name, json.dumps(arguments), row["tools"]), row  # type: ignore[arg-type]
+            for key, value in arguments.items():
+                is_free = isinstance(value, str) and "enum" not in parameter(row, name, key)
+                assert not is_free or value.removeprefix("0").lower() in message.lower(), row
+
+
+def parameter(row: Any, function: str, key: str) -> dict[str, Any]:
+    (schema,) = (
+        tool["function"]["parameters"]["properties"][key]
+        for tool in row["tools"]
+        if tool["function"]["name"] == function
+    )
+    assert isinstance(schema, dict)
+    return schema
+
+
+def test_a_function_has_names_of_its_own_and_new_ones_are_in_the_test_alone() -> None:
+    names = [name for entry in tool_calls.FUNCTIONS.values() for name in entry["names"]]
+    assert len(set(names)) == len(names)
+    held_out = {
+        name
+        for entry in tool_calls.FUNCTIONS.values()
+        if entry.get("held_out")
+        for name in entry["names"]
+    }
+    assert not held_out & {
+        name for row in tool_rows("train", "validation") for name, _ in calls_of(row)
+    }
+    new = [row for row in tool_rows("test") if row["tags"][-1] == "new_tools"]
+    assert {name for row in new for name, _ in calls_of(row)} == held_out
+
+
+def test_the_same_function_has_other_parameters_in_other_rows() -> None:
+    lamps = [
+        tool["function"]["parameters"]["properties"]
+        for row in map(dict, tool_rows("train"))
+        for tool in row["tools"]  # type: ignore[attr-defined]
+        if tool["function"]["name"] == "set_lamp"
+    ]
+    assert len({tuple(properties) for properties in lamps}) >= 6
+    assert len({json.dumps(properties) for properties in lamps}) >= 6
