@@ -12,6 +12,7 @@ from typing import Any
 
 from edgeft import __version__, machine, store
 from edgeft.benchmarks.quality import evaluate
+from edgeft.export.ship import describe as describe_ship
 from edgeft.records import Arm, Example, Release, Score
 from edgeft.release import wording
 from edgeft.release.forgetting import forgetting_json, judge_forgetting
@@ -196,6 +197,8 @@ def _lineage(path: Path) -> tuple[dict[str, Any], ...]:
     if manifest is None:
         return (artifact,)
     options = {key: value for key, value in manifest.options.items() if value is not None}
+    if ship := manifest.facts.get("ship"):
+        options["weights"] = describe_ship(ship, options.get("quant", ""))
     parents = (
         {"role": role, "name": "", "identity": identity, "options": {}}
         for role, identity in manifest.parents.items()

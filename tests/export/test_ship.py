@@ -85,6 +85,17 @@ def test_the_default_type_is_the_trained_one_and_has_the_values_of_the_last_step
     assert "loss" not in of_file["base_precision"], "nothing is left to be measured"
 
 
+def test_the_report_says_what_a_file_was_trained_for(artifacts: Path) -> None:
+    from edgeft.release.describe import _lineage
+
+    said = {
+        path: _lineage(artifacts / path)[0]["options"]["weights"]
+        for path in ("q4_0.gguf", "f16.gguf")
+    }
+    assert said["q4_0.gguf"] == "the weights of the training's last step, bit for bit: 15 tensors"
+    assert said["f16.gguf"].startswith("trained for q4_0: the weights of f16 differ")
+
+
 def test_another_type_is_compared_with_the_trained_values(
     trained: Trained, artifacts: Path
 ) -> None:
