@@ -18,8 +18,10 @@ def test_demo_prints_its_table_and_a_second_run_skips_complete_steps(tmp_path: P
     first = subprocess.run(command, capture_output=True, text=True, check=False)
     assert first.returncode == 0, first.stderr
     rows = [line for line in first.stdout.splitlines() if line.startswith("|")]
-    assert len(rows) == 2 + 5
-    assert rows[-1].startswith("| q4_k_m.gguf") and rows[2].startswith("| base, instructions only")
+    assert len(rows) == 2 + 6
+    assert rows[-1].startswith("| gptq-q4_0.gguf") and rows[2].startswith(
+        "| base, instructions only"
+    )
     outcome = first.stdout.strip().split(maxsplit=1)[0].rstrip(":")
     assert outcome in {"PASS", "FAIL", "INCONCLUSIVE"}
     made = storage.read(tmp_path / "demo/report/report.json")
@@ -30,4 +32,4 @@ def test_demo_prints_its_table_and_a_second_run_skips_complete_steps(tmp_path: P
     assert "\nfine-tune: f16.gguf" in before_training
     second = subprocess.run(command, capture_output=True, text=True, check=False)
     assert second.returncode == 0, second.stderr
-    assert second.stderr.count("is complete, nothing to do") == 1 + 3 + 1
+    assert second.stderr.count("is complete, nothing to do") == 1 + 4 + 1

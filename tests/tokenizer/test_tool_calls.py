@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import pytest
 
 from edgeft.errors import InputError
+from edgeft.progress import say_once
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer.answer_parts import AnswerForm, AnswerParts, AnswerStream
 from edgeft.tokenizer.tool_calls import (
@@ -178,6 +179,7 @@ def test_a_form_that_is_not_understood_is_none() -> None:
 def test_tools_and_calls_are_text_where_the_template_has_no_place_for_them(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    say_once.cache_clear()
     call = ToolCall("ping", "{}")
     turns = [
         Message("system", "Be kind."), Message("user", "hi"), Message("assistant", "Yes.", (call,)),
