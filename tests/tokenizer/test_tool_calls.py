@@ -131,6 +131,11 @@ def test_json_without_a_marker_is_a_call_only_of_a_known_function() -> None:
     assert form.read(f"It is {ping}", TOOLS) == (f"It is {ping}", [])
 
 
+def test_a_marker_that_begins_no_call_does_not_hide_the_call_behind_it() -> None:
+    text = "A <tool_call> is this:\n" + HERMES.write([ToolCall("ping", "{}")])
+    assert HERMES.read(text) == ("A <tool_call> is this:", [ToolCall("ping", "{}")])
+
+
 def test_arguments_that_were_cut_off_are_what_came() -> None:
     text = HERMES.write([ToolCall("note", '{"text": "a long one"}')])
     cut = text[: text.index("one")]
