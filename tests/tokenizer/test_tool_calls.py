@@ -203,6 +203,21 @@ def test_tools_and_calls_are_text_where_the_template_has_no_place_for_them(
         HERMES.write([ToolCall("ping", "[]")])
 
 
+def test_a_prompt_has_one_call_a_turn_where_the_template_takes_one() -> None:
+    chat = TEMPLATES["llama"]
+    one, two = ToolCall("ping", '{"a": 1}', "c1"), ToolCall("ping", '{"a": 2}', "c2")
+    turns = [
+        Message("user", "hi"), Message("assistant", "", (one, two)),
+        Message("tool", "second", tool_call_id="c2"), Message("tool", "first", tool_call_id="c1"),
+    ]  # fmt: skip
+    text = chat.render(turns, tools=TOOL_TEXTS)
+    places = [text.index(word) for word in ('{"a": 1}', "first", '{"a": 2}', "second")]
+    assert places == sorted(places)
+    for asked, generation_prompt in ((turns, False), (turns[:3], True)):
+        with pytest.raises(InputError, match="single tool-calls"):
+            chat.render(asked, generation_prompt, TOOL_TEXTS)
+
+
 def test_reasoning_is_split_by_the_tags_of_the_template() -> None:
     knows = dataclasses.replace(PLAIN, source=PLAIN.source + "{# </think> #}")
     prompt = "<|user|>hi<|end|><|assistant|>"
