@@ -103,8 +103,10 @@ class Call(Body):
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = None
-    reasoning_content: Text | None = None
-    """of an assistant's message, as this server writes it"""
+    reasoning_content: Annotated[
+        Text | None, Field(validation_alias=AliasChoices("reasoning_content", "reasoning"))
+    ] = None
+    """of an assistant's message; vLLM's other name is reasoning"""
     tool_calls: Annotated[list[Call], Field(max_length=MAX_TOOLS)] | None = None
     function_call: CalledFunction | None = None
     tool_call_id: Annotated[str, StringConstraints(max_length=256)] | None = None
@@ -181,6 +183,11 @@ class Chat(Generation):
     """OpenAI's older name of tools"""
     function_call: Literal["none", "auto"] | FunctionChoice | None = None
     """and of tool_choice"""
+
+    @property
+    def offered(self) -> list[Function]:
+        """The functions under either name."""
+        return [tool.function for tool in self.tools or ()] + (self.functions or [])
 
 
 class Completion(Generation):

@@ -33,31 +33,24 @@ class Toolbox:
     @classmethod
     def of(cls, body: Chat) -> Toolbox:
         """InputError for a choice that fits no function."""
-        functions = [tool.function for tool in body.tools or ()] + (body.functions or [])
-        choice: Any = body.tool_choice
-        if choice is None:
-            choice = body.function_call
-        if isinstance(choice, ToolChoice):
-            choice = choice.function
+        functions, choice = body.offered, body.tool_choice or body.function_call or "auto"
         names = [function.name for function in functions]
         if len(set(names)) < len(names):
             raise InputError("two tools have the same name")
-        if choice in ("none", "auto", None):
-            functions = [] if choice == "none" else functions
-            several = body.parallel_tool_calls is not False and not body.functions
-            return cls(tuple(functions), False, several)
+        if choice == "none":
+            return cls()
+        several = body.parallel_tool_calls is not False and not body.functions
+        if choice == "auto":
+            return cls(tuple(functions), several=several)
         if not functions:
             raise InputError("tool_choice asks for a call, and there are no tools")
         if choice == "required":
-            return cls(tuple(functions), True, body.parallel_tool_calls is not False)
-        if choice.name not in names:
-            raise InputError(f"tool_choice names {choice.name!r}, which is none of the tools")
-        return cls(tuple(functions), True, False)._with_choice(choice.name)
-
-    def _with_choice(self, name: str) -> Toolbox:
-        """All functions are in the prompt, one may be called."""
-        chosen = tuple(function for function in self.functions if function.name == name)
-        return dataclasses.replace(self, functions=chosen)
+            return cls(tuple(functions), required=True, several=several)
+        name = choice.function.name if isinstance(choice, ToolChoice) else choice.name
+        if name not in names:
+            raise InputError(f"tool_choice names {name!r}, which is none of the tools")
+        named = tuple(function for function in functions if function.name == name)
+        return cls(named, required=True, several=False)
 
     @property
     def is_strict(self) -> bool:
@@ -68,8 +61,7 @@ def prompt_tools(body: Chat) -> tuple[str, ...]:
     """The functions as `Example.tools` has them; none where none may be called."""
     if "none" in (body.tool_choice, body.function_call):
         return ()
-    functions = [tool.function for tool in body.tools or ()] + (body.functions or [])
-    return tuple(map(_tool_text, functions))
+    return tuple(map(_tool_text, body.offered))
 
 
 def _tool_text(function: Function) -> str:

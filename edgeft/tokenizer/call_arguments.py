@@ -97,12 +97,11 @@ class TaggedArguments:
             value = _value(text[match.end() : end.start()], property_schema(schema, name), is_value)
             pairs.append(f"{json_text(name)}: {json_text(value)}")
             at = end.end()
-        rest = text[at:].strip()
-        if not final and self.key_begin.strip().startswith(rest[: len(self.key_begin)]):
-            return "{" + ", ".join(pairs), UNFINISHED
-        if not final and rest and re.match(rf"{key}", rest):
-            return "{" + ", ".join(pairs), UNFINISHED
-        return "{" + ", ".join(pairs) + "}", at
+        written, rest = "{" + ", ".join(pairs), text[at:].strip()
+        begin = self.key_begin.strip()
+        if not final and (begin.startswith(rest) or rest.startswith(begin)):
+            return written, UNFINISHED
+        return written + "}", at
 
     def _is_value(self, begin: str) -> bool:
         """Whether the tags say that the value is no text."""

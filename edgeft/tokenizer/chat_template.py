@@ -92,7 +92,7 @@ class ChatTemplate:
         InputError where the template does not compile, refuses the messages, has no place for a part
         of them, or reads no such variable.
         """
-        dialogue = fit(self, messages, tools)
+        dialogue = fit(self, messages, tools, prompt=generation_prompt)
         text = self.render_form(
             dialogue.messages, dialogue.form, generation_prompt, dialogue.tools, template_kwargs
         )

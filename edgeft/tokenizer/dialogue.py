@@ -5,8 +5,8 @@
 
 What a template does not know is put another way where that is customary: a system turn becomes the
 beginning of the user turn, turns of one role are joined by a blank line, tools and their calls become
-text (`edgeft.tokenizer.tools_as_text`). What has no other way (several calls in one turn of a template
-that takes one) is refused. So nothing that a conversation holds is left out without a word.
+text (`edgeft.tokenizer.tools_as_text`). What has no other way (several calls to learn in one turn of a
+template that takes one) is refused. So nothing that a conversation holds is left out without a word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeft.errors import InputError
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer import template_probe as probe
 from edgeft.tokenizer.message_form import MessageForm
-from edgeft.tokenizer.tools_as_text import tools_as_text
+from edgeft.tokenizer.tools_as_text import one_call_a_turn, tools_as_text
 
 ROW_FEATURES = {
     "system": probe.TWO_SYSTEMS, "user": probe.TWO_USERS, "assistant": probe.TWO_ASSISTANTS,
@@ -54,13 +54,21 @@ class Dialogue:
 
 
 def fit(
-    chat: probe.Template, messages: Iterable[Message], tools: Sequence[str] = (), join: bool = False
+    chat: probe.Template,
+    messages: Iterable[Message],
+    tools: Sequence[str] = (),
+    join: bool = False,
+    prompt: bool = False,
 ) -> Dialogue:
     """InputError where the template has no place for a part of the messages.
 
-    `join`: join assistant turns in a row also where the template takes them apart.
+    `join`: join assistant turns in a row also where the template takes them apart. `prompt`: nothing
+    is learned of the messages (`one_call_a_turn`).
     """
     turns, tools, tool_notes = tools_as_text(chat, list(messages), tools)
+    if prompt:
+        turns, more_notes = one_call_a_turn(chat, turns)
+        tool_notes += more_notes
     form = _form(chat, turns, tools)
     missing = [f for f in _turn_features(turns) if not probe.honours(chat, f, form)]
     if join:

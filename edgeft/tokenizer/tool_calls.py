@@ -95,27 +95,24 @@ class CallFormat:
         """
         content: list[str] = []
         calls: list[ToolCall] = []
-        at = 0
-        while start := self._find(text, at, calls):
+        at = searched = 0
+        while start := self._find(text, searched):
             read, end = self._read_calls(text, start, tools or {}, final)
-            if not read:
-                break
-            content.append(text[at : start.start()])
-            calls += read
-            at = end
-            if end == len(text):
-                break
+            searched = end if read else max(start.end(), 1)
+            if read:
+                content.append(text[at : start.start()])
+                calls, at = calls + read, end
         rest = text[at:] if final else self._without_beginning(text, at)
         content.append(rest)
         if calls:
             return "".join(content).rstrip(), calls
         return "".join(content), []
 
-    def _find(self, text: str, at: int, calls: Sequence[ToolCall]) -> re.Match[str] | None:
-        """Where calls begin: at the marker, or else at the beginning of the answer."""
+    def _find(self, text: str, at: int) -> re.Match[str] | None:
+        """Where calls begin from `at` on: at the marker, or else at the beginning of the answer."""
         if self.marker:
             return re.compile(_loose(self.marker)).search(text, at)
-        if calls:
+        if at:
             return None
         return re.compile(rf"\s*(?:{re.escape(PYTHON_TAG)})?\s*(?=[{{\[])").match(text)
 
@@ -149,8 +146,8 @@ class CallFormat:
 
     def _strict(
         self, text: str, opened: re.Match[str], tools: Mapping[str, Schema], final: bool
-    ) -> tuple[ToolCall, int] | None:
-        """The call with this beginning."""
+    ) -> tuple[ToolCall, int]:
+        """(the call with this beginning, where it ends)."""
         name = opened[1]
         arguments, end = self.arguments.read(text, opened.end(), tools.get(name, {}), final)
         if end == UNFINISHED:

@@ -168,10 +168,12 @@ REFUSED = {
 def test_the_answers_are_learned_and_nothing_else(name: str, conversation: str) -> None:
     chat, (messages, tools) = template(name), CONVERSATIONS[conversation]
     if reason := REFUSED.get((name, conversation)):
-        for refused in (spans, lambda *args: chat.render(args[1], tools=args[2])):
+        for refused in (spans, lambda *args: chat.render(args[1], False, args[2])):
             with pytest.raises(InputError, match=reason) as caught:
                 refused(chat, messages, tools)
             assert caught.value.hint and "\n" not in str(caught.value)
+        if conversation != "answer first":
+            assert "Paris_wq" in chat.render(messages, tools=tools), "a prompt puts it another way"
         return
     check_learned(
         chat,

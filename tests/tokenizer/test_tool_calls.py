@@ -132,6 +132,11 @@ def test_json_without_a_marker_is_a_call_only_of_a_known_function() -> None:
     assert form.read(f"It is {ping}", TOOLS) == (f"It is {ping}", [])
 
 
+def test_a_marker_that_begins_no_call_does_not_hide_the_call_behind_it() -> None:
+    text = "A <tool_call> is this:\n" + HERMES.write([ToolCall("ping", "{}")])
+    assert HERMES.read(text) == ("A <tool_call> is this:", [ToolCall("ping", "{}")])
+
+
 def test_arguments_that_were_cut_off_are_what_came() -> None:
     text = HERMES.write([ToolCall("note", '{"text": "a long one"}')])
     cut = text[: text.index("one")]
@@ -198,6 +203,21 @@ def test_tools_and_calls_are_text_where_the_template_has_no_place_for_them(
     assert "has no tools: a system text lists them" in notes and "has no tool calls" in notes
     with pytest.raises(InputError, match="not a JSON object"):
         HERMES.write([ToolCall("ping", "[]")])
+
+
+def test_a_prompt_has_one_call_a_turn_where_the_template_takes_one() -> None:
+    chat = TEMPLATES["llama"]
+    one, two = ToolCall("ping", '{"a": 1}', "c1"), ToolCall("ping", '{"a": 2}', "c2")
+    turns = [
+        Message("user", "hi"), Message("assistant", "", (one, two)),
+        Message("tool", "second", tool_call_id="c2"), Message("tool", "first", tool_call_id="c1"),
+    ]  # fmt: skip
+    text = chat.render(turns, tools=TOOL_TEXTS)
+    places = [text.index(word) for word in ('{"a": 1}', "first", '{"a": 2}', "second")]
+    assert places == sorted(places)
+    for asked, generation_prompt in ((turns, False), (turns[:3], True)):
+        with pytest.raises(InputError, match="single tool-calls"):
+            chat.render(asked, generation_prompt, TOOL_TEXTS)
 
 
 def test_reasoning_is_split_by_the_tags_of_the_template() -> None:
