@@ -35,7 +35,7 @@ from edgeft.server.options import ServeOptions
 )
 @configurable
 def command(artifacts: tuple[Path, ...], api_key_file: Path | None, **options: Any) -> None:
-    """Serve /v1/chat/completions and the rest of OpenAI's API. `model` in a request chooses the artifact.
+    """Serve OpenAI's API, and Anthropic's and Ollama's over it. `model` in a request chooses the artifact.
 
     \b
     edgeft serve out/q4_k_m.gguf

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import signal
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
+from edgeft.server.model_facts import model_facts
 from edgeft.server.options import ServeOptions
 from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
@@ -28,6 +29,7 @@ from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
 def serve(options: ServeOptions) -> None:
     """Returns after SIGTERM or SIGINT."""
     options.check()
+    model_aliases(options.alias, model_names(options.artifacts))
     require_serve_extra()
     require("llguidance", "serve")
     listener = contextlib.closing(listen(options.host, options.port))
@@ -56,6 +58,7 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
             else:
                 engine = SequentialEngine(name, runtime, options.queue, worker)
             stack.callback(engine.close)
+            engine.facts = model_facts(path)
             opened.append(engine)
         yield opened
 
@@ -72,6 +75,25 @@ def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
             raise InputError(f"two artifacts are called {name}", "rename one of them")
         named[name] = path
     return named
+
+
+def model_aliases(aliases: Sequence[str], names: Mapping[str, Path]) -> dict[str, str]:
+    """`--alias` -> {other name: name of the model}; * stands for every name that no model has.
+
+    InputError for an alias of nothing that is served."""
+    models: dict[str, str] = {}
+    for alias in aliases:
+        other, _, model = alias.rpartition("=")
+        for name, path in names.items():
+            if model in (name, str(path)):
+                models[other] = name
+                break
+        else:
+            problem = f"--alias {alias!r} names no served artifact"
+            raise InputError(problem, f"NAME=MODEL, with MODEL one of {', '.join(names)}")
+        if not other or other in names:
+            raise InputError(f"--alias {alias!r} needs a name that no artifact has", "NAME=MODEL")
+    return models
 
 
 async def _serve(options: ServeOptions, opened: list[Engine], listening: socket.socket) -> None:
@@ -100,7 +122,8 @@ def http_server(options: ServeOptions, opened: Sequence[Engine]) -> Any:
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
     origins = {origin.lower() for origin in options.cors}
     rules = Rules(options.key, frozenset(hosts), frozenset(origins))
-    api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
+    aliases = model_aliases(options.alias, model_names(options.artifacts))
+    api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet, aliases)
     for engine in opened:
         engine.deliver = delivery_to(asyncio.get_running_loop())
     return uvicorn_server(Api(opened, api_options).app(), options.shutdown_timeout)

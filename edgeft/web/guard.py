@@ -108,9 +108,9 @@ class Guard:
             return refusal
         preflight = scope["method"] == "OPTIONS"
         if rules.key and scope["path"] not in KEYLESS_PATHS and not preflight:
-            sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
-            if not hmac.compare_digest(sent, b"Bearer " + _key_bytes(rules.key)):
-                message = "a key is needed: Authorization: Bearer KEY"
+            sent = _bearer_token(headers)
+            if sent is None or not hmac.compare_digest(sent, _key_bytes(rules.key)):
+                message = "a key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY"
                 return 401, error_body(message, "invalid_api_key", "authentication_error")
         return None
 
@@ -154,6 +154,16 @@ def _key_bytes(key: str) -> bytes:
     return key.encode("utf-8", "surrogateescape")
 
 
+def _bearer_token(headers: Headers) -> bytes | None:
+    """Of the Authorization header, or what Anthropic's clients send in one of their own."""
+    value = _single_value(headers, b"authorization")
+    if value is None:
+        value = _single_value(headers, b"x-api-key")
+        return None if value is None else value.encode("latin-1", "replace")
+    sent = value.encode("latin-1", "replace")
+    return sent.removeprefix(b"Bearer ") if sent.startswith(b"Bearer ") else None
+
+
 def _single_value(headers: Headers, name: bytes) -> str | None:
     """A header's value; of several, which no browser sends, a value that no rule allows."""
     values = [value for key, value in headers if key == name]
@@ -163,7 +173,10 @@ def _single_value(headers: Headers, name: bytes) -> str | None:
 def _cors_headers(origin: str) -> Headers:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-headers", b"authorization, content-type"),
+        (
+            b"access-control-allow-headers",
+            b"authorization, content-type, x-api-key, anthropic-version",
+        ),
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", b"600"),
         (b"vary", b"origin"),
