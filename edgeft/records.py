@@ -218,6 +218,8 @@ class Sampling:
     """subtracted from a token's logit for each of its occurrences"""
     presence_penalty: float = 0.0
     """subtracted once from the logit of a token that occurred"""
+    repeat_last_n: int = -1
+    """the penalties count the last so many tokens of the answer; -1 = all"""
     seed: int = 0
     bias: tuple[tuple[int, float], ...] = ()
     """(token id, added to its logit)"""

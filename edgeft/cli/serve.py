@@ -30,7 +30,7 @@ from edgeft.server.options import ServeOptions
 )
 @configurable
 def command(artifacts: tuple[Path, ...], **options: Any) -> None:
-    """Serve /v1/chat/completions and the rest of OpenAI's API. `model` in a request chooses the artifact.
+    """Serve OpenAI's API, and Anthropic's and Ollama's over it. `model` in a request chooses the artifact.
 
     \b
     edgeft serve out/q4_k_m.gguf

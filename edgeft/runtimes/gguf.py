@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -135,27 +135,36 @@ class GGUFRuntime:
         return replies
 
     def embed(self, ids: Sequence[int]) -> npt.NDArray[np.float32]:
-        """(width,): the mean of the last layer's states over 1 to `BATCH_TOKENS` tokens, scaled to
-        length 1."""
+        """(width,): the mean of the last layer's states over 1 to `context` tokens, scaled to length 1."""
         state: npt.NDArray[np.float32] = self.embed_all([ids])[0]
         return state
 
     def embed_all(self, sequences: Sequence[Sequence[int]]) -> npt.NDArray[np.float32]:
         """(sequences, width): `embed` of each, in one context."""
+        return np.stack([state for state in self.embeddings(sequences) if state is not None])
+
+    def embeddings(
+        self, sequences: Sequence[Sequence[int]]
+    ) -> Generator[npt.NDArray[np.float32] | None]:
+        """`embed` of each in turn; None after each batch, where a server may compute something else.
+        Close it before the runtime."""
         for ids in sequences:
-            if not 0 < len(ids) <= BATCH_TOKENS:
-                raise InputError(f"{len(ids)} tokens to embed, 1 to {BATCH_TOKENS} are possible")
-        params = self._model.context_params(BATCH_TOKENS)
+            if not 0 < len(ids) <= self.context:
+                raise InputError(f"{len(ids)} tokens to embed, 1 to {self.context} are possible")
+        longest = max(map(len, sequences), default=0)
+        params = self._model.context_params(max(BATCH_TOKENS, longest))
         params.embeddings = True
-        params.pooling_type = self._model.lib.LLAMA_POOLING_TYPE_MEAN
-        means = np.empty((len(sequences), self._model.width), dtype=np.float32)
+        params.pooling_type = self._model.lib.LLAMA_POOLING_TYPE_NONE
         with contextlib.closing(LlamaContext(self._model, params)) as context:
-            for number, ids in enumerate(sequences):
+            for ids in sequences:
                 context.clear()
-                context.decode([(token, i, 0) for i, token in enumerate(ids)], outputs=len(ids))
-                means[number] = context.embedding(0)
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), np.float32(1e-12))
-        return means
+                mean = np.zeros(self._model.width, dtype=np.float64)
+                for begin in range(0, len(ids), context.batch_tokens):
+                    part = ids[begin : begin + context.batch_tokens]
+                    context.decode([(t, i, 0) for i, t in enumerate(part, begin)], len(part))
+                    mean += context.states(len(part)).sum(axis=0, dtype=np.float64) / len(ids)
+                    yield None
+                yield (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
 
     def watch(self, sequences: Sequence[Sequence[int]], observer: Observer) -> Iterator[int]:
         """Compute every sequence while `observer` sees the tensors; yields the tokens of each batch

@@ -11,6 +11,7 @@ expressions. Schemas come from strangers, so `LIMITS` bounds the time and memory
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -22,6 +23,8 @@ from edgeft.errors import InputError, require
 Logits = npt.NDArray[np.float32]
 
 MAX_SCHEMA_CHARS = 16_384
+MAX_GBNF_CHARS = 4_096
+"""its conversion takes time that grows with the square of the rules"""
 WHITESPACE = " "
 """regular expression of the blanks between two JSON tokens, of which there may be none; unbounded
 ones would let a model fill its answer with blanks"""
@@ -55,7 +58,12 @@ def json_schema_grammar(schema: dict[str, Any]) -> str:
 
     Raises as `json_rule`.
     """
-    return f"{HEADER}\nstart: {json_rule(schema)}"
+    return grammar_of(json_rule(schema))
+
+
+def grammar_of(rule: str) -> str:
+    """The grammar of answers that follow one rule."""
+    return f"{HEADER}\nstart: {rule}"
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
@@ -66,8 +74,7 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     otherwise. Settings of llguidance within the schema have no effect.
     """
     text = json.dumps(schema)
-    if len(text) > MAX_SCHEMA_CHARS:
-        raise InputError(f"the schema has {len(text)} characters, {MAX_SCHEMA_CHARS} are allowed")
+    _check_length("schema", text, MAX_SCHEMA_CHARS)
     schema = json.loads(text)
     _bound(list(_subschemas(schema)))
     settings = {
@@ -76,6 +83,54 @@ def json_rule(schema: Mapping[str, Any]) -> str:
         "json_allow_general_unicode_escapes": True,
     }
     return f"%json {json.dumps({**schema, 'x-guidance': settings})}"
+
+
+def regex_rule(pattern: str) -> str:
+    """A regular expression that the whole answer matches -> the part of a rule.
+
+    InputError for one of more than `MAX_SCHEMA_CHARS`. Of the syntax, lookaround and backreferences are
+    missing; `GrammarVocabulary.matcher` refuses them.
+    """
+    _check_length("regular expression", pattern, MAX_SCHEMA_CHARS)
+    llguidance = require("llguidance", "serve")
+    pattern = pattern.removeprefix("^")
+    if re.search(r"(?<!\\)(\\\\)*\$\Z", pattern):
+        pattern = pattern[:-1]
+    return f"/{llguidance.regex_to_lark(pattern)}/"
+
+
+def choice_rule(texts: Sequence[str]) -> str:
+    """One of these texts. InputError for none, and for more than `MAX_SCHEMA_CHARS`."""
+    rule = " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
+    _check_length("list of choices", rule, MAX_SCHEMA_CHARS)
+    if not all(texts) or not texts:
+        raise InputError("a choice is a text with at least one character")
+    return f"({rule})"
+
+
+def gbnf_rule(text: str) -> str:
+    """A grammar in llama.cpp's GBNF -> the part of a rule.
+
+    InputError for one that is no GBNF or has more than `MAX_GBNF_CHARS`. Rules that refer to no rule
+    with recursion become tokens of a lexer, which takes as many characters as it can.
+    """
+    _check_length("grammar", text, MAX_GBNF_CHARS)
+    require("llguidance", "serve")
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    try:
+        converted = gbnf_to_lark(text)
+    except RecursionError:
+        raise InputError("the grammar is nested too deeply", "simplify it") from None
+    except Exception as error:  # noqa: BLE001  it raises Exception and IndexError, too
+        raise InputError(f"the grammar is no GBNF: {str(error)[:200]}") from None
+    rules = converted.partition("\n")[2]  # behind its settings
+    return f"%lark {{{rules}}}"
+
+
+def _check_length(what: str, text: str, most: int) -> None:
+    if len(text) > most:
+        raise InputError(f"the {what} has {len(text)} characters, {most} are allowed")
 
 
 def _bound(schemas: list[dict[str, Any]]) -> None:
@@ -201,7 +256,7 @@ class Matcher:
     def _check(self) -> None:
         if self._matcher.is_error():
             reason = _reason(self._matcher.get_error())
-            raise InputError(f"the schema cannot be followed: {reason}", "simplify the schema")
+            raise InputError(f"the schema or grammar cannot be followed: {reason}", "simplify it")
 
 
 class _Pieces:

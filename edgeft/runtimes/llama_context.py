@@ -219,11 +219,11 @@ class LlamaContext:
             self._logits = key, np.ctypeslib.as_array(pointer, shape)
         return self._logits[1]
 
-    def embedding(self, sequence: int) -> Logits:
-        """(width,): the pooled state of a sequence; the context must have been made for it."""
-        pointer = self.lib.llama_get_embeddings_seq(self.pointer, sequence)
-        state: Logits = np.ctypeslib.as_array(pointer, (self.model.width,)).copy()
-        return state
+    def states(self, outputs: int) -> Logits:
+        """(outputs, width): the last layer's states of the last `decode`, in llama.cpp's memory. The
+        context must have been made for embeddings, without pooling."""
+        pointer = self.lib.llama_get_embeddings(self.pointer)
+        return np.ctypeslib.as_array(pointer, (outputs, self.model.width))
 
     def truncate(self, sequence: int, length: int) -> int:
         """Remove all but the first `length` tokens of a sequence; the length that is left.

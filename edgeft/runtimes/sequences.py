@@ -224,7 +224,8 @@ class Sampler:
             biases = (lib.llama_logit_bias * len(how.bias))(*how.bias)
             parts.append(lib.llama_sampler_init_logit_bias(size, len(how.bias), biases))
         if penalties != (1, 0, 0):
-            parts.append(lib.llama_sampler_init_penalties(size, length, *penalties))
+            window = length if how.repeat_last_n < 0 else min(length, how.repeat_last_n)
+            parts.append(lib.llama_sampler_init_penalties(size, window, *penalties))
         if how.temperature > 0:
             # The order of transformers: the temperature changes what top_p keeps.
             parts.append(lib.llama_sampler_init_temp(how.temperature))

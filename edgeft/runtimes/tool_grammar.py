@@ -42,8 +42,8 @@ class Choice:
     required: bool = False
     """at least one; else the text is free until a call begins"""
     several: bool = True
-    content: Schema | None = None
-    """schema of an answer without calls; None = any text"""
+    content: str | None = None
+    """rule of an answer without calls (`edgeft.runtimes.grammar`); None = any text"""
 
 
 def call_grammar(
@@ -59,7 +59,7 @@ def call_grammar(
     end = rules.text(calls.end)
     if choice.required or choice.content is not None:
         begin = rules.text(calls.begin.lstrip())
-        content = f"{json_rule(choice.content)} |" if choice.content is not None else ""
+        content = f"{choice.content} |" if choice.content is not None else ""
         start = f"{rules.thoughts(answer)} /[ \\n]{{0,2}}/ ({content} {begin} {one} {more} {end})"
     elif calls.marker:
         free, until, rest = rules.free_until(calls.marker, calls.begin.lstrip())
@@ -72,11 +72,11 @@ def call_grammar(
 
 
 def reasoned_grammar(
-    answer: AnswerForm, special_tokens: Mapping[str, int], end_ids: Iterable[int], schema: Schema
+    answer: AnswerForm, special_tokens: Mapping[str, int], end_ids: Iterable[int], rule: str
 ) -> str:
-    """A JSON schema for what follows the reasoning part that the prompt has opened."""
+    """A rule for what follows the reasoning part that the prompt has opened."""
     rules = _Rules(special_tokens, end_ids)
-    return rules.grammar(f"{rules.thoughts(answer)} /[ \\n]{{0,2}}/ {json_rule(schema)}")
+    return rules.grammar(f"{rules.thoughts(answer)} /[ \\n]{{0,2}}/ {rule}")
 
 
 class _Rules:

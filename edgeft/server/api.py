@@ -7,23 +7,24 @@ A wrong request is answered with 4xx and OpenAI's error body, with 429 where the
 
 from __future__ import annotations
 
-import array
 import asyncio
-import base64
-import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from edgeft import __version__
 from edgeft.errors import EdgeftError
 from edgeft.progress import say
+from edgeft.server.bodies import read_body
 from edgeft.server.chat_page import chat_page
+from edgeft.server.embeddings import embedded
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
 from edgeft.server.keys import Keys
 from edgeft.server.metrics import Log, Metrics, memory
-from edgeft.server.openai_objects import ChatObjects, CompletionObjects, usage
+from edgeft.server.openai_objects import ChatObjects, CompletionObjects
+from edgeft.server.other_apis import OtherApis, error_form
 from edgeft.server.requests import (
     chat_requests,
     check_ids,
@@ -36,24 +37,23 @@ from edgeft.server.responses import (
     EventStream,
     Refusal,
     cancelled_on_disconnect,
-    client_left,
+    chunks,
     collected,
-    events,
     refusal_for,
-    whole_response,
+    server_sent,
+    whole_answer,
 )
 from edgeft.server.schemas import (
-    INSTEAD,
-    MAX_BODY_BYTES,
-    Body,
     Chat,
     Completion,
     Detokenize,
     Embeddings,
     Generation,
+    StreamOptions,
     Tokenize,
-    unsupported_field,
 )
+from edgeft.server.shims.answer import Answer
+from edgeft.server.shims.shim import Shim
 from edgeft.web.content_policy import content_policy
 from edgeft.web.guard import App, Guard, Rules, error_body
 
@@ -61,10 +61,8 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-BODY_TIMEOUT_S = 30.0
 MAX_EMBEDDING_REQUESTS = 16
 """that may wait for one another; more are answered with 429"""
-B = TypeVar("B", bound=Body)
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,8 @@ class ApiOptions:
     """of an answer; None = the context"""
     log_prompts: bool = False
     quiet: bool = False
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """other name -> name of the model; * = every other name"""
 
 
 class Api:
@@ -102,11 +102,14 @@ class Api:
             headers = {"retry-after": str(error.retry_s)} if error.retry_s else {}
             if error.status in (408, 413):  # the rest of the body is not read
                 headers["connection"] = "close"
-            return JSONResponse(error.body, error.status, headers)
+            body = error_form(request.url.path, error.message, error.status) or error.body
+            return JSONResponse(body, error.status, headers)
 
         async def unknown(request: Request, error: Any) -> Response:
-            body = error_body(f"{error.detail}: {request.method} {request.url.path}", "not_found")
-            return JSONResponse(body, error.status_code, error.headers)
+            path, status = request.url.path, error.status_code
+            problem = f"{error.detail}: {request.method} {path}"
+            body = error_form(path, problem, status) or error_body(problem, "not_found")
+            return JSONResponse(body, status, error.headers)
 
         async def defect(request: Request, error: Any) -> Response:
             say(f"error: {type(error).__name__}: {error}")
@@ -117,6 +120,7 @@ class Api:
             Route("/", self.page, methods=get),
             Route("/health", self.health, methods=get),
             Route("/metrics", self.show_metrics, methods=get),
+            Route("/props", self.props, methods=get),
             Route("/v1/models", self.models, methods=get),
             Route("/v1/models/{name:path}", self.model, methods=get),
             Route("/v1/chat/completions", self.chat, methods=post),
@@ -124,6 +128,7 @@ class Api:
             Route("/v1/embeddings", self.embeddings, methods=post),
             Route("/tokenize", self.tokenize, methods=post),
             Route("/detokenize", self.detokenize, methods=post),
+            *OtherApis(self).routes(),
         ]
         handlers = {Refusal: refused, HTTPException: unknown, Exception: defect}
         inner: Any = Starlette(routes=routes, exception_handlers=handlers)
@@ -159,30 +164,41 @@ class Api:
         return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     async def models(self, request: Request) -> Response:
-        return _json({"object": "list", "data": list(map(self._card, self.engines.values()))})
+        names = [*self.engines, *(name for name in self.options.aliases if name != "*")]
+        return _json({"object": "list", "data": list(map(self._card, names))})
 
     async def model(self, request: Request) -> Response:
-        return _json(self._card(self._engine(request.path_params["name"])))
+        return _json(self._card(request.path_params["name"]))
+
+    async def props(self, request: Request) -> Response:
+        """Facts of the first model, or of `model` in the query, as llama-server names them."""
+        engine = self.engine_of(request.query_params.get("model"))
+        chat, facts = engine.runtime.chat, engine.facts
+        return _json({
+            "default_generation_settings": {"n_ctx": engine.runtime.context},
+            "total_slots": engine.slots,
+            "model_alias": engine.name,
+            "model_path": facts.file,
+            "chat_template": chat.source,
+            "bos_token": chat.bos_token,
+            "eos_token": chat.eos_token,
+            "modalities": {"vision": False, "audio": False},
+            "build_info": f"edgeft {__version__}",
+        })  # fmt: skip
 
     async def embeddings(self, request: Request) -> Response:
-        body = await _body(request, Embeddings)
-        engine = self._engine(body.model)
+        body = await read_body(request, Embeddings)
+        engine = self.engine_of(body.model)
         if self._embedding_requests >= MAX_EMBEDDING_REQUESTS:
             raise refusal_for(Busy(1))
         self._embedding_requests += 1
-        data, tokens = [], 0
+        prompts: list[list[int]] = []
         try:
             prompts = await asyncio.to_thread(tokenized, body.input, engine.runtime)
+            for ids in prompts:
+                check_ids(ids, engine.runtime)
             async with cancelled_on_disconnect(request.receive) as has_left, self._embedding_lock:
-                for index, ids in enumerate(prompts):
-                    if has_left.is_set():
-                        raise client_left()
-                    check_ids(ids, engine.runtime)
-                    vector: Any = await asyncio.to_thread(engine.embed, ids)
-                    if body.encoding_format == "base64":
-                        vector = base64.b64encode(array.array("f", vector).tobytes()).decode()
-                    data.append({"object": "embedding", "index": index, "embedding": vector})
-                    tokens += len(ids)
+                data = await asyncio.to_thread(embedded, engine, prompts, body, has_left.is_set)
         except NotImplementedError:
             problem = "this artifact's engine gives no embeddings"
             raise Refusal(501, problem, "not_implemented") from None
@@ -190,13 +206,15 @@ class Api:
             raise refusal_for(error) from None
         finally:
             self._embedding_requests -= 1
-            request.scope["edgeft.tokens"] = tokens, 0
+            request.scope["edgeft.tokens"] = sum(map(len, prompts)), 0
+        tokens = sum(map(len, prompts))
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
-        return _json({"object": "list", "data": data, "model": engine.name, "usage": counts})
+        answer = {"object": "list", "data": data, "model": engine.name, "usage": counts}
+        return await asyncio.to_thread(_json, answer)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await _body(request, Tokenize)
-        engine = self._engine(body.model)
+        body = await read_body(request, Tokenize)
+        engine = self.engine_of(body.model)
         try:
             ids = await asyncio.to_thread(engine.runtime.encode, body.content)
         except EdgeftError as error:
@@ -204,8 +222,8 @@ class Api:
         return _json({"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context})
 
     async def detokenize(self, request: Request) -> Response:
-        body = await _body(request, Detokenize)
-        runtime = self._engine(body.model).runtime
+        body = await read_body(request, Detokenize)
+        runtime = self.engine_of(body.model).runtime
         piece = getattr(runtime, "piece", None)
         if piece is None:
             raise Refusal(501, "this artifact's engine cannot do that", "not_implemented")
@@ -215,60 +233,76 @@ class Api:
         return _json({"content": text})
 
     async def chat(self, request: Request) -> Any:
-        body = await _body(request, Chat)
-        engine = self._engine(body.model)
-        requests = await self._requests(chat_requests, body, engine)
-        piece, form = getattr(engine.runtime, "piece", None), requests[0].form
-        objects = ChatObjects(engine.name, piece, form, has_functions=bool(body.functions))
-        if self.options.log_prompts:
-            say(f"asked: {json.dumps([m.text for m in body.messages], ensure_ascii=False)}")
-        return await self._answer(request, engine, body, _Reply(requests, 1, objects))
+        return await self.answer(request, await read_body(request, Chat))
 
     async def completions(self, request: Request) -> Any:
-        body = await _body(request, Completion)
-        engine = self._engine(body.model)
-        requests = await self._requests(completion_requests, body, engine)
-        prompts = len(requests) // (body.n or 1)
+        return await self.answer(request, await read_body(request, Completion))
+
+    async def answer(
+        self, request: Request, body: Chat | Completion, shim: Shim | None = None
+    ) -> Any:
+        """The response to a request, in OpenAI's form or in that of `shim`."""
+        engine = self.engine_of(body.model)
+        requests = await self.generation_requests(body, engine)
         piece = getattr(engine.runtime, "piece", None)
-        objects = CompletionObjects(engine.name, piece)
+        common = engine.name, piece, engine.facts.fingerprint
+        objects = CompletionObjects(*common)
+        if isinstance(body, Chat):
+            objects = ChatObjects(*common, requests[0].form, bool(body.functions))
         echoed: list[str] = []
-        if body.echo:
+        if isinstance(body, Completion) and body.echo:
             if piece is None:
                 raise Refusal(400, "the engine of this artifact has no echo", "invalid_value")
             ids = [one.prompt_ids for one in requests]
             echoed = await asyncio.to_thread(_texts, piece, ids)
         if self.options.log_prompts:
-            say(f"asked: {json.dumps(body.prompt, ensure_ascii=False)}")
-        return await self._answer(request, engine, body, _Reply(requests, prompts, objects, echoed))
+            asked = [m.text for m in body.messages] if isinstance(body, Chat) else body.prompt
+            say(f"asked: {json.dumps(asked, ensure_ascii=False)}")
+        reply = _Reply(requests, len(requests) // (body.n or 1), objects, echoed)
+        return await self._respond(request, engine, body, reply, shim)
 
-    def _engine(self, name: str | None) -> Engine:
+    async def generation_requests(
+        self, body: Chat | Completion, engine: Engine
+    ) -> list[GenerationRequest]:
+        """What the engine is asked; Refusal for what it cannot do."""
+        limit = min(self.options.max_tokens or engine.runtime.context, engine.runtime.context)
+        try:
+            if isinstance(body, Chat):
+                return await asyncio.to_thread(chat_requests, body, engine, limit)
+            return await asyncio.to_thread(completion_requests, body, engine, limit)
+        except EdgeftError as error:
+            raise refusal_for(error) from None
+
+    def engine_of(self, name: str | None) -> Engine:
+        """By a name in a request; the first model where there is none."""
         if not name:
             return next(iter(self.engines.values()))
-        if name not in self.engines:
-            known = ", ".join(self.engines)
-            raise Refusal(404, f"no model {name[:100]!r}; known: {known}", "model_not_found")
-        return self.engines[name]
+        aliases = self.options.aliases
+        if engine := self.engines.get(aliases.get(name, name)) or self.engines.get(
+            aliases.get("*", "")
+        ):
+            return engine
+        known = ", ".join([*self.engines, *aliases])
+        hint = "edgeft serve --alias NAME=MODEL gives one another name"
+        raise Refusal(404, f"no model {name[:100]!r}; known: {known} ({hint})", "model_not_found")
 
-    def _card(self, engine: Engine) -> dict[str, Any]:
+    def _card(self, name: str) -> dict[str, Any]:
+        engine = self.engine_of(name)
         return {
-            "id": engine.name,
+            "id": name,
             "object": "model",
-            "created": 0,
+            "created": engine.facts.modified,
             "owned_by": "edgeft",
             "max_model_len": engine.runtime.context,
         }
 
-    async def _requests(
-        self, make: Callable[[B, Engine, int], list[GenerationRequest]], body: B, engine: Engine
-    ) -> list[GenerationRequest]:
-        limit = min(self.options.max_tokens or engine.runtime.context, engine.runtime.context)
-        try:
-            return await asyncio.to_thread(make, body, engine, limit)
-        except EdgeftError as error:
-            raise refusal_for(error) from None
-
-    async def _answer(
-        self, request: Request, engine: Engine, body: Generation, reply: _Reply
+    async def _respond(
+        self,
+        request: Request,
+        engine: Engine,
+        body: Generation,
+        reply: _Reply,
+        shim: Shim | None,
     ) -> Any:
         """Submit the jobs of a reply; its response, whole or streamed."""
         queue: Deltas = asyncio.Queue()
@@ -296,14 +330,15 @@ class Api:
                 deltas = await collected(request, jobs, queue)
             finally:
                 on_end()
-            return await asyncio.to_thread(
-                whole_response, jobs, reply.prompts, reply.objects, deltas, reply.echoed
+            whole = await asyncio.to_thread(
+                whole_answer, jobs, reply.prompts, reply.objects, deltas, reply.echoed
             )
-        final_usage = None
-        if body.stream_options and body.stream_options.include_usage:
-            final_usage = functools.partial(usage, jobs, reply.prompts)
-        stream = events(jobs, queue, reply.objects, reply.echoed, final_usage)
-        return EventStream(stream, jobs, on_end)
+            return await asyncio.to_thread(_json, shim.whole(Answer.of(whole)) if shim else whole)
+        options = body.stream_options or StreamOptions()
+        batches = chunks(jobs, queue, reply.objects, reply.echoed, reply.prompts, options)
+        if shim:
+            return EventStream(shim.encoded(batches), jobs, on_end, shim.media_type)
+        return EventStream(server_sent(batches), jobs, on_end)
 
 
 @dataclass(frozen=True)
@@ -326,37 +361,3 @@ def _json(value: Any) -> Response:
     from starlette.responses import JSONResponse
 
     return JSONResponse(value)
-
-
-async def _body(request: Request, schema: type[B]) -> B:
-    """The request's JSON by its schema; Refusal for everything else."""
-    from pydantic import ValidationError
-    from starlette.requests import ClientDisconnect
-
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Refusal(415, "the Content-Type must be application/json", "unsupported_media_type")
-    data = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                data += part
-                if len(data) > MAX_BODY_BYTES:
-                    raise Refusal(
-                        413, f"a body has {MAX_BODY_BYTES} bytes at most", "body_too_large"
-                    )
-    except TimeoutError:
-        raise Refusal(408, "the body did not come", "timeout") from None
-    except ClientDisconnect:
-        raise client_left() from None
-    try:
-        body = schema.model_validate_json(bytes(data))
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part)[:64] for part in first["loc"])
-        problem = f"{where}: {first['msg']}" if where else first["msg"]
-        raise Refusal(400, problem[:500], "invalid_value") from None
-    if isinstance(body, Generation) and (name := unsupported_field(json.loads(data))):
-        hint = f" ({INSTEAD[name]} is)" if name in INSTEAD else ""
-        raise Refusal(400, f"{name} is not supported{hint}", "unsupported")
-    return body

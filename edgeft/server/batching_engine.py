@@ -7,10 +7,12 @@ its answer. The next turn of the conversation gets the same sequence and reads o
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
+from typing import Any
 
-from edgeft.errors import EdgeftError
+from edgeft.errors import EdgeftError, ResourceError
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sampler, log_probabilities
@@ -60,16 +62,33 @@ class BatchingEngine(Engine):
         self.slots = slots
         self._isolated = isolated
         self._sequences = worker.call(lambda: runtime.sequences(slots, isolated))
-        self._decoder, self._eos_ids, self._embed = runtime.decoder, runtime.eos_ids, runtime.embed
+        self._decoder, self._eos_ids = runtime.decoder, runtime.eos_ids
+        self._embeddings = runtime.embeddings
+        self._open_embeddings: list[Generator[Any]] = []
         self._slots: dict[int, _Slot] = {}
         """number of the sequence -> the job on it"""
         self._last_used = [0.0] * slots
         """of each sequence, when its last job ended"""
         worker.engines.append(self)
 
-    def embed(self, ids: Sequence[int]) -> list[float]:
-        vector: list[float] = self._worker.call(lambda: self._embed(ids)).tolist()
-        return vector
+    def embeddings(self, prompts: Sequence[Sequence[int]]) -> Generator[list[float]]:
+        steps = self._embeddings(prompts)
+        self._open_embeddings.append(steps)
+
+        def close() -> None:
+            steps.close()
+            self._open_embeddings.remove(steps)
+
+        try:
+            for _ in prompts:
+                while (vector := self._worker.call(lambda: next(steps, ()))) is None:
+                    pass
+                if isinstance(vector, tuple):  # `_free` has closed it
+                    raise ResourceError("the server shuts down")
+                yield vector.tolist()
+        finally:
+            with contextlib.suppress(ResourceError):  # the worker is closed, so `_free` has run
+                self._worker.call(close)
 
     def check(self, job: Job) -> None:
         if job.request.sampling.grammar:
@@ -205,13 +224,16 @@ class BatchingEngine(Engine):
         del self._slots[slot.number]
         self._last_used[slot.number] = time.perf_counter()
         slot.sampler.close()
-        self._finish(slot.job, StreamDelta(text, logprobs, finish_reason, error))
+        last = StreamDelta(text, logprobs, finish_reason, error, slot.stops.hit)
+        self._finish(slot.job, last)
 
     def _fail(self, error: EdgeftError) -> None:
         for slot in list(self._slots.values()):
             self._end(slot, "error", error=error)
 
     def _free(self) -> None:
+        for steps in self._open_embeddings:
+            steps.close()
         self._sequences.close()
         self.runtime.close()
 

@@ -11,7 +11,7 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
@@ -20,6 +20,7 @@ from edgeft.errors import EdgeftError, ResourceError
 from edgeft.progress import say
 from edgeft.runtimes.protocol import Runtime
 from edgeft.server.jobs import Busy, Callback, Job, StreamDelta
+from edgeft.server.model_facts import ModelFacts
 
 T = TypeVar("T")
 
@@ -119,6 +120,8 @@ class Engine:
         """`max_waiting`: answers that may wait for a slot."""
         self.name = name
         self.runtime = runtime
+        self.facts = ModelFacts()
+        """of its artifact; whoever opens the engine sets them"""
         self.deliver: Deliver = _call_directly
         """takes the deltas of a step; set before the first job"""
         self._max_waiting = max_waiting
@@ -135,8 +138,9 @@ class Engine:
     def check(self, job: Job) -> None:
         """InputError for a job that cannot be computed, before it waits in the queue."""
 
-    def embed(self, ids: Sequence[int]) -> list[float]:
-        """Between two steps of the running answers; NotImplementedError where the engine cannot."""
+    def embeddings(self, prompts: Sequence[Sequence[int]]) -> Generator[list[float]]:
+        """The vector of each, read in parts between the steps of the running answers. To be closed.
+        NotImplementedError where the engine has none."""
         raise NotImplementedError
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -254,7 +258,7 @@ class Engine:
 
     def _finish(self, job: Job, last: StreamDelta) -> None:
         """Count a job that has ended and send its last delta."""
-        seconds = time.perf_counter() - job.created
+        job.seconds = seconds = time.perf_counter() - job.created
         self._seconds_per_answer += 0.2 * (seconds - self._seconds_per_answer)
         totals = self._totals
         totals["requests"] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from edgeft.errors import EdgeftError
 from edgeft.records import Sampling
@@ -62,11 +62,13 @@ class StreamDelta:
     finish_reason: str = ""
     """stop, length, cancelled or error; "" = the answer goes on"""
     error: EdgeftError | None = None
+    stop_text: str = ""
+    """the one of `GenerationRequest.stop` that ended the answer"""
 
     def followed_by(self, later: StreamDelta) -> StreamDelta:
         """Both as one."""
-        logprobs = self.logprobs + later.logprobs
-        return StreamDelta(self.text + later.text, logprobs, later.finish_reason, later.error)
+        text, logprobs = self.text + later.text, self.logprobs + later.logprobs
+        return replace(later, text=text, logprobs=logprobs)
 
 
 Callback = Callable[[StreamDelta], None]
@@ -86,6 +88,8 @@ class Job:
         """tokens of the prompt that were in the cache"""
         self.new_tokens = 0
         """tokens of the answer, without a stop token"""
+        self.seconds: float | None = None
+        """from the creation to the end"""
         self.cancelled = False
         self.started = False
         """a delta was sent"""
@@ -100,23 +104,25 @@ class StopText:
 
     >>> stops = StopText(("END",))
     >>> stops.push("to the E"), stops.push("ND of"), stops.hit
-    ('to the ', '', True)
+    ('to the ', '', 'END')
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
         self._stops = stops
         self._held = ""
-        self.hit = False
+        self.hit = ""
+        """the text that ended the stream"""
 
     def push(self, text: str) -> str:
         """The text that may be shown after `text` came."""
         if not self._stops:
             return text
         text = self._held + text
-        positions = [at for at in map(text.find, self._stops) if at >= 0]
-        if positions:
-            self.hit, self._held = True, ""
-            return text[: min(positions)]
+        places = [(at, stop) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if places:
+            at, self.hit = min(places)
+            self._held = ""
+            return text[:at]
         length = max(overlap(text, stop) for stop in self._stops)
         self._held = text[len(text) - length :]
         return text[: len(text) - length]

@@ -80,7 +80,7 @@ class Keys:
             return None
         key = self._by_hash.get(_hash(token or b""))
         if key is None:
-            message = "a key is needed: Authorization: Bearer KEY"
+            message = "a key is needed: Authorization: Bearer KEY, or X-Api-Key: KEY"
             body = error_body(message, "invalid_api_key", "authentication_error")
             return Refusal(401, body)
         scope["edgeft.key"] = key.name

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from edgeft.server.jobs import Job, StreamDelta, TokenLogprob
@@ -22,8 +23,9 @@ class CompletionObjects:
     object, chunk_object = "text_completion", "text_completion"
     id_prefix = "cmpl"
 
-    def __init__(self, model: str, piece: Piece | None) -> None:
-        """`piece`: None where the engine gives no log probabilities."""
+    def __init__(self, model: str, piece: Piece | None, fingerprint: str | None = None) -> None:
+        """`piece`: None where the engine gives no log probabilities. `fingerprint`: of what computes the
+        answer."""
         self._piece = piece
         self._offsets: Counter[int] = Counter()
         """index of the choice -> characters of its tokens so far"""
@@ -32,6 +34,7 @@ class CompletionObjects:
             "object": self.chunk_object,
             "created": int(time.time()),
             "model": model,
+            "system_fingerprint": fingerprint,
         }
 
     def opening(self, index: int) -> list[dict[str, Any]]:
@@ -48,15 +51,14 @@ class CompletionObjects:
             "text": delta.text,
             "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
             "finish_reason": delta.finish_reason or None,
+            **_stop_reason(delta),
         }
 
-    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
-        """A chunk as a server-sent event."""
-        body = json.dumps(self._head | {"choices": choices} | more, ensure_ascii=False)
-        return f"data: {body}\n\n".encode("utf-8", "replace")
+    def chunk(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return self._head | {"choices": choices} | more
 
-    def whole(self, choices: list[dict[str, Any]], usage: dict[str, Any]) -> dict[str, Any]:
-        return self._head | {"object": self.object, "choices": choices, "usage": usage}
+    def whole(self, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return self._head | {"object": self.object, "choices": choices} | more
 
     def _logprobs(self, index: int, tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
         texts = [self._text(token.id) for token in tokens]
@@ -68,8 +70,9 @@ class CompletionObjects:
         def top(token: TokenLogprob) -> dict[str, float] | None:
             if token.logprob is None:
                 return None
-            # Of several tokens with the same text, the likeliest is kept.
-            return {self._text(i): value for i, value in reversed(token.top)}
+            # With the chosen token, as OpenAI has it. Of tokens with the same text, the likeliest is kept.
+            ranked = [*token.top, (token.id, token.logprob)]
+            return {self._text(i): value for i, value in reversed(ranked)}
 
         return {
             "tokens": texts,
@@ -97,11 +100,12 @@ class ChatObjects(CompletionObjects):
         self,
         model: str,
         piece: Piece | None,
+        fingerprint: str | None = None,
         form: AnswerForm | None = None,
         has_functions: bool = False,
     ) -> None:
         """`form`: how the answers are split. `has_functions`: they call in OpenAI's older way."""
-        super().__init__(model, piece)
+        super().__init__(model, piece, fingerprint)
         self._form, self._has_functions = form or AnswerForm(), has_functions
         self._streams: dict[int, AnswerStream] = {}
         """index of the choice -> its answer so far"""
@@ -128,6 +132,7 @@ class ChatObjects(CompletionObjects):
             "delta": fields,
             "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
             "finish_reason": self._finish_reason(delta, bool(stream.calls)) or None,
+            **_stop_reason(delta),
         }
 
     def choice(self, index: int, delta: StreamDelta) -> dict[str, Any]:
@@ -147,6 +152,7 @@ class ChatObjects(CompletionObjects):
             "message": message,
             "logprobs": self._logprobs(index, delta.logprobs) if delta.logprobs else None,
             "finish_reason": self._finish_reason(delta, bool(parts.calls)),
+            **_stop_reason(delta),
         }
 
     def _finish_reason(self, delta: StreamDelta, calls: bool) -> str:
@@ -169,6 +175,16 @@ class ChatObjects(CompletionObjects):
         }
 
 
+def _stop_reason(delta: StreamDelta) -> dict[str, str]:
+    """vLLM's field: the text of `stop` that ended an answer."""
+    return {"stop_reason": delta.stop_text} if delta.stop_text else {}
+
+
+def event(body: dict[str, Any]) -> bytes:
+    """A server-sent event without a name."""
+    return f"data: {json.dumps(body, ensure_ascii=False)}\n\n".encode("utf-8", "replace")
+
+
 def _call(name: str, arguments: str) -> dict[str, Any]:
     function = {"name": name, "arguments": arguments}
     return {"id": f"call_{uuid.uuid4().hex[:24]}", "type": "function", "function": function}
@@ -184,11 +200,10 @@ def _call_delta(index: int, name: str, arguments: str) -> dict[str, Any]:
 def joined(deltas: Iterable[StreamDelta]) -> StreamDelta:
     """All deltas of one answer as one."""
     every = list(deltas)
-    return StreamDelta(
-        "".join(delta.text for delta in every),
-        tuple(token for delta in every for token in delta.logprobs),
-        every[-1].finish_reason,
-        every[-1].error,
+    return replace(
+        every[-1],
+        text="".join(delta.text for delta in every),
+        logprobs=tuple(token for delta in every for token in delta.logprobs),
     )
 
 
@@ -205,4 +220,23 @@ def usage(jobs: Sequence[Job], prompts: int) -> dict[str, Any]:
         "completion_tokens": new_tokens,
         "total_tokens": prompt_tokens + new_tokens,
         "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def timings(jobs: Sequence[Job]) -> dict[str, Any]:
+    """How long the answer of one job took, in llama-server's terms; {} for several."""
+    (job, *others) = jobs
+    if others or job.seconds is None:
+        return {}
+    prompt_s = job.seconds if job.first_token_s is None else job.first_token_s
+    new_s = job.seconds - prompt_s
+    read = len(job.request.prompt_ids) - job.cached_tokens
+    return {
+        "cache_n": job.cached_tokens,
+        "prompt_n": read,
+        "prompt_ms": round(1000 * prompt_s, 3),
+        "prompt_per_second": round(read / prompt_s, 3) if prompt_s else None,
+        "predicted_n": job.new_tokens,
+        "predicted_ms": round(1000 * new_s, 3),
+        "predicted_per_second": round(job.new_tokens / new_s, 3) if new_s else None,
     }

@@ -15,6 +15,9 @@ class ServeOptions:
     """What is served, to whom and how: the options of `edgeft serve`."""
 
     artifacts: tuple[Path, ...]
+    alias: tuple[str, ...] = ()
+    """NAME=MODEL: another name of an artifact, for clients that ask for a model by a name of their own,
+    such as gpt-4o-mini=q4_k_m; * as NAME stands for all other names; repeatable."""
     host: str = "127.0.0.1"
     """Address to listen on; one that other machines reach needs a key."""
     port: int = 8080

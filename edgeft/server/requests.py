@@ -12,7 +12,9 @@ from typing import Any
 
 from edgeft.errors import InputError, TooLong
 from edgeft.records import Sampling
+from edgeft.runtimes.grammar import grammar_of
 from edgeft.runtimes.protocol import Runtime
+from edgeft.server.answer_rule import answer_rule
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import GenerationRequest, Job
 from edgeft.server.schemas import (
@@ -22,7 +24,6 @@ from edgeft.server.schemas import (
     Chat,
     Completion,
     Generation,
-    ResponseFormat,
 )
 from edgeft.server.tools import (
     Toolbox,
@@ -31,23 +32,20 @@ from edgeft.server.tools import (
     prompt_messages,
     prompt_tools,
 )
+from edgeft.tokenizer.chat_template import ChatTemplate
 
 
 def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequest]:
     """`n` requests for the conversation. `limit`: the most tokens of an answer."""
     runtime, toolbox = engine.runtime, Toolbox.of(body)
-    prompt = runtime.chat.render(
-        prompt_messages(body.messages),
-        tools=prompt_tools(body),
-        template_kwargs=body.chat_template_kwargs,
-    )
+    prompt = _prompt(body, runtime.chat)
     prompt_ids = runtime.encode(prompt)
     form = answer_form(toolbox, prompt, runtime)
-    schema = _schema(body.response_format)
-    is_optional = bool(toolbox.functions) and not toolbox.is_strict and schema is None
+    rule = answer_rule(body)
+    is_optional = bool(toolbox.functions) and not toolbox.is_strict and rule is None
     grammar = ""
     if "grammar" in engine.supports or not is_optional:
-        grammar = answer_grammar(toolbox, form, schema, runtime)
+        grammar = answer_grammar(toolbox, form, rule, runtime)
     request = GenerationRequest(
         prompt_ids=(),
         max_tokens=_max_tokens(body.max_completion_tokens or body.max_tokens, limit),
@@ -63,16 +61,36 @@ def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequ
 
 def completion_requests(body: Completion, engine: Engine, limit: int) -> list[GenerationRequest]:
     """`n` requests for each prompt. `limit`: the most tokens of an answer."""
+    rule = answer_rule(body)
     request = GenerationRequest(
         prompt_ids=(),
         max_tokens=_max_tokens(16 if body.max_tokens is None else body.max_tokens, limit),
-        sampling=_sampling(body, engine.runtime.vocab_size),
+        sampling=_sampling(body, engine.runtime.vocab_size, grammar_of(rule) if rule else ""),
         stop=body.stops,
         logprobs=body.logprobs,
         echo=bool(body.echo) and body.logprobs is not None,
         ignore_eos=body.ignore_eos,
     )
     return _choices(request, tokenized(body.prompt, engine.runtime), body, engine)
+
+
+def _prompt(body: Chat, chat: ChatTemplate) -> str:
+    """The conversation as text; InputError where `continue_final_message` cannot be followed."""
+    messages, tools = prompt_messages(body.messages), prompt_tools(body)
+    kwargs, last = body.chat_template_kwargs, messages[-1]
+    can_continue = last.role == "assistant" and not last.tool_calls and not last.reasoning
+    continues = body.continue_final_message
+    if continues is None:
+        continues = can_continue and body.add_generation_prompt is None
+    if not continues:
+        opens = body.add_generation_prompt is not False
+        return chat.render(messages, opens, tools=tools, template_kwargs=kwargs)
+    if not can_continue:
+        problem = "continue_final_message needs a last message of the assistant, of text alone"
+        raise InputError(problem)
+    if body.add_generation_prompt:
+        raise InputError("continue_final_message and add_generation_prompt exclude each other")
+    return chat.render(messages[:-1], tools=tools, template_kwargs=kwargs) + last.content
 
 
 def checked(requests: list[GenerationRequest], engine: Engine) -> list[GenerationRequest]:
@@ -141,7 +159,7 @@ def _max_tokens(max_tokens: int | None, limit: int) -> int:
     return limit if max_tokens is None else min(max_tokens, limit)
 
 
-def _sampling(body: Generation, vocab_size: int, grammar: str = "") -> Sampling:
+def _sampling(body: Generation, vocab_size: int, grammar: str) -> Sampling:
     return Sampling(
         temperature=body.temperature or 0.0,
         top_p=1.0 if body.top_p is None else body.top_p,
@@ -150,22 +168,10 @@ def _sampling(body: Generation, vocab_size: int, grammar: str = "") -> Sampling:
         repeat_penalty=body.repeat_penalty or 1.0,
         frequency_penalty=body.frequency_penalty or 0.0,
         presence_penalty=body.presence_penalty or 0.0,
+        repeat_last_n=-1 if body.repeat_last_n is None else body.repeat_last_n,
         bias=_bias(body.logit_bias or {}, vocab_size),
         grammar=grammar,
     )
-
-
-def _schema(response_format: ResponseFormat | None) -> dict[str, Any] | None:
-    """None: the answer is any text."""
-    if response_format is None or response_format.type == "text":
-        return None
-    if response_format.type == "json_object":
-        return response_format.schema_ or {"type": "object"}
-    named = response_format.json_schema
-    schema = named.schema_ if named else response_format.schema_
-    if schema is None:
-        raise InputError("response_format json_schema needs json_schema.schema")
-    return schema
 
 
 def _bias(logit_bias: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:

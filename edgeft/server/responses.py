@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from edgeft.errors import EdgeftError, InputError, ResourceError, TooLong
 from edgeft.server.jobs import Busy, Job, StreamDelta
-from edgeft.server.openai_objects import CompletionObjects, joined, usage
+from edgeft.server.openai_objects import CompletionObjects, event, joined, timings, usage
+from edgeft.server.schemas import StreamOptions
 from edgeft.web.guard import Receive, Scope, Send, error_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
-    from starlette.responses import Response
 
 SEND_TIMEOUT_S = 30.0
 """for a client to take one chunk"""
@@ -104,16 +104,15 @@ async def collected(
     return deltas
 
 
-def whole_response(
+def whole_answer(
     jobs: Sequence[Job],
     prompts: int,
     objects: CompletionObjects,
     deltas: list[list[StreamDelta]],
     echoed: Sequence[str],
-) -> Response:
-    """`echoed`: a text before each answer, or nothing. Refusal where an answer ended in an error."""
-    from starlette.responses import JSONResponse
-
+) -> dict[str, Any]:
+    """OpenAI's object of an answer. `echoed`: a text before each answer, or nothing. Refusal where an
+    answer ended in an error."""
     choices = []
     for index, answer in enumerate(map(joined, deltas)):
         if answer.error:
@@ -121,59 +120,77 @@ def whole_response(
         if answer.finish_reason == "cancelled":
             raise Refusal(503, "the answer was cancelled", "cancelled")
         text = echoed[index] + answer.text if echoed else answer.text
-        whole = StreamDelta(text, answer.logprobs, answer.finish_reason)
-        choices.append(objects.choice(index, whole))
-    return JSONResponse(objects.whole(choices, usage(jobs, prompts)))
+        choices.append(objects.choice(index, replace(answer, text=text)))
+    return objects.whole(choices, usage=usage(jobs, prompts), timings=timings(jobs))
 
 
-async def events(
+async def chunks(
     jobs: Sequence[Job],
     queue: Deltas,
     objects: CompletionObjects,
     echoed: Sequence[str],
-    final_usage: Callable[[], dict[str, Any]] | None,
-) -> AsyncIterator[bytes]:
-    """Server-sent events; deltas that came while the client was slow are sent together."""
-    more: dict[str, Any] = {"usage": None} if final_usage else {}
+    prompts: int,
+    options: StreamOptions,
+) -> AsyncIterator[list[dict[str, Any]]]:
+    """OpenAI's chunks of an answer; those that came while the client was slow are given together."""
+
+    def more() -> dict[str, Any]:
+        if options.continuous_usage_stats:
+            return {"usage": usage(jobs, prompts)}
+        return {"usage": None} if options.include_usage else {}
+
     for index in range(len(jobs)):
         if opening := objects.opening(index):
-            yield objects.chunk(opening, **more)
+            yield [objects.chunk(opening, **more())]
         if echoed:
             echo = objects.choice(index, StreamDelta(echoed[index]))
-            yield objects.chunk([echo], **more)
+            yield [objects.chunk([echo], **more())]
     running = len(jobs)
     while running:
         ready = [await queue.get()]
         while not queue.empty():
             ready.append(queue.get_nowait())
         running -= sum(bool(delta.finish_reason) for _, delta in ready)
-        yield b"".join(_event(objects, index, delta, more) for index, delta in ready)
-    end = objects.chunk([], usage=final_usage()) if final_usage else b""
-    yield end + b"data: [DONE]\n\n"
+        parts = (_chunk(objects, index, delta, more()) for index, delta in ready)
+        yield [part for part in parts if part]
+    if options.include_usage:
+        yield [objects.chunk([], usage=usage(jobs, prompts), timings=timings(jobs))]
 
 
-def _event(
+def _chunk(
     objects: CompletionObjects, index: int, delta: StreamDelta, more: dict[str, Any]
-) -> bytes:
+) -> dict[str, Any] | None:
+    """None: nothing can be sent yet."""
     if delta.error or delta.finish_reason == "cancelled":
-        error = delta.error or ResourceError("the answer was cancelled")
-        body = json.dumps(refusal_for(error).body, ensure_ascii=False)
-        return f"data: {body}\n\n".encode("utf-8", "replace")
+        return refusal_for(delta.error or ResourceError("the answer was cancelled")).body
     choice = objects.chunk_choice(index, delta)
-    return objects.chunk([choice], **more) if choice else b""
+    return objects.chunk([choice], **more) if choice else None
+
+
+async def server_sent(batches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:
+    """Chunks as OpenAI's stream."""
+    async for batch in batches:
+        if batch:
+            yield b"".join(map(event, batch))
+    yield b"data: [DONE]\n\n"
 
 
 class EventStream:
-    """A response of server-sent events that cancels its jobs when the client leaves."""
+    """A streamed response that cancels its jobs when the client leaves."""
 
     def __init__(
-        self, events: AsyncIterator[bytes], jobs: Sequence[Job], on_end: Callable[[], None]
+        self,
+        events: AsyncIterator[bytes],
+        jobs: Sequence[Job],
+        on_end: Callable[[], None],
+        media_type: str = "text/event-stream; charset=utf-8",
     ) -> None:
         self.events, self.jobs, self.on_end = events, jobs, on_end
+        self.media_type = media_type
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
+            (b"content-type", self.media_type.encode()),
             (b"cache-control", b"no-store"),
             (b"x-accel-buffering", b"no"),
         ]

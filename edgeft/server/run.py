@@ -11,7 +11,7 @@ import functools
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
 from edgeft.server.keys import Keys
+from edgeft.server.model_facts import model_facts
 from edgeft.server.options import ServeOptions
 from edgeft.server.reload import Reloader, RunningRequests, check_watchable
 from edgeft.server.sequential_engine import SequentialEngine
@@ -34,6 +35,7 @@ from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
 def serve(options: ServeOptions) -> None:
     """Returns after SIGTERM or SIGINT."""
     options.check()
+    model_aliases(options.alias, model_names(options.artifacts))
     require_serve_extra()
     require("llguidance", "serve")
     keys = Keys(options.keys())
@@ -65,11 +67,15 @@ def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) ->
     repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
     runtime = open_runtime(path, options.threads, options.context, repack=repack)
     try:
+        engine: Engine
         if isinstance(runtime, GGUFRuntime):
-            return BatchingEngine(
+            engine = BatchingEngine(
                 name, runtime, options.slots, options.queue, worker, options.batch_invariant
             )
-        return SequentialEngine(name, runtime, options.queue, worker)
+        else:
+            engine = SequentialEngine(name, runtime, options.queue, worker)
+        engine.facts = model_facts(path)
+        return engine
     except BaseException:
         # In the thread: Ctrl-C may come while it computes with this runtime.
         worker.call(runtime.close)
@@ -88,6 +94,25 @@ def model_names(artifacts: Sequence[Path]) -> dict[str, Path]:
             raise InputError(f"two artifacts are called {name}", "rename one of them")
         named[name] = path
     return named
+
+
+def model_aliases(aliases: Sequence[str], names: Mapping[str, Path]) -> dict[str, str]:
+    """`--alias` -> {other name: name of the model}; * stands for every name that no model has.
+
+    InputError for an alias of nothing that is served."""
+    models: dict[str, str] = {}
+    for alias in aliases:
+        other, _, model = alias.rpartition("=")
+        for name, path in names.items():
+            if model in (name, str(path)):
+                models[other] = name
+                break
+        else:
+            problem = f"--alias {alias!r} names no served artifact"
+            raise InputError(problem, f"NAME=MODEL, with MODEL one of {', '.join(names)}")
+        if not other or other in names:
+            raise InputError(f"--alias {alias!r} needs a name that no artifact has", "NAME=MODEL")
+    return models
 
 
 async def _serve(
@@ -138,7 +163,8 @@ def http_server(
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
     origins = {origin.lower() for origin in options.cors}
     rules = Rules(keys.authorize, frozenset(hosts), frozenset(origins))
-    api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet)
+    aliases = model_aliases(options.alias, model_names(options.artifacts))
+    api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet, aliases)
     deliver = delivery_to(asyncio.get_running_loop())
     for engine in opened:
         engine.deliver = deliver

@@ -2,6 +2,8 @@
 
 Unknown fields are ignored, as OpenAI's own server ignores them. `unsupported_field` names a field that
 would change the answer and is not supported.
+
+A whole number may be written as 5.0: some languages have no other numbers.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ from pydantic import (
 )
 
 MAX_BODY_BYTES = 1_000_000
-MAX_STOPS = 16
+MAX_STOPS = 64
 MAX_CHOICES = 64
 """answers to one request: prompts times n"""
+MAX_TEXTS = 2048
+"""that one request may embed, as OpenAI has it"""
 MAX_MESSAGES = 1000
 MAX_TOP_LOGPROBS = 20
 """likeliest tokens whose log probabilities are given with each token"""
@@ -31,7 +35,7 @@ MAX_LOGPROBS = 2**18
 """log probabilities that are kept for a request; those of one whole context are always allowed"""
 
 Text = Annotated[str, StringConstraints(max_length=MAX_BODY_BYTES)]
-Stop = Annotated[str, StringConstraints(min_length=1, max_length=256)]
+Stop = Annotated[str, StringConstraints(max_length=256)]
 FunctionName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
 Id = Annotated[int, Field(ge=0, lt=2**31)]
 Ids = Annotated[list[Id], Field(max_length=MAX_BODY_BYTES)]
@@ -47,9 +51,49 @@ _FIELDS = AliasChoices("max_tokens", "n_predict")
 class Body(BaseModel):
     model_config = ConfigDict(strict=True, extra="ignore")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _whole_numbers(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {
+            name: int(value) if isinstance(value, float) and value.is_integer() else value
+            for name, value in values.items()
+        }
+
 
 class StreamOptions(Body):
     include_usage: bool | None = False
+    continuous_usage_stats: bool | None = False
+    """the usage so far in every chunk; vLLM's"""
+
+
+class JsonSchema(Body):
+    name: Annotated[str, StringConstraints(max_length=64)] | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Body):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    """the schema of a json_object or json_schema, as llama-cpp-python and llama-server take it"""
+
+
+Choices = Annotated[list[Text], Field(max_length=1024)]
+
+
+class StructuredOutputs(Body):
+    """vLLM's: one of these."""
+
+    json_: Annotated[dict[str, Any] | Text | None, Field(alias="json")] = None
+    regex: Text | None = None
+    choice: Choices | None = None
+    grammar: Text | None = None
+    json_object: bool | None = None
+    structural_tag: None = None
+    whitespace_pattern: None = None
 
 
 class Generation(Body):
@@ -71,21 +115,49 @@ class Generation(Body):
         Annotated[Finite, Field(gt=0, le=10)] | None,
         Field(validation_alias=AliasChoices("repeat_penalty", "repetition_penalty")),
     ] = None
+    repeat_last_n: Annotated[int, Field(ge=-1, lt=2**31)] | None = None
+    """tokens that the penalties count; llama-server's"""
     logit_bias: (
         Annotated[dict[str, Annotated[Finite, Field(ge=-100, le=100)]], Field(max_length=1024)]
         | None
     ) = None
     ignore_eos: bool = False
     """continue after the model's stop tokens, for timing; a field of vLLM and llama-server"""
+    response_format: ResponseFormat | None = None
+    json_schema: dict[str, Any] | None = None
+    """llama-server's"""
+    grammar: Text | None = None
+    """GBNF, as llama-server takes it"""
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: dict[str, Any] | Text | None = None
+    """this and the next three: vLLM's older names of what `structured_outputs` holds"""
+    guided_regex: Text | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Text | None = None
 
     @property
     def stops(self) -> tuple[str, ...]:
-        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        """Without empty texts, which some clients send for none."""
+        stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        return tuple(filter(None, stops))
 
 
-class TextPart(Body):
-    type: Literal["text"]
-    text: Text
+class ContentPart(Body):
+    """A part of a message: text, or the text of a refusal."""
+
+    type: Literal["text", "refusal"]
+    text: Text = ""
+    refusal: Text = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(kind := values.get("type"), str):
+            if kind not in ("text", "refusal"):
+                raise ValueError(f"{kind[:64]!r} is not supported: models here read text alone")
+            if kind not in values:
+                raise ValueError(f"a part of the type {kind} needs {kind}")
+        return values
 
 
 class CalledFunction(Body):
@@ -102,7 +174,7 @@ class Call(Body):
 
 class ChatMessage(Body):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | Annotated[list[TextPart], Field(max_length=256)] | None = None
+    content: Text | Annotated[list[ContentPart], Field(max_length=256)] | None = None
     reasoning_content: Annotated[
         Text | None, Field(validation_alias=AliasChoices("reasoning_content", "reasoning"))
     ] = None
@@ -121,7 +193,7 @@ class ChatMessage(Body):
     @property
     def text(self) -> str:
         if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
+            return "".join(part.text or part.refusal for part in self.content)
         return self.content or ""
 
 
@@ -148,19 +220,6 @@ class ToolChoice(Body):
     function: FunctionChoice
 
 
-class JsonSchema(Body):
-    name: Annotated[str, StringConstraints(max_length=64)] | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    strict: bool | None = None
-
-
-class ResponseFormat(Body):
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: JsonSchema | None = None
-    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
-    """the schema of a json_object or json_schema, as llama-cpp-python and llama-server take it"""
-
-
 class Chat(Generation):
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[
@@ -175,7 +234,11 @@ class Chat(Generation):
     """variables of the chat template, such as enable_thinking"""
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MAX_TOP_LOGPROBS)] | None = None
-    response_format: ResponseFormat | None = None
+    add_generation_prompt: bool | None = None
+    """whether the prompt ends where an answer begins; vLLM's"""
+    continue_final_message: bool | None = None
+    """whether the answer goes on with the last message, which is the assistant's; vLLM's. None: yes, as
+    llama-server does, unless `add_generation_prompt` is set"""
     tools: Annotated[list[Tool], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
     parallel_tool_calls: bool | None = None
@@ -193,9 +256,8 @@ class Chat(Generation):
 class Completion(Generation):
     prompt: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[Text | Ids], Field(min_length=1, max_length=MAX_CHOICES)]
     )
     max_tokens: Annotated[
         Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None,
@@ -210,12 +272,12 @@ class Embeddings(Body):
     model: Text | None = None
     input: (
         Text
-        | Annotated[list[Text], Field(min_length=1, max_length=MAX_CHOICES)]
         | Annotated[Ids, Field(min_length=1)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=MAX_CHOICES)]
+        | Annotated[list[Text | Ids], Field(min_length=1, max_length=MAX_TEXTS)]
     )
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+    """values of a vector: the first ones, scaled to length 1 again"""
 
 
 class Tokenize(Body):
@@ -228,15 +290,28 @@ class Detokenize(Body):
     tokens: Ids
 
 
-UNSUPPORTED_FIELDS = (
-    "suffix", "audio", "modalities", "prediction", "continue_final_message",
-    "grammar", "json_schema", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
-    "structured_outputs", "min_tokens", "enable_thinking",
-)  # fmt: skip
-"""fields of OpenAI, vLLM and llama-server that would change the answer"""
+UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
+    # OpenAI
+    "suffix": ("",), "audio": (), "modalities": (["text"], []),
+    "prediction": (), "web_search_options": (),
+    # vLLM
+    "min_tokens": (0,), "stop_token_ids": ([],), "bad_words": ([],), "allowed_token_ids": ([],),
+    "use_beam_search": (False,), "length_penalty": (1, 0), "truncate_prompt_tokens": (),
+    "prompt_logprobs": (), "include_stop_str_in_output": (False,), "skip_special_tokens": (True,),
+    "logits_processors": ([],), "documents": ([],), "guided_whitespace_pattern": (),
+    "structural_tag": (), "return_token_ids": (False,), "prompt_embeds": (),
+    # llama-server
+    "mirostat": (0,), "typical_p": (1,), "tfs_z": (1,), "top_n_sigma": (-1, 0), "xtc_probability": (0,),
+    "dry_multiplier": (0,), "dynatemp_range": (0,), "adaptive_target": (-1,), "samplers": (),
+    "n_keep": (0, -1), "t_max_predict_ms": (0, -1), "n_indent": (0,), "n_probs": (0,),
+    "lora": ([],), "image_data": ([],), "reasoning_format": ("none", "auto"),
+    # others
+    "enable_thinking": (), "top_a": (0,), "no_repeat_ngram_size": (0,), "epsilon_cutoff": (0,),
+    "eta_cutoff": (0,), "smoothing_factor": (0,), "typical": (1,), "chat_template": (),
+}  # fmt: skip
+"""fields of other servers that would change the answer -> values beside null that change nothing"""
 INSTEAD = {
-    "json_schema": "response_format",
-    "guided_json": "response_format",
+    "n_probs": "logprobs",
     "enable_thinking": "chat_template_kwargs",
 }
 """field -> the one that does the same here"""
@@ -244,9 +319,8 @@ INSTEAD = {
 
 def unsupported_field(raw: dict[str, Any]) -> str | None:
     """The first field that asks for something that no model here can do, if any."""
-    for name in UNSUPPORTED_FIELDS:
-        is_set = raw.get(name) or (name == "enable_thinking" and raw.get(name) is not None)
-        if is_set and raw[name] != ["text"]:
+    for name, neutral in UNSUPPORTED_FIELDS.items():
+        if raw.get(name) is not None and raw[name] not in neutral:
             return name
     if raw.get("best_of") not in (None, raw.get("n") or 1):
         return "best_of"

@@ -83,7 +83,7 @@ class SequentialEngine(Engine):
         self._job = None
         with contextlib.suppress(AttributeError):
             self._stream.close()  # type: ignore[attr-defined]
-        self._finish(job, StreamDelta(text, (), finish_reason, error))
+        self._finish(job, StreamDelta(text, (), finish_reason, error, self._stops.hit))
 
     def _fail(self, error: EdgeftError) -> None:
         if self._job:

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeft.errors import InputError
 from edgeft.records import Message, ToolCall
-from edgeft.runtimes.grammar import json_schema_grammar
+from edgeft.runtimes.grammar import grammar_of
 from edgeft.runtimes.protocol import Runtime
 from edgeft.runtimes.tool_grammar import Choice, call_grammar, reasoned_grammar
 from edgeft.server.schemas import Call, CalledFunction, Chat, ChatMessage, Function, ToolChoice
@@ -125,10 +125,8 @@ def _parameters(function: Function) -> dict[str, Any]:
     return schema if "type" in schema else {"type": "object", **schema}
 
 
-def answer_grammar(
-    toolbox: Toolbox, form: AnswerForm, schema: dict[str, Any] | None, runtime: Runtime
-) -> str:
-    """What an answer has to follow, "" for any text. `schema`: that of `response_format`.
+def answer_grammar(toolbox: Toolbox, form: AnswerForm, rule: str | None, runtime: Runtime) -> str:
+    """What an answer has to follow, "" for any text. `rule`: of its text, such as `response_format` asks.
 
     InputError where the schema of a tool that has to be followed cannot be.
     """
@@ -136,14 +134,14 @@ def answer_grammar(
     ends = getattr(runtime, "eos_ids", ())
     if toolbox.functions:
         try:
-            choice = Choice(toolbox.required, toolbox.several, schema)
+            choice = Choice(toolbox.required, toolbox.several, rule)
             return call_grammar(form, special, ends, choice)
         except InputError:
-            if toolbox.is_strict or schema is not None:
+            if toolbox.is_strict or rule is not None:
                 raise
             return ""
-    if schema is None:
+    if rule is None:
         return ""
     if form.opened:
-        return reasoned_grammar(form, special, ends, schema)
-    return json_schema_grammar(schema)
+        return reasoned_grammar(form, special, ends, rule)
+    return grammar_of(rule)

@@ -159,7 +159,12 @@ class Guard:
 
 
 def _bearer_token(headers: Headers) -> bytes | None:
-    sent = (_single_value(headers, b"authorization") or "").encode("latin-1", "replace")
+    """Of the Authorization header, or what Anthropic's clients send in one of their own."""
+    value = _single_value(headers, b"authorization")
+    if value is None:
+        value = _single_value(headers, b"x-api-key")
+        return None if value is None else value.encode("latin-1", "replace")
+    sent = value.encode("latin-1", "replace")
     return sent.removeprefix(b"Bearer ") if sent.startswith(b"Bearer ") else None
 
 
@@ -172,7 +177,10 @@ def _single_value(headers: Headers, name: bytes) -> str | None:
 def _cors_headers(origin: str) -> Headers:
     return [
         (b"access-control-allow-origin", origin.encode("latin-1")),
-        (b"access-control-allow-headers", b"authorization, content-type"),
+        (
+            b"access-control-allow-headers",
+            b"authorization, content-type, x-api-key, anthropic-version",
+        ),
         (b"access-control-allow-methods", b"GET, POST"),
         (b"access-control-max-age", b"600"),
         (b"vary", b"origin"),

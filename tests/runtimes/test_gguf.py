@@ -121,9 +121,22 @@ def test_an_embedding_has_length_one(gguf_model: GGUFRuntime) -> None:
     both = gguf_model.embed_all(texts)
     np.testing.assert_array_equal(both[0], both[2])
     np.testing.assert_allclose(both[0], embedding, atol=1e-6)
-    for ids in ([], [1] * 513):
-        with pytest.raises(InputError, match="1 to 512 are possible"):
+    for ids in ([], [1] * (gguf_model.context + 1)):
+        with pytest.raises(InputError, match=f"1 to {gguf_model.context} are possible"):
             gguf_model.embed(ids)
+
+
+def test_an_embedding_may_be_of_several_batches(
+    gguf_model: GGUFRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = prompt(gguf_model, "the lamp on the desk and the boat")
+    whole = gguf_model.embed(ids)
+    monkeypatch.setattr("edgeft.runtimes.llama_context.BATCH_TOKENS", 8)
+    first, *others = (part for part in gguf_model.embeddings([ids, ids[:3]]) if part is not None)
+    np.testing.assert_allclose(first, whole, atol=1e-5)
+    np.testing.assert_allclose(others[0], gguf_model.embed(ids[:3]), atol=1e-5)
+    pauses = [part is None for part in gguf_model.embeddings([ids])]
+    assert pauses == [True] * -(-len(ids) // 8) + [False] and len(ids) > 8
 
 
 def test_bad_files_and_prompts_are_user_errors(

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 
 from edgeft.errors import InputError
-from edgeft.runtimes.grammar import GrammarVocabulary, Logits, json_schema_grammar
+from edgeft.runtimes.grammar import (
+    GrammarVocabulary,
+    Logits,
+    choice_rule,
+    gbnf_rule,
+    grammar_of,
+    json_schema_grammar,
+    regex_rule,
+)
 from edgeft.server.metrics import memory
 from edgeft.tokenizer.hf_files import load_tokenizer
 from helpers.engines import open_engine
@@ -39,10 +47,11 @@ def model(
 Model = tuple[GrammarVocabulary, Callable[[str], list[int]], frozenset[int]]
 
 
-def reads(model: Model, schema: dict[str, Any], text: str, whole: bool = True) -> bool:
-    """Does the grammar allow every token of the text, and the end behind it?"""
+def reads(model: Model, schema: dict[str, Any] | str, text: str, whole: bool = True) -> bool:
+    """Does the grammar of a schema, or a grammar, allow every token of the text, and the end behind it?"""
     vocabulary, encode, ends = model
-    matcher = vocabulary.matcher(json_schema_grammar(schema))
+    grammar = schema if isinstance(schema, str) else json_schema_grammar(schema)
+    matcher = vocabulary.matcher(grammar)
     for token in encode(text):
         if not matcher.allows(token):
             return False
@@ -374,3 +383,44 @@ def test_a_token_that_is_not_allowed_is_chosen_again(model: Model) -> None:
 def test_a_vocabulary_without_an_end_is_refused() -> None:
     with pytest.raises(InputError, match="no end token"):
         GrammarVocabulary.from_pieces([b"a", b'"'], [], [])
+
+
+@pytest.mark.parametrize(
+    ("rule", "right", "wrong"),
+    [
+        (regex_rule(r"^\d{3}-[a-c/]+$"), ["123-a", "000-c/b"], ["12", "123-", "123-d", "a123-a"]),
+        (regex_rule(r"a\$"), ["a$"], ["a"]),
+        (regex_rule("on|off"), ["on", "off"], ["o", "onoff"]),
+        (choice_rule(["a/b", 'say "é"', "a"]), ["a/b", 'say "é"', "a"], ["a/", "say", "b"]),
+        (gbnf_rule('root ::= "yes" | "no" tail?\ntail ::= ", " [a-z]+ # end'), ["yes", "no, sir"], ["no,", "yes, x"]),
+        (gbnf_rule('root ::= "(" (root | "x"){1,2} ")"'), ["(x)", "((x)x)"], ["()", "(xxx)", "((x)"]),
+    ],
+)  # fmt: skip
+def test_an_answer_of_a_regex_a_choice_or_a_gbnf(
+    model: Model, rule: str, right: list[str], wrong: list[str]
+) -> None:
+    grammar = grammar_of(rule)
+    assert [reads(model, grammar, text) for text in right] == [True] * len(right)
+    assert [reads(model, grammar, text) for text in wrong] == [False] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ('root ::= "a', "end of input"),
+        ("root ::= nowhere", "'nowhere' not found"),
+        ('a ::= "b"', "No 'root'"),
+        ("root ::= " + "(" * 2000, "nested|end of input|Expected"),
+        ("#" * 5000, "4096 are allowed"),
+    ],
+)
+def test_what_is_no_gbnf_is_refused(text: str, reason: str) -> None:
+    with pytest.raises(InputError, match=reason):
+        gbnf_rule(text)
+
+
+def test_a_gbnf_of_many_rules_is_read_in_a_second() -> None:
+    chain = "root ::= a0\n" + "".join(f"a{i} ::= a{i + 1}\n" for i in range(270)) + 'a270 ::= "x"'
+    began = time.thread_time()
+    gbnf_rule(chain)
+    assert time.thread_time() - began < CALL_S

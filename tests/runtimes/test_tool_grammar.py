@@ -12,7 +12,7 @@ import pytest
 
 from edgeft.errors import InputError
 from edgeft.records import ToolCall
-from edgeft.runtimes.grammar import GrammarVocabulary
+from edgeft.runtimes.grammar import GrammarVocabulary, choice_rule, gbnf_rule, json_rule, regex_rule
 from edgeft.runtimes.tool_grammar import Choice, call_grammar, reasoned_grammar
 from edgeft.tokenizer.answer_parts import AnswerForm
 from edgeft.tokenizer.stops import split_at
@@ -172,17 +172,31 @@ def test_a_required_call_may_come_after_reasoning() -> None:
             assert refused_at(one, Choice(required=True), text, has_special) is None
         assert refused_at(opened, Choice(required=True), "hm", has_special) == ""
         grammar = reasoned_grammar(
-            opened, SPECIAL if has_special else {}, [END], {"type": "integer"}
+            opened, SPECIAL if has_special else {}, [END], json_rule({"type": "integer"})
         )
         assert refused_at(opened, Choice(), "hm</think>\n\n12", has_special, grammar) is None
 
 
 def test_content_by_a_schema_or_a_call() -> None:
     form = AnswerForm(calls=HERMES, tools=TOOLS)
-    choice = Choice(content={"type": "integer"})
+    choice = Choice(content=json_rule({"type": "integer"}))
     assert refused_at(form, choice, "12") is None
     assert refused_at(form, choice, HERMES.write([ToolCall("ping", "{}")])) is None
     assert refused_at(form, choice, "text") is not None
+
+
+@pytest.mark.parametrize(
+    "rule", [regex_rule("a+/b?"), choice_rule(["aa/", "b"]), gbnf_rule('root ::= "a" root | "/"')]
+)
+def test_content_by_any_rule_after_the_reasoning_or_beside_a_call(rule: str) -> None:
+    form = AnswerForm(calls=HERMES, tools=TOOLS)
+    for text, place in (("aa/", None), ("a", ""), ("c", "c")):
+        assert refused_at(form, Choice(content=rule), text) == place
+    assert refused_at(form, Choice(content=rule), HERMES.write([ToolCall("ping", "{}")])) is None
+    opened = AnswerForm("<think>", "</think>", opened=True)
+    grammar = reasoned_grammar(opened, {}, [END], rule)
+    assert refused_at(opened, Choice(), "hm</think>\n\naa/", False, grammar) is None
+    assert refused_at(opened, Choice(), "hm</think>\n\nc", False, grammar) is not None
 
 
 def test_ids_and_numbers_of_calls_are_written_by_the_model() -> None:

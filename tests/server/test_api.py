@@ -227,7 +227,9 @@ def test_health_metrics_and_what_is_not_there(served: Served) -> None:
         {"input": ""},
         {"input": []},
         {"input": [10**9]},
-        {"input": "x", "dimensions": 3},
+        {"input": "x", "dimensions": 0},
+        {"input": "x", "dimensions": 65},
+        {"input": ["x"] * 2049},
         {"input": "x " * 2000},
         {"input": [["x"]]},
         {"input": "x", "encoding_format": "z"},
@@ -304,12 +306,13 @@ def test_embeddings_have_a_bound_and_end_with_their_reader(
     asked: list[object] = []
     go = threading.Event()
 
-    def embed(ids: object) -> list[float]:
-        asked.append(ids)
-        assert go.wait(30)
-        return [1.0]
+    def embeddings(prompts: list[object]) -> Iterator[list[float]]:
+        for ids in prompts:
+            asked.append(ids)
+            assert go.wait(30)
+            yield [1.0]
 
-    monkeypatch.setattr(engine, "embed", embed)
+    monkeypatch.setattr(engine, "embeddings", embeddings)
     monkeypatch.setattr(api_module, "MAX_EMBEDDING_REQUESTS", 1)
     first = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     body = json.dumps({"input": [[1, 2, 3]] * 64})
@@ -336,6 +339,8 @@ def test_the_key_is_needed_and_never_shown(served: Served) -> None:
             continue  # HTTP itself drops blanks at the end of a value
         assert status == 401 and b"sesame" not in data
         assert json.loads(data)["error"]["type"] == "authentication_error"
+    assert served.ask("POST", "/v1/completions", body, {"x-api-key": "open sesame"})[0] == 200
+    assert served.ask("POST", "/v1/completions", body, {"x-api-key": "open"})[0] == 401
 
 
 def test_the_page_is_served_under_its_own_policy(served: Served) -> None:
@@ -417,3 +422,42 @@ def test_embeddings_are_the_mean_of_transformers_last_states(
     plain = client.embeddings.create(model="f32", input=model.encode(texts[0]),  # type: ignore[arg-type]
                                      encoding_format="float")  # fmt: skip
     assert plain.data[0].embedding == pytest.approx(found.data[0].embedding, abs=1e-6)
+    short = client.embeddings.create(model="f32", input=texts[0], dimensions=16).data[0].embedding
+    first = np.array(plain.data[0].embedding[:16])
+    assert short == pytest.approx(first / np.linalg.norm(first), abs=1e-6)
+    many: list[Any] = [texts[1], model.encode(texts[0]), *["a"] * 98]
+    mixed = client.embeddings.create(model="f32", input=many)
+    assert len(mixed.data) == 100
+    assert mixed.data[1].embedding == pytest.approx(plain.data[0].embedding, abs=1e-6)
+
+
+def test_a_model_has_other_names(artifacts: list[Path]) -> None:
+    alias = ("gpt-4o-mini=q8_0", f"*={artifacts[0]}")
+    with running(*artifacts, context=128, alias=alias) as served:
+        body = {"messages": hello(), "max_tokens": 1}
+        for name, model in (("gpt-4o-mini", "q8_0"), ("anything", "f32"), ("q8_0", "q8_0")):
+            assert served.json("/v1/chat/completions", body | {"model": name})["model"] == model
+        listed = json.loads(served.ask("GET", "/v1/models")[1])["data"]
+        assert [card["id"] for card in listed] == ["f32", "q8_0", "gpt-4o-mini"]
+        assert all(abs(time.time() - card["created"]) < 3600 for card in listed)
+
+
+def test_what_a_model_is(served: Served, model: Runtime) -> None:
+    told = json.loads(served.ask("GET", "/props?model=q8_0", headers=KEY)[1])
+    assert told["model_alias"] == "q8_0" and told["model_path"] == "q8_0.gguf"
+    assert told["total_slots"] == 4 and told["default_generation_settings"]["n_ctx"] == 256
+    assert told["chat_template"] == model.chat.source and told["eos_token"] == model.chat.eos_token
+    assert served.ask("GET", "/props?model=none", headers=KEY)[0] == 404
+
+
+def test_the_last_answer_goes_on(served: Served, model: Runtime) -> None:
+    prompt = model.chat.render([Message("user", "the lamp on the desk")])
+    how = {"max_tokens": 8, "ignore_eos": True}
+    text = served.json("/v1/completions", how | {"prompt": prompt + "It is "}, KEY)["choices"][0]
+    begun = how | {"messages": [*hello(), {"role": "assistant", "content": "It is "}]}
+    going_on = {"continue_final_message": True, "add_generation_prompt": False}
+    for more in ({}, going_on):
+        choice = served.json("/v1/chat/completions", begun | more, KEY)["choices"][0]
+        assert choice["message"]["content"] == text["text"]
+    again = served.json("/v1/chat/completions", begun | {"add_generation_prompt": True}, KEY)
+    assert again["choices"][0]["message"]["content"] != text["text"]

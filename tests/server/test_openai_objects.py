@@ -7,7 +7,14 @@ import json
 import pytest
 
 from edgeft.server.jobs import GenerationRequest, Job, StreamDelta, TokenLogprob
-from edgeft.server.openai_objects import ChatObjects, CompletionObjects, joined, usage
+from edgeft.server.openai_objects import (
+    ChatObjects,
+    CompletionObjects,
+    event,
+    joined,
+    timings,
+    usage,
+)
 
 pytestmark = pytest.mark.unit
 
@@ -38,14 +45,32 @@ def test_log_probabilities_of_completions() -> None:
     assert first["top_logprobs"] == [None, {"a": -1.0, r"bytes:\xc3": -2.0}]
     later = objects.chunk_choice(0, StreamDelta("a", (TokenLogprob(0, -1.0, []),)))["logprobs"]
     assert first["text_offset"] == [0, 2] and later["text_offset"] == [12]
+    assert later["top_logprobs"] == [{"a": -1.0}], "the chosen token is always there"
 
 
 def test_chunks_of_a_chat() -> None:
     objects = ChatObjects("m", PIECES.__getitem__)
     assert objects.opening(1)[0]["delta"] == {"role": "assistant", "content": ""}
-    event = objects.chunk([objects.chunk_choice(1, StreamDelta("é", (), "stop"))])
-    chunk = json.loads(event.removeprefix(b"data: "))
-    assert chunk["object"] == "chat.completion.chunk" and event.endswith(b"\n\n")
+    chunk = objects.chunk([objects.chunk_choice(1, StreamDelta("é", (), "stop"))])
+    assert chunk["object"] == "chat.completion.chunk"
+    assert json.loads(event(chunk).removeprefix(b"data: ").removesuffix(b"\n\n")) == chunk
     assert chunk["choices"] == [
         {"index": 1, "delta": {"content": "é"}, "logprobs": None, "finish_reason": "stop"}
     ]
+
+
+def test_every_object_names_what_computed_it() -> None:
+    objects = ChatObjects("m", None, "fp_1")
+    assert objects.whole([])["system_fingerprint"] == "fp_1"
+    assert objects.chunk([])["system_fingerprint"] == "fp_1"
+
+
+def test_times_of_one_answer() -> None:
+    job = Job(GenerationRequest((1,) * 9, 9), lambda delta: None)
+    assert timings([job]) == {}, "it runs"
+    job.first_token_s, job.seconds, job.new_tokens, job.cached_tokens = 0.5, 2.5, 4, 4
+    assert timings([job]) == {
+        "cache_n": 4, "prompt_n": 5, "prompt_ms": 500.0, "prompt_per_second": 10.0,
+        "predicted_n": 4, "predicted_ms": 2000.0, "predicted_per_second": 2.0,
+    }  # fmt: skip
+    assert timings([job, job]) == {}

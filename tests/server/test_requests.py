@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,9 +22,11 @@ HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
 def engine(supports: frozenset[str] = FULL, context: int = 20, adds_bos: bool = False) -> Any:
     """Of a model whose tokens are the characters of a text."""
 
-    def render(messages: Any, tools: Any = (), template_kwargs: Any = None) -> str:
+    def render(
+        messages: Any, generation_prompt: bool = True, tools: Any = (), template_kwargs: Any = None
+    ) -> str:
         text = "".join(f"{message.role[0]}{message.content}" for message in messages)
-        return text + str(template_kwargs or "")
+        return text + str(template_kwargs or "") + ("" if generation_prompt else ".")
 
     chat = SimpleNamespace(render=render, bos_token="^", source="")
     runtime = SimpleNamespace(
@@ -146,3 +149,75 @@ def test_a_schema_that_is_missing_is_refused() -> None:
     for form in ({"type": "json_schema"}, {"type": "json_schema", "json_schema": {"name": "x"}}):
         with pytest.raises(InputError, match="needs json_schema.schema"):
             chat(response_format=form)
+
+
+ANSWER = {"role": "assistant", "content": "yes, "}
+
+
+@pytest.mark.parametrize(
+    ("more", "prompt"),
+    [
+        ({}, b"uhiyes, "),
+        ({"continue_final_message": True, "add_generation_prompt": False}, b"uhiyes, "),
+        ({"continue_final_message": False}, b"uhiayes, "),
+        ({"add_generation_prompt": True}, b"uhiayes, "),
+        ({"add_generation_prompt": False}, b"uhiayes, ."),
+    ],
+)
+def test_the_last_message_of_the_assistant_is_continued(
+    more: dict[str, Any], prompt: bytes
+) -> None:
+    (request,) = chat(messages=[*HI[1:], ANSWER], **more)
+    assert bytes(request.prompt_ids) == prompt
+
+
+def test_a_continuation_that_cannot_be_is_refused() -> None:
+    with pytest.raises(InputError, match="last message of the assistant"):
+        chat(continue_final_message=True)
+    with pytest.raises(InputError, match="exclude each other"):
+        chat(messages=[*HI, ANSWER], continue_final_message=True, add_generation_prompt=True)
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def test_other_servers_names_of_a_grammar_mean_the_same() -> None:
+    asked: list[list[dict[str, Any]]] = [
+        [{"response_format": {"type": "json_schema", "json_schema": {"schema": SCHEMA}}},
+         {"response_format": {"type": "json_object", "schema": SCHEMA}}, {"json_schema": SCHEMA},
+         {"guided_json": SCHEMA}, {"guided_json": json.dumps(SCHEMA)},
+         {"structured_outputs": {"json": SCHEMA}}],
+        [{"response_format": {"type": "json_object"}}, {"structured_outputs": {"json_object": True}}],
+        [{"guided_regex": "a+"}, {"structured_outputs": {"regex": "a+"}}],
+        [{"guided_choice": ["a", "b"]}, {"structured_outputs": {"choice": ["a", "b"]}}],
+        [{"grammar": 'root ::= "a"'}, {"guided_grammar": 'root ::= "a"'},
+         {"structured_outputs": {"grammar": 'root ::= "a"'}, "response_format": {"type": "text"}}],
+    ]  # fmt: skip
+    grammars = [
+        {make(**more)[0].sampling.grammar for more in same for make in (chat, completion)}
+        for same in asked
+    ]
+    assert [len(same) for same in grammars] == [1] * 5 and "" not in set().union(*grammars)
+    assert len(set().union(*grammars)) == 5
+    assert chat(grammar="", guided_choice=None)[0].sampling.grammar == ""
+
+
+def test_two_grammars_are_refused_by_their_names() -> None:
+    with pytest.raises(InputError, match="guided_regex and structured_outputs.choice"):
+        chat(guided_regex="a", structured_outputs={"choice": ["a"]})
+
+
+def test_prompts_may_be_texts_and_ids_at_once() -> None:
+    assert [bytes(r.prompt_ids) for r in completion(prompt=["a", [5, 6]])] == [b"a", b"\x05\x06"]
+    assert bytes(completion(prompt=[5, 6])[0].prompt_ids) == b"\x05\x06"
+
+
+def test_empty_stops_are_none() -> None:
+    assert [chat(stop=stop)[0].stop for stop in ("", [], ["", "."], None)] == [(), (), (".",), ()]
+    assert len(chat(stop=[str(i) for i in range(40)])[0].stop) == 40
+
+
+def test_whole_numbers_may_be_floats() -> None:
+    (request,) = chat(max_tokens=5.0, top_k=40.0, seed=3.0, n=1.0)
+    assert (request.max_tokens, request.sampling.top_k, request.sampling.seed) == (5, 40, 3)
+    assert chat(repeat_last_n=64.0)[0].sampling.repeat_last_n == 64

@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 
+from edgeft.errors import InputError
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import run as run_module
@@ -99,3 +100,15 @@ def test_other_formats_answer_one_at_a_time(
             )
         with pytest.raises(openai.BadRequestError, match="no logprobs"):
             client.chat.completions.create(model="f32", messages=hello, logprobs=True)
+
+
+@pytest.mark.parametrize("alias", ["gpt-4o", "a=b", "=f32", "f32=f32", "a="])
+def test_an_alias_of_nothing_is_refused(alias: str) -> None:
+    with pytest.raises(InputError, match="--alias"):
+        run_module.model_aliases([alias], {"f32": Path("out/f32.gguf")})
+
+
+def test_an_alias_names_a_model_or_its_file() -> None:
+    names = {"f32": Path("out/f32.gguf"), "q8_0": Path("out/q8_0.gguf")}
+    aliases = run_module.model_aliases(["a=b=q8_0", "*=out/f32.gguf"], names)
+    assert aliases == {"a=b": "q8_0", "*": "f32"}

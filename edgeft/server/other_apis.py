@@ -1,0 +1,129 @@
+"""Takes requests of other APIs than OpenAI's first two, gives their answers by the shims.
+
+/v1/responses, Anthropic's /v1/messages and Ollama's /api: each request becomes one of chat completions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from edgeft.server.bodies import checked, read_body
+from edgeft.server.engine import Engine
+from edgeft.server.jobs import GenerationRequest
+from edgeft.server.schemas import Chat, Completion
+from edgeft.server.shims import anthropic, ollama
+from edgeft.server.shims.responses_api import Responses, ResponsesShim
+from edgeft.server.shims.shim import Shim
+from edgeft.server.shims.stored_responses import StoredResponses
+
+if TYPE_CHECKING:
+    from starlette.requests import Request
+    from starlette.responses import Response
+    from starlette.routing import Route
+
+
+class OpenAIApi(Protocol):
+    """What answers the translated requests: `edgeft.server.api.Api`."""
+
+    @property
+    def engines(self) -> dict[str, Engine]:
+        """name -> model"""
+
+    def engine_of(self, name: str | None) -> Engine:
+        """Refusal for a name that no model has."""
+
+    async def generation_requests(
+        self, body: Chat | Completion, engine: Engine
+    ) -> list[GenerationRequest]:
+        """What the engine is asked; Refusal for what it cannot do."""
+
+    async def answer(self, request: Request, body: Chat | Completion, shim: Shim | None) -> Any:
+        """The response, in the form of the shim."""
+
+
+class OtherApis:
+    def __init__(self, api: OpenAIApi) -> None:
+        self._api = api
+        self._stored = StoredResponses()
+
+    def routes(self) -> list[Route]:
+        from starlette.routing import Route
+
+        post = {
+            "/v1/responses": self.responses,
+            "/v1/messages": self.messages,
+            "/v1/messages/count_tokens": self.count_tokens,
+            "/api/chat": self.ollama_chat,
+            "/api/generate": self.ollama_generate,
+            "/api/show": self.ollama_show,
+        }
+        get = {"/api/tags": self.ollama_tags, "/api/version": self.ollama_version}
+        return [
+            *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
+            *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
+        ]
+
+    async def responses(self, request: Request) -> Any:
+        shim = ResponsesShim(await read_body(request, Responses), self._stored)
+        return await self._translated(request, shim)
+
+    async def messages(self, request: Request) -> Any:
+        shim = anthropic.AnthropicShim(await read_body(request, anthropic.Messages))
+        return await self._translated(request, shim)
+
+    async def count_tokens(self, request: Request) -> Response:
+        shim = anthropic.AnthropicShim(await read_body(request, anthropic.CountTokens))
+        body = self._body(shim)
+        (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
+        return _json({"input_tokens": len(one.prompt_ids)})
+
+    async def ollama_chat(self, request: Request) -> Any:
+        return await self._ollama(request, await read_body(request, ollama.Chat))
+
+    async def ollama_generate(self, request: Request) -> Any:
+        return await self._ollama(request, await read_body(request, ollama.Generate))
+
+    async def ollama_tags(self, request: Request) -> Response:
+        return _json(ollama.tags(list(self._api.engines.values())))
+
+    async def ollama_show(self, request: Request) -> Response:
+        body = await read_body(request, ollama.Show)
+        name = body.model or body.name or ""
+        return _json(ollama.show(self._api.engine_of(name.removesuffix(":latest"))))
+
+    async def ollama_version(self, request: Request) -> Response:
+        return _json(ollama.version())
+
+    async def _ollama(self, request: Request, body: ollama.Chat | ollama.Generate) -> Any:
+        shim = ollama.OllamaShim(body)
+        if ollama.is_load(body):
+            self._api.engine_of(shim.openai["model"])
+            return _json(ollama.loaded(body))
+        return await self._translated(request, shim)
+
+    async def _translated(self, request: Request, shim: Shim) -> Any:
+        return await self._api.answer(request, self._body(shim), shim)
+
+    def _body(self, shim: Shim) -> Chat | Completion:
+        """Of OpenAI's API; a template that can be told whether to think is told it."""
+        if shim.path == "/v1/completions":
+            return checked(shim.openai, Completion)
+        body = checked(shim.openai, Chat)
+        template = self._api.engine_of(body.model).runtime.chat.source
+        if shim.thinking is not None and "enable_thinking" in template:
+            kwargs = {"enable_thinking": shim.thinking} | (body.chat_template_kwargs or {})
+            body = body.model_copy(update={"chat_template_kwargs": kwargs})
+        return body
+
+
+def error_form(path: str, message: str, status: int) -> dict[str, Any] | None:
+    """The body of an error in the form of the API that a path is of; None = OpenAI's."""
+    if path.startswith("/v1/messages"):
+        return anthropic.error_body(message, status)
+    return ollama.error_body(message) if path.startswith("/api/") else None
+
+
+def _json(value: Any) -> Response:
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value)
