@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import InputError, require
+from edgeft.errors import FormatError, InputError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -19,6 +19,7 @@ from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
+from edgeft.server.memory import fit_memory
 from edgeft.server.options import ServeOptions
 from edgeft.server.sequential_engine import SequentialEngine
 from edgeft.web.guard import Rules
@@ -38,6 +39,8 @@ def serve(options: ServeOptions) -> None:
 @contextlib.contextmanager
 def engines(options: ServeOptions) -> Iterator[list[Engine]]:
     """One engine per artifact, which share a thread; closed in the end."""
+    if options.max_memory:
+        options = fit_memory(options, options.max_memory)
     worker = Worker()
     with contextlib.ExitStack() as stack:
         stack.callback(worker.close)
@@ -45,14 +48,19 @@ def engines(options: ServeOptions) -> Iterator[list[Engine]]:
         for name, path in model_names(options.artifacts).items():
             # Isolated: from four rows on, repacked weights are multiplied with other kernels.
             repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
-            runtime = open_runtime(path, options.threads, options.context, repack=repack)
+            runtime = open_runtime(
+                path, options.threads, options.context, repack=repack, kv_type=options.kv_type
+            )
             # In the thread: Ctrl-C may come while it computes with this runtime.
             stack.callback(worker.call, runtime.close)
             engine: Engine
             if isinstance(runtime, GGUFRuntime):
                 engine = BatchingEngine(
-                    name, runtime, options.slots, options.queue, worker, options.batch_invariant
-                )
+                    name, runtime, options.slots, options.queue, worker, options.batch_invariant,
+                    grows=not options.max_memory, speculate=options.speculate == "ngram",
+                )  # fmt: skip
+            elif options.speculate != "none":
+                raise FormatError(f"{path}: only llama.cpp can speculate", "--speculate none")
             else:
                 engine = SequentialEngine(name, runtime, options.queue, worker)
             stack.callback(engine.close)

@@ -84,6 +84,90 @@ def test_answers_with_schemas_side_by_side_are_those_alone(
         engine.close()
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0-f16", "q8_0", "q4_0"])
+def test_answers_in_a_cache_of_any_type_that_grows_are_those_alone(
+    wide: dict[str, Path], kv_type: str
+) -> None:
+    """Beside each other while the cache grows from 256 to 512 tokens, and alone in the grown one."""
+    engine = open_engine(wide["q8_0"], slots=8, context=512, kv_type=kv_type)
+    try:
+        ids = [(*prompt, *range(1, 245 - len(prompt))) for prompt in prompts(engine, 8)]
+        requests = [GenerationRequest(one, 24, logprobs=1, ignore_eos=True) for one in ids]
+        beside = answers(engine, requests)
+        assert engine._sequences.room == 512
+        for request, several in zip(requests, beside, strict=True):
+            engine._sequences.truncate(0, 0)
+            assert tokens_of(answers(engine, [request])[0]) == tokens_of(several)
+        assert_equal_side_by_side(engine, requests)
+    finally:
+        engine.close()
+
+
+REPEATED = (
+    b"switch the lamp in the hall on, then switch the lamp in the hall on, then switch the lamp"
+)
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["q8_0-f16", "q4_0"])
+def test_answers_with_speculation_are_those_without(
+    wide: dict[str, Path], quant: str, kv_type: str
+) -> None:
+    """Greedy, with a schema and random with a seed, log probabilities and ends included; guesses are
+    right, wrong, and taken back, alone and beside 1, 3 and 7 others."""
+    schema = Sampling(grammar=json_schema_grammar(SCHEMA))
+    random = Sampling(temperature=0.6, seed=5, repeat_penalty=1.1)
+    events: list[list[list[StreamDelta]]] = []
+    for speculate in (False, True):
+        engine = open_engine(
+            wide[quant], slots=8, context=512, kv_type=kv_type, speculate=speculate
+        )
+        try:
+            ids = [tuple(REPEATED[i * 3 :]) for i in range(8)]
+            requests = [
+                GenerationRequest(one, 60, how, logprobs=1, ignore_eos=how is not schema)
+                for one, how in zip(ids, [Sampling(), schema, random, Sampling()] * 2, strict=True)
+            ]
+            alone = [answers(engine, [request])[0] for request in requests]
+            if speculate:
+                counts = engine.counts
+                assert 0 < counts.accepted_tokens < counts.drafted_tokens
+                assert_equal_side_by_side(engine, requests)
+            events.append(alone)
+        finally:
+            engine.close()
+    for plain, ahead in zip(*events, strict=True):
+        assert tokens_of(plain) == tokens_of(ahead)
+        assert text_of(plain) == text_of(ahead)
+        assert plain[-1].finish_reason == ahead[-1].finish_reason
+
+
+def test_a_stop_text_and_the_limits_hold_in_a_guess(wide: dict[str, Path]) -> None:
+    engine = open_engine(wide["q8_0"], slots=1, context=256, kv_type="q8_0", speculate=True)
+    try:
+        request = GenerationRequest(tuple(REPEATED), 100, logprobs=0, ignore_eos=True)
+        whole = answers(engine, [request])[0]
+        assert engine.counts.accepted_tokens
+        for most in (1, 17, 18, 40):
+            (cut,) = answers(engine, [replace(request, max_tokens=most)])
+            assert ids_of(cut) == ids_of(whole)[:most]
+        text = text_of(whole)
+        stop = text[40:44]
+        (stopped,) = answers(engine, [replace(request, stop=(stop,))])
+        assert text_of(stopped) == text[: text.find(stop)]
+        to_the_end = replace(request, max_tokens=1000)
+        (full,) = answers(engine, [to_the_end])
+        assert len(ids_of(full)) == 256 - len(REPEATED) + 1
+        assert full[-1].finish_reason == "length"
+    finally:
+        engine.close()
+
+
+def test_speculation_that_would_change_answers_is_refused(wide: dict[str, Path]) -> None:
+    with pytest.raises(InputError, match="would change the answers"):
+        open_engine(wide["f16"], slots=2, speculate=True)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
