@@ -167,7 +167,13 @@ class Sequences:
 
     def probe_ahead(self) -> None:
         """Measure how many tokens of one sequence may be computed together (`max_ahead`), so that each
-        gets the bits that it gets alone. To be called while the sequences are empty."""
+        gets the bits that it gets alone. To be called while the sequences are empty.
+
+        1 for a cache in float16, whatever the probe of a short sequence would say: its attention
+        has other kernels for several tokens, which differ from some length on.
+        """
+        if not self._model.kv_type.is_quantized:
+            self.max_ahead = 1
         if self.max_ahead == 1:
             return
         self.read(0, [(i * 7) % self._size for i in range(PROBE_PROMPT_TOKENS)])

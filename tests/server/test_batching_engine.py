@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -103,18 +104,38 @@ def test_answers_in_a_cache_of_any_type_that_grows_are_those_alone(
         engine.close()
 
 
-REPEATED = (
-    b"switch the lamp in the hall on, then switch the lamp in the hall on, then switch the lamp"
-)
+class Guesses:
+    """Instead of n-grams: what an answer will be, of which every third guess has a wrong third token."""
+
+    answers: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    """prompt -> ids of its answer without speculation"""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.rest = list(self.answers[tuple(prompt)])
+        self.proposals = 0
+
+    def append(self, token: int) -> None:
+        assert token == self.rest.pop(0)
+
+    def propose(self, most: int) -> list[int]:
+        self.proposals += 1
+        guess = self.rest[:most]
+        if self.proposals % 3 == 0 and len(guess) > 2:
+            guess[2] = (guess[2] + 1) % 200
+        return guess
+
+    def verified(self, proposed: int, accepted: int) -> None:
+        assert accepted <= proposed
 
 
 @pytest.mark.parametrize("quant", ["f16", "q8_0"])
 @pytest.mark.parametrize("kv_type", ["q8_0-f16", "q4_0"])
 def test_answers_with_speculation_are_those_without(
-    wide: dict[str, Path], quant: str, kv_type: str
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch, quant: str, kv_type: str
 ) -> None:
-    """Greedy, with a schema and random with a seed, log probabilities and ends included; guesses are
-    right, wrong, and taken back, alone and beside 1, 3 and 7 others."""
+    """Greedy, with a schema and random with a seed; log probabilities and ends included. Guesses are
+    right, wrong and taken back; alone and beside 1, 3 and 7 others."""
+    monkeypatch.setattr(batching_engine, "NgramDraft", Guesses)
     schema = Sampling(grammar=json_schema_grammar(SCHEMA))
     random = Sampling(temperature=0.6, seed=5, repeat_penalty=1.1)
     events: list[list[list[StreamDelta]]] = []
@@ -123,17 +144,22 @@ def test_answers_with_speculation_are_those_without(
             wide[quant], slots=8, context=512, kv_type=kv_type, speculate=speculate
         )
         try:
-            ids = [tuple(REPEATED[i * 3 :]) for i in range(8)]
             requests = [
-                GenerationRequest(one, 60, how, logprobs=1, ignore_eos=how is not schema)
-                for one, how in zip(ids, [Sampling(), schema, random, Sampling()] * 2, strict=True)
+                GenerationRequest(ids, 40, how, logprobs=1, ignore_eos=how is not schema)
+                for ids, how in zip(
+                    prompts(engine, 8), [Sampling(), schema, random, Sampling()] * 2, strict=True
+                )
             ]
             alone = [answers(engine, [request])[0] for request in requests]
             if speculate:
                 counts = engine.counts
-                assert 0 < counts.accepted_tokens < counts.drafted_tokens
+                assert counts.new_tokens / 2 < counts.accepted_tokens < counts.drafted_tokens
                 assert_equal_side_by_side(engine, requests)
             events.append(alone)
+            Guesses.answers = {
+                request.prompt_ids: [*ids_of(answer), *range(9)]
+                for request, answer in zip(requests, alone, strict=True)
+            }
         finally:
             engine.close()
     for plain, ahead in zip(*events, strict=True):
@@ -142,30 +168,38 @@ def test_answers_with_speculation_are_those_without(
         assert plain[-1].finish_reason == ahead[-1].finish_reason
 
 
-def test_a_stop_text_and_the_limits_hold_in_a_guess(wide: dict[str, Path]) -> None:
+def test_a_stop_text_and_the_limits_hold_in_a_guess(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching_engine, "NgramDraft", Guesses)
     engine = open_engine(wide["q8_0"], slots=1, context=256, kv_type="q8_0", speculate=True)
     try:
-        request = GenerationRequest(tuple(REPEATED), 100, logprobs=0, ignore_eos=True)
-        whole = answers(engine, [request])[0]
-        assert engine.counts.accepted_tokens
+        request = GenerationRequest(prompts(engine, 1)[0], 1000, logprobs=0, ignore_eos=True)
+        monkeypatch.setattr(engine, "_speculates", False)
+        (whole,) = answers(engine, [request])
+        monkeypatch.setattr(engine, "_speculates", True)
+        Guesses.answers = {request.prompt_ids: [*ids_of(whole), *range(9)]}
+        (ahead,) = answers(engine, [request])
+        assert ids_of(ahead) == ids_of(whole) and engine.counts.accepted_tokens > 100
+        assert len(ids_of(ahead)) == 256 - len(request.prompt_ids) + 1
         for most in (1, 17, 18, 40):
             (cut,) = answers(engine, [replace(request, max_tokens=most)])
             assert ids_of(cut) == ids_of(whole)[:most]
+            assert cut[-1].finish_reason == "length"
         text = text_of(whole)
         stop = text[40:44]
         (stopped,) = answers(engine, [replace(request, stop=(stop,))])
         assert text_of(stopped) == text[: text.find(stop)]
-        to_the_end = replace(request, max_tokens=1000)
-        (full,) = answers(engine, [to_the_end])
-        assert len(ids_of(full)) == 256 - len(REPEATED) + 1
-        assert full[-1].finish_reason == "length"
     finally:
         engine.close()
 
 
-def test_speculation_that_would_change_answers_is_refused(wide: dict[str, Path]) -> None:
+def test_speculation_that_would_change_answers_is_refused(
+    wide: dict[str, Path], artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(InputError, match="would change the answers"):
-        open_engine(wide["f16"], slots=2, speculate=True)
+        open_engine(wide["q8_0"], slots=2, kv_type="f16", speculate=True)
+    open_engine(wide["q8_0"], slots=2, isolated=False, speculate=True).close()
 
 
 @pytest.mark.slow
