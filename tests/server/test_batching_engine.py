@@ -236,6 +236,31 @@ def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -
         engine.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
+@pytest.mark.parametrize("kv_type", ["q8_0-f16", "q8_0", "q4_0"])
+def test_real_answers_with_speculation_are_those_without(
+    tmp_path: Path, quant: str, kv_type: str
+) -> None:
+    """A prompt that the answer repeats, over 512 tokens, from where kernels of attention may change."""
+    from edgeft.base.resolve import resolve_base
+
+    (path,) = exported(resolve_base("smollm2-135m"), tmp_path, quant)
+    text = "The cold river carried small boats past old houses while two children watched. " * 34
+    events = []
+    for speculate in (False, True):
+        engine = open_engine(path, slots=2, context=1024, kv_type=kv_type, speculate=speculate)
+        try:
+            ids = tuple(engine.runtime.encode(text))
+            assert len(ids) > 512
+            request = GenerationRequest(ids, 64, logprobs=1, ignore_eos=True)
+            events.append(answers(engine, [request])[0])
+            assert not speculate or engine.counts.accepted_tokens > 20
+        finally:
+            engine.close()
+    assert tokens_of(events[0]) == tokens_of(events[1])
+
+
 def test_greedy_answers_are_the_runtimes(
     artifacts: dict[str, Path], engine: BatchingEngine
 ) -> None:
