@@ -198,7 +198,7 @@ class BatchingEngine(Engine):
             self._sequences.room - length - 1,
             slot.job.request.max_tokens - slot.job.new_tokens - 1,
         )
-        guess = draft.propose(most) if draft else []
+        guess = draft.propose(most) if draft and most > 0 else []
         if not draft or not guess:
             return False
         self._sequences.step_ahead(number, [slot.last_token or 0, *guess])

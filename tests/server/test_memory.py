@@ -43,8 +43,8 @@ def test_slots_go_before_the_type_of_the_cache_and_the_context_goes_last(
 def test_the_bytes_are_at_least_those_of_the_file_and_the_cache(wide: dict[str, Path]) -> None:
     needs = needs_of(wide["f16"])
     for kv_type, types in KV_TYPES.items():
-        cache = kv_bytes(needs.widths, 3 * 700, types)
-        extra = needs.bytes(3, 700, kv_type) - wide["f16"].stat().st_size - cache
+        cache = kv_bytes(needs.widths, 3 * 400, types)
+        extra = needs.bytes(3, 400, kv_type) - wide["f16"].stat().st_size - cache
         assert 0 < extra < 20_000_000
 
 
