@@ -39,6 +39,8 @@ from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_check import check_runs
 
 Logits = npt.NDArray[np.float32]
+State = npt.NDArray[np.uint8]
+"""keys and values of a sequence, in llama.cpp's form"""
 BatchToken = tuple[int, int, int]
 """(token id, position, sequence)"""
 
@@ -264,19 +266,21 @@ class LlamaContext:
         # llama_memory_seq_cp would move the whole part of the cache, and only with the next decode.
         self.restore(target, self.state(source))
 
-    def state(self, sequence: int) -> bytes:
+    def state(self, sequence: int) -> State:
         """The part of the cache that a sequence uses, for `restore` of another context of this model
         with the same types of keys and values."""
-        size = self.lib.llama_state_seq_get_size(self.pointer, sequence)
-        buffer = (ctypes.c_uint8 * size)()
-        length = self.lib.llama_state_seq_get_data(self.pointer, buffer, size, sequence)
-        return bytes(memoryview(buffer)[:length])
+        state = np.empty(self.lib.llama_state_seq_get_size(self.pointer, sequence), np.uint8)
+        length = self.lib.llama_state_seq_get_data(
+            self.pointer, _bytes_of(state), len(state), sequence
+        )
+        return state[:length]
 
-    def restore(self, sequence: int, state: bytes) -> None:
+    def restore(self, sequence: int, state: State) -> None:
         """Overwrite a sequence with a `state`. EdgeftError where it does not fit into the cache."""
         self.model.errors.clear()
-        buffer = (ctypes.c_uint8 * len(state)).from_buffer_copy(state)
-        if not self.lib.llama_state_seq_set_data(self.pointer, buffer, len(state), sequence):
+        if not self.lib.llama_state_seq_set_data(
+            self.pointer, _bytes_of(state), len(state), sequence
+        ):
             raise EdgeftError(f"llama.cpp took no state: {first_error(self.model.errors)}")
 
     def keep_only(self, sequence: int) -> None:
@@ -293,6 +297,10 @@ class LlamaContext:
         if self._pointer:
             self.lib.llama_free(self._pointer)
         self._pointer = self._batch = self._logits = None
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def load_library() -> tuple[Any, list[str]]:
