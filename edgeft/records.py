@@ -323,6 +323,8 @@ class Memory:
     """proportional set size: a page that n processes map counts as 1/n"""
     smallest: int | None = None
     """smallest limit of a cgroup at which decoding keeps 95 % of its speed; None = not measured"""
+    cache_per_token: int = 0
+    """keys and values of a token in float16; 0 = unknown"""
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeft.kv_cache import CacheWidths
 from edgeft.models.cards import Card
 from edgeft.models.derived import DERIVED
 from edgeft.models.names import fill, generalize
@@ -75,11 +76,11 @@ class Sizes:
     """whether the output layer is the embedding"""
 
     @property
-    def cache_values(self) -> int:
-        """Values that a layer's cache holds for each token."""
-        if self.kv_lora:
-            return self.kv_lora + self.rope_dim
-        return self.kv_heads * (self.head_dim + self.value_dim)
+    def cache_widths(self) -> CacheWidths:
+        if self.kv_lora:  # values are a part of the keys
+            return CacheWidths(self.layers * (self.kv_lora + self.rope_dim), 0)
+        heads = self.layers * self.kv_heads
+        return CacheWidths(heads * self.head_dim, heads * self.value_dim)
 
 
 def sizes_of(card: Card, config: dict[str, Any]) -> Sizes:

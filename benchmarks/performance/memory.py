@@ -19,9 +19,11 @@ from pathlib import Path
 
 from edgeft.benchmarks.performance.process import RuntimeProcess, Workload, prepare
 from edgeft.errors import EdgeftError
+from edgeft.kv_cache import KV_TYPES, gguf_widths, kv_bytes
 from edgeft.machine import kilobytes
 from edgeft.progress import say
 from edgeft.records import Memory
+from edgeft.weights import gguf_reader
 
 SAMPLE_INTERVAL_S = 0.01
 """seconds between two samples"""
@@ -43,7 +45,8 @@ CGROUP_ROOTS = (
 
 def measure(artifact: Path, threads: int | None = None) -> tuple[float, Memory]:
     """(seconds to load with an empty page cache, memory)."""
-    drop_cache(prepare(artifact, threads))
+    file = prepare(artifact, threads)
+    drop_cache(file)
     with (
         RuntimeProcess(artifact, threads, context=WORKLOAD.prompt + WORKLOAD.new + 64) as model,
         _sampled(model) as top,
@@ -51,7 +54,11 @@ def measure(artifact: Path, threads: int | None = None) -> tuple[float, Memory]:
         cold = model.loaded()
         model.run(WORKLOAD, 0)
         pss = kilobytes(f"/proc/{model.pid}/smaps_rollup").get("Pss", 0)
-    return cold, Memory(top["VmHWM"], top["RssAnon"], top["RssFile"], pss)
+    cache = 0
+    if file.suffix == ".gguf":
+        cache = kv_bytes(gguf_widths(gguf_reader.read(file).meta), 1, KV_TYPES["f16"])
+    used = Memory(top["VmHWM"], top["RssAnon"], top["RssFile"], pss, cache_per_token=cache)
+    return cold, used
 
 
 def smallest_limit(artifact: Path, memory: Memory, threads: int | None = None) -> int | None:

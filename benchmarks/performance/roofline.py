@@ -22,14 +22,13 @@ import numpy as np
 
 from edgeft.benchmarks.performance.process import prepare
 from edgeft.formats import format_of
+from edgeft.kv_cache import KV_TYPES, gguf_widths, kv_bytes
 from edgeft.weights import gguf_reader
 
 CACHES = Path("/sys/devices/system/cpu")
 BANDWIDTH_RUNS = 10
 MIN_BUFFER_BYTES = 1 << 28
 """smallest buffer to read"""
-CACHE_VALUE_BYTES = 2
-"""a number of a key or value, in half precision"""
 
 
 @dataclass(frozen=True)
@@ -75,19 +74,7 @@ def _gguf(file: Path, context: int) -> int:
             total += tensor.row_bytes
         else:
             total += tensor.size * (used if "_exps." in name else 1)
-    return int(total) + _cache(meta, architecture, context)
-
-
-def _cache(meta: dict[str, object], architecture: str, context: int) -> int:
-    def number(name: str, default: int = 0) -> int:
-        value = meta.get(f"{architecture}.{name}", default)
-        return max(value) if isinstance(value, list) else int(value)  # type: ignore[call-overload, no-any-return]
-
-    heads = number("attention.head_count", 1)
-    width = number("embedding_length") // max(heads, 1)
-    key, value = (number(f"attention.{one}_length", width) for one in ("key", "value"))
-    each = number("attention.head_count_kv", heads) * (key + value) * CACHE_VALUE_BYTES
-    return number("block_count") * each * context
+    return int(total) + kv_bytes(gguf_widths(meta), context, KV_TYPES["f16"])
 
 
 def _onnx(folder: Path, context: int) -> int:

@@ -39,6 +39,7 @@ from edgeft.report import tables
 
 EDGEFT: dict[str, list[str]] = {
     "edgeft": [],
+    "edgeft --kv-type q8_0-f16": ["--kv-type", "q8_0-f16"],
     "edgeft --no-batch-invariant": ["--no-batch-invariant"],
 }
 """name of a server -> its additional options"""

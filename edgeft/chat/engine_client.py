@@ -26,11 +26,12 @@ def open_model(
     context: int | None = None,
     exact: bool = False,
     batch_invariant: bool = True,
+    kv_type: str = "f16",
 ) -> Iterator[ChatModel]:
     """Open an artifact for one conversation.
 
     llama.cpp's artifacts run in the server's engine, so that they answer the same here and there; others
-    run in their runtime. `batch_invariant` is an option of `edgeft.server.options.ServeOptions`, the others are those
+    run in their runtime. `batch_invariant` and `kv_type` are options of `edgeft.server.options.ServeOptions`, the others are those
     of `edgeft.runtimes.protocol.open_runtime`.
     """
     from edgeft.formats import format_of, load
@@ -40,11 +41,11 @@ def open_model(
     from edgeft.server.run import engines
 
     if exact or not issubclass(load(format_of(path).runtime), GGUFRuntime):
-        with open_runtime(path, threads, context, exact) as runtime:
+        with open_runtime(path, threads, context, exact, kv_type=kv_type) as runtime:
             yield runtime
         return
     options = ServeOptions((path,), slots=1, queue=8, threads=threads, context=context,
-                           batch_invariant=batch_invariant)  # fmt: skip
+                           batch_invariant=batch_invariant, kv_type=kv_type)  # fmt: skip
     with engines(options) as (engine,):
         yield EngineClient(engine)
 

@@ -31,6 +31,8 @@ class ChatOptions:
     """CPU threads. Default: all cores."""
     context: int | None = None
     """Tokens of the conversation at most. Default: up to 4096."""
+    kv_type: str = "f16"
+    """Type of the cache of keys and values: f16, q8_0, q4_0, or q8_0-f16 with values in f16."""
     reference: bool = False
     """Compute a Hugging Face folder in float32 by torch, slowly."""
     batch_invariant: bool = True

@@ -35,6 +35,7 @@ def run_chat(options: ChatOptions) -> None:
         options.context,
         options.reference,
         options.batch_invariant,
+        options.kv_type,
     ) as model:
         talk(Conversation(model, options.system, options.limits), options)
 

@@ -12,6 +12,7 @@ from edgeft.chat.options import ChatOptions
 from edgeft.chat.terminal import run_chat
 from edgeft.cli._config import configurable
 from edgeft.cli._options import build, options_of
+from edgeft.kv_cache import KV_TYPES
 
 RANGES: dict[str, Any] = {**SETTINGS}
 """field of the sampling -> click type, as for /set"""
@@ -25,6 +26,7 @@ RANGES: dict[str, Any] = {**SETTINGS}
     **RANGES,
     threads=click.IntRange(min=1),
     context=click.IntRange(min=16),
+    kv_type=click.Choice(list(KV_TYPES)),
     batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},
 )
 @configurable

@@ -65,6 +65,7 @@ def command(
     edgeft plan --base config.json --memory 16G --cutoff-length 1024
     """
     from edgeft.export.needs import export_needs
+    from edgeft.kv_cache import KV_TYPES, kv_bytes
     from edgeft.train.memory import read_base
     from edgeft.train.plan import Machine, plan
 
@@ -76,7 +77,8 @@ def command(
     batch, tokens = _batch(run, data)
     rows = plan(base, run, batch, methods, here)
     exports = export_needs(base.weights, quants, here.cores)
-    cache = 2 * context * base.sizes.layers * base.sizes.cache_values
+    widths = base.sizes.cache_widths
+    cache = {name: kv_bytes(widths, context, kv_type) for name, kv_type in KV_TYPES.items()}
     facts = {
         "base": {"path": str(path), "family": base.card.family, "weights": base.weights,
                  "stored_bytes": base.stored_bytes},
@@ -85,7 +87,7 @@ def command(
         "ship": run.ship,
         "methods": [row.to_json() | _time(row, tokens) for row in rows],
         "export": [vars(need) for need in exports],
-        "cache": {"tokens": context, "bytes": cache},
+        "cache": {"tokens": context, "bytes": cache["f16"], "types": cache},
     }  # fmt: skip
     if as_json:
         print_json(facts)
@@ -172,8 +174,11 @@ def _text(facts: dict[str, Any]) -> str:
     ]  # fmt: skip
     lines += columns(table)
     cache = facts["cache"]
-    lines += ["", (f"a chat of {cache['tokens']} tokens: {format_bytes(cache['bytes'])} of keys and values "
-              "in 16 bits, beside the artifact")]  # fmt: skip
+    sizes = ", ".join(f"{format_bytes(size)} in {name}" for name, size in cache["types"].items())
+    lines += [
+        "",
+        f"a chat of {cache['tokens']} tokens: keys and values take {sizes}, beside the artifact",
+    ]
     return "\n".join(lines)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 import click
 
 from edgeft.cli._config import configurable
-from edgeft.cli._options import build, options_of
+from edgeft.cli._options import Bytes, build, options_of
+from edgeft.kv_cache import KV_TYPES
 from edgeft.server.options import ServeOptions
 
 
@@ -25,7 +26,10 @@ from edgeft.server.options import ServeOptions
     threads=click.IntRange(min=1),
     context=click.IntRange(min=16),
     max_tokens=click.IntRange(min=1),
+    max_memory=Bytes(),
+    speculate=click.Choice(["none", "ngram"]),
     shutdown_timeout=click.FloatRange(0, 3600),
+    kv_type=click.Choice(list(KV_TYPES)),
     batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},
 )
 @configurable

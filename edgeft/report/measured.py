@@ -103,9 +103,11 @@ def _memory(rows: Sequence[Measurement]) -> str:
     for row in rows:
         if used := row.memory:
             small = format_bytes(used.smallest) if used.smallest else ""
+            cache = format_bytes(1000 * used.cache_per_token) if used.cache_per_token else ""
             body.append([row.name, *map(format_bytes, (used.peak, used.anonymous, used.file, used.pss)),
-                         small])  # fmt: skip
-    head = ["artifact", "peak", "anonymous", "of files", "proportional", "smallest limit"]
+                         small, cache])  # fmt: skip
+    head = ["artifact", "peak", "anonymous", "of files", "proportional", "smallest limit",
+            "cache of 1,000 tokens"]  # fmt: skip
     return _without_empty_columns(head, body)
 
 

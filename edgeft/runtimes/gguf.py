@@ -22,6 +22,7 @@ from typing import Self
 import numpy as np
 import numpy.typing as npt
 
+from edgeft import machine
 from edgeft.errors import InputError, TooLong
 from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.continuous_batching import greedy_replies
@@ -30,7 +31,7 @@ from edgeft.runtimes.llama_context import BATCH_TOKENS, LlamaContext, LlamaModel
 from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import common_prefix
-from edgeft.runtimes.sequences import Sequences
+from edgeft.runtimes.sequences import MAX_AHEAD, Sequences
 
 MAX_ANSWERS = 16
 """that `replies` writes at the same time"""
@@ -46,12 +47,13 @@ class GGUFRuntime:
         context: int | None = None,
         exact: bool = False,
         repack: bool = True,
+        kv_type: str = "f16",
     ) -> None:
         """`context`: tokens, default what the model was trained on up to 4096. The other options are
         those of `LlamaModel`."""
         self.path = path
         with contextlib.ExitStack() as resources:
-            self._model = LlamaModel(path, threads, exact, repack)
+            self._model = LlamaModel(path, threads, exact, repack, kv_type)
             resources.callback(self._model.close)
             self._vocabulary = vocabulary = LlamaVocabulary(self._model)
             self.encode, self.decoder = vocabulary.encode, vocabulary.decoder
@@ -60,15 +62,20 @@ class GGUFRuntime:
             self.vocab_size, self.adds_bos = vocabulary.size, vocabulary.adds_bos
             self.chat = vocabulary.chat
             self.context = context or min(self._model.training_context, DEFAULT_CONTEXT_TOKENS)
-            self._conversation = self._sequences(self.context, 1, outputs=BATCH_TOKENS)
-            """one sequence, which `stream` and `logits` share"""
-            resources.callback(self._conversation.close)
+            self._check_memory(self.context)
             self._resources = resources.pop_all()
 
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """As `LlamaVocabulary` has them."""
         return self._vocabulary.special_tokens
+
+    @functools.cached_property
+    def _conversation(self) -> Sequences:
+        """One sequence, which `stream` and `logits` share."""
+        sequences = self._sequences(self.context, 1, outputs=BATCH_TOKENS)
+        self._resources.callback(sequences.close)
+        return sequences
 
     def logits(self, ids: Sequence[int], last: int | None = None) -> Logits:
         """(len(ids), vocab_size): row i predicts token i + 1; only the `last` rows where given."""
@@ -77,6 +84,7 @@ class GGUFRuntime:
         first = len(ids) - count
         rows = np.empty((count, self.vocab_size), dtype=np.float32)
         self._conversation.truncate(0, 0)
+        self._conversation.reserve(len(ids))
         for start in range(0, len(ids), self._conversation.batch_tokens):
             part = ids[start : start + self._conversation.batch_tokens]
             begin = max(first - start, 0)
@@ -173,16 +181,18 @@ class GGUFRuntime:
             self._check(ids)
         return run_observed(self._model, sequences, observer)
 
-    def sequences(self, count: int, isolated: bool = True) -> Sequences:
-        """A context for `count` conversations side by side, for a scheduler. The runtime closes its
-        own context for that: afterwards only `encode`, `decoder`, `piece` and `embed` work.
+    def sequences(self, count: int, isolated: bool = True, grows: bool = True) -> Sequences:
+        """A context for `count` conversations side by side, for a scheduler.
 
-        `isolated`: each sequence gets the bits that it gets alone. Flash attention is off then: it
-        splits the keys of a single token among the threads, but not those of several
-        (ggml-cpu/ops.cpp: `use_split_kv_path`).
+        ResourceError where all of them at their full length would not fit into the memory that is free.
+        `isolated`: each sequence gets the bits that it gets alone. A cache in float16 then does
+        without flash attention: it splits the keys of a single token among the threads, but not
+        those of several (ggml-cpu/ops.cpp: `use_split_kv_path`). It never splits quantized ones.
+        `grows`: the cache grows by need; otherwise it has its full size at once.
         """
-        self._conversation.close()
-        sequences = self._sequences(self.context, count, flash_attention=not isolated)
+        self._check_memory(count * self.context)
+        flash_attention = not isolated or self._model.kv_type.is_quantized
+        sequences = self._sequences(self.context, count, MAX_AHEAD, flash_attention, grows)
         if isolated:
             try:
                 sequences.probe_batch_invariance()
@@ -192,13 +202,27 @@ class GGUFRuntime:
         return sequences
 
     def _sequences(
-        self, length: int, count: int, outputs: int = 1, flash_attention: bool = True
+        self,
+        length: int,
+        count: int,
+        outputs: int = 1,
+        flash_attention: bool = True,
+        grows: bool = True,
     ) -> Sequences:
         """`count` sequences of at most `length` tokens in a new context."""
-        params = self._model.context_params(length * count, count, outputs)
-        if not flash_attention:
-            params.flash_attn_type = self._model.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        return Sequences(LlamaContext(self._model, params), count, length)
+
+        def open_context(room: int) -> LlamaContext:
+            params = self._model.context_params(room * count, count, outputs)
+            if not flash_attention:
+                params.flash_attn_type = self._model.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            return LlamaContext(self._model, params)
+
+        return Sequences(self._model, open_context, count, length, grows)
+
+    def _check_memory(self, tokens: int) -> None:
+        """ResourceError where a cache of so many tokens does not fit into the memory that is free."""
+        memory = self._model.cache_bytes(tokens)
+        machine.preflight(Path(), f"a context of {tokens} tokens", memory=memory)
 
     def _check(self, ids: Sequence[int]) -> None:
         if not ids:

@@ -27,10 +27,20 @@ import numpy.typing as npt
 
 from edgeft import machine
 from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.kv_cache import (
+    BLOCK_VALUES,
+    EXACT_TYPE,
+    KV_TYPES,
+    gguf_widths,
+    head_size,
+    kv_bytes,
+)
 from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_check import check_runs
 
 Logits = npt.NDArray[np.float32]
+State = npt.NDArray[np.uint8]
+"""keys and values of a sequence, in llama.cpp's form"""
 BatchToken = tuple[int, int, int]
 """(token id, position, sequence)"""
 
@@ -40,30 +50,46 @@ LOG_LEVEL_ERROR = 4
 """ggml_log_level in ggml.h"""
 MAX_ERRORS = 100
 """messages that are kept of one call"""
-GGML_TYPE_F32 = 0
-"""ggml_type in ggml.h"""
+GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
+"""name -> ggml_type in ggml.h"""
 
 
 class LlamaModel:
     """The weights and the metadata of one GGUF file."""
 
     def __init__(
-        self, path: Path, threads: int | None = None, exact: bool = False, repack: bool = True
+        self,
+        path: Path,
+        threads: int | None = None,
+        exact: bool = False,
+        repack: bool = True,
+        kv_type: str = "f16",
     ) -> None:
         """`threads`: default all cores of the process. `exact`: contexts compute attention in
         float32, which is slower and takes more memory. `repack`: llama.cpp may copy 4-bit weights
         into an order that it multiplies faster; otherwise they stay in the pages of the file.
+        `kv_type`: of the cache, a name of `KV_TYPES`.
 
-        InputError where the file is not a decoder-only language model with a tokenizer, and where
-        its header holds what llama.cpp would abort this process for.
+        InputError where the file is not a decoder-only language model with a tokenizer, where its
+        header holds what llama.cpp would abort this process for, and for a type that its cache
+        cannot have.
         """
         try:
-            check_runs(gguf_reader.read(path, errors="surrogateescape"))
+            header = gguf_reader.read(path, errors="surrogateescape")
+            check_runs(header)
         except InputError as error:
             problem = error.message.removeprefix(str(path)).lstrip(": ")
             raise InputError(f"cannot load {path}: {problem}", error.hint) from None
         self.lib, self.errors = load_library()
-        self.exact = exact
+        self.kv_type = EXACT_TYPE if exact else KV_TYPES[kv_type]
+        """types of the cache"""
+        self.cache_widths = gguf_widths(header.meta)
+        if self.kv_type.is_quantized and (size := head_size(header.meta)) % BLOCK_VALUES:
+            raise InputError(
+                f"a cache in {kv_type} needs heads of a multiple of {BLOCK_VALUES} values, those of "
+                f"{path} have {size}",
+                "--kv-type f16",
+            )
         self.threads = threads or len(os.sched_getaffinity(0))
         params = self.lib.llama_model_default_params()
         params.use_extra_bufts = repack
@@ -132,17 +158,16 @@ class LlamaModel:
         params.n_batch = params.n_ubatch = BATCH_TOKENS
         params.n_outputs_max_per_seq = outputs
         params.n_threads = params.n_threads_batch = self.threads
-        if self.exact:
-            params.type_k = params.type_v = GGML_TYPE_F32
+        params.type_k = GGML_TYPES[self.kv_type.keys]
+        params.type_v = GGML_TYPES[self.kv_type.values]
+        if self.kv_type == EXACT_TYPE:
             params.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in f16
         return params
 
     def cache_bytes(self, cells: int) -> int:
-        """Bytes of keys and values of `cells` tokens in float16. llama.cpp allocates all of them at
-        the start, and the system kills a process that took too many."""
-        lib, model = self.lib, self.pointer
-        kv_share = lib.llama_model_n_head_kv(model) / max(1, lib.llama_model_n_head(model))
-        return int(4 * cells * self.layers * self.width * kv_share)
+        """Bytes of keys and values of `cells` tokens. llama.cpp allocates all of them at the start,
+        and the system kills a process that took too many."""
+        return kv_bytes(self.cache_widths, cells, self.kv_type)
 
     def close(self) -> None:
         """Free the weights. Contexts must be closed before."""
@@ -237,10 +262,26 @@ class LlamaContext:
         return 0
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite one sequence with another. The cost is that of moving its part of the cache."""
-        memory = self._memory
-        self.lib.llama_memory_seq_rm(memory, target, -1, -1)
-        self.lib.llama_memory_seq_cp(memory, source, target, -1, -1)
+        """Overwrite one sequence with another."""
+        # llama_memory_seq_cp would move the whole part of the cache, and only with the next decode.
+        self.restore(target, self.state(source))
+
+    def state(self, sequence: int) -> State:
+        """The part of the cache that a sequence uses, for `restore` of another context of this model
+        with the same types of keys and values."""
+        state = np.empty(self.lib.llama_state_seq_get_size(self.pointer, sequence), np.uint8)
+        length = self.lib.llama_state_seq_get_data(
+            self.pointer, _bytes_of(state), len(state), sequence
+        )
+        return state[:length]
+
+    def restore(self, sequence: int, state: State) -> None:
+        """Overwrite a sequence with a `state`. EdgeftError where it does not fit into the cache."""
+        self.model.errors.clear()
+        if not self.lib.llama_state_seq_set_data(
+            self.pointer, _bytes_of(state), len(state), sequence
+        ):
+            raise EdgeftError(f"llama.cpp took no state: {first_error(self.model.errors)}")
 
     def keep_only(self, sequence: int) -> None:
         """Remove all other sequences."""
@@ -256,6 +297,10 @@ class LlamaContext:
         if self._pointer:
             self.lib.llama_free(self._pointer)
         self._pointer = self._batch = self._logits = None
+
+
+def _bytes_of(state: State) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def load_library() -> tuple[Any, list[str]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -80,14 +80,16 @@ def open_runtime(
     context: int | None = None,
     exact: bool = False,
     repack: bool = True,
+    kv_type: str = "f16",
 ) -> Runtime:
     """Open an artifact with the runtime that the table of formats names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
     model allow up to 4096. `exact`: run the reference, in float32. `repack`: the engine may copy
-    weights into an order that it multiplies faster.
+    weights into an order that it multiplies faster. `kv_type`: of the cache, a name of
+    `edgeft.kv_cache.KV_TYPES`.
 
-    FormatError where `exact` is not possible. InputError for a file that would end this process.
+    FormatError where `exact` or `kv_type` is not possible. InputError for a file that would end this process.
     TemplateError where the artifact no longer carries the
     chat template and the stop tokens that its manifest names.
     """
@@ -98,7 +100,15 @@ def open_runtime(
             f"a folder of {' or '.join(name for name, row in FORMATS.items() if row.reference)}",
         )
     entry = model_format.reference if exact else model_format.runtime
-    options = {} if repack or entry == model_format.reference else {"repack": False}
+    options: dict[str, Any] = {}
+    if not repack and entry != model_format.reference:
+        options["repack"] = False
+    if kv_type != "f16":
+        if "llama-cpp-python" not in model_format.engines or entry == model_format.reference:
+            raise FormatError(
+                f"{path}: only llama.cpp's cache can be in {kv_type}", "--kv-type f16"
+            )
+        options["kv_type"] = kv_type
     runtime: Runtime = load(entry)(path, threads=threads, context=context, **options)
     try:
         check_template_lock(path, runtime.chat)

@@ -10,6 +10,9 @@ The caller decides what is computed when:
 Each sequence has its own part of the cache: in a unified cache, attention adds its terms in an order
 that depends on the other sequences. llama.cpp then computes only sequences with neighbouring numbers
 together, so a gap of one is filled with a padding token that is taken back (`batch_invariance`).
+
+The parts grow with the longest sequence. llama.cpp allocates and touches a cache as a whole, so a
+larger one is a new context, into which the bytes of the old one are copied.
 Used by one thread; samplers may be made and freed in others.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -28,6 +31,10 @@ from edgeft.runtimes.grammar import GrammarVocabulary, Matcher
 from edgeft.runtimes.llama_context import BatchToken, LlamaContext, LlamaModel, Logits
 from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
 
+FIRST_ROOM_TOKENS = 256
+"""of each sequence at the start; llama.cpp's caches are multiples of it"""
+MAX_AHEAD = 8
+"""tokens of a sequence that are computed together, of which all but the first are a guess"""
 PROBE_PROMPT_TOKENS = 8
 PROBE_VALUES = 2**17
 """states of all layers to compare: in a small model two kernels often round to the same bits"""
@@ -35,14 +42,30 @@ PROBE_MAX_STEPS = 16
 
 
 class Sequences:
-    def __init__(self, context: LlamaContext, count: int, length: int) -> None:
-        """Takes `context` over and closes it in the end. `count`: sequences that it was made for.
-        `length`: tokens that each may have."""
-        self._context, self._lib, self._vocab = context, context.lib, context.model.vocab
+    def __init__(
+        self,
+        model: LlamaModel,
+        open_context: Callable[[int], LlamaContext],
+        count: int,
+        length: int,
+        grows: bool = True,
+    ) -> None:
+        """`open_context`: tokens of each sequence -> a context for `count` sequences of `model`, which
+        is closed in the end. `length`: tokens that each may have. `grows`: the cache begins small;
+        otherwise it has its full size at once."""
+        self._model, self._open_context = model, open_context
+        self._lib, self._vocab = model.lib, model.vocab
         self._size: int = self._lib.llama_vocab_n_tokens(self._vocab)
-        self._can_pad = not context.model.is_recurrent
+        self._can_pad = not model.is_recurrent
         self._invariance = BatchInvariance(max_batch=count)
+        self.max_ahead = MAX_AHEAD if self._can_pad else 1
+        """tokens that `step_ahead` may take; 1 where the model cannot go back to an earlier one"""
         self.count, self.length = count, length
+        # A recurrent state has the same size at any length.
+        grows &= not model.is_recurrent
+        self.room = min(FIRST_ROOM_TOKENS, length) if grows else length
+        """tokens that each sequence can have before the cache grows; read only"""
+        self._context = open_context(self.room)
         self.tokens: list[list[int]] = [[] for _ in range(count)]
         """the token ids of each sequence; read only"""
         self.prompt_lengths = [0] * count
@@ -70,6 +93,7 @@ class Sequences:
         """Append `ids` to a sequence, in as many batches as they need. `rows` then has the logits after
         each of the last `outputs` tokens, which must fit into the last batch."""
         tokens = self.tokens[number]
+        self.reserve(len(tokens) + len(ids))
         for start in range(0, len(ids), self.batch_tokens):
             part = ids[start : start + self.batch_tokens]
             batch = [(token, i, number) for i, token in enumerate(part, len(tokens))]
@@ -85,11 +109,41 @@ class Sequences:
         for number, token in tokens:
             self.tokens[number].append(token)
 
+    def step_ahead(self, number: int, ids: Sequence[int]) -> None:
+        """Append several tokens to one sequence in one batch; `rows` then has a row for each. At most
+        `max_ahead` of them get the logits that they get one by one."""
+        tokens = self.tokens[number]
+        batch = [(token, i, number) for i, token in enumerate(ids, len(tokens))]
+        self._decode(batch, len(batch))
+        tokens.extend(ids)
+
+    def reserve(self, tokens: int) -> None:
+        """Let the cache grow, so that each sequence can have so many tokens, at most `length`. `rows` are
+        lost where it grows.
+
+        ResourceError where memory is short; the cache is then as it was.
+        """
+        room = self.room
+        while room < min(tokens, self.length):
+            room = min(2 * room, self.length)
+        if room == self.room:
+            return
+        states = {n: self._context.state(n) for n, ids in enumerate(self.tokens) if ids}
+        self._rows, self._at = np.empty((0, self._size), np.float32), None
+        self._context.close()  # before, so that there are never two caches
+        try:
+            self._context = self._open_context(room)
+            self.room = room
+        except BaseException:
+            self._context = self._open_context(self.room)
+            raise
+        finally:
+            for number, state in states.items():
+                self._context.restore(number, state)
+
     def probe_batch_invariance(self) -> None:
         """Measure how many sequences may step together so that each gets, bit for bit, the logits that
         it gets alone. To be called while the sequences are empty."""
-        model = self._context.model
-        steps = max(1, min(PROBE_MAX_STEPS, PROBE_VALUES // (model.width * model.layers)))
         probed = range(min(self.count, PROBED_SEQUENCES))
         for number in probed:
             ids = [(number * 31 + i * 7) % self._size for i in range(PROBE_PROMPT_TOKENS)]
@@ -98,7 +152,7 @@ class Sequences:
         def decode(invariance: BatchInvariance) -> Logits:
             self._invariance = invariance
             rows = []
-            for step in range(steps):
+            for step in range(self._probe_steps):
                 for begin in probed[:: invariance.max_batch]:
                     numbers = probed[begin : begin + invariance.max_batch]
                     self.step([(n, (n * 13 + step) % self._size) for n in numbers])
@@ -110,6 +164,56 @@ class Sequences:
         self._invariance = probe(decode, self.count, self._can_pad)
         for number in probed:
             self.truncate(number, 0)
+
+    def probe_ahead(self) -> None:
+        """Measure how many tokens of one sequence may be computed together (`max_ahead`), so that each
+        gets the bits that it gets alone. To be called while the sequences are empty.
+
+        1 for a cache in float16, whatever the probe of a short sequence would say: its attention
+        has other kernels for several tokens, which differ from some length on.
+        """
+        if not self._model.kv_type.is_quantized:
+            self.max_ahead = 1
+        if self.max_ahead == 1:
+            return
+        self.read(0, [(i * 7) % self._size for i in range(PROBE_PROMPT_TOKENS)])
+        guesses = [
+            [(start * 37 + i * 11) % self._size for i in range(self.max_ahead)]
+            for start in range(self._probe_steps)
+        ]
+        alone = [self._rows_of(ids, together=1) for ids in guesses]
+
+        def differs(count: int, rounds: int) -> bool:
+            return any(
+                (self._rows_of(ids[:count], together=count) != rows[:count]).any()
+                for ids, rows in zip(guesses[:rounds], alone, strict=False)
+            )
+
+        while self.max_ahead > 1 and (
+            differs(self.max_ahead, len(guesses))
+            or any(differs(count, 1) for count in range(2, self.max_ahead))
+        ):
+            self.max_ahead -= 1
+        self.truncate(0, 0)
+
+    def _rows_of(self, ids: Sequence[int], together: int) -> Logits:
+        """(len(ids), vocabulary): the logits of `ids` behind the first sequence, computed so many at a
+        time and taken back."""
+        length, rows = len(self.tokens[0]), []
+        for start in range(0, len(ids), together):
+            part = ids[start : start + together]
+            if together == 1:
+                self.step([(0, part[0])])
+            else:
+                self.step_ahead(0, part)
+            rows.append(self.rows.copy())
+        self.truncate(0, length)
+        return np.concatenate(rows)
+
+    @property
+    def _probe_steps(self) -> int:
+        values = self._model.width * self._model.layers
+        return max(1, min(PROBE_MAX_STEPS, PROBE_VALUES // values))
 
     @property
     def rows(self) -> Logits:
@@ -132,7 +236,7 @@ class Sequences:
         return length
 
     def copy(self, source: int, target: int) -> None:
-        """Overwrite one sequence with another. The cost is that of moving its part of the cache."""
+        """Overwrite one sequence with another. The cost is that of moving its keys and values."""
         self._context.copy(source, target)
         self.tokens[target][:] = self.tokens[source]
         self.prompt_lengths[target] = self.prompt_lengths[source]
@@ -144,7 +248,7 @@ class Sequences:
 
     @functools.cached_property
     def _grammars(self) -> GrammarVocabulary:
-        return grammar_vocabulary(self._context.model)
+        return grammar_vocabulary(self._model)
 
     def choose(self, row: int, sampler: Sampler) -> int:
         """The next token by a row of logits."""
@@ -165,6 +269,7 @@ class Sequences:
         padding = self._padding_tokens(tokens) if len(tokens) == outputs else []
         # Padding tokens are outputs, too: the last layer is computed for outputs only.
         batch = sorted([*tokens, *padding], key=lambda token: token[2]) if padding else tokens
+        self.reserve(max(position for _, position, _ in batch) + 1)
         try:
             self._context.decode(batch, outputs + len(padding))
             self._rows = self._context.logits(outputs + len(padding))

@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
-from edgeft.errors import EdgeftError, ResourceError
+from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sampler, log_probabilities
+from edgeft.runtimes.speculation import NgramDraft
 from edgeft.server.engine import Engine, Worker
 from edgeft.server.jobs import Job, StopText, StreamDelta, TokenLogprob
 
@@ -36,8 +37,17 @@ MIN_SHARED_TOKENS = 16
 class _Slot:
     """A job on its sequence."""
 
-    def __init__(self, job: Job, number: int, sampler: Sampler, decode: Callable[[int], str]):
+    def __init__(
+        self,
+        job: Job,
+        number: int,
+        sampler: Sampler,
+        decode: Callable[[int], str],
+        draft: NgramDraft | None = None,
+    ) -> None:
         self.job, self.number, self.sampler, self.decode = job, number, sampler, decode
+        self.draft = draft
+        """guesses the tokens that follow; None = without speculation"""
         self.stops = StopText(job.request.stop)
         self.last_token: int | None = None
         """the newest token, which the next step reads; None while the prompt is read"""
@@ -56,12 +66,20 @@ class BatchingEngine(Engine):
         max_waiting: int,
         worker: Worker,
         isolated: bool = True,
+        grows: bool = True,
+        speculate: bool = False,
     ) -> None:
-        """`isolated`: an answer does not depend on the jobs beside it."""
+        """`isolated`: an answer does not depend on the jobs beside it. `grows`: the cache grows by
+        need; otherwise it has its full size at once. `speculate`: guess tokens by what the prompt
+        repeats, while one answer runs; InputError where that would change an isolated answer.
+        """
         super().__init__(name, runtime, max_waiting, worker)
         self.slots = slots
         self._isolated = isolated
-        self._sequences = worker.call(lambda: runtime.sequences(slots, isolated))
+        self._sequences = worker.call(lambda: runtime.sequences(slots, isolated, grows))
+        self._speculates = speculate
+        if speculate:
+            self._check_speculation()
         self._decoder, self._eos_ids = runtime.decoder, runtime.eos_ids
         self._embeddings = runtime.embeddings
         self._open_embeddings: list[Generator[Any]] = []
@@ -120,6 +138,7 @@ class BatchingEngine(Engine):
         """Give a job a sequence that begins like its prompt."""
         request = job.request
         try:
+            self._sequences.reserve(len(request.prompt_ids) + 1)
             sampler = self._sequences.sampler(request.sampling)
         except EdgeftError as error:
             self._finish(job, StreamDelta(finish_reason="error", error=error))
@@ -128,12 +147,13 @@ class BatchingEngine(Engine):
         prompt = () if request.echo else request.prompt_ids[:-unread]
         shared = [self._shared_tokens(number, prompt) for number in range(self.slots)]
         # A copy moves the whole sequence, which takes as long as reading some tokens does.
-        copy_cost = max(MIN_SHARED_TOKENS, self._sequences.length // 32)
+        copy_cost = max(MIN_SHARED_TOKENS, self._sequences.room // 32)
         number, source = choose_sequence(shared, self._slots, self._last_used, copy_cost)
         if source is not None:
             self._sequences.copy(source, number)
         job.cached_tokens = self._sequences.truncate(number, self._shared_tokens(number, prompt))
-        self._slots[number] = _Slot(job, number, sampler, self._decoder())
+        draft = NgramDraft(request.prompt_ids) if self._speculates else None
+        self._slots[number] = _Slot(job, number, sampler, self._decoder(), draft)
 
     def _shared_tokens(self, number: int, prompt: Sequence[int]) -> int:
         """Tokens at the beginning of a prompt that a sequence already holds. Isolated, only those
@@ -177,13 +197,67 @@ class BatchingEngine(Engine):
     def _decode(self) -> None:
         """One token of each running answer, in parts of at most `max_batch` sequences."""
         running = [self._slots[number] for number in sorted(self._slots)]
-        running = [slot for slot in running if slot.last_token is not None]
+        running = [slot for slot in running if slot.last_token is not None and self._has_room(slot)]
+        if len(running) == 1 and self._step_ahead(running[0]):
+            return
         parts = -(-len(running) // self._sequences.max_batch)
         for i in range(parts):
             part = running[len(running) * i // parts : len(running) * (i + 1) // parts]
             self._sequences.step([(slot.number, slot.last_token or 0) for slot in part])
             for row, slot in enumerate(part):
                 self._choose(slot, row)
+
+    def _step_ahead(self, slot: _Slot) -> bool:
+        """The next token of an answer and those after it that were guessed right. False where there is
+        no guess."""
+        number, draft = slot.number, slot.draft
+        length = len(self._sequences.tokens[number])
+        most = min(
+            self._sequences.max_ahead - 1,
+            self._sequences.room - length - 1,
+            slot.job.request.max_tokens - slot.job.new_tokens - 1,
+        )
+        guess = draft.propose(most) if draft and most > 0 else []
+        if not draft or not guess:
+            return False
+        self._sequences.step_ahead(number, [slot.last_token or 0, *guess])
+        # Each row is used by the same sampler in the same order as without a guess, so that the
+        # answer is the same, random choices included.
+        accepted = 0
+        self._choose(slot, 0)
+        while (
+            accepted < len(guess) and number in self._slots and slot.last_token == guess[accepted]
+        ):
+            accepted += 1
+            self._choose(slot, accepted)
+        self._sequences.truncate(number, length + 1 + accepted)
+        draft.verified(len(guess), accepted)
+        self._totals["drafted_tokens"] += len(guess)
+        self._totals["accepted_tokens"] += accepted
+        return True
+
+    def _check_speculation(self) -> None:
+        """InputError where the model cannot compute several tokens as it computes one."""
+        sequences = self._sequences
+        if self._isolated:
+            self._worker.call(sequences.probe_ahead)
+        if sequences.max_ahead > 1:
+            return
+        self._worker.call(sequences.close)
+        raise InputError(
+            f"--speculate would change the answers of {self.name}: with this cache and these weights "
+            "llama.cpp computes several tokens otherwise than one",
+            "--kv-type q8_0-f16, or --no-batch-invariant",
+        )
+
+    def _has_room(self, slot: _Slot) -> bool:
+        """For one more token. Where the cache cannot grow, this answer ends and no other."""
+        try:
+            self._sequences.reserve(len(self._sequences.tokens[slot.number]) + 1)
+        except ResourceError as error:
+            self._end(slot, "error", error=error)
+            return False
+        return True
 
     def _choose(self, slot: _Slot, row: int) -> None:
         """Choose the next token of an answer by a row of logits; send its text or end the answer."""
@@ -204,6 +278,8 @@ class BatchingEngine(Engine):
             logprobs = (TokenLogprob(token, *values),)
         job.new_tokens += 1
         slot.last_token = token
+        if slot.draft:
+            slot.draft.append(token)
         text = slot.stops.push(slot.decode(token))
         length = len(request.prompt_ids) + job.new_tokens
         if slot.stops.hit:

@@ -41,6 +41,10 @@ class Counts:
     prompt_tokens: int
     reused_tokens: int
     new_tokens: int
+    drafted_tokens: int
+    """guessed by speculation"""
+    accepted_tokens: int
+    """of the guessed"""
     seconds: float
     """spent computing"""
     running: int
@@ -131,7 +135,8 @@ class Engine:
         self._urgent, self._sent_at = False, 0.0
         self._closed = False
         self._seconds_per_answer = 1.0
-        names = "requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens"
+        names = ("requests", "cancelled", "prompt_tokens", "reused_tokens", "new_tokens",
+                 "drafted_tokens", "accepted_tokens")  # fmt: skip
         self._totals = dict.fromkeys(names, 0)
         self._computing_s = 0.0
 

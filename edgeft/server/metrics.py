@@ -47,6 +47,8 @@ class Metrics:
             ("prompt_tokens", "counter", "Tokens of prompts."),
             ("reused_tokens", "counter", "Tokens of prompts that were in the cache."),
             ("new_tokens", "counter", "Generated tokens."),
+            ("drafted_tokens", "counter", "Tokens that speculation guessed."),
+            ("accepted_tokens", "counter", "Guessed tokens that were right."),
             ("seconds", "counter", "Time spent computing."),
             ("running", "gauge", "Answers that have a slot."),
             ("waiting", "gauge", "Answers that wait for a slot."),

@@ -29,13 +29,23 @@ class ServeOptions:
     (requests a minute) and tpd=NUMBER (tokens a day). One line without a name is one key. Without the
     option: $EDGEFT_API_KEY."""
     slots: int = 4
-    """Answers at a time, for each artifact; each slot has memory for a whole context."""
+    """Answers at a time, for each artifact."""
     queue: int = 32
     """Answers that may wait; further requests get status 429."""
     threads: int | None = None
     """CPU threads. Default: all cores."""
     context: int | None = None
     """Tokens of each conversation at most. Default: up to 4096."""
+    kv_type: str = "f16"
+    """Type of the cache of keys and values: f16, q8_0, q4_0, or q8_0-f16 with values in f16. Smaller
+    ones change answers a little and read prompts more slowly."""
+    max_memory: int | None = None
+    """Memory for the server, such as 700M. Slots, context and type of the cache are then chosen so that
+    it suffices; --slots and --context are the most, --kv-type the most exact. Default: the cache
+    grows with the longest conversation."""
+    speculate: str = "none"
+    """ngram: guess the next tokens by what the prompt and the answer repeat, and compute several at
+    once while one answer runs. Answers stay the same. none: one token after the other."""
     max_tokens: int | None = None
     """Tokens of an answer at most. Default: the context."""
     allow_host: tuple[str, ...] = ()

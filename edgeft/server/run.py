@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft.errors import EdgeftError, InputError, require
+from edgeft.errors import EdgeftError, FormatError, InputError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -24,6 +24,7 @@ from edgeft.server.batching_engine import BatchingEngine
 from edgeft.server.engine import Deliver, Engine, Worker
 from edgeft.server.jobs import Callback, StreamDelta
 from edgeft.server.keys import Keys
+from edgeft.server.memory import fit_memory
 from edgeft.server.model_facts import model_facts
 from edgeft.server.options import ServeOptions
 from edgeft.server.reload import Reloader, RunningRequests, check_watchable
@@ -41,6 +42,8 @@ def serve(options: ServeOptions) -> None:
     keys = Keys(options.keys())
     if options.watch:
         check_watchable(options.artifacts)
+    if options.max_memory:
+        options = fit_memory(options, options.max_memory)
     listener = contextlib.closing(listen(options.host, options.port))
     with listener as listening, engines(options) as opened:
         asyncio.run(_serve(options, opened, keys, listening))
@@ -65,13 +68,18 @@ def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) ->
     """The engine of one artifact."""
     # Isolated: from four rows on, repacked weights are multiplied with other kernels.
     repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
-    runtime = open_runtime(path, options.threads, options.context, repack=repack)
+    runtime = open_runtime(
+        path, options.threads, options.context, repack=repack, kv_type=options.kv_type
+    )
     try:
         engine: Engine
         if isinstance(runtime, GGUFRuntime):
             engine = BatchingEngine(
-                name, runtime, options.slots, options.queue, worker, options.batch_invariant
-            )
+                name, runtime, options.slots, options.queue, worker, options.batch_invariant,
+                grows=not options.max_memory, speculate=options.speculate == "ngram",
+            )  # fmt: skip
+        elif options.speculate != "none":
+            raise FormatError(f"{path}: only llama.cpp can speculate", "--speculate none")
         else:
             engine = SequentialEngine(name, runtime, options.queue, worker)
         engine.facts = model_facts(path)

@@ -14,11 +14,19 @@ from edgeft.server.jobs import GenerationRequest, Job, StreamDelta, TokenLogprob
 
 
 def open_engine(
-    path: Path, slots: int = 4, waiting: int = 8, isolated: bool = True, context: int = 256
+    path: Path,
+    slots: int = 4,
+    waiting: int = 8,
+    isolated: bool = True,
+    context: int = 256,
+    kv_type: str = "f16",
+    speculate: bool = False,
 ) -> BatchingEngine:
-    runtime = open_runtime(path, threads=1, context=context, repack=not isolated)
+    runtime = open_runtime(path, threads=1, context=context, repack=not isolated, kv_type=kv_type)
     assert isinstance(runtime, GGUFRuntime)
-    return BatchingEngine(path.stem, runtime, slots, waiting, Worker(), isolated)
+    return BatchingEngine(
+        path.stem, runtime, slots, waiting, Worker(), isolated, speculate=speculate
+    )
 
 
 def answers(engine: Engine, requests: Sequence[GenerationRequest]) -> list[list[StreamDelta]]:

@@ -7,6 +7,7 @@ from conftest import Family
 
 from edgeft import models
 from edgeft.files import read_json
+from edgeft.kv_cache import KV_TYPES, kv_bytes
 from edgeft.weights.text_base import open_base
 from helpers.families import TINY
 
@@ -31,4 +32,4 @@ def test_the_published_sizes_of_llama_2() -> None:
     shapes = models.tensor_shapes(text.card, text.config)
     count = sum(rows * (columns[0] if columns else 1) for rows, *columns in shapes.values())
     assert count == 6_738_415_616
-    assert sizes.layers * sizes.cache_values * 2 == 524_288
+    assert kv_bytes(sizes.cache_widths, 1, KV_TYPES["f16"]) == 524_288

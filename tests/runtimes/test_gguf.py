@@ -11,6 +11,7 @@ import pytest
 from edgeft.errors import EdgeftError, InputError
 from edgeft.records import Limits, Message
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.llama_context import BATCH_TOKENS
 from edgeft.runtimes.protocol import open_runtime
 
 
@@ -33,6 +34,7 @@ def test_the_last_logits_are_the_last_of_all(
 ) -> None:
     monkeypatch.setattr("edgeft.runtimes.llama_context.BATCH_TOKENS", batch_tokens)
     with GGUFRuntime(gguf) as runtime:
+        runtime._conversation.reserve(BATCH_TOKENS)
         assert runtime._conversation.batch_tokens == batch_tokens
         ids = runtime.encode("the lamp on the thirty-first floor")
         every = runtime.logits(ids)

@@ -116,3 +116,8 @@ def test_a_deferred_interrupt_is_raised_after_the_block() -> None:
         os.kill(os.getpid(), signal.SIGINT)
         reached = True
     assert reached and signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_cache_type_that_the_heads_do_not_fit_is_refused(gguf: Path) -> None:
+    with pytest.raises(InputError, match="heads of a multiple of 32 values, those of .* have 16"):
+        LlamaModel(gguf, threads=1, kv_type="q8_0")

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgeft.errors import ResourceError
 from edgeft.records import Sampling
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.sequences import Sequences, log_probabilities
@@ -50,6 +51,7 @@ def test_a_prompt_read_in_parts_has_the_same_logits(sequences: Sequences) -> Non
 def test_a_prompt_longer_than_a_batch_is_read_in_several(gguf_model: GGUFRuntime) -> None:
     """The runtime's own sequence holds 512 tokens, as many as a batch; here they are cut into 4."""
     conversation = gguf_model._conversation
+    conversation.reserve(512)
     rows = []
     for batch_tokens in (512, 128):
         conversation._context.batch_tokens = batch_tokens
@@ -145,3 +147,71 @@ def test_log_probabilities_are_normalized() -> None:
     assert [token for token, _ in top] == [1, 3]
     assert [value for _, value in top] == pytest.approx(np.log([0.6, 0.25]), abs=1e-6)
     assert log_probabilities(row, 0, 0)[1] == []
+
+
+@pytest.mark.parametrize("isolated", [True, False])
+def test_a_cache_that_grows_changes_no_bit(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch, isolated: bool
+) -> None:
+    """Read, stepped together and copied, over two growths, beside a cache of the full size."""
+    rows: list[list[np.ndarray]] = []
+    for first_room in (256, 1024):
+        monkeypatch.setattr("edgeft.runtimes.sequences.FIRST_ROOM_TOKENS", first_room)
+        with (
+            GGUFRuntime(gguf, threads=1, context=1024, repack=False) as runtime,
+            runtime.sequences(3, isolated) as sequences,
+        ):
+            assert sequences.room == first_room
+            came: list[np.ndarray] = []
+            for number in range(2):
+                sequences.read(number, IDS * (5 + number))
+            sequences.copy(1, 2)
+            for i in range(10):
+                sequences.step([(number, 40 + i) for number in range(3)])
+                came.append(sequences.rows.copy())
+            sequences.read(0, IDS * 10, outputs=3)
+            came.append(sequences.rows.copy())
+            sequences.copy(0, 1)
+            sequences.truncate(0, 300)
+            sequences.step([(0, 7), (1, 8)])
+            came.append(sequences.rows.copy())
+            assert sequences.room == 1024
+            rows.append(came)
+    for grown, full in zip(*rows, strict=True):
+        np.testing.assert_array_equal(grown, full)
+
+
+def test_a_cache_has_room_for_what_is_used_only(gguf: Path) -> None:
+    with (
+        GGUFRuntime(gguf, threads=1, context=4096) as runtime,
+        runtime.sequences(4) as sequences,
+    ):
+        rooms = []
+        for tokens in (1, 256, 257, 700, 100, 4096, 9999):
+            sequences.reserve(tokens)
+            rooms.append(sequences.room)
+            bytes_ = sequences._context.lib.llama_n_ctx(sequences._context.pointer)
+            assert bytes_ == 4 * sequences.room
+    assert rooms == [256, 256, 512, 1024, 1024, 4096, 4096]
+
+
+def test_a_cache_that_cannot_grow_keeps_what_it_has(
+    gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (
+        GGUFRuntime(gguf, threads=1, context=1024) as runtime,
+        runtime.sequences(2) as sequences,
+    ):
+        sequences.read(1, IDS)
+        sequences.step([(1, 7)])
+        row = sequences.row(0).copy()
+        sequences.truncate(1, len(IDS))
+        with monkeypatch.context() as patch:
+            patch.setattr(
+                "edgeft.machine.available_memory", lambda: runtime._model.cache_bytes(600)
+            )
+            with pytest.raises(ResourceError, match="memory"):
+                sequences.reserve(300)
+        assert sequences.room == 256
+        sequences.step([(1, 7)])
+        np.testing.assert_array_equal(sequences.row(0), row)

@@ -13,6 +13,7 @@ from helpers.chat_browser import Chat, Opened
 from helpers.chat_stub import Stub
 from helpers.engines import open_engine
 from helpers.serving import exported
+from helpers.tiny import make_base
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +22,15 @@ def artifacts(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return dict(
         zip(quants, exported(tiny_base, tmp_path_factory.mktemp("q"), *quants), strict=True)
     )
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny model whose heads have 32 values, which a quantized cache needs."""
+    folder = tmp_path_factory.mktemp("wide")
+    quants = ("f16", "q8_0")
+    made = exported(make_base(folder / "base", hidden=128), folder, *quants)
+    return dict(zip(quants, made, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -84,6 +85,123 @@ def test_answers_with_schemas_side_by_side_are_those_alone(
         engine.close()
 
 
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0-f16", "q8_0", "q4_0"])
+def test_answers_in_a_cache_of_any_type_that_grows_are_those_alone(
+    wide: dict[str, Path], kv_type: str
+) -> None:
+    """Beside each other while the cache grows from 256 to 512 tokens, and alone in the grown one."""
+    engine = open_engine(wide["q8_0"], slots=8, context=512, kv_type=kv_type)
+    try:
+        ids = [(*prompt, *range(1, 245 - len(prompt))) for prompt in prompts(engine, 8)]
+        requests = [GenerationRequest(one, 24, logprobs=1, ignore_eos=True) for one in ids]
+        beside = answers(engine, requests)
+        assert engine._sequences.room == 512
+        for request, several in zip(requests, beside, strict=True):
+            engine._sequences.truncate(0, 0)
+            assert tokens_of(answers(engine, [request])[0]) == tokens_of(several)
+        assert_equal_side_by_side(engine, requests)
+    finally:
+        engine.close()
+
+
+class Guesses:
+    """Instead of n-grams: what an answer will be, of which every third guess has a wrong third token."""
+
+    answers: ClassVar[dict[tuple[int, ...], list[int]]] = {}
+    """prompt -> ids of its answer without speculation"""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.rest = list(self.answers[tuple(prompt)])
+        self.proposals = 0
+
+    def append(self, token: int) -> None:
+        assert token == self.rest.pop(0)
+
+    def propose(self, most: int) -> list[int]:
+        self.proposals += 1
+        guess = self.rest[:most]
+        if self.proposals % 3 == 0 and len(guess) > 2:
+            guess[2] = (guess[2] + 1) % 200
+        return guess
+
+    def verified(self, proposed: int, accepted: int) -> None:
+        assert accepted <= proposed
+
+
+@pytest.mark.parametrize("quant", ["f16", "q8_0"])
+@pytest.mark.parametrize("kv_type", ["q8_0-f16", "q4_0"])
+def test_answers_with_speculation_are_those_without(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch, quant: str, kv_type: str
+) -> None:
+    """Greedy, with a schema and random with a seed; log probabilities and ends included. Guesses are
+    right, wrong and taken back; alone and beside 1, 3 and 7 others."""
+    monkeypatch.setattr(batching_engine, "NgramDraft", Guesses)
+    schema = Sampling(grammar=json_schema_grammar(SCHEMA))
+    random = Sampling(temperature=0.6, seed=5, repeat_penalty=1.1)
+    events: list[list[list[StreamDelta]]] = []
+    for speculate in (False, True):
+        engine = open_engine(
+            wide[quant], slots=8, context=512, kv_type=kv_type, speculate=speculate
+        )
+        try:
+            requests = [
+                GenerationRequest(ids, 40, how, logprobs=1, ignore_eos=how is not schema)
+                for ids, how in zip(
+                    prompts(engine, 8), [Sampling(), schema, random, Sampling()] * 2, strict=True
+                )
+            ]
+            alone = [answers(engine, [request])[0] for request in requests]
+            if speculate:
+                counts = engine.counts
+                assert counts.new_tokens / 2 < counts.accepted_tokens < counts.drafted_tokens
+                assert_equal_side_by_side(engine, requests)
+            events.append(alone)
+            Guesses.answers = {
+                request.prompt_ids: [*ids_of(answer), *range(9)]
+                for request, answer in zip(requests, alone, strict=True)
+            }
+        finally:
+            engine.close()
+    for plain, ahead in zip(*events, strict=True):
+        assert tokens_of(plain) == tokens_of(ahead)
+        assert text_of(plain) == text_of(ahead)
+        assert plain[-1].finish_reason == ahead[-1].finish_reason
+
+
+def test_a_stop_text_and_the_limits_hold_in_a_guess(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching_engine, "NgramDraft", Guesses)
+    engine = open_engine(wide["q8_0"], slots=1, context=256, kv_type="q8_0", speculate=True)
+    try:
+        request = GenerationRequest(prompts(engine, 1)[0], 1000, logprobs=0, ignore_eos=True)
+        monkeypatch.setattr(engine, "_speculates", False)
+        (whole,) = answers(engine, [request])
+        monkeypatch.setattr(engine, "_speculates", True)
+        Guesses.answers = {request.prompt_ids: [*ids_of(whole), *range(9)]}
+        (ahead,) = answers(engine, [request])
+        assert ids_of(ahead) == ids_of(whole) and engine.counts.accepted_tokens > 100
+        assert len(ids_of(ahead)) == 256 - len(request.prompt_ids) + 1
+        for most in (1, 17, 18, 40):
+            (cut,) = answers(engine, [replace(request, max_tokens=most)])
+            assert ids_of(cut) == ids_of(whole)[:most]
+            assert cut[-1].finish_reason == "length"
+        text = text_of(whole)
+        stop = text[40:44]
+        (stopped,) = answers(engine, [replace(request, stop=(stop,))])
+        assert text_of(stopped) == text[: text.find(stop)]
+    finally:
+        engine.close()
+
+
+def test_speculation_that_would_change_answers_is_refused(
+    wide: dict[str, Path], artifacts: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="would change the answers"):
+        open_engine(wide["q8_0"], slots=2, kv_type="f16", speculate=True)
+    open_engine(wide["q8_0"], slots=2, isolated=False, speculate=True).close()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
@@ -116,6 +234,31 @@ def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -
         assert_equal_side_by_side(engine, some_with_a_schema(ids, 32))
     finally:
         engine.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["q8_0", "q4_k_m"])
+@pytest.mark.parametrize("kv_type", ["q8_0-f16", "q8_0", "q4_0"])
+def test_real_answers_with_speculation_are_those_without(
+    tmp_path: Path, quant: str, kv_type: str
+) -> None:
+    """A prompt that the answer repeats, over 512 tokens, from where kernels of attention may change."""
+    from edgeft.base.resolve import resolve_base
+
+    (path,) = exported(resolve_base("smollm2-135m"), tmp_path, quant)
+    text = "The cold river carried small boats past old houses while two children watched. " * 34
+    events = []
+    for speculate in (False, True):
+        engine = open_engine(path, slots=2, context=1024, kv_type=kv_type, speculate=speculate)
+        try:
+            ids = tuple(engine.runtime.encode(text))
+            assert len(ids) > 512
+            request = GenerationRequest(ids, 64, logprobs=1, ignore_eos=True)
+            events.append(answers(engine, [request])[0])
+            assert not speculate or engine.counts.accepted_tokens > 20
+        finally:
+            engine.close()
+    assert tokens_of(events[0]) == tokens_of(events[1])
 
 
 def test_greedy_answers_are_the_runtimes(

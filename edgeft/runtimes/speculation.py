@@ -1,0 +1,63 @@
+"""The tokens of a conversation -> those that may follow, because they did so before.
+
+    draft = NgramDraft(prompt_ids)
+    draft.append(token)            # each token of the answer
+    draft.propose(most=7)          # [] where nothing is repeated
+    draft.verified(7, accepted=5)  # how many of them the model chose, too
+
+Prompt lookup decoding (https://github.com/apoorvumang/prompt-lookup-decoding): the model computes the
+proposed tokens in one batch, and an answer keeps those that it would have chosen anyway. A batch of
+several tokens takes longer than one token, so there is no proposal where proposals were wrong lately.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+NGRAM_TOKENS = (4, 3)
+"""lengths of the endings that are looked up, the longest first"""
+FIRST_PROPOSAL_TOKENS = 3
+PAUSE_TOKENS = 8
+"""of an answer, without a proposal after one of which nothing was right; doubled each time"""
+MAX_PAUSE_TOKENS = 64
+
+
+class NgramDraft:
+    def __init__(self, ids: Iterable[int]) -> None:
+        self._ids: list[int] = []
+        self._next: dict[tuple[int, ...], int] = {}
+        """n-gram -> where the token after its last occurrence stands"""
+        self._before: list[int] = []
+        """where the token after an earlier occurrence of the present endings stands"""
+        self._width, self._pause, self._paused = FIRST_PROPOSAL_TOKENS, PAUSE_TOKENS, 0
+        for token in ids:
+            self.append(token)
+
+    def append(self, token: int) -> None:
+        ids = self._ids
+        ids.append(token)
+        self._paused -= self._paused > 0
+        self._before = []
+        for length in NGRAM_TOKENS:
+            ending = tuple(ids[-length:])
+            if len(ending) == length:
+                if (at := self._next.get(ending)) is not None:
+                    self._before.append(at)
+                self._next[ending] = len(ids)
+
+    def propose(self, most: int) -> list[int]:
+        """At most so many tokens."""
+        if self._paused or not self._before:
+            return []
+        at = self._before[0]
+        return self._ids[at : at + min(most, self._width)]
+
+    def verified(self, proposed: int, accepted: int) -> None:
+        """Longer proposals after one that was right, shorter ones or a pause after others."""
+        if accepted == proposed:
+            self._width, self._pause = 2 * self._width, PAUSE_TOKENS
+        elif accepted:
+            self._width = max(accepted, FIRST_PROPOSAL_TOKENS)
+        else:
+            self._width, self._paused = FIRST_PROPOSAL_TOKENS, self._pause
+            self._pause = min(2 * self._pause, MAX_PAUSE_TOKENS)

@@ -1,0 +1,124 @@
+"""Takes `ServeOptions` with `max_memory`, gives those whose slots, context and cache fit into it.
+
+llama-server and vLLM let the user do this sum. Here it is an upper bound: the file of each artifact as
+if all of its pages were used, the whole cache, what llama.cpp computes in, and the process itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from edgeft.errors import FormatError, ResourceError
+from edgeft.files import format_bytes
+from edgeft.formats import format_of, load
+from edgeft.kv_cache import (
+    BLOCK_VALUES,
+    KV_TYPES,
+    CacheWidths,
+    gguf_widths,
+    head_size,
+    kv_bytes,
+)
+from edgeft.progress import say
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
+from edgeft.server.options import ServeOptions
+from edgeft.weights import gguf_reader
+
+PROCESS_BYTES = 120_000_000
+"""Python, its packages, the API and the vocabulary as grammars read it"""
+STEP_TOKENS = 160
+"""of a prompt that the engine computes together at most"""
+MIN_CONTEXT_TOKENS = 512
+"""below which no context is chosen"""
+LAST_RESORT = "q4_0"
+"""a type that is taken only where the user names it"""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What an artifact takes while it is served."""
+
+    file: int
+    """bytes"""
+    widths: CacheWidths
+    heads: int
+    head_size: int
+    vocabulary: int
+    training_context: int
+
+    def bytes(self, slots: int, context: int, kv_type: str) -> int:
+        types = KV_TYPES[kv_type]
+        tokens = min(context, self.training_context)
+        cache = kv_bytes(self.widths, slots * tokens, types)
+        # Without flash attention a score for each pair of tokens, before and after the softmax.
+        scores = 0 if types.is_quantized else 2 * 4 * STEP_TOKENS * self.heads * tokens
+        return self.file + cache + scores + 2 * 4 * slots * self.vocabulary
+
+
+def fit_memory(options: ServeOptions, limit: int) -> ServeOptions:
+    """`options` with the first combination that fits into `limit` bytes. Their slots and context are the
+    most that is tried, their type of the cache the most exact.
+
+    The order: the context is halved last, the cache gets a smaller type before that, and before
+    that there are fewer slots. ResourceError where nothing fits, FormatError for an artifact that
+    llama.cpp does not run.
+    """
+    artifacts = [needs_of(path, options.threads) for path in options.artifacts]
+    smallest = None
+    for slots, context, kv_type in _combinations(options, artifacts):
+        smallest = PROCESS_BYTES + sum(a.bytes(slots, context, kv_type) for a in artifacts)
+        if smallest <= limit:
+            slots_text = "1 slot" if slots == 1 else f"{slots} slots"
+            say(
+                f"{slots_text} of {context} tokens, cache in {kv_type}: at most "
+                f"{format_bytes(smallest)} of {format_bytes(limit)}"
+            )
+            return replace(options, slots=slots, context=context, kv_type=kv_type)
+    raise ResourceError(
+        f"nothing fits into {format_bytes(limit)}: {slots} slot of {context} "
+        f"tokens with a cache in {kv_type} needs {format_bytes(smallest or 0)}",
+        "a smaller artifact or --context",
+    )
+
+
+def needs_of(path: Path, threads: int | None = None) -> Needs:
+    row = format_of(path)
+    if "llama-cpp-python" not in row.engines:
+        raise FormatError(f"{path}: --max-memory knows llama.cpp's cache only", "leave it out")
+    file = load(row.prepare)(path, threads) if row.prepare else path
+    header = gguf_reader.read(file, errors="surrogateescape")
+    meta, architecture = header.meta, header.meta.get("general.architecture")
+    heads = meta.get(f"{architecture}.attention.head_count", 1)
+    return Needs(
+        file=file.stat().st_size,
+        widths=gguf_widths(meta),
+        heads=max(heads) if isinstance(heads, list) else int(heads),
+        head_size=head_size(meta),
+        vocabulary=len(meta.get("tokenizer.ggml.tokens", ())),
+        training_context=int(meta.get(f"{architecture}.context_length", 0))
+        or DEFAULT_CONTEXT_TOKENS,
+    )
+
+
+def _combinations(options: ServeOptions, artifacts: list[Needs]) -> Iterator[tuple[int, int, str]]:
+    """(slots, context, type of the cache), from what serves most to what takes least."""
+    names = list(KV_TYPES)
+    types = [name for name in names[names.index(options.kv_type) :] if name != LAST_RESORT]
+    if any(artifact.head_size % BLOCK_VALUES for artifact in artifacts):
+        types = [name for name in types if not KV_TYPES[name].is_quantized]
+    types = types or [options.kv_type]
+    longest = max(artifact.training_context for artifact in artifacts)
+    context = options.context or min(longest, DEFAULT_CONTEXT_TOKENS)
+    contexts = _halves(context, min(context, MIN_CONTEXT_TOKENS))
+    for tokens, kv_type, slots in itertools.product(contexts, types, _halves(options.slots, 1)):
+        yield slots, tokens, kv_type
+
+
+def _halves(most: int, least: int) -> list[int]:
+    values = [most]
+    while values[-1] // 2 >= least:
+        values.append(values[-1] // 2)
+    return values
