@@ -16,7 +16,7 @@ from helpers.paths import ROOT
 LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file
-    "errors records progress child_process",
+    "errors records progress child_process kv_cache",
     "web",
     "models files formats",
     "weights store machine",

@@ -20,7 +20,8 @@ def test_a_config_alone_is_planned(edgeft: Any, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     facts = json.loads(done.out)
     assert facts["base"]["weights"] == 6_738_415_616
-    assert facts["cache"] == {"tokens": 1000, "bytes": 524_288_000}
+    types = {"f16": 524_288_000, "q8_0-f16": 401_408_000, "q8_0": 278_528_000, "q4_0": 147_456_000}
+    assert facts["cache"] == {"tokens": 1000, "bytes": types["f16"], "types": types}
     row = next(row for row in facts["methods"] if row["method"] == "qlora")
     # r = 16 beside q, k, v, o (4096 x 4096) and gate, up, down (4096 x 11008) of 32 layers
     assert row["trained"] == 32 * 16 * (4 * 8192 + 3 * 15104)
