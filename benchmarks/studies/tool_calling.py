@@ -6,7 +6,8 @@ The task is `tool_calls` of `studies/tasks`: 900 rows to train on, 300 held out,
 a third with functions that no training row has. `edgeft train-qlora` and `edgeft merge-export` make the
 fine-tune; `edgeft bench` asks it and the base the held-out rows (scorer `tool-call`). Then each of these rows is
 asked through the server's engine with `tool_choice: required`: the share of the answers that are calls of the
-row's functions with arguments that fit their schema. A training and an export that are complete are kept. Ends
+row's functions with arguments that fit their schema, and of those that are not (none; the rest were cut off at
+256 tokens). A training and an export that are complete are kept. Ends
 with one JSON line.
 """
 
@@ -71,8 +72,11 @@ def call_fits(name: str, arguments: str, tools: Sequence[Mapping[str, Any]]) -> 
         return False
 
 
-def required_calls(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
-    """Of each row: whether the answer is one or several calls that fit, where a call is required."""
+def required_calls(
+    engine: Engine, rows: Sequence[Mapping[str, Any]]
+) -> Iterator[tuple[bool, bool]]:
+    """(whether the answer is one or several calls that fit, whether it was cut off) of each row, where
+    a call is required."""
     for row in rows:
         body = Chat.model_validate({
             "messages": row["messages"][:-1], "tools": row["tools"], "tool_choice": "required",
@@ -84,8 +88,10 @@ def required_calls(engine: Engine, rows: Sequence[Mapping[str, Any]]) -> Iterato
         deltas = [came.get()]
         while not deltas[-1].finish_reason:
             deltas.append(came.get())
-        calls = request.form.parts(joined(deltas).text).calls
-        yield bool(calls) and all(call_fits(c.name, c.arguments, row["tools"]) for c in calls)
+        answer = joined(deltas)
+        calls = request.form.parts(answer.text).calls
+        fit = bool(calls) and all(call_fits(c.name, c.arguments, row["tools"]) for c in calls)
+        yield fit, answer.finish_reason == "length"
 
 
 def fine_tune(suite: Suite, options: argparse.Namespace) -> list[Path]:
@@ -103,7 +109,8 @@ def fine_tune(suite: Suite, options: argparse.Namespace) -> list[Path]:
 
 
 def measure(artifact: Path, suite: Suite, options: argparse.Namespace) -> dict[str, Any]:
-    """Accuracy on all held-out rows and on each group, and the share of required calls that fit."""
+    """Accuracy on all held-out rows and on each group; of the answers that had to be calls, those that
+    fit, and those that do not although they were not cut off."""
     threads = ("--threads", options.threads) if options.threads else ()
     said = json.loads(edgeft(
         "bench", artifact, "--items", suite.test, "--scorer", suite.scorer, "--no-speed",
@@ -119,8 +126,9 @@ def measure(artifact: Path, suite: Suite, options: argparse.Namespace) -> dict[s
         shares[tag] = sum(of_tag) / len(of_tag) if of_tag else None
     serving = ServeOptions((artifact,), slots=1, threads=options.threads, context=2048)
     with engines(serving) as (engine,):
-        fitting = list(required_calls(engine, rows))
-    shares["required fits"] = sum(fitting) / len(fitting)
+        answers = list(required_calls(engine, rows))
+    shares["required fits"] = sum(fit for fit, _ in answers) / len(answers)
+    shares["required misfits"] = sum(not (fit or cut) for fit, cut in answers) / len(answers)
     return {"model": f"{artifact.parent.name} {artifact.stem}", "rows": len(rows)} | shares
 
 

@@ -28,6 +28,8 @@ from edgeft.tokenizer.call_arguments import (
 from edgeft.tokenizer.stops import split_at
 from edgeft.tokenizer.tool_calls import ID, INDEX, CallFormat
 
+MAX_CALLS = 16
+"""of one answer: a small model may repeat itself without end"""
 MAX_REFERENCES = 8
 """of a schema within one another"""
 LARK_SLOTS = {ID: "/[a-zA-Z0-9]{9}/", INDEX: "/[0-9]{1,3}/"}
@@ -55,7 +57,9 @@ def call_grammar(
     rules = _Rules(special_tokens, end_ids)
     calls = answer.calls
     one = rules.add("call", " | ".join(rules.call(calls, *tool) for tool in answer.tools.items()))
-    more = f"({rules.text(calls.between)} {one})*" if calls.between and choice.several else ""
+    more = ""
+    if calls.between and choice.several:
+        more = f"({rules.text(calls.between)} {one}){{0,{MAX_CALLS - 1}}}"
     end = rules.text(calls.end)
     if choice.required or choice.content is not None:
         begin = rules.text(calls.begin.lstrip())

@@ -175,12 +175,7 @@ def test_the_answers_are_learned_and_nothing_else(name: str, conversation: str) 
         if conversation != "answer first":
             assert "Paris_wq" in chat.render(messages, tools=tools), "a prompt puts it another way"
         return
-    check_learned(
-        chat,
-        conversation,
-        may_drop_reasoning=name not in ("qwen3", "r1", "minimax"),
-        as_transformers=name != "deepseek" or not any(m.tool_calls for m in messages),
-    )
+    check_learned(chat, conversation, may_drop_reasoning=name not in ("qwen3", "r1", "minimax"))
     assert spans(chat, messages, tools)[-1][0].endswith(chat.stops)
 
 

@@ -114,22 +114,18 @@ def marked_text(chat: ChatTemplate, dialogue: Dialogue) -> str:
     return "".join(letter for letter, marked in zip(whole, mask, strict=True) if marked)
 
 
-def check_learned(
-    chat: ChatTemplate,
-    conversation: str,
-    may_drop_reasoning: bool = True,
-    as_transformers: bool = True,
-) -> Parts:
-    """Check the learned parts of a conversation, and its rendering against transformers.
+def check_learned(chat: ChatTemplate, conversation: str, may_drop_reasoning: bool = True) -> Parts:
+    """Check the learned parts of a conversation, and its rendering against transformers, which leaves
+    out a content that is none: templates that read it have no oracle.
 
-    `may_drop_reasoning`: the template has no place for it, which a note says. `as_transformers`: not
-    where transformers leaves out the content none, which the template reads.
+    `may_drop_reasoning`: the template has no place for it, which a note says.
     """
     messages, tools = CONVERSATIONS[conversation]
     dialogue = fit(chat, messages, tools)
     for generation_prompt in (True, False):
         text = chat.render(messages, generation_prompt, tools)
-        if as_transformers:
+        has_none = any(m.tool_calls for m in dialogue.messages)
+        if not (has_none and dialogue.form.empty_content is None):
             assert text == transformers_text(chat, dialogue, generation_prompt)
     parts = spans(chat, messages, tools)
     learned = words(text for text, is_learned in parts if is_learned)

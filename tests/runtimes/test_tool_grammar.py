@@ -177,6 +177,13 @@ def test_a_required_call_may_come_after_reasoning() -> None:
         assert refused_at(opened, Choice(), "hm</think>\n\n12", has_special, grammar) is None
 
 
+def test_an_answer_has_no_more_than_sixteen_calls() -> None:
+    form = AnswerForm(calls=HERMES, tools=TOOLS)
+    for count, is_refused in ((16, False), (17, True)):
+        text = HERMES.write([ToolCall("ping", "{}")] * count)
+        assert (refused_at(form, Choice(required=True), text) is not None) == is_refused
+
+
 def test_content_by_a_schema_or_a_call() -> None:
     form = AnswerForm(calls=HERMES, tools=TOOLS)
     choice = Choice(content=json_rule({"type": "integer"}))

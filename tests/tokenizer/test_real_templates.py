@@ -87,7 +87,7 @@ def test_a_real_template(file: Path, conversation: str) -> None:
 
 
 CALLS_NOT_READ = {
-    "CohereForAI-c4ai-command-r-plus-tool_use", "GigaChat3-10B-A1.8B", "MiniMax-M3", "Kimi-K3",
+    "CohereForAI-c4ai-command-r-plus-tool_use", "GigaChat3-10B-A1.8B", "MiniMax-M3",
     "meetkai-functionary-medium-v3.2", "muse-glimmer",
 }  # fmt: skip
 """templates whose calls are in a form of their own"""
