@@ -6,15 +6,16 @@ from collections.abc import Callable
 from typing import Any
 
 from helpers.chat_stub import Stub
+from helpers.serving import Served
 
 
 class Chat:
-    def __init__(self, stub: Stub, page: Any) -> None:
-        self.stub, self.page = stub, page
+    def __init__(self, server: Stub | Served, page: Any) -> None:
+        self.page = page
         self.problems: list[str] = []
         page.on("pageerror", lambda error: self.problems.append(str(error)))
         page.on("console", self._heard)
-        page.goto(stub.url)
+        page.goto(server.url)
 
     def _heard(self, said: Any) -> None:
         if said.type == "error" and "Failed to load resource" not in said.text:

@@ -12,6 +12,7 @@ import pytest
 
 from helpers.chat_browser import Chat, Opened
 from helpers.chat_stub import Stub
+from helpers.serving import exported, running
 
 
 def sent(stub: Stub) -> list[str]:
@@ -275,6 +276,9 @@ def test_what_was_exported_is_imported(chat: Opened, stub: Stub, tmp_path: Path)
             "a message is broken",
         ),
         ('{"branches": [7]}', "a message is broken"),
+        ('[{"role": "tool", "content": "1"}]', "a message of the role tool cannot be shown"),
+        ('[{"role": "user", "content": [{"type": "image_url"}]}]', "holds more than text"),
+        ('[{"role": "assistant", "tool_calls": [{}]}]', "a message holds more than text"),
     ],
 )
 def test_a_wrong_import_changes_nothing(chat: Opened, content: str, says: str) -> None:
@@ -363,6 +367,32 @@ def test_a_branch_that_was_left_by_an_edit_is_whole(chat: Opened, stub: Stub) ->
     assert c.button("Continue").is_visible()
     c.page.reload()
     assert c.button("Continue").is_visible() and c.problems == []
+
+
+def test_the_page_on_a_real_server(
+    browser: Any, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    (artifact,) = exported(tiny_base, tmp_path_factory.mktemp("page"), "f32")
+    with running(artifact, context=160) as served:
+        page = browser.new_page()
+        c = Chat(served, page)
+        c.button("Settings").click()
+        page.get_by_label("max_tokens").fill("8")
+        c.button("Done").click()
+        page.get_by_text("0 of 160 tokens").wait_for()
+        for number in range(6):
+            c.say(f"number {number}")
+        c.button("Regenerate").last.click()
+        page.get_by_text("2/2").wait_for()
+        c.answered()
+        assert "temperature 0.8, seed" in page.locator("article .facts").last.inner_text()
+        assert page.locator("article.left-out").count() >= 2
+        c.say("x " * 400)
+        assert "the context only 160" in page.locator("article .problem").last.inner_text()
+        c.say("short")
+        assert not page.locator("article .problem").last.is_visible()
+        assert c.problems == []
+        page.close()
 
 
 def test_jump_to_the_end(chat: Opened, stub: Stub) -> None:

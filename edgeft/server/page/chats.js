@@ -171,8 +171,16 @@ function fromBranches(raw) {
   return one;
 }
 
+/** The text of one of OpenAI's messages; an error where it holds more than that. */
+function textOf({ role, content, tool_calls: calls }) {
+  if (!["system", "developer", "user", "assistant"].includes(role)) throw new TypeError(`a message of the role ${role} cannot be shown here`);
+  const pieces = Array.isArray(content) ? content : [{ text: content ?? "" }];
+  if (calls?.length || !pieces.every((part) => typeof part?.text === "string")) throw new TypeError("a message holds more than text");
+  return pieces.map(({ text }) => text).join("");
+}
+
 function fromMessages(raw) {
-  const textOf = ({ content }) => (Array.isArray(content) ? content.map((part) => part?.text ?? "").join("") : String(content ?? ""));
+  raw.messages.forEach(textOf);
   const said = raw.messages.filter(({ role }) => role === "user" || role === "assistant");
   const first = said.find(({ role }) => role === "user");
   const one = emptyChat(raw.title ?? (first && textOf(first).trim().split("\n")[0].slice(0, 60)), raw.messages.filter(({ role }) => role === "system" || role === "developer").map(textOf).join("\n\n"));
