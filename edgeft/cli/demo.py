@@ -20,8 +20,6 @@ SHOTS = 4
 BASELINE_ROWS = 30
 """validation rows that the base is asked before the training; 20 s on 2 cores"""
 QUANTS = ("f16", "q8_0", "q4_k_m", "gptq-q4_0")
-CALIBRATION_TOKENS = 8192
-"""of the training's chats, which gptq-q4_0 learns from; a minute on 2 cores"""
 CHAT_MESSAGE = "turn off the bedroom lamp"
 
 
@@ -67,7 +65,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
           suite.validation, "--output", adapter, "--steps", steps, "--batch-size", 4,
           "--threads", "auto", "--overwrite", *resume)  # fmt: skip
     _step("merge-export", "--adapter", adapter, "--out", out, "--quant", ",".join(QUANTS),
-          "--calibration-tokens", CALIBRATION_TOKENS, "--overwrite")  # fmt: skip
+          "--overwrite")  # fmt: skip
     _step("chat", files[-1], feed=CHAT_MESSAGE)
     release = _step("ab", *files[:0:-1], files[0], "--base", base / "f16.gguf", "--shots", SHOTS,
                     "--items", SUITE, "--speed", "--fidelity", "--repeat-baseline", "--report", out / "report", "--json",

@@ -64,7 +64,7 @@ def choose(plan: ExportPlan) -> Choices:
     importance = None
     if options.imatrix == "auto":
         imatrix_path = auto_imatrix(
-            view, data, options.calibration_tokens, options.out, options.threads, plan.parents
+            view, data, plan.calibration_tokens, options.out, options.threads, plan.parents
         )
         importance = imatrix.read(imatrix_path)
     return Choices(view, facts, importance)

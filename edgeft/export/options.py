@@ -50,8 +50,9 @@ class ExportOptions:
     calibration: Path | None = None
     """Chats (.jsonl, .json, .csv, .parquet) or plain text that GPTQ, --imatrix auto and --quant auto learn from. auto:
     the chats of the training."""
-    calibration_tokens: int = 32_768
-    """Tokens of the calibration text that are used at most."""
+    calibration_tokens: int | None = None
+    """Tokens of the calibration text that are used at most. Default: 8,192, or twice the columns of the
+    widest layer where that is more."""
     group_size: int | None = None
     """Columns that share a scale, for --format gptq and onnx; -1 = a whole row (gptq). auto: for gptq
     the largest that divides every layer, for onnx 32."""

@@ -6,6 +6,7 @@ plan = plan_export(options, view, data, parents)
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
 from edgeft.files import sweep
 from edgeft.formats import FORMATS, Format, check_quants, format_named
-from edgeft.gptq.quantize import footprint
+from edgeft.gptq.quantize import footprint, linears
 from edgeft.merge.view import Merged
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.weights import imatrix
 
+MIN_CALIBRATION_TOKENS = 8192
 UNQUANTIZED_BITS = {"f32": 32, "f16": 16, "bf16": 16}
 """quantization -> bits per weight"""
 
@@ -79,6 +81,8 @@ class ExportPlan:
     """for every item; `calibration` is set per item"""
     sequences: list[list[int]]
     """token ids of GPTQ's calibration sequences, [] without GPTQ"""
+    calibration_tokens: int
+    """of the option, or its default"""
 
 
 def requested(options: ExportOptions) -> list[tuple[Format, str]]:
@@ -122,6 +126,12 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
     return parents | {role: store.identity(path) for role, path in files.items() if path}
 
 
+def default_calibration_tokens(view: Merged) -> int:
+    """Enough for the Hessian of the widest layer to be no guess; more brought nothing (studies/LOG.md)."""
+    columns = (view.shapes[name][1] for name in linears(view))
+    return max(MIN_CALIBRATION_TOKENS, 2 * max(columns, default=0))
+
+
 def plan_export(
     options: ExportOptions, view: Merged, data: FineTuneData, parents: dict[str, str]
 ) -> ExportPlan:
@@ -129,6 +139,8 @@ def plan_export(
 
     FormatError or InputError for wrong options, StaleError where a target holds another artifact.
     """
+    tokens = options.calibration_tokens or default_calibration_tokens(view)
+    options = dataclasses.replace(options, calibration_tokens=tokens)
     pairs = requested(options)
     sweep(options.out)
     _check_options(options, pairs, view)
@@ -140,8 +152,8 @@ def plan_export(
             store.check_not_foreign(item.modelfile, options.overwrite)
     convert = _convert_options(options, todo, data)
     gptq = any(item.uses_gptq for item in todo)
-    sequences = calibration_ids(view, data, options.calibration_tokens) if gptq else []
-    return ExportPlan(options, view, data, parents, items, convert, sequences)
+    sequences = calibration_ids(view, data, tokens) if gptq else []
+    return ExportPlan(options, view, data, parents, items, convert, sequences, tokens)
 
 
 def _convert_options(

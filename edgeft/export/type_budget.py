@@ -82,7 +82,7 @@ def tensor_types(plan: ExportPlan, file_plan: Plan, max_size: int) -> tuple[tupl
         header = header_bytes(view, file_plan, folder / "header.gguf")
     others = header + sum(size for name, size in sizes.items() if name not in targets)
     budget = max_size - others - ALIGNMENT * len(sizes)
-    tokens = min(plan.options.calibration_tokens, MAX_TOKENS)
+    tokens = min(plan.calibration_tokens, MAX_TOKENS)
     sequences = calibration_ids(view, plan.data, tokens, MAX_SEQUENCE_TOKENS)
     allowed = {name: _allowed(name, target, plan) for name, target in targets.items()}
     assign({name: [Choice("", min(_sizes(target, allowed[name]).values()), 0.0)]

@@ -16,6 +16,7 @@ from edgeft.converters.gguf import vocabulary
 from edgeft.errors import EdgeftError, InputError
 from edgeft.export import collect_imatrix
 from edgeft.export.collect_imatrix import Collector, collect
+from edgeft.kv_cache import EXACT_TYPE, KV_TYPES
 from edgeft.merge.view import open_merged
 from edgeft.models.transforms import TRANSFORMS
 from edgeft.runtimes.eval_callback import MAX_SEQUENCES
@@ -109,17 +110,7 @@ def dense(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def exact(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attention in single precision: half of it moves single columns by up to .4 %."""
-    from llama_cpp import llama_cpp
-
-    default_params = llama_cpp.llama_context_default_params
-
-    def params() -> Any:
-        chosen = default_params()
-        chosen.type_k = chosen.type_v = collect_imatrix.F32
-        chosen.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        return chosen
-
-    monkeypatch.setattr(llama_cpp, "llama_context_default_params", params)
+    monkeypatch.setitem(KV_TYPES, "f16", EXACT_TYPE)
 
 
 @pytest.fixture
