@@ -28,6 +28,7 @@ import json
 import math
 import os
 import statistics
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -57,6 +58,11 @@ STEPS = {SMART_HOME: 240, "support_intents": 240, "order_extract": 160}
 """of the first training, `--batch-size` rows each"""
 CALIBRATED = ("q4_0", "q4_k_m")
 """types that GPTQ writes"""
+RECORDED = (
+    "base", "method", "steps", "more_steps", "more_rate", "batch_size", "calibration_tokens", "text",
+    "chunks",
+)  # fmt: skip
+"""options that all results of a folder share"""
 RECIPES = ("plain", "imatrix", "gptq", "ship", "ship+gptq")
 
 
@@ -262,6 +268,15 @@ def frontier(rows: Sequence[Row]) -> str:
     return plots.standalone(figure)
 
 
+def _check_options(options: argparse.Namespace) -> None:
+    """Ends the study where the folder holds results of other options."""
+    recorded = {name: str(getattr(options, name)) for name in RECORDED}
+    path = options.out / "options.json"
+    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != recorded:
+        sys.exit(f"{path} has other options: choose another --out")
+    write_text(path, json.dumps(recorded, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -298,6 +313,7 @@ def main() -> None:
         for suite in suites
     }
     if not options.report:
+        _check_options(options)
         for cell in itertools.chain(
             *zip(*cells.values(), strict=True)
         ):  # each task's first seed first
@@ -311,7 +327,7 @@ def main() -> None:
         seeds = [results for cell in of_task if BASELINE in (results := cell.results(files))]
         rows += rows_of(name, seeds) if seeds else []
     print(table(rows))
-    if options.plot:
+    if options.plot and rows:
         write_text(options.plot, frontier([row for row in rows if row.task == rows[0].task]))
     print(json.dumps({"study": "ship_recipes", "base": options.base, "method": options.method,
                       "rows": [asdict(row) for row in rows]}))  # fmt: skip

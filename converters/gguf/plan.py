@@ -25,6 +25,7 @@ import numpy.typing as npt
 from edgeft.converters.gguf.metadata import metadata, rope_factors
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
+from edgeft.formats import FORMATS
 from edgeft.gptq.quantize import check_computes
 from edgeft.merge.landing import sampled_rows
 from edgeft.merge.view import Merged
@@ -36,9 +37,8 @@ from edgeft.weights.imatrix import Imatrix
 
 GPTQ_PREFIX = "gptq-"
 """prefix of quantizations whose linear layers GPTQ quantizes"""
-AUTO, AUTO_FROM = "auto", "q4_0"
-"""quantization whose types are chosen by measurement (`edgeft.export.type_budget`), and the one whose
-tensors they replace"""
+SIZED_FROM = "q4_0"
+"""quantization of a file of a size, before its types are chosen (`edgeft.export.type_budget`)"""
 IMATRIX_HINT = "llama-imatrix on the model itself, or --imatrix auto"
 """hint of errors about an importance matrix"""
 
@@ -97,7 +97,7 @@ class Plan:
     """The contents of a GGUF file."""
 
     quant: str
-    """without GPTQ_PREFIX, and AUTO_FROM for AUTO"""
+    """without GPTQ_PREFIX, and SIZED_FROM for a file of a size"""
     targets: dict[str, Target]
     """GGUF name -> tensor"""
     factors: dict[str, Array]
@@ -130,7 +130,7 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
     """The plan of a file of type `quant`; FormatError for an unsupported model or option."""
     if quant.startswith(GPTQ_PREFIX):
         check_computes(merged)
-    quant = AUTO_FROM if quant == AUTO else quant.removeprefix(GPTQ_PREFIX)
+    quant = SIZED_FROM if quant == FORMATS["gguf"].sized else quant.removeprefix(GPTQ_PREFIX)
     targets, factors, keys, facts = _from_config(merged)
     shapes = {name: target.shape for name, target in targets.items()}
     types = choose_tensor_types(

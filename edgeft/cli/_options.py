@@ -28,18 +28,17 @@ T = TypeVar("T")
 
 
 class Bytes(click.ParamType[int]):
-    """200M, 1.5G, 800 kB or a number of bytes; powers of 1000 as everywhere in edgeft."""
+    """200M, 1.5G, 800 kB or a number of bytes above 0; powers of 1000 as everywhere in edgeft."""
 
     name = "size"
-    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9}  # noqa: RUF012
+    units = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}  # noqa: RUF012
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        if isinstance(value, int):
-            return value
-        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmg]?)b?\s*", str(value).lower())
-        if not match or not float(match[1]):
+        match = re.fullmatch(r"\s*(\d+\.?\d*)\s*([kmgt]?)b?\s*", str(value).lower())
+        size = round(float(match[1]) * self.units[match[2]]) if match else 0
+        if size <= 0:
             self.fail(f"{value!r} is no size; such as 200M or 1.5G", param, ctx)
-        return round(float(match[1]) * self.units[match[2]])
+        return size
 
 
 def options_of(

@@ -21,7 +21,7 @@ from edgeft.adapter.folder import recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import InputError
+from edgeft.errors import InputError, ProofError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
 from edgeft.export.modelfile import modelfile
@@ -107,19 +107,17 @@ def _report_ending_text(view: Merged) -> None:
 
 
 def _file_plan(plan: ExportPlan, item: Item) -> Any:
-    """The converter's plan of an artifact; None for a complete one."""
+    """The converter's plan of an artifact, or what may be chosen for it; None for a complete one."""
     if item.complete:
         return None
-    make_plan = load(item.format.plan)
-    file_plan = make_plan(plan.view, item.quant, plan.convert)
+    file_plan = load(item.format.plan)(plan.view, item.quant, plan.convert)
     check_gptq_resources(plan, item)
     if not item.sized:
         return file_plan
-    from edgeft.export.type_budget import tensor_types
+    from edgeft.export.type_budget import type_budget
 
     assert plan.options.max_size
-    types = tensor_types(plan, file_plan, plan.options.max_size)
-    return make_plan(plan.view, item.quant, dataclasses.replace(plan.convert, tensor_types=types))
+    return type_budget(plan, file_plan, plan.options.max_size)
 
 
 def _complete_artifact(item: Item, view: Merged) -> Artifact:
@@ -149,11 +147,16 @@ def _write(
         overwrite=plan.options.overwrite,
     ) as work:  # fmt: skip
         options = dataclasses.replace(plan.convert, imatrix=choices.imatrix or plan.convert.imatrix)
+        if item.sized:
+            from edgeft.export.type_budget import choose_types
+
+            file_plan, work.facts["budget"] = choose_types(file_plan, plan, choices.view)
         if item.uses_gptq:
             calibration = _calibration(plan, item)
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
         work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
+        _check_size(work.path, plan.options.max_size if item.sized else None)
         if isinstance(landing, ShipProof):
             work.facts["ship"] = landing.compare(work.path, item.format.name)
         proof = landing.result()
@@ -171,6 +174,13 @@ def _write(
     _write_modelfile(item, choices.view, manifest)
     _report(item, manifest, proof, convert_seconds, time.perf_counter() - started)
     return Artifact(item.target, item.format.name, item.quant, manifest)
+
+
+def _check_size(path: Path, max_size: int | None) -> None:
+    if max_size and (size := path.stat().st_size) > max_size:
+        raise ProofError(
+            f"the file has {format_bytes(size)}, more than --max-size {format_bytes(max_size)}"
+        )
 
 
 def _convert(

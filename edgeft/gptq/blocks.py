@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeft import models
+from edgeft import machine, models
 from edgeft.errors import InputError, require
 from edgeft.merge.torch_model import skeleton
 from edgeft.merge.view import Merged
@@ -127,8 +127,9 @@ class Blocks:
             """inputs of the next block, (tokens, hidden size)"""
             self.attended = _buffer(shape, offload)
             """outputs of the current block's quantized attention, (tokens, hidden size)"""
-            self.kept = _buffer((self.tokens * kept_columns(merged, self.tokens),), offload)
-            """inputs of a stage of KEPT_STAGES, flat"""
+            columns = 0 if offload else _kept_columns(merged, self.tokens)
+            self.kept = torch.zeros(self.tokens * columns)
+            """inputs of a stage of KEPT_STAGES, flat; the blocks compute the same without"""
             self.rows: list[tuple[slice, list[BlockCall]]] = []
             """for each row its tokens in `states`, and the call of each block"""
             self._embed(_packed(sequences))
@@ -496,17 +497,21 @@ def _recorded(layers: Any, first_inputs: Any, calls: list[BlockCall]) -> Iterato
             del layer.forward
 
 
-def kept_columns(merged: Merged, tokens: int) -> int:
-    """Columns of the inputs that are kept (KEPT_STAGES): the largest layer's for which they fit KEPT_BYTES."""
+def _kept_columns(merged: Merged, tokens: int) -> int:
+    """Columns of the inputs that are kept (KEPT_STAGES): those of the widest layer that fits KEPT_BYTES and
+    half of the free memory; 0 where none does. Experts see few tokens each, theirs are not kept."""
     columns = [
         shape[1]
         for name, shape in merged.shapes.items()
-        if len(shape) == 2 and stage_of(merged.card, name) in KEPT_STAGES
+        if len(shape) == 2
+        and stage_of(merged.card, name) in KEPT_STAGES
+        and len(models.generalize(name)[1]) == 1
     ]
-    return max((n for n in columns if 4 * n * tokens <= KEPT_BYTES), default=0)
+    room = min(KEPT_BYTES, machine.available_memory() // 2)
+    return max((n for n in columns if 4 * n * tokens <= room), default=0)
 
 
-def _buffer(shape: tuple[int, ...], folder: Path | None) -> Any:
+def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
     """Zeros in memory, or in a file of `folder` that has no name and ends with the process."""
     import torch
 

@@ -32,7 +32,6 @@ from edgeft.gptq.blocks import (
     Block,
     Blocks,
     InputGroup,
-    kept_columns,
     stage_of,
 )
 from edgeft.gptq.solver import DAMP, SHRINKAGE, Arrays, Grid, solve
@@ -128,8 +127,7 @@ def footprint(merged: Merged, sequences: Sequence[Sequence[int]], offload: bool)
     layers = 1 + max(models.generalize(name)[1][0] for name in linears(merged))
     hessians = min(HESSIAN_BYTES, sum(4 * columns**2 for _, columns in shapes) // layers)
     hidden = merged.shapes[merged.card.hf_name("token_embd.weight") or ""][1]
-    tokens = sum(map(len, sequences))
-    activations = 4 * (2 * hidden + kept_columns(merged, tokens)) * tokens
+    activations = 2 * 4 * hidden * sum(map(len, sequences))
     masks = sum(len(ids) * max(len(ids), ROW_TOKENS) for ids in sequences)
     disk = weights + weights // 8 + offload * activations
     memory = 2 * 4 * weights // layers + 12 * 4 * width**2 + hessians + masks

@@ -29,17 +29,19 @@ class Choice:
     """what it costs; the errors of tensors add up"""
 
 
-def assign(choices: Mapping[str, Sequence[Choice]], budget: int) -> dict[str, Choice]:
-    """One choice for each tensor, of `budget` bytes in all at most.
+def assign(
+    choices: Mapping[str, Sequence[Choice]], budget: int, fixed: int = 0
+) -> dict[str, Choice]:
+    """One choice for each tensor, of `budget` bytes in all at most, `fixed` bytes of others included.
 
     ResourceError where the smallest choices are larger.
     """
     hulls = {name: hull(options) for name, options in choices.items()}
     taken = dict.fromkeys(hulls, 0)
-    left = budget - sum(steps[0].size for steps in hulls.values())
+    left = budget - fixed - sum(steps[0].size for steps in hulls.values())
     if left < 0:
         raise ResourceError(
-            f"the smallest types take {format_bytes(budget - left)}, not {format_bytes(budget)}",
+            f"the smallest types make {format_bytes(budget - left)}, not {format_bytes(budget)}",
             "a larger --max-size",
         )
     queue = [(-_slope(steps, 0), name) for name, steps in hulls.items() if len(steps) > 1]

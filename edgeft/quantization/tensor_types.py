@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +148,12 @@ def choose_tensor_types(
                 "--imatrix auto",
             )
     return types
+
+
+def overridden(names: Iterable[str], overrides: Sequence[tuple[str, str]]) -> set[str]:
+    """The names that a pattern of `overrides` matches, as `choose_tensor_types` does."""
+    patterns = [_override(pattern, type_name)[0] for pattern, type_name in overrides]
+    return {name for name in names if any(pattern.search(name) for pattern in patterns)}
 
 
 def model_facts(card: Card, config: dict[str, Any]) -> dict[str, int]:

@@ -46,10 +46,12 @@ def run_search(
 ) -> Release:
     """Export, drop what is over the budget, gate the rest; ResourceError if nothing fits."""
     evaluate.load_items(eval_options)  # fails here if it fails, before the long work
-    _check_formats(options.export)
+    _check_formats(options.export, options.max_size)
     plain = dataclasses.replace(options.export, formats=("gguf",), quants=(BASELINE,))
     baseline = export(plain)[0].path
-    candidates = [path for path in _export_candidates(sized(options)) if path != baseline]
+    candidates = [
+        path for path in _export_candidates(options.export, options.max_size) if path != baseline
+    ]
     if not candidates:
         raise InputError(f"{BASELINE} is what the others are compared with", "another --quant")
     timed, notes = _within_budget(options, candidates, eval_options.threads)
@@ -64,29 +66,27 @@ def run_search(
     return dataclasses.replace(release, notes=(*notes, *release.notes))
 
 
-def _check_formats(options: ExportOptions) -> None:
+def _check_formats(options: ExportOptions, max_size: int | None) -> None:
     rows = [format_named(name) for name in options.formats]
     if unknown := [row.name for row in rows if row.name not in LINEUP]:
         problem = f"{unknown[0]} is nothing to choose from"
         raise FormatError(problem, f"--format {', '.join(LINEUP)}")
-    if options.quants:
-        check_quants(rows, options.quants)
+    named = check_quants(rows, options.quants) if options.quants else []
+    if not max_size and any(quant == row.sized for row, quant in named):
+        raise FormatError("--quant auto needs --max-size", "such as --max-size 80M")
 
 
-def sized(options: SearchOptions) -> ExportOptions:
-    """How the candidates are exported: --quant auto gets the size of the budget."""
-    names = {format_named(name).sized for name in options.export.formats} - {""}
-    size = options.max_size if names & set(options.export.quants) else None
-    return dataclasses.replace(options.export, max_size=size)
-
-
-def _export_candidates(options: ExportOptions) -> list[Path]:
+def _export_candidates(options: ExportOptions, max_size: int | None = None) -> list[Path]:
+    """`max_size`: of the budget, which --quant auto fits."""
     rows = [format_named(name) for name in options.formats]
     named = check_quants(rows, options.quants) if options.quants else []
     paths = []
     for row in rows:
         chosen = tuple(quant for other, quant in named if other is row)
-        of_format = dataclasses.replace(options, formats=(row.name,), quants=chosen)
+        of_format = dataclasses.replace(
+            options, formats=(row.name,), quants=chosen,
+            max_size=max_size if row.sized in chosen else None,
+        )  # fmt: skip
         artifacts = export(of_format) if chosen else _export_lineup(of_format, row.name)
         paths += [artifact.path for artifact in artifacts]
     return paths

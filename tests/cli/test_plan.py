@@ -34,7 +34,7 @@ def test_a_config_alone_is_planned(edgeft: Any, tmp_path: Path) -> None:
 @pytest.mark.unit
 def test_the_verdict_names_what_fits(edgeft: Any, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA_2))
-    done = edgeft("plan", "--base", str(tmp_path), "--method", "qlora", "--memory", "12G")
+    done = edgeft("plan", "--base", str(tmp_path), "--method", "qlora", "--memory", "0.012T")
     assert "qlora" in done.out and "fits with" in done.out and "--keep-4bit" in done.out
     assert "does not fit" in edgeft("plan", "--base", str(tmp_path), "--memory", "3G").out
 
@@ -64,8 +64,10 @@ def test_ship_holds_the_layers_twice(edgeft: Any, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["--memory", "lots"], "'lots' is no size; such as 200M or 1.5G"),
+        (["--memory", "0.4"], "'0.4' is no size; such as 200M or 1.5G"),
         (["--quant", "q4_9"], "plan knows no size of 'q4_9' (did you mean 'q4_"),
         (["--ship", "q4"], "--ship q4 is no type of llama-quantize that rounds weights"),
+        (["--ship", "iq3_s"], "--ship iq3_s: its values are too slow to compute in every step"),
         (["--method", "qlor"], "no training method 'qlor' (did you mean 'qlora'"),
     ],
 )

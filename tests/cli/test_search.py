@@ -13,7 +13,7 @@ import pytest
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
-from edgeft.errors import ProofError
+from edgeft.errors import FormatError, ProofError
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
 from edgeft.records import Artifact, Memory, Speed
@@ -94,13 +94,21 @@ def test_an_impossible_budget_and_wrong_options_are_errors(
     assert not list((tmp_path / "out").glob("*.partial*"))
 
 
-def test_a_file_of_a_size_gets_that_of_the_budget(tmp_path: Path) -> None:
-    def size(*quants: str) -> int | None:
-        export = ExportOptions(out=tmp_path, quants=quants)
-        return search.sized(search.SearchOptions(export, max_size=5 * 10**7)).max_size
+def test_a_file_of_a_size_gets_that_of_the_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[tuple[str, ...], tuple[str, ...], int | None]] = []
 
-    assert size("q8_0", "auto") == 5 * 10**7
-    assert size("q8_0") is None and size() is None
+    def record(options: ExportOptions) -> list[Artifact]:
+        asked.append((options.formats, options.quants, options.max_size))
+        return []
+
+    monkeypatch.setattr(search, "export", record)
+    options = ExportOptions(out=tmp_path, formats=("gguf", "onnx"), quants=("q8_0", "AUTO", "int4"))
+    assert search._export_candidates(options, 5 * 10**7) == []
+    assert asked == [(("gguf",), ("q8_0", "auto"), 5 * 10**7), (("onnx",), ("int4",), None)]
+    with pytest.raises(FormatError, match="--quant auto needs --max-size"):
+        search._check_formats(options, None)
 
 
 def test_the_lineup_has_the_calibrated_type_where_there_are_chats(

@@ -65,5 +65,5 @@ def test_a_type_that_costs_more_and_is_worse_is_never_taken() -> None:
 
 
 def test_too_small_a_budget_is_refused() -> None:
-    with pytest.raises(ResourceError, match="the smallest types take 20 B, not 15 B"):
-        assign({"a": [Choice("q4", 20, 0.0)]}, 15)
+    with pytest.raises(ResourceError, match="the smallest types make 25 B, not 24 B"):
+        assign({"a": [Choice("q4", 20, 0.0)]}, 24, fixed=5)

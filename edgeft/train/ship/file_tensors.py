@@ -19,6 +19,10 @@ from edgeft.quantization.nearest import has_scales
 from edgeft.quantization.tensor_types import FILE_TYPE, choose_tensor_types, model_facts
 from edgeft.weights.text_base import TextBase
 
+TOO_SLOW, SHIP_HINT = (
+    "its values are too slow to compute in every step",
+    "q4_0, iq4_xs, or a K-quant such as q4_k_m",
+)
 FAST_TYPES = frozenset({"Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16"})
 """types that ggml quantizes at 700 MB/s and more on one core; K-quants at 40 to 190, IQ types at 10"""
 
@@ -41,14 +45,14 @@ def check_ship(quant: str, base: TextBase) -> None:
     for file in file_tensors(base, quant).values():
         if file.qtype.name not in FAST_TYPES and not has_scales(file.qtype):
             raise FormatError(
-                f"--ship {quant}: {file.name} becomes {file.qtype.name}, whose values are too slow to "
-                "compute in every step",
-                "q4_0, iq4_xs, or a K-quant such as q4_k_m",
+                f"--ship {quant}: {file.name} becomes {file.qtype.name}; {TOO_SLOW}", SHIP_HINT
             )
 
 
 def check_type(quant: str) -> None:
-    """FormatError for what is no type of llama-quantize, or one without rounding."""
+    """FormatError for what is no type of llama-quantize, one without rounding, or the IQ3 types."""
+    if quant in FILE_TYPE and quant.startswith("iq3"):
+        raise FormatError(f"--ship {quant}: {TOO_SLOW}", SHIP_HINT)
     types = [name for name in FILE_TYPE if name.upper() not in UNQUANTIZED]
     if quant not in types:
         raise FormatError(

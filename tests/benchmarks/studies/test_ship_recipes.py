@@ -101,5 +101,13 @@ def test_the_plot_shows_each_file_and_the_verdict() -> None:
     assert "q4_0 ship: 100.0 MB, 90%" in svg and 'class="fail' in svg
 
 
+def test_results_of_other_options_are_refused(tmp_path: Path) -> None:
+    values = dict.fromkeys(ship_recipes.RECORDED, 1) | {"out": tmp_path}
+    for _ in range(2):
+        ship_recipes._check_options(argparse.Namespace(**values))
+    with pytest.raises(SystemExit, match="has other options"):
+        ship_recipes._check_options(argparse.Namespace(**values | {"steps": 2}))
+
+
 def test_file_names() -> None:
     assert File("q4_0", "ship+gptq").path == Path("ship-q4_0-ship+gptq/gptq-q4_0.gguf")
