@@ -18,7 +18,7 @@ NGRAM_TOKENS = (4, 3)
 """lengths of the endings that are looked up, the longest first"""
 FIRST_PROPOSAL_TOKENS = 3
 PAUSE_TOKENS = 8
-"""of an answer, without a proposal after one of which nothing was right; doubled each time"""
+"""of an answer, without a proposal after one of which less than half was right; doubled each time"""
 MAX_PAUSE_TOKENS = 64
 
 
@@ -53,10 +53,10 @@ class NgramDraft:
         return self._ids[at : at + min(most, self._width)]
 
     def verified(self, proposed: int, accepted: int) -> None:
-        """Longer proposals after one that was right, shorter ones or a pause after others."""
+        """Longer proposals after one that was right, a pause after one that was mostly wrong."""
         if accepted == proposed:
             self._width, self._pause = 2 * self._width, PAUSE_TOKENS
-        elif accepted:
+        elif 2 * accepted >= proposed:
             self._width = max(accepted, FIRST_PROPOSAL_TOKENS)
         else:
             self._width, self._paused = FIRST_PROPOSAL_TOKENS, self._pause

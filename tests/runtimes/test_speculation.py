@@ -40,5 +40,7 @@ def test_proposals_grow_where_they_are_right_and_pause_where_they_are_wrong() ->
         assert draft.propose(100) == []
         draft.append(token)
     assert len(draft.propose(100)) == FIRST_PROPOSAL_TOKENS
-    draft.verified(3, 1)
+    draft.verified(3, 2)
     assert draft.propose(100)
+    draft.verified(3, 1)
+    assert not draft.propose(100)

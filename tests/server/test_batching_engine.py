@@ -246,7 +246,7 @@ def test_real_answers_with_speculation_are_those_without(
     from edgeft.base.resolve import resolve_base
 
     (path,) = exported(resolve_base("smollm2-135m"), tmp_path, quant)
-    text = "The cold river carried small boats past old houses while two children watched. " * 34
+    text = "The cold river carried small boats past old houses while two children watched. " * 40
     events = []
     for speculate in (False, True):
         engine = open_engine(path, slots=2, context=1024, kv_type=kv_type, speculate=speculate)

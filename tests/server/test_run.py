@@ -41,7 +41,7 @@ def test_ctrl_c_while_a_model_is_opened_waits_for_what_is_computed(
             super().close()
 
     def interrupted(
-        name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool
+        name: str, runtime: Any, slots: int, queue: int, worker: Any, isolate: bool, **_: Any
     ) -> Any:
         begun = threading.Event()
 
