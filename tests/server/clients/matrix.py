@@ -23,6 +23,8 @@ PACKAGES = (
     "openai", "anthropic", "ollama", "langchain-openai", "llama-index-llms-openai-like", "litellm",
     "instructor", "pydantic-ai-slim[openai]", "smolagents[openai]", "llm",
 )  # fmt: skip
+ALSO = ("mcp",)
+"""what a client imports and does not ask for: litellm, for tools"""
 NPM_PACKAGES = ("openai", "ai", "@ai-sdk/openai-compatible", "@ai-sdk/openai")
 FEATURES = ("chat", "stream", "schema", "tools", "embeddings", "responses")
 BEGIN, END = "<!-- clients: tests/server/clients/matrix.py writes this -->", "<!-- /clients -->"
@@ -34,7 +36,7 @@ def install(environment: Path) -> Path:
     python = environment / "bin" / "python"
     if not python.exists():
         venv.create(environment, with_pip=True)
-        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "-q", *PACKAGES, *ALSO], check=True)
     if shutil.which("npm") and not (environment / "node_modules").exists():
         npm = ["npm", "install", "--silent", "--no-audit", "--no-fund", *NPM_PACKAGES]
         subprocess.run(npm, cwd=environment, check=True)
