@@ -72,6 +72,7 @@ def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) ->
         path, options.threads, options.context, repack=repack, kv_type=options.kv_type
     )
     try:
+        facts = model_facts(path)
         engine: Engine
         if isinstance(runtime, GGUFRuntime):
             engine = BatchingEngine(
@@ -82,7 +83,7 @@ def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) ->
             raise FormatError(f"{path}: only llama.cpp can speculate", "--speculate none")
         else:
             engine = SequentialEngine(name, runtime, options.queue, worker)
-        engine.facts = model_facts(path)
+        engine.facts = facts
         return engine
     except BaseException:
         # In the thread: Ctrl-C may come while it computes with this runtime.

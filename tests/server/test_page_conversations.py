@@ -277,7 +277,10 @@ def test_what_was_exported_is_imported(chat: Opened, stub: Stub, tmp_path: Path)
         ),
         ('{"branches": [7]}', "a message is broken"),
         ('[{"role": "tool", "content": "1"}]', "a message of the role tool cannot be shown"),
-        ('[{"role": "user", "content": [{"type": "image_url"}]}]', "holds more than text"),
+        (
+            '[{"role": "user", "content": [{"type": "image_url"}]}]',
+            "a message holds more than text",
+        ),
         ('[{"role": "assistant", "tool_calls": [{}]}]', "a message holds more than text"),
     ],
 )
@@ -380,6 +383,11 @@ def test_the_page_on_a_real_server(
         page.get_by_label("max_tokens").fill("8")
         c.button("Done").click()
         page.get_by_text("0 of 160 tokens").wait_for()
+        begun = c.say("hello").inner_text()
+        c.button("Continue").click()
+        facts = page.locator("article .facts").last
+        wait_until(lambda: "16 tokens" in facts.inner_text())
+        assert c.answered().inner_text().startswith(begun)
         for number in range(6):
             c.say(f"number {number}")
         c.button("Regenerate").last.click()
