@@ -210,8 +210,10 @@ def test_the_files_of_a_mix_are_found(tmp_path: Path) -> None:
     roles = ("data 1", "data 2", "replay")
     found = [(role, 1, "ok") for role in roles]
     assert states(options.output)[1:] == found
+    (tmp_path / "one.jsonl").write_text("{}\n")
     (tmp_path / "raw" / "two.jsonl").write_text("{}\n")
-    assert states(options.output)[2] == ("data 2", 1, "damaged")
+    damaged = [("data 1", 1, "damaged"), ("data 2", 1, "damaged")]
+    assert states(options.output)[1:3] == damaged
     (tmp_path / "raw").rename(tmp_path / "moved")
     assert states(options.output)[2] == ("data 2", 1, "not found")
 
@@ -245,12 +247,17 @@ def test_only_what_may_be_the_parent_is_read(
     (root / "photos").mkdir()
     for name in ("photos/rows.jsonl", "film.bin", "out/other.gguf", "candidate.jsonl"):
         (root / name).write_text(name)
-    read = []
-    monkeypatch.setattr(files, "_sha256", lambda path, *_: read.append(path.name) or "")
+    read = set()
+
+    def hashed(path: Path, *_: int) -> str:
+        read.add(path.name)
+        return ""
+
+    monkeypatch.setattr(files, "_sha256", hashed)
     monkeypatch.setattr(files, "forget_hashes", lambda: None)
     verify(lineage)
     assert "candidate.jsonl" in read
-    assert not {"rows.jsonl", "film.bin", "other.gguf"} & set(read)
+    assert not {"rows.jsonl", "film.bin", "other.gguf"} & read
 
 
 @pytest.mark.parametrize("recorded", ["owner/name@0123abc:main", "chats/rows", "~nobody-at-all/x"])
