@@ -3,6 +3,7 @@
 EdgeftError                 a user error, exit code 1
 ├── InputError              a file or an option is missing, unreadable or contradictory
 │   ├── DataError           a line of a data file is broken (names file and line)
+│   ├── ManifestError       a file is where a manifest goes, and is none
 │   ├── TemplateLimitError  a chat template takes more time or memory than any template needs
 │   └── TooLong             a prompt does not fit the context
 ├── AdapterError            not an adapter, or the adapter of another base
@@ -50,6 +51,10 @@ class DataError(InputError):
     def __init__(self, file: Path, line: int, problem: str, hint: str = "") -> None:
         super().__init__(f"{file}:{line}: {problem}", hint)
         self.problem = problem
+
+
+class ManifestError(InputError):
+    pass
 
 
 class AdapterError(EdgeftError):

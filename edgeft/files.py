@@ -102,6 +102,11 @@ def sha256(path: Path) -> str:
     return _sha256(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
+def forget_hashes() -> None:
+    """Let `sha256` read every file again: bytes can change under the same size and time."""
+    _sha256.cache_clear()
+
+
 @functools.lru_cache(maxsize=1024)
 def _sha256(path: Path, *_: int) -> str:
     with path.open("rb") as file:

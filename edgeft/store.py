@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import __version__
-from edgeft.errors import InputError, StaleError
+from edgeft.errors import InputError, ManifestError, StaleError
 from edgeft.files import (
     dead_partials,
     fsync,
@@ -55,14 +55,19 @@ def manifest_path(target: Path) -> Path:
 
 
 def read_manifest(target: Path) -> Manifest | None:
-    """The manifest of a complete result, None where there is none. InputError for a broken one."""
+    """The manifest of a complete result, None where there is none.
+
+    ManifestError for a broken one, InputError for one of a newer edgeft.
+    """
     path = manifest_path(target)
     try:
         manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path} is not a manifest: {error}", "delete it and run again") from None
+        raise ManifestError(
+            f"{path} is not a manifest: {error}", "delete it and run again"
+        ) from None
     if manifest.schema > SCHEMA:
         raise InputError(f"{path} was written by a newer edgeft", "upgrade edgeft")
     return manifest
@@ -231,8 +236,7 @@ def damaged(target: Path, manifest: Manifest) -> list[str]:
         elif sha256(path) != record.sha256:
             problems.append(f"{path} has other bytes than when it was written")
     if target.is_dir():
-        present = [path.name for path in target.iterdir() if path.is_file()]
-        added = sorted(set(_model_files(present)) - set(manifest.files))
+        added = sorted(set(_model_files(_counted_files(target))) - set(manifest.files))
         problems += [f"{target / name} was added" for name in added]
     return problems
 
@@ -283,24 +287,29 @@ def check_not_foreign(file: Path, overwrite: bool) -> None:
         )
 
 
-def identity(target: Path) -> str:
+def identity(target: Path, use_manifest: bool = True) -> str:
     """The hexadecimal SHA-256 that names an artifact as a parent.
 
     Of a file it is the hash of its content. Of a folder it is one hash over the names and hashes of
     weights, JSON and templates. These come from the manifest, or without one from the files, with the
-    same result: a model keeps its identity when it is copied without its manifest.
+    same result: a model keeps its identity when it is copied without its manifest. ManifestError for a broken
+    one, unless it is not to be used.
     """
     if target.is_file():
         return sha256(target)  # cheap, and right where the file was replaced under its manifest
-    manifest = read_manifest(target)
+    manifest = read_manifest(target) if use_manifest else None
     if manifest is not None:
         hashes = {name: record.sha256 for name, record in manifest.files.items()}
     else:
-        paths = (*target.iterdir(), *target.glob("additional_chat_templates/*"))
-        names = {path.relative_to(target).as_posix(): path for path in paths if path.is_file()}
-        hashes = {name: sha256(names[name]) for name in _model_files(names)}
+        hashes = {name: sha256(target / name) for name in _model_files(_counted_files(target))}
     lines = (f"{name} {hashes[name]}\n" for name in sorted(_model_files(hashes)))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _counted_files(folder: Path) -> list[str]:
+    """The names of the files among which those of the model are."""
+    paths = (*folder.iterdir(), *folder.glob("additional_chat_templates/*"))
+    return [path.relative_to(folder).as_posix() for path in paths if path.is_file()]
 
 
 def _model_files(names: Collection[str]) -> list[str]:

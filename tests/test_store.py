@@ -466,3 +466,14 @@ def test_files_are_held_to_their_manifest(tmp_path: Path, name: str) -> None:
         store.check_files(target)
     store.manifest_path(target).unlink()
     store.check_files(target)
+
+
+def test_an_added_template_is_reported(tmp_path: Path) -> None:
+    make(tmp_path / "model", "whole")
+    before = store.identity(tmp_path / "model", use_manifest=False)
+    added = tmp_path / "model" / "additional_chat_templates" / "rag.jinja"
+    added.parent.mkdir()
+    added.write_text("{{ messages }}")
+    assert store.identity(tmp_path / "model", use_manifest=False) != before
+    with pytest.raises(InputError, match="additional_chat_templates/rag.jinja was added"):
+        store.check_files(tmp_path / "model")

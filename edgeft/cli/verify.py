@@ -14,7 +14,7 @@ from edgeft.records import EXIT_CODES
 
 @click.command("verify")
 @click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--look-in", type=click.Path(path_type=Path), multiple=True,
+@click.option("--look-in", type=click.Path(exists=True, path_type=Path), multiple=True,
               help="A parent that lies neither beside the result nor where it was; repeatable.")  # fmt: skip
 @click.option("--complete", is_flag=True, help="A parent that is not found is no success: exit code 4.")  # fmt: skip
 @json_option
@@ -31,7 +31,7 @@ def command(
 
     Exit code 0 = all files are as they were written, 3 = some are not.
 
-    \\b
+    \b
     edgeft verify out/q4_k_m.gguf
     edgeft verify out/*.gguf --look-in ../adapter --complete
     """

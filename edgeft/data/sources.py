@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.hub import hub_files, hub_id
 from edgeft.data.reading import holds_rows
 from edgeft.data.split_names import Split, of_split
@@ -22,16 +23,18 @@ NAMED_FILES = 10
 """files that a message names"""
 
 
-def data_files(path: Path, split: Split | None = None, suffixes: Sequence[str] = ()) -> list[Path]:
+def data_files(
+    path: Path, split: Split | None = None, suffixes: Sequence[str] = (), notes: bool = True
+) -> list[Path]:
     """The file itself, or the data files of a folder or a hub id, by name.
 
     `split`: the one that is read where names tell splits apart, None = all. `suffixes`: of files that count
-    beside those of rows. Notes name what is read and what is not. InputError where there is no such file.
+    beside those of rows. `notes` name what is read and what is not. InputError where there is no such file.
     """
     if path.is_file():
         return [path]
     if path.is_dir():
-        return _folder_files(path, split, suffixes)
+        return _folder_files(path, split, suffixes, notes)
     if path.exists():
         raise InputError(f"{path} is a pipe or a device", "write the rows to a file first")
     if name := hub_id(path):
@@ -39,7 +42,9 @@ def data_files(path: Path, split: Split | None = None, suffixes: Sequence[str] =
     raise InputError(f"no such data file: {path}", "check the path")
 
 
-def _folder_files(folder: Path, split: Split | None, suffixes: Sequence[str]) -> list[Path]:
+def _folder_files(
+    folder: Path, split: Split | None, suffixes: Sequence[str], notes: bool
+) -> list[Path]:
     names = [
         file.relative_to(folder).as_posix()
         for file in sorted(folder.rglob("*"))
@@ -57,7 +62,7 @@ def _folder_files(folder: Path, split: Split | None, suffixes: Sequence[str]) ->
             f"name the file: {folder / names[0]}",
         )
     others = [name for name in names if name not in chosen]
-    if len(names) > 1 and split:
+    if notes and len(names) > 1 and split:
         left_out = f"; not read: {_listed(others)}" if others else ""
         say_once(f"{folder}: reads {_listed(chosen)}{left_out}")
     return [folder / name for name in chosen]
@@ -66,6 +71,14 @@ def _folder_files(folder: Path, split: Split | None, suffixes: Sequence[str]) ->
 def _listed(names: Sequence[str]) -> str:
     more = len(names) - NAMED_FILES
     return ", ".join(names[:NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
+
+
+def training_identity(path: Path, split: Split, documents: bool, notes: bool = True) -> str:
+    """What names the data of a training in its manifest: the `data_identity` of the files that it reads.
+
+    `documents`: rows and files are plain texts. InputError and `notes` as `data_files`.
+    """
+    return data_identity(data_files(path, split, TEXT_SUFFIXES if documents else (), notes))
 
 
 def data_identity(files: Sequence[Path]) -> str:

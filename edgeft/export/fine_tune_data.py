@@ -17,11 +17,10 @@ from edgeft import store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
-from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.encoding import calibration, renderable, text_calibration
 from edgeft.data.reading import holds_rows, read_text
 from edgeft.data.rows import BadRows, load_examples
-from edgeft.data.sources import data_files, data_identity
+from edgeft.data.sources import training_identity
 from edgeft.data.splits import (
     fingerprint,
     has_documents,
@@ -167,10 +166,9 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
         if split == "training":
             path, manifest = Path(options["data"]), store.read_manifest(adapters[0].path)
             recorded_sha256 = manifest.parents.get("data") if manifest else None
-            suffixes = TEXT_SUFFIXES if has_documents(options) else ()
-            files = data_files(path, "train", suffixes) if recorded_sha256 else []
-            identity = data_identity(files) if files else None
-            if identity != recorded_sha256:
+            if recorded_sha256 and recorded_sha256 != training_identity(
+                path, "train", has_documents(options)
+            ):
                 return [], "the training data changed since"
             return training_examples(options), ""
         examples = validation_examples(options)

@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
-from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.preview import first_marked, shortened
-from edgeft.data.sources import data_files, data_identity
-from edgeft.data.split_names import Split
+from edgeft.data.sources import training_identity
 from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
@@ -155,10 +153,12 @@ def identities(options: TrainOptions, objective: str) -> dict[str, str]:
     documents = objective in DOCUMENT_OBJECTIVES
     parents = {
         "base": store.identity(options.base),
-        "data": _identity(options.data, "train", documents),
+        "data": training_identity(options.data, "train", documents),
     }
     if options.validation_data:
-        parents["validation_data"] = _identity(options.validation_data, "validation", documents)
+        parents["validation_data"] = training_identity(
+            options.validation_data, "validation", documents
+        )
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
     return parents
@@ -169,10 +169,6 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
     left_out = {role: file.to_json() for role, file in splits.files.items()}
     facts = {"validation_items": fingerprint(splits.validation) if splits.validation else None}
     return facts | ({"rows": left_out} if any(left_out.values()) else {})
-
-
-def _identity(data: Path, split: Split, documents: bool) -> str:
-    return data_identity(data_files(data, split, TEXT_SUFFIXES if documents else ()))
 
 
 def _resumable(
