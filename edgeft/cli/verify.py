@@ -9,12 +9,13 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._options import json_option, print_json
+from edgeft.errors import InputError
 from edgeft.records import EXIT_CODES
 
 
 @click.command("verify")
 @click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True)
-@click.option("--look-in", type=click.Path(exists=True, path_type=Path), multiple=True,
+@click.option("--look-in", type=click.Path(path_type=Path), multiple=True,
               help="A parent that lies neither beside the result nor where it was; repeatable.")  # fmt: skip
 @click.option("--complete", is_flag=True, help="A parent that is not found is no success: exit code 4.")  # fmt: skip
 @json_option
@@ -37,6 +38,9 @@ def command(
     """
     from edgeft.report.lineage import verify
 
+    for path in look_in:
+        if not path.exists():
+            raise InputError(f"no such file or folder: {path}", "check --look-in")
     checks = {path: verify(path, look_in) for path in results}
     if as_json:
         rows = {str(path): list(map(_to_json, of_path)) for path, of_path in checks.items()}

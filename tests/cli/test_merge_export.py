@@ -86,7 +86,7 @@ def other_weights(
         (["--imatrix", "nowhere.gguf"], "check --imatrix"),
         (["--imatrix", __file__], "is not a whole GGUF file"),
         (["--imatrix", "auto"], "the adapter has no manifest"),
-        (["--calibration", __file__], "--calibration is for --imatrix auto and for GPTQ"),
+        (["--calibration", __file__], "--calibration is for --imatrix auto, --quant auto and GPTQ"),
         (["--validation-data", "nowhere.jsonl"], "check --validation-data"),
         (["--config", "nowhere.toml"], "no such file"),
     ],
