@@ -177,6 +177,7 @@ def _measured(quant: str, rng: random.Random) -> dict[str, Any]:
         "file": size + 9_000_000,
         "pss": size + anonymous,
         "smallest": size + 60_000_000,
+        "cache_per_token": 46_080,
     }
     return {"speed": speed, "memory": memory}
 
