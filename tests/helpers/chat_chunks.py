@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from edgeft.server.shims.shim import Shim
@@ -98,7 +99,9 @@ def streamed(shim: Shim, chunks: list[dict[str, Any]], together: int = 1) -> byt
     async def read() -> bytes:
         return b"".join([part async for part in shim.encoded(batches())])
 
-    return asyncio.run(read())
+    # In a thread: a browser of other tests may have a loop that runs in this one.
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(read())).result()
 
 
 def events(data: bytes) -> list[dict[str, Any]]:
