@@ -78,7 +78,7 @@ def command(out: Path, steps: int, limit: int | None, as_json: bool) -> None:
     say(
         f"the pipeline took {seconds // 60} min {seconds % 60} s; look at {out / 'report/report.html'}"
     )
-    say(f"try: edgeft chat {files[-1]}")
+    say(f"try: edgeft chat {out / (release['ship'] or files[-1].name)}")
 
 
 def _step(name: str, *words: Any, feed: str | None = None) -> Any:
