@@ -105,7 +105,7 @@ def type_budget(plan: ExportPlan, file_plan: Plan, max_size: int) -> TypeBudget:
     with files.scratch(plan.options.out) as folder:
         header = header_bytes(plan.view, file_plan, folder / "header.gguf")
     others = {name: q for name, q in file_plan.types.items() if name not in targets}
-    fixed = header + sum(_bytes(file_plan.shape(name), qtype) for name, qtype in others.items())
+    fixed = header + sum(_bytes(file_plan.shape(name), q.name) for name, q in others.items())
     budget = TypeBudget(file_plan, targets, fixed + ALIGNMENT * len(file_plan.types), max_size)
     budget.fit({
         name: [Choice(kind, size, 0.0) for kind, size in _sizes(target, _allowed(target)).items()]
@@ -310,8 +310,7 @@ def _allowed(target: Target) -> tuple[str, ...]:
 
 
 def _sizes(target: Target, kinds: Sequence[str]) -> dict[str, int]:
-    weights = math.prod(target.shape)
-    return {kind: weights // _block(kind)[0] * _block(kind)[1] for kind in kinds}
+    return {kind: _bytes(target.shape, kind) for kind in kinds}
 
 
 def _block(kind: str) -> tuple[int, int]:
@@ -322,8 +321,8 @@ def _block(kind: str) -> tuple[int, int]:
     return int(weights), int(size)
 
 
-def _bytes(shape: tuple[int, ...], qtype: Any) -> int:
-    weights, size = _block(qtype.name.lower())
+def _bytes(shape: tuple[int, ...], kind: str) -> int:
+    weights, size = _block(kind)
     return math.prod(shape) // weights * size
 
 

@@ -39,6 +39,7 @@ from edgeft.server.responses import (
     cancelled_on_disconnect,
     chunks,
     collected,
+    json_response,
     refusal_for,
     server_sent,
     whole_answer,
@@ -149,7 +150,7 @@ class Api:
 
     async def health(self, request: Request) -> Response:
         counts = [engine.counts for engine in self.engines.values()]
-        return _json({
+        return json_response({
             "status": "ok",
             "running": sum(count.running for count in counts),
             "waiting": sum(count.waiting for count in counts),
@@ -165,16 +166,16 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         names = [*self.engines, *(name for name in self.options.aliases if name != "*")]
-        return _json({"object": "list", "data": list(map(self._card, names))})
+        return json_response({"object": "list", "data": list(map(self._card, names))})
 
     async def model(self, request: Request) -> Response:
-        return _json(self._card(request.path_params["name"]))
+        return json_response(self._card(request.path_params["name"]))
 
     async def props(self, request: Request) -> Response:
         """Facts of the first model, or of `model` in the query, as llama-server names them."""
         engine = self.engine_of(request.query_params.get("model"))
         chat, facts = engine.runtime.chat, engine.facts
-        return _json({
+        return json_response({
             "default_generation_settings": {"n_ctx": engine.runtime.context},
             "total_slots": engine.slots,
             "model_alias": engine.name,
@@ -210,7 +211,7 @@ class Api:
         tokens = sum(map(len, prompts))
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": engine.name, "usage": counts}
-        return await asyncio.to_thread(_json, answer)
+        return await asyncio.to_thread(json_response, answer)
 
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, Tokenize)
@@ -219,7 +220,9 @@ class Api:
             ids = await asyncio.to_thread(engine.runtime.encode, body.content)
         except EdgeftError as error:
             raise refusal_for(error) from None
-        return _json({"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context})
+        return json_response(
+            {"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context}
+        )
 
     async def detokenize(self, request: Request) -> Response:
         body = await read_body(request, Detokenize)
@@ -230,7 +233,7 @@ class Api:
         if any(token >= runtime.vocab_size for token in body.tokens):
             raise Refusal(400, f"token ids are below {runtime.vocab_size}", "invalid_value")
         (text,) = await asyncio.to_thread(_texts, piece, [body.tokens])
-        return _json({"content": text})
+        return json_response({"content": text})
 
     async def chat(self, request: Request) -> Any:
         return await self.answer(request, await read_body(request, Chat))
@@ -333,7 +336,9 @@ class Api:
             whole = await asyncio.to_thread(
                 whole_answer, jobs, reply.prompts, reply.objects, deltas, reply.echoed
             )
-            return await asyncio.to_thread(_json, shim.whole(Answer.of(whole)) if shim else whole)
+            return await asyncio.to_thread(
+                json_response, shim.whole(Answer.of(whole)) if shim else whole
+            )
         options = body.stream_options or StreamOptions()
         batches = chunks(jobs, queue, reply.objects, reply.echoed, reply.prompts, options)
         if shim:
@@ -355,9 +360,3 @@ class _Reply:
 
 def _texts(piece: Callable[[int], bytes], prompts: Sequence[Sequence[int]]) -> list[str]:
     return [b"".join(map(piece, ids)).decode("utf-8", "replace") for ids in prompts]
-
-
-def _json(value: Any) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(value)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from edgeft.server.bodies import checked, read_body
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import GenerationRequest
+from edgeft.server.responses import json_response
 from edgeft.server.schemas import Chat, Completion
 from edgeft.server.shims import anthropic, ollama
 from edgeft.server.shims.responses_api import Responses, ResponsesShim
@@ -75,7 +76,7 @@ class OtherApis:
         shim = anthropic.AnthropicShim(await read_body(request, anthropic.CountTokens))
         body = self._body(shim)
         (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
-        return _json({"input_tokens": len(one.prompt_ids)})
+        return json_response({"input_tokens": len(one.prompt_ids)})
 
     async def ollama_chat(self, request: Request) -> Any:
         return await self._ollama(request, await read_body(request, ollama.Chat))
@@ -84,21 +85,21 @@ class OtherApis:
         return await self._ollama(request, await read_body(request, ollama.Generate))
 
     async def ollama_tags(self, request: Request) -> Response:
-        return _json(ollama.tags(list(self._api.engines.values())))
+        return json_response(ollama.tags(list(self._api.engines.values())))
 
     async def ollama_show(self, request: Request) -> Response:
         body = await read_body(request, ollama.Show)
         name = body.model or body.name or ""
-        return _json(ollama.show(self._api.engine_of(name.removesuffix(":latest"))))
+        return json_response(ollama.show(self._api.engine_of(name.removesuffix(":latest"))))
 
     async def ollama_version(self, request: Request) -> Response:
-        return _json(ollama.version())
+        return json_response(ollama.version())
 
     async def _ollama(self, request: Request, body: ollama.Chat | ollama.Generate) -> Any:
         shim = ollama.OllamaShim(body)
         if ollama.is_load(body):
             self._api.engine_of(shim.openai["model"])
-            return _json(ollama.loaded(body))
+            return json_response(ollama.loaded(body))
         return await self._translated(request, shim)
 
     async def _translated(self, request: Request, shim: Shim) -> Any:
@@ -121,9 +122,3 @@ def error_form(path: str, message: str, status: int) -> dict[str, Any] | None:
     if path.startswith("/v1/messages"):
         return anthropic.error_body(message, status)
     return ollama.error_body(message) if path.startswith("/api/") else None
-
-
-def _json(value: Any) -> Response:
-    from starlette.responses import JSONResponse
-
-    return JSONResponse(value)

@@ -19,6 +19,7 @@ from edgeft.web.guard import Receive, Scope, Send, error_body
 
 if TYPE_CHECKING:
     from starlette.requests import Request
+    from starlette.responses import Response
 
 SEND_TIMEOUT_S = 30.0
 """for a client to take one chunk"""
@@ -165,6 +166,13 @@ def _chunk(
         return refusal_for(delta.error or ResourceError("the answer was cancelled")).body
     choice = objects.chunk_choice(index, delta)
     return objects.chunk([choice], **more) if choice else None
+
+
+def json_response(value: Any) -> Response:
+    """Of a value that JSON has."""
+    from starlette.responses import JSONResponse
+
+    return JSONResponse(value)
 
 
 async def server_sent(batches: AsyncIterator[list[dict[str, Any]]]) -> AsyncIterator[bytes]:

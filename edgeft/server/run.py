@@ -172,13 +172,13 @@ def http_server(
     hosts = {name.lower() for name in (options.host, socket.gethostname(), *options.allow_host)}
     origins = {origin.lower() for origin in options.cors}
     rules = Rules(keys.authorize, frozenset(hosts), frozenset(origins))
-    aliases = model_aliases(options.alias, model_names(options.artifacts))
+    paths = model_names(options.artifacts)
+    aliases = model_aliases(options.alias, paths)
     api_options = ApiOptions(rules, options.max_tokens, options.log_prompts, options.quiet, aliases)
     deliver = delivery_to(asyncio.get_running_loop())
     for engine in opened:
         engine.deliver = deliver
     requests = RunningRequests(Api(opened, api_options, keys).app())
-    paths = model_names(options.artifacts)
     open_ = functools.partial(open_engine, options, opened[0].worker)
     reloader = Reloader(opened, paths, open_, requests, deliver)
     if options.watch:

@@ -9,7 +9,6 @@ answers the same way, into `reasoning_content`, `content` and `tool_calls`.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -19,7 +18,7 @@ from edgeft.records import ToolCall, calls_text
 from edgeft.tokenizer.call_arguments import Schema
 from edgeft.tokenizer.reasoning import REASONING_TAGS, opening
 from edgeft.tokenizer.template_probe import Template
-from edgeft.tokenizer.tool_calls import CallFormat, call_format, overlap
+from edgeft.tokenizer.tool_calls import CallFormat, call_format, functions_of, overlap
 
 
 @dataclass(frozen=True)
@@ -102,9 +101,7 @@ def with_calls_read(chat: Template, prompt: str, tools: Sequence[str], text: str
     if form is None:
         problem = "the tool calls of the chat template are in a form that is not understood"
         raise InputError(problem, "another --scorer")
-    functions = [json.loads(tool) for tool in tools]
-    functions = [tool.get("function", tool) for tool in functions]
-    schemas = {str(one.get("name")): one.get("parameters") or {} for one in functions}
+    schemas = {str(one.get("name")): one.get("parameters") or {} for one in functions_of(tools)}
     parts = AnswerForm.of(chat, prompt, form, schemas).parts(text)
     return calls_text(parts.calls) if parts.calls else text
 

@@ -272,6 +272,12 @@ def renders_calls(chat: probe.Template) -> bool:
     return any(probe.honours(chat, feature, form) for form in FORMS for feature in features)
 
 
+def functions_of(tools: Sequence[str]) -> list[dict[str, Any]]:
+    """The functions of `Example.tools`: name, description, parameters; with or without OpenAI's wrapper."""
+    entries = [json.loads(tool) for tool in tools]
+    return [entry.get("function", entry) for entry in entries]
+
+
 @functools.lru_cache(maxsize=64)
 def call_format(chat: probe.Template) -> CallFormat | None:
     """How the model of a template writes calls. None where they are in a form that is not understood."""

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from edgeft.records import Message, ToolCall
 from edgeft.tokenizer import template_probe as probe
 from edgeft.tokenizer.message_form import FORMS
-from edgeft.tokenizer.tool_calls import PHI, CallFormat, call_format
+from edgeft.tokenizer.tool_calls import PHI, CallFormat, call_format, functions_of
 
 NOTES = {
     probe.TOOLS: "the chat template has no tools: a system text lists them",
@@ -104,9 +104,7 @@ def _has(chat: probe.Template, feature: str) -> bool:
 
 
 def _instructions(tools: Sequence[str], form: CallFormat) -> str:
-    functions = [json.loads(tool) for tool in tools]
-    functions = [tool.get("function", tool) for tool in functions]
-    lines = [json.dumps(function, ensure_ascii=False) for function in functions]
+    lines = [json.dumps(function, ensure_ascii=False) for function in functions_of(tools)]
     if form == PHI:  # Phi 4's template puts them there, from a key of the system turn
         return f"<|tool|>[{', '.join(lines)}]<|/tool|>"
     return INSTRUCTIONS.format(tools="\n".join(lines), form=form.write([EXAMPLE]))
