@@ -20,7 +20,7 @@ from edgeft.cli._old_names import current_args
 from edgeft.errors import EdgeftError, did_you_mean
 
 COMMANDS = {
-    "demo": "Everything on an embedded model and task, in ten minutes.",
+    "demo": "Everything on an embedded model and task, in some ten minutes.",
     "data": "Check, clean, split and mix data files.",
     "baseline": "Is a fine-tune needed? What prompts and examples reach on bases.",
     "plan": "Memory, disk and time of every stage, before it starts.",
