@@ -90,6 +90,12 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.getpid()}")
 
 
+def final_name(path: Path) -> str:
+    """The name that a partial path will have: it must not depend on the process."""
+    match = re.fullmatch(r"\.(.+)\.partial-\d+", path.name)
+    return match[1] if match else path.name
+
+
 def format_bytes(size: float) -> str:
     """1_234_567 -> "1.2 MB": powers of 1000, as disks and llama.cpp count."""
     for unit in ("B", "kB", "MB", "GB"):

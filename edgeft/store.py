@@ -169,8 +169,12 @@ def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
     if _is_file_target(target):
         return {target.name: _file_record(temp)}
     paths = sorted(temp.rglob("*"))
-    for folder in (path for path in paths if path.is_dir()):
-        fsync(folder)
+    readable = temp.stat().st_mode & 0o666
+    for path in paths:
+        if path.is_dir():
+            fsync(path)
+        elif path.stat().st_mode & 0o666 != readable:
+            path.chmod(readable)  # safetensors' own files are readable by their owner alone
     return {str(path.relative_to(temp)): _file_record(path) for path in paths if path.is_file()}
 
 
@@ -294,6 +298,7 @@ def check_free(
 
 def check_not_foreign(file: Path, overwrite: bool) -> None:
     """StaleError for an existing file without a manifest, unless `overwrite`."""
+    _finish_killed(file)
     if file.exists() and read_manifest(file) is None and not overwrite:
         raise StaleError(
             f"{file} is there already", "move it away, --overwrite, or choose another output"

@@ -17,7 +17,7 @@ import click
 
 from edgeft import __version__
 from edgeft.cli._old_names import current_args
-from edgeft.errors import EdgeftError, did_you_mean
+from edgeft.errors import EdgeftError, did_you_mean, machine_error
 
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in some ten minutes.",
@@ -92,20 +92,25 @@ def main(args: list[str] | None = None) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except MemoryError:
-        print("edgeft: error: out of memory (close other programs)", file=sys.stderr)
-        code = EdgeftError.exit_code
     except (click.Abort, KeyboardInterrupt):
         print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
         code = 130
-    except OSError as error:
-        # A full disk or a folder without permission is no defect of edgeft: no traceback.
-        if error.filename is None and error.errno is None:
+    except Exception as error:
+        problem = machine_error(error)
+        if problem is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = " (free some space, or choose another output; nothing half-written was left)"
-        problem = f"{error.strerror or error}{where}{hint if full else ''}"
-        print(f"edgeft: error: {problem}", file=sys.stderr)
-        code = EdgeftError.exit_code
+        code = _report(problem)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(problem: OSError | MemoryError) -> int:
+    """Print one line for what the machine lacks; the exit code."""
+    if isinstance(problem, MemoryError):
+        text = "out of memory (close other programs)"
+    else:
+        where = f": {problem.filename}" if problem.filename else ""
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        hint = " (free some space, or choose another output; nothing half-written was left)"
+        text = f"{problem.strerror or problem}{where}{hint if full else ''}"
+    print(f"edgeft: error: {text}", file=sys.stderr)
+    return EdgeftError.exit_code
