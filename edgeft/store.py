@@ -29,6 +29,7 @@ from edgeft.files import (
     dead_partials,
     fsync,
     partial_path,
+    partial_targets,
     remove,
     replace_folder,
     sha256,
@@ -236,6 +237,16 @@ def _finish_killed(target: Path) -> None:
                 if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
                     os.replace(pending, manifest_file)
         sweep_target(manifest_file)
+
+
+def sweep(folder: Path) -> None:
+    """Finish or remove partial results of killed runs in a folder, whatever their targets."""
+    for partial in partial_targets(folder):
+        target = partial.with_name(partial.name.removesuffix(".manifest.json"))
+        # In another container a process that lives may have the number of a dead one.
+        with contextlib.suppress(StaleError), claimed(target):
+            _finish_killed(target)
+            sweep_target(partial)
 
 
 def damaged(target: Path, manifest: Manifest) -> list[str]:

@@ -19,7 +19,6 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, InputError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
-from edgeft.files import sweep
 from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint, linears
 from edgeft.merge.view import Merged
@@ -142,7 +141,7 @@ def plan_export(
     tokens = options.calibration_tokens or default_calibration_tokens(view)
     options = dataclasses.replace(options, calibration_tokens=tokens)
     pairs = requested(options)
-    sweep(options.out)
+    store.sweep(options.out)
     _check_options(options, pairs, view)
     items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
     todo = [item for item in items if not item.complete]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
+from helpers.faults import STAGES, Place
 from helpers.power import Call, Disk, crash_states
+
+Placed = Callable[[str], Place]
 
 
 def call(name: str, path: str = "", other: str = "", data: bytes = b"", offset: int = 0) -> Call:
@@ -47,3 +53,13 @@ def test_a_folder_moves_with_its_files_and_exchanges_with_another() -> None:
     assert disk.files["/f/o/x"].flushed == b"new" and disk.files["/f/t/x"].flushed == b"old"
     disk.apply(call("rename", "/f/o", "/f/p"))
     assert set(disk.files) == {"/f/p/x", "/f/t/x"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in ("gguf over", "hf over", "clean") else pytest.mark.slow)
+     for name in STAGES],
+)  # fmt: skip
+def test_no_loss_of_power_leaves_a_bad_file_under_its_final_name(place: Placed, name: str) -> None:
+    states, problems = place(name).power_losses()
+    assert states > 10 and problems == []

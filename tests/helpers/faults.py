@@ -32,6 +32,7 @@ import numpy as np
 
 from edgeft import files, store
 from edgeft.weights.checkpoint import Spec, write_safetensors
+from helpers.power import crash_states, read_log
 from helpers.tiny import make_base, make_chats
 
 HERE = Path(__file__).parent
@@ -197,6 +198,26 @@ class Place:
         where = f"{fault.name} at call {number}"
         return [f"{where}: {problem}" for problem in self._problems(code, output, fault)]
 
+    def power_losses(self) -> tuple[int, list[str]]:
+        """(number of states, problems) of a loss of power at any moment of the stage."""
+        self._clean()
+        before = raw_content(self.folder)
+        code, _, output = self.server.run(self.command, self.folder, log=str(self.server.log))
+        assert code in self.stage.codes, output
+        old, new = content_of(before), content(self.folder)
+        states, problems = 0, []
+        for where, state in crash_states(read_log(self.server.log), before, self.folder):
+            states += 1
+            shutil.rmtree(self.folder)
+            for name, data in state.items():
+                (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (self.folder / name).write_bytes(data)
+            self.folder.mkdir(exist_ok=True)
+            problems += [
+                f"{where}: {problem}" for problem in after_power_loss(self.folder, old, new)
+            ]
+        return states, problems
+
     def _problems(self, code: int | str, output: str, fault: Fault) -> Iterator[str]:
         killed = fault.kills and code == -9
         if not killed and code not in (*self.stage.codes, 1):
@@ -245,6 +266,19 @@ def half_written(
             yield from store.damaged(target, manifest_of)
 
 
+def after_power_loss(folder: Path, old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
+    """As `half_written`. Where a file lacks its manifest, the next look must give it one."""
+    targets = [path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl")]
+    for target in targets:
+        if not target.name.startswith("."):
+            store.find_complete(target, "", {}, {})
+            name = str(target.relative_to(folder))
+            described = f"{name}.manifest.json" in {**old, **new}
+            if described and not store.manifest_path(target).exists():
+                yield f"{name} has no manifest for ever"
+    yield from half_written(folder, old, new, killed=True)
+
+
 def names(folder: Path) -> set[str]:
     """Relative names of all files and folders, without caches of no account."""
     return {str(path.relative_to(folder)) for path in folder.rglob("*")
@@ -254,21 +288,26 @@ def names(folder: Path) -> set[str]:
 VOLATILE = re.compile(rb'"(created|seconds|tokens_per_second|mtime|total_flos|load_s)": ?[^,\n}]+')
 
 
-def content(folder: Path) -> dict[str, Any]:
+def content(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of the files under their final names, without times."""
-    result: dict[str, Any] = {}
-    for path in folder.rglob("*"):
-        name = str(path.relative_to(folder))
-        hidden = any(part.startswith(".") or part.endswith((".work", ".logs", "tried"))
-                     for part in Path(name).parts)  # fmt: skip
-        if path.is_file() and not hidden:
-            result[name] = normalized(path)
-    return result
+    return content_of(raw_content(folder))
 
 
-def normalized(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.name.endswith("manifest.json") or "report" in path.parts or "scores" in path.parts:
+def content_of(raw: dict[str, bytes]) -> dict[str, bytes]:
+    """The part of `raw_content` that is under final names, without times."""
+    return {name: normalized(name, data) for name, data in raw.items() if not HIDDEN.search(name)}
+
+
+def raw_content(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+HIDDEN = re.compile(r"(^|/)(\.|[^/]*\.(work|logs)/|tried/)")
+"""names that are not final"""
+
+
+def normalized(name: str, data: bytes) -> bytes:
+    if name.endswith("manifest.json") or re.search("(^|/)(report|scores)/", name):
         data = VOLATILE.sub(b"", data)
         data = re.sub(rb"\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?[^\s<\"]*", b"", data)
     return data
@@ -328,6 +367,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stages", nargs="+", choices=["all", *STAGES])
     parser.add_argument("--step", type=int, default=1, help="every so many calls")
     parser.add_argument("--kills", type=int, default=0, help="kills at random calls, of each stage")
+    parser.add_argument(
+        "--power", action="store_true", help="only losses of power, at every moment"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(arguments)
     chosen = list(STAGES) if "all" in args.stages else args.stages
@@ -340,6 +382,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name in chosen:
             started = time.monotonic()
             place = Place(server, STAGES[name], material, root / "place")
+            if args.power:
+                states, problems = place.power_losses()
+                print(f"{name}: {states} states, {len(problems)} problems, "
+                      f"{time.monotonic() - started:.0f} s", flush=True)  # fmt: skip
+                print("".join(f"    {problem}\n" for problem in problems[:5]), end="", flush=True)
+                bad += len(problems)
+                continue
             points = [
                 (n, FAULTS[(n + args.seed) % len(FAULTS)])
                 for n in range(1, place.calls + 1, args.step)

@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 NAMES = ("create", "rename", "exchange", "unlink", "mkdir", "symlink")
 """calls that change names"""
+MOST_SINGLE = 8
+"""of the latest uncertain names, each is lost or left alone; older ones only all together"""
 DATA = ("gone", "half")
 """what is left of the bytes that were not flushed"""
 
@@ -122,8 +124,9 @@ def crash_states(
     seen = set()
     for end in range(len(calls) + 1):
         uncertain = [i for i in range(end) if _is_uncertain(calls, i, end)]
-        singles = [{i} for i in uncertain]
-        lost_sets = [set(), set(uncertain), *singles, *(set(uncertain) - one for one in singles)]
+        latest = uncertain[-MOST_SINGLE:]
+        every = set(uncertain)
+        lost_sets = [set(), every, *({i} for i in latest), *(every - {i} for i in latest)]
         for lost, rule in itertools.product(lost_sets, DATA):
             disk = Disk(start)
             for i in range(end):
