@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from edgeft.printable import one_printable_line
+
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
@@ -29,7 +31,7 @@ BAR_INTERVAL_S = 0.1
 
 def say(text: str) -> None:
     """Print a note for the user."""
-    print(f"edgeft: {text}", file=sys.stderr, flush=True)
+    print(f"edgeft: {one_printable_line(text)}", file=sys.stderr, flush=True)
 
 
 @functools.cache

@@ -29,12 +29,16 @@ from edgeft.files import (
     fsync,
     locked,
     partial_path,
+    read_text,
     remove,
     sha256,
     sweep_target,
     write_text,
 )
 from edgeft.records import SCHEMA, FileRecord, Manifest
+
+MAX_MANIFEST_BYTES = 64_000_000
+"""of a manifest, which lists every file of a result and what was measured"""
 
 
 @dataclass
@@ -61,9 +65,11 @@ def read_manifest(target: Path) -> Manifest | None:
     """
     path = manifest_path(target)
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError as error:
+        raise ManifestError(error.message, "delete it and run again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             f"{path} is not a manifest: {error}", "delete it and run again"
