@@ -24,6 +24,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError, ProofError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
 from edgeft.export.plan import (
@@ -89,6 +90,8 @@ def export(options: ExportOptions) -> list[Artifact]:
             _check_resources(plan, item)
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
+    name = options.base or _recorded_base(options.adapter)
+    write_cards(artifacts, Origin.of(name, base, view.card.family, options.adapter, parents))
     return artifacts
 
 
