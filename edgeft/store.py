@@ -309,7 +309,8 @@ def identity(target: Path, use_manifest: bool = True) -> str:
     else:
         hashes = {name: sha256(target / name) for name in _model_files(_counted_files(target))}
     lines = (f"{name} {hashes[name]}\n" for name in sorted(_model_files(hashes)))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    text = "".join(lines).encode("utf-8", "surrogatepass")  # names of files that are no UTF-8
+    return hashlib.sha256(text).hexdigest()
 
 
 def _counted_files(folder: Path) -> list[str]:
