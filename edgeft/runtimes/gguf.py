@@ -228,8 +228,7 @@ class GGUFRuntime:
         if not ids:
             raise InputError("the prompt is empty")
         if len(ids) > self.context:
-            problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
-            raise TooLong(problem, "shorten it")
+            raise TooLong(len(ids), self.context)
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")
 
