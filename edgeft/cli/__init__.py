@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": "Every hash of a result and of its parents, computed again.",
     "chat": "Talk to an artifact on the CPU; reads a pipe too.",
     "serve": "An OpenAI-compatible server, many answers at a time.",
+    "studio": "The whole way in a browser: every button is a command.",
     "bench": "Speed, memory, fidelity and accuracy of artifacts, in tables.",
     "ab": "Release gate: candidates against a baseline on the same items.",
     "report": "The page of a release again, or of a training with its loss curves.",
