@@ -65,6 +65,11 @@ class GGUFRuntime:
             self._check_memory(self.context)
             self._resources = resources.pop_all()
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Has the model layers with a state that cannot be rewound to an earlier token?"""
+        return self._model.is_recurrent
+
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """As `LlamaVocabulary` has them."""

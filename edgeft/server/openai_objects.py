@@ -235,6 +235,7 @@ def timings(jobs: Sequence[Job]) -> dict[str, Any]:
     steps = max(
         0, job.new_tokens - 1
     )  # the first token is chosen by what the prompt's last part gave
+    drafts = {"draft_n": job.drafted_tokens, "draft_n_accepted": job.accepted_tokens}
     return {
         "cache_n": job.cached_tokens,
         "prompt_n": read,
@@ -243,4 +244,5 @@ def timings(jobs: Sequence[Job]) -> dict[str, Any]:
         "predicted_n": job.new_tokens,
         "predicted_ms": round(1000 * new_s, 3),
         "predicted_per_second": round(steps / new_s, 3) if new_s else 0.0,
+        **(drafts if job.drafted_tokens else {}),
     }
