@@ -29,6 +29,7 @@ from edgeft.files import (
     dead_partials,
     fsync,
     partial_path,
+    read_text,
     remove,
     replace_folder,
     sha256,
@@ -39,6 +40,8 @@ from edgeft.records import SCHEMA, FileRecord, Manifest
 
 SHARED_WAIT_S = 3600.0
 """how long a run waits at most until another one has made what both need"""
+MAX_MANIFEST_BYTES = 64_000_000
+"""of a manifest, which lists every file of a result and what was measured"""
 
 
 @dataclass
@@ -65,9 +68,11 @@ def read_manifest(target: Path) -> Manifest | None:
     """
     path = manifest_path(target)
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError as error:
+        raise ManifestError(error.message, "delete it and run again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             f"{path} is not a manifest: {error}", "delete it and run again"

@@ -33,6 +33,7 @@ COMMANDS = {
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
     "verify": "Every hash of a result and of its parents, computed again.",
+    "sign": "Sign a result with a private key, for `verify --key`.",
     "chat": "Talk to an artifact on the CPU; reads a pipe too.",
     "serve": "An OpenAI-compatible server, many answers at a time.",
     "studio": "The whole way in a browser: every button is a command.",
