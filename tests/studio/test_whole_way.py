@@ -64,7 +64,7 @@ class Visitor:
 def write_csv(path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["question", "reply"])
+        writer.writerow(["command", "what to do"])
         for room in ROOMS:
             for thing in THINGS:
                 writer.writerow([f"turn on the {thing} in the {room}", f"{thing} {room} on"])
