@@ -82,7 +82,12 @@ class TemplateLimitError(InputError):
 
 
 class TooLong(InputError):
-    """A prompt does not fit the context."""
+    """A prompt of so many tokens does not fit the context."""
+
+    def __init__(self, tokens: int, context: int) -> None:
+        problem = f"the prompt has {tokens} tokens, the context only {context}"
+        super().__init__(problem, "shorten it")
+        self.tokens, self.context = tokens, context
 
 
 class ProofError(EdgeftError):

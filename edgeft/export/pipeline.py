@@ -10,6 +10,7 @@ its final name.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgeft.adapter.folder import recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import InputError, ProofError
+from edgeft.errors import InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
 from edgeft.export.modelfile import modelfile
@@ -38,7 +39,7 @@ from edgeft.export.plan import (
 )
 from edgeft.export.ship import ShipProof, describe, ship_target
 from edgeft.export.verify import ArtifactVerifier
-from edgeft.files import format_bytes, remove, write_text
+from edgeft.files import claimed, format_bytes, remove, write_text
 from edgeft.formats import load
 from edgeft.gptq.quantize import Calibration
 from edgeft.merge.landing import LandingProof, Proof
@@ -75,10 +76,14 @@ def export(options: ExportOptions) -> list[Artifact]:
     _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
-    with ArtifactVerifier(
-        options.adapter, data.validation, options.threads, options.compare_live,
-        answers=data.validation or data.training,
-    ) as verifier:  # fmt: skip
+    with contextlib.ExitStack() as resources:
+        for item in plan.items:
+            if not item.complete:
+                resources.enter_context(claimed(item.target))
+        verifier = resources.enter_context(ArtifactVerifier(
+            options.adapter, data.validation, options.threads, options.compare_live,
+            answers=data.validation or data.training,
+        ))  # fmt: skip
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
@@ -123,7 +128,9 @@ def _file_plan(plan: ExportPlan, item: Item) -> Any:
 def _complete_artifact(item: Item, view: Merged) -> Artifact:
     """The artifact of a complete item; writes its Modelfile where that is missing."""
     assert item.complete is not None
-    remove(item.gptq_blocks)  # left over where a run was killed after its last step
+    if item.gptq_blocks.is_dir():  # left over where a run was killed after its last step
+        with contextlib.suppress(StaleError), claimed(item.target):
+            remove(item.gptq_blocks)
     say(f"{item.target} is complete, nothing to do")
     _write_modelfile(item, view, item.complete)
     return Artifact(item.target, item.format.name, item.quant, item.complete)

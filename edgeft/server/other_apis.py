@@ -5,11 +5,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from edgeft.server.bodies import checked, read_body
-from edgeft.server.engine import Engine
-from edgeft.server.jobs import GenerationRequest
+from edgeft.server.openai_api import OpenAIApi
 from edgeft.server.responses import json_response
 from edgeft.server.schemas import Chat, Completion
 from edgeft.server.shims import anthropic, ollama
@@ -23,25 +22,6 @@ if TYPE_CHECKING:
     from starlette.routing import Route
 
 
-class OpenAIApi(Protocol):
-    """What answers the translated requests: `edgeft.server.api.Api`."""
-
-    @property
-    def engines(self) -> dict[str, Engine]:
-        """name -> model"""
-
-    def engine_of(self, name: str | None) -> Engine:
-        """Refusal for a name that no model has."""
-
-    async def generation_requests(
-        self, body: Chat | Completion, engine: Engine
-    ) -> list[GenerationRequest]:
-        """What the engine is asked; Refusal for what it cannot do."""
-
-    async def answer(self, request: Request, body: Chat | Completion, shim: Shim | None) -> Any:
-        """The response, in the form of the shim."""
-
-
 class OtherApis:
     def __init__(self, api: OpenAIApi) -> None:
         self._api = api
@@ -52,6 +32,8 @@ class OtherApis:
 
         post = {
             "/v1/responses": self.responses,
+            "/responses": self.responses,
+            "/v1/responses/input_tokens": self.response_tokens,
             "/v1/messages": self.messages,
             "/v1/messages/count_tokens": self.count_tokens,
             "/api/chat": self.ollama_chat,
@@ -68,15 +50,18 @@ class OtherApis:
         shim = ResponsesShim(await read_body(request, Responses), self._stored)
         return await self._translated(request, shim)
 
+    async def response_tokens(self, request: Request) -> Response:
+        shim = ResponsesShim(await read_body(request, Responses), self._stored)
+        tokens = await self._prompt_tokens(shim)
+        return json_response({"object": "response.input_tokens", "input_tokens": tokens})
+
     async def messages(self, request: Request) -> Any:
         shim = anthropic.AnthropicShim(await read_body(request, anthropic.Messages))
         return await self._translated(request, shim)
 
     async def count_tokens(self, request: Request) -> Response:
         shim = anthropic.AnthropicShim(await read_body(request, anthropic.CountTokens))
-        body = self._body(shim)
-        (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
-        return json_response({"input_tokens": len(one.prompt_ids)})
+        return json_response({"input_tokens": await self._prompt_tokens(shim)})
 
     async def ollama_chat(self, request: Request) -> Any:
         return await self._ollama(request, await read_body(request, ollama.Chat))
@@ -101,6 +86,11 @@ class OtherApis:
             self._api.engine_of(shim.openai["model"])
             return json_response(ollama.loaded(body))
         return await self._translated(request, shim)
+
+    async def _prompt_tokens(self, shim: Shim) -> int:
+        body = self._body(shim)
+        (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
+        return len(one.prompt_ids)
 
     async def _translated(self, request: Request, shim: Shim) -> Any:
         return await self._api.answer(request, self._body(shim), shim)

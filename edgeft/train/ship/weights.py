@@ -52,16 +52,16 @@ class ShipLayer:
     scales: dict[int, Scales] = field(default_factory=dict)
     """first row of a block -> its scales, for slow types"""
 
+    def lora(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """B (out, r) and A (r, in)."""
+        name = self.module.active_adapters[0]
+        return self.module.lora_B[name].weight, self.module.lora_A[name].weight
+
     def parts(self) -> tuple[Array, Array, Array, float]:
         """W, B and A as they are now, and s."""
-        name = self.module.active_adapters[0]
-        tensors = (
-            self.module.get_base_layer().weight,
-            self.module.lora_B[name].weight,
-            self.module.lora_A[name].weight,
-        )
+        tensors = (self.module.get_base_layer().weight, *self.lora())
         base, left, right = (tensor.detach().numpy() for tensor in tensors)
-        return base, left, right, self.module.scaling[name]
+        return base, left, right, self.module.scaling[self.module.active_adapters[0]]
 
     def sums(self, rows: slice) -> tuple[Any, Array]:
         """(rows of the weight, their W + s·B·A) of some rows of the file."""
@@ -98,7 +98,7 @@ class ShipWeights:
         self.quant, self.card = quant, base.card
         self._model = without_peft(model)
         self._tensors = file_tensors(base, quant)
-        self._layers = [
+        self.layers = [
             ShipLayer(module, self._file(name), torch.empty(0))
             for name, module in self._model.named_modules()
             if isinstance(module, peft.tuners.lora.LoraLayer)
@@ -115,7 +115,7 @@ class ShipWeights:
     @property
     def types(self) -> set[str]:
         """Types of the layers with LoRA."""
-        return {layer.file.qtype.name for layer in self._layers}
+        return {layer.file.qtype.name for layer in self.layers}
 
     @property
     def exact_steps(self) -> int:
@@ -128,7 +128,7 @@ class ShipWeights:
         """From here on the forward pass computes with the file's values."""
         if not self._frozen:
             self._freeze()
-        for layer in self._layers:
+        for layer in self.layers:
             layer.values = torch.empty_like(layer.module.get_base_layer().weight)
             layer.module.ship_weight = layer.values
         self.started = True
@@ -144,12 +144,12 @@ class ShipWeights:
             layer, rows = job
             layer.update(rows, exact or layer.file.qtype.name in FAST_TYPES)
 
-        self._in_threads(work, [(layer, rows) for layer in self._layers for rows in layer.blocks()])
+        self._in_threads(work, [(layer, rows) for layer in self.layers for rows in layer.blocks()])
 
     def facts(self) -> dict[str, Any]:
         """Type and hash of each tensor of the file: GGUF name -> [type, BLAKE2b of its bytes]."""
-        digests = self._in_threads(ShipLayer.digest, self._layers)
-        trained = dict(zip((layer.file.name for layer in self._layers), digests, strict=True))
+        digests = self._in_threads(ShipLayer.digest, self.layers)
+        trained = dict(zip((layer.file.name for layer in self.layers), digests, strict=True))
         types = {file.name: file.qtype.name for file in self._tensors.values()}
         tensors = sorted((self._frozen | trained).items())
         return {"type": self.quant, "tensors": {name: [types[name], h] for name, h in tensors}}
@@ -172,13 +172,13 @@ class ShipWeights:
 
     def _freeze(self) -> None:
         """Put what does not train to the file's values."""
-        inside = {p for layer in self._layers for p in layer.module.parameters()}
+        inside = {p for layer in self.layers for p in layer.module.parameters()}
         parameters = {
             self.card.in_checkpoint(name): parameter
             for name, parameter in self._model.named_parameters()
             if parameter not in inside
         }
-        trained = {layer.file.name for layer in self._layers}
+        trained = {layer.file.name for layer in self.layers}
         for name, file in self._tensors.items():
             if file.name in trained:
                 continue

@@ -13,6 +13,7 @@ import pytest
 from edgeft.errors import InputError
 from edgeft.quantization import ggml
 from edgeft.weights.text_base import open_base
+from helpers.adapters import with_lora
 from helpers.llama_quantize import gguf_type
 from helpers.tiny import make_base
 
@@ -30,26 +31,6 @@ def wide_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(wide_base: Path) -> Any:
     """LoRA that is not zero on some linear layers, each as one function."""
     return with_lora(wide_base, LINEARS)
-
-
-def with_lora(base: Path, targets: list[str]) -> Any:
-    import peft
-    import torch
-    import transformers
-
-    from edgeft.train import lora_function
-
-    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    plain.requires_grad_(False)
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
-    model = peft.get_peft_model(plain, config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.2)
-    lora_function.install(model)
-    return model
 
 
 def file_values(model: Any, base: Path, quant: str) -> dict[str, Any]:
