@@ -42,6 +42,11 @@ class Actions:
             "problem": self.studio.commands.problem(words),
         }
 
+    async def save(self, request: Request) -> Response:
+        """{page, form, values} -> the name of a TOML file with them."""
+        body = await json_body(request)
+        return JSONResponse({"path": await asyncio.to_thread(self.studio.save, *form_values(body))})
+
     async def start(self, request: Request) -> Response:
         """{page, form, values} -> the new job."""
         body = await json_body(request)

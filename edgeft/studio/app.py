@@ -73,6 +73,7 @@ def studio_app(
         Route("/file/{path:path}", _in_thread(views.file)),
         Route("/raw/{path:path}", _in_thread(views.raw)),
         _post("/api/command", actions.command),
+        _post("/api/toml", actions.save),
         _post("/api/jobs", actions.start),
         _post("/api/jobs/{number:int}/cancel", actions.cancel),
         _post("/api/jobs/{number:int}/again", actions.again),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import EdgeftError, InputError
+from edgeft.files import write_text
 from edgeft.studio import pages
-from edgeft.studio.forms import CommandForm, Commands, Values, command_words
-from edgeft.studio.guide import EXAMPLE, Choice, Step, copy_example, guess_scorer, guide_steps
+from edgeft.studio.forms import (
+    CommandForm,
+    Commands,
+    Values,
+    command_words,
+    shell_line,
+    toml_table,
+    values_of_toml,
+)
+from edgeft.studio.guide import (
+    EXAMPLE,
+    Choice,
+    Step,
+    copy_example,
+    guess_scorer,
+    guide_steps,
+    unknown_columns,
+)
 from edgeft.studio.job_view import job_view
 from edgeft.studio.jobs import Job, Jobs
 from edgeft.studio.nouns import Noun, find_nouns
@@ -23,6 +41,8 @@ from edgeft.studio.workspace import Workspace
 
 FLAGS = ("--progress", "json")
 JOBS_SHOWN = 12
+MAX_SAVED, MAX_SAVED_BYTES = 50, 100_000
+"""files of options that are looked at, and the size of one"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +111,8 @@ class Studio:
         }
         if "from" in query:
             values |= self._values_of_job(query["from"][0])
+        if "config" in query:
+            values |= self._values_of_toml(form, query["config"][0])
         asked = {item.name: query[item.name] for item in form.fields if item.name in query}
         values |= {
             item.name: list(asked[item.name]) if item.many else asked[item.name][0]
@@ -102,7 +124,9 @@ class Studio:
                 {
                     "field": item,
                     "value": values.get(item.name, "") or "",
-                    "offered": pages.suggestions(item, nouns),
+                    "offered": self.saved("[sweep]")
+                    if (spec.command, item.name) == ("sweep", "file")
+                    else pages.suggestions(item, nouns),
                 }
                 for item in items
             ]
@@ -110,8 +134,38 @@ class Studio:
         )
         return {
             "name": spec.name, "command": spec.command, "first": first, "more": more, "last": spec.last,
-            "has_config": form.has_config, "filled": bool(asked) or "from" in query,
+            "has_config": form.has_config, "filled": bool(asked) or bool({"from", "config"} & {*query}),
+            "saved": self.saved(f"[{'.'.join(form.words)}]") if form.has_config else [],
         }  # fmt: skip
+
+    def saved(self, table: str) -> list[str]:
+        """Names of the TOML files in the workspace that have a table."""
+        found = []
+        for path in sorted(self.root.glob("*.toml"))[:MAX_SAVED]:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if path.stat().st_size < MAX_SAVED_BYTES and table in path.read_text("utf-8").split(
+                    "\n"
+                ):
+                    found.append(path.name)
+        return found
+
+    def save(self, page: str, name: str, values: Values) -> str:
+        """Keep what a form says as a file for `--config`; its name."""
+        _, form, _ = self.words(page, name, values)
+        if not form.has_config:
+            raise InputError(f"edgeft {' '.join(form.words)} has no --config", "copy the command")
+        path = self.workspace.free_name(f"{name}.toml")
+        write_text(self.root / path, toml_table(form, values))
+        return path
+
+    def _values_of_toml(self, form: CommandForm, text: str) -> dict[str, Any]:
+        path = self.workspace.inside(text)
+        if path.suffix != ".toml" or path.stat().st_size > MAX_SAVED_BYTES:
+            raise InputError(f"{text} is no file of options", "a .toml that a form has saved")
+        try:
+            return dict(values_of_toml(form, path.read_text(encoding="utf-8")))
+        except UnicodeDecodeError:
+            raise InputError(f"{text} is not UTF-8", "save it as UTF-8") from None
 
     def _values_of_job(self, text: str) -> dict[str, Any]:
         try:
@@ -129,7 +183,7 @@ class Studio:
             copy_example(self.root)
         try:
             if choice.data != EXAMPLE:
-                self.workspace.inside(choice.data)
+                facts["columns"] = unknown_columns(self.workspace.inside(choice.data))
             facts["steps"] = self.step_views(guide_steps(choice))
         except EdgeftError as error:
             facts["problem"] = str(error)
@@ -155,7 +209,7 @@ class Studio:
             view = job_view(job) if job else None
             views.append({
                 "name": step.name, "state": state, "job": view, "link": link, "needs": step.needs,
-                "line": " ".join(["edgeft", *words]), "step": step,
+                "line": shell_line(words), "step": step,
             })  # fmt: skip
         return views
 
@@ -191,19 +245,33 @@ class Studio:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             kept = {}
-        names = ("data", "base", "size", "scorer")
+        names = ("data", "base", "size", "scorer", "question", "answer")
         chosen = {name: query[name][0] for name in names if query.get(name)}
         if chosen.get("data", kept.get("data")) != kept.get("data"):
-            kept.pop("scorer", None)
-        facts = {name: text for name, text in {**kept, **chosen}.items() if name in names}
+            kept = {name: text for name, text in kept.items() if name in ("base", "size")}
+        facts = {name: str(text) for name, text in {**kept, **chosen}.items() if name in names}
         if not facts.get("data"):
             return None
         if not facts.get("scorer"):
-            is_example = facts["data"] == EXAMPLE
-            facts["scorer"] = "json" if is_example else guess_scorer(self.root / facts["data"])
+            facts |= self._guesses(facts["data"])
         if chosen and facts != kept:
             path.write_text(json.dumps(facts), encoding="utf-8")
         return Choice(**facts)
+
+    def _guesses(self, data: str) -> dict[str, str]:
+        """How the answers of a file are scored, and its columns where their names do not say it."""
+        if data == EXAMPLE:
+            return {"scorer": "json"}
+        try:
+            path = self.workspace.inside(data)
+        except InputError:
+            return {"scorer": "exact"}
+        columns = unknown_columns(path)
+        if columns is None:
+            return {"scorer": guess_scorer(path)}
+        pairs = [f"prompt={columns.question}", f"answer={columns.answer}"]
+        guessed = {"question": columns.question, "answer": columns.answer}
+        return {**guessed, "scorer": guess_scorer(path, pairs)}
 
     def common(self, words: Words, page: str) -> dict[str, Any]:
         """What every page shows."""

@@ -11,9 +11,10 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from edgeft.errors import InputError, did_you_mean
 
@@ -142,6 +143,31 @@ def toml_table(form: CommandForm, values: Values) -> str:
             listed = [_toml_value(field, text) for text in texts]
             lines.append(f"{key} = {'[' + ', '.join(listed) + ']' if field.many else listed[0]}")
     return "\n".join(lines) + "\n"
+
+
+def values_of_toml(form: CommandForm, text: str) -> dict[str, str | bool | list[str]]:
+    """What a file for `--config` says of a command, as values of its form; InputError for no TOML.
+
+    Keys that are none of its options are left out here: the command line names them.
+    """
+    try:
+        table: Any = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"this is no TOML: {error}", "lines such as lora-r = 8") from None
+    for word in form.words:
+        table = table.get(word, {}) if isinstance(table, dict) else {}
+    values: dict[str, str | bool | list[str]] = {}
+    for key, value in table.items() if isinstance(table, dict) else ():
+        flag = "--" + key.replace("_", "-")
+        field = next((field for field in form.fields if flag in (field.flag, field.off_flag)), None)
+        if field is None:
+            continue
+        if field.kind == "switch":
+            values[field.name] = bool(value) == (flag == field.flag)
+        else:
+            texts = [str(one) for one in (value if isinstance(value, list) else [value])]
+            values[field.name] = texts if field.many else texts[0]
+    return values
 
 
 def _toml_value(field: Field, text: str) -> str:

@@ -8,14 +8,17 @@ The example task goes the way of `edgeft demo`. An own file is split first.
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgeft.benchmarks.suites import load_suite
+from edgeft.data.reading import read_rows
 from edgeft.data.rows import load_examples
+from edgeft.data.shapes import is_row
 from edgeft.errors import EdgeftError
 from edgeft.files import whole_file
 
@@ -24,6 +27,11 @@ QUANTS = ("f16", "q8_0", "q4_k_m")
 QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
 SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
+ASKS = re.compile(r"quest|prompt|input|instruct|ask|user|text|问|指令|输入")
+LEARNS = re.compile(
+    r"answ|reply|respon|output|complet|label|target|intent|assistant|答|回|输出|标签"
+)
+"""names of columns that are asked, and of those that are learned"""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,25 @@ class Choice:
     size: str = "quick"
     """or full"""
     scorer: str = ""
+    question: str = ""
+    """column that is asked, where the file's own names say it not"""
+    answer: str = ""
+    """column that is learned, likewise"""
+
+    @property
+    def columns(self) -> list[str]:
+        """Values of --columns."""
+        return (
+            [f"prompt={self.question}", f"answer={self.answer}"]
+            if self.question and self.answer
+            else []
+        )
+
+    @property
+    def clean(self) -> str:
+        """File of the cleaned rows."""
+        path = PurePosixPath(self.data)
+        return str(path.with_name(f"{path.name.partition('.')[0]}-clean.jsonl"))
 
     @property
     def stem(self) -> str:
@@ -85,8 +112,11 @@ def guide_steps(choice: Choice) -> list[Step]:
     if is_example:
         asked = {"items": SUITE}
     steps = [
+        Step("clean", "data", "clean",
+             {"data": [choice.data], "output": choice.clean, "columns": choice.columns}, choice.clean),
         Step("split", "data", "split",
-             {"data": [choice.data], "output": choice.splits, "validation": "0.1", "test": "0.1"}, test),
+             {"data": [choice.clean], "output": choice.splits, "validation": "0.1", "test": "0.1"}, test,
+             ("clean",)),
         Step("check", "data", "check", {"data": [train], "against": [validation]}, needs=("split",)),
         Step("baseline", "baseline", "baseline",
              {"base": [choice.base], **asked, "limit": str(BASELINE_ITEMS)}, needs=("split",)),
@@ -100,7 +130,7 @@ def guide_steps(choice: Choice) -> list[Step]:
               **({} if is_example else scorer), **limit}, f"{report}/report.json", ("export",)),
         Step("chat", "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
     ]  # fmt: skip
-    return [step for step in steps if not (is_example and step.name == "split")]
+    return [step for step in steps if not (is_example and step.name in ("clean", "split"))]
 
 
 def copy_example(root: Path) -> None:
@@ -115,12 +145,41 @@ def copy_example(root: Path) -> None:
                 shutil.copyfile(source, temp)
 
 
-def guess_scorer(path: Path) -> str:
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a file whose names do not say which is asked and which is learned."""
+
+    names: list[str]
+    question: str
+    answer: str
+    """guesses"""
+
+
+def unknown_columns(path: Path) -> Columns | None:
+    """None for rows that are known, for what cannot be read, and for a single column."""
+    rows = read_rows(path)
+    try:
+        _, row = next(rows)
+    except (StopIteration, EdgeftError, OSError):
+        return None
+    finally:
+        rows.close()  # type: ignore[attr-defined]
+    if not isinstance(row, dict) or len(row) < 2 or is_row(row):
+        return None
+    names = [str(name) for name in row]
+    question = next((name for name in names if ASKS.search(name.lower())), names[0])
+    others = [name for name in names if name != question]
+    return Columns(
+        names, question, next((n for n in others if LEARNS.search(n.lower())), others[-1])
+    )
+
+
+def guess_scorer(path: Path, columns: Sequence[str] = ()) -> str:
     """json where every answer is a JSON object, else exact; exact, too, for what cannot be read."""
     try:
         if path.stat().st_size > SAMPLE_BYTES:
             return "exact"
-        answers = [example.answer.strip() for example in load_examples(path)]
+        answers = [example.answer.strip() for example in load_examples(path, "skip", columns)]
     except (EdgeftError, OSError):
         return "exact"
     return "json" if answers and all(text.startswith("{") for text in answers) else "exact"

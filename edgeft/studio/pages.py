@@ -72,6 +72,8 @@ PAGES = (
                   "batch_size", "learning_rate", "cutoff_length", "lora_r"),
                  start={"base": "smollm2-135m", "output": "adapter"}, free_names=("output",),
                  hidden=("preview",)),
+        FormSpec("sweep", "sweep", ("file", "output", "trials", "sampler", "jobs"),
+                 start={"output": "sweep"}, free_names=("output",), hidden=("ray",)),
     )),
     Page("export", (
         FormSpec("export", "merge-export", ("adapter", "out", "formats", "quants", "imatrix", "max_size"),

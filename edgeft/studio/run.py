@@ -25,7 +25,7 @@ MIN_KEY_CHARS = 16
 def studio(options: StudioOptions, commands: Commands, program: Sequence[str] = PROGRAM) -> None:
     """Returns after SIGTERM or SIGINT; running jobs go on.
 
-    The current folder becomes the workspace: relative paths of a form are then those of its job. `program`:
+    The current folder is the workspace meanwhile: relative paths of a form are then those of its job. `program`:
     the words before those of a job.
     """
     require_serve_extra()
@@ -37,7 +37,6 @@ def studio(options: StudioOptions, commands: Commands, program: Sequence[str] = 
 
     workspace = Workspace(options.workspace)
     key = _key(options) or workspace.key()
-    os.chdir(workspace.root)
     with contextlib.closing(listen(options.host, options.port)) as listening:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -45,6 +44,7 @@ def studio(options: StudioOptions, commands: Commands, program: Sequence[str] = 
         shared = Studio(workspace, jobs, commands, key, options.max_upload, Renderer())
         with (
             workspace.opened(address),
+            contextlib.chdir(workspace.root),
             Runner(jobs, workspace.root, program, shared.flags),
         ):
             asyncio.run(_serve(options, shared, listening, address))

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import http.client
 import json
-import os
 import sys
 import threading
 import time
@@ -98,28 +97,28 @@ def serving_studio(
     workspace = Workspace(root)
     store = Jobs(workspace.studio / "jobs")
     studio = Studio(workspace, store, commands(), workspace.key(), MAX_UPLOAD, Renderer())
-    before = Path.cwd()
-    os.chdir(workspace.root)
-    try:
-        with (
-            contextlib.closing(listen("127.0.0.1", 0)) as listening,
-            contextlib.ExitStack() as stack,
-        ):
-            port = listening.getsockname()[1]
-            app, events = studio_app(studio, port)
-            server = uvicorn_server(app, 1)
-            thread = threading.Thread(
-                target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True
-            )
-            thread.start()
-            if jobs:
-                flags = (lambda words: ()) if program == FAKE else studio.flags
-                stack.enter_context(Runner(store, workspace.root, program, flags))
-            yield Server(studio, port)
-            events.ended.set()
-            server.should_exit = True
-            thread.join()
-            for job in store.all():
+    with (
+        contextlib.chdir(workspace.root),
+        contextlib.closing(listen("127.0.0.1", 0)) as listening,
+        contextlib.ExitStack() as stack,
+    ):
+        port = listening.getsockname()[1]
+        app, events = studio_app(studio, port)
+        uvicorn = uvicorn_server(app, 1)
+        thread = threading.Thread(
+            target=lambda: asyncio.run(uvicorn.serve(sockets=[listening])), daemon=True
+        )
+        thread.start()
+        if jobs:
+            flags = (lambda words: ()) if program == FAKE else studio.flags
+            stack.enter_context(Runner(store, workspace.root, program, flags))
+        server = Server(studio, port)
+        try:
+            yield server
+        finally:
+            for job in store.all() if jobs else ():
                 store.cancel(job.id)
-    finally:
-        os.chdir(before)
+                server.wait(job.id)
+            events.ended.set()
+            uvicorn.should_exit = True
+            thread.join()

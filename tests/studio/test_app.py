@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -161,6 +162,24 @@ def test_a_form_is_a_command_line_and_a_toml_table(server: Server) -> None:
     assert answer["problem"] == ""
 
 
+def test_a_form_is_saved_and_loaded_as_toml(server: Server) -> None:
+    values = {"base": "b", "data": "d.jsonl", "output": "o", "lora_r": "4", "double_quant": False,
+              "target_modules": ["q_proj"], "packing": True}  # fmt: skip
+    body = {"page": "train", "form": "train", "values": values}
+    names = [server.post("/api/toml", body).json["path"] for _ in range(2)]
+    assert names == ["train.toml", "train-2.toml"]
+    text = server.get("/train?form=train&config=train-2.toml").text
+    assert re.search(r'id="train-lora_r"[^>]*value="4"', text)
+    assert re.search(r'id="train-packing"[^>]* checked', text)
+    assert not re.search(r'id="train-double_quant"[^>]* checked', text)
+    assert 'value="q_proj"' in text and "config=train.toml" in text
+    (server.root / "bad.toml").write_text("[train]\nlora-r = ")
+    for name in ("bad.toml", "none.toml", "../x.toml", "a.jsonl"):
+        assert server.get(f"/train?config={name}").status == 404
+    body = {"page": "chat", "form": "nothing", "values": {}}
+    assert server.post("/api/toml", body).status == 422
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -298,13 +317,29 @@ def test_the_guide_goes_from_an_own_file_to_the_verdict(tmp_path: Path) -> None:
         numbers = server.post("/api/guide?step=").json["jobs"]
         jobs = [server.studio.jobs.get(number) for number in numbers]
         assert [job.command for job in jobs] == [
-            "data split", "data check", "baseline", "train", "merge-export", "ab",
+            "data clean", "data split", "data check", "baseline", "train", "merge-export", "ab",
         ]  # fmt: skip
-        assert [job.after for job in jobs] == [None, 1, 1, 2, 4, 5]
+        assert [job.after for job in jobs] == [None, 1, 2, 2, 3, 5, 6]
         assert "mine-splits/test.jsonl" in " ".join(jobs[-1].words)
         assert "disabled" in server.get("/").text, "they are queued already"
         number = server.post("/api/guide?step=chat").json["jobs"]
         assert len(number) == 1
+
+
+def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        rows(server.root / "known.jsonl")
+        (server.root / "own.csv").write_text(
+            "id,Customer text,Intent\n1,where is my card,card_arrival\n"
+        )
+        text = server.get("/?data=own.csv").text
+        assert "--columns 'prompt=Customer text' --columns answer=Intent" in html.unescape(text)
+        assert re.search(r'id="guide-answer".*<option selected>Intent</option>', text)
+        text = server.get("/?answer=id").text
+        assert "--columns answer=id" in text
+        assert "--columns" not in server.get("/?data=known.jsonl").text
+        text = server.get("/?data=../etc/passwd").text
+        assert "there is no" in text and "run-all" not in text
 
 
 def test_what_was_made_by_hand_appears(server: Server) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import resource
+import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgeft.errors import InputError, StaleError
+from edgeft.studio import job_process
 from edgeft.studio import runner as runner_module
 from edgeft.studio.jobs import Job, Jobs
 from edgeft.studio.runner import Runner
@@ -126,6 +130,30 @@ def test_a_job_whose_processes_were_killed_has_failed(running: Jobs) -> None:
     os.kill(job.pid, signal.SIGKILL)
     job = wait(running, number)
     assert (job.state, job.exit_code) == ("failed", None)
+
+
+def test_the_end_is_written_down_on_a_full_disk(jobs: Jobs) -> None:
+    """A limit on the size of files stands for the disk: nothing grows beyond it."""
+    job = jobs.add(["train", "--steps", "50"], page="train")
+    command = [sys.executable, "-IS", job_process.__file__, str(job.folder), *PROGRAM, *job.words]
+    limit = job_process.END_BYTES + 50
+    subprocess.run(
+        command,
+        check=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    job = jobs.get(job.id)
+    assert (job.state, job.exit_code) == ("done", 0)
+    assert (job.folder / "progress.jsonl").stat().st_size <= limit
+
+
+def test_a_workspace_that_is_gone_has_no_jobs(jobs: Jobs, tmp_path: Path) -> None:
+    jobs.add(["train"], "train")
+    shutil.rmtree(jobs.folder)
+    assert jobs.all() == []
+    Runner(jobs, tmp_path, PROGRAM).look()
+    with pytest.raises(InputError, match="no job 1"):
+        jobs.get(1)
 
 
 def test_a_number_is_given_once_and_only_ended_jobs_are_deleted(jobs: Jobs) -> None:

@@ -1,6 +1,6 @@
 // A form of a command: what it holds is kept in this browser, shown as the command line, and started as a job.
 
-import { $, all, post, text } from "./dom.js";
+import { $, all, post, text, toast } from "./dom.js";
 
 const DELAY_MS = 250;
 
@@ -26,7 +26,16 @@ class CommandForm {
     for (const button of all(".offer", form)) button.addEventListener("click", () => this.offer(button));
     for (const tab of all(".tab", form)) tab.addEventListener("click", () => this.show(tab));
     all("input[type=search]", form).forEach((box) => box.addEventListener("input", () => this.filter(box)));
+    this.form.querySelector(".save")?.addEventListener("click", () => this.save());
     this.ask();
+  }
+
+  async save() {
+    try {
+      toast(text("saved", (await post("/api/toml", this.body())).path));
+    } catch (error) {
+      this.say(error.message);
+    }
   }
 
   // {parameter: text, list of texts, or whether a box is ticked}

@@ -113,8 +113,8 @@ let memory = 0;
 
 function figures() {
   const bar = [...bars.values()].at(-1);
-  if (!bar) return;
   const job = $("job");
+  if (!bar || document.querySelector(".result .figures")) return;
   const last = (name) => curves[name]?.at(-1)?.[1];
   const ended = !("live" in job.dataset);
   const facts = [

@@ -31,11 +31,13 @@ function thinned(points) {
   return found;
 }
 
-// An exponential mean, as the bright line over the points themselves.
+// The mean of the neighbours on both sides, as the bright line over the points themselves.
 function smoothed(points) {
-  const keep = 1 - 1 / Math.max(1, Math.min(20, points.length / 8));
-  let mean = points[0]?.[1];
-  return points.map(([x, y]) => [x, (mean = keep * mean + (1 - keep) * y)]);
+  const reach = Math.max(1, Math.min(12, Math.round(points.length / 40)));
+  return points.map(([x], i) => {
+    const part = points.slice(Math.max(0, i - reach), i + reach + 1);
+    return [x, part.reduce((sum, [, y]) => sum + y, 0) / part.length];
+  });
 }
 
 export function drawCurves(box, lines, smooth) {
