@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,13 @@ def export(options: ExportOptions) -> list[Artifact]:
 
 
 def _with_trained_type(options: ExportOptions) -> ExportOptions:
-    """Without --quant the type that the adapter was trained for."""
+    """Without --quant the type that the adapter was trained for, and without --format its format."""
     target = ship_target(options.adapter)
-    if not target or options.quants or options.formats != ("gguf",):
+    trained = target.format if target else None
+    if not target or not trained or options.quants or options.formats not in ((), (trained.name,)):
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
-    return dataclasses.replace(options, quants=(target.quant,))
+    return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
 
 
 def _report_ending_text(view: Merged) -> None:
@@ -162,10 +164,11 @@ def _write(
             calibration = _calibration(plan, item)
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
-        work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
+        with _summed_as_trained() if target else contextlib.nullcontext():
+            work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
         _check_size(work.path, plan.options.max_size if item.sized else None)
         if isinstance(landing, ShipProof):
-            work.facts["ship"] = landing.compare(work.path, item.format.name)
+            work.facts["ship"] = landing.compare(work.path, item.format)
         proof = landing.result()
         convert_seconds = time.perf_counter() - started
         work.facts |= {
@@ -181,6 +184,14 @@ def _write(
     _write_modelfile(item, choices.view, manifest)
     _report(item, manifest, proof, convert_seconds, time.perf_counter() - started)
     return Artifact(item.target, item.format.name, item.quant, manifest)
+
+
+def _summed_as_trained() -> AbstractContextManager[Any]:
+    """Products of matrices have one thread each, as in a training with --ship: their last bits may differ."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _check_size(path: Path, max_size: int | None) -> None:

@@ -154,8 +154,8 @@ class TrainOptions:
     """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
     training."""
     ship: str | None = None
-    """Type of the GGUF file to ship, such as q4_0: at the end of the training the forward pass computes
-    with that file's values, so that its rounding costs less."""
+    """Type of the file to ship, such as q4_0 (gguf), int4 (onnx) or 4bit (gptq): at the end of the training the
+    forward pass computes with that file's values, so that its rounding costs less."""
     ship_steps: float | None = None
     """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
     with --adapter all."""
