@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from edgeft.server.jobs import Job, StreamDelta, TokenLogprob
-from edgeft.tokenizer.answer_parts import AnswerForm, AnswerStream
+from edgeft.tokenizer.answer_parts import AnswerForm
+from edgeft.tokenizer.answer_stream import AnswerStream
 
 Piece = Callable[[int], bytes]
 """token id -> its bytes"""
