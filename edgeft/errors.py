@@ -26,6 +26,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from edgeft.printable import one_printable_line
+
 
 class EdgeftError(Exception):
     """A user error. The command line prints it as one line with its hint, never as a traceback."""
@@ -33,10 +35,11 @@ class EdgeftError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        message = one_printable_line(message)  # parts of it may come from a stranger's file
         super().__init__(message)
         self.message = message
         """the problem"""
-        self.hint = hint
+        self.hint = one_printable_line(hint)
         """the remedy; "" = none is known"""
 
     def __str__(self) -> str:

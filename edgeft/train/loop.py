@@ -36,6 +36,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
 from edgeft.weights.text_base import open_base
@@ -88,6 +89,7 @@ def fit(
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
+        trainer.distillation = Distillation(ship, options.ship_distill)
         trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))

@@ -11,6 +11,7 @@ of method and objective, so that a merge finds the base as it was during trainin
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -70,7 +71,7 @@ def train(
     `resume` goes on from the last checkpoint of an interrupted run, `overwrite` starts over. `items` are
     answered whenever the validation loss is computed. `watch` is called with every evaluation.
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
-    little disk or memory, StaleError where the output holds something else.
+    little disk or memory, StaleError where the output holds something else or another run writes it.
     """
     row = method_row(method)
     check_options(method, options)
@@ -85,59 +86,68 @@ def train(
     complete = store.find_complete(options.output, row.result, **request)
     if complete:
         say(f"{options.output} is complete, nothing to do")
+        _remove_finished(options, request)
         return complete
-    work_folder = options.work_folder
-    checkpoint = _resumable(work_folder, request, resume, overwrite)
-    base, tokenizer = open_base(options.base), tokenizer_folder(options)
-    chat = ChatTemplate.from_folder(tokenizer)
-    for note in base.notes:
-        say(note)
-    if options.ship:
-        check_ship(options.ship, base)
-    if options.adapter:
-        check_adapter(options, base)
-    if items and not splits.validation:
-        raise InputError(
-            "items are answered with the validation loss, and there is no validation",
-            "--validation-size 0.05",
-        )
-    parameters = sum(math.prod(info.shape) for info in base.weights.tensors.values())
-    options = _preflight(options, row, splits, chat, work_folder, checkpoint)
-    store.check_free(options.output, row.result, overwrite=overwrite, **request)
-    with quiet_libraries():
-        encoded = load_objective(objective)(
-            options, splits.train, splits.validation, chat, encoder(tokenizer)
-        )
-        place, text = first_marked(splits.train, chat, options.train_on_inputs)
-        say(f"the first example, line {place}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
-        data_facts = _data_facts(splits)
-        del splits  # its texts take more memory than the token ids
-        trained = load_method(method)(options, base.card)
-        models.transformers_class(base.config)  # FormatError where transformers has none
-        answering = Answering(items, tokenizer, int(options.micro_batch_size)) if items else None
-        from edgeft.train.loop import fit_in_memory
+    with files.claimed(options.output):
+        work_folder = options.work_folder
+        checkpoint = _resumable(work_folder, request, resume, overwrite)
+        base, tokenizer = open_base(options.base), tokenizer_folder(options)
+        chat = ChatTemplate.from_folder(tokenizer)
+        for note in base.notes:
+            say(note)
+        if options.ship:
+            check_ship(options.ship, base)
+        if options.adapter:
+            check_adapter(options, base)
+        if items and not splits.validation:
+            raise InputError(
+                "items are answered with the validation loss, and there is no validation",
+                "--validation-size 0.05",
+            )
+        parameters = sum(math.prod(info.shape) for info in base.weights.tensors.values())
+        options = _preflight(options, row, splits, chat, work_folder, checkpoint)
+        store.check_free(options.output, row.result, overwrite=overwrite, **request)
+        with quiet_libraries():
+            encoded = load_objective(objective)(
+                options, splits.train, splits.validation, chat, encoder(tokenizer)
+            )
+            place, text = first_marked(splits.train, chat, options.train_on_inputs)
+            say(f"the first example, line {place}, with what is learned in ⟦ ⟧:\n{shortened(text)}")
+            data_facts = _data_facts(splits)
+            del splits  # its texts take more memory than the token ids
+            trained = load_method(method)(options, base.card)
+            models.transformers_class(base.config)  # FormatError where transformers has none
+            answering = (
+                Answering(items, tokenizer, int(options.micro_batch_size)) if items else None
+            )
+            from edgeft.train.loop import fit_in_memory
 
-        with store.writing(options.output, kind=row.result, overwrite=overwrite, **request) as work:
-            _open_work_folder(work_folder, request, checkpoint)
-            bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
-            facts = fit_in_memory(
-                options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
-                halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
-            )  # fmt: skip
-            if options.add_tokens:
-                save_tokenizer(options, work.path)
-            work.facts |= facts | {
-                "parameters": parameters,
-                "template": chat.fingerprint,
-                "chat": chat.to_json(),
-                "examples": {"train": len(encoded.train), "validation": len(encoded.validation)},
-                **encoded.facts(),
-                **data_facts,
-            }
-    shutil.rmtree(work_folder)
-    manifest = store.read_manifest(options.output)
-    assert manifest is not None
-    return manifest
+            with store.writing(
+                options.output, kind=row.result, overwrite=overwrite, **request
+            ) as work:
+                _open_work_folder(work_folder, request, checkpoint)
+                bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
+                facts = fit_in_memory(
+                    options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
+                    halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
+                )  # fmt: skip
+                if options.add_tokens:
+                    save_tokenizer(options, work.path)
+                work.facts |= facts | {
+                    "parameters": parameters,
+                    "template": chat.fingerprint,
+                    "chat": chat.to_json(),
+                    "examples": {
+                        "train": len(encoded.train),
+                        "validation": len(encoded.validation),
+                    },
+                    **encoded.facts(),
+                    **data_facts,
+                }
+        shutil.rmtree(work_folder)
+        manifest = store.read_manifest(options.output)
+        assert manifest is not None
+        return manifest
 
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
@@ -219,6 +229,13 @@ def _open_work_folder(
         shutil.rmtree(work_folder)
     work_folder.mkdir(parents=True, exist_ok=True)
     files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
+
+
+def _remove_finished(options: TrainOptions, request: dict[str, dict[str, Any]]) -> None:
+    """Delete the checkpoints of a complete result, left where a run was killed after its last step."""
+    if read_json(options.work_folder / REQUEST_FILE) == request:
+        with contextlib.suppress(StaleError), files.claimed(options.output):
+            shutil.rmtree(options.work_folder)
 
 
 def _preflight(
