@@ -11,6 +11,8 @@ import pytest
 
 from edgeft.benchmarks.studies import peers, server_memory, servers
 from edgeft.errors import EdgeftError
+from edgeft.merge.view import open_merged
+from helpers.converting import convert
 from helpers.serving import exported
 
 OPTIONS = servers.Options(Path("m.gguf"), threads=1, tokens=5, prompt=3)
@@ -66,6 +68,17 @@ def test_the_tables() -> None:
     assert "1.50" in table.splitlines()[2] and "4 x 3883 tokens" in table
     made = server_memory.commands(options, 8080)
     assert list(made) == [*server_memory.EDGEFT, *server_memory.LLAMA_SERVER]
+
+
+@pytest.mark.slow
+def test_onnx_runtime_genai_answers(tiny_base: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "onnx"
+    folder.mkdir()
+    convert(open_merged(tiny_base, None), folder, "f32", format="onnx", threads=1)
+    with peers.WorkerPeer("ONNX Runtime GenAI", sys.executable, folder, OPTIONS) as worker:
+        worker.wait_ready()
+        answer = worker.ask(1)
+    assert answer.ttft > 0 and answer.decode > 0
 
 
 @pytest.mark.slow
