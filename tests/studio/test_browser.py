@@ -65,8 +65,8 @@ def test_a_form_shows_its_command_is_kept_and_becomes_a_job(opened: Opened, serv
     page = opened("/train")
     line = page.locator("#form-train pre code")
     page.get_by_label("Data", exact=False).first.fill("chats.jsonl")
-    page.get_by_text(re.compile("^More options")).click()
-    page.get_by_role("searchbox").fill("rslora")
+    page.locator("#form-train summary").click()
+    page.locator("#form-train [type=search]").fill("rslora")
     page.get_by_role("checkbox", name="Use rslora").check()
     page.get_by_text(
         "edgeft train --base smollm2-135m --data chats.jsonl --output adapter --use-rslora"
