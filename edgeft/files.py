@@ -315,7 +315,7 @@ def read_bytes(path: Path, max_bytes: int, plain: bool = True) -> bytes:
         content, size = b"", status.st_size
         if size <= max_bytes:
             with path.open("rb") as file:
-                content = file.read(max_bytes + 1)
+                content = file.read(size + 1 if size else max_bytes + 1)  # a pipe has no size
             size = max(size, len(content))
         if size > max_bytes:
             raise InputError(
