@@ -30,6 +30,7 @@ from edgeft.files import (
     fsync,
     partial_path,
     read_text,
+    partial_targets,
     remove,
     replace_folder,
     sha256,
@@ -174,8 +175,12 @@ def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
     if _is_file_target(target):
         return {target.name: _file_record(temp)}
     paths = sorted(temp.rglob("*"))
-    for folder in (path for path in paths if path.is_dir()):
-        fsync(folder)
+    readable = temp.stat().st_mode & 0o666
+    for path in paths:
+        if path.is_dir():
+            fsync(path)
+        elif path.stat().st_mode & 0o666 != readable:
+            path.chmod(readable)  # safetensors' own files are readable by their owner alone
     return {str(path.relative_to(temp)): _file_record(path) for path in paths if path.is_file()}
 
 
@@ -239,6 +244,16 @@ def _finish_killed(target: Path) -> None:
         sweep_target(manifest_file)
 
 
+def sweep(folder: Path) -> None:
+    """Finish or remove partial results of killed runs in a folder, whatever their targets."""
+    for partial in partial_targets(folder):
+        target = partial.with_name(partial.name.removesuffix(".manifest.json"))
+        # In another container a process that lives may have the number of a dead one.
+        with contextlib.suppress(StaleError), claimed(target):
+            _finish_killed(target)
+            sweep_target(partial)
+
+
 def damaged(target: Path, manifest: Manifest) -> list[str]:
     """One line for each file that is not the one of its manifest, or that the manifest of a folder lacks.
 
@@ -299,6 +314,7 @@ def check_free(
 
 def check_not_foreign(file: Path, overwrite: bool) -> None:
     """StaleError for an existing file without a manifest, unless `overwrite`."""
+    _finish_killed(file)
     if file.exists() and read_manifest(file) is None and not overwrite:
         raise StaleError(
             f"{file} is there already", "move it away, --overwrite, or choose another output"

@@ -140,7 +140,7 @@ def plan_export(
     tokens = options.calibration_tokens or default_calibration_tokens(view)
     options = dataclasses.replace(options, calibration_tokens=tokens)
     pairs = requested(options)
-    sweep(options.out)
+    store.sweep(options.out)
     _check_options(options, pairs, view)
     items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
     todo = [item for item in items if not item.complete]

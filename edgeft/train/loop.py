@@ -23,6 +23,7 @@ from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
+from edgeft.train.checkpoints import flush
 from edgeft.train.continued import load_adapter
 from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
@@ -86,6 +87,7 @@ def fit(
         trainer = objective.trainer(model, arguments)
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
+    trainer.add_callback(FlushCallback)
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
@@ -114,7 +116,7 @@ def fit(
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
-        "tokens": bar.units,
+        "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": round(bar.units / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
@@ -293,6 +295,13 @@ def learning_rates(log_history: list[dict[str, Any]]) -> list[list[float]]:
     """[[step, learning rate], …] of the trainer's log, with four significant digits."""
     key = "learning_rate"
     return [[row["step"], float(f"{row[key]:.4g}")] for row in log_history if key in row]
+
+
+class FlushCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Brings every checkpoint to the disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
