@@ -109,7 +109,7 @@ def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]
 
 PREFERENCE = (
     "the row is a preference pair and has no single answer to learn",
-    "write the chosen one as the answer: prompt and completion, or messages",
+    "--objective dpo learns it; or write the chosen one as the answer",
 )
 
 
