@@ -78,6 +78,8 @@ class Example:
     """name of its file, where the data has several"""
     rejected: tuple[Message, ...] = ()
     """of a preference pair: the same conversation with the worse answer"""
+    desirable: bool | None = None
+    """of an answer that is labelled good or bad (KTO)"""
 
     @property
     def place(self) -> str:

@@ -73,6 +73,14 @@ class EncodedRows(LazyRows[Encoded]):
         )
 
 
+class EncodedVerdicts(EncodedRows):
+    """A list of `Encoded` with a label of each, whether its answer is good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desirable: list[bool] = []
+
+
 class EncodedPairs(Sequence[tuple[Encoded, Encoded]]):
     """A list of preference pairs, (better, worse), that only grows."""
 

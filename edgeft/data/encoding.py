@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft.data.encoded_rows import IGNORED, Encoded, EncodedPairs, EncodedRows
+from edgeft.data.encoded_rows import (
+    IGNORED,
+    Encoded,
+    EncodedPairs,
+    EncodedRows,
+    EncodedVerdicts,
+)
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
 from edgeft.progress import say, say_once
@@ -122,26 +128,53 @@ def encode_pairs(
     examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
 ) -> tuple[EncodedPairs, LeftOut]:
     """As `encode_all`, of preference pairs. A pair is left out where either answer is too long."""
-    kept = EncodedPairs()
-    refused: list[BadRow] = []
-    longer = longest = 0
-    for example in examples:
-        try:
-            pair = encode_pair(example, chat, tokenize)
-        except InputError as error:
-            refused.append(BadRow.of(example, error.message, error.hint))
-            continue
-        if any(set(row.labels) == {IGNORED} for row in pair):
-            problem = "the chat template leaves nothing of an answer"
-            refused.append(BadRow.of(example, problem))
-            continue
-        length = max(len(row.ids) for row in pair)
-        longest = max(longest, length)
-        if length <= cutoff:
-            kept.append(pair)
-        else:
-            longer += 1
-    return kept, LeftOut(longer, longest, tuple(refused))
+    kept, fitting = EncodedPairs(), _Fitting(cutoff)
+    for _, pair in fitting.of(examples, lambda one: encode_pair(one, chat, tokenize)):
+        kept.append((pair[0], pair[1]))
+    return kept, fitting.left_out
+
+
+def encode_verdicts(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedVerdicts, LeftOut]:
+    """As `encode_all`, of answers that are labelled."""
+    kept, fitting = EncodedVerdicts(), _Fitting(cutoff)
+    for example, (row,) in fitting.of(examples, lambda one: (encode(one, chat, tokenize),)):
+        kept.append(row)
+        kept.desirable.append(bool(example.desirable))
+    return kept, fitting.left_out
+
+
+class _Fitting:
+    """Encodes examples, each into rows that are kept or left out together, and counts what is left out."""
+
+    def __init__(self, cutoff: int) -> None:
+        self.cutoff, self.longer, self.longest = cutoff, 0, 0
+        self.refused: list[BadRow] = []
+
+    def of(
+        self, examples: Sequence[Example], encode_one: Callable[[Example], tuple[Encoded, ...]]
+    ) -> Iterator[tuple[Example, tuple[Encoded, ...]]]:
+        for example in examples:
+            try:
+                rows = encode_one(example)
+            except InputError as error:
+                self.refused.append(BadRow.of(example, error.message, error.hint))
+                continue
+            if any(set(row.labels) == {IGNORED} for row in rows):
+                problem = "the chat template leaves nothing of an answer"
+                self.refused.append(BadRow.of(example, problem))
+                continue
+            length = max(len(row.ids) for row in rows)
+            self.longest = max(self.longest, length)
+            if length <= self.cutoff:
+                yield example, rows
+            else:
+                self.longer += 1
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(self.longer, self.longest, tuple(self.refused))
 
 
 def encode_pair(example: Example, chat: ChatTemplate, tokenize: Encode) -> tuple[Encoded, Encoded]:
@@ -187,6 +220,8 @@ def encode_file(
     encoded: EncodedRows | EncodedPairs
     if examples[0].rejected:
         encoded, left_out = encode_pairs(examples, chat, tokenize, cutoff)
+    elif examples[0].desirable is not None:
+        encoded, left_out = encode_verdicts(examples, chat, tokenize, cutoff)
     else:
         encoded, left_out = encode_all(examples, chat, tokenize, cutoff, train_on_inputs)
     report_bad_rows(path, left_out.refused, len(examples), bad_rows)

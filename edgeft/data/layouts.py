@@ -10,12 +10,14 @@ from typing import Any, Literal
 
 from edgeft.data.documents import TEXT_SUFFIXES
 
-Layout = Literal["chats", "documents", "pairs"]
-"""conversations that end with an answer, plain texts, or preference pairs (a better and a worse answer)"""
+Layout = Literal["chats", "documents", "pairs", "verdicts"]
+"""conversations that end with an answer, plain texts, preference pairs (a better and a worse answer), or
+answers that are labelled good or bad"""
 LAYOUTS: dict[str, Layout] = {
     "sft": "chats",
     "pretrain": "documents",
     **dict.fromkeys(("dpo", "orpo", "cpo", "simpo"), "pairs"),
+    "kto": "verdicts",
 }
 
 

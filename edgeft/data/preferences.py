@@ -16,7 +16,7 @@ from typing import Any, Literal
 from edgeft.data.fields import Fields, RowError, is_empty
 from edgeft.data.shapes import CONVERSATIONS, REJECTED, VERDICTS, read_row
 from edgeft.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLES
-from edgeft.records import Example
+from edgeft.records import Example, Message
 
 RowKind = Literal["answer", "preference", "kto"]
 CHOSEN = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
@@ -68,15 +68,31 @@ def read_pair(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
             raise RowError("chosen and rejected differ before the answer", PAIR_HINT)
     if not any(message.role == "user" for message in messages[:shared]):
         raise RowError("chosen and rejected have no user turn in common", PAIR_HINT)
-    prompt = tuple(
-        dataclasses.replace(message, learned=False) if message.role == "assistant" else message
-        for message in messages[:shared]
-    )
+    prompt = _not_learned(messages[:shared])
     return (
         dataclasses.replace(
             better, messages=prompt + messages[shared:], rejected=prompt + others[shared:]
         ),
         unread,
+    )
+
+
+def read_verdict(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
+    """(the conversation with `desirable`, the keys that say something and were not read). RowError for a row
+    without a label. Nothing is learned of what is before the last answer.
+    """
+    kind, plain, _, desirable = as_conversation(raw)
+    if kind != "kto":
+        raise RowError("the row has no label of its answer", "label: true or false")
+    example, unread = read_row(plain, line, file)
+    messages = (*_not_learned(example.messages[:-1]), example.messages[-1])
+    return dataclasses.replace(example, messages=messages, desirable=desirable), unread
+
+
+def _not_learned(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(
+        dataclasses.replace(message, learned=False) if message.role == "assistant" else message
+        for message in messages
     )
 
 

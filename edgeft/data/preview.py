@@ -37,6 +37,8 @@ def marked(
         worse = spans(chat, example.rejected, example.tools)
         answer = "".join(part for part, learned in worse if learned)
         parts += [("\nrejected: ", False), (answer, True)]
+    if example.desirable is not None:
+        parts += [("\nlabel: good" if example.desirable else "\nlabel: bad", False)]
     text = ""
     for part, learned in parts:
         visible = part.translate(CONTROLS)

@@ -67,6 +67,7 @@ def fingerprint(examples: Sequence[Example]) -> str:
         turns: list[Any] = [_turn(message) for message in example.messages]
         turns += [list(example.choices)] if example.choices else []
         turns += [{"tools": example.tools}] if example.tools else []
+        turns += [] if example.desirable is None else [{"desirable": example.desirable}]
         turns += (
             [{"rejected": [_turn(turn) for turn in example.rejected]}] if example.rejected else []
         )

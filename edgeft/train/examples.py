@@ -22,6 +22,7 @@ from edgeft.data.encoding import (
     encode_file,
     encode_pair,
     encode_pairs,
+    encode_verdicts,
 )
 from edgeft.data.hub import pinned
 from edgeft.data.layouts import Layout, text_suffixes
@@ -78,7 +79,7 @@ def encode_splits(
 ) -> tuple[Any, Any, LeftOut]:
     """(train, validation, what was left out of train); raises as `encode_file`.
 
-    Both are `EncodedRows`, or `EncodedPairs` of preference pairs. Documents are cut into rows of the cutoff;
+    Both are `EncodedRows`, `EncodedPairs` of preference pairs, or `EncodedVerdicts`. Documents are cut into rows of the cutoff;
     nothing of them is left out.
     """
     cutoff, bad_rows = options.cutoff_length, options.bad_rows
@@ -105,6 +106,8 @@ def encode_held_out(
         return encode_documents(examples, chat, tokenize, cutoff), LeftOut(0, 0)
     if examples and examples[0].rejected:
         return encode_pairs(examples, chat, tokenize, cutoff)
+    if examples and examples[0].desirable is not None:
+        return encode_verdicts(examples, chat, tokenize, cutoff)
     return encode_all(examples, chat, tokenize, cutoff)
 
 
@@ -134,6 +137,9 @@ def largest_batch(
     if examples[0].rejected:
         length = max((len(item.ids) for item in kept), default=options.cutoff_length)
         return Batch(count, length, min(2 * count * length, TILE_TOKENS), sequences=2)
+    if examples[0].desirable is not None:
+        length = max((len(item.ids) for item in kept), default=options.cutoff_length)
+        return Batch(count, length, min(count * length, TILE_TOKENS))
     learned = sorted(sum(label != IGNORED for label in item.labels) for item in kept or encoded)
     lengths = {min(len(item.ids), options.cutoff_length) for item in kept or encoded}
     return Batch(

@@ -40,7 +40,7 @@ class TrainOptions:
     data: Path
     """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: a file of
     JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config. Plain
-    texts for --objective pretrain; pairs of a better and a worse answer for dpo."""
+    texts for --objective pretrain; pairs of a better and a worse answer for dpo; labelled answers for kto."""
     output: Path
     """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None
@@ -83,6 +83,10 @@ class TrainOptions:
     objective's."""
     loss_type: str | None = None
     """Preferences: form of the loss, by trl's names. Default: the objective's first one in --list."""
+    desirable_weight: float | None = None
+    """KTO: weight of the good answers. Default: 1."""
+    undesirable_weight: float | None = None
+    """KTO: weight of the bad answers. Default: 1."""
     simpo_gamma: float | None = None
     """SimPO: margin by which the better answer is to lead, divided by --beta. Default: 0.5."""
     label_smoothing: float = 0.0
@@ -187,7 +191,7 @@ class TrainOptions:
             raise InputError(f"--lora-plus-ratio {self.lora_plus_ratio} is not positive")
         if not 0 <= self.label_smoothing < 0.5:
             raise InputError(f"--label-smoothing {self.label_smoothing} is no share below 0.5")
-        for name in ("beta", "simpo_gamma"):
+        for name in ("beta", "simpo_gamma", "desirable_weight", "undesirable_weight"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value} is not positive")

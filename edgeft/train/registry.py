@@ -56,7 +56,14 @@ class MethodRow:
         return tuple(FORMATS)
 
 
-OBJECTIVE_OPTIONS = ("beta", "loss_type", "label_smoothing", "simpo_gamma")
+OBJECTIVE_OPTIONS = (
+    "beta",
+    "loss_type",
+    "label_smoothing",
+    "simpo_gamma",
+    "desirable_weight",
+    "undesirable_weight",
+)
 """fields of TrainOptions that only some objectives read"""
 NOT_FOR_PAIRS = ("packing", "train_on_inputs", "ship")
 """fields of TrainOptions that objectives of preferences do not read"""
@@ -233,6 +240,16 @@ OBJECTIVES = {
         rate=0.1,
         extra="align",
     ),
+    "kto": ObjectiveRow(
+        "edgeft.train.objectives.kto:KTO",
+        "to write good answers and not bad ones, held to the model at the start",
+        data="answers that are labelled good or bad",
+        options=("beta", "loss_type", "desirable_weight", "undesirable_weight"),
+        not_read=NOT_FOR_REFERENCES,
+        loss_types=("kto", "apo_zero_unpaired"),
+        rate=0.1,
+        extra="align",
+    ),
     "orpo": ObjectiveRow(
         "edgeft.train.objectives.odds:ORPO",
         "the better answer of a pair, and that its odds are larger",
@@ -257,7 +274,13 @@ OBJECTIVES = {
         "edgeft.train.objectives.odds:SimPO",
         "to prefer the better answer of a pair by its mean token, with a margin",
         data=PAIRS,
-        options=("beta", "label_smoothing", "simpo_gamma"),
+        options=(
+            "beta",
+            "label_smoothing",
+            "simpo_gamma",
+            "desirable_weight",
+            "undesirable_weight",
+        ),
         not_read=NOT_FOR_PAIRS,
         smoothed=("",),
         rate=0.1,

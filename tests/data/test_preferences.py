@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from edgeft.data.encoded_rows import IGNORED
-from edgeft.data.encoding import encode_pair, encode_pairs
+from edgeft.data.encoding import encode_pair, encode_pairs, encode_verdicts
 from edgeft.data.fields import RowError
 from edgeft.data.items import read_item
-from edgeft.data.preferences import read_pair
+from edgeft.data.preferences import read_pair, read_verdict
 from edgeft.data.rows import load_examples
 from edgeft.data.splits import fingerprint, split
 from edgeft.errors import DataError
@@ -139,3 +139,23 @@ def test_no_pair_is_in_both_splits() -> None:
     examples = [read_pair(row, line)[0] for line, row in enumerate(rows)]
     train, held_out = split(examples, 0.25, seed=1)
     assert len(held_out) == 5 and not {e.line for e in train} & {e.line for e in held_out}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "7 x 8?", "completion": "54", "label": False},
+        {"messages": [USER, WORSE], "kto_tag": False},
+        {"instruction": "7 x 8?", "output": "54", "label": False},
+    ],
+)
+def test_a_labelled_answer_is_learned_with_its_label(row: dict[str, Any]) -> None:
+    example, unread = read_verdict(row, 2)
+    assert (example.desirable, example.answer, unread) == (False, "54", [])
+    good, _ = read_verdict(row | {next(key for key in row if key in ("label", "kto_tag")): True}, 2)
+    assert good.desirable is True and good.messages == example.messages
+    assert fingerprint([good]) != fingerprint([example])
+    encoded, left_out = encode_verdicts([example, good], CHAT, code_points, 80)
+    assert encoded.desirable == [False, True] and not left_out.longer
+    with pytest.raises(RowError, match="the row has no label of its answer"):
+        read_verdict({"prompt": "a", "completion": "b"}, 1)
