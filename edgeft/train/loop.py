@@ -124,6 +124,7 @@ def fit(
         **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+        **objective.curves(trainer.state.log_history),
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
@@ -207,12 +208,12 @@ def smaller_micro_batch(options: TrainOptions) -> int:
 
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
-) -> Any:
-    """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
+) -> dict[str, Any]:
+    """What `transformers.TrainingArguments` of a run are made of; `evaluates`: number of validation examples."""
     between_evaluations = evaluation_steps(options, steps, evaluates) if evaluates else None
     # The best weights can only be those of a checkpoint.
     between_checkpoints = between_evaluations if options.keep_best else options.save_every
-    return transformers.TrainingArguments(
+    return dict(
         output_dir=str(work_folder),
         max_steps=steps,
         per_device_train_batch_size=int(options.micro_batch_size),

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.layouts import LAYOUTS
 from edgeft.data.preview import first_marked, shortened
 from edgeft.data.sources import training_identity
-from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
+from edgeft.data.splits import Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
@@ -72,10 +73,9 @@ def train(
     row = method_row(method)
     check_options(method, options)
     check_objective(objective, options)
-    documents = objective in DOCUMENT_OBJECTIVES
     check_optimizer(options)
     check_reporters(options.report_to)
-    options, splits = read_splits(options, documents)
+    options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for a result", "--output adapter")
@@ -158,14 +158,14 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
 
 def identities(options: TrainOptions, objective: str) -> dict[str, str]:
     """Field of the options that names an input of the training -> the input's identity."""
-    documents = objective in DOCUMENT_OBJECTIVES
+    layout = LAYOUTS[objective]
     parents = {
         "base": store.identity(options.base),
-        "data": training_identity(options.data, "train", documents),
+        "data": training_identity(options.data, "train", layout),
     }
     if options.validation_data:
         parents["validation_data"] = training_identity(
-            options.validation_data, "validation", documents
+            options.validation_data, "validation", layout
         )
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
