@@ -17,9 +17,8 @@ import click
 
 from edgeft import __version__
 from edgeft.cli._old_names import current_args
-from edgeft.errors import EdgeftError, did_you_mean
-from edgeft.progress import emit, say, write_json_lines
 from edgeft.errors import EdgeftError, did_you_mean, machine_error
+from edgeft.progress import emit, say, write_json_lines
 
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in some ten minutes.",
@@ -98,8 +97,6 @@ def main(args: list[str] | None = None) -> None:
         code = error.exit_code
         if not emit("error", message=error.format_message(), hint="", exit_code=code):
             error.show()
-    except MemoryError:
-        code = _fail("out of memory", "close other programs")
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; nothing half-written was left")
         code = 130
@@ -107,11 +104,18 @@ def main(args: list[str] | None = None) -> None:
         problem = machine_error(error)
         if problem is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "free some space, or choose another output; nothing half-written was left"
-        code = _fail(f"{error.strerror or error}{where}", hint if full else "")
+        code = _report(problem)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(problem: OSError | MemoryError) -> int:
+    """Print one line for what the machine lacks; the exit code."""
+    if isinstance(problem, MemoryError):
+        return _fail("out of memory", "close other programs")
+    where = f": {problem.filename}" if problem.filename else ""
+    full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "free some space, or choose another output; nothing half-written was left"
+    return _fail(f"{problem.strerror or problem}{where}", hint if full else "")
 
 
 def _fail(message: str, hint: str, code: int = EdgeftError.exit_code) -> int:
@@ -142,18 +146,3 @@ def _progress_option() -> click.Option:
         callback=lambda ctx, param, value: write_json_lines(value == "json"),
         help="Notes, progress and errors on stderr: text for people, json = one JSON object a line.",
     )
-        code = _report(problem)
-    sys.exit(code if isinstance(code, int) else 0)
-
-
-def _report(problem: OSError | MemoryError) -> int:
-    """Print one line for what the machine lacks; the exit code."""
-    if isinstance(problem, MemoryError):
-        text = "out of memory (close other programs)"
-    else:
-        where = f": {problem.filename}" if problem.filename else ""
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = " (free some space, or choose another output; nothing half-written was left)"
-        text = f"{problem.strerror or problem}{where}{hint if full else ''}"
-    print(f"edgeft: error: {text}", file=sys.stderr)
-    return EdgeftError.exit_code

@@ -20,7 +20,6 @@ from edgeft.errors import FormatError, InputError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
 from edgeft.export.ship import rounds_as_trained
-from edgeft.files import sweep
 from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint, linears
 from edgeft.merge.view import Merged
