@@ -76,6 +76,10 @@ class Example:
     """functions that the assistant may call: each a JSON schema as text, as OpenAI's `tools`"""
     file: str = ""
     """name of its file, where the data has several"""
+    rejected: tuple[Message, ...] = ()
+    """of a preference pair: the same conversation with the worse answer"""
+    desirable: bool | None = None
+    """of an answer that is labelled good or bad (KTO)"""
 
     @property
     def place(self) -> str:

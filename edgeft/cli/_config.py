@@ -51,11 +51,11 @@ def _set_defaults(ctx: click.Context, param: click.Parameter, path: Path | None)
 
 
 def options_by_name(command: click.Command) -> dict[str, click.Option]:
-    """Every name of a command's options, with -- -> the option; without --config."""
+    """Every name of a command's options, with -- -> the option; without --config and --progress."""
     return {
         name: option
         for option in command.params
-        if isinstance(option, click.Option) and option.name != "config"
+        if isinstance(option, click.Option) and option.name not in ("config", "progress")
         for name in (*option.opts, *option.secondary_opts)
     }
 

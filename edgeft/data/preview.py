@@ -33,6 +33,12 @@ def marked(
     if example.is_document:
         return marks[0] + shortened(example.answer.translate(CONTROLS)) + marks[1]
     parts = spans(chat, example.messages, example.tools)
+    if example.rejected:
+        worse = spans(chat, example.rejected, example.tools)
+        answer = "".join(part for part, learned in worse if learned)
+        parts += [("\nrejected: ", False), (answer, True)]
+    if example.desirable is not None:
+        parts += [("\nlabel: good" if example.desirable else "\nlabel: bad", False)]
     text = ""
     for part, learned in parts:
         visible = part.translate(CONTROLS)

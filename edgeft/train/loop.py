@@ -23,6 +23,7 @@ from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
+from edgeft.train.checkpoints import flush
 from edgeft.train.continued import load_adapter
 from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
@@ -36,6 +37,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
 from edgeft.weights.text_base import open_base
@@ -85,9 +87,11 @@ def fit(
         trainer = objective.trainer(model, arguments)
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
+    trainer.add_callback(FlushCallback)
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
+        trainer.distillation = Distillation(ship, options.ship_distill)
         trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
@@ -112,7 +116,7 @@ def fit(
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
-        "tokens": bar.units,
+        "tokens": int(trainer.state.num_input_tokens_seen),
         "tokens_per_second": round(bar.units / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
@@ -120,6 +124,7 @@ def fit(
         **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+        **objective.curves(trainer.state.log_history),
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
@@ -203,12 +208,12 @@ def smaller_micro_batch(options: TrainOptions) -> int:
 
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
-) -> Any:
-    """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
+) -> dict[str, Any]:
+    """What `transformers.TrainingArguments` of a run are made of; `evaluates`: number of validation examples."""
     between_evaluations = evaluation_steps(options, steps, evaluates) if evaluates else None
     # The best weights can only be those of a checkpoint.
     between_checkpoints = between_evaluations if options.keep_best else options.save_every
-    return transformers.TrainingArguments(
+    return dict(
         output_dir=str(work_folder),
         max_steps=steps,
         per_device_train_batch_size=int(options.micro_batch_size),
@@ -291,6 +296,13 @@ def learning_rates(log_history: list[dict[str, Any]]) -> list[list[float]]:
     """[[step, learning rate], …] of the trainer's log, with four significant digits."""
     key = "learning_rate"
     return [[row["step"], float(f"{row[key]:.4g}")] for row in log_history if key in row]
+
+
+class FlushCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Brings every checkpoint to the disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeft.data.encoded_rows import IGNORED
 from edgeft.data.encoding import LeftOut, encode
+from edgeft.data.layouts import Layout
 from edgeft.data.preview import BRACKETS, marked
 from edgeft.data.splits import Splits
 from edgeft.records import Example
@@ -76,13 +77,13 @@ class Preview:
 
 
 def preview(
-    options: TrainOptions, documents: bool = False, marks: tuple[str, str] = BRACKETS
+    options: TrainOptions, layout: Layout = "chats", marks: tuple[str, str] = BRACKETS
 ) -> Preview:
     """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data.
 
-    `documents`: rows are plain texts.
+    `layout`: of the rows.
     """
-    options, splits = read_splits(options, documents)
+    options, splits = read_splits(options, layout)
     tokenizer = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
     train, validation, left_out = encode_splits(

@@ -75,8 +75,12 @@ class Objective(Protocol):
     def facts(self) -> dict[str, Any]:
         """Manifest entries about the examples."""
 
-    def trainer(self, model: Any, arguments: Any) -> Any:
-        """A `transformers.Trainer` with this loss; `arguments`: its `TrainingArguments`."""
+    def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Manifest entries from the trainer's log, beside the losses."""
+        return {}
+
+    def trainer(self, model: Any, arguments: dict[str, Any]) -> Any:
+        """A `transformers.Trainer` with this loss; `arguments`: of its `TrainingArguments`."""
 
 
 def without_peft(model: Any) -> Any:
