@@ -23,6 +23,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from edgeft.errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
