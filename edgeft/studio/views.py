@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
@@ -103,7 +104,7 @@ class Views:
             context["runs"] = runs
             context["unfinished"] = [noun for noun in nouns if self._is_idle(noun)]
             curves = {noun.path: {key: noun.facts.get(key) for key in CURVES} for noun in runs}
-            context["curves"] = json.dumps(curves)
+            context["curves"] = Markup(json.dumps(curves).replace("<", "\\u003c"))
         if name == "chat":
             running = [
                 job for job in self.studio.jobs.all() if job.lane == "service" and not job.has_ended
