@@ -92,6 +92,13 @@ class Example:
         return self.messages[0].role == DOCUMENT
 
     @property
+    def is_prompt(self) -> bool:
+        """Whether nothing is learned of it: a prompt for reinforcement learning, with a reference or ""."""
+        return not self.is_document and not any(
+            message.learned for message in self.messages if message.role == "assistant"
+        )
+
+    @property
     def prompt(self) -> tuple[Message, ...]:
         return self.messages[:-1]
 

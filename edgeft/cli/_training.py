@@ -120,7 +120,10 @@ def run_training(
     curve = ", ".join(f"{loss:.3f} at {step}" for step, loss in facts["validation_loss"])
     say(f"{facts['steps']} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s "
         f"({facts['tokens_per_second']:.0f} tokens/s)")  # fmt: skip
-    if curve:
+    if "reward" in facts:
+        (first, reward), (last, now) = (facts["reward"]["train"][i] for i in (0, -1))
+        say(f"mean reward {reward:.3f} at step {first}, {now:.3f} at step {last}")
+    elif curve:
         say(f"validation loss {curve}")
     if items:
         points = facts["accuracy"]["curve"]

@@ -81,6 +81,15 @@ class EncodedVerdicts(EncodedRows):
         self.desirable: list[bool] = []
 
 
+class EncodedPrompts(EncodedRows):
+    """A list of `Encoded` prompts, nothing of them learned, with their texts and reference answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.answers: list[str] = []
+
+
 class EncodedPairs(Sequence[tuple[Encoded, Encoded]]):
     """A list of preference pairs, (better, worse), that only grows."""
 

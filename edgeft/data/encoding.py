@@ -16,6 +16,7 @@ from edgeft.data.encoded_rows import (
     IGNORED,
     Encoded,
     EncodedPairs,
+    EncodedPrompts,
     EncodedRows,
     EncodedVerdicts,
 )
@@ -145,6 +146,30 @@ def encode_verdicts(
     return kept, fitting.left_out
 
 
+def encode_prompts(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedPrompts, LeftOut]:
+    """The prompts of at most `cutoff` tokens, each ending where the answer begins."""
+    kept = EncodedPrompts()
+    refused: list[BadRow] = []
+    longer = longest = 0
+    for example in examples:
+        try:
+            text = chat.render(example.prompt, tools=example.tools)
+        except InputError as error:
+            refused.append(BadRow.of(example, error.message, error.hint))
+            continue
+        ids = tokenize(text)
+        longest = max(longest, len(ids))
+        if len(ids) > cutoff:
+            longer += 1
+            continue
+        kept.append(Encoded(ids, [IGNORED] * len(ids)))
+        kept.texts.append(text)
+        kept.answers.append(example.answer)
+    return kept, LeftOut(longer, longest, tuple(refused))
+
+
 class _Fitting:
     """Encodes examples, each into rows that are kept or left out together, and counts what is left out."""
 
@@ -220,6 +245,8 @@ def encode_file(
     encoded: EncodedRows | EncodedPairs
     if examples[0].rejected:
         encoded, left_out = encode_pairs(examples, chat, tokenize, cutoff)
+    elif examples[0].is_prompt:
+        encoded, left_out = encode_prompts(examples, chat, tokenize, cutoff)
     elif examples[0].desirable is not None:
         encoded, left_out = encode_verdicts(examples, chat, tokenize, cutoff)
     else:

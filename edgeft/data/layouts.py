@@ -10,14 +10,15 @@ from typing import Any, Literal
 
 from edgeft.data.documents import TEXT_SUFFIXES
 
-Layout = Literal["chats", "documents", "pairs", "verdicts"]
-"""conversations that end with an answer, plain texts, preference pairs (a better and a worse answer), or
-answers that are labelled good or bad"""
+Layout = Literal["chats", "documents", "pairs", "verdicts", "prompts"]
+"""conversations that end with an answer, plain texts, preference pairs (a better and a worse answer), 
+answers that are labelled good or bad, or prompts with or without a reference answer"""
 LAYOUTS: dict[str, Layout] = {
     "sft": "chats",
     "pretrain": "documents",
     **dict.fromkeys(("dpo", "orpo", "cpo", "simpo"), "pairs"),
     "kto": "verdicts",
+    **dict.fromkeys(("grpo", "rloo"), "prompts"),
 }
 
 

@@ -21,6 +21,8 @@ from edgeft.records import Example, Message
 RowKind = Literal["answer", "preference", "kto"]
 CHOSEN = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
 """keys of the better answer in a preference pair"""
+UNANSWERED = "-"
+"""stands for the answer of a row that has none, while the row is read"""
 TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")
 """begin of a turn in a text of Anthropic's hh-rlhf"""
 PAIR_HINT = "prompt, chosen and rejected; or chosen and rejected as whole conversations"
@@ -87,6 +89,26 @@ def read_verdict(raw: Any, line: int, file: str = "") -> tuple[Example, list[str
     example, unread = read_row(plain, line, file)
     messages = (*_not_learned(example.messages[:-1]), example.messages[-1])
     return dataclasses.replace(example, messages=messages, desirable=desirable), unread
+
+
+def read_prompt(raw: Any, line: int, file: str = "") -> tuple[Example, list[str]]:
+    """(the conversation with a last answer of which nothing is learned, the keys that were not read).
+
+    The answer is the row's, as a reference for a reward, or "" where the row ends with the user's turn.
+    """
+    kind, plain, _, _ = as_conversation(raw)
+    try:
+        example, unread = read_row(plain, line, file)
+    except RowError as error:
+        if kind != "answer" or not isinstance(raw, dict):
+            raise
+        try:
+            example, unread = read_row(_with_answer(raw, UNANSWERED), line, file)
+        except RowError:
+            raise error from None
+        last = dataclasses.replace(example.messages[-1], content="")
+        example = dataclasses.replace(example, messages=(*example.messages[:-1], last))
+    return dataclasses.replace(example, messages=_not_learned(example.messages)), unread
 
 
 def _not_learned(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -32,6 +32,9 @@ def marked(
     """The whole conversation as text. InputError where the template refuses it."""
     if example.is_document:
         return marks[0] + shortened(example.answer.translate(CONTROLS)) + marks[1]
+    if example.is_prompt:
+        text = chat.render(example.prompt, tools=example.tools)
+        return (text + f"\nreference: {example.answer}" * bool(example.answer)).translate(CONTROLS)
     parts = spans(chat, example.messages, example.tools)
     if example.rejected:
         worse = spans(chat, example.rejected, example.tools)

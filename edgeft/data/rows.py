@@ -22,7 +22,7 @@ from edgeft.data.columns import parse_columns, renamed, say_mapping
 from edgeft.data.documents import document_rows, read_document
 from edgeft.data.fields import RowError
 from edgeft.data.layouts import Layout, text_suffixes
-from edgeft.data.preferences import read_pair, read_verdict
+from edgeft.data.preferences import read_pair, read_prompt, read_verdict
 from edgeft.data.reading import read_rows
 from edgeft.data.shapes import read_row
 from edgeft.data.sources import data_files
@@ -38,6 +38,7 @@ READERS = {
     "documents": (document_rows, read_document),
     "pairs": (read_rows, read_pair),
     "verdicts": (read_rows, read_verdict),
+    "prompts": (read_rows, read_prompt),
 }
 """layout -> (a file -> its rows, a row -> its example and the keys that were not read)"""
 LISTED_ROWS = 10

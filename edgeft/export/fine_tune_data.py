@@ -156,6 +156,8 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
     options = recorded["options"]
     if split == "validation" and layout_of(options) == "documents":
         return [], "training learned plain text"
+    if split == "validation" and layout_of(options) == "prompts":
+        return [], "training learned from rewards"
     if "data" not in options:
         return [], "the adapter's manifest does not name its data"
     try:

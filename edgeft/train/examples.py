@@ -22,6 +22,7 @@ from edgeft.data.encoding import (
     encode_file,
     encode_pair,
     encode_pairs,
+    encode_prompts,
     encode_verdicts,
 )
 from edgeft.data.hub import pinned
@@ -106,6 +107,8 @@ def encode_held_out(
         return encode_documents(examples, chat, tokenize, cutoff), LeftOut(0, 0)
     if examples and examples[0].rejected:
         return encode_pairs(examples, chat, tokenize, cutoff)
+    if examples and examples[0].is_prompt:
+        return encode_prompts(examples, chat, tokenize, cutoff)
     if examples and examples[0].desirable is not None:
         return encode_verdicts(examples, chat, tokenize, cutoff)
     return encode_all(examples, chat, tokenize, cutoff)
@@ -129,7 +132,9 @@ def largest_batch(
     encoded: list[Encoded] = []
     for example in by_size[:LONGEST]:
         with contextlib.suppress(InputError):  # reported where all are encoded
-            if example.rejected:
+            if example.is_prompt:
+                encoded += encode_prompts([example], chat, tokenize, options.cutoff_length)[0]
+            elif example.rejected:
                 encoded += encode_pair(example, chat, tokenize)
             else:
                 encoded += encode_each(example, chat, tokenize, options.train_on_inputs)
@@ -137,6 +142,10 @@ def largest_batch(
     if examples[0].rejected:
         length = max((len(item.ids) for item in kept), default=options.cutoff_length)
         return Batch(count, length, min(2 * count * length, TILE_TOKENS), sequences=2)
+    if examples[0].is_prompt:
+        length = max((len(item.ids) for item in kept), default=options.cutoff_length)
+        length += options.max_new_tokens
+        return Batch(count, length, min(count * length, TILE_TOKENS))
     if examples[0].desirable is not None:
         length = max((len(item.ids) for item in kept), default=options.cutoff_length)
         return Batch(count, length, min(count * length, TILE_TOKENS))

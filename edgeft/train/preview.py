@@ -110,11 +110,16 @@ def _shown(
     train_on_inputs: bool,
     marks: tuple[str, str],
 ) -> ShownExample:
-    encoded = encode(example, chat, tokenize, train_on_inputs)
+    if example.is_prompt:
+        tokens, learned = len(tokenize(chat.render(example.prompt, tools=example.tools))), 0
+    else:
+        encoded = encode(example, chat, tokenize, train_on_inputs)
+        tokens = len(encoded.ids)
+        learned = sum(label != IGNORED for label in encoded.labels)
     return ShownExample(
         place=example.place,
-        tokens=len(encoded.ids),
-        learned=sum(label != IGNORED for label in encoded.labels),
+        tokens=tokens,
+        learned=learned,
         text=marked(example, chat, train_on_inputs, marks),
     )
 

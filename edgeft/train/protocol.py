@@ -61,6 +61,8 @@ class Objective(Protocol):
     """encoded training examples"""
     validation: Sequence[Any]
     """encoded validation examples, may be empty"""
+    answers_per_row: int = 1
+    """examples of a batch that one row makes: the answers that the model writes to a prompt"""
 
     def __init__(
         self,

@@ -57,18 +57,18 @@ class MethodRow:
 
 
 OBJECTIVE_OPTIONS = (
-    "beta",
-    "loss_type",
-    "label_smoothing",
-    "simpo_gamma",
-    "desirable_weight",
-    "undesirable_weight",
-)
+    "beta", "loss_type", "label_smoothing", "simpo_gamma", "desirable_weight", "undesirable_weight",
+    "reward", "generations", "max_new_tokens", "temperature",
+)  # fmt: skip
 """fields of TrainOptions that only some objectives read"""
 NOT_FOR_PAIRS = ("packing", "train_on_inputs", "ship")
 """fields of TrainOptions that objectives of preferences do not read"""
 NOT_FOR_REFERENCES = (*NOT_FOR_PAIRS, "lora_dropout", "neftune_alpha")
 """those that losses with a reference do not read: noise would be in the reference, too"""
+WRITES = ("beta", "loss_type", "reward", "generations", "max_new_tokens", "temperature")
+"""OBJECTIVE_OPTIONS of those whose model writes answers"""
+NOT_FOR_REWARDS = (*NOT_FOR_REFERENCES, "keep_best", "early_stopping")
+"""fields of TrainOptions that they do not read: their validation loss says nothing"""
 DPO_LOSSES = (
     "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
     "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm",
@@ -250,6 +250,25 @@ OBJECTIVES = {
         rate=0.1,
         extra="align",
     ),
+    "grpo": ObjectiveRow(
+        "edgeft.train.objectives.rollouts:GRPO",
+        "to write answers with larger rewards than the others to the same prompt",
+        data="prompts, with or without a reference answer",
+        options=WRITES,
+        not_read=NOT_FOR_REWARDS,
+        loss_types=("dapo", "grpo", "bnpo", "dr_grpo"),
+        rate=0.1,
+        extra="align",
+    ),
+    "rloo": ObjectiveRow(
+        "edgeft.train.objectives.rollouts:RLOO",
+        "to write answers with larger rewards than the mean of the others",
+        data="prompts, with or without a reference answer",
+        options=tuple(name for name in WRITES if name != "loss_type"),
+        not_read=NOT_FOR_REWARDS,
+        rate=0.1,
+        extra="align",
+    ),
     "orpo": ObjectiveRow(
         "edgeft.train.objectives.odds:ORPO",
         "the better answer of a pair, and that its odds are larger",
@@ -350,8 +369,9 @@ def check_objective(name: str, options: TrainOptions | None = None) -> None:
         return
     row = OBJECTIVES[name]
     others = [option for option in OBJECTIVE_OPTIONS if option not in row.options]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for option in (*others, *row.not_read):
-        if getattr(options, option) not in (None, 0, False):
+        if getattr(options, option) != defaults[option]:
             raise InputError(
                 f"--{option.replace('_', '-')} is not for --objective {name}",
                 f"which learns {row.about}",

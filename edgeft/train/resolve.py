@@ -17,6 +17,7 @@ from edgeft.data.hub import hub_id
 from edgeft.train.new_tokens import read_tokens
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import OBJECTIVES, check_objective, check_options, method_row
+from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter")
@@ -59,6 +60,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
         path = chosen.get(name)
         is_hub_id = path and name in DATA and hub_id(path)
         chosen[name] = path if is_hub_id else path and path.expanduser().resolve()
+    chosen["reward"] = tuple(map(absolute, chosen.get("reward", ())))
     chosen["add_tokens"] = read_tokens(chosen.get("add_tokens", ()))
     options = TrainOptions(**chosen)
     check_options(method, options)

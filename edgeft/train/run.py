@@ -45,6 +45,7 @@ from edgeft.train.registry import (
     method_row,
 )
 from edgeft.train.reporters import check_reporters
+from edgeft.train.rewards import code_sha256
 from edgeft.train.ship import check_ship
 from edgeft.weights.text_base import open_base
 
@@ -124,7 +125,8 @@ def train(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
                 checkpoints.open_work_folder(work_folder, request, checkpoint)
-                bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
+                steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
+                bar = Progress(f"train-{method}", steps)
                 facts = fit_in_memory(
                     options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
                     halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
@@ -152,7 +154,9 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
     names = {"method": method, "objective": objective}
     # Adapters from before there was a choice do not name it, and stay complete.
-    chosen = {key: name for key, name in names.items() if name != FIRST[key]}
+    chosen: dict[str, Any] = {key: name for key, name in names.items() if name != FIRST[key]}
+    if options.reward and (code := code_sha256(options.reward)):
+        chosen["reward_code"] = code
     return {"options": options.to_json() | chosen, "parents": identities(options, objective)}
 
 

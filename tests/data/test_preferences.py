@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from edgeft.data.encoded_rows import IGNORED
-from edgeft.data.encoding import encode_pair, encode_pairs, encode_verdicts
+from edgeft.data.encoding import encode_pair, encode_pairs, encode_prompts, encode_verdicts
 from edgeft.data.fields import RowError
 from edgeft.data.items import read_item
-from edgeft.data.preferences import read_pair, read_verdict
+from edgeft.data.preferences import read_pair, read_prompt, read_verdict
 from edgeft.data.rows import load_examples
 from edgeft.data.splits import fingerprint, split
 from edgeft.errors import DataError
@@ -159,3 +159,35 @@ def test_a_labelled_answer_is_learned_with_its_label(row: dict[str, Any]) -> Non
     assert encoded.desirable == [False, True] and not left_out.longer
     with pytest.raises(RowError, match="the row has no label of its answer"):
         read_verdict({"prompt": "a", "completion": "b"}, 1)
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"prompt": "7 x 8?"}, ""),
+        ({"prompt": [USER]}, ""),
+        ({"messages": [USER]}, ""),
+        ({"conversations": [{"from": "human", "value": "7 x 8?"}]}, ""),
+        ({"instruction": "7 x 8?"}, ""),
+        ({"prompt": "7 x 8?", "answer": "56"}, "56"),
+        ({"messages": [USER, BETTER]}, "56"),
+        ({"prompt": "7 x 8?", "chosen": "56", "rejected": "54"}, "56"),
+    ],
+)
+def test_a_prompt_has_its_reference_or_none(row: dict[str, Any], answer: str) -> None:
+    example, _ = read_prompt(row, 1)
+    assert example.is_prompt and example.answer == answer
+    assert [(m.role, m.content) for m in example.prompt] == [("user", "7 x 8?")]
+    prompts, _ = encode_prompts([example], CHAT, code_points, 80)
+    assert prompts.answers == [answer] and prompts.texts[0].endswith("<|im_start|>assistant\n")
+    assert set(prompts[0].labels) == {IGNORED}
+
+
+def test_a_row_without_a_question_is_no_prompt() -> None:
+    for row, problem in (
+        ({"text": "a"}, "plain text"),
+        ({"messages": []}, "empty"),
+        ({}, "unknown"),
+    ):
+        with pytest.raises(RowError, match=problem):
+            read_prompt(row, 1)

@@ -34,21 +34,22 @@ REFERENCE = "ref"
 TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
-class Quiet:
-    """Takes encoded rows, groups them by length, sends no telemetry and writes no model card.
-
-    The first base class of a trainer of trl.
-    """
-
-    row_lengths: Sequence[int] = ()
-    """tokens of each training row"""
-    group_by_length = True
+class Silent:
+    """Sends no telemetry and writes no model card. The first base class of a trainer of trl."""
 
     def _send_telemetry(self) -> None:
         pass
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+class Quiet(Silent):
+    """Takes rows that are already encoded, and groups them by length."""
+
+    row_lengths: Sequence[int] = ()
+    """tokens of each training row"""
+    group_by_length = True
 
     def _prepare_dataset(self, dataset: Any, *args: Any) -> Any:
         return dataset
