@@ -23,6 +23,7 @@ from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
+from edgeft.train.checkpoints import flush
 from edgeft.train.continued import load_adapter
 from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
@@ -36,6 +37,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
 from edgeft.weights.text_base import open_base
@@ -85,9 +87,11 @@ def fit(
         trainer = objective.trainer(model, arguments)
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
+    trainer.add_callback(FlushCallback)
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
+        trainer.distillation = Distillation(ship, options.ship_distill)
         trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
@@ -110,12 +114,12 @@ def fit(
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
     curves = objective.curves(trainer.state.log_history)
-    tokens = curves.pop("tokens", bar.units)
+    tokens = curves.pop("tokens", int(trainer.state.num_input_tokens_seen))
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
         "tokens": tokens,
-        "tokens_per_second": round(tokens / seconds, 1),
+        "tokens_per_second": round((bar.units or tokens) / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,
@@ -294,6 +298,13 @@ def learning_rates(log_history: list[dict[str, Any]]) -> list[list[float]]:
     """[[step, learning rate], …] of the trainer's log, with four significant digits."""
     key = "learning_rate"
     return [[row["step"], float(f"{row[key]:.4g}")] for row in log_history if key in row]
+
+
+class FlushCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Brings every checkpoint to the disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]

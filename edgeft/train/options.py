@@ -177,11 +177,14 @@ class TrainOptions:
     """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
     training."""
     ship: str | None = None
-    """Type of the GGUF file to ship, such as q4_0: at the end of the training the forward pass computes
-    with that file's values, so that its rounding costs less."""
+    """Type of the file to ship, such as q4_0 (gguf), int4 (onnx) or 4bit (gptq): at the end of the training the
+    forward pass computes with that file's values, so that its rounding costs less."""
     ship_steps: float | None = None
     """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
     with --adapter all."""
+    ship_distill: float = 0.0
+    """Share of the loss in these steps that is the Kullback-Leibler divergence from --adapter before its
+    weights are rounded, 0 to 1."""
 
     def __post_init__(self) -> None:
         """InputError for values outside their range, and for values that contradict each other."""
@@ -242,6 +245,13 @@ class TrainOptions:
         """InputError for what --ship does not compute."""
         if self.ship_steps is not None and not (self.ship and self.ship_steps > 0):
             raise InputError("--ship-steps needs --ship and is above 0", "such as --ship q4_0")
+        if not 0 <= self.ship_distill <= 1:
+            raise InputError(f"--ship-distill {self.ship_distill} is no share", "such as 0.5")
+        if self.ship_distill and not (self.ship and self.adapter):
+            raise InputError(
+                "--ship-distill needs --ship, and the --adapter that it learns from",
+                "--ship q4_0 --adapter FOLDER",
+            )
         if not self.ship:
             return
         for name in NOT_WITH_SHIP:

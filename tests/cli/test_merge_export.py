@@ -299,7 +299,7 @@ def test_of_two_concurrent_runs_one_result_stays(
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
     assert kept["options"]["base_precision"] == "stored"
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
-        ".Modelfile", ".gguf", ".json",
+        ".Modelfile", ".gguf", ".json", ".json", ".md",
     ]  # fmt: skip
 
 

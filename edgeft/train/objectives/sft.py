@@ -27,6 +27,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
 from edgeft.train.protocol import Objective, without_peft
 from edgeft.train.shared_prefix import Row, SharedPrefix
+from edgeft.train.ship.distillation import Distillation
 
 
 class SFT(Objective):
@@ -88,6 +89,8 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     group_by_length = True
     shared_prefix: SharedPrefix | None = None
     """computes the common beginning of a micro-batch once"""
+    distillation: Distillation | None = None
+    """mixes a teacher into the loss of a training step"""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return GroupedSampler(
@@ -112,6 +115,10 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, batch, row))
         row = self.shared_prefix.row(**batch) if self.shared_prefix else None
         total, learned, output = answers_loss(causal_lm, batch, row)
+        if self.distillation and causal_lm.training:
+            total = self.distillation.mix(
+                total, output.logits, lambda: answers_loss(causal_lm, batch, row)[2].logits
+            )
         loss = total / (learned if num_items_in_batch is None else num_items_in_batch)
         # The load-balancing loss of a router, only where config.json has output_router_logits.
         balance = getattr(output, "aux_loss", None)
