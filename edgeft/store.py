@@ -208,7 +208,7 @@ def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manife
         # No manifest may stand beside a file that it does not describe.
         if manifest_file.exists():
             os.replace(manifest_file, old)
-            fsync(manifest_file.parent)
+        fsync(manifest_file.parent)
         os.replace(temp, place)
         in_place = True
         fsync(place.parent)

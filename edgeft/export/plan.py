@@ -85,10 +85,7 @@ class ExportPlan:
 def requested(options: ExportOptions) -> list[tuple[Format, str]]:
     """(format, quantization) of every requested artifact; FormatError for an unknown one."""
     formats = [format_named(name) for name in dict.fromkeys(map(str.lower, options.format_names))]
-    pairs = check_quants(formats, options.quants)
-    if not pairs:
-        raise FormatError("no format is requested", "such as --format gguf")
-    return pairs
+    return check_quants(formats, options.quants)
 
 
 def check_files(options: ExportOptions) -> None:

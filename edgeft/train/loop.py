@@ -114,12 +114,12 @@ def fit(
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
     curves = objective.curves(trainer.state.log_history)
-    tokens = curves.pop("tokens", int(trainer.state.num_input_tokens_seen))
+    tokens = curves.pop("tokens", None)
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
-        "tokens": tokens,
-        "tokens_per_second": round((bar.units or tokens) / seconds, 1),
+        "tokens": int(trainer.state.num_input_tokens_seen) if tokens is None else tokens,
+        "tokens_per_second": round((bar.units if tokens is None else tokens) / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,

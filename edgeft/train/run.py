@@ -125,10 +125,8 @@ def train(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
                 checkpoints.open_work_folder(work_folder, request, checkpoint)
-                bar = Progress(
-                    f"train-{method}",
-                    options.total_steps(len(encoded.train) * encoded.answers_per_row),
-                )
+                steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
+                bar = Progress(f"train-{method}", steps)
                 facts = fit_in_memory(
                     options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
                     halve=request["options"]["micro_batch_size"] == "auto", watch=watch,

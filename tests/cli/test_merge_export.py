@@ -77,7 +77,7 @@ def other_weights(
     [
         (["--quant", "q4_k_n"], "did you mean 'q4_k_s'"),
         (["--format", "ggfu"], "did you mean 'gguf'"),
-        (["--format", ","], "no format is requested"),
+        (["--format", ","], "--format ',' names nothing"),
         (["--format", "hf", "--quant", "q8_0"], "format hf has no quantization"),
         (["--tensor-type", "ffn_down=q9"], "no tensor type 'q9'"),
         (["--tensor-type", "ffn_(down=q6_k"], "not a regular expression"),

@@ -171,7 +171,7 @@ class Place:
         self.again = f"{self.command} {stage.again}".strip()
         self._saved = folder.with_name(f"{folder.name}-before")
         shutil.rmtree(self._saved, ignore_errors=True)
-        self._clean()
+        self.clean()
         if stage.before:
             code, _, output = server.run(self._filled(stage.before, material), folder)
             assert code == 0, output
@@ -184,7 +184,8 @@ class Place:
     def _filled(self, command: str, material: Path) -> str:
         return command.format(m=material, s=self.folder)
 
-    def _clean(self) -> None:
+    def clean(self) -> None:
+        """The folder as it is before the stage."""
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._saved.exists():
             shutil.copytree(self._saved, self.folder, symlinks=True)
@@ -193,14 +194,14 @@ class Place:
 
     def spoil(self, number: int, fault: Fault, **more: Any) -> list[str]:
         """What does not hold after a fault at call `number`, and after the same command once more."""
-        self._clean()
+        self.clean()
         code, _, output = self.server.run(self.command, self.folder, number, fault, **more)
         where = f"{fault.name} at call {number}"
         return [f"{where}: {problem}" for problem in self._problems(code, output, fault)]
 
     def power_losses(self) -> tuple[int, list[str]]:
         """(number of states, problems) of a loss of power at any moment of the stage."""
-        self._clean()
+        self.clean()
         before = raw_content(self.folder)
         code, _, output = self.server.run(self.command, self.folder, log=str(self.server.log))
         assert code in self.stage.codes, output
@@ -228,6 +229,10 @@ class Place:
         if code == 1 and 1 not in self.stage.codes and len(lines) != 1:
             yield f"{len(lines)} lines of errors: {output[-300:]}"
         yield from half_written(self.folder, self.before, self.after, killed)
+        yield from self.problems_of_next_run()
+
+    def problems_of_next_run(self) -> Iterator[str]:
+        """Whether the command completes now, to the bytes of a run without a fault."""
         code, _, output = self.server.run(self.again, self.folder)
         if code not in self.stage.codes:
             yield f"the next run ends with {code}: {output[-600:]}"
