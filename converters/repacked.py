@@ -23,16 +23,14 @@ def repacked_gguf(folder: Path, threads: int | None = None) -> Path:
     identity = store.identity(folder)
     target = home() / "repacked" / f"{identity[:20]}.gguf"
     options, parents = {"edgeft": __version__}, {"model": identity}
-    if store.find_complete(target, "repacked", options, parents):
-        return target
-    merged, codes = open_merged(folder, None), RepackedGPTQ(Checkpoint(folder))
-    size = sum(
-        math.prod(shape) * (codes.bits(name) or 16) / 8 for name, shape in merged.shapes.items()
-    )
-    machine.preflight(target, f"repacking {folder}", disk=int(size) + 16_000_000)
-    with store.writing(
-        target, kind="repacked", options=options, parents=parents, overwrite=True
-    ) as work:
+    with store.writing_shared(target, kind="repacked", options=options, parents=parents) as work:
+        if work is None:
+            return target
+        merged, codes = open_merged(folder, None), RepackedGPTQ(Checkpoint(folder))
+        size = sum(
+            math.prod(shape) * (codes.bits(name) or 16) / 8 for name, shape in merged.shapes.items()
+        )
+        machine.preflight(target, f"repacking {folder}", disk=int(size) + 16_000_000)
         convert_options = ConvertOptions(threads=threads or len(os.sched_getaffinity(0)))
         plan = make_plan(merged, "f16", convert_options).with_blocks(codes)
         work.facts |= convert(merged, plan, work.path, convert_options, LandingProof(merged))

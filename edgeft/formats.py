@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import FormatError, InputError, did_you_mean
+from edgeft.files import read_text
 
 
 @dataclass(frozen=True)
@@ -192,9 +193,9 @@ def format_of(path: Path) -> Format:
 def _is_gptq(folder: Path) -> bool:
     """Judged by config.json alone; `edgeft.weights.checkpoint.quantization` reads the whole of it."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
         quantized = config.get("quantization_config")
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, RecursionError, InputError):
         return False  # the runtime that opens it reports what is wrong
     if quantized is None:
         return (folder / "quantize_config.json").is_file()

@@ -25,16 +25,24 @@ from typing import Any
 from edgeft import __version__
 from edgeft.errors import InputError, ManifestError, StaleError
 from edgeft.files import (
+    claimed,
     dead_partials,
     fsync,
-    locked,
     partial_path,
+    partial_targets,
+    read_text,
     remove,
+    replace_folder,
     sha256,
     sweep_target,
     write_text,
 )
 from edgeft.records import SCHEMA, FileRecord, Manifest
+
+SHARED_WAIT_S = 3600.0
+"""how long a run waits at most until another one has made what both need"""
+MAX_MANIFEST_BYTES = 64_000_000
+"""of a manifest, which lists every file of a result and what was measured"""
 
 
 @dataclass
@@ -61,9 +69,11 @@ def read_manifest(target: Path) -> Manifest | None:
     """
     path = manifest_path(target)
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError as error:
+        raise ManifestError(error.message, "delete it and run again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             f"{path} is not a manifest: {error}", "delete it and run again"
@@ -106,52 +116,72 @@ def writing(
     """Yield a `Draft` to write; on a clean exit put it at `target` with its manifest.
 
     `kind`, `options` and `parents` (role -> identity) go into the manifest. StaleError where something
-    else is at `target` already and `overwrite` is off.
+    else is at `target` already and `overwrite` is off, or where another run is writing it.
     """
     place = _linked(target)
-    if place.parent.is_dir():
+    with claimed(target):
         sweep_target(place)
         _finish_killed(target)
-    check_free(target, kind, options, parents, overwrite)
-    made_parent = not target.parent.exists()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temp = partial_path(place)
-    if not _is_file_target(target):
-        temp.mkdir()
-    try:
-        draft = Draft(temp)
-        yield draft
-        manifest = Manifest(
-            kind=kind,
-            options=_as_json(options),
-            files=_file_records(target, temp),
-            parents=parents,
-            facts=draft.facts,
-            edgeft=__version__,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        with locked(place.parent):
-            # Another run may have written the target meanwhile.
+        check_free(target, kind, options, parents, overwrite)
+        temp = partial_path(place)
+        if not _is_file_target(target):
+            temp.mkdir()
+        try:
+            draft = Draft(temp)
+            yield draft
+            manifest = Manifest(
+                kind=kind,
+                options=_as_json(options),
+                files=_file_records(target, temp),
+                parents=parents,
+                facts=draft.facts,
+                edgeft=__version__,
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            # A file system without locks lets another run write the target meanwhile.
             if find_complete(target, kind, options, parents) is None:
                 check_free(target, kind, options, parents, overwrite)
             if _is_file_target(target):
                 _replace_file(temp, place, manifest_path(target), manifest)
             else:
-                _replace_folder(temp, place, manifest)
-        fsync(place.parent)
-    finally:
-        remove(temp)
-        if made_parent:
-            with contextlib.suppress(OSError):
-                target.parent.rmdir()  # fails where the result is in it
+                write_text(temp / "manifest.json", manifest.to_json())
+                replace_folder(temp, place)
+        finally:
+            remove(temp)
+
+
+@contextlib.contextmanager
+def writing_shared(
+    target: Path, *, kind: str, options: dict[str, Any], parents: dict[str, str]
+) -> Iterator[Draft | None]:
+    """As `writing`, for what several runs need, such as an imported base: one makes it, the others wait.
+
+    Yields None where it is complete. What else is at `target` is replaced.
+    """
+    request: dict[str, Any] = {"kind": kind, "options": options, "parents": parents}
+    if find_complete(target, **request):
+        yield None
+        return
+    with claimed(target, SHARED_WAIT_S):
+        if find_complete(target, **request):
+            yield None
+            return
+        with writing(target, overwrite=True, **request) as draft:
+            yield draft
 
 
 def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
-    """Name -> record of each file written to `temp`. Their content is flushed to the disk."""
+    """Name -> record of each file written to `temp`. Their names and content are flushed to the disk."""
     if _is_file_target(target):
         return {target.name: _file_record(temp)}
-    paths = (path for path in sorted(temp.rglob("*")) if path.is_file())
-    return {str(path.relative_to(temp)): _file_record(path) for path in paths}
+    paths = sorted(temp.rglob("*"))
+    readable = temp.stat().st_mode & 0o666
+    for path in paths:
+        if path.is_dir():
+            fsync(path)
+        elif path.stat().st_mode & 0o666 != readable:
+            path.chmod(readable)  # safetensors' own files are readable by their owner alone
+    return {str(path.relative_to(temp)): _file_record(path) for path in paths if path.is_file()}
 
 
 def _linked(target: Path) -> Path:
@@ -165,7 +195,10 @@ def _linked(target: Path) -> Path:
 
 
 def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manifest) -> None:
-    """Put file and manifest in place. `_finish_killed` ends what a kill between the renames leaves."""
+    """Put file and manifest in place. `_finish_killed` ends what a kill between the renames leaves.
+
+    Each name is on the disk before the next one changes, so that a loss of power leaves no more.
+    """
     pending = partial_path(manifest_file)
     old = pending.with_name(f"{pending.name}-old")
     in_place = False
@@ -175,12 +208,15 @@ def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manife
         # No manifest may stand beside a file that it does not describe.
         if manifest_file.exists():
             os.replace(manifest_file, old)
+        fsync(manifest_file.parent)
         os.replace(temp, place)
         in_place = True
+        fsync(place.parent)
         try:
             os.replace(pending, manifest_file)
         except OSError:
             pending.rename(manifest_file)
+        fsync(manifest_file.parent)
     finally:
         if in_place:
             old.unlink(missing_ok=True)
@@ -195,30 +231,27 @@ def _finish_killed(target: Path) -> None:
     if not _is_file_target(target) or not target.parent.is_dir():
         return
     manifest_file = manifest_path(target)
-    for pending, is_old in dead_partials(manifest_file):
-        if is_old or manifest_file.exists() or not target.is_file():
-            continue
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
-            if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
-                os.replace(pending, manifest_file)
-    sweep_target(manifest_file)
+    if not dead_partials(manifest_file):
+        return
+    with contextlib.suppress(StaleError, OSError), claimed(target):
+        for pending, is_old in dead_partials(manifest_file):
+            if is_old or manifest_file.exists() or not target.is_file():
+                continue
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
+                if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
+                    os.replace(pending, manifest_file)
+        sweep_target(manifest_file)
 
 
-def _replace_folder(temp: Path, target: Path, manifest: Manifest) -> None:
-    write_text(temp / "manifest.json", manifest.to_json())
-    # A folder that is not empty cannot be replaced in one step. `sweep_target` puts the old one back
-    # where a run was killed between the two.
-    old = temp.with_name(f"{temp.name}-old")
-    if target.exists():
-        os.replace(target, old)
-    try:
-        os.replace(temp, target)
-    except BaseException:
-        if old.exists():
-            os.replace(old, target)
-        raise
-    remove(old)
+def sweep(folder: Path) -> None:
+    """Finish or remove partial results of killed runs in a folder, whatever their targets."""
+    for partial in partial_targets(folder):
+        target = partial.with_name(partial.name.removesuffix(".manifest.json"))
+        # In another container a process that lives may have the number of a dead one.
+        with contextlib.suppress(StaleError), claimed(target):
+            _finish_killed(target)
+            sweep_target(partial)
 
 
 def damaged(target: Path, manifest: Manifest) -> list[str]:
@@ -281,6 +314,7 @@ def check_free(
 
 def check_not_foreign(file: Path, overwrite: bool) -> None:
     """StaleError for an existing file without a manifest, unless `overwrite`."""
+    _finish_killed(file)
     if file.exists() and read_manifest(file) is None and not overwrite:
         raise StaleError(
             f"{file} is there already", "move it away, --overwrite, or choose another output"

@@ -150,7 +150,14 @@ class Cell:
             if store.read_manifest(path) is None:
                 edgeft("merge-export", "--adapter", self.out / file.adapter, "--out", path.parent,
                        "--no-compare-live", "--calibration-tokens", options.calibration_tokens,
-                       "--threads", options.threads, *file.export)  # fmt: skip
+                       "--threads", options.threads, *self._precision(file, files[0]), *file.export)  # fmt: skip
+
+    def _precision(self, file: File, first: File) -> tuple[str, ...]:
+        """The values of the base that the first file of the same adapter was found best with."""
+        manifest = store.read_manifest(self.out / first.path)
+        if manifest is None or file.adapter != first.adapter:
+            return ()
+        return ("--base-precision", manifest.facts["base_precision"]["chosen"])
 
     def measure(self, options: argparse.Namespace, files: Sequence[File]) -> None:
         """Write `FILE.json` beside each file: score of each item, and the divergences."""

@@ -55,22 +55,20 @@ def import_gguf(file: Path, name: str, dither_seed: int | None = None) -> Path:
     target = home() / "bases" / name
     options = {"source": file.name, "dither_seed": dither_seed}
     parents = {"file": files.sha256(file)}
-    if store.find_complete(target, "base", options, parents):
-        return target
-    header = gguf_reader.read(file)
-    check_runs(header)
-    card = models.card_for_gguf(header.meta.get("general.architecture", ""))
-    if card.family not in IMPORTABLE_FAMILIES:
-        raise FormatError(
-            f"GGUF import does not read {card.family} models",
-            "use the Hugging Face folder of this model",
-        )
-    config = _config(header, card)
-    _check_shapes(header, card, config)
-    machine.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
-    with store.writing(
-        target, kind="base", options=options, parents=parents, overwrite=True
-    ) as work:
+    with store.writing_shared(target, kind="base", options=options, parents=parents) as work:
+        if work is None:
+            return target
+        header = gguf_reader.read(file)
+        check_runs(header)
+        card = models.card_for_gguf(header.meta.get("general.architecture", ""))
+        if card.family not in IMPORTABLE_FAMILIES:
+            raise FormatError(
+                f"GGUF import does not read {card.family} models",
+                "use the Hugging Face folder of this model",
+            )
+        config = _config(header, card)
+        _check_shapes(header, card, config)
+        machine.preflight(target, f"importing {file.name}", disk=4 * file.stat().st_size)
         _write_json(work.path / "config.json", config)
         write_tokenizer(header, work.path, config)
         specs = [_spec(tensor, card, file) for tensor in header.tensors.values()]

@@ -157,16 +157,12 @@ def auto_imatrix(
         "chats": fingerprint(data.training), "text": files.text_sha256(data.text),
         "tokens": max_tokens, "base_precision": view.base_precision,
     }  # fmt: skip
-    if store.find_complete(target, "imatrix", options, parents):
-        return target
-    with (
-        store.writing(
-            target, kind="imatrix", options=options, parents=parents, overwrite=True
-        ) as work,
-        f16_model(view, out, threads) as model,
-    ):
-        sequences = calibration_ids(view, data, max_tokens, min(MAX_CHAT_TOKENS, model.context))
-        imatrix.write(collect(model.path, sequences, threads, dataset=data.name), work.path)
+    with store.writing_shared(target, kind="imatrix", options=options, parents=parents) as work:
+        if work is None:
+            return target
+        with f16_model(view, out, threads) as model:
+            sequences = calibration_ids(view, data, max_tokens, min(MAX_CHAT_TOKENS, model.context))
+            imatrix.write(collect(model.path, sequences, threads, dataset=data.name), work.path)
         tokens = sum(map(len, sequences))
         work.facts |= {"chats": len(sequences), "tokens": tokens}
     say(f"{target}  importance from {len(sequences)} chats, {tokens} tokens")

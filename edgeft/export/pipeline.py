@@ -23,9 +23,10 @@ from edgeft.adapter.folder import recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import InputError, ProofError
+from edgeft.errors import InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
 from edgeft.export.plan import (
@@ -40,7 +41,7 @@ from edgeft.export.plan import (
 )
 from edgeft.export.ship import ShipProof, describe, ship_target
 from edgeft.export.verify import ArtifactVerifier
-from edgeft.files import format_bytes, remove, write_text
+from edgeft.files import claimed, format_bytes, remove, write_text
 from edgeft.formats import load
 from edgeft.gptq.quantize import Calibration
 from edgeft.merge.landing import LandingProof, Proof
@@ -49,7 +50,9 @@ from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
 from edgeft.runtimes import trial
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import template_source
 from edgeft.tokenizer.stops import ending_text
+from edgeft.tokenizer.template_diff import template_diff
 
 MAX_QUANTIZED_BITS = 9
 """bits of a quantized weight at most, for the check of free disk space"""
@@ -74,13 +77,18 @@ def export(options: ExportOptions) -> list[Artifact]:
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
+    _report_template(view)
     _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
-    with ArtifactVerifier(
-        options.adapter, data.validation, options.threads, options.compare_live,
-        answers=data.validation or data.training,
-    ) as verifier:  # fmt: skip
+    with contextlib.ExitStack() as resources:
+        for item in plan.items:
+            if not item.complete:
+                resources.enter_context(claimed(item.target))
+        verifier = resources.enter_context(ArtifactVerifier(
+            options.adapter, data.validation, options.threads, options.compare_live,
+            answers=data.validation or data.training,
+        ))  # fmt: skip
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
@@ -88,6 +96,8 @@ def export(options: ExportOptions) -> list[Artifact]:
             _check_resources(plan, item)
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
+    name = options.base or _recorded_base(options.adapter)
+    write_cards(artifacts, Origin.of(name, base, view.card.family, options.adapter, parents))
     return artifacts
 
 
@@ -99,6 +109,15 @@ def _with_trained_type(options: ExportOptions) -> ExportOptions:
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
     return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
+
+
+def _report_template(view: Merged) -> None:
+    """Show how the adapter's chat template differs from the base's: who wrote it decides what is asked."""
+    base, own = template_source(view.base), template_source(view.tokenizer)
+    if base and own and (lines := template_diff(base, own)):
+        say("the chat template of the adapter replaces the base's:")
+        for line in lines:
+            say(f"  {line}")
 
 
 def _report_ending_text(view: Merged) -> None:
@@ -126,7 +145,9 @@ def _file_plan(plan: ExportPlan, item: Item) -> Any:
 def _complete_artifact(item: Item, view: Merged) -> Artifact:
     """The artifact of a complete item; writes its Modelfile where that is missing."""
     assert item.complete is not None
-    remove(item.gptq_blocks)  # left over where a run was killed after its last step
+    if item.gptq_blocks.is_dir():  # left over where a run was killed after its last step
+        with contextlib.suppress(StaleError), claimed(item.target):
+            remove(item.gptq_blocks)
     say(f"{item.target} is complete, nothing to do")
     _write_modelfile(item, view, item.complete)
     return Artifact(item.target, item.format.name, item.quant, item.complete)

@@ -24,6 +24,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -518,6 +519,8 @@ def _buffer(shape: tuple[int, int], folder: Path | None) -> Any:
     if folder is None:
         return torch.zeros(shape)
     with tempfile.NamedTemporaryFile(dir=folder) as file:
+        # A write to a page that the disk has no room for would end the process.
+        os.posix_fallocate(file.fileno(), 0, 4 * math.prod(shape))
         return torch.from_file(file.name, True, math.prod(shape)).view(shape)
 
 

@@ -88,6 +88,8 @@ class Job:
         """tokens of the prompt that were in the cache"""
         self.new_tokens = 0
         """tokens of the answer, without a stop token"""
+        self.drafted_tokens = self.accepted_tokens = 0
+        """that speculation guessed, and those of them that were right"""
         self.seconds: float | None = None
         """from the creation to the end"""
         self.cancelled = False

@@ -38,7 +38,7 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequest]:
     """`n` requests for the conversation. `limit`: the most tokens of an answer."""
     runtime, toolbox = engine.runtime, Toolbox.of(body)
-    prompt = _prompt(body, runtime.chat)
+    prompt = chat_prompt(body, runtime.chat)
     prompt_ids = runtime.encode(prompt)
     form = answer_form(toolbox, prompt, runtime)
     rule = answer_rule(body)
@@ -74,7 +74,7 @@ def completion_requests(body: Completion, engine: Engine, limit: int) -> list[Ge
     return _choices(request, tokenized(body.prompt, engine.runtime), body, engine)
 
 
-def _prompt(body: Chat, chat: ChatTemplate) -> str:
+def chat_prompt(body: Chat, chat: ChatTemplate) -> str:
     """The conversation as text; InputError where `continue_final_message` cannot be followed."""
     messages, tools = prompt_messages(body.messages), prompt_tools(body)
     kwargs, last = body.chat_template_kwargs, messages[-1]
@@ -115,17 +115,19 @@ def tokenized(prompt: Any, runtime: Runtime) -> list[list[int]]:
     prompts: list[Any] = [prompt]
     if isinstance(prompt, list) and not isinstance(prompt[0], int):
         prompts = list(prompt)
-    bos: list[int] = []
-    if getattr(runtime, "adds_bos", False):
-        bos = runtime.encode(runtime.chat.bos_token)[:1]
 
     def ids_of(prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, list):
-            return prompt
-        ids = runtime.encode(prompt)
-        return ids if ids[:1] == bos else [*bos, *ids]
+        return prompt if isinstance(prompt, list) else with_bos(runtime.encode(prompt), runtime)
 
     return list(map(ids_of, prompts))
+
+
+def with_bos(ids: list[int], runtime: Runtime) -> list[int]:
+    """The ids of a text with the bos in front, where the vocabulary wants it and it is not there."""
+    if not getattr(runtime, "adds_bos", False):
+        return ids
+    bos = runtime.encode(runtime.chat.bos_token)[:1]
+    return ids if ids[:1] == bos else [*bos, *ids]
 
 
 def check_ids(ids: Sequence[int], runtime: Runtime) -> None:
@@ -187,8 +189,7 @@ def _check_prompt(ids: Sequence[int], runtime: Runtime) -> None:
     if not ids:
         raise InputError("the prompt is empty")
     if len(ids) > runtime.context:
-        problem = f"the prompt has {len(ids)} tokens, the context only {runtime.context}"
-        raise TooLong(problem, "shorten it")
+        raise TooLong(len(ids), runtime.context)
     check_ids(ids, runtime)
 
 

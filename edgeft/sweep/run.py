@@ -89,8 +89,8 @@ def sweep(options: SweepOptions, watch: Watcher | None = None) -> SweepResult:
     Study(options, ())  # MissingExtra comes before any work
     request = _request(options, space.check(options))
     _check_folder(options.output)
-    options.output.mkdir(parents=True, exist_ok=True)
-    with files.locked(options.output, seconds=0):
+    with files.claimed(options.output):
+        options.output.mkdir(exist_ok=True)
         _open_folder(options, request)
         running = Sweep(options, request, watch)
         with open_workers(options.ray) as workers:

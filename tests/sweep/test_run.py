@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -226,8 +227,12 @@ def test_another_sweep_and_foreign_folders_are_left_alone(
     assert json.loads((first.output / "sweep.json").read_text())["best"]
     over = run.sweep(options(seed=1, overwrite=True, trials=2))
     assert len(over.trials) == 2 and not folder_of(over.output, 2).with_suffix(".json").exists()
-    with files.locked(over.output), pytest.raises(StaleError, match="another run"):
-        run.sweep(options(seed=1, trials=3))
+    with (
+        files.claimed(over.output),
+        ThreadPoolExecutor(1) as other,
+        pytest.raises(StaleError, match="another run"),
+    ):
+        other.submit(run.sweep, options(seed=1, trials=3)).result()
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter.txt").touch()
     with pytest.raises(StaleError, match="was not made by this command"):
