@@ -287,11 +287,11 @@ class Embeddings(Body):
 class Tokenize(Body):
     model: Text | None = None
     content: Text
-    add_special: bool = False
+    add_special: bool | None = False
     """with the bos in front, where the vocabulary wants it"""
-    parse_special: bool = True
+    parse_special: bool | None = True
     """whether special tokens in the text are read as such"""
-    with_pieces: bool = False
+    with_pieces: bool | None = False
     """each token with its text"""
 
 
