@@ -21,7 +21,10 @@ Example: ``raise InputError("no such file: chats.jsonl", hint="check --data")``
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -115,6 +118,32 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtra(
             f"{error.name} is not installed", hint=f"pip install 'edgeft[{extra}]'"
         ) from None
+
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+NUMPY_ERROR = re.compile(r"\d+ requested and \d+ written")
+TORCH_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+TORCH_FILE = ("PytorchStreamWriter failed", "inline_container.cc")
+
+
+def machine_error(error: BaseException) -> OSError | MemoryError | None:
+    """What the machine lacks, None for a defect: a full disk, no rights, too little memory.
+
+    Libraries in Rust (safetensors, tokenizers), torch and numpy report it as an exception of their own,
+    which is told by its text.
+    """
+    if isinstance(error, MemoryError):
+        return error
+    if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
+        return error
+    text = str(error)
+    if match := RUST_ERROR.search(text):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
+    if any(part in text for part in TORCH_MEMORY):
+        return MemoryError(text)
+    if NUMPY_ERROR.search(text) or any(part in text for part in TORCH_FILE):
+        return OSError(errno.EIO, "a file could not be written whole: the disk may be full")
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

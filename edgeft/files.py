@@ -90,6 +90,12 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.getpid()}")
 
 
+def final_name(path: Path) -> str:
+    """The name that a partial path will have: it must not depend on the process."""
+    match = re.fullmatch(r"\.(.+)\.partial-\d+", path.name)
+    return match[1] if match else path.name
+
+
 def format_bytes(size: float) -> str:
     """1_234_567 -> "1.2 MB": powers of 1000, as disks and llama.cpp count."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -121,14 +127,12 @@ def _sha256(path: Path, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sweep(folder: Path) -> None:
-    """Remove partial results of killed runs from a folder, whatever their targets."""
-    if folder.is_dir():
-        matches = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
-        for name in sorted({match[1] for match in matches if match}):
-            # In another container a process that lives may have the number of a dead one.
-            with contextlib.suppress(StaleError), claimed(folder / name):
-                sweep_target(folder / name)
+def partial_targets(folder: Path) -> list[Path]:
+    """The targets of which there are partial results in a folder."""
+    if not folder.is_dir():
+        return []
+    matches = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
+    return [folder / name for name in sorted({match[1] for match in matches if match})]
 
 
 def sweep_target(target: Path) -> None:
@@ -315,7 +319,7 @@ def read_bytes(path: Path, max_bytes: int, plain: bool = True) -> bytes:
         content, size = b"", status.st_size
         if size <= max_bytes:
             with path.open("rb") as file:
-                content = file.read(max_bytes + 1)
+                content = file.read(size + 1 if size else max_bytes + 1)  # a pipe has no size
             size = max(size, len(content))
         if size > max_bytes:
             raise InputError(

@@ -88,9 +88,9 @@ def sizes_of(card: Card, config: dict[str, Any]) -> Sizes:
     """The sizes of a text model (`text_model`). FormatError where config.json lacks one."""
     try:
         return _sizes(card, config)
-    except (ArithmeticError, TypeError, ValueError) as error:
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise FormatError(
-            f"config.json has a size that is none: {error}", "download it again"
+            f"config.json has not all sizes: {error!r}", "download it again"
         ) from None
 
 

@@ -12,6 +12,7 @@ folder `--out`. Ends in one JSON line.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -51,11 +52,13 @@ class Tally:
         self.name, self.out = name, out
         self.inputs = self.read = 0
         self.defects: Counter[str] = Counter()
+        self.saved = 0.0
+        """time of the last `save`: libFuzzer ends the process without a word"""
 
     def run(self, read: Any, data: bytes) -> bool:
         """Whether the input was read. A defect is counted, and its input kept."""
         self.inputs += 1
-        if (self.inputs & 1023) == 0:
+        if time.monotonic() > self.saved + 1:
             self.save()
         defect = ""
         started = time.process_time()
@@ -85,6 +88,7 @@ class Tally:
         return False
 
     def save(self) -> None:
+        self.saved = time.monotonic()
         text = json.dumps({"target": self.name, "inputs": self.inputs, "read": self.read,
                            "defects": dict(self.defects)})  # fmt: skip
         (self.out.parent / f"{self.out.name}.{self.name}.json").write_text(text)
@@ -112,29 +116,24 @@ def inputs(target: Any, seed: int) -> Iterator[bytes]:
             yield from mutants(whole, ROUND, place, target.span)
 
 
-def fuzz(name: str, seconds: float, out: Path, seed: int) -> None:
-    """One target in this process."""
+def fuzz(name: str, seconds: float, out: Path, seed: int, work: Path) -> None:
+    """One target in this process, in the empty folder `work`."""
     import resource
 
     resource.setrlimit(resource.RLIMIT_DATA, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
-    guided = importlib.util.find_spec("atheris") is not None
-    with tempfile.TemporaryDirectory(dir=_fast_folder()) as folder:
-        os.environ["EDGEFT_HOME"] = folder + "/home"
-        tally = Tally(name, out)
-        signal.signal(signal.SIGPROF, _late)
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - notes on damaged rows
-        try:
-            if guided:
-                _guided(name, tally, Path(folder) / "work", seconds, seed)
-            else:
-                target = _targets(Path(folder) / "work")[name]
-                until = time.monotonic() + seconds
-                for data in inputs(target, seed):
-                    tally.run(target.read, data)
-                    if time.monotonic() > until:
-                        break
-        finally:
-            tally.save()
+    signal.signal(signal.SIGPROF, _late)
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - notes on damaged rows
+    tally = Tally(name, out)
+    if importlib.util.find_spec("atheris"):
+        _guided(name, tally, work, seconds, seed)
+        return
+    target = _targets(work)[name]
+    until = time.monotonic() + seconds
+    for data in inputs(target, seed):
+        tally.run(target.read, data)
+        if time.monotonic() > until:
+            break
+    tally.save()
 
 
 def _guided(name: str, tally: Tally, work: Path, seconds: float, seed: int) -> None:
@@ -164,9 +163,6 @@ def _guided(name: str, tally: Tally, work: Path, seconds: float, seed: int) -> N
     arguments = [sys.argv[0], str(corpus), f"-max_total_time={max(1, int(seconds))}", f"-seed={seed}",
                  f"-max_len={MAX_INPUT_BYTES}", "-rss_limit_mb=0", "-timeout=60", "-verbosity=0",
                  f"-artifact_prefix={tally.out}/{name}-died-"]  # fmt: skip
-    import atexit
-
-    atexit.register(tally.save)  # libFuzzer ends the process itself
     atheris.Setup(arguments, one, custom_mutator=mutate)
     atheris.Fuzz()
 
@@ -191,32 +187,27 @@ def _late(*_: Any) -> None:
     raise Late(f"more than {MAX_SECONDS} s")
 
 
-def _fast_folder() -> str | None:
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=1)
     parser.add_argument("--target", action="append", help="of one kind; repeatable, default all")
     parser.add_argument("--out", type=Path, default=Path("defects"))
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    if args.child:
-        fuzz(args.target[0], args.minutes * 60, args.out.resolve(), args.seed)
+    if args.work:
+        fuzz(args.target[0], args.minutes * 60, args.out.resolve(), args.seed, args.work)
         return
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["EDGEFT_HOME"] = folder + "/home"
-        names = list(_targets(Path(folder) / "work"))
-    chosen = args.target or names
+    with _work() as folder:
+        chosen = args.target or list(_targets(folder))
     rows = []
     for name in chosen:
-        command = [sys.executable, "-m", "edgeft.benchmarks.studies.fuzz", "--child", "--target", name,
-                   "--minutes", str(args.minutes / len(chosen)), "--out", str(args.out),
-                   "--seed", str(args.seed)]  # fmt: skip
-        done = subprocess.run(command, check=False)
+        with _work() as folder:
+            command = [sys.executable, "-m", "edgeft.benchmarks.studies.fuzz", "--target", name,
+                       "--minutes", str(args.minutes / len(chosen)), "--out", str(args.out),
+                       "--seed", str(args.seed), "--work", str(folder)]  # fmt: skip
+            done = subprocess.run(command, check=False, stderr=subprocess.DEVNULL)
         file = args.out.with_name(f"{args.out.name}.{name}.json")
         row = json.loads(file.read_text()) if file.is_file() else {"target": name, "inputs": 0}
         row["exit"] = done.returncode
@@ -224,6 +215,15 @@ def main() -> None:
         print(f"{name:20} {row['inputs']:>9} inputs, {row.get('read', 0):>8} read, exit {done.returncode}, "
               f"defects: {row.get('defects') or 'none'}", flush=True)  # fmt: skip
     print(json.dumps({"seed": args.seed, "minutes": args.minutes, "targets": rows}))
+
+
+@contextlib.contextmanager
+def _work() -> Iterator[Path]:
+    """An empty folder in memory, and EDGEFT_HOME beside it."""
+    fast = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    with tempfile.TemporaryDirectory(dir=fast) as folder:
+        os.environ["EDGEFT_HOME"] = folder + "/home"
+        yield Path(folder) / "work"
 
 
 if __name__ == "__main__":

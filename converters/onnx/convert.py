@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def _save(builder: Any, out: Path) -> None:
     """Write the graph; its large constants are in DATA_FILE."""
     import onnx_ir as ir
 
-    builder.stamp_build_metadata(builder.model)
+    # The builder's own stamp adds the commit of whatever repository its packages lie in.
+    builder.model.producer_version = version("onnxruntime-genai")
     ir.save(builder.model, out / builder.filename)
 
 

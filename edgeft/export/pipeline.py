@@ -26,6 +26,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
 from edgeft.export.plan import (
@@ -49,7 +50,9 @@ from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
 from edgeft.runtimes import trial
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import template_source
 from edgeft.tokenizer.stops import ending_text
+from edgeft.tokenizer.template_diff import template_diff
 
 MAX_QUANTIZED_BITS = 9
 """bits of a quantized weight at most, for the check of free disk space"""
@@ -74,6 +77,7 @@ def export(options: ExportOptions) -> list[Artifact]:
     file_plans = [_file_plan(plan, item) for item in plan.items]
     for note in view.notes:
         say(note)
+    _report_template(view)
     _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
@@ -92,6 +96,8 @@ def export(options: ExportOptions) -> list[Artifact]:
             _check_resources(plan, item)
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
+    name = options.base or _recorded_base(options.adapter)
+    write_cards(artifacts, Origin.of(name, base, view.card.family, options.adapter, parents))
     return artifacts
 
 
@@ -103,6 +109,15 @@ def _with_trained_type(options: ExportOptions) -> ExportOptions:
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
     return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
+
+
+def _report_template(view: Merged) -> None:
+    """Show how the adapter's chat template differs from the base's: who wrote it decides what is asked."""
+    base, own = template_source(view.base), template_source(view.tokenizer)
+    if base and own and (lines := template_diff(base, own)):
+        say("the chat template of the adapter replaces the base's:")
+        for line in lines:
+            say(f"  {line}")
 
 
 def _report_ending_text(view: Merged) -> None:

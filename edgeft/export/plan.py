@@ -20,7 +20,6 @@ from edgeft.errors import FormatError, InputError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
 from edgeft.export.ship import rounds_as_trained
-from edgeft.files import sweep
 from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint, linears
 from edgeft.merge.view import Merged
@@ -86,10 +85,7 @@ class ExportPlan:
 def requested(options: ExportOptions) -> list[tuple[Format, str]]:
     """(format, quantization) of every requested artifact; FormatError for an unknown one."""
     formats = [format_named(name) for name in dict.fromkeys(map(str.lower, options.format_names))]
-    pairs = check_quants(formats, options.quants)
-    if not pairs:
-        raise FormatError("no format is requested", "such as --format gguf")
-    return pairs
+    return check_quants(formats, options.quants)
 
 
 def check_files(options: ExportOptions) -> None:
@@ -140,7 +136,7 @@ def plan_export(
     tokens = options.calibration_tokens or default_calibration_tokens(view)
     options = dataclasses.replace(options, calibration_tokens=tokens)
     pairs = requested(options)
-    sweep(options.out)
+    store.sweep(options.out)
     _check_options(options, pairs, view)
     items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
     todo = [item for item in items if not item.complete]

@@ -18,10 +18,10 @@ from typing import Literal
 
 from edgeft import files, store
 from edgeft.data.documents import TEXT_SUFFIXES
+from edgeft.data.layouts import layout_of
 from edgeft.data.reading import holds_rows
 from edgeft.data.sources import data_files, training_identity
 from edgeft.data.split_names import Split
-from edgeft.data.splits import has_documents
 from edgeft.errors import EdgeftError, InputError, ManifestError
 from edgeft.records import Manifest
 from edgeft.report import signature
@@ -189,8 +189,8 @@ def _identity(path: Path, role: str, manifest: Manifest) -> str:
         except ManifestError:
             return store.identity(path, use_manifest=False)
     if name in SPLITS and isinstance(manifest.options.get(name), str):
-        documents = has_documents(manifest.options)
-        return training_identity(path, SPLITS[name], documents, notes=False)
+        layout = layout_of(manifest.options)
+        return training_identity(path, SPLITS[name], layout, notes=False)
     return ""
 
 

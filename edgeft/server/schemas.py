@@ -313,7 +313,7 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     # llama-server
     "mirostat": (0,), "typical_p": (1,), "tfs_z": (1,), "top_n_sigma": (-1, 0), "xtc_probability": (0,),
     "dry_multiplier": (0,), "dynatemp_range": (0,), "adaptive_target": (-1,), "samplers": (),
-    "n_keep": (0, -1), "t_max_predict_ms": (0, -1), "n_indent": (0,), "n_probs": (0,),
+    "n_keep": (0, -1), "n_discard": (0,), "t_max_predict_ms": (0, -1), "n_indent": (0,), "n_probs": (0,),
     "post_sampling_probs": (False,),
     "lora": ([],), "image_data": ([],), "reasoning_format": ("none", "auto"),
     # others

@@ -105,7 +105,7 @@ class Studio:
             item.name: item.default for item in form.fields if item.kind == "switch"
         }
         values |= {item.name: item.default for item in form.fields if item.many and item.default}
-        values |= spec.start
+        values |= pages.usual_values(spec, nouns) | dict(spec.start)
         values |= {
             name: self.workspace.free_name(str(spec.start[name])) for name in spec.free_names
         }

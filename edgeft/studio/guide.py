@@ -29,7 +29,7 @@ SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
 ASKS = re.compile(r"quest|prompt|input|instruct|ask|user|text|问|指令|输入")
 LEARNS = re.compile(
-    r"answ|reply|respon|output|complet|label|target|intent|assistant|答|回|输出|标签"
+    r"answ|reply|respon|output|completion|label|target|intent|assistant|答|回|输出|标签"
 )
 """names of columns that are asked, and of those that are learned"""
 

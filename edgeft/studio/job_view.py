@@ -54,7 +54,7 @@ def _bars(job: Job) -> list[dict[str, Any]]:
     """The newest state of each work that the job counts, the newest last."""
     bars: dict[str, dict[str, Any]] = {}
     for line in job.last_lines():
-        if line.get("event") == "progress":
+        if line.get("event") == "progress" and line.get("total"):
             bars.pop(str(line.get("title")), None)
             bars[str(line.get("title"))] = line
     return list(bars.values())

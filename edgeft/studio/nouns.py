@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -67,6 +67,8 @@ def find_nouns(root: Path) -> list[Noun]:
 
 
 def _walk(root: Path, folder: Path, depth: int, left: list[int]) -> Iterator[Noun]:
+    of_folder = _manifest(folder)
+    splits = of_folder if of_folder and of_folder.kind == "dataset" else None
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError:
@@ -82,7 +84,7 @@ def _walk(root: Path, folder: Path, depth: int, left: list[int]) -> Iterator[Nou
             path.name.encode()  # a page cannot show a name that is no UTF-8
             if not entry.is_dir():
                 if noun := _file(root, path):
-                    yield noun
+                    yield _split_of(noun, splits) if splits else noun
             elif noun := _folder(root, path):
                 yield noun
             elif depth < MAX_DEPTH and not entry.is_symlink():
@@ -99,9 +101,17 @@ def _file(root: Path, path: Path) -> Noun | None:
         manifest = _manifest(path) if path.suffix == ".jsonl" else None
         noun = _of_manifest(root, path, "data", manifest)
         if not noun.identity and noun.size <= MAX_HASHED_BYTES:
-            return _with_identity(noun, sha256(path))
+            return replace(noun, identity=sha256(path))
         return noun
     return None
+
+
+def _split_of(noun: Noun, splits: Manifest) -> Noun:
+    """A file of `edgeft data split`: the manifest of its folder says what it was made from."""
+    record = splits.files.get(noun.name)
+    if record is None:
+        return noun
+    return replace(noun, identity=record.sha256, parents=splits.parents, options=splits.options)
 
 
 def _folder(root: Path, path: Path) -> Noun | None:
@@ -143,7 +153,7 @@ def _of_manifest(root: Path, path: Path, kind: Kind, manifest: Manifest | None) 
     if path.is_dir():
         name = identity(path)  # from the manifest: no file is read
     names = {
-        role: str(manifest.options[role])
+        role: _inside(root, str(manifest.options[role]))
         for role in manifest.parents
         if isinstance(manifest.options.get(role), str)
     }
@@ -151,6 +161,14 @@ def _of_manifest(root: Path, path: Path, kind: Kind, manifest: Manifest | None) 
         noun.path, kind, noun.size, noun.changed, name, manifest.parents, names, manifest.facts,
         manifest.options,
     )  # fmt: skip
+
+
+def _inside(root: Path, text: str) -> str:
+    """A path relative to the workspace where it lies in it, else as it is."""
+    try:
+        return Path(text).relative_to(root).as_posix()
+    except ValueError:
+        return text
 
 
 def _report(root: Path, path: Path) -> Noun | None:
@@ -164,12 +182,6 @@ def _report(root: Path, path: Path) -> Noun | None:
     paths = {arm["name"]: str(arm.get("path", "")) for arm in arms}
     return Noun(
         _relative(root, path), "report", _size(path), _changed(path), "", parents, paths, kept
-    )
-
-
-def _with_identity(noun: Noun, name: str) -> Noun:
-    return Noun(
-        noun.path, noun.kind, noun.size, noun.changed, name, noun.parents, noun.names, noun.facts
     )
 
 

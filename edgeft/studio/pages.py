@@ -153,6 +153,26 @@ def suggestions(item: Field, nouns: Sequence[Noun]) -> list[str]:
     return [*found, *NAMES.get(item.name, ())]
 
 
+def usual_values(spec: FormSpec, nouns: Sequence[Noun]) -> dict[str, list[str]]:
+    """What a form most likely is about: the newest adapter; the artifacts beside an f16 file, which comes last."""
+    newest = sorted(nouns, key=lambda noun: -noun.changed)
+    if spec.command == "merge-export":
+        adapter = next((noun.path for noun in newest if noun.kind == "adapter"), None)
+        return {"adapter": [adapter]} if adapter else {}
+    exact = next((noun for noun in newest if noun.name == "f16.gguf"), None)
+    if spec.last and exact:
+        folder = exact.path.removesuffix(exact.name)
+        others = [
+            noun.path
+            for noun in nouns
+            if noun.kind == "artifact"
+            and noun.path.removesuffix(noun.name) == folder
+            and noun != exact
+        ]
+        return {spec.last: [*(others[:1] if spec.name == "human" else others), exact.path]}
+    return {}
+
+
 def is_base_file(noun: Noun) -> bool:
     """Whether a GGUF may be a base: an export of no adapter, or a file that came without a manifest."""
     no_adapter = not any(role.startswith("adapter") for role in noun.parents)

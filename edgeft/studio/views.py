@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from markupsafe import Markup
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from edgeft.data.layouts import Layout
 from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.files import is_file
@@ -102,7 +104,7 @@ class Views:
             context["runs"] = runs
             context["unfinished"] = [noun for noun in nouns if self._is_idle(noun)]
             curves = {noun.path: {key: noun.facts.get(key) for key in CURVES} for noun in runs}
-            context["curves"] = json.dumps(curves)
+            context["curves"] = Markup(json.dumps(curves).replace("<", "\\u003c"))
         if name == "chat":
             running = [
                 job for job in self.studio.jobs.all() if job.lane == "service" and not job.has_ended
@@ -173,7 +175,8 @@ class Views:
         problem = ""
         if noun.kind == "data" and noun.size <= SHOWN_BYTES:
             try:
-                rows = load_examples(path, documents=path.suffix == ".txt")[:SHOWN_ROWS]
+                layout: Layout = "documents" if path.suffix == ".txt" else "chats"
+                rows = load_examples(path, layout=layout)[:SHOWN_ROWS]
             except EdgeftError as error:
                 problem = str(error)
         links = _links(noun, words, path)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import models
-from edgeft.errors import InputError
+from edgeft.errors import FormatError, InputError
 from edgeft.files import read_json
 from edgeft.weights import quantized_formats
 from edgeft.weights.checkpoint import GPTQ, READABLE, Array, Checkpoint
@@ -94,12 +94,19 @@ def _check_readable(folder: Path, weights: Checkpoint, card: models.Card) -> Non
 def _check_shapes(
     folder: Path, config: dict[str, Any], card: models.Card, weights: Checkpoint
 ) -> None:
-    """InputError for a weight of another shape than config.json says; rows of a vocabulary may differ."""
+    """InputError for a weight of another shape than config.json says; rows of a vocabulary may differ.
+
+    Who needs a size that config.json lacks reports it.
+    """
     ends = [card.hf_name(end) for end in ("token_embd.weight", "output.weight")]
-    for name, shape in models.tensor_shapes(card, config).items():
+    try:
+        shapes = models.tensor_shapes(card, config)
+    except FormatError:
+        return
+    for name, shape in shapes.items():
         info = weights.tensors.get(name)
         first = 1 if name in ends else 0
-        if info and info.shape[first:] != shape[first:]:
+        if info and info.shape[first:] != shape[first:] and all(shape):
             raise InputError(
                 f"{info.file}: {name} has the shape {info.shape}, by config.json it is {shape}",
                 "are both of the same model? download it again",

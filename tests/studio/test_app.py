@@ -120,6 +120,23 @@ def test_forms_are_filled_from_the_address_and_from_an_earlier_job(server: Serve
     assert "data-filled" in text
 
 
+def test_a_form_begins_with_what_is_most_likely_meant(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        for name in ("old/f16", "old/q8_0", "new/f16", "new/q4_0", "new/q8_0"):
+            file = server.root / f"{name}.gguf"
+            file.parent.mkdir(exist_ok=True)
+            file.write_text("")
+            os.utime(file, (name.startswith("new"),) * 2)
+        (server.root / "tuned").mkdir()
+        (server.root / "tuned/adapter_config.json").write_text("{}")
+        text = server.get("/measure").text
+        assert re.search(r'id="ab-last"[^>]*value="new/f16.gguf"', text)
+        ticked = re.findall(r'value="([^"]+)" checked', text.partition("ab-last")[0])
+        assert ticked == ["new/q4_0.gguf", "new/q8_0.gguf"]
+        assert 'value="tuned" checked' in server.get("/export").text
+        assert 'value="tuned" checked' not in server.get("/export?adapter=other").text
+
+
 def test_a_name_of_a_file_is_no_script(server: Server) -> None:
     rows(server.root / "<img src=x onerror=alert(1)>.jsonl")
     for path in ("/data", "/runs", "/train"):

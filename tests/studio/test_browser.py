@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from edgeft import store
 from edgeft.studio import pages
 from helpers.studio_server import Server, serving_studio
 
@@ -65,8 +65,8 @@ def test_a_form_shows_its_command_is_kept_and_becomes_a_job(opened: Opened, serv
     page = opened("/train")
     line = page.locator("#form-train pre code")
     page.get_by_label("Data", exact=False).first.fill("chats.jsonl")
-    page.get_by_text(re.compile("^More options")).click()
-    page.get_by_role("searchbox").fill("rslora")
+    page.locator("#form-train summary").click()
+    page.locator("#form-train [type=search]").fill("rslora")
     page.get_by_role("checkbox", name="Use rslora").check()
     page.get_by_text(
         "edgeft train --base smollm2-135m --data chats.jsonl --output adapter --use-rslora"
@@ -147,6 +147,23 @@ def test_a_file_is_uploaded_and_offered(opened: Opened, server: Server, tmp_path
     )
     page.get_by_text("no data file by its name").wait_for()
     page.reload()
+
+
+@pytest.mark.slow
+def test_runs_are_compared_in_one_plot(opened: Opened, server: Server) -> None:
+    for name in ("one", "</script><b>two"):
+        facts = {"loss": [[step, 3 / step] for step in range(1, 60)], "validation_loss": [[59, 1.0]],
+                 "steps": 59, "seconds": 9.0, "tokens_per_second": 100.0}  # fmt: skip
+        with store.writing(
+            server.root / name.replace("/", ""), kind="adapter", options={}, parents={}
+        ) as draft:
+            (draft.path / "adapter_config.json").write_text("{}")
+            draft.facts |= facts
+    page = opened("/train")
+    curves = page.locator("#compare-loss path.curve:not(.faint)")
+    curves.nth(1).wait_for()
+    page.get_by_role("checkbox", name="Show one").uncheck()
+    assert curves.count() == 1 and page.locator("#compare-validation circle").count() == 1
 
 
 @pytest.mark.slow

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
 from edgeft import store
 from edgeft.errors import InputError, ResourceError, StaleError
+from edgeft.studio.lineage import graph, lineage_svg
 from edgeft.studio.nouns import find_nouns
 from edgeft.studio.workspace import Upload, Workspace, clean_name
 
@@ -29,7 +31,7 @@ def write(path: Path, text: str = "x") -> Path:
 
 def make_adapter(root: Path, data: Path) -> Path:
     parents = {"base": "b" * 64, "data": store.identity(data)}
-    options = {"base": "smollm2-135m", "data": str(data)}
+    options = {"base": "smollm2-135m", "data": "chats.jsonl"}
     with store.writing(root / "adapter", kind="adapter", options=options, parents=parents) as draft:
         write(draft.path / "adapter_config.json", "{}")
         draft.facts["loss"] = [[1, 2.0]]
@@ -60,9 +62,41 @@ def test_every_noun_is_found_with_its_parents(workspace: Workspace) -> None:
         "out/q8_0.gguf": "artifact", "report/report.json": "report", "run.work": "unfinished",
     }  # fmt: skip
     assert nouns["adapter"].parents["data"] == nouns["chats.jsonl"].identity
-    assert nouns["adapter"].names == {"base": "smollm2-135m", "data": str(data)}
+    assert nouns["adapter"].names == {"base": "smollm2-135m", "data": "chats.jsonl"}
     assert nouns["out/q8_0.gguf"].parents["adapter"] == nouns["adapter"].identity
     assert nouns["report/report.json"].parents == {"q8_0.gguf": nouns["out/q8_0.gguf"].identity}
+
+
+def test_the_graph_goes_from_data_to_the_report(workspace: Workspace) -> None:
+    root = workspace.root
+    raw = write(root / "raw.jsonl", '{"prompt": "a", "completion": "b"}\n')
+    write(root / "model/config.json", "{}")
+    write(root / "model/model.safetensors")
+    parents = {"data": store.identity(raw)}
+    with store.writing(root / "splits", kind="dataset", options={}, parents=parents) as draft:
+        write(draft.path / "train.jsonl", raw.read_text() * 2)
+    parents = {"base": "b" * 64, "data": store.identity(root / "splits/train.jsonl")}
+    options = {"base": str(root / "model")}
+    with store.writing(root / "adapter", kind="adapter", options=options, parents=parents) as draft:
+        write(draft.path / "adapter_config.json", "{}")
+    parents = {"adapter": store.identity(root / "adapter"), "base": "b" * 64, "imatrix": "c" * 64}
+    with store.writing(root / "q8_0.gguf", kind="artifact", options={}, parents=parents) as draft:
+        write(draft.path)
+    nouns = find_nouns(root)
+    nodes, arrows = graph(nouns)
+    assert {(parent.name, child.name) for parent, child in arrows} == {
+        ("raw.jsonl", "train.jsonl"), ("train.jsonl", "adapter"), ("model", "adapter"),
+        ("adapter", "q8_0.gguf"), ("model", "q8_0.gguf"), ("imatrix", "q8_0.gguf"),
+    }  # fmt: skip
+    assert [node.name for node in nodes if not node.path] == ["imatrix"]
+    svg = lineage_svg(nouns, "What <came> from what", "outside")
+    places = {
+        name: float(x) for x, name in re.findall(r'<text x="(\d+)" y="\d+">([^<]+)</text>', svg)
+    }
+    assert places["raw.jsonl"] < places["train.jsonl"] == places["model"] < places["adapter"]
+    assert places["imatrix"] == places["adapter"] < places["q8_0.gguf"]
+    assert "What &lt;came&gt;" in svg and 'href="/file/splits/train.jsonl"' in svg
+    assert lineage_svg([], "", "") == ""
 
 
 def test_what_cannot_be_read_is_left_out(workspace: Workspace) -> None:

@@ -68,7 +68,7 @@ const bars = new Map();
 function addLines(lines) {
   for (const line of lines) {
     if (line.event === "note") addNote(line.text);
-    if (line.event !== "progress") continue;
+    if (line.event !== "progress" || !line.total) continue;
     bars.delete(line.title);
     bars.set(line.title, line);
     for (const [name, value] of Object.entries(line.values ?? {})) {
@@ -90,7 +90,8 @@ function addNote(note) {
 }
 
 function draw() {
-  if (!bars.size) return;
+  // Of a job that has ended only the curves are still of interest.
+  if (!bars.size || (!("live" in $("job").dataset) && !curves.loss.length)) return;
   $("live").hidden = false;
   $("bars").replaceChildren(...[...bars.values()].slice(-4).map((bar) => {
     const progress = element("progress", { max: bar.total || 1, value: bar.done, "aria-label": bar.title });
