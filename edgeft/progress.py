@@ -1,21 +1,27 @@
-"""Notes and progress on stderr: a bar on a terminal, plain lines elsewhere. stdout is left to results.
+"""Notes and progress on stderr: a bar on a terminal, plain lines elsewhere, JSON lines for programs.
 
-with Progress("train-qlora", total=110) as bar:
-    bar.update(1, units=380, loss=0.42)     # units: tokens, for the rate
+    with Progress("train-qlora", total=110) as bar:
+        bar.update(1, units=380, loss=0.42)     # units: tokens, for the rate
+
+stdout is left to results. docs/studio.md describes the JSON lines, which `write_json_lines` turns on.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import logging
+import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterator
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from edgeft.printable import one_printable_line
 
 if TYPE_CHECKING:
     import rich.console
@@ -27,9 +33,28 @@ BAR_INTERVAL_S = 0.1
 """seconds between two drawings of the bar"""
 
 
+_json_lines = False
+
+
+def write_json_lines(on: bool) -> None:
+    """Whether notes, progress and errors of this process are JSON lines on stderr."""
+    global _json_lines
+    _json_lines = on
+
+
+def emit(event: str, **facts: Any) -> bool:
+    """Write one JSON line, {"event": …, "time": seconds since 1970, …}; False where they are not on."""
+    if _json_lines:
+        line = json.dumps({"event": event, "time": round(time.time(), 3), **facts}, default=str)
+        print(line, file=sys.stderr, flush=True)
+    return _json_lines
+
+
 def say(text: str) -> None:
-    """Print a note for the user."""
-    print(f"edgeft: {text}", file=sys.stderr, flush=True)
+    """Print a note for the user; it may have several lines."""
+    if not emit("note", text=text):
+        lines = map(one_printable_line, text.split("\n"))
+        print("edgeft:", "\n".join(lines), file=sys.stderr, flush=True)
 
 
 @functools.cache
@@ -94,6 +119,9 @@ class Progress:
         self.units += units
         self._values.update(values)
         now = time.perf_counter()
+        if _json_lines:
+            self._emit(now, values)
+            return
         interval = BAR_INTERVAL_S if self._bar else LINE_INTERVAL_S
         finished = self.done == self.total and (self._bar is not None or not self.short)
         if now - self._last_shown >= interval or finished:
@@ -107,10 +135,26 @@ class Progress:
             (task,) = self._bar.task_ids
             self._bar.update(task, completed=self.done, description=self._text(), refresh=True)
 
-    def _text(self) -> str:
+    def _emit(self, now: float, values: dict[str, float]) -> None:
+        """One JSON line; updates without values and without the end are left out in between."""
+        if now - self._last_shown < BAR_INTERVAL_S and not values and self.done != self.total:
+            return
+        self._last_shown = now
+        elapsed, left = self._times()
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        emit(
+            "progress", title=self.title, done=self.done, total=self.total, tokens=self.units,
+            elapsed_s=round(elapsed, 3), left_s=round(left, 3), values=finite,
+        )  # fmt: skip
+
+    def _times(self) -> tuple[float, float]:
+        """Seconds since the start, and seconds left at the speed so far; 0 where no step is done."""
         elapsed = time.perf_counter() - self._started
         steps = self.done - self._first_step
-        left = elapsed / steps * (self.total - self.done) if steps else 0.0
+        return elapsed, elapsed / steps * (self.total - self.done) if steps else 0.0
+
+    def _text(self) -> str:
+        elapsed, left = self._times()
         parts = [f"{self.title} {self.done}/{self.total}"]
         parts += [f"{name} {value:.4g}" for name, value in self._values.items()]
         if self.units:
@@ -120,7 +164,9 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._started = time.perf_counter()
-        if sys.stderr.isatty() and not dumb_terminal():
+        if _json_lines:
+            self._emit(self._started, {})
+        elif sys.stderr.isatty() and not dumb_terminal():
             self._bar = _terminal_bar()
             self._bar.add_task(self.title, total=self.total, completed=self.done)
             self._bar.start()

@@ -30,6 +30,7 @@ from edgeft.files import (
     fsync,
     partial_path,
     partial_targets,
+    read_text,
     remove,
     replace_folder,
     sha256,
@@ -40,6 +41,8 @@ from edgeft.records import SCHEMA, FileRecord, Manifest
 
 SHARED_WAIT_S = 3600.0
 """how long a run waits at most until another one has made what both need"""
+MAX_MANIFEST_BYTES = 64_000_000
+"""of a manifest, which lists every file of a result and what was measured"""
 
 
 @dataclass
@@ -66,9 +69,11 @@ def read_manifest(target: Path) -> Manifest | None:
     """
     path = manifest_path(target)
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError as error:
+        raise ManifestError(error.message, "delete it and run again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             f"{path} is not a manifest: {error}", "delete it and run again"
@@ -332,7 +337,8 @@ def identity(target: Path, use_manifest: bool = True) -> str:
     else:
         hashes = {name: sha256(target / name) for name in _model_files(_counted_files(target))}
     lines = (f"{name} {hashes[name]}\n" for name in sorted(_model_files(hashes)))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    text = "".join(lines).encode("utf-8", "surrogatepass")  # names of files that are no UTF-8
+    return hashlib.sha256(text).hexdigest()
 
 
 def _counted_files(folder: Path) -> list[str]:

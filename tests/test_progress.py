@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgeft import progress
-from edgeft.progress import Progress
+from edgeft.progress import Progress, say
 from helpers.paths import ROOT
 
 pytestmark = pytest.mark.unit
@@ -112,6 +115,48 @@ def test_a_resumed_run_estimates_from_its_own_steps(capsys: pytest.CaptureFixtur
         bar.update(1, units=5)
     assert re.search(r"training 100/100  \d+ tokens/s  \d s, 0 s left", capsys.readouterr().err)
     assert (bar.done, bar.units) == (100, 5)
+
+
+@pytest.fixture
+def json_lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[dict[str, Any]]]]:
+    """What was written to stderr since the last call, with --progress json."""
+    progress.write_json_lines(True)
+    yield lambda: [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    progress.write_json_lines(False)
+
+
+def test_json_lines_have_every_value_and_the_end(
+    json_lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    with Progress("training", 1000) as bar:
+        bar.start_at(900)
+        for step in range(100):
+            bar.update(1, units=10, **({"loss": step / 10} if step % 50 == 0 else {}))
+    say("a note\nof two lines")
+    *lines, note = json_lines()
+    assert {line["event"] for line in lines} == {"progress"} and all(line["time"] for line in lines)
+    assert [line["values"] for line in lines if line["values"]] == [{"loss": 0.0}, {"loss": 5.0}]
+    assert len(lines) < 10, "one line for each step without values"
+    last = lines[-1]
+    assert (last["done"], last["total"], last["tokens"], last["left_s"]) == (1000, 1000, 1000, 0)
+    assert note["event"] == "note" and note["text"] == "a note\nof two lines"
+
+
+def test_a_loss_that_is_no_number_is_still_json(
+    json_lines: Callable[[], list[dict[str, Any]]],
+) -> None:
+    with Progress("training", 2) as bar:
+        bar.update(1, loss=float("nan"))
+    assert json_lines()[-1]["values"] == {"loss": None}
+
+
+def test_errors_of_a_command_are_json_lines(edgeft: Callable[..., Any]) -> None:
+    ran = edgeft("inspect", "/no/such/file", "--progress", "json")
+    (line,) = map(json.loads, ran.err.splitlines())
+    assert (ran.code, line["event"], line["exit_code"]) == (1, "error", 1)
+    assert "/no/such/file" in line["message"] and line["hint"]
+    ran = edgeft("inspect", "/no/such/file")
+    assert ran.err.startswith("edgeft: error: ") and line["message"] in ran.err
 
 
 def test_importing_progress_imports_no_rich() -> None:

@@ -60,7 +60,8 @@ class Row:
 
     @property
     def tokens_per_second(self) -> float:
-        return sum(len(answer) - 1 for answer in self.answers) / self.seconds
+        after_the_first = sum(max(0, len(answer) - 1) for answer in self.answers)
+        return after_the_first / self.seconds if self.seconds else 0.0
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,12 @@ def read_chats(path: Path, items: int, runtime: GGUFRuntime, instructions: str) 
     return chats
 
 
-def answer(engine: BatchingEngine, row: Row, chat: Chat, tokens: int) -> None:
+def answer(
+    engine: BatchingEngine, row: Row, chat: Chat, tokens: int, ignore_eos: bool = False
+) -> None:
     """One greedy answer, timed."""
     came: queue.SimpleQueue[tuple[float, StreamDelta]] = queue.SimpleQueue()
-    request = GenerationRequest(tuple(chat.prompt), tokens, logprobs=0)
+    request = GenerationRequest(tuple(chat.prompt), tokens, logprobs=0, ignore_eos=ignore_eos)
     job = Job(request, lambda delta: came.put((time.perf_counter(), delta)))
     started = time.perf_counter()
     engine.submit([job])

@@ -11,6 +11,7 @@ control), and with `--ship TYPE`. So all files have the same number of steps beh
     gptq        the control, calibrated on its own chats
     ship        trained for the type
     ship+gptq   trained for the type, and then calibrated on its own chats
+    distill     trained for the type with `--ship-distill`, the first training as the teacher
 
 A type such as auto-80M is the control in `--quant auto --max-size 80M`.
 
@@ -63,7 +64,7 @@ RECORDED = (
     "chunks",
 )  # fmt: skip
 """options that all results of a folder share"""
-RECIPES = ("plain", "imatrix", "gptq", "ship", "ship+gptq")
+RECIPES = ("plain", "imatrix", "gptq", "ship", "ship+gptq", "distill")
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,8 @@ class File:
     @property
     def adapter(self) -> str:
         """Name of the adapter that it is exported from."""
+        if self.recipe == "distill":
+            return f"distill-{self.quant}"
         return f"ship-{self.quant}" if self.recipe.startswith("ship") else "control"
 
     @property
@@ -132,8 +135,10 @@ class Cell:
         more = ("--adapter", self.out / "first", "--steps", options.more_steps, "--seed",
                 self.seed + 1000, "--learning-rate", options.more_rate)  # fmt: skip
         for name in dict.fromkeys(file.adapter for file in files):
-            ship = ("--ship", name.removeprefix("ship-")) if name != "control" else ()
-            self._train(name, *common, *more, *ship)
+            kind, _, quant = name.partition("-")
+            ship = ("--ship", quant) if quant else ()
+            distill = ("--ship-distill", options.distill) if kind == "distill" else ()
+            self._train(name, *common, *more, *ship, *distill)
 
     def _train(self, name: str, *words: Any) -> None:
         if store.read_manifest(self.out / name) is None:
@@ -145,7 +150,14 @@ class Cell:
             if store.read_manifest(path) is None:
                 edgeft("merge-export", "--adapter", self.out / file.adapter, "--out", path.parent,
                        "--no-compare-live", "--calibration-tokens", options.calibration_tokens,
-                       "--threads", options.threads, *file.export)  # fmt: skip
+                       "--threads", options.threads, *self._precision(file, files[0]), *file.export)  # fmt: skip
+
+    def _precision(self, file: File, first: File) -> tuple[str, ...]:
+        """The values of the base that the first file of the same adapter was found best with."""
+        manifest = store.read_manifest(self.out / first.path)
+        if manifest is None or file.adapter != first.adapter:
+            return ()
+        return ("--base-precision", manifest.facts["base_precision"]["chosen"])
 
     def measure(self, options: argparse.Namespace, files: Sequence[File]) -> None:
         """Write `FILE.json` beside each file: score of each item, and the divergences."""
@@ -290,6 +302,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of the first training; default: by task")
     parser.add_argument("--more-steps", type=int, default=80, help="of the second training")
     parser.add_argument("--more-rate", type=float, default=2e-4, help="its learning rate")
+    parser.add_argument("--distill", type=float, default=0.5, help="as for --ship-distill")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--calibration-tokens", type=int, default=16384)
     parser.add_argument("--text", type=Path, required=True, help="plain text for the perplexity")

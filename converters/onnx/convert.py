@@ -56,7 +56,7 @@ def convert(
     if options.calibration:
         grids = dict.fromkeys(linears(merged), recipe.grid)
         quantized = quantize_blocks(merged, grids, options.calibration, options.threads)
-    builder = _build_graph(merged, out)
+    builder = build_graph(merged, out)
     with (out / DATA_FILE).open("wb") as file:
         writer = WeightWriter(merged, builder, file, recipe, quantized, landing)
         writer.write()
@@ -93,7 +93,7 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Recipe:
     return recipe_of(quant, size)
 
 
-def _build_graph(merged: Merged, out: Path) -> Any:
+def build_graph(merged: Merged, out: Path) -> Any:
     """The builder (`edgeft.converters.onnx.decoder.Decoder`) with its graph, without the matrices."""
     import onnx_ir as ir
 

@@ -18,6 +18,7 @@ import click
 from edgeft import __version__
 from edgeft.cli._old_names import current_args
 from edgeft.errors import EdgeftError, did_you_mean, machine_error
+from edgeft.progress import emit, say, write_json_lines
 
 COMMANDS = {
     "demo": "Everything on an embedded model and task, in some ten minutes.",
@@ -32,8 +33,10 @@ COMMANDS = {
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
     "verify": "Every hash of a result and of its parents, computed again.",
+    "sign": "Sign a result with a private key, for `verify --key`.",
     "chat": "Talk to an artifact on the CPU; reads a pipe too.",
     "serve": "An OpenAI-compatible server, many answers at a time.",
+    "studio": "The whole way in a browser: every button is a command.",
     "bench": "Speed, memory, fidelity and accuracy of artifacts, in tables.",
     "ab": "Release gate: candidates against a baseline on the same items.",
     "report": "The page of a release again, or of a training with its loss curves.",
@@ -57,6 +60,7 @@ class Group(click.Group):
             return None
         module = importlib.import_module(f"edgeft.cli.{name.replace('-', '_')}")
         command: click.Command = module.command
+        add_progress_option(command)
         return command
 
     def resolve_command(
@@ -80,6 +84,7 @@ def group() -> None:
 
 def main(args: list[str] | None = None) -> None:
     """Entry point: runs a command and exits; a user error is one line on stderr."""
+    write_json_lines(False)  # of an earlier call in the same process
     if threading.current_thread() is threading.main_thread():
         signal.signal(
             signal.SIGTERM, signal.default_int_handler
@@ -87,13 +92,13 @@ def main(args: list[str] | None = None) -> None:
     try:
         code: Any = group.main(args=args, prog_name="edgeft", standalone_mode=False)
     except EdgeftError as error:
-        print(f"edgeft: error: {error}", file=sys.stderr)
-        code = error.exit_code
+        code = _fail(error.message, error.hint, error.exit_code)
     except click.ClickException as error:
-        error.show()
         code = error.exit_code
+        if not emit("error", message=error.format_message(), hint="", exit_code=code):
+            error.show()
     except (click.Abort, KeyboardInterrupt):
-        print("edgeft: interrupted; nothing half-written was left", file=sys.stderr)
+        say("interrupted; nothing half-written was left")
         code = 130
     except Exception as error:
         problem = machine_error(error)
@@ -106,11 +111,38 @@ def main(args: list[str] | None = None) -> None:
 def _report(problem: OSError | MemoryError) -> int:
     """Print one line for what the machine lacks; the exit code."""
     if isinstance(problem, MemoryError):
-        text = "out of memory (close other programs)"
-    else:
-        where = f": {problem.filename}" if problem.filename else ""
-        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = " (free some space, or choose another output; nothing half-written was left)"
-        text = f"{problem.strerror or problem}{where}{hint if full else ''}"
-    print(f"edgeft: error: {text}", file=sys.stderr)
-    return EdgeftError.exit_code
+        return _fail("out of memory", "close other programs")
+    where = f": {problem.filename}" if problem.filename else ""
+    full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "free some space, or choose another output; nothing half-written was left"
+    return _fail(f"{problem.strerror or problem}{where}", hint if full else "")
+
+
+def _fail(message: str, hint: str, code: int = EdgeftError.exit_code) -> int:
+    """Print an error as one line, or as a JSON line; its exit code."""
+    if not emit("error", message=message, hint=hint, exit_code=code):
+        print(f"edgeft: error: {EdgeftError(message, hint)}", file=sys.stderr)
+    return code
+
+
+def add_progress_option(command: click.Command) -> None:
+    """Give a command, or all commands of a group, the option --progress, where they lack it."""
+    if isinstance(command, click.Group):
+        for one in command.commands.values():
+            add_progress_option(one)
+    elif not any(param.name == "progress" for param in command.params):
+        at = next((i for i, p in enumerate(command.params) if p.name == "config"), None)
+        command.params.insert(len(command.params) if at is None else at, _progress_option())
+
+
+def _progress_option() -> click.Option:
+    return click.Option(
+        ["--progress"],
+        type=click.Choice(["text", "json"]),
+        default="text",
+        show_default=True,
+        is_eager=True,
+        expose_value=False,
+        callback=lambda ctx, param, value: write_json_lines(value == "json"),
+        help="Notes, progress and errors on stderr: text for people, json = one JSON object a line.",
+    )

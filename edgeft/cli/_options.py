@@ -24,6 +24,7 @@ import click
 from click.core import ParameterSource
 
 from edgeft import machine
+from edgeft.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
@@ -195,9 +196,17 @@ COMMA = re.compile(r",(?![^(]*\)|[^\[]*\])")
 def comma_list(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Callback of a repeatable option whose values may also be joined by commas, outside of (…) and […]."""
+    """Callback of a repeatable option whose values may also be joined by commas, outside of (…) and […].
+
+    InputError where it is given and names nothing.
+    """
     parts = (part.strip() for item in value for part in COMMA.split(item))
-    return tuple(part for part in parts if part)
+    names = tuple(part for part in parts if part)
+    if value and not names:
+        raise InputError(
+            f"{param.opts[0]} {value[0]!r} names nothing", "leave it out for the default"
+        )
+    return names
 
 
 class CountOrAuto(click.IntRange):

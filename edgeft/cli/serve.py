@@ -28,6 +28,7 @@ from edgeft.server.options import ServeOptions
     max_tokens=click.IntRange(min=1),
     max_memory=Bytes(),
     speculate=click.Choice(["none", "ngram"]),
+    draft=click.Path(path_type=Path),
     shutdown_timeout=click.FloatRange(0, 3600),
     kv_type=click.Choice(list(KV_TYPES)),
     batch_invariant={"name": "--batch-invariant/--no-batch-invariant"},

@@ -14,6 +14,7 @@ import contextlib
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
 from edgeft.export.plan import (
@@ -50,7 +52,9 @@ from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
 from edgeft.runtimes import trial
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import template_source
 from edgeft.tokenizer.stops import ending_text
+from edgeft.tokenizer.template_diff import template_diff
 
 MAX_QUANTIZED_BITS = 9
 """bits of a quantized weight at most, for the check of free disk space"""
@@ -77,6 +81,7 @@ def export(options: ExportOptions) -> list[Artifact]:
         _check_resources(plan, todo)
     for note in view.notes:
         say(note)
+    _report_template(view)
     _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
@@ -94,16 +99,28 @@ def export(options: ExportOptions) -> list[Artifact]:
             _check_resources(plan, [item])
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
+    name = options.base or _recorded_base(options.adapter)
+    write_cards(artifacts, Origin.of(name, base, view.card.family, options.adapter, parents))
     return artifacts
 
 
 def _with_trained_type(options: ExportOptions) -> ExportOptions:
-    """Without --quant the type that the adapter was trained for."""
+    """Without --quant the type that the adapter was trained for, and without --format its format."""
     target = ship_target(options.adapter)
-    if not target or options.quants or options.formats != ("gguf",):
+    trained = target.format if target else None
+    if not target or not trained or options.quants or options.formats not in ((), (trained.name,)):
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
-    return dataclasses.replace(options, quants=(target.quant,))
+    return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
+
+
+def _report_template(view: Merged) -> None:
+    """Show how the adapter's chat template differs from the base's: who wrote it decides what is asked."""
+    base, own = template_source(view.base), template_source(view.tokenizer)
+    if base and own and (lines := template_diff(base, own)):
+        say("the chat template of the adapter replaces the base's:")
+        for line in lines:
+            say(f"  {line}")
 
 
 def _report_ending_text(view: Merged) -> None:
@@ -171,10 +188,11 @@ def _write(
             calibration = _calibration(plan, item)
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
-        work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
+        with _summed_as_trained() if target else contextlib.nullcontext():
+            work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
         _check_size(work.path, plan.options.max_size if item.sized else None)
         if isinstance(landing, ShipProof):
-            work.facts["ship"] = landing.compare(work.path, item.format.name)
+            work.facts["ship"] = landing.compare(work.path, item.format)
         proof = landing.result()
         convert_seconds = time.perf_counter() - started
         work.facts |= {
@@ -190,6 +208,14 @@ def _write(
     _write_modelfile(item, choices.view, manifest)
     _report(item, manifest, proof, convert_seconds, time.perf_counter() - started)
     return Artifact(item.target, item.format.name, item.quant, manifest)
+
+
+def _summed_as_trained() -> AbstractContextManager[Any]:
+    """Products of matrices have one thread each, as in a training with --ship: their last bits may differ."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _check_size(path: Path, max_size: int | None) -> None:

@@ -65,6 +65,11 @@ class GGUFRuntime:
             self._check_memory(self.context)
             self._resources = resources.pop_all()
 
+    @property
+    def is_recurrent(self) -> bool:
+        """Has the model layers with a state that cannot be rewound to an earlier token?"""
+        return self._model.is_recurrent
+
     @functools.cached_property
     def special_tokens(self) -> dict[str, int]:
         """As `LlamaVocabulary` has them."""
@@ -228,8 +233,7 @@ class GGUFRuntime:
         if not ids:
             raise InputError("the prompt is empty")
         if len(ids) > self.context:
-            problem = f"the prompt has {len(ids)} tokens, the context only {self.context}"
-            raise TooLong(problem, "shorten it")
+            raise TooLong(len(ids), self.context)
         if not 0 <= min(ids) <= max(ids) < self.vocab_size:
             raise InputError(f"the ids of tokens go from 0 to {self.vocab_size - 1}")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,25 +18,23 @@ from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.server.bodies import read_body
 from edgeft.server.chat_page import chat_page
-from edgeft.server.embeddings import embedded
+from edgeft.server.embeddings import EmbeddingQueue
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
+from edgeft.server.jobs import Callback, GenerationRequest, Job
 from edgeft.server.keys import Keys
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.openai_objects import ChatObjects, CompletionObjects
 from edgeft.server.other_apis import OtherApis, error_form
+from edgeft.server.prompt_api import PromptApi, texts_of
 from edgeft.server.requests import (
     chat_requests,
-    check_ids,
     checked,
     completion_requests,
-    tokenized,
 )
 from edgeft.server.responses import (
     Deltas,
     EventStream,
     Refusal,
-    cancelled_on_disconnect,
     chunks,
     collected,
     json_response,
@@ -47,11 +45,9 @@ from edgeft.server.responses import (
 from edgeft.server.schemas import (
     Chat,
     Completion,
-    Detokenize,
     Embeddings,
     Generation,
     StreamOptions,
-    Tokenize,
 )
 from edgeft.server.shims.answer import Answer
 from edgeft.server.shims.shim import Shim
@@ -61,9 +57,6 @@ from edgeft.web.guard import App, Guard, Rules, error_body
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
-
-MAX_EMBEDDING_REQUESTS = 16
-"""that may wait for one another; more are answered with 429"""
 
 
 @dataclass(frozen=True)
@@ -85,9 +78,7 @@ class Api:
         self._opened = engines
         self.options = options
         self.metrics = Metrics(keys)
-        self._embedding_requests = 0
-        """that wait or run"""
-        self._embedding_lock = asyncio.Lock()
+        self.embedding_queue = EmbeddingQueue()
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -127,8 +118,10 @@ class Api:
             Route("/v1/chat/completions", self.chat, methods=post),
             Route("/v1/completions", self.completions, methods=post),
             Route("/v1/embeddings", self.embeddings, methods=post),
-            Route("/tokenize", self.tokenize, methods=post),
-            Route("/detokenize", self.detokenize, methods=post),
+            # For a base URL without /v1, as llama-server has it.
+            Route("/models", self.models, methods=get),
+            Route("/chat/completions", self.chat, methods=post),
+            *PromptApi(self).routes(),
             *OtherApis(self).routes(),
         ]
         handlers = {Refusal: refused, HTTPException: unknown, Exception: defect}
@@ -176,7 +169,10 @@ class Api:
         engine = self.engine_of(request.query_params.get("model"))
         chat, facts = engine.runtime.chat, engine.facts
         return json_response({
-            "default_generation_settings": {"n_ctx": engine.runtime.context},
+            "default_generation_settings": {
+                "n_ctx": engine.runtime.context,
+                "params": {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": -1},
+            },
             "total_slots": engine.slots,
             "model_alias": engine.name,
             "model_path": facts.file,
@@ -190,50 +186,10 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request, Embeddings)
         engine = self.engine_of(body.model)
-        if self._embedding_requests >= MAX_EMBEDDING_REQUESTS:
-            raise refusal_for(Busy(1))
-        self._embedding_requests += 1
-        prompts: list[list[int]] = []
-        try:
-            prompts = await asyncio.to_thread(tokenized, body.input, engine.runtime)
-            for ids in prompts:
-                check_ids(ids, engine.runtime)
-            async with cancelled_on_disconnect(request.receive) as has_left, self._embedding_lock:
-                data = await asyncio.to_thread(embedded, engine, prompts, body, has_left.is_set)
-        except NotImplementedError:
-            problem = "this artifact's engine gives no embeddings"
-            raise Refusal(501, problem, "not_implemented") from None
-        except EdgeftError as error:
-            raise refusal_for(error) from None
-        finally:
-            self._embedding_requests -= 1
-            request.scope["edgeft.tokens"] = sum(map(len, prompts)), 0
-        tokens = sum(map(len, prompts))
+        data, tokens = await self.embedding_queue.vectors(request, engine, body)
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": engine.name, "usage": counts}
         return await asyncio.to_thread(json_response, answer)
-
-    async def tokenize(self, request: Request) -> Response:
-        body = await read_body(request, Tokenize)
-        engine = self.engine_of(body.model)
-        try:
-            ids = await asyncio.to_thread(engine.runtime.encode, body.content)
-        except EdgeftError as error:
-            raise refusal_for(error) from None
-        return json_response(
-            {"tokens": ids, "count": len(ids), "max_model_len": engine.runtime.context}
-        )
-
-    async def detokenize(self, request: Request) -> Response:
-        body = await read_body(request, Detokenize)
-        runtime = self.engine_of(body.model).runtime
-        piece = getattr(runtime, "piece", None)
-        if piece is None:
-            raise Refusal(501, "this artifact's engine cannot do that", "not_implemented")
-        if any(token >= runtime.vocab_size for token in body.tokens):
-            raise Refusal(400, f"token ids are below {runtime.vocab_size}", "invalid_value")
-        (text,) = await asyncio.to_thread(_texts, piece, [body.tokens])
-        return json_response({"content": text})
 
     async def chat(self, request: Request) -> Any:
         return await self.answer(request, await read_body(request, Chat))
@@ -257,7 +213,7 @@ class Api:
             if piece is None:
                 raise Refusal(400, "the engine of this artifact has no echo", "invalid_value")
             ids = [one.prompt_ids for one in requests]
-            echoed = await asyncio.to_thread(_texts, piece, ids)
+            echoed = await asyncio.to_thread(texts_of, piece, ids)
         if self.options.log_prompts:
             asked = [m.text for m in body.messages] if isinstance(body, Chat) else body.prompt
             say(f"asked: {json.dumps(asked, ensure_ascii=False)}")
@@ -340,7 +296,10 @@ class Api:
                 json_response, shim.whole(Answer.of(whole)) if shim else whole
             )
         options = body.stream_options or StreamOptions()
-        batches = chunks(jobs, queue, reply.objects, reply.echoed, reply.prompts, options)
+        batches = chunks(
+            jobs, queue, reply.objects, reply.echoed, reply.prompts, options,
+            has_timings=bool(body.timings_per_token),
+        )  # fmt: skip
         if shim:
             return EventStream(shim.encoded(batches), jobs, on_end, shim.media_type)
         return EventStream(server_sent(batches), jobs, on_end)
@@ -356,7 +315,3 @@ class _Reply:
     objects: CompletionObjects
     echoed: Sequence[str] = ()
     """text before each answer"""
-
-
-def _texts(piece: Callable[[int], bytes], prompts: Sequence[Sequence[int]]) -> list[str]:
-    return [b"".join(map(piece, ids)).decode("utf-8", "replace") for ids in prompts]

@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Generator, Sequence
 from typing import Any
 
 from edgeft.errors import EdgeftError, InputError, ResourceError
+from edgeft.runtimes.draft_model import DraftModel, ModelDraft
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import Sampler, log_probabilities
-from edgeft.runtimes.speculation import NgramDraft
+from edgeft.runtimes.speculation import Draft, NgramDraft
 from edgeft.server.engine import Engine, Worker
-from edgeft.server.jobs import Job, StopText, StreamDelta, TokenLogprob
+from edgeft.server.jobs import GenerationRequest, Job, StopText, StreamDelta, TokenLogprob
 
 PROMPT_TOKENS_PER_STEP = 128
 PROMPT_TOKENS_BESIDE_ANSWERS = 64
@@ -43,7 +44,7 @@ class _Slot:
         number: int,
         sampler: Sampler,
         decode: Callable[[int], str],
-        draft: NgramDraft | None = None,
+        draft: Draft | None = None,
     ) -> None:
         self.job, self.number, self.sampler, self.decode = job, number, sampler, decode
         self.draft = draft
@@ -55,7 +56,16 @@ class _Slot:
 
 class BatchingEngine(Engine):
     supports = frozenset(
-        {"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"}
+        {
+            "logprobs",
+            "grammar",
+            "penalties",
+            "top_k",
+            "min_p",
+            "bias",
+            "ignore_eos",
+            "return_progress",
+        }
     )
 
     def __init__(
@@ -68,17 +78,20 @@ class BatchingEngine(Engine):
         isolated: bool = True,
         grows: bool = True,
         speculate: bool = False,
+        draft_model: DraftModel | None = None,
     ) -> None:
         """`isolated`: an answer does not depend on the jobs beside it. `grows`: the cache grows by
         need; otherwise it has its full size at once. `speculate`: guess tokens by what the prompt
-        repeats, while one answer runs; InputError where that would change an isolated answer.
+        repeats, while one answer runs. `draft_model`: guess them by this model instead, which is
+        closed in the end. InputError where guesses would change an isolated answer.
         """
         super().__init__(name, runtime, max_waiting, worker)
         self.slots = slots
         self._isolated = isolated
         self._sequences = worker.call(lambda: runtime.sequences(slots, isolated, grows))
-        self._speculates = speculate
-        if speculate:
+        self._draft_model = draft_model
+        self._speculates = speculate or draft_model is not None
+        if self._speculates:
             self._check_speculation()
         self._decoder, self._eos_ids = runtime.decoder, runtime.eos_ids
         self._embeddings = runtime.embeddings
@@ -152,8 +165,16 @@ class BatchingEngine(Engine):
         if source is not None:
             self._sequences.copy(source, number)
         job.cached_tokens = self._sequences.truncate(number, self._shared_tokens(number, prompt))
-        draft = NgramDraft(request.prompt_ids) if self._speculates else None
-        self._slots[number] = _Slot(job, number, sampler, self._decoder(), draft)
+        self._slots[number] = slot = _Slot(
+            job, number, sampler, self._decoder(), self._draft(request)
+        )
+        self._send_progress(slot)
+
+    def _draft(self, request: GenerationRequest) -> Draft | None:
+        if not self._speculates:
+            return None
+        ids = request.prompt_ids
+        return ModelDraft(self._draft_model, ids) if self._draft_model else NgramDraft(ids)
 
     def _shared_tokens(self, number: int, prompt: Sequence[int]) -> int:
         """Tokens at the beginning of a prompt that a sequence already holds. Isolated, only those
@@ -174,6 +195,7 @@ class BatchingEngine(Engine):
             return budget  # in the next step
         outputs = end - begin if request.echo else 1
         self._sequences.read(slot.number, ids[begin:end], outputs)
+        self._send_progress(slot)
         if request.echo:
             self._send_echo(slot, begin, end)
         if end == len(ids):
@@ -182,6 +204,12 @@ class BatchingEngine(Engine):
             else:
                 self._end(slot, "length")
         return end - begin
+
+    def _send_progress(self, slot: _Slot) -> None:
+        if slot.job.request.has_progress:
+            read = len(self._sequences.tokens[slot.number])
+            self._send(slot.job, StreamDelta(read_tokens=read))
+            self._flush()
 
     def _send_echo(self, slot: _Slot, begin: int, end: int) -> None:
         """The log probabilities of the tokens that follow ids[begin:end] in the prompt, and of the
@@ -232,6 +260,8 @@ class BatchingEngine(Engine):
             self._choose(slot, accepted)
         self._sequences.truncate(number, length + 1 + accepted)
         draft.verified(len(guess), accepted)
+        slot.job.drafted_tokens += len(guess)
+        slot.job.accepted_tokens += accepted
         self._totals["drafted_tokens"] += len(guess)
         self._totals["accepted_tokens"] += accepted
         return True
@@ -245,7 +275,7 @@ class BatchingEngine(Engine):
             return
         self._worker.call(sequences.close)
         raise InputError(
-            f"--speculate would change the answers of {self.name}: with this cache and these weights "
+            f"speculation would change the answers of {self.name}: with this cache and these weights "
             "llama.cpp computes several tokens otherwise than one",
             "--kv-type q8_0-f16, or --no-batch-invariant",
         )
@@ -311,6 +341,8 @@ class BatchingEngine(Engine):
         for steps in self._open_embeddings:
             steps.close()
         self._sequences.close()
+        if self._draft_model:
+            self._draft_model.close()
         self.runtime.close()
 
 

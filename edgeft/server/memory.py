@@ -20,6 +20,8 @@ from edgeft.server.options import ServeOptions
 
 MIN_CONTEXT_TOKENS = 512
 """below which no context is chosen"""
+DRAFT_TYPE = "f16"
+"""of the cache of a draft model"""
 LAST_RESORT = "q4_0"
 """a type that is taken only where the user names it"""
 
@@ -33,9 +35,13 @@ def fit_memory(options: ServeOptions, limit: int) -> ServeOptions:
     llama.cpp does not run.
     """
     artifacts = [needs_of(path, options.threads) for path in options.artifacts]
+    draft = needs_of(options.draft, options.threads) if options.draft else None
     smallest = None
     for slots, context, kv_type in _combinations(options, artifacts):
         smallest = PROCESS_BYTES + sum(a.bytes(slots, context, kv_type) for a in artifacts)
+        if draft:  # its file is mapped once, its cache is there for each artifact
+            cache = draft.bytes(1, context, DRAFT_TYPE) - draft.file
+            smallest += draft.file + len(artifacts) * cache
         if smallest <= limit:
             slots_text = "1 slot" if slots == 1 else f"{slots} slots"
             say(

@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from edgeft.server.jobs import Job, StreamDelta, TokenLogprob
-from edgeft.tokenizer.answer_parts import AnswerForm, AnswerStream
+from edgeft.tokenizer.answer_parts import AnswerForm
+from edgeft.tokenizer.answer_stream import AnswerStream
 
 Piece = Callable[[int], bytes]
 """token id -> its bytes"""
@@ -40,6 +41,10 @@ class CompletionObjects:
     def opening(self, index: int) -> list[dict[str, Any]]:
         """Choices of the chunk that comes before the first token."""
         return []
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        """Of a chunk that adds nothing to the answer."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
 
     def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
         """None: nothing of it can be sent yet."""
@@ -111,8 +116,10 @@ class ChatObjects(CompletionObjects):
         """index of the choice -> its answer so far"""
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
+        return [self.empty_choice(index) | {"delta": {"role": "assistant", "content": ""}}]
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None}
 
     def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
         stream = self._streams.setdefault(index, AnswerStream(self._form))
@@ -224,19 +231,25 @@ def usage(jobs: Sequence[Job], prompts: int) -> dict[str, Any]:
 
 
 def timings(jobs: Sequence[Job]) -> dict[str, Any]:
-    """How long the answer of one job took, in llama-server's terms; {} for several."""
+    """How long the answer of one job took, or takes so far, in llama-server's terms; {} for several."""
     (job, *others) = jobs
-    if others or job.seconds is None:
+    if others:
         return {}
-    prompt_s = job.seconds if job.first_token_s is None else job.first_token_s
-    new_s = job.seconds - prompt_s
+    seconds = time.perf_counter() - job.created if job.seconds is None else job.seconds
+    prompt_s = seconds if job.first_token_s is None else min(job.first_token_s, seconds)
+    new_s = seconds - prompt_s
     read = len(job.request.prompt_ids) - job.cached_tokens
+    steps = max(
+        0, job.new_tokens - 1
+    )  # the first token is chosen by what the prompt's last part gave
+    drafts = {"draft_n": job.drafted_tokens, "draft_n_accepted": job.accepted_tokens}
     return {
         "cache_n": job.cached_tokens,
         "prompt_n": read,
         "prompt_ms": round(1000 * prompt_s, 3),
-        "prompt_per_second": round(read / prompt_s, 3) if prompt_s else None,
+        "prompt_per_second": round(read / prompt_s, 3) if prompt_s else 0.0,
         "predicted_n": job.new_tokens,
         "predicted_ms": round(1000 * new_s, 3),
-        "predicted_per_second": round(job.new_tokens / new_s, 3) if new_s else None,
+        "predicted_per_second": round(steps / new_s, 3) if new_s else 0.0,
+        **(drafts if job.drafted_tokens else {}),
     }

@@ -46,6 +46,9 @@ class ServeOptions:
     speculate: str = "none"
     """ngram: guess the next tokens by what the prompt and the answer repeat, and compute several at
     once while one answer runs. Answers stay the same. none: one token after the other."""
+    draft: Path | None = None
+    """Smaller GGUF artifact of the same vocabulary that guesses the next tokens, in place of --speculate
+    ngram. Answers stay the same."""
     max_tokens: int | None = None
     """Tokens of an answer at most. Default: the context."""
     allow_host: tuple[str, ...] = ()
@@ -66,7 +69,10 @@ class ServeOptions:
     """Write no line per request."""
 
     def check(self) -> None:
-        """InputError for an open address without a key, and for a `cors` that is not an origin."""
+        """InputError for an open address without a key, for a `cors` that is not an origin, and for two
+        ways to guess."""
+        if self.draft and self.speculate != "none":
+            raise InputError("--draft and --speculate exclude each other", "leave one of them out")
         if not _is_loopback(self.host) and not (self.key or self.api_key_file):
             raise InputError(
                 f"{self.host} can be reached from other machines, which needs a key",

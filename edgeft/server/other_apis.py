@@ -5,41 +5,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+import asyncio
+import time
+from typing import TYPE_CHECKING, Any
 
 from edgeft.server.bodies import checked, read_body
-from edgeft.server.engine import Engine
-from edgeft.server.jobs import GenerationRequest
-from edgeft.server.responses import json_response
-from edgeft.server.schemas import Chat, Completion
+from edgeft.server.openai_api import OpenAIApi
+from edgeft.server.responses import Refusal, json_response
+from edgeft.server.schemas import Chat, Completion, Embeddings
 from edgeft.server.shims import anthropic, ollama
 from edgeft.server.shims.responses_api import Responses, ResponsesShim
-from edgeft.server.shims.shim import Shim
+from edgeft.server.shims.shim import Shim, unsupported
 from edgeft.server.shims.stored_responses import StoredResponses
 
 if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
     from starlette.routing import Route
-
-
-class OpenAIApi(Protocol):
-    """What answers the translated requests: `edgeft.server.api.Api`."""
-
-    @property
-    def engines(self) -> dict[str, Engine]:
-        """name -> model"""
-
-    def engine_of(self, name: str | None) -> Engine:
-        """Refusal for a name that no model has."""
-
-    async def generation_requests(
-        self, body: Chat | Completion, engine: Engine
-    ) -> list[GenerationRequest]:
-        """What the engine is asked; Refusal for what it cannot do."""
-
-    async def answer(self, request: Request, body: Chat | Completion, shim: Shim | None) -> Any:
-        """The response, in the form of the shim."""
 
 
 class OtherApis:
@@ -52,14 +34,18 @@ class OtherApis:
 
         post = {
             "/v1/responses": self.responses,
+            "/responses": self.responses,
+            "/v1/responses/input_tokens": self.response_tokens,
             "/v1/messages": self.messages,
             "/v1/messages/count_tokens": self.count_tokens,
             "/api/chat": self.ollama_chat,
             "/api/generate": self.ollama_generate,
             "/api/show": self.ollama_show,
+            "/api/embed": self.ollama_embed,
         }
         get = {"/api/tags": self.ollama_tags, "/api/version": self.ollama_version}
         return [
+            Route("/v1/responses/{id}", self.stored_response, methods=["GET", "DELETE"]),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         ]
@@ -68,21 +54,50 @@ class OtherApis:
         shim = ResponsesShim(await read_body(request, Responses), self._stored)
         return await self._translated(request, shim)
 
+    async def stored_response(self, request: Request) -> Response:
+        """An earlier answer, read or deleted."""
+        response_id = request.path_params["id"]
+        if request.query_params.get("stream") == "true":
+            raise unsupported("the stream of an earlier response")
+        if request.method == "DELETE":
+            response = {"id": response_id, "object": "response", "deleted": True}
+            found = self._stored.delete(response_id)
+        else:
+            response = self._stored.response(response_id) or {}
+            found = bool(response)
+        if not found:
+            message = f"no response {response_id[:64]!r}: unknown, or forgotten"
+            raise Refusal(404, message, "not_found")
+        return json_response(response)
+
+    async def response_tokens(self, request: Request) -> Response:
+        shim = ResponsesShim(await read_body(request, Responses), self._stored)
+        tokens = await self._prompt_tokens(shim)
+        return json_response({"object": "response.input_tokens", "input_tokens": tokens})
+
     async def messages(self, request: Request) -> Any:
         shim = anthropic.AnthropicShim(await read_body(request, anthropic.Messages))
         return await self._translated(request, shim)
 
     async def count_tokens(self, request: Request) -> Response:
         shim = anthropic.AnthropicShim(await read_body(request, anthropic.CountTokens))
-        body = self._body(shim)
-        (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
-        return json_response({"input_tokens": len(one.prompt_ids)})
+        return json_response({"input_tokens": await self._prompt_tokens(shim)})
 
     async def ollama_chat(self, request: Request) -> Any:
         return await self._ollama(request, await read_body(request, ollama.Chat))
 
     async def ollama_generate(self, request: Request) -> Any:
         return await self._ollama(request, await read_body(request, ollama.Generate))
+
+    async def ollama_embed(self, request: Request) -> Response:
+        body = await read_body(request, ollama.Embed)
+        engine = self._api.engine_of(body.model.removesuffix(":latest"))
+        asked = checked({"input": body.input, "dimensions": body.dimensions}, Embeddings)
+        started = time.perf_counter()
+        truncate = body.truncate is not False
+        data, tokens = await self._api.embedding_queue.vectors(request, engine, asked, truncate)
+        answer = ollama.embedded(body, data, tokens, time.perf_counter() - started)
+        return await asyncio.to_thread(json_response, answer)
 
     async def ollama_tags(self, request: Request) -> Response:
         return json_response(ollama.tags(list(self._api.engines.values())))
@@ -101,6 +116,11 @@ class OtherApis:
             self._api.engine_of(shim.openai["model"])
             return json_response(ollama.loaded(body))
         return await self._translated(request, shim)
+
+    async def _prompt_tokens(self, shim: Shim) -> int:
+        body = self._body(shim)
+        (one,) = await self._api.generation_requests(body, self._api.engine_of(body.model))
+        return len(one.prompt_ids)
 
     async def _translated(self, request: Request, shim: Shim) -> Any:
         return await self._api.answer(request, self._body(shim), shim)

@@ -38,7 +38,7 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequest]:
     """`n` requests for the conversation. `limit`: the most tokens of an answer."""
     runtime, toolbox = engine.runtime, Toolbox.of(body)
-    prompt = _prompt(body, runtime.chat)
+    prompt = chat_prompt(body, runtime.chat)
     prompt_ids = runtime.encode(prompt)
     form = answer_form(toolbox, prompt, runtime)
     rule = answer_rule(body)
@@ -55,6 +55,7 @@ def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequ
         stop=body.stops,
         logprobs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
         ignore_eos=body.ignore_eos,
+        has_progress=bool(body.stream and body.return_progress),
     )
     return _choices(request, [prompt_ids], body, engine)
 
@@ -70,11 +71,12 @@ def completion_requests(body: Completion, engine: Engine, limit: int) -> list[Ge
         logprobs=body.logprobs,
         echo=bool(body.echo) and body.logprobs is not None,
         ignore_eos=body.ignore_eos,
+        has_progress=bool(body.stream and body.return_progress),
     )
     return _choices(request, tokenized(body.prompt, engine.runtime), body, engine)
 
 
-def _prompt(body: Chat, chat: ChatTemplate) -> str:
+def chat_prompt(body: Chat, chat: ChatTemplate) -> str:
     """The conversation as text; InputError where `continue_final_message` cannot be followed."""
     messages, tools = prompt_messages(body.messages), prompt_tools(body)
     kwargs, last = body.chat_template_kwargs, messages[-1]
@@ -115,17 +117,19 @@ def tokenized(prompt: Any, runtime: Runtime) -> list[list[int]]:
     prompts: list[Any] = [prompt]
     if isinstance(prompt, list) and not isinstance(prompt[0], int):
         prompts = list(prompt)
-    bos: list[int] = []
-    if getattr(runtime, "adds_bos", False):
-        bos = runtime.encode(runtime.chat.bos_token)[:1]
 
     def ids_of(prompt: str | list[int]) -> list[int]:
-        if isinstance(prompt, list):
-            return prompt
-        ids = runtime.encode(prompt)
-        return ids if ids[:1] == bos else [*bos, *ids]
+        return prompt if isinstance(prompt, list) else with_bos(runtime.encode(prompt), runtime)
 
     return list(map(ids_of, prompts))
+
+
+def with_bos(ids: list[int], runtime: Runtime) -> list[int]:
+    """The ids of a text with the bos in front, where the vocabulary wants it and it is not there."""
+    if not getattr(runtime, "adds_bos", False):
+        return ids
+    bos = runtime.encode(runtime.chat.bos_token)[:1]
+    return ids if ids[:1] == bos else [*bos, *ids]
 
 
 def check_ids(ids: Sequence[int], runtime: Runtime) -> None:
@@ -187,8 +191,7 @@ def _check_prompt(ids: Sequence[int], runtime: Runtime) -> None:
     if not ids:
         raise InputError("the prompt is empty")
     if len(ids) > runtime.context:
-        problem = f"the prompt has {len(ids)} tokens, the context only {runtime.context}"
-        raise TooLong(problem, "shorten it")
+        raise TooLong(len(ids), runtime.context)
     check_ids(ids, runtime)
 
 
@@ -202,6 +205,7 @@ def _check_supported(request: GenerationRequest, engine: Engine) -> None:
         "bias": bool(sampling.bias),
         "grammar": bool(sampling.grammar),
         "logprobs": request.logprobs is not None,
+        "return_progress": request.has_progress,
     }
     for name, is_needed in needs.items():
         if is_needed and name not in engine.supports:

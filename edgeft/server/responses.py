@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -30,15 +31,21 @@ Deltas = asyncio.Queue[tuple[int, StreamDelta]]
 class Refusal(Exception):
     """A request that is answered with an error."""
 
-    def __init__(self, status: int, message: str, code: str, retry_s: int | None = None) -> None:
+    def __init__(
+        self, status: int, message: str, code: str, retry_s: int | None = None, **facts: int
+    ) -> None:
+        """`facts`: further fields of the error's object."""
         super().__init__(message)
         self.status, self.message, self.code, self.retry_s = status, message, code, retry_s
+        self.facts = facts
 
     @property
     def body(self) -> dict[str, Any]:
         error_type = "invalid_request_error" if self.status < 500 else "server_error"
         error_type = "rate_limit_exceeded" if self.status == 429 else error_type
-        return error_body(self.message, self.code, error_type)
+        body = error_body(self.message, self.code, error_type)
+        body["error"] |= self.facts
+        return body
 
 
 def client_left() -> Refusal:
@@ -51,8 +58,10 @@ def refusal_for(error: EdgeftError) -> Refusal:
     match error:
         case Busy():
             return Refusal(429, str(error), "queue_full", error.seconds)
-        case TooLong():
-            return Refusal(400, str(error), "context_length_exceeded")
+        case TooLong(tokens=tokens, context=context):
+            # The two numbers are named as llama-server names them.
+            facts = {"n_prompt_tokens": tokens, "n_ctx": context}
+            return Refusal(400, str(error), "context_length_exceeded", **facts)
         case InputError():
             return Refusal(400, str(error), "invalid_value")
         case ResourceError():
@@ -132,13 +141,18 @@ async def chunks(
     echoed: Sequence[str],
     prompts: int,
     options: StreamOptions,
+    has_timings: bool = False,
 ) -> AsyncIterator[list[dict[str, Any]]]:
-    """OpenAI's chunks of an answer; those that came while the client was slow are given together."""
+    """OpenAI's chunks of an answer; those that came while the client was slow are given together.
+    `has_timings`: every chunk of text has the times so far."""
 
     def more() -> dict[str, Any]:
         if options.continuous_usage_stats:
             return {"usage": usage(jobs, prompts)}
         return {"usage": None} if options.include_usage else {}
+
+    def times() -> dict[str, Any]:
+        return {"timings": timings(jobs)} if has_timings else {}
 
     for index in range(len(jobs)):
         if opening := objects.opening(index):
@@ -152,7 +166,12 @@ async def chunks(
         while not queue.empty():
             ready.append(queue.get_nowait())
         running -= sum(bool(delta.finish_reason) for _, delta in ready)
-        parts = (_chunk(objects, index, delta, more()) for index, delta in ready)
+        parts = (
+            _progress(objects, index, jobs[index], delta.read_tokens, times())
+            if delta.read_tokens is not None
+            else _chunk(objects, index, delta, more() | times())
+            for index, delta in ready
+        )
         yield [part for part in parts if part]
     if options.include_usage:
         yield [objects.chunk([], usage=usage(jobs, prompts), timings=timings(jobs))]
@@ -166,6 +185,20 @@ def _chunk(
         return refusal_for(delta.error or ResourceError("the answer was cancelled")).body
     choice = objects.chunk_choice(index, delta)
     return objects.chunk([choice], **more) if choice else None
+
+
+def _progress(
+    objects: CompletionObjects, index: int, job: Job, read: int, times: dict[str, Any]
+) -> dict[str, Any]:
+    """How much of a prompt was read, in llama-server's terms."""
+    progress = {
+        "total": len(job.request.prompt_ids),
+        "cache": job.cached_tokens,
+        "processed": read,
+        "time_ms": round(1000 * (time.perf_counter() - job.created)),
+    }
+    choice = objects.empty_choice(index)
+    return objects.chunk([choice], prompt_progress=progress, **times)
 
 
 def json_response(value: Any) -> Response:

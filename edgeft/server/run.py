@@ -18,6 +18,7 @@ from typing import Any
 from edgeft.errors import EdgeftError, FormatError, InputError, require
 from edgeft.formats import format_of
 from edgeft.progress import say
+from edgeft.runtimes.draft_model import DraftModel
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
@@ -71,22 +72,42 @@ def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) ->
     runtime = open_runtime(
         path, options.threads, options.context, repack=repack, kv_type=options.kv_type
     )
-    try:
+    with contextlib.ExitStack() as on_error:
+        # In the thread: Ctrl-C may come while it computes with this runtime.
+        on_error.callback(worker.call, runtime.close)
         facts = model_facts(path)
         engine: Engine
         if isinstance(runtime, GGUFRuntime):
+            draft_model = None
+            if options.draft:
+                draft_model = open_draft(options, worker, options.draft, runtime)
+                on_error.callback(worker.call, draft_model.close)
             engine = BatchingEngine(
                 name, runtime, options.slots, options.queue, worker, options.batch_invariant,
                 grows=not options.max_memory, speculate=options.speculate == "ngram",
+                draft_model=draft_model,
             )  # fmt: skip
-        elif options.speculate != "none":
-            raise FormatError(f"{path}: only llama.cpp can speculate", "--speculate none")
+        elif options.draft or options.speculate != "none":
+            problem = f"{path}: only llama.cpp can speculate"
+            raise FormatError(problem, "without --speculate and --draft")
         else:
             engine = SequentialEngine(name, runtime, options.queue, worker)
         engine.facts = facts
-        return engine
+        on_error.pop_all()
+    return engine
+
+
+def open_draft(
+    options: ServeOptions, worker: Worker, path: Path, target: GGUFRuntime
+) -> DraftModel:
+    """The model of `--draft`; InputError where it cannot guess for `target`."""
+    runtime = open_runtime(path, options.threads, target.context)
+    try:
+        if not isinstance(runtime, GGUFRuntime):
+            raise FormatError(f"{path} does not run on llama.cpp", "--draft FILE.gguf")
+        # In the thread, where everything is computed.
+        return worker.call(lambda: DraftModel(runtime, target, grows=not options.max_memory))
     except BaseException:
-        # In the thread: Ctrl-C may come while it computes with this runtime.
         worker.call(runtime.close)
         raise
 

@@ -38,6 +38,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
 from edgeft.weights.text_base import open_base
@@ -92,6 +93,7 @@ def fit(
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
+        trainer.distillation = Distillation(ship, options.ship_distill)
         trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
@@ -113,17 +115,20 @@ def fit(
         base_precision = facts.get("nf4", {}).get("kind", "stored")
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
+    curves = objective.curves(trainer.state.log_history)
+    tokens = curves.pop("tokens", None)
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
-        "tokens": int(trainer.state.num_input_tokens_seen),
-        "tokens_per_second": round(bar.units / seconds, 1),
+        "tokens": int(trainer.state.num_input_tokens_seen) if tokens is None else tokens,
+        "tokens_per_second": round((bar.units if tokens is None else tokens) / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,
         **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+        **curves,
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
@@ -207,12 +212,12 @@ def smaller_micro_batch(options: TrainOptions) -> int:
 
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
-) -> Any:
-    """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
+) -> dict[str, Any]:
+    """What `transformers.TrainingArguments` of a run are made of; `evaluates`: number of validation examples."""
     between_evaluations = evaluation_steps(options, steps, evaluates) if evaluates else None
     # The best weights can only be those of a checkpoint.
     between_checkpoints = between_evaluations if options.keep_best else options.save_every
-    return transformers.TrainingArguments(
+    return dict(
         output_dir=str(work_folder),
         max_steps=steps,
         per_device_train_batch_size=int(options.micro_batch_size),

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.layouts import LAYOUTS
 from edgeft.data.preview import first_marked, shortened
 from edgeft.data.sources import training_identity
-from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
+from edgeft.data.splits import Splits, fingerprint
 from edgeft.errors import InputError, StaleError
 from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
@@ -44,6 +45,7 @@ from edgeft.train.registry import (
     method_row,
 )
 from edgeft.train.reporters import check_reporters
+from edgeft.train.rewards import code_sha256
 from edgeft.train.ship import check_ship
 from edgeft.weights.text_base import open_base
 
@@ -72,10 +74,9 @@ def train(
     row = method_row(method)
     check_options(method, options)
     check_objective(objective, options)
-    documents = objective in DOCUMENT_OBJECTIVES
     check_optimizer(options)
     check_reporters(options.report_to)
-    options, splits = read_splits(options, documents)
+    options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for a result", "--output adapter")
@@ -124,7 +125,8 @@ def train(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
                 checkpoints.open_work_folder(work_folder, request, checkpoint)
-                bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
+                steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
+                bar = Progress(f"train-{method}", steps)
                 facts = fit_in_memory(
                     options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
                     halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
@@ -152,20 +154,22 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
     names = {"method": method, "objective": objective}
     # Adapters from before there was a choice do not name it, and stay complete.
-    chosen = {key: name for key, name in names.items() if name != FIRST[key]}
+    chosen: dict[str, Any] = {key: name for key, name in names.items() if name != FIRST[key]}
+    if options.reward and (code := code_sha256(options.reward)):
+        chosen["reward_code"] = code
     return {"options": options.to_json() | chosen, "parents": identities(options, objective)}
 
 
 def identities(options: TrainOptions, objective: str) -> dict[str, str]:
     """Field of the options that names an input of the training -> the input's identity."""
-    documents = objective in DOCUMENT_OBJECTIVES
+    layout = LAYOUTS[objective]
     parents = {
         "base": store.identity(options.base),
-        "data": training_identity(options.data, "train", documents),
+        "data": training_identity(options.data, "train", layout),
     }
     if options.validation_data:
         parents["validation_data"] = training_identity(
-            options.validation_data, "validation", documents
+            options.validation_data, "validation", layout
         )
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)

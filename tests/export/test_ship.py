@@ -36,7 +36,7 @@ def trained(tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPath
     def watched(self: ShipWeights, exact: bool) -> None:
         update(self, exact)
         values.update({layer.file.name: layer.values.numpy()[rows_of(layer)].copy()
-                       for layer in self._layers})  # fmt: skip
+                       for layer in self.layers})  # fmt: skip
 
     def rows_of(layer: Any) -> Any:
         return slice(None) if layer.file.order is None else layer.file.order
@@ -151,3 +151,19 @@ def test_an_adapter_is_trained_on_for_a_type_alone(trained: Trained, tmp_path: P
         ship_steps=None, steps=2,
     )  # fmt: skip
     assert train(options).facts["ship"]["from_step"] == 1
+
+
+def test_a_teacher_changes_what_is_learned_and_not_what_is_shipped(
+    trained: Trained, tmp_path: Path
+) -> None:
+    options = dataclasses.replace(
+        trained[0], adapter=trained[0].output, ship_steps=None, steps=3, save_every=0
+    )
+    losses = {}
+    for share in (0.0, 0.5):
+        out = tmp_path / str(share)
+        run = dataclasses.replace(options, output=out / "adapter", ship_distill=share)
+        losses[share] = train(run).facts["loss"]
+        export(ExportOptions(out, (Weighted(run.output),), compare_live=False))
+        assert facts(out / "q4_0.gguf")["ship"]["equal"] == 15
+    assert losses[0.0] != losses[0.5]

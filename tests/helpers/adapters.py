@@ -95,3 +95,24 @@ def edit(
         tensors[name] = change(tensors[name])
     specs = [Spec(name, dtype, array.shape) for name, array in tensors.items()]
     write_safetensors(adapter / "adapter_model.safetensors", specs, list(tensors.values()))
+
+
+def with_lora(base: Path, targets: list[str]) -> Any:
+    """The base with LoRA that is not zero on these linear layers, each as one function."""
+    import peft
+    import torch
+    import transformers
+
+    from edgeft.train import lora_function
+
+    plain = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    plain.requires_grad_(False)
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=targets, task_type="CAUSAL_LM")
+    model = peft.get_peft_model(plain, config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.2)
+    lora_function.install(model)
+    return model

@@ -6,6 +6,7 @@ import queue
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeft.runtimes.draft_model import DraftModel
 from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.server.batching_engine import BatchingEngine
@@ -21,11 +22,18 @@ def open_engine(
     context: int = 256,
     kv_type: str = "f16",
     speculate: bool = False,
+    draft: Path | None = None,
 ) -> BatchingEngine:
     runtime = open_runtime(path, threads=1, context=context, repack=not isolated, kv_type=kv_type)
     assert isinstance(runtime, GGUFRuntime)
+    worker = Worker()
+    model = None
+    if draft:
+        small = open_runtime(draft, threads=1, context=context)
+        assert isinstance(small, GGUFRuntime)
+        model = worker.call(lambda: DraftModel(small, runtime))
     return BatchingEngine(
-        path.stem, runtime, slots, waiting, Worker(), isolated, speculate=speculate
+        path.stem, runtime, slots, waiting, worker, isolated, speculate=speculate, draft_model=model
     )
 
 

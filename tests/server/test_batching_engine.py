@@ -14,6 +14,7 @@ import pytest
 
 from edgeft.errors import InputError
 from edgeft.records import Limits, Sampling
+from edgeft.runtimes import draft_model, speculation
 from edgeft.runtimes.grammar import json_schema_grammar
 from edgeft.runtimes.protocol import open_runtime
 from edgeft.server import batching_engine
@@ -22,6 +23,7 @@ from edgeft.server.batching_engine import BatchingEngine, choose_sequence
 from edgeft.server.jobs import GenerationRequest, Job, StreamDelta
 from helpers.engines import answers, ids_of, open_engine, prompts, text_of, tokens_of
 from helpers.serving import exported
+from helpers.tiny import make_base
 
 
 @pytest.mark.parametrize("quant", ["f32", "f16", "q8_0"])
@@ -168,6 +170,62 @@ def test_answers_with_speculation_are_those_without(
         assert plain[-1].finish_reason == ahead[-1].finish_reason
 
 
+@pytest.mark.parametrize("kv_type", ["q8_0", "q8_0-f16"])
+def test_answers_with_a_draft_model_are_those_without(
+    wide: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_type: str
+) -> None:
+    """A draft with the target's weights is right, another one is wrong; greedy, by a schema and random."""
+    monkeypatch.setattr(draft_model, "MIN_PROBABILITY", 0.0)
+    monkeypatch.setattr(speculation, "MAX_PAUSE_TOKENS", 8)
+    (other,) = exported(make_base(tmp_path / "base", seed=7, hidden=128), tmp_path, "q8_0")
+    target, answered = wide["q8_0"], []
+    for draft in (None, target, other):
+        engine = open_engine(target, slots=4, context=512, kv_type=kv_type, draft=draft)
+        try:
+            ids = prompts(engine, 3)
+            schema = Sampling(grammar=json_schema_grammar(SCHEMA))
+            random = Sampling(temperature=0.6, seed=5)
+            requests = [
+                GenerationRequest(ids[0], 40, logprobs=1, ignore_eos=True),
+                GenerationRequest(ids[1], 40, schema, logprobs=1),
+                GenerationRequest(ids[2], 40, random, logprobs=1, ignore_eos=True),
+            ]
+            greedy, *others = requests
+            first = tokens_of(answers(engine, [greedy])[0])
+            counts = engine.counts
+            if draft == target:  # a cache of another type changes some tokens of a random model
+                assert counts.accepted_tokens > counts.drafted_tokens / 2 > 10
+            elif draft:
+                assert counts.drafted_tokens > 2 * counts.accepted_tokens
+            else:
+                assert counts.drafted_tokens == 0
+            answered.append([first, *(tokens_of(answers(engine, [one])[0]) for one in others)])
+            together = [tokens_of(answer) for answer in answers(engine, requests)]
+            assert together == answered[0]
+        finally:
+            engine.close()
+    assert answered[0] == answered[1] == answered[2]
+
+
+def test_a_draft_equal_to_the_target_is_always_right(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_model, "MIN_PROBABILITY", 0.0)
+    for draft in (None, wide["q8_0"]):
+        engine = open_engine(wide["q8_0"], slots=1, isolated=False, draft=draft)
+        try:
+            request = GenerationRequest(prompts(engine, 1)[0], 60, logprobs=0, ignore_eos=True)
+            ids = ids_of(answers(engine, [request])[0])
+            if draft is None:
+                alone = ids
+            counts = engine.counts
+            assert counts.accepted_tokens == counts.drafted_tokens
+            assert counts.drafted_tokens > (40 if draft else -1)
+            assert ids == alone
+        finally:
+            engine.close()
+
+
 def test_a_stop_text_and_the_limits_hold_in_a_guess(
     wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +261,7 @@ def test_speculation_that_would_change_answers_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q4_0", "q2_k"])
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
     """Types whose kernels ask how many rows there are, and prompts longer than the 256 tokens from
     which flash attention would split a lone token's keys."""
@@ -259,6 +317,30 @@ def test_real_answers_with_speculation_are_those_without(
         finally:
             engine.close()
     assert tokens_of(events[0]) == tokens_of(events[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m"])
+def test_real_answers_with_a_draft_model_are_those_without(tmp_path: Path, quant: str) -> None:
+    """The draft has the same weights in q4_0, so most of its guesses are right."""
+    from edgeft.base.resolve import resolve_base
+
+    path, draft = exported(resolve_base("smollm2-135m"), tmp_path, quant, "q4_0")
+    texts = "The cold river carried small boats past old houses. " * 60, "Tell me of the sea."
+    events = []
+    for small in (None, draft):
+        engine = open_engine(path, slots=2, context=1024, kv_type="q8_0-f16", draft=small)
+        try:
+            requests = [
+                GenerationRequest(tuple(engine.runtime.encode(t)), 64, logprobs=1, ignore_eos=True)
+                for t in texts
+            ]
+            assert len(requests[0].prompt_ids) > 512
+            events.append([tokens_of(answers(engine, [request])[0]) for request in requests])
+            assert not small or engine.counts.accepted_tokens > 30
+        finally:
+            engine.close()
+    assert events[0] == events[1]
 
 
 def test_greedy_answers_are_the_runtimes(

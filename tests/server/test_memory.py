@@ -70,6 +70,17 @@ def test_two_artifacts_share_the_memory(wide: dict[str, Path]) -> None:
     assert chosen(ServeOptions(both, slots=1, context=512), size) == (1, 512, "f16")
 
 
+def test_a_draft_has_its_share_of_the_memory(wide: dict[str, Path]) -> None:
+    target, draft = wide["f16"], wide["q8_0"]
+    alone = PROCESS_BYTES + needs_of(target).bytes(1, 512, "f16")
+    size = alone + needs_of(draft).bytes(1, 512, "f16")
+    options = ServeOptions((target,), slots=1, context=512, draft=draft)
+    assert chosen(options, size) == (1, 512, "f16")
+    assert chosen(options, size - 1) != (1, 512, "f16")
+    with pytest.raises(ResourceError):
+        fit_memory(options, alone - 1)
+
+
 def test_other_engines_are_refused(tmp_path: Path) -> None:
     (tmp_path / "genai_config.json").write_text("{}")
     with pytest.raises(FormatError, match="--max-memory"):

@@ -67,10 +67,14 @@ def test_every_object_names_what_computed_it() -> None:
 
 def test_times_of_one_answer() -> None:
     job = Job(GenerationRequest((1,) * 9, 9), lambda delta: None)
-    assert timings([job]) == {}, "it runs"
+    so_far = timings([job])
+    assert so_far["prompt_ms"] > 0 and so_far["predicted_n"] == 0, "it runs"
+    assert so_far["predicted_per_second"] == 0.0
     job.first_token_s, job.seconds, job.new_tokens, job.cached_tokens = 0.5, 2.5, 4, 4
     assert timings([job]) == {
         "cache_n": 4, "prompt_n": 5, "prompt_ms": 500.0, "prompt_per_second": 10.0,
-        "predicted_n": 4, "predicted_ms": 2000.0, "predicted_per_second": 2.0,
+        "predicted_n": 4, "predicted_ms": 2000.0, "predicted_per_second": 1.5,
     }  # fmt: skip
+    job.drafted_tokens, job.accepted_tokens = 6, 3
+    assert timings([job]).items() >= {"draft_n": 6, "draft_n_accepted": 3}.items()
     assert timings([job, job]) == {}

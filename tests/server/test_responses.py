@@ -15,7 +15,7 @@ pytestmark = pytest.mark.unit
     ("error", "status", "code", "kind"),
     [
         (Busy(7), 429, "queue_full", "rate_limit_exceeded"),
-        (TooLong("x", "shorten it"), 400, "context_length_exceeded", "invalid_request_error"),
+        (TooLong(9, 8), 400, "context_length_exceeded", "invalid_request_error"),
         (InputError("x"), 400, "invalid_value", "invalid_request_error"),
         (ResourceError("x"), 503, "unavailable", "server_error"),
         (EdgeftError("x"), 500, "engine_error", "server_error"),
@@ -26,6 +26,7 @@ def test_the_status_of_an_error(error: EdgeftError, status: int, code: str, kind
     assert refusal.status == status and refusal.retry_s == (7 if status == 429 else None)
     assert refusal.body == {
         "error": {"message": str(error), "type": kind, "param": None, "code": code}
+        | ({"n_prompt_tokens": 9, "n_ctx": 8} if isinstance(error, TooLong) else {})
     }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from edgeft.errors import InputError
 from edgeft.records import Limits, Message
+from edgeft.runtimes import draft_model
 from edgeft.runtimes.protocol import Runtime, open_runtime
 from edgeft.server import run as run_module
 from edgeft.server.options import ServeOptions
@@ -100,6 +102,52 @@ def test_other_formats_answer_one_at_a_time(
             )
         with pytest.raises(openai.BadRequestError, match="no logprobs"):
             client.chat.completions.create(model="f32", messages=hello, logprobs=True)
+
+
+def test_a_draft_guesses_for_what_is_served(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_model, "MIN_PROBABILITY", 0.0)
+    body = {"prompt": "the lamp", "max_tokens": 24, "ignore_eos": True}
+    how: dict[str, Any] = {"slots": 2, "context": 256, "kv_type": "q8_0", "max_memory": 10**9}
+    texts = []
+    for draft in (None, wide["f16"]):
+        with running(wide["q8_0"], draft=draft, **how) as served:
+            answer = served.json("/v1/completions", body)
+            texts.append(answer["choices"][0]["text"])
+            assert bool(answer["timings"].get("draft_n")) == bool(draft)
+            metrics = served.ask("GET", "/metrics")[1].decode()
+            assert ('edgeft_drafted_tokens_total{model="q8_0"} 0\n' in metrics) != bool(draft)
+    assert texts[0] == texts[1]
+    missing = ServeOptions((wide["q8_0"],), draft=Path("nowhere.gguf"))
+    with pytest.raises(InputError, match=r"nowhere\.gguf"), run_module.engines(missing):
+        pass
+
+
+def test_a_draft_that_cannot_guess_is_refused_and_closed(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[run_module.GGUFRuntime] = []
+    real = run_module.open_runtime
+
+    def opening(*args: Any, **how: Any) -> Any:
+        opened.append(real(*args, **how))  # type: ignore[arg-type]
+        return opened[-1]
+
+    def another_vocabulary(draft: Any, target: Any) -> None:
+        raise InputError("another vocabulary")
+
+    monkeypatch.setattr(run_module, "open_runtime", opening)
+    monkeypatch.setattr(draft_model, "check_same_vocabulary", another_vocabulary)
+    options = ServeOptions((artifact,), draft=artifact, context=128)
+    with pytest.raises(InputError, match="another vocabulary"), run_module.engines(options):
+        pass
+    assert len(opened) == 2
+    for runtime in opened:
+        with pytest.raises(ValueError, match="closed"):
+            runtime.is_recurrent  # noqa: B018
+    with pytest.raises(InputError, match="exclude each other"):
+        replace(options, speculate="ngram").check()
 
 
 @pytest.mark.parametrize("alias", ["gpt-4o", "a=b", "=f32", "f32=f32", "a="])

@@ -85,6 +85,9 @@ class AnthropicShim(Shim):
         yield {"type": "content_block_delta", "index": part.index, "delta": delta}
 
     def stop(self, part: Part) -> Iterator[Event]:
+        if part.kind == "reasoning":  # clients wait for a signature, which only Anthropic can give
+            signature = {"type": "signature_delta", "signature": ""}
+            yield {"type": "content_block_delta", "index": part.index, "delta": signature}
         yield {"type": "content_block_stop", "index": part.index}
 
     def closing(self, answer: Answer) -> Iterator[Event]:

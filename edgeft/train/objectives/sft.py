@@ -27,6 +27,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
 from edgeft.train.protocol import Objective, without_peft
 from edgeft.train.shared_prefix import Row, SharedPrefix
+from edgeft.train.ship.distillation import Distillation
 
 
 class SFT(Objective):
@@ -64,11 +65,12 @@ class SFT(Objective):
             facts["packed"] = {"examples": self.examples, "rows": len(self.train)}
         return facts
 
-    def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
+    def trainer(self, model: Any, arguments: dict[str, Any]) -> AnswerTrainer:
+        training = transformers.TrainingArguments(**arguments)
         pad = model.config.pad_token_id or 0
         trainer = AnswerTrainer(
             model=model,
-            args=arguments,
+            args=training,
             train_dataset=Rows(self.train),
             eval_dataset=Rows(self.validation) if self.validation else None,
             data_collator=lambda batch: collate(batch, pad),
@@ -76,7 +78,7 @@ class SFT(Objective):
         trainer.group_by_length = self.group_by_length
         if self.shares_prefix:
             longest = max((*lengths(self.train), *lengths(self.validation)))
-            self.shared_prefix = SharedPrefix(without_peft(model), longest, arguments)
+            self.shared_prefix = SharedPrefix(without_peft(model), longest, training)
             trainer.shared_prefix = self.shared_prefix
         return trainer
 
@@ -87,6 +89,8 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
     group_by_length = True
     shared_prefix: SharedPrefix | None = None
     """computes the common beginning of a micro-batch once"""
+    distillation: Distillation | None = None
+    """mixes a teacher into the loss of a training step"""
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         return GroupedSampler(
@@ -111,6 +115,10 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, batch, row))
         row = self.shared_prefix.row(**batch) if self.shared_prefix else None
         total, learned, output = answers_loss(causal_lm, batch, row)
+        if self.distillation and causal_lm.training:
+            total = self.distillation.mix(
+                total, output.logits, lambda: answers_loss(causal_lm, batch, row)[2].logits
+            )
         loss = total / (learned if num_items_in_batch is None else num_items_in_batch)
         # The load-balancing loss of a router, only where config.json has output_router_logits.
         balance = getattr(output, "aux_loss", None)

@@ -114,12 +114,14 @@ def test_the_events_of_a_stream_come_in_anthropics_order(together: int) -> None:
     kinds = [event["type"] for event in got]
     block = ["content_block_start", "content_block_delta", "content_block_stop"]
     two = [block[0], block[1], block[1], block[2]]
-    assert kinds == ["message_start", *two * 3, *block, "message_delta", "message_stop"]
+    thoughts = [block[0], *[block[1]] * 3, block[2]]
+    assert kinds == ["message_start", *thoughts, *two * 2, *block, "message_delta", "message_stop"]
     assert got[0]["message"]["content"] == [] and got[0]["message"]["usage"]["input_tokens"] == 5
     assert [e["index"] for e in got if e["type"] == block[0]] == [0, 1, 2, 3]
     deltas = [event["delta"] for event in got if event["type"] == block[1]]
     assert deltas[0] == {"type": "thinking_delta", "thinking": "Let me "}
-    assert deltas[2] == {"type": "text_delta", "text": "The "}
+    assert deltas[2] == {"type": "signature_delta", "signature": ""}
+    assert deltas[3] == {"type": "text_delta", "text": "The "}
     partial = [d["partial_json"] for d in deltas if d["type"] == "input_json_delta"]
     assert json.loads("".join(partial[:2])) == {"city": "Oslo"} and partial[2] == "{}"
     assert got[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
