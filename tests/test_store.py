@@ -394,7 +394,7 @@ def test_what_several_runs_need_is_made_once(tmp_path: Path) -> None:
 def test_notes_in_a_folder_outlive_its_replacement(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
     for text in ("one", "two"):
-        with writing(
+        with store.writing(
             target, kind="adapter", options={}, parents={"data": text}, overwrite=True
         ) as draft:
             (draft.path / "weights.txt").write_text(text)
