@@ -86,6 +86,7 @@ def limited(budget: Budget) -> Iterator[None]:
 
 
 def has_memory_budget() -> bool:
+    """Whether `limited` names a size of memory."""
     return _budget.max_memory is not None
 
 
@@ -123,7 +124,8 @@ def preflight(
     if disk > (_budget.max_disk or disk):
         raise ResourceError(
             f"{what} needs {format_bytes(disk)} of disk, more than --max-disk "
-            f"{format_bytes(_budget.max_disk or 0)}"
+            f"{format_bytes(_budget.max_disk or 0)}",
+            "raise it, or ask for less",
         )
     free = shutil.disk_usage(existing).free
     if disk > free:

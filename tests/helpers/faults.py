@@ -314,7 +314,9 @@ HIDDEN = re.compile(r"(^|/)(\.|[^/]*\.(work|logs)/|tried/)")
 
 
 def normalized(name: str, data: bytes) -> bytes:
-    if name.endswith("manifest.json") or re.search("(^|/)(report|scores)/", name):
+    if name.endswith(("manifest.json", ".cdx.json", "README.md")) or re.search(
+        "(^|/)(report|scores)/", name
+    ):
         data = VOLATILE.sub(b"", data)
         data = re.sub(rb"\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?[^\s<\"]*", b"", data)
     return data
