@@ -28,7 +28,7 @@ MAX_WAIT_S = 20
 """of a clock: what waits for a pipe does no work"""
 LIMIT_BYTES = 3_000_000_000
 """of the test's memory, so that a reader of /dev/zero ends with MemoryError"""
-MIN_CASES = 300
+MIN_CASES = 570
 
 
 class Late(BaseException):
@@ -58,6 +58,17 @@ def read_checkpoint(path: Path) -> None:
     from edgeft.weights.checkpoint import Checkpoint
 
     Checkpoint(path)
+
+
+def export(base: Path, out: Path) -> None:
+    """The file of a conversion; `edgeft merge-export` removes what a failed one leaves."""
+    from edgeft.merge.view import open_merged
+    from helpers.converting import convert
+
+    try:
+        convert(open_merged(base, None), out, "f16", threads=1)
+    finally:
+        out.unlink(missing_ok=True)
 
 
 def read_gguf(path: Path) -> None:
@@ -112,6 +123,7 @@ def readers(base: Path) -> dict[str, Callable[[Path], Any]]:
         "checkpoint": read_checkpoint, "base": read_base, "gguf": read_gguf, "onnx": read_onnx,
         "adapter": lambda path: open_merged(base, (Weighted(path),)), "data": read_data,
         "toml": read_toml, "yaml": read_yaml, "sentencepiece": read_sentencepiece,
+        "export": lambda path: export(path, path.parent / "x.gguf"),
         "imatrix": read_imatrix, "manifest": store.read_manifest,
     }  # fmt: skip
 

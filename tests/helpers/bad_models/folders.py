@@ -98,7 +98,7 @@ class Folders:
 
     def cases(self) -> dict[str, Case]:
         return {**self.indices(), **self.configs(), **self.files(), **self.tokenizers(),
-                **self.quantized(), **self.adapters()}  # fmt: skip
+                **self.quantized(), **self.adapters(), **self.values()}  # fmt: skip
 
     def indices(self) -> dict[str, Case]:
         outside = ["../model.safetensors", "/etc/passwd", "/dev/zero", "/dev/stdin", "..", ".",
@@ -300,6 +300,26 @@ class Folders:
             result[f"quantized: tensors of {method} that do not fit"] = Case(
                 "base", self.changed(change), "model|q_proj|format"
             )
+        return result
+
+    def values(self) -> dict[str, Case]:
+        """Weights that are no numbers: only their conversion reads them."""
+        result = {}
+        for name in ("model.layers.0.self_attn.q_proj", "model.norm", "model.embed_tokens"):
+            for value in (float("nan"), float("inf")):
+
+                def change(model: Path, name: str = name, value: float = value) -> None:
+                    path = model / "model.safetensors"
+                    data = bytearray(path.read_bytes())
+                    size = int.from_bytes(data[:8], "little")
+                    begin, _ = json.loads(data[8 : 8 + size])[f"{name}.weight"]["data_offsets"]
+                    data[8 + size + begin : 12 + size + begin] = struct.pack("<f", value)
+                    path.write_bytes(data)
+
+                write = self.changed(change)
+                result[f"weights: {value} in {name}"] = Case(
+                    "export", write, name.rpartition(".")[2]
+                )
         return result
 
     def adapters(self) -> dict[str, Case]:
