@@ -31,6 +31,8 @@ from types import ModuleType
 
 from edgeft.printable import one_printable_line
 
+MAX_MESSAGE_CHARS, MAX_HINT_CHARS = 1500, 2500
+
 
 class EdgeftError(Exception):
     """A user error. The command line prints it as one line with its hint, never as a traceback."""
@@ -38,11 +40,12 @@ class EdgeftError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
-        message = one_printable_line(message)  # parts of it may come from a stranger's file
+        # parts of both may come from a stranger's file
+        message = one_printable_line(message, MAX_MESSAGE_CHARS)
         super().__init__(message)
         self.message = message
         """the problem"""
-        self.hint = one_printable_line(hint)
+        self.hint = one_printable_line(hint, MAX_HINT_CHARS)
         """the remedy; "" = none is known"""
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-MAX_LINE_CHARS = 2000
+MAX_LINE_CHARS = 4000
 
 
 def one_printable_line(text: str, max_chars: int = MAX_LINE_CHARS) -> str:

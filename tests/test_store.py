@@ -391,6 +391,23 @@ def test_what_several_runs_need_is_made_once(tmp_path: Path) -> None:
     assert names(tmp_path) == ["base"]
 
 
+def test_notes_in_a_folder_outlive_its_replacement(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    for text in ("one", "two"):
+        with store.writing(
+            target, kind="adapter", options={}, parents={"data": text}, overwrite=True
+        ) as draft:
+            (draft.path / "weights.txt").write_text(text)
+            if text == "one":
+                (draft.path / "log.txt").write_text(text)
+        if text == "one":
+            (target / "README.md").write_text("mine")
+            (target / "tokenizer.json").write_text("{}")
+    files = {path.name for path in target.iterdir()}
+    assert files == {"manifest.json", "weights.txt", "README.md"}
+    assert (target / "README.md").read_text() == "mine"
+
+
 def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     make(target, "old")
@@ -558,3 +575,15 @@ def test_an_added_template_is_reported(tmp_path: Path) -> None:
     assert store.identity(tmp_path / "model", use_manifest=False) != before
     with pytest.raises(InputError, match="additional_chat_templates/rag.jinja was added"):
         store.check_files(tmp_path / "model")
+
+
+def test_a_folder_with_a_name_that_is_no_utf8_has_an_identity(tmp_path: Path) -> None:
+    plain = store.identity(_with(tmp_path / "plain", "a.json"))
+    strange = store.identity(_with(tmp_path / "strange", "\udcff.json"))
+    assert re.fullmatch("[0-9a-f]{64}", strange) and strange != plain
+
+
+def _with(folder: Path, name: str) -> Path:
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    return folder

@@ -69,7 +69,7 @@ class Tally:
             return True
         except EdgeftError as error:
             text = str(error)
-            defect = "a message of several lines" if "\n" in text or len(text) > 2000 else ""
+            defect = "a message of several lines" if "\n" in text or len(text) > 4000 else ""
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # noqa: BLE001 - a panic of Rust is one

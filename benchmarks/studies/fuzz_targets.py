@@ -40,6 +40,8 @@ adapter = ["adapter:0.5"]
 max-size = "700M"
 """
 YAML = """model_name_or_path: base
+stage: sft
+do_train: true
 finetuning_type: lora
 dataset: chats
 learning_rate: 1.0e-4

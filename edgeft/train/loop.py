@@ -18,6 +18,7 @@ import torch
 import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
+from edgeft import machine
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
@@ -68,6 +69,7 @@ def fit(
     before `checkpoint`.
     """
     transformers.utils.logging.disable_progress_bar()
+    machine.hold_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))

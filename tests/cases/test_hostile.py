@@ -312,6 +312,16 @@ def test_a_template_without_end_is_refused(case: str, request: pytest.FixtureReq
 
 
 @pytest.mark.unit
+def test_a_template_that_writes_more_than_any_conversation_is_refused() -> None:
+    from edgeft.errors import TemplateLimitError
+    from edgeft.tokenizer import jinja_sandbox
+
+    assert len(jinja_sandbox.render("{{ 'x' * 10 ** 7 }}")) == 10**7
+    with pytest.raises(TemplateLimitError, match="it writes more than 10,000,000 characters"):
+        jinja_sandbox.render("{{ 'x' * (10 ** 7 + 1) }}")
+
+
+@pytest.mark.unit
 @pytest.mark.parametrize(
     "source",
     ["{% break %}", "{% continue %}", "{% macro m(a, a) %}{% endmacro %}", "{{ " + "(" * 5000,

@@ -111,7 +111,7 @@ def in_range(request: Any) -> bool:
 
 
 @pytest.mark.parametrize("api", APIS)
-@pytest.mark.parametrize("count", [150, pytest.param(17_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [500, pytest.param(17_000, marks=pytest.mark.slow)])
 def test_a_number_is_answered_or_refused(api: str, count: int) -> None:
     ask, names = APIS[api]
     draw, answered = random.Random(len(api)), 0
