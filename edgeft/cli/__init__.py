@@ -31,6 +31,7 @@ COMMANDS = {
     "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",
+    "score": "Rate answers by a reward model.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
     "verify": "Every hash of a result and of its parents, computed again.",
     "sign": "Sign a result with a private key, for `verify --key`.",

@@ -76,7 +76,6 @@ def fit(
     model = method.prepare(device)
     if options.adapter:
         load_adapter(model, options.adapter, options.base)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
     if options.attention != "auto":
         without_peft(model).set_attn_implementation(options.attention)
     lora_layers, why_not = lora_function.install(model)
@@ -87,6 +86,7 @@ def fit(
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
         trainer = objective.trainer(model, arguments)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
     trainer.add_callback(FlushCallback)
