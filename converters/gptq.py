@@ -2,7 +2,8 @@
 
     convert(merged, make_plan(merged, "4bit", options), out, options, landing)
 
-Linear layers are stored as codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other
+GPTQ chooses the codes; without `options.calibration` each is the nearest, as for an adapter that was trained
+for them. Linear layers are stored as codes in AutoGPTQ's layout (`edgeft.weights.gptq_layout`), all other
 weights in float16. A group always consists of neighbouring columns, even where GPTQ quantized them
 in another order. So a reader may ignore g_idx, and ggml's blocks can hold the same codes
 (`edgeft.quantization.repack`).
@@ -11,17 +12,18 @@ in another order. So a reader may ignore g_idx, and ggml's blocks can hold the s
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeft.converters.folder import tensor_blocks, write_config_and_tokenizer
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import FormatError
+from edgeft.errors import FormatError, ProofError
 from edgeft.gptq.quantize import QuantizedWeights, check_computes, linears, quantize_blocks
 from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.landing import LandingProof, sampled_rows
 from edgeft.merge.view import Merged
+from edgeft.quantization.rounding import CodesRounding
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Spec, write_safetensors
 
@@ -37,7 +39,7 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> UniformGri
     The default group size is the largest of GROUP_SIZES that divides every layer. FormatError for an
     unsupported model, MissingExtra without the packages of GPTQ.
     """
-    grid = _code_grid(merged, quant, options.group_size, options.symmetric)
+    grid = code_grid(merged, quant, options.group_size, options.symmetric)
     check_computes(merged)
     return grid
 
@@ -45,26 +47,41 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> UniformGri
 def convert(
     merged: Merged, grid: UniformGrid, out: Path, options: ConvertOptions, landing: LandingProof
 ) -> dict[str, Any]:
-    """Write the folder; return facts for the manifest. `options.calibration` must be set."""
-    calibration = options.calibration
-    assert calibration is not None
-    grids = dict.fromkeys(linears(merged), grid)
-    solved = quantize_blocks(merged, grids, calibration, options.threads)
-    specs = [spec for name in merged.shapes for spec in _specs(merged, name, grid, solved)]
+    """Write the folder; return facts for the manifest. Without `options.calibration` nothing is solved.
+
+    ProofError for a value that its type cannot hold.
+    """
+    calibration, coded = options.calibration, frozenset(linears(merged))
+    solved = None
+    if calibration:
+        solved = quantize_blocks(merged, dict.fromkeys(coded, grid), calibration, options.threads)
+    specs = [spec for name in merged.shapes for spec in _specs(merged, name, grid, coded)]
     arrays = (
-        array for name in merged.shapes for array in _arrays(merged, name, grid, solved, landing)
+        array
+        for name in merged.shapes
+        for array in (
+            _code_arrays(merged, name, grid, solved, landing)
+            if name in coded
+            else [tensor_blocks(merged, name, UNQUANTIZED_TYPE, landing)]
+        )
     )
     write_safetensors(out / "model.safetensors", specs, arrays)
+    settings: dict[str, Any] = {"damp_percent": calibration.damp} if calibration else {}
     quantization_config = gptq_layout.quantization_config(
         grid.bits, grid.columns, grid.symmetric, checkpoint_format=_checkpoint_format(grid),
-        damp_percent=calibration.damp, **_unquantized_layer_settings(merged),
+        **settings, **_unquantized_layer_settings(merged),
     )  # fmt: skip
     write_config_and_tokenizer(merged, out, "float16", quantization_config=quantization_config)
     (out / "quantize_config.json").write_text(json.dumps(quantization_config, indent=1) + "\n")
-    return {"group_size": grid.columns, **solved.facts()}
+    return {"group_size": grid.columns} | (solved.facts() if solved else {"quantized": len(coded)})
 
 
-def _code_grid(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
+def nearest(grid: UniformGrid) -> CodesRounding:
+    """The rounding to the nearest codes of a symmetric grid."""
+    return CodesRounding(grid.bits, grid.columns, "f16")
+
+
+def code_grid(merged: Merged, quant: str, group_size: int | None, symmetric: bool) -> UniformGrid:
     bits = int(quant.removesuffix("bit"))
     codes_per_span, widths = gptq_layout.whole_words(bits), set()
     for name in linears(merged):
@@ -119,10 +136,8 @@ def _unquantized_layer_settings(merged: Merged) -> dict[str, Any]:
     }
 
 
-def _specs(
-    merged: Merged, name: str, grid: UniformGrid, solved: QuantizedWeights
-) -> Iterator[Spec]:
-    if name not in solved:
+def _specs(merged: Merged, name: str, grid: UniformGrid, coded: frozenset[str]) -> Iterator[Spec]:
+    if name not in coded:
         yield Spec(name, UNQUANTIZED_TYPE, merged.shapes[name])
         return
     for part, (dtype, shape) in gptq_layout.layout(
@@ -131,14 +146,21 @@ def _specs(
         yield Spec(name.removesuffix("weight") + part, dtype, shape)
 
 
-def _arrays(
-    merged: Merged, name: str, grid: UniformGrid, solved: QuantizedWeights, landing: LandingProof
-) -> Iterator[Any]:
-    if name not in solved:
-        yield tensor_blocks(merged, name, UNQUANTIZED_TYPE, landing)
-        return
-    codes = grid.coded(solved.read(name))
+def _code_arrays(
+    merged: Merged,
+    name: str,
+    grid: UniformGrid,
+    solved: QuantizedWeights | None,
+    landing: LandingProof,
+) -> Iterable[Any]:
+    """The four arrays of a layer; its sampled rows are added to the proof."""
+    try:
+        codes = (
+            grid.coded(solved.read(name)) if solved else nearest(grid).store(merged.tensor(name))
+        )
+    except ValueError as error:
+        raise ProofError(f"{name}: {error}") from None
     rows = sampled_rows(*merged.shapes[name])
     summed = merged.rows(name, rows)
     landing.add(name, *merged.addends(name, rows), summed, codes.take(rows).values())
-    yield from gptq_layout.pack(codes, gptq_layout.OFFSETS[_checkpoint_format(grid)]).values()
+    return gptq_layout.pack(codes, gptq_layout.OFFSETS[_checkpoint_format(grid)]).values()

@@ -21,10 +21,17 @@ Example: ``raise InputError("no such file: chats.jsonl", hint="check --data")``
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
+
+from edgeft.printable import one_printable_line
+
+MAX_MESSAGE_CHARS, MAX_HINT_CHARS = 1500, 2500
 
 
 class EdgeftError(Exception):
@@ -33,10 +40,12 @@ class EdgeftError(Exception):
     exit_code = 1
 
     def __init__(self, message: str, hint: str = "") -> None:
+        # parts of both may come from a stranger's file
+        message = one_printable_line(message, MAX_MESSAGE_CHARS)
         super().__init__(message)
         self.message = message
         """the problem"""
-        self.hint = hint
+        self.hint = one_printable_line(hint, MAX_HINT_CHARS)
         """the remedy; "" = none is known"""
 
     def __str__(self) -> str:
@@ -112,6 +121,32 @@ def require(module: str, extra: str) -> ModuleType:
         raise MissingExtra(
             f"{error.name} is not installed", hint=f"pip install 'edgeft[{extra}]'"
         ) from None
+
+
+RUST_ERROR = re.compile(r"\(os error (\d+)\)")
+NUMPY_ERROR = re.compile(r"\d+ requested and \d+ written")
+TORCH_MEMORY = ("can't allocate memory", "not enough memory", "CUDA out of memory")
+TORCH_FILE = ("PytorchStreamWriter failed", "inline_container.cc")
+
+
+def machine_error(error: BaseException) -> OSError | MemoryError | None:
+    """What the machine lacks, None for a defect: a full disk, no rights, too little memory.
+
+    Libraries in Rust (safetensors, tokenizers), torch and numpy report it as an exception of their own,
+    which is told by its text.
+    """
+    if isinstance(error, MemoryError):
+        return error
+    if isinstance(error, OSError) and not (error.filename is None and error.errno is None):
+        return error
+    text = str(error)
+    if match := RUST_ERROR.search(text):
+        return OSError(int(match[1]), os.strerror(int(match[1])))
+    if any(part in text for part in TORCH_MEMORY):
+        return MemoryError(text)
+    if NUMPY_ERROR.search(text) or any(part in text for part in TORCH_FILE):
+        return OSError(errno.EIO, "a file could not be written whole: the disk may be full")
+    return None
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

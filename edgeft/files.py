@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import threading
 import time
 from collections.abc import Iterator
@@ -22,8 +23,7 @@ from edgeft.progress import say
 
 MAX_JSON_BYTES, MAX_TOKENIZER_BYTES = 16_000_000, 64_000_000
 """of a file of a model: read, JSON takes up to 25 times its bytes. The largest tokenizers have 35 MB."""
-
-
+MAX_TOML_BYTES = 1_000_000
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
 """of Linux's fcntl.h and fs.h"""
 
@@ -90,6 +90,12 @@ def partial_path(target: Path) -> Path:
     return target.with_name(f".{target.name}.partial-{os.getpid()}")
 
 
+def final_name(path: Path) -> str:
+    """The name that a partial path will have: it must not depend on the process."""
+    match = re.fullmatch(r"\.(.+)\.partial-\d+", path.name)
+    return match[1] if match else path.name
+
+
 def format_bytes(size: float) -> str:
     """1_234_567 -> "1.2 MB": powers of 1000, as disks and llama.cpp count."""
     for unit in ("B", "kB", "MB", "GB"):
@@ -106,8 +112,8 @@ def text_sha256(text: str) -> str:
 
 def sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file. An unchanged file is read once per process."""
-    stat = path.stat()
-    return _sha256(path.absolute(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    status = path.stat()
+    return _sha256(path.absolute(), status.st_ino, status.st_size, status.st_mtime_ns)
 
 
 def forget_hashes() -> None:
@@ -121,14 +127,12 @@ def _sha256(path: Path, *_: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sweep(folder: Path) -> None:
-    """Remove partial results of killed runs from a folder, whatever their targets."""
-    if folder.is_dir():
-        matches = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
-        for name in sorted({match[1] for match in matches if match}):
-            # In another container a process that lives may have the number of a dead one.
-            with contextlib.suppress(StaleError), claimed(folder / name):
-                sweep_target(folder / name)
+def partial_targets(folder: Path) -> list[Path]:
+    """The targets of which there are partial results in a folder."""
+    if not folder.is_dir():
+        return []
+    matches = (re.fullmatch(r"\.(.+)\.partial-\d+(-old)?", p.name) for p in folder.iterdir())
+    return [folder / name for name in sorted({match[1] for match in matches if match})]
 
 
 def sweep_target(target: Path) -> None:
@@ -300,17 +304,71 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)
 
 
+def read_bytes(path: Path, max_bytes: int, plain: bool = True) -> bytes:
+    """The content of a file. FileNotFoundError where there is none, InputError for a larger one.
+
+    `plain`: also InputError for a device or a pipe, which can be read for ever. Files of a model are
+    plain; one that the user names may be a pipe.
+    """
+    try:
+        status = path.stat()
+        if plain and not stat.S_ISREG(status.st_mode):
+            raise InputError(
+                f"{path} is not a plain file", "a folder, a device or a pipe is not read"
+            )
+        content, size = b"", status.st_size
+        if size <= max_bytes:
+            with path.open("rb") as file:
+                content = file.read(size + 1 if size else max_bytes + 1)  # a pipe has no size
+            size = max(size, len(content))
+        if size > max_bytes:
+            raise InputError(
+                f"{path} has {format_bytes(size)}, more than that of any model",
+                f"at most {format_bytes(max_bytes)} are read",
+            )
+        return content
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # no rights, a circle of links, a name that none can have
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{str(path)[:500]} cannot be read: {reason}", "check the path") from None
+
+
+def read_text(path: Path, max_bytes: int = MAX_JSON_BYTES, plain: bool = True) -> str:
+    """As `read_bytes`, UTF-8; InputError for anything else. Line ends are \\n."""
+    try:
+        text = read_bytes(path, max_bytes, plain).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8: {error}", "download or write it again") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; {} where the file does not exist. InputError for anything else."""
     try:
-        size = path.stat().st_size
-        if size > (MAX_TOKENIZER_BYTES if path.name == "tokenizer.json" else MAX_JSON_BYTES):
-            raise InputError(f"{path} has {format_bytes(size)}, more than that of any model")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        text = read_text(
+            path, MAX_TOKENIZER_BYTES if path.name == "tokenizer.json" else MAX_JSON_BYTES
+        )
+        value = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {error}", "download or write it again") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} does not hold a JSON object", "download or write it again")
     return value
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The content of a TOML file that the user names; InputError where it is none."""
+    import tomllib
+
+    try:
+        return tomllib.loads(read_text(path, MAX_TOML_BYTES, plain=False))
+    except (FileNotFoundError, NotADirectoryError):
+        raise InputError(f"no such file: {path}", "check --config") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import FormatError, InputError, did_you_mean
+from edgeft.files import read_text
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,13 @@ class Format:
     """quantizations that GPTQ makes, which needs calibration data"""
     sized: str = ""
     """the quantization that fits --max-size, which needs calibration data, too"""
+    nearest: tuple[str, ...] = ()
+    """quantizations that a training can compute with (--ship): each weight becomes the nearest value, without
+    calibration. A type of `solved` is calibrated unless the adapter was trained for it."""
+    tensors: str = ""
+    """module:function of `file_tensors(base, quant) -> {tensor of the checkpoint: FileTensor}`, for `nearest`"""
+    digests: str = ""
+    """module:function of `digests(path, merged, names) -> {name of a FileTensor: (type, hash)}`"""
     prepare: str = ""
     """module:function of `prepare(path, threads)`: makes the file that the runtime opens, once"""
     engines: tuple[str, ...] = ("llama-cpp-python",)
@@ -75,6 +83,12 @@ FORMATS = {
             ),
             sized="auto",
             solved=("gptq-q4_k_m", "gptq-q4_0"),
+            nearest=(
+                "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs",
+                "q4_1", "q4_0", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s",
+            ),
+            tensors="edgeft.converters.gguf.file_tensors:file_tensors",
+            digests="edgeft.converters.gguf.file_tensors:digests",
             default=("q4_k_m",),
             takes=("imatrix", "tensor_types", "max_size"),
             trial="edgeft.runtimes.trial:check_survives",
@@ -101,6 +115,9 @@ FORMATS = {
             default=("4bit",),
             takes=("group_size", "symmetric"),
             solved=("8bit", "4bit", "3bit", "2bit"),
+            nearest=("8bit", "4bit", "3bit"),
+            tensors="edgeft.converters.gptq_tensors:file_tensors",
+            digests="edgeft.converters.gptq_tensors:digests",
             prepare="edgeft.converters.repacked:repacked_gguf",
             reference="edgeft.runtimes.reference:ReferenceRuntime",
         ),
@@ -114,6 +131,9 @@ FORMATS = {
             default=("int4",),
             takes=("group_size",),
             solved=("gptq-int4",),
+            nearest=("int8", "int4-mixed", "int4"),
+            tensors="edgeft.converters.onnx.file_tensors:file_tensors",
+            digests="edgeft.converters.onnx.file_tensors:digests",
             engines=("onnxruntime", "onnxruntime-genai"),
             inspect="edgeft.report.describe:describe_onnx",
         ),
@@ -127,6 +147,11 @@ def format_named(name: str) -> Format:
         return FORMATS[name.lower()]
     except KeyError:
         raise FormatError(f"unknown format {name!r}", did_you_mean(name, FORMATS)) from None
+
+
+def nearest_format(quant: str) -> Format | None:
+    """The format of a quantization that a training can compute with; None for any other name."""
+    return next((row for row in FORMATS.values() if quant in row.nearest), None)
 
 
 def check_quants(rows: Sequence[Format], quants: tuple[str, ...]) -> list[tuple[Format, str]]:
@@ -168,9 +193,9 @@ def format_of(path: Path) -> Format:
 def _is_gptq(folder: Path) -> bool:
     """Judged by config.json alone; `edgeft.weights.checkpoint.quantization` reads the whole of it."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
         quantized = config.get("quantization_config")
-    except (ValueError, AttributeError, RecursionError):
+    except (ValueError, AttributeError, RecursionError, InputError):
         return False  # the runtime that opens it reports what is wrong
     if quantized is None:
         return (folder / "quantize_config.json").is_file()

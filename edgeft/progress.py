@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from edgeft.printable import one_printable_line
+
 if TYPE_CHECKING:
     import rich.console
     import rich.progress
@@ -49,9 +51,10 @@ def emit(event: str, **facts: Any) -> bool:
 
 
 def say(text: str) -> None:
-    """Print a note for the user."""
+    """Print a note for the user; it may have several lines."""
     if not emit("note", text=text):
-        print(f"edgeft: {text}", file=sys.stderr, flush=True)
+        lines = map(one_printable_line, text.split("\n"))
+        print("edgeft:", "\n".join(lines), file=sys.stderr, flush=True)
 
 
 @functools.cache

@@ -76,6 +76,10 @@ class Example:
     """functions that the assistant may call: each a JSON schema as text, as OpenAI's `tools`"""
     file: str = ""
     """name of its file, where the data has several"""
+    rejected: tuple[Message, ...] = ()
+    """of a preference pair: the same conversation with the worse answer"""
+    desirable: bool | None = None
+    """of an answer that is labelled good or bad (KTO)"""
 
     @property
     def place(self) -> str:
@@ -86,6 +90,13 @@ class Example:
     def is_document(self) -> bool:
         """Whether it is a plain text."""
         return self.messages[0].role == DOCUMENT
+
+    @property
+    def is_prompt(self) -> bool:
+        """Whether nothing is learned of it: a prompt for reinforcement learning, with a reference or ""."""
+        return not self.is_document and not any(
+            message.learned for message in self.messages if message.role == "assistant"
+        )
 
     @property
     def prompt(self) -> tuple[Message, ...]:

@@ -29,6 +29,8 @@ from edgeft.files import (
     dead_partials,
     fsync,
     partial_path,
+    partial_targets,
+    read_text,
     remove,
     replace_folder,
     sha256,
@@ -39,6 +41,8 @@ from edgeft.records import SCHEMA, FileRecord, Manifest
 
 SHARED_WAIT_S = 3600.0
 """how long a run waits at most until another one has made what both need"""
+MAX_MANIFEST_BYTES = 64_000_000
+"""of a manifest, which lists every file of a result and what was measured"""
 
 
 @dataclass
@@ -65,9 +69,11 @@ def read_manifest(target: Path) -> Manifest | None:
     """
     path = manifest_path(target)
     try:
-        manifest = Manifest.from_json(path.read_text(encoding="utf-8"))
+        manifest = Manifest.from_json(read_text(path, MAX_MANIFEST_BYTES))
     except (FileNotFoundError, NotADirectoryError):
         return None
+    except InputError as error:
+        raise ManifestError(error.message, "delete it and run again") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ManifestError(
             f"{path} is not a manifest: {error}", "delete it and run again"
@@ -169,8 +175,12 @@ def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
     if _is_file_target(target):
         return {target.name: _file_record(temp)}
     paths = sorted(temp.rglob("*"))
-    for folder in (path for path in paths if path.is_dir()):
-        fsync(folder)
+    readable = temp.stat().st_mode & 0o666
+    for path in paths:
+        if path.is_dir():
+            fsync(path)
+        elif path.stat().st_mode & 0o666 != readable:
+            path.chmod(readable)  # safetensors' own files are readable by their owner alone
     return {str(path.relative_to(temp)): _file_record(path) for path in paths if path.is_file()}
 
 
@@ -198,7 +208,7 @@ def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manife
         # No manifest may stand beside a file that it does not describe.
         if manifest_file.exists():
             os.replace(manifest_file, old)
-            fsync(manifest_file.parent)
+        fsync(manifest_file.parent)
         os.replace(temp, place)
         in_place = True
         fsync(place.parent)
@@ -232,6 +242,16 @@ def _finish_killed(target: Path) -> None:
                 if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
                     os.replace(pending, manifest_file)
         sweep_target(manifest_file)
+
+
+def sweep(folder: Path) -> None:
+    """Finish or remove partial results of killed runs in a folder, whatever their targets."""
+    for partial in partial_targets(folder):
+        target = partial.with_name(partial.name.removesuffix(".manifest.json"))
+        # In another container a process that lives may have the number of a dead one.
+        with contextlib.suppress(StaleError), claimed(target):
+            _finish_killed(target)
+            sweep_target(partial)
 
 
 def damaged(target: Path, manifest: Manifest) -> list[str]:
@@ -294,6 +314,7 @@ def check_free(
 
 def check_not_foreign(file: Path, overwrite: bool) -> None:
     """StaleError for an existing file without a manifest, unless `overwrite`."""
+    _finish_killed(file)
     if file.exists() and read_manifest(file) is None and not overwrite:
         raise StaleError(
             f"{file} is there already", "move it away, --overwrite, or choose another output"
@@ -316,7 +337,8 @@ def identity(target: Path, use_manifest: bool = True) -> str:
     else:
         hashes = {name: sha256(target / name) for name in _model_files(_counted_files(target))}
     lines = (f"{name} {hashes[name]}\n" for name in sorted(_model_files(hashes)))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    text = "".join(lines).encode("utf-8", "surrogatepass")  # names of files that are no UTF-8
+    return hashlib.sha256(text).hexdigest()
 
 
 def _counted_files(folder: Path) -> list[str]:

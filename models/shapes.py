@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from edgeft.errors import FormatError
 from edgeft.kv_cache import CacheWidths
 from edgeft.models.cards import Card
 from edgeft.models.derived import DERIVED
@@ -85,6 +86,15 @@ class Sizes:
 
 def sizes_of(card: Card, config: dict[str, Any]) -> Sizes:
     """The sizes of a text model (`text_model`). FormatError where config.json lacks one."""
+    try:
+        return _sizes(card, config)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        raise FormatError(
+            f"config.json has not all sizes: {error!r}", "download it again"
+        ) from None
+
+
+def _sizes(card: Card, config: dict[str, Any]) -> Sizes:
 
     def value(key: str) -> int:
         """By its GGUF key, 0 where the model has none."""

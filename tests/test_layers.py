@@ -16,6 +16,7 @@ from helpers.paths import ROOT
 LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file
+    "printable",
     "errors records progress child_process kv_cache",
     "web",
     "models files formats",

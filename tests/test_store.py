@@ -321,6 +321,7 @@ def test_a_kill_between_file_and_manifest_loses_neither(tmp_path: Path, old: str
     killed = subprocess.run([sys.executable, "-c", KILLED, target, str(nth)], check=False)
     assert killed.returncode == (0 if nth == 3 and not old else -9)
     if content(target) == "new":
+        store.sweep(tmp_path)  # as an export into this folder does
         assert is_complete(target, {"rank": 16}), "the next run completes it"
         assert names(tmp_path) == beside("model.gguf")
     else:
@@ -557,3 +558,15 @@ def test_an_added_template_is_reported(tmp_path: Path) -> None:
     assert store.identity(tmp_path / "model", use_manifest=False) != before
     with pytest.raises(InputError, match="additional_chat_templates/rag.jinja was added"):
         store.check_files(tmp_path / "model")
+
+
+def test_a_folder_with_a_name_that_is_no_utf8_has_an_identity(tmp_path: Path) -> None:
+    plain = store.identity(_with(tmp_path / "plain", "a.json"))
+    strange = store.identity(_with(tmp_path / "strange", "\udcff.json"))
+    assert re.fullmatch("[0-9a-f]{64}", strange) and strange != plain
+
+
+def _with(folder: Path, name: str) -> Path:
+    folder.mkdir()
+    (folder / name).write_text("{}")
+    return folder

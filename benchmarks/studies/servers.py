@@ -2,7 +2,10 @@
 
     python -m edgeft.benchmarks.studies.servers q4_k_m.gguf --threads 2
 
-llama-cpp-python's server needs its own extra: pip install 'llama-cpp-python[server]'. All servers run at
+llama-cpp-python's server needs its own extra: pip install 'llama-cpp-python[server]'. llama-server and
+llama-bench are built from the same llama.cpp, vendor/llama.cpp in the source package of llama-cpp-python (`pip
+download --no-deps --no-binary :all: llama-cpp-python`): cmake -B build -DLLAMA_OPENSSL=OFF
+-DLLAMA_USE_PREBUILT_UI=OFF; cmake --build build --target llama-server llama-bench. All servers run at
 once and are idle while another one answers; the rounds alternate. Each client sends one streamed
 completion with a prompt of its own. Throughput: all generated tokens divided by the seconds from the
 first request to the last token, prompts included. TTFT: from a client's request to its first text. One

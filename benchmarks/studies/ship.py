@@ -41,7 +41,7 @@ def step_seconds(
     for quant in types:
         weights = ShipWeights(model, base, quant)
         arms[quant] = weights, False
-        if not weights.fast:
+        if weights.exact_steps > 1:
             arms[f"{quant} exact"] = weights, True
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for number, batch in enumerate(batches):

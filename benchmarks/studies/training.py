@@ -108,7 +108,7 @@ def _trainer(arm: str, options: TrainOptions, work: Path) -> tuple[Any, list[int
         return objective.trainer(model, ours), tokens
     names = ("max_steps", "per_device_train_batch_size", "learning_rate", "lr_scheduler_type",
              "warmup_steps", "weight_decay", "seed", "logging_steps")  # fmt: skip
-    arguments = {name: getattr(ours, name) for name in names} | {
+    arguments = {name: ours[name] for name in names} | {
         "output_dir": str(work), "use_cpu": True, "report_to": "none", "save_strategy": "no",
         "disable_tqdm": True, "train_sampling_strategy": "sequential",
     }  # fmt: skip

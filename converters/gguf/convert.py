@@ -26,6 +26,7 @@ from edgeft.converters.gguf import vocabulary
 from edgeft.converters.gguf.plan import Plan, importance_rows, without_importance
 from edgeft.converters.gguf.writer import write_tensors
 from edgeft.converters.options import ConvertOptions
+from edgeft.files import final_name
 from edgeft.gptq.quantize import Calibration, QuantizedWeights, linears, quantize_blocks
 from edgeft.gptq.solver import GgmlGrid
 from edgeft.merge.landing import LandingProof
@@ -153,7 +154,7 @@ def _write_head(writer: Any, merged: Merged, plan: Plan, imatrix: Imatrix | None
 
 def _write_header(writer: Any, merged: Merged, plan: Plan) -> None:
     writer.add_type("model")
-    writer.add_name(merged.base.name)
+    writer.add_name(final_name(merged.base))
     file_type = FILE_TYPE[plan.quant]
     writer.add_file_type(file_type)
     if file_type not in (0, 1, 32):  # f32, f16, bf16

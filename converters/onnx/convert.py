@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def convert(
     if options.calibration:
         grids = dict.fromkeys(linears(merged), recipe.grid)
         quantized = quantize_blocks(merged, grids, options.calibration, options.threads)
-    builder = _build_graph(merged, out)
+    builder = build_graph(merged, out)
     with (out / DATA_FILE).open("wb") as file:
         writer = WeightWriter(merged, builder, file, recipe, quantized, landing)
         writer.write()
@@ -92,7 +93,7 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Recipe:
     return recipe_of(quant, size)
 
 
-def _build_graph(merged: Merged, out: Path) -> Any:
+def build_graph(merged: Merged, out: Path) -> Any:
     """The builder (`edgeft.converters.onnx.decoder.Decoder`) with its graph, without the matrices."""
     import onnx_ir as ir
 
@@ -113,7 +114,8 @@ def _save(builder: Any, out: Path) -> None:
     """Write the graph; its large constants are in DATA_FILE."""
     import onnx_ir as ir
 
-    builder.stamp_build_metadata(builder.model)
+    # The builder's own stamp adds the commit of whatever repository its packages lie in.
+    builder.model.producer_version = version("onnxruntime-genai")
     ir.save(builder.model, out / builder.filename)
 
 

@@ -40,7 +40,7 @@ class GraphEditor:
         self._file.write(b"\0" * (-self._file.tell() % ALIGNMENT_BYTES))
         dtype, shape = ir.DataType.from_numpy(array.dtype), ir.Shape(array.shape)
         place = self._file.tell(), array.nbytes
-        array.tofile(self._file)
+        self._file.write(array.reshape(-1).view(np.uint8).data)  # tofile's errors have no number
         tensor = ir.ExternalTensor(DATA_FILE, *place, dtype, shape=shape, name=name)
         return self.constant(name, tensor)
 

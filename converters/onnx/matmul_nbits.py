@@ -1,7 +1,7 @@
-"""Values or GPTQ codes -> arrays in the layout of ONNX Runtime's operators on codes.
+"""Codes -> arrays in the layout of ONNX Runtime's operators on codes, and back.
 
-    codes = nearest_codes(values, bits=4, block=32)     # edgeft.weights.Codes
     blobs, scales, zeros = pack(codes, block=32)        # zeros None: all 2 ** (bits - 1)
+    codes = unpack(blobs, scales, zeros, bits=4)
 
 The operators are MatMulNBits, GatherBlockQuantized and QMoE. A weight is scale * (code - zero). A
 row is cut into blocks of 2^n columns, each with a scale in float32 and, where the blocks are not
@@ -16,39 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.weights.checkpoint import Array
 from edgeft.weights.gptq_layout import Codes
 
 BLOCK_SIZES = (256, 128, 64, 32, 16)
 """columns that may share a scale"""
-STEP_VALUES = 1 << 22
-"""values that are rounded at a time"""
-
-
-def nearest_codes(values: Array, bits: int, block: int) -> Codes:
-    """Round `values` (rows, columns) to symmetric codes; columns are padded to whole blocks.
-
-    The scale of a block maps its largest weight to the last code, as in ggml's Q4_0. Scales with a
-    smaller square error, which clip that weight, and asymmetric scales keep less of a fine-tune
-    (benchmarks/studies/LOG.md).
-    """
-    import torch
-
-    rows, columns = values.shape
-    blocks, half = -(-columns // block), 2 ** (bits - 1)
-    codes = np.empty((rows, blocks * block), np.uint8)
-    scales = np.empty((rows, blocks), np.float32)
-    step = max(1, STEP_VALUES // columns)
-    for start in range(0, rows, step):
-        span = slice(start, start + step)
-        x = torch.from_numpy(np.require(values[span], requirements="W"))
-        x = torch.nn.functional.pad(x, (0, codes.shape[1] - columns)).view(-1, block)
-        scale = x.gather(1, x.abs().argmax(1, keepdim=True)) / -half
-        inverse = torch.where(scale == 0, 0, 1 / scale)
-        code = (x * inverse).round_().clamp_(-half, half - 1).add_(half).to(torch.uint8)
-        codes[span], scales[span] = code.view(-1, codes.shape[1]), scale.view(-1, blocks)
-    groups = np.arange(codes.shape[1], dtype=np.int32) // block
-    return Codes(codes, scales, np.full(scales.shape, half, np.uint8), groups, bits)
 
 
 def largest_block(groups: npt.NDArray[np.int32]) -> int | None:
@@ -76,6 +47,23 @@ def pack(
         return blobs, scales, None
     odd = -len(groups) % (8 // bits)
     return blobs, scales, _bytes(np.pad(zeros, ((0, 0), (0, odd))), bits)
+
+
+def unpack(
+    blobs: npt.NDArray[np.uint8],
+    scales: npt.NDArray[np.float32],
+    zeros: npt.NDArray[np.uint8] | None,
+    bits: int,
+) -> Codes:
+    """The codes of `pack`'s arrays, (rows, padded columns)."""
+    rows, blocks = scales.shape
+    codes = _fields(blobs.reshape(rows, -1), bits)
+    if zeros is None:
+        middle = np.full(scales.shape, 2 ** (bits - 1), np.uint8)
+    else:
+        middle = _fields(zeros.reshape(rows, -1), bits)[:, :blocks]
+    groups = np.arange(codes.shape[1], dtype=np.int32) // (codes.shape[1] // blocks)
+    return Codes(codes, scales, middle, groups, bits)
 
 
 def pack_experts(
@@ -111,3 +99,10 @@ def _bytes(codes: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
     for i in range(1, per_byte):
         packed |= parts[:, :, i] << np.uint8(i * bits)
     return packed
+
+
+def _fields(packed: npt.NDArray[np.uint8], bits: int) -> npt.NDArray[np.uint8]:
+    """(rows, n * bits / 8) -> (rows, n)."""
+    shifts = np.arange(0, 8, bits, dtype=np.uint8)
+    fields: npt.NDArray[np.uint8] = packed[..., None] >> shifts & np.uint8(2**bits - 1)
+    return fields.reshape(len(packed), -1)

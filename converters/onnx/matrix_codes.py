@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from edgeft.converters.onnx import matmul_nbits as nbits
 from edgeft.converters.onnx.recipe import Recipe
+from edgeft.errors import ProofError
 from edgeft.gptq.quantize import QuantizedWeights
 from edgeft.merge.view import Merged
 from edgeft.weights.checkpoint import Array
@@ -37,8 +38,10 @@ class MatrixQuantizer:
     def quantize(self, matrix: LazyTorchTensor, values: Array, bits: int) -> tuple[Codes, int]:
         """Codes and block size of a matrix with these values, (rows, columns).
 
-        `bits` are of codes that are rounded here; GPTQ's keep their own.
+        `bits` are of codes that are rounded here; GPTQ's keep their own. ProofError where a value is not finite.
         """
+        import torch
+
         self.facts["matrices"] += 1
         names = matrix.sources()
         parts = {name: codes for name in names if (codes := self._gptq_codes(name))}
@@ -48,7 +51,11 @@ class MatrixQuantizer:
                 self.facts["coded"] += 1
                 return codes, block
             self.facts["inexact"] += 1
-        return nbits.nearest_codes(values, bits, self._recipe.block), self._recipe.block
+        try:
+            codes = self._recipe.nearest(bits).store(values, torch.get_num_threads())
+        except ValueError as error:
+            raise ProofError(f"{names[0]}: {error}") from None
+        return codes, self._recipe.block
 
     def _gptq_codes(self, name: str) -> Codes | None:
         """Of a tensor of the checkpoint; None where GPTQ did not quantize it."""

@@ -47,7 +47,7 @@ def ropes(config: Any) -> list[dict[str, Any]]:
     settings = config.rope_parameters
     if "rope_type" in settings:
         return [settings]
-    return [settings[layer_type] for layer_type in set(config.layer_types)]
+    return [settings[layer_type] for layer_type in dict.fromkeys(config.layer_types)]
 
 
 def activation(config: Any) -> str:

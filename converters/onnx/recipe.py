@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 
 from edgeft.gptq.solver import UniformGrid
+from edgeft.quantization.rounding import CodesRounding
 
 BITS = {"f32": (0, 0, 0), "int8": (8, 8, 8), "int4-mixed": (4, 8, 8), "int4": (4, 8, 4)}
 """quantization -> bits of layers, of embedding and head, of the layers' most sensitive products"""
@@ -39,6 +40,10 @@ class Recipe:
     def grid(self) -> UniformGrid:
         """The grid that GPTQ quantizes the layers on."""
         return UniformGrid(self.layer_bits, self.block, symmetric=True)
+
+    def nearest(self, bits: int) -> CodesRounding:
+        """How matrices are rounded that GPTQ does not quantize."""
+        return CodesRounding(bits, self.block, "f32")
 
     def bits_of(self, node: str, layers: int) -> int:
         """Of a product, by the node's name in a model of so many layers."""

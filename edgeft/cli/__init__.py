@@ -17,7 +17,7 @@ import click
 
 from edgeft import __version__
 from edgeft.cli._old_names import current_args
-from edgeft.errors import EdgeftError, did_you_mean
+from edgeft.errors import EdgeftError, did_you_mean, machine_error
 from edgeft.progress import emit, say, write_json_lines
 
 COMMANDS = {
@@ -33,6 +33,7 @@ COMMANDS = {
     "search": "The smallest artifact that fits a budget and passes the gate.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
     "verify": "Every hash of a result and of its parents, computed again.",
+    "sign": "Sign a result with a private key, for `verify --key`.",
     "chat": "Talk to an artifact on the CPU; reads a pipe too.",
     "serve": "An OpenAI-compatible server, many answers at a time.",
     "studio": "The whole way in a browser: every button is a command.",
@@ -96,20 +97,25 @@ def main(args: list[str] | None = None) -> None:
         code = error.exit_code
         if not emit("error", message=error.format_message(), hint="", exit_code=code):
             error.show()
-    except MemoryError:
-        code = _fail("out of memory", "close other programs")
     except (click.Abort, KeyboardInterrupt):
         say("interrupted; nothing half-written was left")
         code = 130
-    except OSError as error:
-        # A full disk or a folder without permission is no defect of edgeft: no traceback.
-        if error.filename is None and error.errno is None:
+    except Exception as error:
+        problem = machine_error(error)
+        if problem is None:
             raise
-        where = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        hint = "free some space, or choose another output; nothing half-written was left"
-        code = _fail(f"{error.strerror or error}{where}", hint if full else "")
+        code = _report(problem)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(problem: OSError | MemoryError) -> int:
+    """Print one line for what the machine lacks; the exit code."""
+    if isinstance(problem, MemoryError):
+        return _fail("out of memory", "close other programs")
+    where = f": {problem.filename}" if problem.filename else ""
+    full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    hint = "free some space, or choose another output; nothing half-written was left"
+    return _fail(f"{problem.strerror or problem}{where}", hint if full else "")
 
 
 def _fail(message: str, hint: str, code: int = EdgeftError.exit_code) -> int:

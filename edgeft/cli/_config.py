@@ -11,9 +11,10 @@ import click
 
 from edgeft.cli._old_names import current_name, current_value
 from edgeft.errors import InputError, did_you_mean
-from edgeft.files import expand_user
+from edgeft.files import expand_user, read_toml
 
 F = TypeVar("F", bound=Callable[..., Any])
+
 
 PATHS = ("adapter",)
 """parameters of another type than click.Path that are paths"""
@@ -87,18 +88,6 @@ def _read_table(ctx: click.Context, path: Path) -> dict[str, Any]:
     if isinstance(table, dict):
         return table
     return {key: value for key, value in content.items() if not isinstance(value, dict)}
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """The content of a TOML file; InputError where it is none."""
-    import tomllib
-
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"no such file: {path}", "check --config") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not TOML: {error}", "lines such as quant = 'q8_0'") from None
 
 
 def _names(ctx: click.Context) -> list[str]:

@@ -23,6 +23,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from edgeft import machine
+from edgeft.errors import InputError
+
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
@@ -140,6 +143,18 @@ def json_option(function: F) -> F:
     )(function)
 
 
+def budget_options(function: F) -> F:
+    """Add --max-memory and --max-disk; the command runs within them."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> Any:
+        with machine.limited(build(machine.Budget, options)):
+            return function(*args, **options)
+
+    limits = options_of(machine.Budget, max_memory=Bytes(), max_disk=Bytes())
+    return limits(command)  # type: ignore[return-value]
+
+
 def require_options(ctx: click.Context, **needed: str) -> None:
     """UsageError for an option that was typed without the one that it depends on: `shots="base"`."""
     names = {str(param.name): param.opts[0] for param in ctx.command.params}
@@ -181,9 +196,17 @@ COMMA = re.compile(r",(?![^(]*\)|[^\[]*\])")
 def comma_list(
     ctx: click.Context, param: click.Parameter, value: tuple[str, ...]
 ) -> tuple[str, ...]:
-    """Callback of a repeatable option whose values may also be joined by commas, outside of (…) and […]."""
+    """Callback of a repeatable option whose values may also be joined by commas, outside of (…) and […].
+
+    InputError where it is given and names nothing.
+    """
     parts = (part.strip() for item in value for part in COMMA.split(item))
-    return tuple(part for part in parts if part)
+    names = tuple(part for part in parts if part)
+    if value and not names:
+        raise InputError(
+            f"{param.opts[0]} {value[0]!r} names nothing", "leave it out for the default"
+        )
+    return names
 
 
 class CountOrAuto(click.IntRange):

@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
-from edgeft.cli._config import as_option, options_by_name, read_toml
+from edgeft.cli._config import as_option, options_by_name
 from edgeft.cli.train import command as train_command
 from edgeft.errors import InputError, did_you_mean
+from edgeft.files import read_toml
 from edgeft.sweep.options import Range
 
 TABLE = "sweep"

@@ -10,7 +10,8 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
-from edgeft.cli._options import CountOrAuto, json_option, options_of, print_json
+from edgeft.cli._options import CountOrAuto, budget_options, json_option, options_of, print_json
+from edgeft.data.layouts import LAYOUTS, Layout
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
@@ -65,6 +66,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
                 "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
             ),
             click.option("--overwrite", is_flag=True, help="Replace what --output holds."),
+            budget_options,
             json_option,
             configurable,
         )):  # fmt: skip
@@ -98,7 +100,6 @@ def run_training(
     **options: Any,
 ) -> None:
     """Train, or show what would be learned, and print the result."""
-    from edgeft.data.splits import DOCUMENT_OBJECTIVES
     from edgeft.train.registry import method_row
     from edgeft.train.resolve import resolve_run
     from edgeft.train.run import train
@@ -106,7 +107,7 @@ def run_training(
     items = answer_items(options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
     if preview:
-        _preview(run, objective in DOCUMENT_OBJECTIVES, as_json)
+        _preview(run, LAYOUTS[objective], as_json)
         return
     try:
         manifest = train(run, resume, overwrite, method, objective, items)
@@ -120,7 +121,10 @@ def run_training(
     curve = ", ".join(f"{loss:.3f} at {step}" for step, loss in facts["validation_loss"])
     say(f"{facts['steps']} steps, {facts['tokens']} tokens in {facts['seconds']:.0f} s "
         f"({facts['tokens_per_second']:.0f} tokens/s)")  # fmt: skip
-    if curve:
+    if "reward" in facts:
+        (first, reward), (last, now) = (facts["reward"]["train"][i] for i in (0, -1))
+        say(f"mean reward {reward:.3f} at step {first}, {now:.3f} at step {last}")
+    elif curve:
         say(f"validation loss {curve}")
     if items:
         points = facts["accuracy"]["curve"]
@@ -128,7 +132,7 @@ def run_training(
     click.echo(str(run.output))
 
 
-def _preview(run: TrainOptions, documents: bool, as_json: bool) -> None:
+def _preview(run: TrainOptions, layout: Layout, as_json: bool) -> None:
     """Print the first examples and what is left out, to stdout."""
     import sys
 
@@ -137,7 +141,7 @@ def _preview(run: TrainOptions, documents: bool, as_json: bool) -> None:
     from edgeft.train.preview import preview
 
     colour = sys.stdout.isatty() and not dumb_terminal() and not as_json
-    shown = preview(run, documents, GREEN if colour else BRACKETS)
+    shown = preview(run, layout, GREEN if colour else BRACKETS)
     if as_json:
         print_json(shown.to_json())
     else:

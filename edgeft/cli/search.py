@@ -32,7 +32,7 @@ from edgeft.release.options import SearchOptions
         "multiple": True,
         "help": "Adapter in peft's format; without one the base is compressed as it is.",
     },
-    formats={"name": "--format", "help": "gguf, onnx or gptq; repeatable."},
+    formats={"name": "--format", "help": "gguf, onnx or gptq; repeatable. Default: gguf."},
     quants={
         "name": "--quant",
         "help": "Only these; repeatable. Default: for gguf q8_0 to q2_k, for onnx int8 to int4.",

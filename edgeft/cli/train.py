@@ -15,44 +15,56 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value:
         return
     from edgeft.train.optimizers import optimizer_rows
-    from edgeft.train.registry import OBJECTIVES, method_table
+    from edgeft.train.registry import method_table, objective_table
 
-    rows, optimizers = method_table(), optimizer_rows()
+    rows, objectives, optimizers = method_table(), objective_table(), optimizer_rows()
     if ctx.params.get("as_json"):
-        print_json({"methods": rows, "objectives": list(OBJECTIVES), "optimizers": optimizers})
+        print_json({"methods": rows, "objectives": objectives, "optimizers": optimizers})
         ctx.exit()
-    here = [row for row in rows if "unavailable" not in row]
-    heads = ("method", *OBJECTIVES, "result", "exported as", "device", "rate", "trains")
-    lines = [
-        (
-            row["method"],
-            *("yes" if name in row["objectives"] else "-" for name in OBJECTIVES),
-            row["result"], " ".join(row["formats"]), " ".join(row["devices"]),
-            f"{row['learning_rate']:g}", row["trains"],
-        )
-        for row in here
-    ]  # fmt: skip
-    click.echo("\n".join(columns([heads, *lines])))
-    for name, objective in OBJECTIVES.items():
-        click.echo(f"objective {name}: learns {objective.about}")
+    _print_table(
+        ("method", "result", "exported as", "device", "rate", "trains"),
+        [
+            (
+                row["method"], row["result"], " ".join(row["formats"]), " ".join(row["devices"]),
+                f"{row['learning_rate']:g}", row["trains"],
+            )
+            for row in rows if "unavailable" not in row
+        ],
+    )  # fmt: skip
     click.echo("A GPU that torch finds is used. The tests prove the methods on a CPU.")
     for row in rows:
         if "unavailable" in row:
             click.echo(f"{row['method']}: not available: {row['unavailable']}")
+    click.echo("\nEvery method trains every objective:")
+    _print_table(
+        ("objective", "extra", "rate", "rows", "learns"),
+        [
+            (
+                row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}", row["data"],
+                row["learns"],
+            )
+            for row in objectives
+        ],
+    )  # fmt: skip
+    for row in objectives:
+        if row["loss_types"]:
+            click.echo(f"--loss-type of {row['objective']}: {', '.join(row['loss_types'])}")
     click.echo()
-    heads = ("optimizer", "bytes a weight", "package", "device", "rule")
-    lines = [
-        (
-            row["name"],
-            f"{row['state_bytes']:g}",
-            row["package"],
-            " ".join(row["devices"]),
-            row["about"],
-        )
-        for row in optimizers
-    ]
-    click.echo("\n".join(columns([heads, *lines])))
+    _print_table(
+        ("optimizer", "bytes a weight", "package", "device", "rule"),
+        [
+            (
+                row["name"], f"{row['state_bytes']:g}", row["package"], " ".join(row["devices"]),
+                row["about"],
+            )
+            for row in optimizers
+        ],
+    )  # fmt: skip
     ctx.exit()
+
+
+def _print_table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
+    click.echo("\n".join(columns([heads, *lines])))
 
 
 @click.command("train")
@@ -75,8 +87,8 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     is_flag=True,
     expose_value=False,
     callback=_list,
-    help="List the methods with what they train, what they write and where it can be exported, and the "
-    "optimizers; then end.",
+    help="List the methods with what they train, what they write and where it can be exported, the "
+    "objectives with the rows that they need, and the optimizers; then end.",
 )
 @training_options(learning_rate={"default": None, "show_default": "the method's, see --list"})
 def command(method: str, objective: str, **options: Any) -> None:
@@ -87,5 +99,6 @@ def command(method: str, objective: str, **options: Any) -> None:
     edgeft train --method dora --base smollm2-135m --data chats.jsonl --output adapter
     edgeft train --method full --base smollm2-135m --data chats.jsonl --output model
     edgeft train --objective pretrain --base smollm2-135m --data texts --output adapter
+    edgeft train --objective dpo --base smollm2-135m --data pairs.jsonl --output adapter
     """
     run_training(method, objective, **options)

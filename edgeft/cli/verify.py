@@ -17,6 +17,8 @@ from edgeft.records import EXIT_CODES
 @click.argument("results", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--look-in", type=click.Path(path_type=Path), multiple=True,
               help="A parent that lies neither beside the result nor where it was; repeatable.")  # fmt: skip
+@click.option("--key", type=click.Path(path_type=Path),
+              help="Public key (PEM): each result must have a signature by it.")  # fmt: skip
 @click.option("--complete", is_flag=True, help="A parent that is not found is no success: exit code 4.")  # fmt: skip
 @json_option
 @configurable
@@ -25,6 +27,7 @@ def command(
     ctx: click.Context,
     results: tuple[Path, ...],
     look_in: tuple[Path, ...],
+    key: Path | None,
     complete: bool,
     as_json: bool,
 ) -> None:
@@ -35,13 +38,14 @@ def command(
     \b
     edgeft verify out/q4_k_m.gguf
     edgeft verify out/*.gguf --look-in ../adapter --complete
+    edgeft verify out/q4_k_m.gguf --key signer.pub
     """
     from edgeft.report.lineage import verify
 
     for path in look_in:
         if not path.exists():
             raise InputError(f"no such file or folder: {path}", "check --look-in")
-    checks = {path: verify(path, look_in) for path in results}
+    checks = {path: verify(path, look_in, key) for path in results}
     if as_json:
         rows = {str(path): list(map(_to_json, of_path)) for path, of_path in checks.items()}
         print_json({"results": rows})

@@ -13,7 +13,7 @@ from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar, overload
+from typing import Any, TypeVar, overload
 
 IGNORED = -100
 """label of a token that is not learned, as in torch's cross-entropy"""
@@ -71,6 +71,47 @@ class EncodedRows(LazyRows[Encoded]):
         return Encoded(
             ids, [id if known else IGNORED for id, known in zip(ids, learned, strict=True)]
         )
+
+
+class EncodedVerdicts(EncodedRows):
+    """A list of `Encoded` with a label of each, whether its answer is good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desirable: list[bool] = []
+
+
+class EncodedPrompts(EncodedRows):
+    """A list of `Encoded` prompts, nothing of them learned, with their texts and reference answers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.answers: list[str] = []
+
+
+class EncodedPairs(Sequence[tuple[Encoded, Encoded]]):
+    """A list of preference pairs, (better, worse), that only grows."""
+
+    def __init__(self) -> None:
+        self.chosen, self.rejected = EncodedRows(), EncodedRows()
+
+    def append(self, pair: tuple[Encoded, Encoded]) -> None:
+        """Add one pair."""
+        self.chosen.append(pair[0])
+        self.rejected.append(pair[1])
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[Encoded, Encoded]: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[tuple[Encoded, Encoded]]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return list(zip(self.chosen[index], self.rejected[index], strict=True))
+        return self.chosen[index], self.rejected[index]
 
 
 def lengths(rows: Sequence[Encoded]) -> list[int]:

@@ -6,12 +6,20 @@ encoded.ids, encoded.labels     # equal length; a label is IGNORED where nothing
 
 from __future__ import annotations
 
+import dataclasses
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgeft.data.encoded_rows import IGNORED, Encoded, EncodedRows
+from edgeft.data.encoded_rows import (
+    IGNORED,
+    Encoded,
+    EncodedPairs,
+    EncodedPrompts,
+    EncodedRows,
+    EncodedVerdicts,
+)
 from edgeft.data.rows import BadRow, BadRows, report_bad_rows
 from edgeft.errors import InputError
 from edgeft.progress import say, say_once
@@ -117,6 +125,89 @@ def encode_all(
     return kept, LeftOut(longer, longest, tuple(refused))
 
 
+def encode_pairs(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedPairs, LeftOut]:
+    """As `encode_all`, of preference pairs. A pair is left out where either answer is too long."""
+    kept, fitting = EncodedPairs(), _Fitting(cutoff)
+    for _, pair in fitting.of(examples, lambda one: encode_pair(one, chat, tokenize)):
+        kept.append((pair[0], pair[1]))
+    return kept, fitting.left_out
+
+
+def encode_verdicts(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedVerdicts, LeftOut]:
+    """As `encode_all`, of answers that are labelled."""
+    kept, fitting = EncodedVerdicts(), _Fitting(cutoff)
+    for example, (row,) in fitting.of(examples, lambda one: (encode(one, chat, tokenize),)):
+        kept.append(row)
+        kept.desirable.append(bool(example.desirable))
+    return kept, fitting.left_out
+
+
+def encode_prompts(
+    examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
+) -> tuple[EncodedPrompts, LeftOut]:
+    """The prompts of at most `cutoff` tokens, each ending where the answer begins."""
+    kept = EncodedPrompts()
+    refused: list[BadRow] = []
+    longer = longest = 0
+    for example in examples:
+        try:
+            text = chat.render(example.prompt, tools=example.tools)
+        except InputError as error:
+            refused.append(BadRow.of(example, error.message, error.hint))
+            continue
+        ids = tokenize(text)
+        longest = max(longest, len(ids))
+        if len(ids) > cutoff:
+            longer += 1
+            continue
+        kept.append(Encoded(ids, [IGNORED] * len(ids)))
+        kept.texts.append(text)
+        kept.answers.append(example.answer)
+    return kept, LeftOut(longer, longest, tuple(refused))
+
+
+class _Fitting:
+    """Encodes examples, each into rows that are kept or left out together, and counts what is left out."""
+
+    def __init__(self, cutoff: int) -> None:
+        self.cutoff, self.longer, self.longest = cutoff, 0, 0
+        self.refused: list[BadRow] = []
+
+    def of(
+        self, examples: Sequence[Example], encode_one: Callable[[Example], tuple[Encoded, ...]]
+    ) -> Iterator[tuple[Example, tuple[Encoded, ...]]]:
+        for example in examples:
+            try:
+                rows = encode_one(example)
+            except InputError as error:
+                self.refused.append(BadRow.of(example, error.message, error.hint))
+                continue
+            if any(set(row.labels) == {IGNORED} for row in rows):
+                problem = "the chat template leaves nothing of an answer"
+                self.refused.append(BadRow.of(example, problem))
+                continue
+            length = max(len(row.ids) for row in rows)
+            self.longest = max(self.longest, length)
+            if length <= self.cutoff:
+                yield example, rows
+            else:
+                self.longer += 1
+
+    @property
+    def left_out(self) -> LeftOut:
+        return LeftOut(self.longer, self.longest, tuple(self.refused))
+
+
+def encode_pair(example: Example, chat: ChatTemplate, tokenize: Encode) -> tuple[Encoded, Encoded]:
+    """Ids and labels of the conversation with the better answer, and of that with the worse one."""
+    worse = dataclasses.replace(example, messages=example.rejected, rejected=())
+    return encode(example, chat, tokenize), encode(worse, chat, tokenize)
+
+
 def encode_documents(
     documents: Iterable[Example], chat: ChatTemplate, tokenize: Encode, size: int
 ) -> EncodedRows:
@@ -145,13 +236,21 @@ def encode_file(
     cutoff: int,
     train_on_inputs: bool = False,
     bad_rows: BadRows = "stop",
-) -> tuple[EncodedRows, LeftOut]:
-    """`encode_all` with notes on what is left out.
+) -> tuple[EncodedRows | EncodedPairs, LeftOut]:
+    """`encode_all` or `encode_pairs` with notes on what is left out.
 
     `path`: the file that the examples come from. DataError for examples that the chat template
     refuses, unless bad rows are skipped; InputError where all are longer than the cutoff.
     """
-    encoded, left_out = encode_all(examples, chat, tokenize, cutoff, train_on_inputs)
+    encoded: EncodedRows | EncodedPairs
+    if examples[0].rejected:
+        encoded, left_out = encode_pairs(examples, chat, tokenize, cutoff)
+    elif examples[0].is_prompt:
+        encoded, left_out = encode_prompts(examples, chat, tokenize, cutoff)
+    elif examples[0].desirable is not None:
+        encoded, left_out = encode_verdicts(examples, chat, tokenize, cutoff)
+    else:
+        encoded, left_out = encode_all(examples, chat, tokenize, cutoff, train_on_inputs)
     report_bad_rows(path, left_out.refused, len(examples), bad_rows)
     if left_out.longer:
         say(

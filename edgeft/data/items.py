@@ -13,21 +13,17 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgeft.data.columns import renamed, say_mapping
-from edgeft.data.fields import Fields, RowError, is_empty
+from edgeft.data.fields import RowError
+from edgeft.data.preferences import RowKind, as_conversation
 from edgeft.data.reading import read_rows
-from edgeft.data.shapes import CONVERSATIONS, REJECTED, VERDICTS, read_row
+from edgeft.data.shapes import read_row
 from edgeft.data.sources import data_files
-from edgeft.data.turns import CONTENT_KEYS, ROLE_KEYS, ROLES
 from edgeft.errors import DataError, InputError
 from edgeft.progress import say_once
 from edgeft.records import Example
-
-RowKind = Literal["answer", "preference", "kto"]
-CHOSEN = ("chosen", "chosen_response", "chosen_messages", "preferred_output")
-"""keys of the better answer in a preference pair"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def read_item(file: Path, line: int, raw: Any, columns: Mapping[str, str]) -> It
         if isinstance(raw, DataError):
             raise RowError(raw.problem, raw.hint)
         raw, left_out = renamed(raw, columns)
-        kind, plain, rejected, desirable = _as_conversation(raw)
+        kind, plain, rejected, desirable = as_conversation(raw)
         example, unread = read_row(plain, line)
     except RowError as error:
         row = {} if isinstance(raw, DataError) else raw
@@ -133,54 +129,3 @@ def read_item(file: Path, line: int, raw: Any, columns: Mapping[str, str]) -> It
     return Item(
         file, line, raw, example, "", "", (*unread, *left_out), kind, rejected, desirable
     )  # fmt: skip
-
-
-def _as_conversation(raw: Any) -> tuple[RowKind, Any, str | None, bool | None]:
-    """(kind, the row as one with a single answer, the rejected answer, whether it is desirable)."""
-    if not isinstance(raw, dict):
-        return "answer", raw, None, None
-    fields = Fields(raw)
-    if fields.holding(REJECTED) and (fields.holding(CHOSEN) or fields.holding(CONVERSATIONS)):
-        chosen, rejected = fields.first(*CHOSEN), fields.first(*REJECTED)
-        return "preference", _with_answer(raw, chosen), _text_of(rejected), None
-    for key in fields.holding(VERDICTS):
-        label = fields.first(key)
-        if isinstance(label, bool):
-            rest = {k: v for k, v in raw.items() if k.strip().lower() not in VERDICTS}
-            return "kto", rest, None, label
-    return "answer", raw, None, None
-
-
-def _with_answer(raw: dict[str, Any], chosen: Any) -> dict[str, Any]:
-    """A preference pair as a row with the chosen answer."""
-    rest = {k: v for k, v in raw.items() if k.strip().lower() not in (*CHOSEN, *REJECTED)}
-    if chosen is None:  # the conversation holds it
-        return rest
-    turns = chosen if isinstance(chosen, list) else [chosen]
-    if any(_role(turn) == "user" for turn in turns):
-        rest.pop("prompt", None)
-        return rest | {"messages": turns}
-    if isinstance(rest.get("input"), dict):  # OpenAI's preference format
-        rest |= rest.pop("input")
-    for key in rest:
-        if key.strip().lower() in CONVERSATIONS and isinstance(rest[key], list):
-            answer = [
-                t if isinstance(t, dict) else {"role": "assistant", "content": t} for t in turns
-            ]
-            return rest | {key: [*rest[key], *answer]}
-    return rest | {"output": turns if isinstance(turns[0], dict) else turns[0]}
-
-
-def _role(turn: Any) -> str:
-    words = [turn[key] for key in ROLE_KEYS if key in turn] if isinstance(turn, dict) else []
-    return ROLES.get(str(words[0]).strip().lower(), "") if words else ""
-
-
-def _text_of(value: Any) -> str:
-    """The text of a rejected answer: a text, a turn, or turns that end with it."""
-    if isinstance(value, list):
-        value = value[-1] if value else ""
-    if isinstance(value, dict):
-        texts = [value[key] for key in CONTENT_KEYS if not is_empty(value.get(key))]
-        value = texts[0] if texts else ""
-    return value if isinstance(value, str) else str(value)

@@ -32,7 +32,16 @@ def marked(
     """The whole conversation as text. InputError where the template refuses it."""
     if example.is_document:
         return marks[0] + shortened(example.answer.translate(CONTROLS)) + marks[1]
+    if example.is_prompt:
+        text = chat.render(example.prompt, tools=example.tools)
+        return (text + f"\nreference: {example.answer}" * bool(example.answer)).translate(CONTROLS)
     parts = spans(chat, example.messages, example.tools)
+    if example.rejected:
+        worse = spans(chat, example.rejected, example.tools)
+        answer = "".join(part for part, learned in worse if learned)
+        parts += [("\nrejected: ", False), (answer, True)]
+    if example.desirable is not None:
+        parts += [("\nlabel: good" if example.desirable else "\nlabel: bad", False)]
     text = ""
     for part, learned in parts:
         visible = part.translate(CONTROLS)

@@ -150,15 +150,24 @@ def _decoded(file: IO[bytes], head: bytes) -> io.TextIOWrapper:
 
 def _read_all(path: Path, text: io.TextIOWrapper) -> str:
     """The rest of a text. InputError for a compressed one that is too large to be held at once."""
-    if isinstance(text.buffer, io.BufferedReader):
+    if _is_plain(text):
         return text.read()
     return _at_most(path, text.read(MAX_UNPACKED_BYTES + 1))
 
 
+def _is_plain(text: io.TextIOWrapper) -> bool:
+    """Whether a text is as large as its file."""
+    return isinstance(text.buffer, io.BufferedReader)
+
+
 def _at_most(path: Path, content: AnyStr) -> AnyStr:
     if len(content) > MAX_UNPACKED_BYTES:
-        raise InputError(f"{path} holds more than 128 MiB", "unpack it, as JSONL")
+        raise _too_large(path)
     return content
+
+
+def _too_large(path: Path) -> InputError:
+    return InputError(f"{path} holds more than 128 MiB", "unpack it, as JSONL")
 
 
 def _csv_rows(path: Path, text: io.TextIOWrapper) -> Rows:
@@ -196,6 +205,8 @@ def _json_rows(path: Path, text: io.TextIOWrapper) -> Rows:
     """Rows of JSON or JSONL. A text that is neither is read as JSONL, whose lines are then broken."""
     before = ""
     for line in iter(lambda: text.readline(MAX_UNPACKED_BYTES), ""):
+        if len(line) == MAX_UNPACKED_BYTES and not _is_plain(text):
+            raise _too_large(path)
         if line.strip():
             if line.lstrip().startswith("[") or isinstance(_json(line), ValueError):
                 yield from _whole_json_rows(path, before + line + _read_all(path, text))

@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgeft.data.columns import parse_columns, renamed, say_mapping
-from edgeft.data.documents import TEXT_SUFFIXES, document_rows, read_document
+from edgeft.data.documents import document_rows, read_document
 from edgeft.data.fields import RowError
+from edgeft.data.layouts import Layout, text_suffixes
+from edgeft.data.preferences import read_pair, read_prompt, read_verdict
 from edgeft.data.reading import read_rows
 from edgeft.data.shapes import read_row
 from edgeft.data.sources import data_files
@@ -31,6 +33,14 @@ from edgeft.records import Example
 
 BadRows = Literal["stop", "skip"]
 """what a bad row does: it ends the command, or it is left out and counted"""
+READERS = {
+    "chats": (read_rows, read_row),
+    "documents": (document_rows, read_document),
+    "pairs": (read_rows, read_pair),
+    "verdicts": (read_rows, read_verdict),
+    "prompts": (read_rows, read_prompt),
+}
+"""layout -> (a file -> its rows, a row -> its example and the keys that were not read)"""
 LISTED_ROWS = 10
 """bad rows that a message lists"""
 MAX_REASON_CHARS = 300
@@ -86,10 +96,10 @@ def load_examples(
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
     split: Split | None = None,
-    documents: bool = False,
+    layout: Layout = "chats",
 ) -> list[Example]:
     """All conversations of a file, in its order; see `read_examples`."""
-    return read_examples(path, bad_rows, columns, split, documents).examples
+    return read_examples(path, bad_rows, columns, split, layout).examples
 
 
 def read_examples(
@@ -97,11 +107,11 @@ def read_examples(
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
     split: Split | None = None,
-    documents: bool = False,
+    layout: Layout = "chats",
 ) -> ExampleFile:
     """The conversations of a file, or of the files of a folder or hub id that belong to `split`.
 
-    Without `split` there must be one file. `documents`: rows and files are plain texts.
+    Without `split` there must be one file. `layout`: of the rows.
 
     `columns`: pairs such as prompt=question (`edgeft.data.columns`).
 
@@ -109,14 +119,14 @@ def read_examples(
     they are to be skipped and others are left. Notes name the keys that are not used.
     """
     mapping = parse_columns(columns)
-    files = data_files(path, split, TEXT_SUFFIXES if documents else ())
+    files = data_files(path, split, text_suffixes(layout))
     say_mapping(mapping)
     if len(files) == 1:
-        return _read_file(files[0], "", bad_rows, mapping, documents)
+        return _read_file(files[0], "", bad_rows, mapping, layout)
     if split is None:
         names = ", ".join(_name(file, path) for file in files[:LISTED_ROWS])
         raise InputError(f"{path} holds {len(files)} data files: {names}", "name one of them")
-    read = [_read_file(file, _name(file, path), bad_rows, mapping, documents) for file in files]
+    read = [_read_file(file, _name(file, path), bad_rows, mapping, layout) for file in files]
     ignored: collections.Counter[str] = collections.Counter()
     for file in read:
         ignored.update(file.ignored)
@@ -130,10 +140,10 @@ def _name(file: Path, source: Path) -> str:
 
 
 def _read_file(
-    path: Path, name: str, bad_rows: BadRows, mapping: Mapping[str, str], documents: bool
+    path: Path, name: str, bad_rows: BadRows, mapping: Mapping[str, str], layout: Layout
 ) -> ExampleFile:
     """`name`: that examples and bad rows carry."""
-    rows, read = (document_rows, read_document) if documents else (read_rows, read_row)
+    rows, read = READERS[layout]
     examples, bad = [], []
     ignored: collections.Counter[str] = collections.Counter()
     for line, raw in rows(path):

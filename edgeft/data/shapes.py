@@ -109,7 +109,7 @@ def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]
 
 PREFERENCE = (
     "the row is a preference pair and has no single answer to learn",
-    "write the chosen one as the answer: prompt and completion, or messages",
+    "--objective dpo learns it; or write the chosen one as the answer",
 )
 
 
@@ -195,7 +195,10 @@ def _check_verdict(fields: Fields) -> None:
     """RowError for an answer that the row calls bad."""
     for key in fields.holding(VERDICTS):
         if isinstance(fields.raw.get(key), bool) and not fields.first(key):
-            raise RowError(f"{key} is false: the answer is not to be learned", "leave the row out")
+            raise RowError(
+                f"{key} is false: the answer is not to be learned",
+                "leave the row out, or --objective kto",
+            )
 
 
 def _check_conversation(fields: Fields, messages: list[Message]) -> None:

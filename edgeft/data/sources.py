@@ -11,8 +11,8 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.hub import hub_files, hub_id
+from edgeft.data.layouts import Layout, text_suffixes
 from edgeft.data.reading import holds_rows
 from edgeft.data.split_names import Split, of_split
 from edgeft.errors import InputError
@@ -73,12 +73,12 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMED_FILES]) + (f" and {more} more" if more > 0 else "")
 
 
-def training_identity(path: Path, split: Split, documents: bool, notes: bool = True) -> str:
+def training_identity(path: Path, split: Split, layout: Layout, notes: bool = True) -> str:
     """What names the data of a training in its manifest: the `data_identity` of the files that it reads.
 
-    `documents`: rows and files are plain texts. InputError and `notes` as `data_files`.
+    `layout`: of its rows. InputError and `notes` as `data_files`.
     """
-    return data_identity(data_files(path, split, TEXT_SUFFIXES if documents else (), notes))
+    return data_identity(data_files(path, split, text_suffixes(layout), notes))
 
 
 def data_identity(files: Sequence[Path]) -> str:

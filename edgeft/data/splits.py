@@ -15,12 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from edgeft.data.layouts import Layout, layout_of
 from edgeft.data.rows import BadRows, ExampleFile, load_examples, read_examples
 from edgeft.errors import InputError
 from edgeft.records import Example, Message
-
-DOCUMENT_OBJECTIVES = ("pretrain",)
-"""training objectives whose rows are plain texts"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +58,7 @@ def split(
 
 
 def fingerprint(examples: Sequence[Example]) -> str:
-    """sha256 of the conversations, their tools and choices, in order; tags and lines do not count.
+    """sha256 of the conversations, their tools, choices and worse answers, in order; tags and lines do not count.
 
     Two scores are compared only where their examples have the same fingerprint.
     """
@@ -69,6 +67,10 @@ def fingerprint(examples: Sequence[Example]) -> str:
         turns: list[Any] = [_turn(message) for message in example.messages]
         turns += [list(example.choices)] if example.choices else []
         turns += [{"tools": example.tools}] if example.tools else []
+        turns += [] if example.desirable is None else [{"desirable": example.desirable}]
+        turns += (
+            [{"rejected": [_turn(turn) for turn in example.rejected]}] if example.rejected else []
+        )
         digest.update(json.dumps(turns).encode() + b"\n")
     return digest.hexdigest()
 
@@ -89,17 +91,17 @@ def load_splits(
     seed: int,
     bad_rows: BadRows = "stop",
     columns: Sequence[str] = (),
-    documents: bool = False,
+    layout: Layout = "chats",
 ) -> Splits:
     """`data` and `validation_data`, or without the latter a `split` of `data`.
 
-    `documents`: rows are plain texts.
+    `layout`: of the rows.
     """
-    files = {"data": read_examples(data, bad_rows, columns, "train", documents)}
+    files = {"data": read_examples(data, bad_rows, columns, "train", layout)}
     examples = files["data"].examples
     if validation_data:
         files["validation_data"] = read_examples(
-            validation_data, bad_rows, columns, "validation", documents
+            validation_data, bad_rows, columns, "validation", layout
         )
         return Splits(examples, files["validation_data"].examples, files)
     return Splits(*split(examples, validation_size, seed), files)
@@ -110,7 +112,7 @@ def training_examples(options: dict[str, Any]) -> list[Example]:
     if options.get("validation_data"):
         path = Path(options["data"])
         return load_examples(
-            path, _bad_rows(options), _columns(options), "train", has_documents(options)
+            path, _bad_rows(options), _columns(options), "train", layout_of(options)
         )
     return _recorded_splits(options).train
 
@@ -120,7 +122,7 @@ def validation_examples(options: dict[str, Any]) -> list[Example]:
     if options.get("validation_data"):
         path = Path(options["validation_data"])
         return load_examples(
-            path, _bad_rows(options), _columns(options), "validation", has_documents(options)
+            path, _bad_rows(options), _columns(options), "validation", layout_of(options)
         )
     return _recorded_splits(options).validation
 
@@ -128,13 +130,8 @@ def validation_examples(options: dict[str, Any]) -> list[Example]:
 def _recorded_splits(options: dict[str, Any]) -> Splits:
     size, seed = options["validation_size"], options["seed"]
     columns = _columns(options)
-    rest = (_bad_rows(options), columns, has_documents(options))
+    rest = (_bad_rows(options), columns, layout_of(options))
     return load_splits(Path(options["data"]), None, size, seed, *rest)
-
-
-def has_documents(options: dict[str, Any]) -> bool:
-    """Whether an adapter was trained on plain texts; `options`: those of its manifest."""
-    return options.get("objective") in DOCUMENT_OBJECTIVES
 
 
 def _bad_rows(options: dict[str, Any]) -> BadRows:

@@ -18,15 +18,11 @@ from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.suites import load_suite, suite_names
 from edgeft.data.encoding import calibration, renderable, text_calibration
+from edgeft.data.layouts import layout_of
 from edgeft.data.reading import holds_rows, read_text
 from edgeft.data.rows import BadRows, load_examples
 from edgeft.data.sources import training_identity
-from edgeft.data.splits import (
-    fingerprint,
-    has_documents,
-    training_examples,
-    validation_examples,
-)
+from edgeft.data.splits import fingerprint, training_examples, validation_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.merge.view import Merged
 from edgeft.progress import say
@@ -158,8 +154,10 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
     if split == "validation" and not recorded["facts"].get("validation_items"):
         return [], "training held out no validation split"
     options = recorded["options"]
-    if split == "validation" and has_documents(options):
+    if split == "validation" and layout_of(options) == "documents":
         return [], "training learned plain text"
+    if split == "validation" and layout_of(options) == "prompts":
+        return [], "training learned from rewards"
     if "data" not in options:
         return [], "the adapter's manifest does not name its data"
     try:
@@ -167,7 +165,7 @@ def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Ex
             path, manifest = Path(options["data"]), store.read_manifest(adapters[0].path)
             recorded_sha256 = manifest.parents.get("data") if manifest else None
             if recorded_sha256 and recorded_sha256 != training_identity(
-                path, "train", has_documents(options)
+                path, "train", layout_of(options)
             ):
                 return [], "the training data changed since"
             return training_examples(options), ""

@@ -23,14 +23,15 @@ class ExportOptions:
     base: str | None = None
     """Base model: a Hugging Face folder, a .gguf, a hub id or an embedded one such as smollm2-135m.
     Default: the one that the adapter was trained on."""
-    formats: tuple[str, ...] = ("gguf",)
+    formats: tuple[str, ...] = ()
     """gguf (for llama.cpp), onnx (for ONNX Runtime), gptq (4-bit codes for transformers, vLLM and
-    GPTQModel) or hf (a merged Hugging Face folder); repeatable."""
+    GPTQModel) or hf (a merged Hugging Face folder); repeatable. Default: gguf, or without --quant the
+    format of the training's --ship."""
     quants: tuple[str, ...] = ()
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
     gptq-q4_0 and gptq-q4_k_m are calibrated, auto fits --max-size. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
-    8bit, 4bit, 3bit, 2bit. Default: gguf the type of the training's --ship, else q4_k_m; onnx int4,
-    gptq 4bit, hf f32."""
+    8bit, 4bit, 3bit, 2bit. Default: the type of the training's --ship in its format, else gguf q4_k_m, onnx
+    int4, gptq 4bit, hf f32."""
     base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
     """Weights that the adapter is added to: as they are stored, or the values in 4 or 8 bits that a
     QLoRA was trained on. auto: for a QLoRA the one with the smaller loss on the validation split, else
@@ -76,3 +77,8 @@ class ExportOptions:
     """CPU threads."""
     overwrite: bool = False
     """Replace the artifacts of another run."""
+
+    @property
+    def format_names(self) -> tuple[str, ...]:
+        """`formats` with the default."""
+        return self.formats or ("gguf",)

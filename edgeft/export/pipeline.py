@@ -13,6 +13,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
 from edgeft.export.plan import (
@@ -33,6 +36,7 @@ from edgeft.export.plan import (
     Item,
     check_files,
     check_gptq_resources,
+    gptq_footprint,
     parents_of,
     plan_export,
     requested,
@@ -48,7 +52,9 @@ from edgeft.progress import say
 from edgeft.records import Artifact, Manifest
 from edgeft.runtimes import trial
 from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import template_source
 from edgeft.tokenizer.stops import ending_text
+from edgeft.tokenizer.template_diff import template_diff
 
 MAX_QUANTIZED_BITS = 9
 """bits of a quantized weight at most, for the check of free disk space"""
@@ -71,15 +77,17 @@ def export(options: ExportOptions) -> list[Artifact]:
     data = data_of(options, base).renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
+    if todo := [item for item in plan.items if not item.complete]:
+        _check_resources(plan, todo)
     for note in view.notes:
         say(note)
+    _report_template(view)
     _report_ending_text(view)
     choices: Choices | None = None
     artifacts = []
     with contextlib.ExitStack() as resources:
-        for item in plan.items:
-            if not item.complete:
-                resources.enter_context(claimed(item.target))
+        for item in todo:
+            resources.enter_context(claimed(item.target))
         verifier = resources.enter_context(ArtifactVerifier(
             options.adapter, data.validation, options.threads, options.compare_live,
             answers=data.validation or data.training,
@@ -88,19 +96,31 @@ def export(options: ExportOptions) -> list[Artifact]:
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
                 continue
-            _check_resources(plan, item)
+            _check_resources(plan, [item])
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
+    name = options.base or _recorded_base(options.adapter)
+    write_cards(artifacts, Origin.of(name, base, view.card.family, options.adapter, parents))
     return artifacts
 
 
 def _with_trained_type(options: ExportOptions) -> ExportOptions:
-    """Without --quant the type that the adapter was trained for."""
+    """Without --quant the type that the adapter was trained for, and without --format its format."""
     target = ship_target(options.adapter)
-    if not target or options.quants or options.formats != ("gguf",):
+    trained = target.format if target else None
+    if not target or not trained or options.quants or options.formats not in ((), (trained.name,)):
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
-    return dataclasses.replace(options, quants=(target.quant,))
+    return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
+
+
+def _report_template(view: Merged) -> None:
+    """Show how the adapter's chat template differs from the base's: who wrote it decides what is asked."""
+    base, own = template_source(view.base), template_source(view.tokenizer)
+    if base and own and (lines := template_diff(base, own)):
+        say("the chat template of the adapter replaces the base's:")
+        for line in lines:
+            say(f"  {line}")
 
 
 def _report_ending_text(view: Merged) -> None:
@@ -136,10 +156,16 @@ def _complete_artifact(item: Item, view: Merged) -> Artifact:
     return Artifact(item.target, item.format.name, item.quant, item.complete)
 
 
-def _check_resources(plan: ExportPlan, item: Item) -> None:
-    """ResourceError where disk or memory is too small for the artifact."""
-    disk = plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS))
-    machine.preflight(plan.options.out, f"exporting {item.quant}", disk, EXPORT_MEMORY_BYTES)
+def _check_resources(plan: ExportPlan, items: Sequence[Item]) -> None:
+    """ResourceError where disk or memory is too small for the artifacts and what they are made from."""
+    disk = sum(
+        plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS)) for item in items
+    )
+    blocks = [gptq_footprint(plan)[0]] if any(item.uses_gptq for item in items) else []
+    scratch = [plan.view.bytes_as(16)] if plan.convert.imatrix_pending else []
+    disk += max(blocks + scratch, default=0)
+    names = ", ".join(item.quant for item in items)
+    machine.preflight(plan.options.out, f"exporting {names}", disk, EXPORT_MEMORY_BYTES)
 
 
 def _write(
@@ -162,10 +188,11 @@ def _write(
             calibration = _calibration(plan, item)
             options = dataclasses.replace(options, calibration=calibration)
             work.facts["calibration"] = _calibration_facts(calibration, plan.data)
-        work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
+        with _summed_as_trained() if target else contextlib.nullcontext():
+            work.facts |= _convert(item, file_plan, choices.view, work.path, options, landing)
         _check_size(work.path, plan.options.max_size if item.sized else None)
         if isinstance(landing, ShipProof):
-            work.facts["ship"] = landing.compare(work.path, item.format.name)
+            work.facts["ship"] = landing.compare(work.path, item.format)
         proof = landing.result()
         convert_seconds = time.perf_counter() - started
         work.facts |= {
@@ -181,6 +208,14 @@ def _write(
     _write_modelfile(item, choices.view, manifest)
     _report(item, manifest, proof, convert_seconds, time.perf_counter() - started)
     return Artifact(item.target, item.format.name, item.quant, manifest)
+
+
+def _summed_as_trained() -> AbstractContextManager[Any]:
+    """Products of matrices have one thread each, as in a training with --ship: their last bits may differ."""
+    from threadpoolctl import threadpool_limits
+
+    limits: AbstractContextManager[Any] = threadpool_limits(1, user_api="blas")
+    return limits
 
 
 def _check_size(path: Path, max_size: int | None) -> None:

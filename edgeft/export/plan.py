@@ -19,7 +19,7 @@ from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, InputError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
-from edgeft.files import sweep
+from edgeft.export.ship import rounds_as_trained
 from edgeft.formats import FORMATS, Format, check_quants, format_named
 from edgeft.gptq.quantize import footprint, linears
 from edgeft.merge.view import Merged
@@ -44,11 +44,8 @@ class Item:
     """options in its manifest; artifacts with different options differ"""
     complete: Manifest | None
     """its manifest where it is finished, else None"""
-
-    @property
-    def uses_gptq(self) -> bool:
-        """Whether GPTQ quantizes its weights."""
-        return self.quant in self.format.solved
+    uses_gptq: bool
+    """whether GPTQ quantizes its weights"""
 
     @property
     def sized(self) -> bool:
@@ -87,11 +84,8 @@ class ExportPlan:
 
 def requested(options: ExportOptions) -> list[tuple[Format, str]]:
     """(format, quantization) of every requested artifact; FormatError for an unknown one."""
-    formats = [format_named(name) for name in dict.fromkeys(map(str.lower, options.formats))]
-    pairs = check_quants(formats, options.quants)
-    if not pairs:
-        raise FormatError("no format is requested", "such as --format gguf")
-    return pairs
+    formats = [format_named(name) for name in dict.fromkeys(map(str.lower, options.format_names))]
+    return check_quants(formats, options.quants)
 
 
 def check_files(options: ExportOptions) -> None:
@@ -142,7 +136,7 @@ def plan_export(
     tokens = options.calibration_tokens or default_calibration_tokens(view)
     options = dataclasses.replace(options, calibration_tokens=tokens)
     pairs = requested(options)
-    sweep(options.out)
+    store.sweep(options.out)
     _check_options(options, pairs, view)
     items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
     todo = [item for item in items if not item.complete]
@@ -189,16 +183,26 @@ def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
     """ResourceError where disk or memory is too small for GPTQ."""
     if item.uses_gptq:
         offload = plan.options.offload_activations
-        disk, memory = footprint(plan.view, plan.sequences, offload)
+        disk, memory = gptq_footprint(plan)
         hint = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
         machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, hint)
+
+
+def gptq_footprint(plan: ExportPlan) -> tuple[int, int]:
+    """Upper bounds (disk, memory) in bytes of GPTQ."""
+    return footprint(plan.view, plan.sequences, plan.options.offload_activations)
 
 
 def _item(options: ExportOptions, fmt: Format, quant: str, parents: dict[str, str]) -> Item:
     target = options.out / (f"{quant}{fmt.suffix}" if fmt.suffix else f"{fmt.name}-{quant}")
     manifest_options = _manifest_options(options, fmt, quant)
     complete = store.find_complete(target, "artifact", manifest_options, parents)
-    return Item(fmt, quant, target, manifest_options, complete)
+    return Item(fmt, quant, target, manifest_options, complete, _uses_gptq(options, fmt, quant))
+
+
+def _uses_gptq(options: ExportOptions, fmt: Format, quant: str) -> bool:
+    """Whether GPTQ quantizes the weights: not where an adapter was trained for the nearest codes."""
+    return quant in fmt.solved and not rounds_as_trained(options, fmt, quant)
 
 
 def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[str, Any]:
@@ -219,9 +223,10 @@ def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[s
             recorded["tensor_types"] = [list(pair) for pair in options.tensor_types]
     if quant == fmt.sized:
         recorded["max_size"] = options.max_size
-    if quant in fmt.solved:
+    solved = _uses_gptq(options, fmt, quant)
+    if solved:
         recorded["damp"] = options.dampening_frac
-    if quant in (*fmt.solved, fmt.sized):
+    if solved or quant == fmt.sized:
         recorded["calibration_tokens"] = options.calibration_tokens
         recorded["calibration"] = options.calibration.name if options.calibration else "auto"
     if "group_size" in fmt.takes:
@@ -240,7 +245,7 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
                 f"the {view.card.family} family cannot be exported as {fmt.name}",
                 f"it can as {', '.join(view.card.formats)}",
             )
-    gptq = any(quant in fmt.solved for fmt, quant in pairs)
+    gptq = any(_uses_gptq(options, fmt, quant) for fmt, quant in pairs)
     for option, value, name in (
         ("--imatrix", options.imatrix, "imatrix"),
         ("--tensor-type", options.tensor_types, "tensor_types"),

@@ -2,11 +2,11 @@
 
     target = ship_target(adapters)                      # None for any other adapter
     landing = ShipProof(merged, target)                 # a converter feeds it as any LandingProof
-    landing.compare(Path("q4_0.gguf"), "gguf")          # {"equal": 211, "tensors": 211, "difference": 0.0}
+    landing.compare(Path("q4_0.gguf"), FORMATS["gguf"])          # {"equal": 211, "tensors": 211, "difference": 0.0}
     landing.result()
 
-The adapter's manifest has the hash of each tensor's bytes after the last step. A file of that type, merged
-into the base of the training, has the same bytes. Of any other file the difference is measured.
+The adapter's manifest has the hash of each tensor after the last step. A file of that type, merged into the
+base of the training, has the same. Of any other file the difference is measured.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ import numpy as np
 
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.read import Weighted
+from edgeft.export.options import ExportOptions
+from edgeft.formats import Format, load, nearest_format
 from edgeft.merge.base_weights import BasePrecision
 from edgeft.merge.landing import LandingProof, Proof
 from edgeft.merge.view import Merged
-from edgeft.quantization import ggml
-from edgeft.weights import gguf_reader
+from edgeft.quantization.rounding import rounding_named
 from edgeft.weights.checkpoint import Array
 
 
@@ -37,7 +38,12 @@ class ShipTarget:
     base_precision: BasePrecision
     """values of the base that the training summed with"""
     tensors: dict[str, list[str]]
-    """GGUF name -> [type, BLAKE2b of the bytes]"""
+    """name of a tensor in the file -> [type, BLAKE2b of what is stored]"""
+
+    @property
+    def format(self) -> Format | None:
+        """None for a type that this version no longer has."""
+        return nearest_format(self.quant)
 
 
 def ship_target(adapters: Sequence[Weighted]) -> ShipTarget | None:
@@ -48,17 +54,25 @@ def ship_target(adapters: Sequence[Weighted]) -> ShipTarget | None:
     return facts and ShipTarget(facts["type"], facts["base_precision"], facts["tensors"])
 
 
+def rounds_as_trained(options: ExportOptions, fmt: Format, quant: str) -> bool:
+    """Whether a type that GPTQ makes is rounded to the nearest, since the adapter was trained for that.
+
+    --calibration, --group-size and --asymmetric ask for other weights, which GPTQ calibrates.
+    """
+    target = ship_target(options.adapter) if quant in fmt.solved else None
+    asked = options.calibration or options.group_size or not options.symmetric
+    return bool(target and target.quant == quant and quant in fmt.nearest and not asked)
+
+
 class ShipProof(LandingProof):
     """A landing proof that also compares what is stored with what the training computed with."""
 
     def __init__(self, merged: Merged, target: ShipTarget) -> None:
-        from gguf import GGMLQuantizationType
-
         super().__init__(merged)
-        self._target = target
-        self._types = {
-            merged.card.hf_name(name): GGMLQuantizationType[qtype]
-            for name, (qtype, _) in target.tensors.items()
+        self._merged, self._target = merged, target
+        self._roundings = {
+            merged.card.hf_name(name) or name: rounding_named(kind)
+            for name, (kind, _) in target.tensors.items()
         }
         self._error = self._size = 0.0
         self._equal = 0
@@ -67,9 +81,10 @@ class ShipProof(LandingProof):
         self, name: str, before: Array, delta: Array | None, summed: Array, stored: Array
     ) -> None:
         super().add(name, before, delta, summed, stored)
-        if name in self._types:
-            qtype = self._types[name]
-            learned = ggml.dequantize(ggml.quantize(summed, qtype, threads=1), qtype)
+        if name in self._roundings:
+            rounding = self._roundings[name]
+            rows = summed.reshape(-1, summed.shape[-1])
+            learned = rounding.values(rounding.store(rows), rows.shape[1]).reshape(summed.shape)
             self._error += float(np.square(stored - learned, dtype=np.float64).sum())
             self._size += float(np.square(learned, dtype=np.float64).sum())
 
@@ -78,9 +93,12 @@ class ShipProof(LandingProof):
         if self._equal < len(self._target.tensors):
             super().check_stored(proof)
 
-    def compare(self, path: Path, format_name: str) -> dict[str, Any]:
-        """Equal tensors of a GGUF file, and the rms difference of the sampled rows over their rms."""
-        self._equal = _equal_tensors(path, self._target) if format_name == "gguf" else 0
+    def compare(self, path: Path, fmt: Format) -> dict[str, Any]:
+        """Equal tensors of a file, and the rms difference of the sampled rows over their rms."""
+        learned = self._target.tensors
+        if fmt == self._target.format:
+            stored = load(fmt.digests)(path, self._merged, learned)
+            self._equal = sum([*stored.get(name, ())] == learned[name] for name in learned)
         return {
             "type": self._target.quant,
             "equal": self._equal,
@@ -98,15 +116,5 @@ def describe(facts: dict[str, Any], quant: str) -> str:
         return f"trained for {facts['type']}: the weights of {quant} {differs}"
     return (
         f"{facts['tensors'] - facts['equal']} of {facts['tensors']} tensors {differs}: another base "
-        "precision, other tensor types, an importance matrix, or a CPU that sums in another order"
+        "precision, other tensor types or groups, calibration, or a CPU that sums in another order"
     )
-
-
-def _equal_tensors(path: Path, target: ShipTarget) -> int:
-    header = gguf_reader.read(path)
-    equal = 0
-    for name, (qtype, learned) in target.tensors.items():
-        tensor = header.tensors.get(name)
-        if tensor and tensor.type.name == qtype:
-            equal += ggml.digest([gguf_reader.data(header, tensor)]) == learned
-    return equal

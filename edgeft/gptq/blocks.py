@@ -44,8 +44,8 @@ ROW_TOKENS = 512
 """tokens of a row that a block computes at a time; a longer sequence is a row of its own"""
 HESSIAN_BYTES = 2 << 30
 """bytes of Hessians that are gathered in one pass"""
-PANEL_COLUMNS = 512
-"""columns of a Hessian that are updated at a time, each down to the diagonal"""
+PANEL_COLUMNS = 192
+"""columns of a Hessian that are updated at a time, each down to the diagonal; fewer make slow products"""
 STAGES = (
     r"attn_(q|k|v|qkv|q_a|kv_a_mqa)",
     r"attn_(q|kv|k|v)_b",
@@ -118,6 +118,7 @@ class Blocks:
             raise InputError("there are no conversations to calibrate on")
         torch = require("torch", "gptq")
         models.transformers_class(merged.config)
+        machine.hold_memory()
         torch.set_num_threads(threads)
         self.merged = merged
         self.tokens = sum(map(len, sequences))

@@ -41,10 +41,11 @@ DAMP = 0.01
 """default share of the mean diagonal that is added to the Hessian's diagonal"""
 DAMP_TRIES = 5
 """attempts to invert the Hessian, each with ten times the damping of the one before"""
-STEP_SHARES, STEP_SHARES_FEW_LEVELS = (0.7, 1.12, 22), (0.4, 1.12, 37)
-"""first, last and number of the steps to try, as shares of the step that clips no value; with up to
-8 levels it pays to clip more"""
-FEW_LEVELS = 8
+STEP_SHARES = {8: (0.4, 1.12, 19), 16: (0.7, 1.12, 11), 256: (0.7, 1.12, 22)}
+"""levels up to which they hold -> first, last and number of the steps to try, as shares of the step that clips
+no value. With few levels it pays to clip more, with many a finer search."""
+STEP_NEIGHBOURS = (0.98, 1.02)
+"""times the best of these steps: half way to the next ones"""
 SINGLE_SCALE_LEVELS = {"Q4_0": 16, "Q5_0": 32, "Q8_0": 256}
 """ggml's types whose blocks have one float16 scale -> their levels, around zero"""
 REFINEMENTS = 2
@@ -311,6 +312,12 @@ class _ScaleSearch:
         self.step = torch.where(better, step, self.step)
         self.zero = torch.where(better, zero, self.zero)
 
+    def narrow(self, storable: Any) -> None:
+        """Try steps on both sides of the best one, rounded by `storable`."""
+        step = self.checked()
+        for share in STEP_NEIGHBOURS:
+            self.attempt(storable(step * share), self.zero)
+
     def checked(self) -> Any:
         """The best step; ProofError where no step is finite."""
         import torch
@@ -341,6 +348,7 @@ def _symmetric(values: Any, importance: Any, levels: int) -> _ScaleSearch:
     extreme = values.gather(0, values.abs().argmax(0, keepdim=True))[0]
     for share in _shares(levels):
         search.attempt(_half(extreme * (share / -(levels // 2))), search.zero)
+    search.narrow(_half)
     search.refine(_half)
     return search
 
@@ -357,12 +365,13 @@ def _asymmetric(values: Any, importance: Any, levels: int) -> _ScaleSearch:
         step = storable((high - low) * (share / (levels - 1)))
         zero = (-low * share * _inverse(step)).round_().clamp_(1, levels - 1)
         search.attempt(step, zero)
+    search.narrow(storable)
     search.refine(storable)
     return search
 
 
 def _shares(levels: int) -> npt.NDArray[np.float64]:
-    return np.linspace(*(STEP_SHARES if levels > FEW_LEVELS else STEP_SHARES_FEW_LEVELS))
+    return np.linspace(*next(shares for most, shares in STEP_SHARES.items() if levels <= most))
 
 
 def _inverse(step: Any) -> Any:

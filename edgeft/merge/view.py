@@ -26,6 +26,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
@@ -33,6 +35,7 @@ from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
 from edgeft.models.text_model import QUANTIZATION_KEYS
+from edgeft.quantization.ggml import row_blocks
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Array, Rows
 from edgeft.weights.text_base import TextBase, open_base
@@ -121,8 +124,15 @@ class Merged:
         return int(sum(math.prod(shape) for shape in self.shapes.values()) * bits / 8) + 16_000_000
 
     def tensor(self, name: str) -> Array:
-        """One whole merged weight, float32."""
-        return self.rows(name, slice(None)).reshape(self.shapes[name])
+        """One whole merged weight, float32; summed in the blocks of `row_blocks`, as a training with --ship
+        and a GGUF file sum it: a product of other matrices may differ in its last bits."""
+        shape = self.shapes[name]
+        if not self.adapted(name) or len(shape) != 2:
+            return self.rows(name, slice(None)).reshape(shape)
+        values = np.empty(shape, np.float32)
+        for rows in row_blocks(*shape):
+            values[rows] = self.rows(name, rows)
+        return values
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a merged weight, float32: (rows, columns), or elements of a vector."""

@@ -6,13 +6,17 @@ Every tensor starts with its smallest type. Then the step with the largest fall 
 taken, as long as it fits. Types above the lower convex hull of (bytes, error) are never taken: this is the
 greedy solution of the multiple-choice knapsack problem (Sinha and Zoltners, Operations Research 27:503,
 1979), which is within one step of the optimum.
+
+`assign_shifted` also takes shifts in a direction that all tensors share, which cost the square of their sum.
+At the optimum a shift s costs 2 S s at the margin, S the sum. So errors + w s are assigned for weights w, and the
+one that is twice its sum is searched for.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgeft.errors import ResourceError
 from edgeft.files import format_bytes
@@ -27,6 +31,45 @@ class Choice:
     """bytes"""
     error: float
     """what it costs; the errors of tensors add up"""
+    shift: float = 0.0
+    """in the shared direction, at least 0; the square of the sum over the tensors is a cost, too"""
+
+
+WEIGHT_STEPS = 24
+"""halvings of the range of the weight of a shift"""
+
+
+def assign_shifted(
+    choices: Mapping[str, Sequence[Choice]], budget: int, fixed: int = 0
+) -> dict[str, Choice]:
+    """As `assign`, with the least sum of errors plus square of the sum of shifts that is found."""
+
+    def assigned(weight: float) -> tuple[float, float, dict[str, Choice]]:
+        weighted = {
+            name: [
+                replace(choice, error=choice.error + weight * choice.shift) for choice in options
+            ]
+            for name, options in choices.items()
+        }
+        taken = assign(weighted, budget, fixed)
+        own = {
+            name: {choice.type: choice for choice in choices[name]}[taken[name].type]
+            for name in taken
+        }
+        shift = sum(choice.shift for choice in own.values())
+        return sum(choice.error for choice in own.values()) + shift**2, shift, own
+
+    low, high = (
+        0.0,
+        2 * sum(max(choice.shift for choice in options) for options in choices.values()),
+    )
+    best = assigned(high)
+    for _ in range(WEIGHT_STEPS if high else 0):
+        middle = (low + high) / 2
+        tried = assigned(middle)
+        best = min(best, tried, key=lambda of: of[0])
+        low, high = (middle, high) if 2 * tried[1] > middle else (low, middle)
+    return best[2]
 
 
 def assign(

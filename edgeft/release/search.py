@@ -67,7 +67,7 @@ def run_search(
 
 
 def _check_formats(options: ExportOptions, max_size: int | None) -> None:
-    rows = [format_named(name) for name in options.formats]
+    rows = [format_named(name) for name in options.format_names]
     if unknown := [row.name for row in rows if row.name not in LINEUP]:
         problem = f"{unknown[0]} is nothing to choose from"
         raise FormatError(problem, f"--format {', '.join(LINEUP)}")
@@ -78,7 +78,7 @@ def _check_formats(options: ExportOptions, max_size: int | None) -> None:
 
 def _export_candidates(options: ExportOptions, max_size: int | None = None) -> list[Path]:
     """`max_size`: of the budget, which --quant auto fits."""
-    rows = [format_named(name) for name in options.formats]
+    rows = [format_named(name) for name in options.format_names]
     named = check_quants(rows, options.quants) if options.quants else []
     paths = []
     for row in rows:

@@ -20,6 +20,7 @@ from edgeft.adapter.folder import weight_files
 from edgeft.errors import InputError, TemplateError
 from edgeft.files import read_json
 from edgeft.formats import format_of, load
+from edgeft.printable import one_printable_line
 from edgeft.tokenizer.chat_template import ALPACA, ChatTemplate
 from edgeft.tokenizer.template_lock import check_template_lock
 from edgeft.weights import gguf_reader
@@ -58,18 +59,12 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.append(section)
         width = max(map(len, entries), default=0)
         for name, value in entries.items():
-            key = _printable(name)
+            key = one_printable_line(name)
             parts = value if isinstance(value, list) else [value]
             text = ", ".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in parts)
-            text = _printable(text)
-            if len(text) > MAX_VALUE_CHARACTERS:
-                text = text[: MAX_VALUE_CHARACTERS - 1] + "…"
+            text = one_printable_line(text, MAX_VALUE_CHARACTERS)
             lines.append(f"  {key:<{width}}  {text}")
     return "\n".join(lines)
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 def describe_gguf(path: Path) -> dict[str, Any]:

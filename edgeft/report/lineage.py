@@ -18,12 +18,13 @@ from typing import Literal
 
 from edgeft import files, store
 from edgeft.data.documents import TEXT_SUFFIXES
+from edgeft.data.layouts import layout_of
 from edgeft.data.reading import holds_rows
 from edgeft.data.sources import data_files, training_identity
 from edgeft.data.split_names import Split
-from edgeft.data.splits import has_documents
 from edgeft.errors import EdgeftError, InputError, ManifestError
 from edgeft.records import Manifest
+from edgeft.report import signature
 
 State = Literal["ok", "damaged", "not found"]
 CONFIGS = {"base": "config.json", "adapter": "adapter_config.json"}
@@ -53,10 +54,12 @@ class Check:
     problems: tuple[str, ...] = ()
 
 
-def verify(target: Path, look_in: Sequence[Path] = ()) -> list[Check]:
-    """The result, then its parents, each before its own parents.
+def verify(
+    target: Path, look_in: Sequence[Path] = (), public_key: Path | None = None
+) -> list[Check]:
+    """The result, its signature where there is a key, then its parents, each before its own parents.
 
-    InputError for a result without a manifest, or of a newer edgeft.
+    InputError for a result without a manifest, or of a newer edgeft, and for a file that is no key.
     """
     files.forget_hashes()
     try:
@@ -70,7 +73,13 @@ def verify(target: Path, look_in: Sequence[Path] = ()) -> list[Check]:
             f"{target} has no manifest, so nothing says what it should be",
             "only what edgeft made has one; it is moved together with the file",
         )
-    return list(_Lineage(look_in).checks(manifest.kind, 0, "", target, manifest))
+    result, *parents = _Lineage(look_in).checks(manifest.kind, 0, "", target, manifest)
+    if public_key is None:
+        return [result, *parents]
+    problem = signature.problem(target, manifest, public_key)
+    path, state = signature.signature_path(target), "damaged" if problem else "ok"
+    signed = Check("signature", 1, "", path, state, (problem,) if problem else ())  # type: ignore[arg-type]
+    return [result, signed, *parents]
 
 
 class _Lineage:
@@ -180,8 +189,8 @@ def _identity(path: Path, role: str, manifest: Manifest) -> str:
         except ManifestError:
             return store.identity(path, use_manifest=False)
     if name in SPLITS and isinstance(manifest.options.get(name), str):
-        documents = has_documents(manifest.options)
-        return training_identity(path, SPLITS[name], documents, notes=False)
+        layout = layout_of(manifest.options)
+        return training_identity(path, SPLITS[name], layout, notes=False)
     return ""
 
 

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.files import write_text
+from edgeft.files import read_text, write_text
 from edgeft.records import SCHEMA, Release
 from edgeft.report.tables import one_line
 
 JSON = "report.json"
+MAX_REPORT_BYTES = 64_000_000
 
 
 def write(release: Release, folder: Path) -> Path:
@@ -44,12 +45,12 @@ def read(file: Path) -> Release:
     from edgeft.report.page import html, markdown
 
     hint = f"--report of edgeft ab or edgeft search writes {JSON}"
+    if file.is_dir():
+        raise InputError(f"{file} is a folder", f"name the {JSON} in it")
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = json.loads(read_text(file, MAX_REPORT_BYTES, plain=False))
     except FileNotFoundError:
         raise InputError(f"no such file: {file}", hint) from None
-    except IsADirectoryError:
-        raise InputError(f"{file} is a folder", f"name the {JSON} in it") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{file} is not JSON: {error}", hint) from None
     schema = raw.get("schema") if isinstance(raw, dict) else None

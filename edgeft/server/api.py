@@ -18,9 +18,9 @@ from edgeft.errors import EdgeftError
 from edgeft.progress import say
 from edgeft.server.bodies import read_body
 from edgeft.server.chat_page import chat_page
-from edgeft.server.embeddings import embedded
+from edgeft.server.embeddings import EmbeddingQueue
 from edgeft.server.engine import Engine
-from edgeft.server.jobs import Busy, Callback, GenerationRequest, Job
+from edgeft.server.jobs import Callback, GenerationRequest, Job
 from edgeft.server.keys import Keys
 from edgeft.server.metrics import Log, Metrics, memory
 from edgeft.server.openai_objects import ChatObjects, CompletionObjects
@@ -28,16 +28,13 @@ from edgeft.server.other_apis import OtherApis, error_form
 from edgeft.server.prompt_api import PromptApi, texts_of
 from edgeft.server.requests import (
     chat_requests,
-    check_ids,
     checked,
     completion_requests,
-    tokenized,
 )
 from edgeft.server.responses import (
     Deltas,
     EventStream,
     Refusal,
-    cancelled_on_disconnect,
     chunks,
     collected,
     json_response,
@@ -61,9 +58,6 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-MAX_EMBEDDING_REQUESTS = 16
-"""that may wait for one another; more are answered with 429"""
-
 
 @dataclass(frozen=True)
 class ApiOptions:
@@ -84,9 +78,7 @@ class Api:
         self._opened = engines
         self.options = options
         self.metrics = Metrics(keys)
-        self._embedding_requests = 0
-        """that wait or run"""
-        self._embedding_lock = asyncio.Lock()
+        self.embedding_queue = EmbeddingQueue()
 
     @property
     def engines(self) -> dict[str, Engine]:
@@ -194,25 +186,7 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         body = await read_body(request, Embeddings)
         engine = self.engine_of(body.model)
-        if self._embedding_requests >= MAX_EMBEDDING_REQUESTS:
-            raise refusal_for(Busy(1))
-        self._embedding_requests += 1
-        prompts: list[list[int]] = []
-        try:
-            prompts = await asyncio.to_thread(tokenized, body.input, engine.runtime)
-            for ids in prompts:
-                check_ids(ids, engine.runtime)
-            async with cancelled_on_disconnect(request.receive) as has_left, self._embedding_lock:
-                data = await asyncio.to_thread(embedded, engine, prompts, body, has_left.is_set)
-        except NotImplementedError:
-            problem = "this artifact's engine gives no embeddings"
-            raise Refusal(501, problem, "not_implemented") from None
-        except EdgeftError as error:
-            raise refusal_for(error) from None
-        finally:
-            self._embedding_requests -= 1
-            request.scope["edgeft.tokens"] = sum(map(len, prompts)), 0
-        tokens = sum(map(len, prompts))
+        data, tokens = await self.embedding_queue.vectors(request, engine, body)
         counts = {"prompt_tokens": tokens, "total_tokens": tokens}
         answer = {"object": "list", "data": data, "model": engine.name, "usage": counts}
         return await asyncio.to_thread(json_response, answer)

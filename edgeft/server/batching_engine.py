@@ -56,7 +56,16 @@ class _Slot:
 
 class BatchingEngine(Engine):
     supports = frozenset(
-        {"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"}
+        {
+            "logprobs",
+            "grammar",
+            "penalties",
+            "top_k",
+            "min_p",
+            "bias",
+            "ignore_eos",
+            "return_progress",
+        }
     )
 
     def __init__(
@@ -156,7 +165,10 @@ class BatchingEngine(Engine):
         if source is not None:
             self._sequences.copy(source, number)
         job.cached_tokens = self._sequences.truncate(number, self._shared_tokens(number, prompt))
-        self._slots[number] = _Slot(job, number, sampler, self._decoder(), self._draft(request))
+        self._slots[number] = slot = _Slot(
+            job, number, sampler, self._decoder(), self._draft(request)
+        )
+        self._send_progress(slot)
 
     def _draft(self, request: GenerationRequest) -> Draft | None:
         if not self._speculates:
@@ -183,6 +195,7 @@ class BatchingEngine(Engine):
             return budget  # in the next step
         outputs = end - begin if request.echo else 1
         self._sequences.read(slot.number, ids[begin:end], outputs)
+        self._send_progress(slot)
         if request.echo:
             self._send_echo(slot, begin, end)
         if end == len(ids):
@@ -191,6 +204,12 @@ class BatchingEngine(Engine):
             else:
                 self._end(slot, "length")
         return end - begin
+
+    def _send_progress(self, slot: _Slot) -> None:
+        if slot.job.request.has_progress:
+            read = len(self._sequences.tokens[slot.number])
+            self._send(slot.job, StreamDelta(read_tokens=read))
+            self._flush()
 
     def _send_echo(self, slot: _Slot, begin: int, end: int) -> None:
         """The log probabilities of the tokens that follow ids[begin:end] in the prompt, and of the

@@ -248,8 +248,9 @@ class Engine:
 
     def _send(self, job: Job, delta: StreamDelta) -> None:
         """Add to what the next `_flush` sends."""
-        self._urgent |= bool(delta.finish_reason) or not job.started
-        job.started = True
+        is_progress = delta.read_tokens is not None
+        self._urgent |= bool(delta.finish_reason) or is_progress or not job.started
+        job.started |= not is_progress
         unsent = self._unsent.get(job)
         self._unsent[job] = unsent.followed_by(delta) if unsent else delta
 

@@ -37,6 +37,8 @@ class GenerationRequest:
     """continue after the model's own stop tokens"""
     form: AnswerForm = field(default_factory=AnswerForm)
     """how the text of a chat's answer is split into reasoning, content and calls"""
+    has_progress: bool = False
+    """also deltas that say how much of the prompt was read"""
     is_grammar_optional: bool = False
     """answer without the grammar where the engine cannot follow it"""
 
@@ -64,9 +66,11 @@ class StreamDelta:
     error: EdgeftError | None = None
     stop_text: str = ""
     """the one of `GenerationRequest.stop` that ended the answer"""
+    read_tokens: int | None = None
+    """of the prompt so far, only where they were asked for; such a delta has nothing else"""
 
     def followed_by(self, later: StreamDelta) -> StreamDelta:
-        """Both as one."""
+        """Both as one; of two that say how much was read, the later one."""
         text, logprobs = self.text + later.text, self.logprobs + later.logprobs
         return replace(later, text=text, logprobs=logprobs)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from edgeft.server.embeddings import EmbeddingQueue
 from edgeft.server.engine import Engine
 from edgeft.server.jobs import GenerationRequest
 from edgeft.server.schemas import Chat, Completion
@@ -19,6 +20,10 @@ class OpenAIApi(Protocol):
     @property
     def engines(self) -> dict[str, Engine]:
         """name -> model"""
+
+    @property
+    def embedding_queue(self) -> EmbeddingQueue:
+        """What gives vectors of texts."""
 
     def engine_of(self, name: str | None) -> Engine:
         """Refusal for a name that no model has."""

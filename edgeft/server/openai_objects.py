@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from edgeft.server.jobs import Job, StreamDelta, TokenLogprob
-from edgeft.tokenizer.answer_parts import AnswerForm, AnswerStream
+from edgeft.tokenizer.answer_parts import AnswerForm
+from edgeft.tokenizer.answer_stream import AnswerStream
 
 Piece = Callable[[int], bytes]
 """token id -> its bytes"""
@@ -40,6 +41,10 @@ class CompletionObjects:
     def opening(self, index: int) -> list[dict[str, Any]]:
         """Choices of the chunk that comes before the first token."""
         return []
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        """Of a chunk that adds nothing to the answer."""
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": None}
 
     def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
         """None: nothing of it can be sent yet."""
@@ -111,8 +116,10 @@ class ChatObjects(CompletionObjects):
         """index of the choice -> its answer so far"""
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        delta = {"role": "assistant", "content": ""}
-        return [{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}]
+        return [self.empty_choice(index) | {"delta": {"role": "assistant", "content": ""}}]
+
+    def empty_choice(self, index: int) -> dict[str, Any]:
+        return {"index": index, "delta": {}, "logprobs": None, "finish_reason": None}
 
     def chunk_choice(self, index: int, delta: StreamDelta) -> dict[str, Any] | None:
         stream = self._streams.setdefault(index, AnswerStream(self._form))

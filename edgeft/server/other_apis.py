@@ -5,15 +5,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import TYPE_CHECKING, Any
 
 from edgeft.server.bodies import checked, read_body
 from edgeft.server.openai_api import OpenAIApi
-from edgeft.server.responses import json_response
-from edgeft.server.schemas import Chat, Completion
+from edgeft.server.responses import Refusal, json_response
+from edgeft.server.schemas import Chat, Completion, Embeddings
 from edgeft.server.shims import anthropic, ollama
 from edgeft.server.shims.responses_api import Responses, ResponsesShim
-from edgeft.server.shims.shim import Shim
+from edgeft.server.shims.shim import Shim, unsupported
 from edgeft.server.shims.stored_responses import StoredResponses
 
 if TYPE_CHECKING:
@@ -39,9 +41,11 @@ class OtherApis:
             "/api/chat": self.ollama_chat,
             "/api/generate": self.ollama_generate,
             "/api/show": self.ollama_show,
+            "/api/embed": self.ollama_embed,
         }
         get = {"/api/tags": self.ollama_tags, "/api/version": self.ollama_version}
         return [
+            Route("/v1/responses/{id}", self.stored_response, methods=["GET", "DELETE"]),
             *(Route(path, endpoint, methods=["POST"]) for path, endpoint in post.items()),
             *(Route(path, endpoint, methods=["GET"]) for path, endpoint in get.items()),
         ]
@@ -49,6 +53,22 @@ class OtherApis:
     async def responses(self, request: Request) -> Any:
         shim = ResponsesShim(await read_body(request, Responses), self._stored)
         return await self._translated(request, shim)
+
+    async def stored_response(self, request: Request) -> Response:
+        """An earlier answer, read or deleted."""
+        response_id = request.path_params["id"]
+        if request.query_params.get("stream") == "true":
+            raise unsupported("the stream of an earlier response")
+        if request.method == "DELETE":
+            response = {"id": response_id, "object": "response", "deleted": True}
+            found = self._stored.delete(response_id)
+        else:
+            response = self._stored.response(response_id) or {}
+            found = bool(response)
+        if not found:
+            message = f"no response {response_id[:64]!r}: unknown, or forgotten"
+            raise Refusal(404, message, "not_found")
+        return json_response(response)
 
     async def response_tokens(self, request: Request) -> Response:
         shim = ResponsesShim(await read_body(request, Responses), self._stored)
@@ -68,6 +88,16 @@ class OtherApis:
 
     async def ollama_generate(self, request: Request) -> Any:
         return await self._ollama(request, await read_body(request, ollama.Generate))
+
+    async def ollama_embed(self, request: Request) -> Response:
+        body = await read_body(request, ollama.Embed)
+        engine = self._api.engine_of(body.model.removesuffix(":latest"))
+        asked = checked({"input": body.input, "dimensions": body.dimensions}, Embeddings)
+        started = time.perf_counter()
+        truncate = body.truncate is not False
+        data, tokens = await self._api.embedding_queue.vectors(request, engine, asked, truncate)
+        answer = ollama.embedded(body, data, tokens, time.perf_counter() - started)
+        return await asyncio.to_thread(json_response, answer)
 
     async def ollama_tags(self, request: Request) -> Response:
         return json_response(ollama.tags(list(self._api.engines.values())))

@@ -43,7 +43,7 @@ class PromptApi:
     async def tokenize(self, request: Request) -> Response:
         body = await read_body(request, Tokenize)
         runtime = self._api.engine_of(body.model).runtime
-        if not body.parse_special:
+        if body.parse_special is False:
             problem = "parse_special: false is not supported: special tokens are always read"
             raise Refusal(400, problem, "unsupported")
 

@@ -55,6 +55,7 @@ def chat_requests(body: Chat, engine: Engine, limit: int) -> list[GenerationRequ
         stop=body.stops,
         logprobs=(body.top_logprobs or 0) if body.logprobs or body.top_logprobs else None,
         ignore_eos=body.ignore_eos,
+        has_progress=bool(body.stream and body.return_progress),
     )
     return _choices(request, [prompt_ids], body, engine)
 
@@ -70,6 +71,7 @@ def completion_requests(body: Completion, engine: Engine, limit: int) -> list[Ge
         logprobs=body.logprobs,
         echo=bool(body.echo) and body.logprobs is not None,
         ignore_eos=body.ignore_eos,
+        has_progress=bool(body.stream and body.return_progress),
     )
     return _choices(request, tokenized(body.prompt, engine.runtime), body, engine)
 
@@ -203,6 +205,7 @@ def _check_supported(request: GenerationRequest, engine: Engine) -> None:
         "bias": bool(sampling.bias),
         "grammar": bool(sampling.grammar),
         "logprobs": request.logprobs is not None,
+        "return_progress": request.has_progress,
     }
     for name, is_needed in needs.items():
         if is_needed and name not in engine.supports:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -165,7 +166,12 @@ async def chunks(
         while not queue.empty():
             ready.append(queue.get_nowait())
         running -= sum(bool(delta.finish_reason) for _, delta in ready)
-        parts = (_chunk(objects, index, delta, more() | times()) for index, delta in ready)
+        parts = (
+            _progress(objects, index, jobs[index], delta.read_tokens, times())
+            if delta.read_tokens is not None
+            else _chunk(objects, index, delta, more() | times())
+            for index, delta in ready
+        )
         yield [part for part in parts if part]
     if options.include_usage:
         yield [objects.chunk([], usage=usage(jobs, prompts), timings=timings(jobs))]
@@ -179,6 +185,20 @@ def _chunk(
         return refusal_for(delta.error or ResourceError("the answer was cancelled")).body
     choice = objects.chunk_choice(index, delta)
     return objects.chunk([choice], **more) if choice else None
+
+
+def _progress(
+    objects: CompletionObjects, index: int, job: Job, read: int, times: dict[str, Any]
+) -> dict[str, Any]:
+    """How much of a prompt was read, in llama-server's terms."""
+    progress = {
+        "total": len(job.request.prompt_ids),
+        "cache": job.cached_tokens,
+        "processed": read,
+        "time_ms": round(1000 * (time.perf_counter() - job.created)),
+    }
+    choice = objects.empty_choice(index)
+    return objects.chunk([choice], prompt_progress=progress, **times)
 
 
 def json_response(value: Any) -> Response:

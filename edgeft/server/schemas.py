@@ -104,6 +104,8 @@ class Generation(Body):
     stream_options: StreamOptions | None = None
     timings_per_token: bool | None = False
     """the times so far in every chunk of a stream; llama-server's"""
+    return_progress: bool | None = False
+    """chunks of a stream that say how much of the prompt was read; llama-server's"""
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -285,11 +287,11 @@ class Embeddings(Body):
 class Tokenize(Body):
     model: Text | None = None
     content: Text
-    add_special: bool = False
+    add_special: bool | None = False
     """with the bos in front, where the vocabulary wants it"""
-    parse_special: bool = True
+    parse_special: bool | None = True
     """whether special tokens in the text are read as such"""
-    with_pieces: bool = False
+    with_pieces: bool | None = False
     """each token with its text"""
 
 
@@ -311,8 +313,8 @@ UNSUPPORTED_FIELDS: dict[str, tuple[Any, ...]] = {
     # llama-server
     "mirostat": (0,), "typical_p": (1,), "tfs_z": (1,), "top_n_sigma": (-1, 0), "xtc_probability": (0,),
     "dry_multiplier": (0,), "dynatemp_range": (0,), "adaptive_target": (-1,), "samplers": (),
-    "n_keep": (0, -1), "t_max_predict_ms": (0, -1), "n_indent": (0,), "n_probs": (0,),
-    "post_sampling_probs": (False,), "return_progress": (False,),
+    "n_keep": (0, -1), "n_discard": (0,), "t_max_predict_ms": (0, -1), "n_indent": (0,), "n_probs": (0,),
+    "post_sampling_probs": (False,),
     "lora": ([],), "image_data": ([],), "reasoning_format": ("none", "auto"),
     # others
     "enable_thinking": (), "top_a": (0,), "no_repeat_ngram_size": (0,), "epsilon_cutoff": (0,),

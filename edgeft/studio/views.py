@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import FileResponse, HTMLResponse, RedirectResponse, Response
 
+from edgeft.data.layouts import Layout
 from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError, InputError
 from edgeft.files import is_file
@@ -174,7 +175,8 @@ class Views:
         problem = ""
         if noun.kind == "data" and noun.size <= SHOWN_BYTES:
             try:
-                rows = load_examples(path, documents=path.suffix == ".txt")[:SHOWN_ROWS]
+                layout: Layout = "documents" if path.suffix == ".txt" else "chats"
+                rows = load_examples(path, layout=layout)[:SHOWN_ROWS]
             except EdgeftError as error:
                 problem = str(error)
         links = _links(noun, words, path)

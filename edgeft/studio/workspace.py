@@ -24,10 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from edgeft import store
 from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.reading import COMPRESSED_SUFFIXES, ROW_SUFFIXES
 from edgeft.errors import InputError, ResourceError, StaleError
-from edgeft.files import format_bytes, read_json, sweep, write_text
+from edgeft.files import format_bytes, read_json, write_text
 from edgeft.studio.nouns import files_of
 
 STUDIO, TRASH, UPLOADS = ".studio", "trash", "data"
@@ -44,7 +45,7 @@ class Workspace:
         try:
             self.root = root.expanduser().resolve()
             self.studio.mkdir(parents=True, exist_ok=True)
-            sweep(self.root / UPLOADS)
+            store.sweep(self.root / UPLOADS)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise InputError(

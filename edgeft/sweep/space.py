@@ -15,7 +15,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits
+from edgeft.data.encoded_rows import EncodedRows
+from edgeft.data.layouts import LAYOUTS
+from edgeft.data.splits import Splits
 from edgeft.errors import EdgeftError, InputError
 from edgeft.sweep.options import Range, Space, SweepOptions
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -24,6 +26,7 @@ from edgeft.train.examples import encode_held_out, read_splits
 from edgeft.train.new_tokens import tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.registry import OBJECTIVE_OPTIONS
 from edgeft.train.reporters import check_reporters
 from edgeft.train.resolve import TrainRun, resolve_run
 from edgeft.train.run import identities
@@ -32,9 +35,9 @@ MAX_CHECKED = 2000
 """combinations that are checked before a sweep; the values of a range are represented by its ends"""
 VALIDATED_ON = (
     "base", "data", "validation_data", "validation_size", "bad_rows", "columns", "seed",
-    "cutoff_length", "add_tokens",
+    "cutoff_length", "add_tokens", *OBJECTIVE_OPTIONS,
 )  # fmt: skip
-"""fields that can change the tokens of the validation examples"""
+"""fields that can change the tokens of the validation examples, or the formula of their loss"""
 Values = dict[str, Any]
 """field -> the value of one trial as JSON has it: a text, a number or a truth value"""
 
@@ -110,14 +113,14 @@ def check(options: SweepOptions) -> dict[str, str]:
 
 
 def _validated_on(run: TrainRun) -> str:
-    """JSON of what can change the tokens of the validation examples."""
+    """JSON of what can change the validation loss of the same model."""
     fields = {name: plain(getattr(run.options, name)) for name in VALIDATED_ON}
     return json.dumps({**fields, "objective": run.objective})
 
 
 def _validation(run: TrainRun) -> tuple[str, dict[str, str]]:
-    """(sha256 of the validation examples' tokens, identities of the inputs by path)."""
-    options, splits = read_splits(run.options, run.objective in DOCUMENT_OBJECTIVES)
+    """(sha256 of the validation examples' tokens and the options of their loss, identities of the inputs by path)."""
+    options, splits = read_splits(run.options, LAYOUTS[run.objective])
     if not splits.validation:
         raise InputError("there is no validation to choose by", "validation-size = 0.05")
     inputs = identities(options, run.objective)
@@ -129,8 +132,13 @@ def _tokens_sha256(options: TrainOptions, splits: Splits) -> str:
     folder = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(folder), encoder(folder)
     encoded, _ = encode_held_out(splits.validation, chat, tokenize, options.cutoff_length)
-    digest = hashlib.sha256()
-    for item in encoded:
+    formula = [getattr(options, name) for name in OBJECTIVE_OPTIONS]
+    digest = hashlib.sha256(json.dumps(formula).encode())
+    for item in (
+        encoded
+        if isinstance(encoded, EncodedRows)
+        else itertools.chain(encoded.chosen, encoded.rejected)
+    ):
         digest.update(json.dumps([item.ids, item.labels]).encode())
     return digest.hexdigest()
 
@@ -138,7 +146,7 @@ def _tokens_sha256(options: TrainOptions, splits: Splits) -> str:
 def _refuse_other_validation(first: dict[str, Any], other: dict[str, Any]) -> None:
     listed = " and ".join(name.replace("_", "-") for name in first if first[name] != other[name])
     raise InputError(
-        f"{listed}: the trials would compute their validation loss on other tokens, "
-        "so that it compares nothing",
+        f"{listed}: the trials would compute their validation loss on other tokens or by another "
+        "formula, so that it compares nothing",
         "validation-data = 'FILE', or measure = 'accuracy' with eval-items",
     )

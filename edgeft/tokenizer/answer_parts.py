@@ -104,38 +104,3 @@ def with_calls_read(chat: Template, prompt: str, tools: Sequence[str], text: str
     schemas = {str(one.get("name")): one.get("parameters") or {} for one in functions_of(tools)}
     parts = AnswerForm.of(chat, prompt, form, schemas).parts(text)
     return calls_text(parts.calls) if parts.calls else text
-
-
-class AnswerStream:
-    """Splits an answer while it comes: `push` gives what each text adds."""
-
-    def __init__(self, form: AnswerForm) -> None:
-        self._form = form
-        self._text = ""
-        self._sent = AnswerParts()
-
-    @property
-    def calls(self) -> tuple[ToolCall, ...]:
-        """Those whose beginning was given."""
-        return self._sent.calls
-
-    def push(self, text: str, final: bool = False) -> tuple[str, str, list[tuple[int, str, str]]]:
-        """(more reasoning, more text, [(index of a call, its name where it is new, more arguments)])."""
-        if not (self._form.tag or self._form.calls):
-            return "", text, []
-        self._text += text
-        parts, sent = self._form.parts(self._text, final), self._sent
-        calls = []
-        for index, call in enumerate(parts.calls):
-            is_new = index >= len(sent.calls)
-            before = "" if is_new else sent.calls[index].arguments
-            if more := _more(before, call.arguments):
-                calls.append((index, call.name if is_new else "", more))
-            elif is_new:
-                calls.append((index, call.name, ""))
-        self._sent = parts
-        return _more(sent.reasoning, parts.reasoning), _more(sent.content, parts.content), calls
-
-
-def _more(before: str, now: str) -> str:
-    return now[len(before) :] if now.startswith(before) else ""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from edgeft.errors import EdgeftError, InputError
-from edgeft.files import read_json
+from edgeft.files import MAX_TOKENIZER_BYTES, read_bytes, read_json, read_text
 from edgeft.models.text_model import TEXT_CONFIG_KEYS
 from edgeft.progress import say_once
 from edgeft.tokenizer import saved_tokens, sentencepiece
+
+PRECOMPILED = b"Precompiled"
+"""in a tokenizer.json: the type of a normalizer that holds a compiled table"""
 
 Encode = Callable[[str], list[int]]
 """text -> token ids"""
@@ -64,13 +68,17 @@ def load_tokenizer(folder: Path) -> Any:
     file = folder / "tokenizer.json"
     try:
         if file.is_file():
-            tokenizer = Tokenizer.from_file(str(file))
+            content = read_bytes(file, MAX_TOKENIZER_BYTES)
+            _check_charsmaps(file, content)
+            tokenizer = Tokenizer.from_buffer(content)
         else:
             tokenizer = Tokenizer.from_str(json.dumps(tokenizer_json(folder)))
     except EdgeftError:
         raise
-    except Exception as error:  # noqa: BLE001
-        # The package raises nothing more special than Exception.
+    except BaseException as error:
+        # The package raises nothing more special than Exception, and Rust's panics, which are none.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         reason = str(error).partition("\n")[0]
         hint = "download the model again, or save its tokenizer with transformers"
         raise InputError(f"{file} is not a tokenizer: {reason}", hint) from None
@@ -83,6 +91,38 @@ def load_tokenizer(folder: Path) -> Any:
             "templates write special tokens"
         )
     return tokenizer
+
+
+def _check_charsmaps(file: Path, content: bytes) -> None:
+    """InputError for a table of character replacements that the package would panic over.
+
+    https://github.com/huggingface/spm_precompiled/blob/v0.1.4/src/lib.rs `parse`
+    """
+    if PRECOMPILED not in content:
+        return
+    for part in _parts(json.loads(content)):
+        if part.get("type") != "Precompiled":
+            continue
+        try:
+            table = base64.b64decode(part["precompiled_charsmap"], validate=True)
+            size = int.from_bytes(table[:4], "little")
+            str(table[4 + size // 4 * 4 :], "utf-8")
+            if not 4 <= size <= len(table) - 4:
+                raise ValueError(f"{size} of {len(table)} bytes")
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(
+                f"{file} is not a tokenizer: its table of characters is broken: {error}",
+                "download it again",
+            ) from None
+
+
+def _parts(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a JSON value."""
+    if isinstance(value, dict):
+        yield value
+    for part in value.values() if isinstance(value, dict) else value:
+        if isinstance(part, (dict, list)):
+            yield from _parts(part)
 
 
 def _switch_off(tokenizer: Any, file: Path) -> None:
@@ -168,9 +208,9 @@ def template_source(folder: Path) -> str | None:
     a multimodal model, comes last.
     """
     additional = sorted((folder / "additional_chat_templates").glob("*.jinja"))
-    named = {file.stem: _read_text(file) for file in additional}
-    if (folder / "chat_template.jinja").is_file():
-        named["default"] = _read_text(folder / "chat_template.jinja")
+    named = {file.stem: read_text(file) for file in additional}
+    if (folder / "chat_template.jinja").exists():
+        named["default"] = read_text(folder / "chat_template.jinja")
     source: Any = named
     for name in ("tokenizer_config.json", "chat_template.json"):
         source = source or read_json(folder / name).get("chat_template")
@@ -184,13 +224,6 @@ def template_source(folder: Path) -> str | None:
     if not isinstance(source, (str, type(None))):
         raise InputError(f"{folder}: its chat_template is no text", "a jinja2 template is needed")
     return source or None
-
-
-def _read_text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not UTF-8: {error}") from None
 
 
 def has_only_sentencepiece(folder: Path) -> bool:

@@ -40,11 +40,16 @@ def render(source: str, **variables: Any) -> str:
         raise TemplateLimitError(f"{REFUSES}: {end}", WHERE) from None
     if isinstance(text, str):
         return text
+    if text[0] == TOO_LONG:
+        raise TemplateLimitError(*text)
     raise InputError(*text)
 
 
 REFUSES = "the chat template refuses these messages"
 WHERE = "it is in the model's tokenizer files"
+MAX_TEXT_CHARS = 10_000_000
+"""of a rendered text; ten times the largest request"""
+TOO_LONG = f"{REFUSES}: it writes more than {MAX_TEXT_CHARS:,} characters"
 
 
 COMPILE_HINT = "chat_template.jinja or tokenizer_config.json of the base"
@@ -61,7 +66,8 @@ def answer(request: tuple[str, dict[str, Any]]) -> str | tuple[str, str]:
     except Exception as error:  # noqa: BLE001
         return f"the chat template does not compile: {_line(error)}", COMPILE_HINT
     try:
-        return template.render(**variables)
+        text = template.render(**variables)
+        return text if len(text) <= MAX_TEXT_CHARS else (TOO_LONG, WHERE)
     except MemoryError:
         raise
     except Exception as error:  # noqa: BLE001

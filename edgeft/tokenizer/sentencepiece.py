@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import FormatError, InputError
+from edgeft.files import MAX_TOKENIZER_BYTES, read_bytes, read_text
 
 MAX_FIELDS = 3_000_000
 """of a file; the largest vocabularies have a million"""
@@ -75,7 +76,7 @@ class SentencePiece:
     def read(cls, path: Path) -> SentencePiece:
         """InputError where the file is missing, broken or of a kind that is not supported."""
         try:
-            return _model(path.read_bytes())
+            return _model(read_bytes(path, MAX_TOKENIZER_BYTES))
         except FileNotFoundError:
             raise InputError(f"no such file: {path}") from None
         except (AttributeError, IndexError, KeyError, TypeError, ValueError, struct.error) as error:
@@ -175,7 +176,7 @@ def folder_tokenizer_json(folder: Path) -> dict[str, Any]:
     file = folder / "tokenizer.model"
     config = folder / "tokenizer_config.json"
     code = folder / "tokenization_chatglm.py"
-    texts = tuple(p.read_text(encoding="utf-8") if p.is_file() else "" for p in (config, code))
+    texts = tuple(read_text(p) if p.exists() else "" for p in (config, code))
     return _folder_tokenizer_json(file, file.stat().st_mtime_ns, *texts)
 
 

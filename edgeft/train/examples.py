@@ -11,17 +11,22 @@ import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from edgeft.data.documents import TEXT_SUFFIXES
-from edgeft.data.encoded_rows import IGNORED, EncodedRows
+from edgeft.data.encoded_rows import IGNORED, Encoded, EncodedPairs, EncodedRows
 from edgeft.data.encoding import (
     LeftOut,
     encode_all,
     encode_documents,
     encode_each,
     encode_file,
+    encode_pair,
+    encode_pairs,
+    encode_prompts,
+    encode_verdicts,
 )
 from edgeft.data.hub import pinned
+from edgeft.data.layouts import Layout, text_suffixes
 from edgeft.data.rows import report_bad_rows
 from edgeft.data.sources import data_files
 from edgeft.data.split_names import Split
@@ -33,33 +38,35 @@ from edgeft.tokenizer.hf_files import Encode
 from edgeft.train.memory import Batch
 from edgeft.train.options import TrainOptions
 
+TILE_TOKENS = 4096
+"""tokens whose logits trl computes at once"""
 LONGEST = 64
 """examples with most characters that are encoded to find the largest batch"""
 
 
-def read_splits(options: TrainOptions, documents: bool = False) -> tuple[TrainOptions, Splits]:
+def read_splits(options: TrainOptions, layout: Layout = "chats") -> tuple[TrainOptions, Splits]:
     """The examples, and the options with what the manifest names: the only data file of a folder in place
     of the folder, and hub ids with their commits.
 
-    `documents`: rows are plain texts. InputError for a base that is no folder, and as `load_splits`.
+    `layout`: of the rows. InputError for a base that is no folder, and as `load_splits`.
     """
     if not options.base.is_dir():
         raise InputError(f"no such base model folder: {options.base}")
     validation = options.validation_data
     options = dataclasses.replace(
         options,
-        data=_recorded(options.data, "train", documents),
-        validation_data=validation and _recorded(validation, "validation", documents),
+        data=_recorded(options.data, "train", layout),
+        validation_data=validation and _recorded(validation, "validation", layout),
     )
     size, seed = options.validation_size, options.seed
-    rest = (options.bad_rows, options.columns, documents)
+    rest = (options.bad_rows, options.columns, layout)
     return options, load_splits(options.data, options.validation_data, size, seed, *rest)
 
 
-def _recorded(path: Path, split: Split, documents: bool) -> Path:
+def _recorded(path: Path, split: Split, layout: Layout) -> Path:
     """The only data file of a folder, a hub id with its commit, any other path as it is."""
     if path.is_dir():
-        files = data_files(path, split, TEXT_SUFFIXES if documents else ())
+        files = data_files(path, split, text_suffixes(layout))
         return files[0] if len(files) == 1 else path
     return pinned(path)
 
@@ -70,10 +77,11 @@ def encode_splits(
     validation: Sequence[Example],
     chat: ChatTemplate,
     tokenize: Encode,
-) -> tuple[EncodedRows, EncodedRows, LeftOut]:
+) -> tuple[Any, Any, LeftOut]:
     """(train, validation, what was left out of train); raises as `encode_file`.
 
-    Documents are cut into rows of the cutoff; nothing of them is left out.
+    Both are `EncodedRows`, `EncodedPairs` of preference pairs, or `EncodedVerdicts`. Documents are cut into rows of the cutoff;
+    nothing of them is left out.
     """
     cutoff, bad_rows = options.cutoff_length, options.bad_rows
     if train[0].is_document:
@@ -93,10 +101,16 @@ def encode_splits(
 
 def encode_held_out(
     examples: Sequence[Example], chat: ChatTemplate, tokenize: Encode, cutoff: int
-) -> tuple[EncodedRows, LeftOut]:
-    """The rows that the validation loss is computed on, of documents or of conversations."""
+) -> tuple[EncodedRows | EncodedPairs, LeftOut]:
+    """The rows that the validation loss is computed on, of documents, conversations or preference pairs."""
     if examples and examples[0].is_document:
         return encode_documents(examples, chat, tokenize, cutoff), LeftOut(0, 0)
+    if examples and examples[0].rejected:
+        return encode_pairs(examples, chat, tokenize, cutoff)
+    if examples and examples[0].is_prompt:
+        return encode_prompts(examples, chat, tokenize, cutoff)
+    if examples and examples[0].desirable is not None:
+        return encode_verdicts(examples, chat, tokenize, cutoff)
     return encode_all(examples, chat, tokenize, cutoff)
 
 
@@ -115,11 +129,26 @@ def largest_batch(
     by_size = sorted(
         examples, key=lambda item: sum(len(m.content or "") for m in item.messages), reverse=True
     )
-    encoded = []
+    encoded: list[Encoded] = []
     for example in by_size[:LONGEST]:
         with contextlib.suppress(InputError):  # reported where all are encoded
-            encoded += encode_each(example, chat, tokenize, options.train_on_inputs)
+            if example.is_prompt:
+                encoded += encode_prompts([example], chat, tokenize, options.cutoff_length)[0]
+            elif example.rejected:
+                encoded += encode_pair(example, chat, tokenize)
+            else:
+                encoded += encode_each(example, chat, tokenize, options.train_on_inputs)
     kept = [item for item in encoded if len(item.ids) <= options.cutoff_length]
+    if examples[0].rejected:
+        length = max((len(item.ids) for item in kept), default=options.cutoff_length)
+        return Batch(count, length, min(2 * count * length, TILE_TOKENS), sequences=2)
+    if examples[0].is_prompt:
+        length = max((len(item.ids) for item in kept), default=options.cutoff_length)
+        length += options.max_new_tokens
+        return Batch(count, length, min(count * length, TILE_TOKENS))
+    if examples[0].desirable is not None:
+        length = max((len(item.ids) for item in kept), default=options.cutoff_length)
+        return Batch(count, length, min(count * length, TILE_TOKENS))
     learned = sorted(sum(label != IGNORED for label in item.labels) for item in kept or encoded)
     lengths = {min(len(item.ids), options.cutoff_length) for item in kept or encoded}
     return Batch(

@@ -18,11 +18,13 @@ import torch
 import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
+from edgeft import machine
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
 from edgeft.train import lora_function
 from edgeft.train.answers import Answering
+from edgeft.train.checkpoints import flush
 from edgeft.train.continued import load_adapter
 from edgeft.train.offload import OffloadedActivations
 from edgeft.train.optimizers import (
@@ -67,6 +69,7 @@ def fit(
     before `checkpoint`.
     """
     transformers.utils.logging.disable_progress_bar()
+    machine.hold_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))
@@ -86,6 +89,7 @@ def fit(
         trainer = objective.trainer(model, arguments)
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
+    trainer.add_callback(FlushCallback)
     if device == "cpu":
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
@@ -111,17 +115,20 @@ def fit(
         base_precision = facts.get("nf4", {}).get("kind", "stored")
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
+    curves = objective.curves(trainer.state.log_history)
+    tokens = curves.pop("tokens", None)
     return {
         "steps": trainer.state.global_step,
         "seconds": round(seconds, 1),
-        "tokens": bar.units,
-        "tokens_per_second": round(bar.units / seconds, 1),
+        "tokens": int(trainer.state.num_input_tokens_seen) if tokens is None else tokens,
+        "tokens_per_second": round((bar.units if tokens is None else tokens) / seconds, 1),
         "device": device,
         "trained_parameters": sum(weight.numel() for weight in trained),
         "lora_function": lora_layers,
         **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
         "validation_loss": loss_curve(trainer.state.log_history, "eval_loss"),
+        **curves,
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
     }
@@ -205,12 +212,12 @@ def smaller_micro_batch(options: TrainOptions) -> int:
 
 def training_arguments(
     options: TrainOptions, steps: int, work_folder: Path, device: str, evaluates: int
-) -> Any:
-    """`transformers.TrainingArguments` of a run; `evaluates`: number of validation examples."""
+) -> dict[str, Any]:
+    """What `transformers.TrainingArguments` of a run are made of; `evaluates`: number of validation examples."""
     between_evaluations = evaluation_steps(options, steps, evaluates) if evaluates else None
     # The best weights can only be those of a checkpoint.
     between_checkpoints = between_evaluations if options.keep_best else options.save_every
-    return transformers.TrainingArguments(
+    return dict(
         output_dir=str(work_folder),
         max_steps=steps,
         per_device_train_batch_size=int(options.micro_batch_size),
@@ -293,6 +300,13 @@ def learning_rates(log_history: list[dict[str, Any]]) -> list[list[float]]:
     """[[step, learning rate], …] of the trainer's log, with four significant digits."""
     key = "learning_rate"
     return [[row["step"], float(f"{row[key]:.4g}")] for row in log_history if key in row]
+
+
+class FlushCallback(transformers.TrainerCallback):  # type: ignore[misc]
+    """Brings every checkpoint to the disk."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -40,7 +40,7 @@ class TrainOptions:
     data: Path
     """Chats to learn, in the shape of alpaca, chat messages, sharegpt, or prompt and completion: a file of
     JSON, JSONL, CSV or Parquet, a folder of them, or a data set of the hub as owner/name:config. Plain
-    texts for --objective pretrain."""
+    texts for --objective pretrain; pairs of a better and a worse answer for dpo; labelled answers for kto; prompts for grpo."""
     output: Path
     """Folder of the adapter, or of the model where the method trains all of it."""
     validation_data: Path | None = None
@@ -78,6 +78,29 @@ class TrainOptions:
     """Decoupled weight decay, not of biases and norms."""
     max_grad_norm: float = 1.0
     """Norm to which the gradients of a step are clipped; 0 = they are not."""
+    beta: float | None = None
+    """Preferences: strength with which the model is held to the one it began as; in ipo its tau. Default: the
+    objective's."""
+    loss_type: str | None = None
+    """Preferences: form of the loss, by trl's names. Default: the objective's first one in --list."""
+    desirable_weight: float | None = None
+    """KTO: weight of the good answers. Default: 1."""
+    undesirable_weight: float | None = None
+    """KTO: weight of the bad answers. Default: 1."""
+    simpo_gamma: float | None = None
+    """SimPO: margin by which the better answer is to lead, divided by --beta. Default: 0.5."""
+    label_smoothing: float = 0.0
+    """Preferences: share of the pairs that are taken to be labelled the wrong way round."""
+    reward: tuple[str, ...] = ()
+    """Rewards of written answers, comma-separated, their sum counts: json (valid JSON), exact (the row's
+    answer), fields (share of the fields of the row's JSON answer), length:TOKENS, schema:FILE (a JSON schema),
+    or FILE.py:function."""
+    generations: int = 8
+    """Answers that the model writes to each prompt; --batch-size counts answers."""
+    max_new_tokens: int = 128
+    """Tokens of a written answer at most."""
+    temperature: float = 1.0
+    """Temperature at which answers are written."""
     neftune_alpha: float = 0.0
     """NEFTune: noise of this strength on the embeddings, 5 is usual; 0 = none."""
     cutoff_length: int = 512
@@ -154,8 +177,8 @@ class TrainOptions:
     """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
     training."""
     ship: str | None = None
-    """Type of the GGUF file to ship, such as q4_0: at the end of the training the forward pass computes
-    with that file's values, so that its rounding costs less."""
+    """Type of the file to ship, such as q4_0 (gguf), int4 (onnx) or 4bit (gptq): at the end of the training the
+    forward pass computes with that file's values, so that its rounding costs less."""
     ship_steps: float | None = None
     """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
     with --adapter all."""
@@ -179,6 +202,16 @@ class TrainOptions:
             raise InputError(f"--validation-size {self.validation_size} is no share and no count")
         if self.lora_plus_ratio is not None and not 0 < self.lora_plus_ratio < math.inf:
             raise InputError(f"--lora-plus-ratio {self.lora_plus_ratio} is not positive")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(f"--label-smoothing {self.label_smoothing} is no share below 0.5")
+        for name in ("beta", "simpo_gamma", "desirable_weight", "undesirable_weight"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
+        if self.generations < 2 or self.max_new_tokens < 1 or not 0 < self.temperature < math.inf:
+            raise InputError(
+                "--generations is at least 2, --max-new-tokens at least 1, --temperature above 0"
+            )
         for name in ("weight_decay", "max_grad_norm", "neftune_alpha", "early_stopping"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")

@@ -11,6 +11,7 @@ from typing import Any
 
 from edgeft.data.encoded_rows import IGNORED
 from edgeft.data.encoding import LeftOut, encode
+from edgeft.data.layouts import Layout
 from edgeft.data.preview import BRACKETS, marked
 from edgeft.data.splits import Splits
 from edgeft.records import Example
@@ -76,13 +77,13 @@ class Preview:
 
 
 def preview(
-    options: TrainOptions, documents: bool = False, marks: tuple[str, str] = BRACKETS
+    options: TrainOptions, layout: Layout = "chats", marks: tuple[str, str] = BRACKETS
 ) -> Preview:
     """Read, encode and count as a run does. Raises as `edgeft.train.run.train` for bad data.
 
-    `documents`: rows are plain texts.
+    `layout`: of the rows.
     """
-    options, splits = read_splits(options, documents)
+    options, splits = read_splits(options, layout)
     tokenizer = tokenizer_folder(options)
     chat, tokenize = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
     train, validation, left_out = encode_splits(
@@ -109,11 +110,16 @@ def _shown(
     train_on_inputs: bool,
     marks: tuple[str, str],
 ) -> ShownExample:
-    encoded = encode(example, chat, tokenize, train_on_inputs)
+    if example.is_prompt:
+        tokens, learned = len(tokenize(chat.render(example.prompt, tools=example.tools))), 0
+    else:
+        encoded = encode(example, chat, tokenize, train_on_inputs)
+        tokens = len(encoded.ids)
+        learned = sum(label != IGNORED for label in encoded.labels)
     return ShownExample(
         place=example.place,
-        tokens=len(encoded.ids),
-        learned=sum(label != IGNORED for label in encoded.labels),
+        tokens=tokens,
+        learned=learned,
         text=marked(example, chat, train_on_inputs, marks),
     )
 

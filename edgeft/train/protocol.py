@@ -61,6 +61,8 @@ class Objective(Protocol):
     """encoded training examples"""
     validation: Sequence[Any]
     """encoded validation examples, may be empty"""
+    answers_per_row: int = 1
+    """examples of a batch that one row makes: the answers that the model writes to a prompt"""
 
     def __init__(
         self,
@@ -75,8 +77,12 @@ class Objective(Protocol):
     def facts(self) -> dict[str, Any]:
         """Manifest entries about the examples."""
 
-    def trainer(self, model: Any, arguments: Any) -> Any:
-        """A `transformers.Trainer` with this loss; `arguments`: its `TrainingArguments`."""
+    def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
+        """Manifest entries from the trainer's log, beside the losses."""
+        return {}
+
+    def trainer(self, model: Any, arguments: dict[str, Any]) -> Any:
+        """A `transformers.Trainer` with this loss; `arguments`: of its `TrainingArguments`."""
 
 
 def without_peft(model: Any) -> Any:

@@ -56,14 +56,45 @@ class MethodRow:
         return tuple(FORMATS)
 
 
+OBJECTIVE_OPTIONS = (
+    "beta", "loss_type", "label_smoothing", "simpo_gamma", "desirable_weight", "undesirable_weight",
+    "reward", "generations", "max_new_tokens", "temperature",
+)  # fmt: skip
+"""fields of TrainOptions that only some objectives read"""
+NOT_FOR_PAIRS = ("packing", "train_on_inputs", "ship")
+"""fields of TrainOptions that objectives of preferences do not read"""
+NOT_FOR_REFERENCES = (*NOT_FOR_PAIRS, "lora_dropout", "neftune_alpha")
+"""those that losses with a reference do not read: noise would be in the reference, too"""
+WRITES = ("beta", "loss_type", "reward", "generations", "max_new_tokens", "temperature")
+"""OBJECTIVE_OPTIONS of those whose model writes answers"""
+NOT_FOR_REWARDS = (*NOT_FOR_REFERENCES, "keep_best", "early_stopping")
+"""fields of TrainOptions that they do not read: their validation loss says nothing"""
+DPO_LOSSES = (
+    "sigmoid", "hinge", "ipo", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "aot",
+    "aot_unpaired", "apo_zero", "apo_down", "discopop", "sigmoid_norm",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ObjectiveRow:
     entry: str
     """module:class of an `Objective`"""
     about: str
     """what is learned, in one line"""
+    data: str
+    """the rows that it needs, in one line"""
+    options: tuple[str, ...] = ()
+    """OBJECTIVE_OPTIONS that it reads"""
     not_read: tuple[str, ...] = ()
-    """fields of TrainOptions that it does not read"""
+    """other fields of TrainOptions that it does not read"""
+    loss_types: tuple[str, ...] = ()
+    """values of --loss-type, the default first"""
+    smoothed: tuple[str, ...] = ()
+    """those that read --label-smoothing; "" where there is no --loss-type"""
+    rate: float = 1.0
+    """its default learning rate / the method's"""
+    extra: str = "train"
+    """extra of edgeft with its packages"""
 
 
 METHODS = {
@@ -185,12 +216,94 @@ UNAVAILABLE = {
 }
 """method of the field that is not here -> the reason"""
 
+PAIRS = "pairs of a better and a worse answer"
 OBJECTIVES = {
-    "sft": ObjectiveRow("edgeft.train.objectives.sft:SFT", "the answers of conversations"),
+    "sft": ObjectiveRow(
+        "edgeft.train.objectives.sft:SFT",
+        "the answers of conversations",
+        data="conversations that end with an answer",
+    ),
     "pretrain": ObjectiveRow(
         "edgeft.train.objectives.pretrain:Pretrain",
         "every token of plain texts, in rows of --cutoff-length",
+        data="plain texts",
         not_read=("packing", "train_on_inputs"),
+    ),
+    "dpo": ObjectiveRow(
+        "edgeft.train.objectives.dpo:DPO",
+        "to prefer the better answer of a pair, held to the model at the start",
+        data=PAIRS,
+        options=("beta", "loss_type", "label_smoothing"),
+        not_read=NOT_FOR_REFERENCES,
+        loss_types=DPO_LOSSES,
+        smoothed=("robust", "exo_pair", "aot", "aot_unpaired"),
+        rate=0.1,
+        extra="align",
+    ),
+    "kto": ObjectiveRow(
+        "edgeft.train.objectives.kto:KTO",
+        "to write good answers and not bad ones, held to the model at the start",
+        data="answers that are labelled good or bad",
+        options=("beta", "loss_type", "desirable_weight", "undesirable_weight"),
+        not_read=NOT_FOR_REFERENCES,
+        loss_types=("kto", "apo_zero_unpaired"),
+        rate=0.1,
+        extra="align",
+    ),
+    "grpo": ObjectiveRow(
+        "edgeft.train.objectives.rollouts:GRPO",
+        "to write answers with larger rewards than the others to the same prompt",
+        data="prompts, with or without a reference answer",
+        options=WRITES,
+        not_read=NOT_FOR_REWARDS,
+        loss_types=("dapo", "grpo", "bnpo", "dr_grpo"),
+        rate=0.1,
+        extra="align",
+    ),
+    "rloo": ObjectiveRow(
+        "edgeft.train.objectives.rollouts:RLOO",
+        "to write answers with larger rewards than the mean of the others",
+        data="prompts, with or without a reference answer",
+        options=tuple(name for name in WRITES if name != "loss_type"),
+        not_read=NOT_FOR_REWARDS,
+        rate=0.1,
+        extra="align",
+    ),
+    "orpo": ObjectiveRow(
+        "edgeft.train.objectives.odds:ORPO",
+        "the better answer of a pair, and that its odds are larger",
+        data=PAIRS,
+        options=("beta",),
+        not_read=NOT_FOR_PAIRS,
+        rate=0.1,
+        extra="align",
+    ),
+    "cpo": ObjectiveRow(
+        "edgeft.train.objectives.odds:CPO",
+        "the better answer of a pair, and to prefer it",
+        data=PAIRS,
+        options=("beta", "loss_type", "label_smoothing"),
+        not_read=NOT_FOR_PAIRS,
+        loss_types=("sigmoid", "hinge", "ipo"),
+        smoothed=("sigmoid",),
+        rate=0.1,
+        extra="align",
+    ),
+    "simpo": ObjectiveRow(
+        "edgeft.train.objectives.odds:SimPO",
+        "to prefer the better answer of a pair by its mean token, with a margin",
+        data=PAIRS,
+        options=(
+            "beta",
+            "label_smoothing",
+            "simpo_gamma",
+            "desirable_weight",
+            "undesirable_weight",
+        ),
+        not_read=NOT_FOR_PAIRS,
+        smoothed=("",),
+        rate=0.1,
+        extra="align",
     ),
 }
 
@@ -236,17 +349,43 @@ def method_table() -> list[dict[str, Any]]:
     return rows + [{"method": name, "unavailable": why} for name, why in UNAVAILABLE.items()]
 
 
+def objective_table() -> list[dict[str, Any]]:
+    """One row of JSON for each objective."""
+    return [
+        {
+            "objective": name, "learns": row.about, "data": row.data, "extra": row.extra,
+            "options": [f"--{option.replace('_', '-')}" for option in row.options],
+            "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
+        }
+        for name, row in OBJECTIVES.items()
+    ]  # fmt: skip
+
+
 def check_objective(name: str, options: TrainOptions | None = None) -> None:
     """InputError for a name that is not in the table, and for an option that it does not read."""
     if name not in OBJECTIVES:
         raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
+    if not options:
+        return
     row = OBJECTIVES[name]
-    for option in row.not_read if options else ():
-        if getattr(options, option):
+    others = [option for option in OBJECTIVE_OPTIONS if option not in row.options]
+    defaults = {field.name: field.default for field in dataclasses.fields(options)}
+    for option in (*others, *row.not_read):
+        if getattr(options, option) != defaults[option]:
             raise InputError(
                 f"--{option.replace('_', '-')} is not for --objective {name}",
                 f"which learns {row.about}",
             )
+    loss = options.loss_type or next(iter(row.loss_types), "")
+    if options.loss_type and loss not in row.loss_types:
+        raise InputError(f"no --loss-type {loss!r}", did_you_mean(loss, row.loss_types))
+    if loss == "exo_pair" and not options.label_smoothing:
+        raise InputError(f"--loss-type {loss} needs --label-smoothing", "--label-smoothing 0.001")
+    if options.label_smoothing and loss not in row.smoothed:
+        raise InputError(
+            f"--loss-type {loss} reads no --label-smoothing",
+            f"--loss-type {' or '.join(row.smoothed)}",
+        )
 
 
 def load_method(name: str) -> type[Method]:
@@ -257,7 +396,10 @@ def load_method(name: str) -> type[Method]:
 def load_objective(name: str) -> type[Objective]:
     """Import an objective. MissingExtra where a package is not installed."""
     check_objective(name)
-    return cast(type[Objective], _import(OBJECTIVES[name].entry))
+    row = OBJECTIVES[name]
+    if row.extra == "align":
+        require("trl", row.extra)
+    return cast(type[Objective], _import(row.entry))
 
 
 def _import(entry: str) -> Any:

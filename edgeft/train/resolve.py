@@ -16,7 +16,8 @@ from edgeft.base.resolve import resolve_base
 from edgeft.data.hub import hub_id
 from edgeft.train.new_tokens import read_tokens
 from edgeft.train.options import TrainOptions
-from edgeft.train.registry import check_objective, check_options, method_row
+from edgeft.train.registry import OBJECTIVES, check_objective, check_options, method_row
+from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter")
@@ -41,7 +42,8 @@ class TrainRun:
 
 
 def resolve_run(values: Mapping[str, Any]) -> TrainRun:
-    """Paths become absolute, a base's name its folder, and what is absent gets the method's default.
+    """Paths become absolute, a base's name its folder, and what is absent gets the method's default, times
+    the objective's `rate` for the learning rate.
 
     InputError for an unknown method or objective, for an option that the method does not read, and as
     `resolve_base` and `TrainOptions`.
@@ -52,11 +54,13 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     check_objective(objective)
     chosen["base"] = resolve_base(str(chosen["base"])).resolve()
     chosen["micro_batch_size"] = chosen.get("micro_batch_size") or chosen["batch_size"]
-    chosen["learning_rate"] = chosen.get("learning_rate") or row.learning_rate
+    rate = float(f"{row.learning_rate * OBJECTIVES[objective].rate:.3g}")
+    chosen["learning_rate"] = chosen.get("learning_rate") or rate
     for name in PATHS:  # true in any current folder
         path = chosen.get(name)
         is_hub_id = path and name in DATA and hub_id(path)
         chosen[name] = path if is_hub_id else path and path.expanduser().resolve()
+    chosen["reward"] = tuple(map(absolute, chosen.get("reward", ())))
     chosen["add_tokens"] = read_tokens(chosen.get("add_tokens", ()))
     options = TrainOptions(**chosen)
     check_options(method, options)

@@ -13,23 +13,22 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import shutil
 from pathlib import Path
 from typing import Any
 
 from edgeft import files, machine, models, store
+from edgeft.data.layouts import LAYOUTS
 from edgeft.data.preview import first_marked, shortened
 from edgeft.data.sources import training_identity
-from edgeft.data.splits import DOCUMENT_OBJECTIVES, Splits, fingerprint
+from edgeft.data.splits import Splits, fingerprint
 from edgeft.errors import InputError, StaleError
-from edgeft.files import read_json
 from edgeft.progress import Progress, quiet_libraries, say
 from edgeft.records import Manifest
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
-from edgeft.train import memory
+from edgeft.train import checkpoints, memory
 from edgeft.train.answers import Answering, AnswerItems
 from edgeft.train.continued import check_adapter
 from edgeft.train.examples import largest_batch, read_splits
@@ -46,11 +45,10 @@ from edgeft.train.registry import (
     method_row,
 )
 from edgeft.train.reporters import check_reporters
+from edgeft.train.rewards import code_sha256
 from edgeft.train.ship import check_ship
 from edgeft.weights.text_base import open_base
 
-REQUEST_FILE = "asked.json"
-"""options and parents of an interrupted run, beside its checkpoints"""
 FIRST = {"method": "qlora", "objective": "sft"}
 """the pair of `edgeft train-qlora`"""
 CHECKPOINTS = 3
@@ -76,21 +74,22 @@ def train(
     row = method_row(method)
     check_options(method, options)
     check_objective(objective, options)
-    documents = objective in DOCUMENT_OBJECTIVES
     check_optimizer(options)
     check_reporters(options.report_to)
-    options, splits = read_splits(options, documents)
+    options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
     if not options.output.name:
         raise InputError(f"{options.output} is no name for a result", "--output adapter")
     complete = store.find_complete(options.output, row.result, **request)
     if complete:
         say(f"{options.output} is complete, nothing to do")
-        _remove_finished(options, request)
+        if options.work_folder.is_dir():
+            with contextlib.suppress(StaleError), files.claimed(options.output):
+                checkpoints.remove_finished(options.work_folder, request)
         return complete
     with files.claimed(options.output):
         work_folder = options.work_folder
-        checkpoint = _resumable(work_folder, request, resume, overwrite)
+        checkpoint = checkpoints.resumable(work_folder, request, resume, overwrite)
         base, tokenizer = open_base(options.base), tokenizer_folder(options)
         chat = ChatTemplate.from_folder(tokenizer)
         for note in base.notes:
@@ -125,8 +124,9 @@ def train(
             with store.writing(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
-                _open_work_folder(work_folder, request, checkpoint)
-                bar = Progress(f"train-{method}", options.total_steps(len(encoded.train)))
+                checkpoints.open_work_folder(work_folder, request, checkpoint)
+                steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
+                bar = Progress(f"train-{method}", steps)
                 facts = fit_in_memory(
                     options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
                     halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
@@ -154,20 +154,22 @@ def _request(options: TrainOptions, method: str, objective: str) -> dict[str, di
     """{"options": …, "parents": …}: two runs with the same request have the same result."""
     names = {"method": method, "objective": objective}
     # Adapters from before there was a choice do not name it, and stay complete.
-    chosen = {key: name for key, name in names.items() if name != FIRST[key]}
+    chosen: dict[str, Any] = {key: name for key, name in names.items() if name != FIRST[key]}
+    if options.reward and (code := code_sha256(options.reward)):
+        chosen["reward_code"] = code
     return {"options": options.to_json() | chosen, "parents": identities(options, objective)}
 
 
 def identities(options: TrainOptions, objective: str) -> dict[str, str]:
     """Field of the options that names an input of the training -> the input's identity."""
-    documents = objective in DOCUMENT_OBJECTIVES
+    layout = LAYOUTS[objective]
     parents = {
         "base": store.identity(options.base),
-        "data": training_identity(options.data, "train", documents),
+        "data": training_identity(options.data, "train", layout),
     }
     if options.validation_data:
         parents["validation_data"] = training_identity(
-            options.validation_data, "validation", documents
+            options.validation_data, "validation", layout
         )
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
@@ -179,63 +181,6 @@ def _data_facts(splits: Splits) -> dict[str, Any]:
     left_out = {role: file.to_json() for role, file in splits.files.items()}
     facts = {"validation_items": fingerprint(splits.validation) if splits.validation else None}
     return facts | ({"rows": left_out} if any(left_out.values()) else {})
-
-
-def _resumable(
-    work_folder: Path, request: dict[str, dict[str, Any]], resume: bool, overwrite: bool
-) -> Path | None:
-    """The newest checkpoint to go on from, None to start from the beginning; deletes nothing.
-
-    StaleError where an interrupted run left one and neither `resume` nor `overwrite` is on, and
-    where the interrupted run had another request.
-    """
-    checkpoints = [
-        path
-        for path in work_folder.glob("checkpoint-*")
-        if (path / "trainer_state.json").is_file()  # the trainer writes it last
-    ]
-    if not checkpoints:
-        if resume:
-            say(f"no checkpoint in {work_folder}, starting from the beginning")
-        return None
-    newest = max(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]))
-    if not resume:
-        if overwrite:
-            return None
-        raise StaleError(
-            f"{newest} is left from an interrupted run",
-            "--resume goes on from it, --overwrite starts over",
-        )
-    before = read_json(work_folder / REQUEST_FILE)
-    changed = [
-        key
-        for part in ("options", "parents")
-        for key, value in request[part].items()
-        if before.get(part, {}).get(key) != value
-    ]
-    if changed:
-        raise StaleError(
-            f"cannot resume: {', '.join(changed)} changed since the interrupted run",
-            "run with the same options, or start over with --overwrite",
-        )
-    return newest
-
-
-def _open_work_folder(
-    work_folder: Path, request: dict[str, dict[str, Any]], checkpoint: Path | None
-) -> None:
-    """Make the folder of checkpoints; without one to go on from, delete what another run left."""
-    if checkpoint is None and (work_folder / REQUEST_FILE).is_file():
-        shutil.rmtree(work_folder)
-    work_folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
-
-
-def _remove_finished(options: TrainOptions, request: dict[str, dict[str, Any]]) -> None:
-    """Delete the checkpoints of a complete result, left where a run was killed after its last step."""
-    if read_json(options.work_folder / REQUEST_FILE) == request:
-        with contextlib.suppress(StaleError), files.claimed(options.output):
-            shutil.rmtree(options.work_folder)
 
 
 def _preflight(
@@ -256,7 +201,7 @@ def _preflight(
     batch = largest_batch(options, examples, chat, encoder(options.base))
     request = memory.Request(base, options, row.trains, batch)
     if options.micro_batch_size == "auto":
-        size = _checkpointed_size(checkpoint) or request.largest_micro_batch()
+        size = checkpoints.micro_batch_size(checkpoint) or request.largest_micro_batch()
         say(f"micro-batches of {size}")
         options = dataclasses.replace(options, micro_batch_size=size)
         request = dataclasses.replace(request, options=options, batch=batch.of(size))
@@ -270,9 +215,3 @@ def _preflight(
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
     return options
-
-
-def _checkpointed_size(checkpoint: Path | None) -> int:
-    """Examples of a micro-batch in the interrupted run, 0 where there is none."""
-    state = read_json(checkpoint / "trainer_state.json") if checkpoint else {}
-    return int(state.get("train_batch_size") or 0)

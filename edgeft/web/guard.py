@@ -181,7 +181,7 @@ def _cors_headers(origin: str) -> Headers:
             b"access-control-allow-headers",
             b"authorization, content-type, x-api-key, anthropic-version",
         ),
-        (b"access-control-allow-methods", b"GET, POST"),
+        (b"access-control-allow-methods", b"GET, POST, DELETE"),
         (b"access-control-max-age", b"600"),
         (b"vary", b"origin"),
     ]

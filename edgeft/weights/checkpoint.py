@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgeft.errors import InputError
-from edgeft.files import is_file
+from edgeft.files import is_file, read_text
 from edgeft.weights import gptq_layout, quantized_formats
 from edgeft.weights.dtypes import (
     FLOAT8_DTYPES,
@@ -321,7 +321,7 @@ def _files(source: Path) -> list[Path]:
 def _indexed(source: Path, index: Path) -> list[Path]:
     """The shards that an index names."""
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(read_text(index))["weight_map"].values()))
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise InputError(f"{index} is not a safetensors index: {error!r}") from None
     for name in names:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import InputError
-from edgeft.files import is_file, read_json
+from edgeft.files import is_file, read_json, read_text
 
 CONFIG_FILE = "genai_config.json"
 MAX_NUMBER = {"context": 2**31 - 1, "vocabulary": 2**24, "head_size": 2**16, "kv_heads": 2**16}
@@ -91,7 +91,7 @@ def read_config(folder: Path) -> DecoderConfig:
 def _check_allowed(path: Path, config: dict[str, Any]) -> None:
     if path.is_file():
         unique = functools.partial(_unique, path)
-        json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        json.loads(read_text(path), object_pairs_hook=unique)
     sections = [("", config)]
     for section, settings in sections:
         for name, value in settings.items():

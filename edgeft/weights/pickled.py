@@ -141,6 +141,8 @@ def _member(stream: BinaryIO, info: zipfile.ZipInfo) -> bytes:
 
 def _place(stream: BinaryIO, info: zipfile.ZipInfo) -> int:
     """Byte offset of a stored member: after its local header, name and padding."""
+    if info.header_offset < 0:  # the directory says that more lies before it than does
+        raise zipfile.BadZipFile("a member begins before the file")
     stream.seek(info.header_offset)
     header = stream.read(30)
     if header[:4] != b"PK\x03\x04":

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from edgeft import models
-from edgeft.errors import InputError
+from edgeft.errors import FormatError, InputError
 from edgeft.files import read_json
 from edgeft.weights import quantized_formats
 from edgeft.weights.checkpoint import GPTQ, READABLE, Array, Checkpoint
@@ -63,6 +63,7 @@ def open_base(folder: Path) -> TextBase:
     config, untied = _with_tying(
         _with_vocabulary(text.config, text.card, weights), text.card, weights
     )
+    _check_shapes(folder, config, text.card, weights)
     layers = sorted({i.dtype for i in weights.tensors.values()} & set(LAYER_TYPES) - {GPTQ})
     method = weights.quantization.get("quant_method")
     pickled = any(is_pickled(info.file) for info in weights.tensors.values())
@@ -88,6 +89,28 @@ def _check_readable(folder: Path, weights: Checkpoint, card: models.Card) -> Non
         if method != GPTQ.lower() and (info.dtype not in READABLE or info.dtype in unread):
             raise quantized_formats.refusal(config, folder)
         info.check_float(name)
+
+
+def _check_shapes(
+    folder: Path, config: dict[str, Any], card: models.Card, weights: Checkpoint
+) -> None:
+    """InputError for a weight of another shape than config.json says; rows of a vocabulary may differ.
+
+    Who needs a size that config.json lacks reports it.
+    """
+    ends = [card.hf_name(end) for end in ("token_embd.weight", "output.weight")]
+    try:
+        shapes = models.tensor_shapes(card, config)
+    except FormatError:
+        return
+    for name, shape in shapes.items():
+        info = weights.tensors.get(name)
+        first = 1 if name in ends else 0
+        if info and info.shape[first:] != shape[first:] and all(shape):
+            raise InputError(
+                f"{info.file}: {name} has the shape {info.shape}, by config.json it is {shape}",
+                "are both of the same model? download it again",
+            )
 
 
 def _with_vocabulary(

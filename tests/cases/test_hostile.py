@@ -23,6 +23,8 @@ import numpy as np
 import pytest
 
 from edgeft import models, store
+from edgeft.benchmarks.studies.fuzz_targets import small_onnx
+from edgeft.benchmarks.studies.mutations import json_mutants, json_texts, mutants
 from edgeft.errors import EdgeftError, InputError
 from edgeft.files import home, read_json
 from edgeft.merge.view import open_merged
@@ -31,7 +33,7 @@ from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint
 from edgeft.weights.gguf_check import problems
 from helpers.converting import convert
-from helpers.mutate import json_mutants, json_texts, mutants, rewritten_gguf
+from helpers.mutate import rewritten_gguf
 from helpers.paths import ROOT
 from helpers.tiny import CHATML, make_base, write_gptq
 
@@ -307,6 +309,16 @@ def test_a_template_without_end_is_refused(case: str, request: pytest.FixtureReq
         jinja_sandbox.render(LOOPS[case], messages=[])
     assert "\n" not in str(caught.value)
     assert time.perf_counter() - started < 30, "on an idle machine it is 1 s"
+
+
+@pytest.mark.unit
+def test_a_template_that_writes_more_than_any_conversation_is_refused() -> None:
+    from edgeft.errors import TemplateLimitError
+    from edgeft.tokenizer import jinja_sandbox
+
+    assert len(jinja_sandbox.render("{{ 'x' * 10 ** 7 }}")) == 10**7
+    with pytest.raises(TemplateLimitError, match="it writes more than 10,000,000 characters"):
+        jinja_sandbox.render("{{ 'x' * (10 ** 7 + 1) }}")
 
 
 @pytest.mark.unit
@@ -676,23 +688,8 @@ def test_half_a_surrogate_pair_is_shown_escaped(edgeft: Callable[..., Any], tmp_
 
 @pytest.fixture(scope="module")
 def onnx_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A graph with a cache of two heads of three columns, and its genai_config.json."""
-    onnx = pytest.importorskip("onnx")
-    helper, float32 = onnx.helper, onnx.TensorProto.FLOAT
-    folder = tmp_path_factory.mktemp("onnx")
-    outputs = [
-        helper.make_tensor_value_info("logits", float32, ["batch", 1, 10]),
-        helper.make_tensor_value_info("keys", float32, ["batch", 2, "tokens", 3]),
-    ]
-    table = onnx.numpy_helper.from_array(np.zeros((10, 4), np.float32), "table")
-    nodes = [helper.make_node("Gather", ["table", "ids"], ["logits"], name="gather")]
-    graph = helper.make_graph(nodes, "graph", [], outputs, [table])
-    opset = [helper.make_opsetid("", 21)]
-    onnx.save(helper.make_model(graph, opset_imports=opset), folder / "model.onnx")
-    decoder = {"filename": "model.onnx", "head_size": 3, "num_key_value_heads": 2}
-    model = {"decoder": decoder, "context_length": 16, "vocab_size": 10, "eos_token_id": 1}
-    (folder / "genai_config.json").write_text(json.dumps({"model": model, "search": {}}))
-    return folder
+    pytest.importorskip("onnx")
+    return small_onnx(tmp_path_factory.mktemp("onnx"))
 
 
 def test_damaged_onnx_folders(onnx_folder: Path, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def other_weights(
     [
         (["--quant", "q4_k_n"], "did you mean 'q4_k_s'"),
         (["--format", "ggfu"], "did you mean 'gguf'"),
-        (["--format", ","], "no format is requested"),
+        (["--format", ","], "--format ',' names nothing"),
         (["--format", "hf", "--quant", "q8_0"], "format hf has no quantization"),
         (["--tensor-type", "ffn_down=q9"], "no tensor type 'q9'"),
         (["--tensor-type", "ffn_(down=q6_k"], "not a regular expression"),
@@ -299,7 +299,7 @@ def test_of_two_concurrent_runs_one_result_stays(
     kept = json.loads((tmp_path / "out" / "q8_0.gguf.manifest.json").read_text())
     assert kept["options"]["base_precision"] == "stored"
     assert sorted(path.suffix for path in (tmp_path / "out").iterdir()) == [
-        ".Modelfile", ".gguf", ".json",
+        ".Modelfile", ".gguf", ".json", ".json", ".md",
     ]  # fmt: skip
 
 

@@ -183,7 +183,9 @@ def test_the_root_help_imports_no_command() -> None:
         [sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT
     )
     assert "docs/" in done.stdout
-    assert done.stdout.splitlines()[-1] == "['edgeft.errors', 'edgeft.progress']"
+    assert (
+        done.stdout.splitlines()[-1] == "['edgeft.errors', 'edgeft.printable', 'edgeft.progress']"
+    )
 
 
 @pytest.mark.parametrize("name", OPTIONS)

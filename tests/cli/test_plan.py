@@ -66,7 +66,7 @@ def test_ship_holds_the_layers_twice(edgeft: Any, tmp_path: Path) -> None:
         (["--memory", "lots"], "'lots' is no size; such as 200M or 1.5G"),
         (["--memory", "0.4"], "'0.4' is no size; such as 200M or 1.5G"),
         (["--quant", "q4_9"], "plan knows no size of 'q4_9' (did you mean 'q4_"),
-        (["--ship", "q4"], "--ship q4 is no type of llama-quantize that rounds weights"),
+        (["--ship", "q4"], "--ship q4 is no type that rounds each weight to the nearest value"),
         (["--ship", "iq3_s"], "--ship iq3_s: its values are too slow to compute in every step"),
         (["--method", "qlor"], "no training method 'qlor' (did you mean 'qlora'"),
     ],

@@ -159,15 +159,13 @@ def test_readers_are_told_what_is_not_quantized(make: Family, tmp_path: Path) ->
 
 def test_group_sizes(make: Family) -> None:
     merged = open_merged(make("llama")[0], None)  # 64 and 96 columns
-    assert gptq._code_grid(merged, "4bit", None, True).columns == 32
-    assert gptq._code_grid(merged, "4bit", -1, True).columns == -1
+    assert gptq.code_grid(merged, "4bit", None, True).columns == 32
+    assert gptq.code_grid(merged, "4bit", -1, True).columns == -1
     for size in (64, 128):
         with pytest.raises(FormatError, match=rf"groups of {size} do not divide a layer") as caught:
             gptq.make_plan(merged, "4bit", ConvertOptions(group_size=size))
         assert caught.value.hint == "--group-size 32 or -1"
-    assert (
-        gptq._code_grid(open_merged(make("qwen2_moe")[0], None), "4bit", None, True).columns == -1
-    )
+    assert gptq.code_grid(open_merged(make("qwen2_moe")[0], None), "4bit", None, True).columns == -1
 
 
 def test_layers_that_do_not_fill_words(make: Family) -> None:

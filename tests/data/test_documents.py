@@ -30,14 +30,14 @@ def test_rows_and_text_files_of_a_folder_are_documents(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "one", "id": 3}\n{"content": "two"}\n')
     (tmp_path / "test.txt").write_text("held out")
     (tmp_path / "README.md").write_text("about")
-    data = read_examples(tmp_path, split="train", documents=True)
+    data = read_examples(tmp_path, split="train", layout="documents")
     assert [e.answer for e in data.examples] == ["Once\nupon a time", "one", "two"]
     assert all(example.is_document for example in data.examples) and data.ignored == {"id": 1}
     raw = tmp_path / "wiki.raw"
     raw.write_text("[1] plain text", encoding="utf-16")
-    assert load_examples(raw, documents=True)[0].answer == "[1] plain text"
+    assert load_examples(raw, layout="documents")[0].answer == "[1] plain text"
     raw.write_text('{"body": "three"}\n')
-    mapped = load_examples(raw, columns=["text=body"], documents=True)
+    mapped = load_examples(raw, columns=["text=body"], layout="documents")
     assert mapped[0].answer == "three"
 
 
@@ -51,7 +51,7 @@ def test_what_is_no_plain_text_is_refused_with_the_objective_that_learns_it(tmp_
     ):
         file.write_text(json.dumps(row) + "\n")
         with pytest.raises(DataError, match=problem) as caught:
-            load_examples(file, documents=True)
+            load_examples(file, layout="documents")
         assert hint in caught.value.hint
     file.write_text('{"text": "plain"}\n')
     with pytest.raises(DataError, match="has a plain text") as caught:

@@ -102,14 +102,14 @@ def test_an_option_that_does_not_exist_is_refused() -> None:
 
 
 def runnable() -> list[str]:
-    """The lines of console blocks that call edgeft, in the order of the pages, each once."""
+    """The lines of console blocks that call edgeft, or make a key, in the order of the pages, each once."""
     lines = [
         line
         for page in manual()
         for block in blocks(page)
         if block.language == "console"
         for line in block.lines
-        if any(edgeft_commands(line))
+        if line.startswith("openssl ") or any(edgeft_commands(line))
     ]
     return list(dict.fromkeys(lines))
 

@@ -90,14 +90,17 @@ def test_hooks_of_pre_commit_run_what_make_check_runs() -> None:
 
 def test_the_rows_of_the_data_page_can_be_read(tmp_path: Path) -> None:
     rows = [block.text for block in blocks(DOCS / "data.md") if block.language == "json"]
-    assert len(rows) == 5
-    *chats, document = [json.dumps(json.loads(row)) + "\n" for row in rows]
+    assert len(rows) == 6
+    *chats, document, pair = [json.dumps(json.loads(row)) + "\n" for row in rows]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(chats), encoding="utf-8")
     examples = load_examples(file)
     assert len(examples) == 4 and examples[3].choices and examples[3].tags
     file.write_text(document, encoding="utf-8")
-    assert len(load_examples(file, documents=True)) == 1
+    assert len(load_examples(file, layout="documents")) == 1
+    file.write_text(pair, encoding="utf-8")
+    (example,) = load_examples(file, layout="pairs")
+    assert (example.answer, example.rejected[-1].content) == ("56", "54")
 
 
 @pytest.mark.parametrize("page", named(manual()))

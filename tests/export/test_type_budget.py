@@ -13,11 +13,13 @@ from edgeft.adapter.read import Weighted
 from edgeft.converters.gguf.plan import make_plan
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, InputError, ProofError, ResourceError
-from edgeft.export import type_budget
+from edgeft.export import sensitivity, type_budget
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import export
+from edgeft.export.sensitivity import sensitivities
 from edgeft.merge.view import open_merged
 from edgeft.quantization import ggml
+from edgeft.quantization.budget import Choice, assign_shifted
 from edgeft.weights import gguf_reader
 from helpers.adapters import make_adapter
 from helpers.tiny import make_base
@@ -37,7 +39,7 @@ def test_squares_are_those_of_the_gradient_of_a_single_token(
     import torch
 
     merged = open_merged(tiny_base, None)
-    uses = type_budget.sensitivities(merged, [[7]], tmp_path, threads=1, seed=3)
+    uses = sensitivities(merged, [[7]], tmp_path, threads=1, seed=3)
     model = live_model(tiny_base)
     logits = model(torch.tensor([[7]])).logits[0]
     drawn = torch.multinomial(logits.softmax(-1), 1, generator=torch.Generator().manual_seed(3))
@@ -62,7 +64,7 @@ def test_the_predicted_divergence_is_the_measured_one(tmp_path: Path) -> None:
     merged = open_merged(base, None)
     rng = np.random.default_rng(0)
     sequences = rng.integers(0, merged.vocabulary, (24, 64)).tolist()
-    uses = type_budget.sensitivities(merged, sequences, tmp_path, threads=1)
+    uses = sensitivities(merged, sequences, tmp_path, threads=1)
     plan = make_plan(merged, "q8_0", ConvertOptions())
     model, rounded = live_model(base), live_model(base)
     state, expected = rounded.state_dict(), 0.0
@@ -83,30 +85,100 @@ def test_the_predicted_divergence_is_the_measured_one(tmp_path: Path) -> None:
     assert measured / 2 < expected < measured * 2
 
 
-def test_a_type_that_rounds_the_adapter_away_is_left_out(tmp_path: Path) -> None:
-    """A base on the grid of Q4_1, and an adapter that is far smaller than a step of it."""
+@pytest.fixture(scope="module")
+def on_the_grid(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A base whose layers lie on the grid of Q4_1, a small adapter, and the layers' targets and uses."""
     import torch
     from gguf import GGMLQuantizationType
     from safetensors.torch import load_file, save_file
 
-    base = make_base(tmp_path / "base", hidden=256)
-    state, q4_1 = load_file(base / "model.safetensors"), GGMLQuantizationType.Q4_1
-    for values in state.values():
-        if values.ndim == 2:
+    folder, q4_1 = tmp_path_factory.mktemp("grid"), GGMLQuantizationType.Q4_1
+    base = make_base(folder / "base", hidden=256)
+    state = load_file(base / "model.safetensors")
+    for name, values in state.items():
+        if values.ndim == 2 and "embed" not in name:
             data = ggml.quantize(values.float().numpy(), q4_1, threads=1)
             values.copy_(torch.from_numpy(ggml.dequantize(data, q4_1)))
     save_file(state, base / "model.safetensors")
-    adapter = make_adapter(base, tmp_path / "adapter", lora_alpha=0.01)
-    merged = open_merged(base, adapter)
-    part = make_plan(merged, "q8_0", ConvertOptions()).targets["blk.0.attn_output.weight"].parts[0]
-    use = type_budget.Sensitivity(np.ones(256, np.float32), np.ones(part.rows, np.float32))
-    kept = {kind: type_budget.rounding(merged, part, [use], kind)[1] for kind in ("q4_1", "q8_0")}
-    assert kept["q4_1"] < 0.2 and kept["q8_0"] > 0.8
-    targets = {"blk.0.attn_output.weight": make_plan(merged, "q8_0", ConvertOptions()).targets[
-        "blk.0.attn_output.weight"]}  # fmt: skip
-    choices, left_out = type_budget._choices(merged, targets, {part.source: [use]}, threads=1)
-    assert "q4_1" not in {choice.type for choice in choices["blk.0.attn_output.weight"]}
-    assert left_out > 0
+    merged = open_merged(base, make_adapter(base, folder / "adapter", lora_alpha=0.1))
+    ids = np.random.default_rng(0).integers(0, merged.vocabulary, (24, 48)).tolist()
+    uses = sensitivities(merged, ids, folder, threads=1)
+    plan = make_plan(merged, "q8_0", ConvertOptions())
+    targets = {name: target for name, target in plan.targets.items()
+               if len(target.parts[0].shape) == 2 and name != "token_embd.weight"}  # fmt: skip
+    return merged, targets, uses
+
+
+def measured(merged: Any, weights: dict[str, Any]) -> float:
+    """KL divergence of the merged model with other weights from the merged model, nats a token."""
+    import torch
+
+    ids = torch.tensor(np.random.default_rng(1).integers(0, merged.vocabulary, (24, 48)))
+    logits = []
+    for changed in ({}, weights):
+        model = live_model(merged.base)
+        state = {name: torch.from_numpy(merged.tensor(name)) for name in merged.shapes}
+        model.load_state_dict(
+            state | {n: torch.from_numpy(v) for n, v in changed.items()}, strict=False
+        )
+        with torch.inference_mode():
+            logits.append(model(ids).logits.log_softmax(-1))
+    before, after = logits
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def rounded(merged: Any, targets: dict[str, Any], types: dict[str, str]) -> dict[str, Any]:
+    from gguf import GGMLQuantizationType
+
+    weights = {}
+    for name, kind in types.items():
+        part = targets[name].parts[0]
+        rows, values = part.source_rows(np.arange(part.rows)), merged.tensor(part.source)
+        qtype = GGMLQuantizationType[kind.upper()]
+        data = ggml.quantize(np.ascontiguousarray(values[rows]), qtype, threads=1)
+        values[rows] = ggml.dequantize(data, qtype)
+        weights[part.source] = values
+    return weights
+
+
+def cost(chosen: dict[str, Choice]) -> float:
+    return sum(c.error for c in chosen.values()) + sum(c.shift for c in chosen.values()) ** 2
+
+
+def test_what_is_lost_of_the_adapter_costs_what_is_predicted(on_the_grid: Any) -> None:
+    """A share of the change of all layers, of some, and all that Q4_1 takes: nats a token."""
+    merged, targets, uses = on_the_grid
+    layers = [target.parts[0].source for target in targets.values()]
+    layers = [name for name in layers if merged.adapted(name)]
+    for share, lost in ((0.3, layers), (0.3, layers[::2]), (1.0, layers)):
+        of = [use for name in lost for use in uses[name]]
+        expected = (share * sum(use.along for use in of)) ** 2
+        expected += share**2 * sum(use.apart for use in of)
+        weights = {}
+        for name in lost:
+            before, delta = merged.addends(name, slice(None))
+            weights[name] = before + np.float32(1 - share) * delta
+        assert expected / 1.6 < measured(merged, weights) < expected * 1.6, share
+    choices = type_budget._choices(merged, targets, uses, threads=1)
+    q4_1 = {name: next(c for c in of if c.type == "q4_1") for name, of in choices.items()}
+    assert sum(c.shift for c in q4_1.values()) ** 2 > 0.02, "most of the change is lost"
+    found = measured(merged, rounded(merged, targets, dict.fromkeys(q4_1, "q4_1")))
+    assert cost(q4_1) / 1.6 < found < cost(q4_1) * 1.6
+
+
+def test_more_bytes_lose_less_where_the_base_lies_on_a_grid(on_the_grid: Any) -> None:
+    merged, targets, uses = on_the_grid
+    choices = type_budget._choices(merged, targets, uses, threads=1)
+    largest = sum(max(choice.size for choice in of) for of in choices.values())
+    found = []
+    for share in (0.5, 0.6, 0.7):
+        chosen = assign_shifted(choices, round(share * largest))
+        types = {name: choice.type for name, choice in chosen.items()}
+        found.append(measured(merged, rounded(merged, targets, types)))
+        assert cost(chosen) / 1.5 < found[-1] < cost(chosen) * 1.5
+    assert found[0] > 2 * found[1] > 4 * found[2]
+    # Without the types that lose half of a layer's change, the second file had .23.
+    assert found[1] < 0.08
 
 
 @pytest.mark.parametrize("scale", [None, 8.0])
@@ -121,9 +193,9 @@ def test_the_embedding_is_as_sensitive_as_its_gradient(
     if scale:
         monkeypatch.setattr(Embedding, "embed_scale", torch.tensor(scale), raising=False)
         monkeypatch.setattr(Embedding, "forward", lambda self, ids: forward(self, ids) * scale)
-    lookup, head = type_budget.sensitivities(
-        open_merged(tiny_base, None), [[7]], tmp_path, threads=1, seed=3
-    )["model.embed_tokens.weight"]
+    lookup, head = sensitivities(open_merged(tiny_base, None), [[7]], tmp_path, threads=1, seed=3)[
+        "model.embed_tokens.weight"
+    ]
     model = live_model(tiny_base)
     states = model.get_input_embeddings()(torch.tensor([[7]]))
     row = states.detach() / (scale or 1.0)
@@ -140,10 +212,10 @@ def test_nothing_to_calibrate_on_and_broken_weights_are_refused(
 ) -> None:
     merged = open_merged(tiny_base, None)
     with pytest.raises(InputError, match="no conversations"):
-        type_budget.sensitivities(merged, [[]], tmp_path, threads=1)
-    monkeypatch.setattr(type_budget._Squares, "_mean", lambda self, sums: sums.numpy() * np.nan)
+        sensitivities(merged, [[]], tmp_path, threads=1)
+    monkeypatch.setattr(sensitivity._Squares, "_mean", lambda self, sums: sums.numpy() * np.nan)
     with pytest.raises(ProofError, match="not finite"):
-        type_budget.sensitivities(merged, [[7]], tmp_path, threads=1)
+        sensitivities(merged, [[7]], tmp_path, threads=1)
 
 
 @pytest.fixture(scope="module")

@@ -124,13 +124,14 @@ REFUSED: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("case", "keys"), REFUSED)
 def test_what_llama_cpp_does_not_compute_is_refused(
-    make: Family, case: str, keys: dict[str, Any], tmp_path: Path
+    make: Family, case: str, keys: dict[str, Any]
 ) -> None:
+    """By config.json alone: weights that do not fit it are refused before."""
     base, _, _ = make(case)
-    config = json.loads((base / "config.json").read_text())
-    folder = _variant(base, tmp_path, config | keys)
+    text = models.text_model(json.loads((base / "config.json").read_text()) | keys)
+    view: Any = SimpleNamespace(card=text.card, config=text.config)
     with pytest.raises(FormatError, match="llama.cpp does not |what its rope_ratio 50"):
-        metadata.metadata(open_merged(folder, None))
+        metadata.metadata(view)
 
 
 def test_phi3_is_offered_as_far_as_its_window(make: Family, tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 
 import pytest
 
 from edgeft.errors import ResourceError
-from edgeft.quantization.budget import Choice, assign, hull
+from edgeft.quantization.budget import Choice, assign, assign_shifted, hull
 
 pytestmark = pytest.mark.unit
 
@@ -67,3 +68,33 @@ def test_a_type_that_costs_more_and_is_worse_is_never_taken() -> None:
 def test_too_small_a_budget_is_refused() -> None:
     with pytest.raises(ResourceError, match="the smallest types make 25 B, not 24 B"):
         assign({"a": [Choice("q4", 20, 0.0)]}, 24, fixed=5)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_shifts_cost_the_square_of_their_sum(seed: int) -> None:
+    """q3 shifts, the others do not; held to all combinations."""
+    rng = random.Random(seed)
+    choices = {
+        f"t{i}": [
+            Choice("q2", 20, 16 * keen), Choice("q3", 30, keen, shift), Choice("q5", 50, 0.1 * keen),
+        ]
+        for i in range(5) for keen, shift in [(rng.uniform(0.5, 2), rng.uniform(0, 2))]
+    }  # fmt: skip
+
+    def cost(chosen: Iterable[Choice]) -> float:
+        taken = list(chosen)
+        return sum(c.error for c in taken) + sum(c.shift for c in taken) ** 2
+
+    for budget in (150, 200, 230):
+        found = assign_shifted(choices, budget)
+        assert sum(choice.size for choice in found.values()) <= budget
+        fitting = [
+            c for c in itertools.product(*choices.values()) if sum(x.size for x in c) <= budget
+        ]
+        assert cost(found.values()) <= cost(assign(choices, budget).values())
+        within = [c for c in fitting if sum(x.size for x in c) <= budget - 20]
+        assert (
+            min(map(cost, fitting))
+            <= cost(found.values())
+            <= 1.1 * min(map(cost, within or fitting))
+        )

@@ -188,7 +188,7 @@ def test_a_folder_of_documents_is_read_as_the_training_read_it(
     texts.mkdir()
     for name in ("a.txt", "b.txt"):
         (texts / name).write_text(name)
-    parents = {"data": training_identity(texts, "train", documents=True, notes=False)}
+    parents = {"data": training_identity(texts, "train", layout="documents", notes=False)}
     adapter = train(tmp_path, {"data": str(texts), "objective": "pretrain"}, parents)
     assert states(adapter)[1:] == [("data", 1, "ok")]
     assert states(adapter, texts)[1:] == [("data", 1, "ok")]

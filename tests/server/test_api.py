@@ -19,7 +19,7 @@ import pytest
 
 from edgeft.records import Limits, Message
 from edgeft.runtimes.protocol import Runtime, open_runtime
-from edgeft.server import api as api_module
+from edgeft.server import embeddings as embeddings_module
 from edgeft.server.chat_page import chat_page
 from edgeft.web.content_policy import content_policy
 from helpers.serving import Served, exported, running
@@ -313,7 +313,7 @@ def test_embeddings_have_a_bound_and_end_with_their_reader(
             yield [1.0]
 
     monkeypatch.setattr(engine, "embeddings", embeddings)
-    monkeypatch.setattr(api_module, "MAX_EMBEDDING_REQUESTS", 1)
+    monkeypatch.setattr(embeddings_module, "MAX_EMBEDDING_REQUESTS", 1)
     first = http.client.HTTPConnection("127.0.0.1", served.port, timeout=30)
     body = json.dumps({"input": [[1, 2, 3]] * 64})
     first.request("POST", "/v1/embeddings", body, {"content-type": "application/json", **KEY})

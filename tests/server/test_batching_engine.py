@@ -261,7 +261,7 @@ def test_speculation_that_would_change_answers_is_refused(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q2_k"])
+@pytest.mark.parametrize("quant", ["f16", "q8_0", "q4_k_m", "q4_0", "q2_k"])
 def test_real_answers_side_by_side_are_those_alone(tmp_path: Path, quant: str) -> None:
     """Types whose kernels ask how many rows there are, and prompts longer than the 256 tokens from
     which flash attention would split a lone token's keys."""

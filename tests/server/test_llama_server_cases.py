@@ -274,14 +274,45 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(
     refused(served, VECTORS, {"input": LIFE * 100})
 
 
-@pytest.mark.parametrize(
-    "field", [{"return_progress": True}, {"n_probs": 5}, {"post_sampling_probs": True}]
-)
-def test_what_only_llama_server_streams_is_refused(served: Served, field: dict[str, Any]) -> None:
+@pytest.mark.parametrize("field", [{"n_probs": 5}, {"post_sampling_probs": True}])
+def test_what_only_llama_server_gives_is_refused(served: Served, field: dict[str, Any]) -> None:
     (name,) = field
     for path, body in ((CHAT, {"messages": BOOK}), (TEXT, {"prompt": LIFE})):
         assert name in refused(served, path, body | field)["message"]
         assert served.json(path, body | {"max_tokens": 1, name: 0 if name == "n_probs" else False})
+
+
+def test_the_progress_of_reading_a_prompt(served: Served) -> None:
+    body = {"messages": [{"role": "user", "content": "This is a progress test. " * 20}],
+            "max_tokens": 4, "return_progress": True, "timings_per_token": True}  # fmt: skip
+    for path, asked in ((CHAT, body), (TEXT, body | {"prompt": "Another test. " * 30})):
+        cached = []
+        for _ in range(2):
+            chunks = streamed(served, path, asked)
+            reports = [one["prompt_progress"] for one in chunks if "prompt_progress" in one]
+            assert reports[0]["cache"] == reports[0]["processed"]
+            cached.append(reports[0]["cache"])
+            read = [one["processed"] for one in reports]
+            assert read == sorted(set(read)) and read[-1] == reports[-1]["total"] > 128
+            assert len({(one["total"], one["cache"]) for one in reports}) == 1
+            first = chunks.index(next(one for one in chunks if "prompt_progress" in one))
+            assert min(chunks[first]["timings"].values()) >= 0
+            assert "prompt_progress" not in chunks[-1], "the answer comes later"
+            assert len(reports) >= 2
+        assert cached[1] > cached[0] + 64
+    whole = served.json(CHAT, body)
+    assert "prompt_progress" not in whole
+    text = "".join(
+        c["choices"][0]["delta"].get("content", "") for c in streamed(served, CHAT, body)
+    )
+    assert text == content(whole)
+    for path, shim in (
+        ("/v1/responses", {"input": "x"}),
+        (MESSAGES, {"messages": BOOK[1:], "max_tokens": 1}),
+    ):
+        assert (
+            "return_progress" in refused(served, path, shim | {"return_progress": True})["message"]
+        )
 
 
 def test_several_answers_to_one_chat(served: Served) -> None:

@@ -75,4 +75,6 @@ def test_times_of_one_answer() -> None:
         "cache_n": 4, "prompt_n": 5, "prompt_ms": 500.0, "prompt_per_second": 10.0,
         "predicted_n": 4, "predicted_ms": 2000.0, "predicted_per_second": 1.5,
     }  # fmt: skip
+    job.drafted_tokens, job.accepted_tokens = 6, 3
+    assert timings([job]).items() >= {"draft_n": 6, "draft_n_accepted": 3}.items()
     assert timings([job, job]) == {}

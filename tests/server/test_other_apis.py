@@ -73,6 +73,21 @@ def test_a_response_goes_on_with_an_earlier_one(client: openai.OpenAI, served: S
         client.responses.create(model="f32", input="x", previous_response_id="resp_none")
 
 
+def test_an_earlier_response_is_read_and_deleted(client: openai.OpenAI, served: Served) -> None:
+    made = client.responses.create(model="f32", input="lamp", max_output_tokens=4)
+    assert client.responses.retrieve(made.id).to_dict() == made.to_dict()
+    status, data, _ = served.ask("GET", f"/v1/responses/{made.id}?stream=true", headers=KEY)
+    assert status == 400 and b"not supported" in data
+    assert served.ask("GET", f"/v1/responses/{made.id}")[0] == 401
+    client.responses.delete(made.id)
+    for method in ("GET", "DELETE"):
+        status, data, _ = served.ask(method, f"/v1/responses/{made.id}", headers=KEY)
+        assert status == 404 and b"forgotten" in data
+    unstored = client.responses.create(model="f32", input="x", max_output_tokens=1, store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(unstored.id)
+
+
 def test_a_response_follows_a_schema(client: openai.OpenAI) -> None:
     form: Any = {
         "format": {"type": "json_schema", "name": "room", "schema": SCHEMA, "strict": True}
@@ -137,6 +152,22 @@ def test_ollama_follows_a_schema(served: Served) -> None:
     assert json.loads(content)["room"] in ("hall", "den")
 
 
+def test_ollamas_embeddings(served: Served) -> None:
+    plain = served.json("/v1/embeddings", {"input": ["lamp", "desk"]}, KEY)
+    vectors = [one["embedding"] for one in plain["data"]]
+    made = served.json("/api/embed", {"model": "f32:latest", "input": ["lamp", "desk"]}, KEY)
+    assert made["embeddings"] == vectors and made["model"] == "f32:latest"
+    assert (
+        made["prompt_eval_count"] == plain["usage"]["prompt_tokens"] and made["total_duration"] > 0
+    )
+    short = served.json("/api/embed", {"model": "f32", "input": "lamp", "dimensions": 8}, KEY)
+    assert len(short["embeddings"][0]) == 8
+    long = {"model": "f32", "input": "lamp " * 400}
+    assert served.json("/api/embed", long, KEY)["prompt_eval_count"] == 256
+    status, data, _ = served.ask("POST", "/api/embed", long | {"truncate": False}, KEY)
+    assert status == 400 and "256 are possible" in json.loads(data)["error"]
+
+
 def test_ollamas_facts(served: Served) -> None:
     (listed,) = json.loads(served.ask("GET", "/api/tags", headers=KEY)[1])["models"]
     assert listed["name"] == "f32" and listed["size"] > 0
@@ -165,6 +196,9 @@ def test_ollamas_facts(served: Served) -> None:
         ("/api/generate", {"model": "none"}, 404),
         ("/api/pull", {"model": "f32"}, 404),
         ("/api/show", {"model": "none"}, 404),
+        ("/api/embed", {"model": "none", "input": "x"}, 404),
+        ("/api/embed", {"model": "f32", "input": 3}, 400),
+        ("/api/embed", {"model": "f32", "input": ["x"] * 2049}, 400),
         ("/v1/responses", {"input": [{"role": "user", "content": [{"type": "input_image"}]}]}, 400),
         ("/v1/responses", {"input": "x", "model": "none"}, 404),
         ("/v1/responses", {"input": [{"role": "user"}]}, 400),

@@ -15,7 +15,9 @@ from edgeft.server.schemas import Chat, Completion
 
 pytestmark = pytest.mark.unit
 
-FULL = frozenset({"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos"})
+FULL = frozenset(
+    {"logprobs", "grammar", "penalties", "top_k", "min_p", "bias", "ignore_eos", "return_progress"}
+)
 HI = [{"role": "developer", "content": "be"}, {"role": "user", "content": "hi"}]
 
 
@@ -100,6 +102,7 @@ def test_log_probabilities_of_a_chat() -> None:
         ("bias", {"logit_bias": {"3": 1.0}}),
         ("grammar", {"response_format": {"type": "json_object"}}),
         ("logprobs", {"logprobs": True}),
+        ("return_progress", {"return_progress": True, "stream": True}),
     ],
 )
 def test_a_field_that_the_engine_does_not_support_is_refused(

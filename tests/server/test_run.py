@@ -104,6 +104,26 @@ def test_other_formats_answer_one_at_a_time(
             client.chat.completions.create(model="f32", messages=hello, logprobs=True)
 
 
+def test_a_draft_guesses_for_what_is_served(
+    wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(draft_model, "MIN_PROBABILITY", 0.0)
+    body = {"prompt": "the lamp", "max_tokens": 24, "ignore_eos": True}
+    how: dict[str, Any] = {"slots": 2, "context": 256, "kv_type": "q8_0", "max_memory": 10**9}
+    texts = []
+    for draft in (None, wide["f16"]):
+        with running(wide["q8_0"], draft=draft, **how) as served:
+            answer = served.json("/v1/completions", body)
+            texts.append(answer["choices"][0]["text"])
+            assert bool(answer["timings"].get("draft_n")) == bool(draft)
+            metrics = served.ask("GET", "/metrics")[1].decode()
+            assert ('edgeft_drafted_tokens_total{model="q8_0"} 0\n' in metrics) != bool(draft)
+    assert texts[0] == texts[1]
+    missing = ServeOptions((wide["q8_0"],), draft=Path("nowhere.gguf"))
+    with pytest.raises(InputError, match=r"nowhere\.gguf"), run_module.engines(missing):
+        pass
+
+
 def test_a_draft_that_cannot_guess_is_refused_and_closed(
     artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 from edgeft.errors import InputError
 from edgeft.sweep import space
 from edgeft.sweep.options import Range
+from helpers.preferences import make_pairs
 from helpers.sweeping import sweep_options
 from helpers.tiny import CHATML, make_base
 
@@ -93,6 +94,18 @@ def test_plain_texts_are_compared_as_they_are_trained(
     for values, name in (
         ({"cutoff_length": (512, 64)}, "cutoff-length"),
         ({"data": (texts, other)}, "data"),
+    ):
+        with pytest.raises(InputError, match=f"^{name}: the trials would compute"):
+            space.check(dataclasses.replace(options, space=values))
+
+
+def test_losses_by_another_formula_are_not_compared(tiny_base: Path, tmp_path: Path) -> None:
+    pairs = make_pairs(tmp_path / "pairs.jsonl")
+    options = sweep_options(tiny_base, pairs, tmp_path / "out", run={"objective": "dpo"})
+    assert space.check(options).keys() == {str(tiny_base), str(pairs)}
+    for values, name in (
+        ({"beta": (0.1, 0.2)}, "beta"),
+        ({"loss_type": ("sigmoid", "ipo")}, "loss-type"),
     ):
         with pytest.raises(InputError, match=f"^{name}: the trials would compute"):
             space.check(dataclasses.replace(options, space=values))

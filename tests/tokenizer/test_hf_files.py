@@ -158,7 +158,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not JSON"):
         ChatTemplate.from_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_bytes(b'{"a": "\xff"}')
-    with pytest.raises(InputError, match=r"tokenizer_config\.json is not JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json is not UTF-8"):
         ChatTemplate.from_folder(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
     with pytest.raises(InputError, match=r"tokenizer_config\.json is not JSON"):

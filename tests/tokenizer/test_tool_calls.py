@@ -11,7 +11,8 @@ import pytest
 from edgeft.errors import InputError
 from edgeft.progress import say_once
 from edgeft.records import Message, ToolCall
-from edgeft.tokenizer.answer_parts import AnswerForm, AnswerParts, AnswerStream
+from edgeft.tokenizer.answer_parts import AnswerForm, AnswerParts
+from edgeft.tokenizer.answer_stream import AnswerStream
 from edgeft.tokenizer.tool_calls import (
     GRANITE,
     HERMES,

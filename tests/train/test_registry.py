@@ -85,14 +85,14 @@ def test_every_objective_implements_the_protocol(name: str) -> None:
     assert Objective in objective.__mro__
     assert all(
         getattr(objective, member) is not getattr(Objective, member)
-        for member in members(Objective)
+        for member in members(Objective) - {"answers_per_row", "curves"}
     )
 
 
 def test_unknown_names_are_refused_with_a_suggestion() -> None:
     with pytest.raises(InputError, match="no training method 'qlor'.*did you mean 'qlora'"):
         method_row("qlor")
-    with pytest.raises(InputError, match="no training objective 'stf'.*known: pretrain, sft"):
+    with pytest.raises(InputError, match="no training objective 'stf'.*.*pretrain.*, sft"):
         load_objective("stf")
 
 

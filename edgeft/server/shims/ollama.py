@@ -1,4 +1,4 @@
-"""Ollama's API: /api/chat and /api/generate, and the facts of /api/tags, /api/show and /api/version.
+"""Ollama's API: /api/chat, /api/generate and /api/embed, and the facts of /api/tags, /api/show and /api/version.
 
 The form of requests and answers: https://github.com/ollama/ollama/blob/main/docs/api.md
 """
@@ -62,6 +62,17 @@ class Show(ShimBody):
     name: Text | None = None
 
 
+class Embed(ShimBody):
+    """The body of /api/embed."""
+
+    model: Text
+    input: Text | list[Text]
+    truncate: bool | None = True
+    """a text beyond the context is cut off there, as Ollama does; otherwise it is refused"""
+    dimensions: int | None = None
+    options: dict[str, Any] | None = None
+
+
 class OllamaShim(Shim):
     media_type = "application/x-ndjson"
 
@@ -120,6 +131,19 @@ def is_load(body: Chat | Generate) -> bool:
 def loaded(body: Chat | Generate) -> dict[str, Any]:
     """The answer to a request that `is_load`."""
     return OllamaShim(body)._object("") | {"done": True, "done_reason": "load"}
+
+
+def embedded(
+    body: Embed, data: list[dict[str, Any]], tokens: int, seconds: float
+) -> dict[str, Any]:
+    """The answer to /api/embed. `data`: OpenAI's objects."""
+    return {
+        "model": body.model,
+        "embeddings": [one["embedding"] for one in data],
+        "total_duration": int(seconds * 1000 * NS),
+        "load_duration": 0,
+        "prompt_eval_count": tokens,
+    }
 
 
 def error_body(message: str) -> dict[str, Any]:

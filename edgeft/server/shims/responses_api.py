@@ -72,13 +72,14 @@ class ResponsesShim(Shim):
         """of the next event"""
 
     def whole(self, answer: Answer) -> dict[str, Any]:
-        if self._body.store is not False:
-            self._stored.add(self._id, [*self._messages, answer.message()])
         is_whole = answer.finish_reason != "length"
         status = "completed" if is_whole else "incomplete"
         output = [_item(part, status) for part in answer.parts]
         details = None if is_whole else {"reason": "max_output_tokens"}
-        return self._response(answer, status, output) | {"incomplete_details": details}
+        response = self._response(answer, status, output) | {"incomplete_details": details}
+        if self._body.store is not False:
+            self._stored.add(response, [*self._messages, answer.message()])
+        return response
 
     def opening(self, answer: Answer) -> Iterator[Event]:
         response = self._response(answer, "in_progress", []) | {"usage": None}
@@ -209,7 +210,7 @@ def _item(part: Part, status: str) -> dict[str, Any]:
 def _earlier(body: Responses, stored: StoredResponses) -> list[dict[str, Any]]:
     if not body.previous_response_id:
         return []
-    messages = stored.get(body.previous_response_id)
+    messages = stored.messages(body.previous_response_id)
     if messages is None:
         message = f"no response {body.previous_response_id[:64]!r}: unknown, or forgotten"
         raise Refusal(400, message, "previous_response_not_found")

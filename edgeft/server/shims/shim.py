@@ -34,6 +34,8 @@ class Shim:
         None = as it does."""
         if openai.get("n") not in (None, 1):
             raise Refusal(400, "n is not supported here", "unsupported")
+        if openai.get("return_progress"):
+            raise unsupported("return_progress")
         if openai.get("stream"):
             openai |= {"stream_options": {"include_usage": True, "continuous_usage_stats": True}}
         self.openai, self.thinking = openai, thinking

@@ -81,7 +81,14 @@ def _rows(place: Place) -> list[Row]:
             functools.partial(_dataset, Place(place.file, place.target)),
         ),
         Row("output", ("output_dir",), word),
-        Row("objective", ("rl",), word, is_essential=lambda value: True),
+        Row("objective", ("rl",), _objective, is_essential=lambda value: True),
+        Row("loss-type", ("rl",), _loss_type),
+        Row("beta", ("rl_beta",), number),
+        Row("beta", ("dpo_beta",), number),
+        Row("beta", ("orpo_alpha",), number),
+        Row("simpo-gamma", ("simpo_gamma",), number),
+        Row("desirable-weight", ("kto_desirable_weight",), number),
+        Row("undesirable-weight", ("kto_undesirable_weight",), number),
         Row(
             "objective",
             ("reward_model",),
@@ -168,6 +175,16 @@ def _rows(place: Place) -> list[Row]:
             context=("optimizer",),
         ),
     ]
+
+
+def _objective(name: Any) -> str:
+    return "dpo" if name == "ipo" else word(name)
+
+
+def _loss_type(name: Any) -> str:
+    if name != "ipo":
+        raise NotNeeded("it is the objective's own")
+    return "ipo"
 
 
 def _dataset(place: Place, value: Any) -> str:

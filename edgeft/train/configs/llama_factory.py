@@ -42,6 +42,9 @@ TRUNCATES = (
 )
 
 
+PREFERENCE_STAGES = ("dpo", "kto")
+
+
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "finetuning_type": "lora",
@@ -66,6 +69,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         "group_by_length": False,
         "packing": False,
         "seed": 42,
+        **({"pref_beta": 0.1} if config.get("stage") in PREFERENCE_STAGES else {}),
     }
 
 
@@ -92,6 +96,13 @@ def _rows(place: Place) -> list[Row]:
             context=("pref_loss",),
             is_essential=lambda value: True,
         ),
+        Row("loss-type", ("pref_loss",), _loss_type, context=("stage",)),
+        Row("beta", ("pref_beta",), _of_preferences(number), context=("stage",)),
+        Row("simpo-gamma", ("simpo_gamma",), _of_simpo, context=("stage", "pref_loss")),
+        Row("desirable-weight", ("kto_chosen_weight",), _of_kto, context=("stage",)),
+        Row("undesirable-weight", ("kto_rejected_weight",), _of_kto, context=("stage",)),
+        Row("label-smoothing", ("dpo_label_smoothing",), _smoothing),
+        Row("pref-ftx", ("pref_ftx",), _mixed_loss),
         Row(
             "method",
             ("finetuning_type", "pissa_init"),
@@ -205,6 +216,49 @@ def _objective(stage: Any, pref_loss: Any) -> str:
     if name == "dpo" and pref_loss in ("orpo", "simpo"):
         return str(pref_loss)
     return stages.get(name, name)
+
+
+def _loss_type(loss: Any, stage: Any) -> str:
+    if stage != "dpo":
+        raise NotNeeded("it is read at stage dpo alone")
+    if loss in ("sigmoid", "orpo", "simpo"):
+        raise NotNeeded("it is the objective's own")
+    if loss not in ("hinge", "ipo"):
+        raise NotCarried(f"edgeft has no --loss-type {shown(loss)}")
+    return str(loss)
+
+
+def _of_preferences(convert: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
+    def value(raw: Any, stage: Any) -> Any:
+        if stage not in PREFERENCE_STAGES:
+            raise NotNeeded("it is read in preference training alone")
+        return convert(raw)
+
+    return value
+
+
+def _of_simpo(gamma: Any, stage: Any, loss: Any) -> float:
+    if (stage, loss) != ("dpo", "simpo"):
+        raise NotNeeded("it is read with pref_loss simpo alone")
+    return number(gamma)
+
+
+def _of_kto(weight: Any, stage: Any) -> float:
+    if stage != "kto":
+        raise NotNeeded("it is read at stage kto alone")
+    return number(weight)
+
+
+def _smoothing(share: Any) -> float:
+    if not number(share):
+        raise NotNeeded("it is off")
+    raise NotCarried("trl's loss sigmoid has none; type --loss-type robust --label-smoothing SHARE")
+
+
+def _mixed_loss(weight: Any) -> float:
+    if not number(weight):
+        raise NotNeeded("it is off")
+    raise NotCarried("edgeft adds no loss of SFT to DPO; --objective cpo has one")
 
 
 def _method(kind: Any, pissa: Any, bits: Any) -> str:

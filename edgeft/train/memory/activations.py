@@ -8,6 +8,7 @@ count to the tensors that autograd saves in real models of every family.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -49,15 +50,18 @@ class Batch:
     """whether the examples differ in length, so that attention has a mask"""
     shared: int = 0
     """tokens that all examples begin with, where these are computed once"""
+    sequences: int = 1
+    """of an example: 2 of a preference pair"""
 
     @property
     def tokens(self) -> int:
-        return self.examples * (self.length - self.shared) + self.shared
+        return self.sequences * self.examples * (self.length - self.shared) + self.shared
 
     def of(self, examples: int) -> Batch:
         """A batch of fewer examples."""
         learned = math.ceil(self.learned * examples / self.examples)
-        return Batch(examples, self.length, learned, self.padded and examples > 1, self.shared)
+        padded = self.padded and examples * self.sequences > 1
+        return dataclasses.replace(self, examples=examples, learned=learned, padded=padded)
 
 
 def activation_bytes(

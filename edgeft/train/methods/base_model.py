@@ -46,6 +46,7 @@ def trainable_base(options: TrainOptions, dtype: Any, device: str) -> Any:
     model = stored_base(options.base, torch.float32, device)
     if dtype != torch.float32:
         model.forward = torch.autocast(device, dtype=dtype)(model.forward)
+        model.computes_in = dtype
     # A checkpoint holds the model, and transformers refuses to write some settings that it reads.
     model.generation_config = transformers.GenerationConfig()
     transformers.set_seed(options.seed)

@@ -81,7 +81,12 @@ def save_adapter(
     model: Any, folder: Path, save_embedding_layers: bool = False, **more: Any
 ) -> None:
     """peft's two files, the same bytes for the same adapter; `more` goes to `save_pretrained`."""
-    model.save_pretrained(str(folder), save_embedding_layers=save_embedding_layers, **more)
+    model.save_pretrained(
+        str(folder),
+        save_embedding_layers=save_embedding_layers,
+        selected_adapters=["default"],  # an objective may add a frozen copy as its reference
+        **more,
+    )
     (folder / "README.md").unlink(missing_ok=True)
     file = folder / "adapter_config.json"
     config = read_json(file)

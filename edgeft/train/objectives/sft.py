@@ -65,11 +65,12 @@ class SFT(Objective):
             facts["packed"] = {"examples": self.examples, "rows": len(self.train)}
         return facts
 
-    def trainer(self, model: Any, arguments: Any) -> AnswerTrainer:
+    def trainer(self, model: Any, arguments: dict[str, Any]) -> AnswerTrainer:
+        training = transformers.TrainingArguments(**arguments)
         pad = model.config.pad_token_id or 0
         trainer = AnswerTrainer(
             model=model,
-            args=arguments,
+            args=training,
             train_dataset=Rows(self.train),
             eval_dataset=Rows(self.validation) if self.validation else None,
             data_collator=lambda batch: collate(batch, pad),
@@ -77,7 +78,7 @@ class SFT(Objective):
         trainer.group_by_length = self.group_by_length
         if self.shares_prefix:
             longest = max((*lengths(self.train), *lengths(self.validation)))
-            self.shared_prefix = SharedPrefix(without_peft(model), longest, arguments)
+            self.shared_prefix = SharedPrefix(without_peft(model), longest, training)
             trainer.shared_prefix = self.shared_prefix
         return trainer
 

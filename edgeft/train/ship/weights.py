@@ -1,7 +1,7 @@
-"""peft's model with LoRA -> the same layers at the values that a GGUF file has for their sums.
+"""peft's model with LoRA -> the same layers at the values that a file has for their sums.
 
-After each step W + s·B·A of every layer is quantized and dequantized by ggml's own kernels, block by
-block in threads, and the layer's forward pass takes the result (`lora_function.QuantizedLoRAFunction`).
+After each step W + s·B·A of every layer is rounded as the file rounds it (`edgeft.quantization.rounding`), block
+by block in threads, and the layer's forward pass takes the result (`lora_function.QuantizedLoRAFunction`).
 Everything that does not train (embedding, head, other linear layers) is put to the file's values once.
 
 ggml's quantizers of K-quants take 10 to 50 times as long. Between two runs of theirs the scales and
@@ -28,16 +28,15 @@ from threadpoolctl import ThreadpoolController
 from edgeft.adapter.deltas import lora_delta
 from edgeft.errors import InputError
 from edgeft.quantization import ggml
-from edgeft.quantization.nearest import Scales, scales_of
+from edgeft.quantization.nearest import Scales
+from edgeft.quantization.rounding import FileTensor
 from edgeft.train.protocol import without_peft
-from edgeft.train.ship.file_tensors import FAST_TYPES, FileTensor, file_tensors
+from edgeft.train.ship.file_tensors import file_tensors
 from edgeft.weights.text_base import TextBase
 
 Array = npt.NDArray[np.float32]
 T = TypeVar("T")
 R = TypeVar("R")
-K_QUANT_STEPS, IQ4_STEPS = 32, 64
-"""steps between two runs of ggml's quantizer, which takes as long as one to four of them"""
 
 
 @dataclass
@@ -72,11 +71,12 @@ class ShipLayer:
     def update(self, rows: slice, exact: bool) -> None:
         """Give these rows of the file their values."""
         source, sums = self.sums(rows)
-        if exact or rows.start not in self.scales:
-            data = ggml.quantize(sums, self.file.qtype, threads=1)
-            values = ggml.dequantize(data, self.file.qtype)
-            if self.file.qtype.name not in FAST_TYPES:
-                self.scales[rows.start] = scales_of(data, self.file.qtype)
+        rounding = self.file.rounding
+        if exact or rounding.steps == 1 or rows.start not in self.scales:
+            stored = _stored(self.file, sums)
+            values = rounding.values(stored, sums.shape[1])
+            if rounding.steps > 1:
+                self.scales[rows.start] = rounding.scales(stored)
         else:
             values = self.scales[rows.start].nearest(sums)
         self.values.numpy()[source] = values
@@ -85,8 +85,8 @@ class ShipLayer:
         return ggml.row_blocks(*self.values.shape)
 
     def digest(self) -> str:
-        return ggml.digest(
-            ggml.quantize(self.sums(rows)[1], self.file.qtype, threads=1) for rows in self.blocks()
+        return self.file.rounding.digest(
+            _stored(self.file, self.sums(rows)[1]) for rows in self.blocks()
         )
 
 
@@ -108,21 +108,9 @@ class ShipWeights:
         self.started = False
 
     @property
-    def fast(self) -> bool:
-        """Whether ggml quantizes every layer in no time, so that all updates are exact."""
-        return self.types <= FAST_TYPES
-
-    @property
-    def types(self) -> set[str]:
-        """Types of the layers with LoRA."""
-        return {layer.file.qtype.name for layer in self.layers}
-
-    @property
     def exact_steps(self) -> int:
-        """Steps between two runs of the slowest type's quantizer."""
-        if self.fast:
-            return 1
-        return IQ4_STEPS if self.types & {"IQ4_NL", "IQ4_XS"} else K_QUANT_STEPS
+        """Steps between two updates that are exact for all types; 1 where all are fast."""
+        return max((layer.file.rounding.steps for layer in self.layers), default=1)
 
     def start(self) -> None:
         """From here on the forward pass computes with the file's values."""
@@ -135,22 +123,19 @@ class ShipWeights:
         self.update(exact=True)
 
     def update(self, exact: bool) -> None:
-        """Give the layers the values of their present sums; `exact`: by ggml's quantizer for all types.
-
-        Types whose quantizer is fast are exact always.
-        """
+        """Give the layers the values of their present sums; `exact`: those of the file for slow types, too."""
 
         def work(job: tuple[ShipLayer, slice]) -> None:
             layer, rows = job
-            layer.update(rows, exact or layer.file.qtype.name in FAST_TYPES)
+            layer.update(rows, exact)
 
         self._in_threads(work, [(layer, rows) for layer in self.layers for rows in layer.blocks()])
 
     def facts(self) -> dict[str, Any]:
-        """Type and hash of each tensor of the file: GGUF name -> [type, BLAKE2b of its bytes]."""
+        """Type and hash of each tensor of the file: its name -> [type, BLAKE2b of what is stored]."""
         digests = self._in_threads(ShipLayer.digest, self.layers)
         trained = dict(zip((layer.file.name for layer in self.layers), digests, strict=True))
-        types = {file.name: file.qtype.name for file in self._tensors.values()}
+        types = {file.name: file.rounding.name for file in self._tensors.values()}
         tensors = sorted((self._frozen | trained).items())
         return {"type": self.quant, "tensors": {name: [types[name], h] for name, h in tensors}}
 
@@ -172,18 +157,26 @@ class ShipWeights:
 
     def _freeze(self) -> None:
         """Put what does not train to the file's values."""
-        inside = {p for layer in self.layers for p in layer.module.parameters()}
         parameters = {
-            self.card.in_checkpoint(name): parameter
+            self.card.in_checkpoint(name.replace(".base_layer.", ".")): parameter
             for name, parameter in self._model.named_parameters()
-            if parameter not in inside
+            if ".lora_" not in name
         }
         trained = {layer.file.name for layer in self.layers}
         for name, file in self._tensors.items():
             if file.name in trained:
                 continue
             weight = parameters[name].detach().numpy()
+            weight = weight.reshape(-1, weight.shape[-1])  # a vector is one row
             rows = slice(None) if file.order is None else file.order
-            data = ggml.quantize(weight[rows], file.qtype, threads=torch.get_num_threads())
-            weight[rows] = ggml.dequantize(data, file.qtype)
-            self._frozen[file.name] = ggml.digest([data])
+            stored = _stored(file, weight[rows], torch.get_num_threads())
+            weight[rows] = file.rounding.values(stored, weight.shape[1])
+            self._frozen[file.name] = file.rounding.digest([stored])
+
+
+def _stored(file: FileTensor, values: Array, threads: int = 1) -> Any:
+    """What the file has of these rows. InputError for values that its type cannot hold."""
+    try:
+        return file.rounding.store(values, threads)
+    except ValueError as error:
+        raise InputError(f"--ship: {file.name}: {error}", "a smaller --learning-rate") from None

@@ -240,7 +240,7 @@ def test_a_card_lists_onnx_where_there_is_a_builder_and_nowhere_else() -> None:
 
 def test_layer_without_experts_has_its_own_width(fitting: Family, tmp_path: Path) -> None:
     base, _, _ = fitting("qwen2_moe-dense")
-    values = converter._build_graph(open_merged(base, None), tmp_path).values
+    values = converter.build_graph(open_merged(base, None), tmp_path).values
     dense, shared = (values[f"/model/layers.{i}/mlp/Mul/output_0"].shape[-1] for i in (0, 1))
     assert (dense, shared) == (SMALL["intermediate_size"], 48)
 

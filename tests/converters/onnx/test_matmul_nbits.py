@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from edgeft.converters.onnx import matmul_nbits as nbits
+from edgeft.quantization.group_codes import nearest_codes
 from edgeft.weights import gptq_layout
 from helpers.tiny import some_codes
 
@@ -91,7 +92,7 @@ def values() -> Any:
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_largest_weight_of_a_block_is_not_clipped(values: Any, bits: int) -> None:
-    found = nbits.nearest_codes(values, bits, 32)
+    found = nearest_codes(values, bits, 32)
     blocks = values.reshape(ROWS, -1, 32)
     largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2, keepdims=True), 2)
     step = -largest / 2 ** (bits - 1)
@@ -109,14 +110,14 @@ def test_codes_are_those_of_q4_0(values: Any) -> None:
     stored = quants.quantize(values, GGMLQuantizationType.Q4_0).reshape(ROWS, -1, 18)
     fours = stored[:, :, 2:]
     wanted = np.concatenate([fours & 15, fours >> 4], axis=2).reshape(ROWS, COLUMNS)
-    found = nbits.nearest_codes(values, 4, 32).codes
+    found = nearest_codes(values, 4, 32).codes
     assert (found == wanted).mean() > 0.999  # ggml's way to round differs at exact halves
     assert np.abs(found.astype(int) - wanted).max() <= 1
 
 
 def test_columns_are_padded_to_whole_blocks() -> None:
     values = np.random.default_rng(2).standard_normal((8, 80)).astype(np.float32)
-    codes = nbits.nearest_codes(values, 4, 64)
+    codes = nearest_codes(values, 4, 64)
     assert codes.codes.shape == (8, 128) and not codes.values()[:, 80:].any()
     got = run(
         "MatMulNBits", {"x": np.eye(80, dtype=np.float32)},

@@ -181,4 +181,4 @@ def test_a_conversation_goes_on_without_the_earlier_instructions() -> None:
 def test_an_answer_that_shall_not_be_stored_is_not() -> None:
     stored = StoredResponses()
     response = shim(stored, store=False).whole(Answer.of(WHOLE))
-    assert response["store"] is False and stored.get(response["id"]) is None
+    assert response["store"] is False and stored.messages(response["id"]) is None

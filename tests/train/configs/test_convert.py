@@ -384,3 +384,41 @@ def test_a_dataset_on_the_hub_keeps_its_id(data: Path, more: str, data_id: str) 
     conversion = converted(data, AXOLOTL.replace("chats.jsonl", "owner/name" + more))
     assert conversion.options["data"] == data_id
     assert not [key for key in conversion.not_carried if key.startswith("datasets")]
+
+
+PREFERENCES = dict.fromkeys(
+    ("objective", "beta", "loss_type", "simpo_gamma", "desirable_weight", "undesirable_weight"), ""
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "expected"),
+    [
+        (LLAMA_FACTORY.replace("stage: sft", "stage: dpo"), "pref_beta: 0.2\npref_loss: ipo\n",
+         {"objective": "dpo", "beta": 0.2, "loss-type": "ipo"}),
+        (LLAMA_FACTORY.replace("stage: sft", "stage: dpo"), "pref_loss: sigmoid\n",
+         {"objective": "dpo", "beta": 0.1}),
+        (LLAMA_FACTORY.replace("stage: sft", "stage: dpo"), "pref_loss: simpo\nsimpo_gamma: 0.8\n",
+         {"objective": "simpo", "beta": 0.1, "simpo-gamma": 0.8}),
+        (LLAMA_FACTORY.replace("stage: sft", "stage: kto"), "kto_rejected_weight: 0.5\n",
+         {"objective": "kto", "beta": 0.1, "undesirable-weight": 0.5}),
+        (LLAMA_FACTORY, "pref_beta: 0.2\nkto_chosen_weight: 2\n", {"objective": "sft"}),
+        (AXOLOTL, "rl: ipo\nrl_beta: 0.3\n",
+         {"objective": "dpo", "beta": 0.3, "loss-type": "ipo"}),
+        (AXOLOTL, "rl: kto\nkto_desirable_weight: 2\n", {"objective": "kto", "desirable-weight": 2.0}),
+        (AXOLOTL, "rl: orpo\norpo_alpha: 0.2\n", {"objective": "orpo", "beta": 0.2}),
+    ],
+)  # fmt: skip
+def test_preference_training_is_carried_over(
+    data: Path, text: str, more: str, expected: dict[str, Any]
+) -> None:
+    options = converted(data, text, more, **PREFERENCES).options
+    names = [name.replace("_", "-") for name in PREFERENCES]
+    assert {name: options[name] for name in names if name in options} == expected
+
+
+def test_what_preference_training_lacks_is_named(data: Path) -> None:
+    text = LLAMA_FACTORY.replace("stage: sft", "stage: dpo")
+    conversion = converted(data, text, "pref_ftx: 0.5\ndpo_label_smoothing: 0.1\n", **PREFERENCES)
+    assert "--objective cpo" in conversion.not_carried["pref_ftx"]
+    assert "--loss-type robust" in conversion.not_carried["dpo_label_smoothing"]

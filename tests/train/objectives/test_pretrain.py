@@ -48,7 +48,7 @@ def test_the_loss_is_that_of_transformers(
     base, _, model = make(case)
     chat, documents = (
         ChatTemplate.from_folder(base),
-        load_examples(folder, split="train", documents=True),
+        load_examples(folder, split="train", layout="documents"),
     )
     rows = encode_documents(documents[1:], chat, encoder(base), 50)
     ids = [id for row in rows for id in row.ids]

@@ -25,7 +25,7 @@ def test_the_tensors_are_those_of_the_exports_plan(make: Family, case: str) -> N
         plan = make_plan(merged, quant, ConvertOptions(threads=1))
         tensors = file_tensors(base, quant)
         quantized = {name: q for name, q in plan.types.items() if q.name != "F32"}
-        assert {file.name: file.qtype for file in tensors.values()} == quantized
+        assert {file.name: file.rounding.qtype for file in tensors.values()} == quantized
         for name, file in tensors.items():
             (part,) = plan.targets[file.name].parts
             values = merged.tensor(name)

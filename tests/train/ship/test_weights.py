@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import Family
 
 from edgeft.errors import InputError
 from edgeft.quantization import ggml
@@ -102,7 +103,7 @@ def test_slow_types_take_the_nearest_values_between_two_runs_of_their_quantizer(
 
     ship = ShipWeights(model, open_base(wide_base), "q4_k_m")
     ship.start()
-    assert not ship.fast
+    assert ship.exact_steps > 1
     layer = model.get_base_model().model.layers[0].mlp.up_proj  # Q4_K
     data = ggml.quantize(merged(layer), gguf_type("Q4_K"), threads=1)
     grid = grid_of(data, gguf_type("Q4_K"))
@@ -145,9 +146,11 @@ def test_the_recorded_hashes_are_those_of_the_values(model: Any, wide_base: Path
     place = file_tensors(open_base(wide_base), "q8_0")["model.layers.0.self_attn.q_proj.weight"]
     layer = model.get_base_model().model.layers[0].self_attn.q_proj
     qtype, digest = tensors[place.name]
-    data = ggml.quantize(merged(layer)[place.order], place.qtype, threads=1)
+    data = ggml.quantize(merged(layer)[place.order], place.rounding.qtype, threads=1)
     assert qtype == "Q8_0" and digest == hashlib.blake2b(data, digest_size=16).hexdigest()
-    assert np.array_equal(layer.ship_weight.numpy()[place.order], dequantized(data, place.qtype))
+    assert np.array_equal(
+        layer.ship_weight.numpy()[place.order], dequantized(data, place.rounding.qtype)
+    )
     assert len(tensors) == 15 and "blk.0.attn_output.weight" in tensors, "what does not train, too"
 
 
@@ -156,3 +159,21 @@ def test_a_head_that_is_the_embedding_cannot_train(wide_base: Path) -> None:
 
     with pytest.raises(InputError, match="lm_head.weight has no place of its own"):
         ShipWeights(with_lora(wide_base, ["lm_head"]), open_base(wide_base), "q4_0")
+
+
+def test_biases_and_norms_are_in_float16_as_in_a_gptq_folder(make: Family) -> None:
+    import torch
+
+    from edgeft.train.ship.weights import ShipWeights
+
+    base = make("qwen2")[0]
+    model = with_lora(base, ["q_proj", "v_proj"])
+    layer = model.get_base_model().model.layers[0]
+    bias, norm = layer.self_attn.q_proj.base_layer.bias, layer.input_layernorm.weight
+    before = [part.detach().clone() for part in (bias, norm)]
+    ship = ShipWeights(model, open_base(base), "4bit")
+    ship.start()
+    for part, was in zip((bias, norm), before, strict=True):
+        assert torch.equal(part, was.half().float()) and not torch.equal(part, was)
+    types = {kind for kind, _ in ship.facts()["tensors"].values()}
+    assert types == {"F16", "int4_g32_f16"}
