@@ -144,6 +144,12 @@ def _progress_option() -> click.Option:
         show_default=True,
         is_eager=True,
         expose_value=False,
-        callback=lambda ctx, param, value: write_json_lines(value == "json"),
+        callback=_set_progress,
         help="Notes, progress and errors on stderr: text for people, json = one JSON object a line.",
     )
+
+
+def _set_progress(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    """`main` begins with text. The context of another command, as of a trial, changes nothing."""
+    if value == "json":
+        write_json_lines(True)
