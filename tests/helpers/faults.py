@@ -247,6 +247,10 @@ class Place:
             yield f"left over or missing: {', '.join(left)}"
 
 
+DERIVED = ("README.md", ".cdx.json")
+"""cards, which are in no manifest"""
+
+
 def half_written(
     folder: Path, before: dict[str, Any], after: dict[str, Any], killed: bool
 ) -> Iterator[str]:
@@ -261,7 +265,8 @@ def half_written(
             yield f"{name} is neither old nor new"
     for name in before:
         manifest = name.endswith(".manifest.json")
-        if name not in now and not (manifest and killed):
+        derived = name.endswith(DERIVED)  # written again by the next run
+        if name not in now and not derived and not (manifest and killed):
             yield f"{name} is lost"
     for name in now:
         if name.endswith("manifest.json"):
