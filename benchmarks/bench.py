@@ -16,11 +16,12 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgeft import machine
 from edgeft.benchmarks.fidelity import compare, kept_baseline
 from edgeft.benchmarks.fidelity.compare import Fidelity, Reference, ScoredSequence
 from edgeft.benchmarks.options import BenchOptions, EvalOptions
 from edgeft.benchmarks.performance import latency, memory
-from edgeft.benchmarks.performance.latency import GRID, QUICK
+from edgeft.benchmarks.performance.latency import GRID, QUICK, SPARE_TOKENS
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.fewshot import FewShot
 from edgeft.data.encoding import renderable
@@ -28,6 +29,7 @@ from edgeft.data.rows import BadRows, load_examples
 from edgeft.errors import InputError
 from edgeft.progress import say
 from edgeft.records import Measurement, Memory, Speed
+from edgeft.runtimes.needs import PROCESS_BYTES, needs_of
 from edgeft.runtimes.protocol import Runtime, checked_format, open_runtime
 
 MAX_OPEN_MODELS = 4
@@ -47,6 +49,7 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
     for path in paths:
         checked_format(path)
     _check_texts(options, model)
+    _check_memory(options, paths, eval_options.threads)
     if options.save_baseline:
         options.save_baseline.parent.mkdir(parents=True, exist_ok=True)
     items = evaluate.load_items(eval_options) if eval_options.items else None
@@ -65,6 +68,23 @@ def run_bench(options: BenchOptions, eval_options: EvalOptions) -> list[Measurem
         )
         for path, score, speed, used in zip(paths, scores, speeds, memories, strict=True)
     ]  # fmt: skip
+
+
+def _check_memory(options: BenchOptions, paths: Sequence[Path], threads: int | None) -> None:
+    """ResourceError where the models that are open at a time do not fit into --max-memory."""
+    if not machine.has_memory_budget():
+        return
+    needs = sorted((needs_of(path, threads) for path in paths), key=lambda one: -one.file)
+    workloads = [*(GRID if options.sweep else QUICK), memory.WORKLOAD] if options.speed else []
+    tokens = max((one.prompt + one.new + SPARE_TOKENS for one in workloads), default=0)
+    clients = max((one.clients for one in workloads), default=0)
+    texts = needs[: MAX_OPEN_MODELS + 1] if options.text or options.chats else []
+    machine.preflight(Path(), f"measuring {len(paths)} artifacts", memory=max(
+        PROCESS_BYTES + max(one.bytes(1, CONTEXT_TOKENS, "f16") for one in needs),
+        PROCESS_BYTES + sum(one.bytes(1, CONTEXT_TOKENS, "f16") for one in texts),
+        sum(PROCESS_BYTES + one.bytes(clients, tokens, "f16") for one in needs),
+    ), spare="measure fewer artifacts at a time")  # fmt: skip
+    machine.hold_memory()
 
 
 def _check_texts(options: BenchOptions, model: Path | None) -> None:

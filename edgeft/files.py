@@ -60,8 +60,10 @@ def whole_file(path: Path) -> Iterator[Path]:
 
     For files without a manifest; `edgeft.store.writing` writes one. What killed runs left is removed.
     """
-    sweep_target(path)
     temp = partial_path(path)
+    for dead, _ in dead_partials(path):
+        if dead != temp:  # another thread may be writing it
+            remove(dead)
     try:
         yield temp
         fsync(temp)

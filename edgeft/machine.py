@@ -1,9 +1,16 @@
-"""This machine -> CPU and engine versions, free memory and disk, a check before work starts."""
+"""This machine -> CPU and engine versions, free memory and disk, a check before work starts.
+
+with limited(Budget(max_memory=4 * 10**9)):     # as if the machine had no more
+    preflight(folder, "training", memory=5 * 10**9)      # ResourceError names both figures
+"""
 
 from __future__ import annotations
 
 import contextlib
+import resource
 import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +57,56 @@ CGROUP = Path("/sys/fs/cgroup")
 """mount point of cgroup v2"""
 
 
+@dataclass(frozen=True)
+class Budget:
+    """What a command may take: the options of the commands that work for long."""
+
+    max_memory: int | None = None
+    """Memory at most, such as 4G: what needs more is refused with its figure before it starts, and what
+    takes more all the same ends with one line. Pages of files that the kernel can drop do not count."""
+    max_disk: int | None = None
+    """Disk at most that the results and the files on the way to them take, such as 20G: what needs more is
+    refused with its figure before it starts."""
+
+
+_budget = Budget()
+
+
+@contextlib.contextmanager
+def limited(budget: Budget) -> Iterator[None]:
+    """Within the block the machine has no more than the budget."""
+    global _budget
+    before, rlimit = _budget, resource.getrlimit(resource.RLIMIT_DATA)
+    _budget = budget
+    try:
+        yield
+    finally:
+        _budget = before
+        resource.setrlimit(resource.RLIMIT_DATA, rlimit)
+
+
+def has_memory_budget() -> bool:
+    """Whether `limited` names a size of memory."""
+    return _budget.max_memory is not None
+
+
+def hold_memory() -> None:
+    """Let the kernel refuse memory beyond the budget, to this process and those that it starts.
+
+    Called once the libraries are loaded: they reserve more than they use, and what they have reserved
+    until then counts as used.
+    """
+    if _budget.max_memory is None:
+        return
+    sizes = kilobytes("/proc/self/status")
+    reserved = max(0, sizes.get("VmData", 0) - sizes.get("RssAnon", 0))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)
+    limit = _budget.max_memory + reserved
+    if most != resource.RLIM_INFINITY:
+        limit = min(limit, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
+
+
 def preflight(
     folder: Path,
     what: str,
@@ -64,6 +121,12 @@ def preflight(
     existing = folder
     while not existing.exists():
         existing = existing.parent
+    if disk > (_budget.max_disk or disk):
+        raise ResourceError(
+            f"{what} needs {format_bytes(disk)} of disk, more than --max-disk "
+            f"{format_bytes(_budget.max_disk or 0)}",
+            "raise it, or ask for less",
+        )
     free = shutil.disk_usage(existing).free
     if disk > free:
         raise ResourceError(
@@ -83,9 +146,11 @@ def available_memory() -> int:
     """Bytes that a new process can use without swapping, within the limit of this process's cgroup.
 
     A cgroup counts cached pages of files as used, but the kernel drops them on demand, so they count as
-    available here.
+    available here. Within `limited` it is no more than the budget.
     """
     bounds = [_meminfo("MemAvailable")]
+    if _budget.max_memory is not None:
+        bounds.append(_budget.max_memory)  # what is needed is that of the whole process
     with contextlib.suppress(OSError, ValueError):
         limit = int((CGROUP / "memory.max").read_text())
         used = int((CGROUP / "memory.current").read_text())

@@ -7,6 +7,7 @@ import importlib.abc
 import os
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +35,32 @@ class NoEngines(importlib.abc.MetaPathFinder):
     def find_spec(self, name: str, path: object = None, target: object = None) -> None:
         if name in ("torch", "llama_cpp", "transformers", "onnxruntime"):
             raise ModuleNotFoundError(f"a unit test imports {name}", name=name)
+
+
+def offline(event: str, arguments: tuple[Any, ...]) -> None:
+    """An audit hook: tests, and so edgeft in them, reach no other machine."""
+    if event not in ("socket.connect", "socket.sendto", "socket.getaddrinfo"):
+        return
+    place = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
+    host = place[0] if isinstance(place, tuple) and place else place
+    if event != "socket.getaddrinfo" and not isinstance(place, tuple):
+        return  # a path of a Unix socket
+    host = host.decode() if isinstance(host, bytes) else host
+    if host in (
+        None,
+        "",
+        "localhost",
+        "::1",
+        "0.0.0.0",
+        "::",
+        socket.gethostname(),
+    ) or not isinstance(host, str):
+        return
+    if not host.startswith("127."):
+        raise PermissionError(f"a test opens the network: {host}")
+
+
+sys.addaudithook(offline)
 
 
 def pytest_configure(config: pytest.Config) -> None:

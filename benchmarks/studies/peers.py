@@ -6,7 +6,7 @@
 The first table is of one stream. Servers are asked over HTTP as `studies.servers` does. The others have no
 server here: each is a process of the given Python that loads the model once and then answers a prompt a
 line (`WORKERS`), without HTTP, which is to their advantage. OpenVINO GenAI reads the GGUF file: the same
-weights and bits. ONNX Runtime GenAI runs an artifact of `merge-export --format onnx`, vLLM the base folder
+weights and bits, with its own defaults for activations and cache. ONNX Runtime GenAI runs an artifact of `merge-export --format onnx`, vLLM the base folder
 in bfloat16, so these two have the same model in other bits. All of them run at once and are idle while another
 one answers; the rounds alternate. The second table is that of `studies.server_memory`. Ends with one JSON line.
 

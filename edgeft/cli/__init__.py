@@ -31,6 +31,7 @@ COMMANDS = {
     "convert-config": "A YAML of LLaMA-Factory or Axolotl -> a TOML for --config.",
     "merge-export": "Merge and quantize: adapter -> GGUF, ONNX or GPTQ, checked.",
     "search": "The smallest artifact that fits a budget and passes the gate.",
+    "score": "Rate answers by a reward model.",
     "inspect": "Metadata, tensor types, template, stops and lineage.",
     "verify": "Every hash of a result and of its parents, computed again.",
     "sign": "Sign a result with a private key, for `verify --key`.",
@@ -143,6 +144,12 @@ def _progress_option() -> click.Option:
         show_default=True,
         is_eager=True,
         expose_value=False,
-        callback=lambda ctx, param, value: write_json_lines(value == "json"),
+        callback=_set_progress,
         help="Notes, progress and errors on stderr: text for people, json = one JSON object a line.",
     )
+
+
+def _set_progress(ctx: click.Context, param: click.Parameter, value: str) -> None:
+    """`main` begins with text. The context of another command, as of a trial, changes nothing."""
+    if value == "json":
+        write_json_lines(True)

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
 from edgeft.cli import COMMANDS, group
-from edgeft.cli._config import PATHS, PATHS_OR_NAMES
 from edgeft.errors import EdgeftError
 from edgeft.studio.forms import CommandForm, Commands, Field
 
@@ -40,8 +37,7 @@ def problem_of(words: Sequence[str]) -> str:
     """Why the command line refuses the words after `edgeft`; "" where it takes them. Runs no command."""
     try:
         command, length = _command(words), 2 if words[0] == "data" else 1
-        with contextlib.redirect_stdout(io.StringIO()):
-            command.make_context(words[length - 1], list(words[length:]))
+        command.make_context(words[length - 1], list(words[length:]))
     except click.ClickException as error:
         return error.format_message()
     except (EdgeftError, OSError) as error:
@@ -101,8 +97,6 @@ def _kind(param: click.Parameter) -> str:
         return "switch"
     if isinstance(param.type, click.Choice):
         return "choice"
-    if isinstance(param.type, click.Path) or param.name in (*PATHS, *PATHS_OR_NAMES):
-        return "path"
     if type(param.type) in (click.IntRange, type(click.INT)):
         return "integer"
     if type(param.type) in (click.FloatRange, type(click.FLOAT)):

@@ -23,6 +23,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 import click
 from click.core import ParameterSource
 
+from edgeft import machine
 from edgeft.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -140,6 +141,18 @@ def json_option(function: F) -> F:
     return click.option(
         "--json", "as_json", is_flag=True, is_eager=True, help="One JSON object on stdout."
     )(function)
+
+
+def budget_options(function: F) -> F:
+    """Add --max-memory and --max-disk; the command runs within them."""
+
+    @functools.wraps(function)
+    def command(*args: Any, **options: Any) -> Any:
+        with machine.limited(build(machine.Budget, options)):
+            return function(*args, **options)
+
+    limits = options_of(machine.Budget, max_memory=Bytes(), max_disk=Bytes())
+    return limits(command)  # type: ignore[return-value]
 
 
 def require_options(ctx: click.Context, **needed: str) -> None:

@@ -10,7 +10,7 @@ import click
 
 from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
-from edgeft.cli._options import CountOrAuto, json_option, options_of, print_json
+from edgeft.cli._options import CountOrAuto, budget_options, json_option, options_of, print_json
 from edgeft.data.layouts import LAYOUTS, Layout
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
@@ -66,6 +66,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
                 "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
             ),
             click.option("--overwrite", is_flag=True, help="Replace what --output holds."),
+            budget_options,
             json_option,
             configurable,
         )):  # fmt: skip

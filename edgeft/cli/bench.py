@@ -11,6 +11,7 @@ from edgeft.benchmarks.options import BenchOptions, Effort, EvalOptions
 from edgeft.cli._config import configurable
 from edgeft.cli._items import items_options
 from edgeft.cli._options import (
+    budget_options,
     build,
     json_option,
     options_of,
@@ -43,6 +44,7 @@ FOR_SPEED = ("sweep", "via", "find_memory_limit", "runs", "seconds", "noise")
     seconds=click.FloatRange(min=0),
     noise={"name": "--max-noise", "type": click.FloatRange(0, min_open=True)},
 )
+@budget_options
 @json_option
 @configurable
 @click.pass_context

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgeft.cli._config import configurable
-from edgeft.cli._options import Bytes, build, json_option, options_of, print_json
+from edgeft.cli._options import (
+    Bytes,
+    budget_options,
+    build,
+    json_option,
+    options_of,
+    print_json,
+)
 from edgeft.errors import InputError
 from edgeft.export.options import ExportOptions
 
@@ -91,6 +98,7 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
     compare_live={"name": "--compare-live/--no-compare-live"},
     threads={"type": click.IntRange(min=1), "show_default": "all cores"},
 )
+@budget_options
 @json_option
 @configurable
 def command(as_json: bool, **options: Any) -> None:

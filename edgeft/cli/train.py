@@ -35,7 +35,9 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     for row in rows:
         if "unavailable" in row:
             click.echo(f"{row['method']}: not available: {row['unavailable']}")
-    click.echo("\nEvery method trains every objective:")
+    click.echo(
+        "\nEvery method trains every objective but reward, which those with LoRA matrices train:"
+    )
     _print_table(
         ("objective", "extra", "rate", "rows", "learns"),
         [

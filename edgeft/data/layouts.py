@@ -16,7 +16,7 @@ answers that are labelled good or bad, or prompts with or without a reference an
 LAYOUTS: dict[str, Layout] = {
     "sft": "chats",
     "pretrain": "documents",
-    **dict.fromkeys(("dpo", "orpo", "cpo", "simpo"), "pairs"),
+    **dict.fromkeys(("dpo", "orpo", "cpo", "simpo", "reward"), "pairs"),
     "kto": "verdicts",
     **dict.fromkeys(("grpo", "rloo"), "prompts"),
 }

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from edgeft.export.plan import (
     Item,
     check_files,
     check_gptq_resources,
+    gptq_footprint,
     parents_of,
     plan_export,
     requested,
@@ -75,6 +77,8 @@ def export(options: ExportOptions) -> list[Artifact]:
     data = data_of(options, base).renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
     file_plans = [_file_plan(plan, item) for item in plan.items]
+    if todo := [item for item in plan.items if not item.complete]:
+        _check_resources(plan, todo)
     for note in view.notes:
         say(note)
     _report_template(view)
@@ -82,9 +86,8 @@ def export(options: ExportOptions) -> list[Artifact]:
     choices: Choices | None = None
     artifacts = []
     with contextlib.ExitStack() as resources:
-        for item in plan.items:
-            if not item.complete:
-                resources.enter_context(claimed(item.target))
+        for item in todo:
+            resources.enter_context(claimed(item.target))
         verifier = resources.enter_context(ArtifactVerifier(
             options.adapter, data.validation, options.threads, options.compare_live,
             answers=data.validation or data.training,
@@ -93,7 +96,7 @@ def export(options: ExportOptions) -> list[Artifact]:
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
                 continue
-            _check_resources(plan, item)
+            _check_resources(plan, [item])
             choices = choices or choose(plan)
             artifacts.append(_write(plan, item, file_plan, choices, verifier))
     name = options.base or _recorded_base(options.adapter)
@@ -153,10 +156,16 @@ def _complete_artifact(item: Item, view: Merged) -> Artifact:
     return Artifact(item.target, item.format.name, item.quant, item.complete)
 
 
-def _check_resources(plan: ExportPlan, item: Item) -> None:
-    """ResourceError where disk or memory is too small for the artifact."""
-    disk = plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS))
-    machine.preflight(plan.options.out, f"exporting {item.quant}", disk, EXPORT_MEMORY_BYTES)
+def _check_resources(plan: ExportPlan, items: Sequence[Item]) -> None:
+    """ResourceError where disk or memory is too small for the artifacts and what they are made from."""
+    disk = sum(
+        plan.view.bytes_as(UNQUANTIZED_BITS.get(item.quant, MAX_QUANTIZED_BITS)) for item in items
+    )
+    blocks = [gptq_footprint(plan)[0]] if any(item.uses_gptq for item in items) else []
+    scratch = [plan.view.bytes_as(16)] if plan.convert.imatrix_pending else []
+    disk += max(blocks + scratch, default=0)
+    names = ", ".join(item.quant for item in items)
+    machine.preflight(plan.options.out, f"exporting {names}", disk, EXPORT_MEMORY_BYTES)
 
 
 def _write(

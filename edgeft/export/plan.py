@@ -183,9 +183,14 @@ def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
     """ResourceError where disk or memory is too small for GPTQ."""
     if item.uses_gptq:
         offload = plan.options.offload_activations
-        disk, memory = footprint(plan.view, plan.sequences, offload)
+        disk, memory = gptq_footprint(plan)
         hint = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
         machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, hint)
+
+
+def gptq_footprint(plan: ExportPlan) -> tuple[int, int]:
+    """Upper bounds (disk, memory) in bytes of GPTQ."""
+    return footprint(plan.view, plan.sequences, plan.options.offload_activations)
 
 
 def _item(options: ExportOptions, fmt: Format, quant: str, parents: dict[str, str]) -> Item:

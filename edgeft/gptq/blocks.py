@@ -118,6 +118,7 @@ class Blocks:
             raise InputError("there are no conversations to calibrate on")
         torch = require("torch", "gptq")
         models.transformers_class(merged.config)
+        machine.hold_memory()
         torch.set_num_threads(threads)
         self.merged = merged
         self.tokens = sum(map(len, sequences))

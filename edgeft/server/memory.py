@@ -8,56 +8,22 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-from edgeft.errors import FormatError, ResourceError
+from edgeft.errors import ResourceError
 from edgeft.files import format_bytes
-from edgeft.formats import format_of, load
-from edgeft.kv_cache import (
-    BLOCK_VALUES,
-    KV_TYPES,
-    CacheWidths,
-    gguf_widths,
-    head_size,
-    kv_bytes,
-)
+from edgeft.kv_cache import BLOCK_VALUES, KV_TYPES
 from edgeft.progress import say
+from edgeft.runtimes.needs import PROCESS_BYTES, Needs, needs_of
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.server.options import ServeOptions
-from edgeft.weights import gguf_reader
 
-PROCESS_BYTES = 120_000_000
-"""Python, its packages, the API and the vocabulary as grammars read it"""
-STEP_TOKENS = 160
-"""of a prompt that the engine computes together at most"""
 MIN_CONTEXT_TOKENS = 512
 """below which no context is chosen"""
 DRAFT_TYPE = "f16"
 """of the cache of a draft model"""
 LAST_RESORT = "q4_0"
 """a type that is taken only where the user names it"""
-
-
-@dataclass(frozen=True)
-class Needs:
-    """What an artifact takes while it is served."""
-
-    file: int
-    """bytes"""
-    widths: CacheWidths
-    heads: int
-    head_size: int
-    vocabulary: int
-    training_context: int
-
-    def bytes(self, slots: int, context: int, kv_type: str) -> int:
-        types = KV_TYPES[kv_type]
-        tokens = min(context, self.training_context)
-        cache = kv_bytes(self.widths, slots * tokens, types)
-        # Without flash attention a score for each pair of tokens, before and after the softmax.
-        scores = 0 if types.is_quantized else 2 * 4 * STEP_TOKENS * self.heads * tokens
-        return self.file + cache + scores + 2 * 4 * slots * self.vocabulary
 
 
 def fit_memory(options: ServeOptions, limit: int) -> ServeOptions:
@@ -87,25 +53,6 @@ def fit_memory(options: ServeOptions, limit: int) -> ServeOptions:
         f"nothing fits into {format_bytes(limit)}: {slots} slot of {context} "
         f"tokens with a cache in {kv_type} needs {format_bytes(smallest or 0)}",
         "a smaller artifact or --context",
-    )
-
-
-def needs_of(path: Path, threads: int | None = None) -> Needs:
-    row = format_of(path)
-    if "llama-cpp-python" not in row.engines:
-        raise FormatError(f"{path}: --max-memory knows llama.cpp's cache only", "leave it out")
-    file = load(row.prepare)(path, threads) if row.prepare else path
-    header = gguf_reader.read(file, errors="surrogateescape")
-    meta, architecture = header.meta, header.meta.get("general.architecture")
-    heads = meta.get(f"{architecture}.attention.head_count", 1)
-    return Needs(
-        file=file.stat().st_size,
-        widths=gguf_widths(meta),
-        heads=max(heads) if isinstance(heads, list) else int(heads),
-        head_size=head_size(meta),
-        vocabulary=len(meta.get("tokenizer.ggml.tokens", ())),
-        training_context=int(meta.get(f"{architecture}.context_length", 0))
-        or DEFAULT_CONTEXT_TOKENS,
     )
 
 

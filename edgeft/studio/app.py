@@ -111,7 +111,7 @@ class _KeyCheck:
             await self.app(scope, receive, send)
             return
         request = Request(scope, receive)
-        given = request.query_params.get("key", "") if scope["path"] == "/" else ""
+        key = request.query_params.get("key", "") if scope["path"] == "/" else ""
 
         async def send_with_policy(message: Any) -> None:
             if message["type"] == "http.response.start":
@@ -124,7 +124,7 @@ class _KeyCheck:
             await send(message)
 
         response: Any = self.app
-        if given and _same(given, self.studio.key):
+        if key and _same(key, self.studio.key):
             response = _with_cookie(RedirectResponse("/", 303), self.cookie, self.studio.key)
         elif not self._may(request):
             if scope["path"].startswith(("/api/", "/events")):

@@ -140,14 +140,14 @@ class Studio:
 
     def saved(self, table: str) -> list[str]:
         """Names of the TOML files in the workspace that have a table."""
-        found = []
+        names = []
         for path in sorted(self.root.glob("*.toml"))[:MAX_SAVED]:
             with contextlib.suppress(OSError, UnicodeDecodeError):
                 if path.stat().st_size < MAX_SAVED_BYTES and table in path.read_text("utf-8").split(
                     "\n"
                 ):
-                    found.append(path.name)
-        return found
+                    names.append(path.name)
+        return names
 
     def save(self, page: str, name: str, values: Values) -> str:
         """Keep what a form says as a file for `--config`; its name."""
@@ -221,12 +221,12 @@ class Studio:
         added: dict[str, Job] = {}
         for view in self.step_views(guide_steps(choice)):
             step: Step = view["step"]
-            wanted = (
+            is_next = (
                 step.name == only
                 if only
                 else view["state"] in ("open", "failed") and step.name != "chat"
             )
-            if not wanted:
+            if not is_next:
                 continue
             after = next((added[name].id for name in reversed(step.needs) if name in added), None)
             values = dict(step.values)
@@ -273,13 +273,17 @@ class Studio:
         guessed = {"question": columns.question, "answer": columns.answer}
         return {**guessed, "scorer": guess_scorer(path, pairs)}
 
-    def common(self, words: Words, page: str) -> dict[str, Any]:
-        """What every page shows."""
-        jobs = self.jobs.all()
+    def queue_text(self, words: Words, jobs: Sequence[Job]) -> str:
+        """How many jobs run and wait."""
         running = sum(job.state in ("running", "stopping") for job in jobs)
         waiting = sum(job.state == "waiting" for job in jobs)
         parts = [words("queue.running", running)] if running else []
         parts += [words("queue.waiting", waiting)] if waiting else []
+        return ", ".join(parts) or words("queue.idle")
+
+    def common(self, words: Words, page: str) -> dict[str, Any]:
+        """What every page shows."""
+        jobs = self.jobs.all()
         shown = (
             jobs if page == "jobs" else [job for job in jobs if job.page == page or page == "start"]
         )
@@ -289,6 +293,6 @@ class Studio:
             "workspace_name": self.root.name,
             "workspace_id": hashlib.sha256(str(self.root).encode()).hexdigest()[:8],
             "js_words": json.dumps(words.of("js"), ensure_ascii=False),
-            "queue_text": ", ".join(parts) or words("queue.idle"),
+            "queue_text": self.queue_text(words, jobs),
             "jobs": [job_view(job) for job in shown[: 200 if page == "jobs" else JOBS_SHOWN]],
         }

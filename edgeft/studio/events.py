@@ -18,7 +18,7 @@ from starlette.responses import StreamingResponse
 
 from edgeft.errors import InputError
 from edgeft.studio.context import Studio
-from edgeft.studio.job_view import job_view
+from edgeft.studio.job_view import job_brief
 from edgeft.studio.views import words_of
 from edgeft.studio.words import Words
 
@@ -26,7 +26,7 @@ INTERVAL_S = 0.5
 KEEP_ALIVE_S = 15.0
 """between two comments where nothing happens: a proxy then keeps the connection"""
 NEWEST = 12
-"""jobs that are told"""
+"""jobs that are changed"""
 
 
 class Events:
@@ -46,15 +46,15 @@ class Events:
         last: dict[str, Any] = {}
         silent = 0.0
         while not self.ended.is_set():
-            told = False
+            changed = False
             facts, offset = await asyncio.to_thread(self._facts, words, number, offset)
             for name, value in facts.items():
                 if value != last.get(name) or name == "lines":
                     last[name] = value
-                    told = True
+                    changed = True
                     id_line = f"id: {offset}\n" if name == "lines" else ""
                     yield f"event: {name}\n{id_line}data: {json.dumps(value)}\n\n"
-            silent = 0.0 if told else silent + INTERVAL_S
+            silent = 0.0 if changed else silent + INTERVAL_S
             if silent >= KEEP_ALIVE_S:
                 silent = 0.0
                 yield ": still here\n\n"
@@ -65,16 +65,8 @@ class Events:
         jobs = self.studio.jobs.all()
         facts: dict[str, Any] = {
             "jobs": {
-                "text": self.studio.common(words, "start")["queue_text"],
-                "jobs": [
-                    {
-                        "id": view["id"],
-                        "state": view["state"],
-                        "bar": _short_bar(view["bar"]),
-                        "url": view["url"],
-                    }
-                    for view in map(job_view, jobs[:NEWEST])
-                ],
+                "text": self.studio.queue_text(words, jobs),
+                "jobs": [job_brief(job) for job in jobs[:NEWEST]],
             }
         }
         if number is not None:
@@ -91,10 +83,6 @@ class Events:
                 "log": job.text("log.txt")[-8000:],
             }
         return facts, offset
-
-
-def _short_bar(bar: dict[str, Any] | None) -> list[Any] | None:
-    return [bar.get("done"), bar.get("total")] if bar else None
 
 
 def _number(text: str) -> int | None:

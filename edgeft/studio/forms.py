@@ -32,7 +32,7 @@ class Field:
     """such as --lora-r; "" for an argument"""
     off_flag: str = ""
     """such as --no-double-quant, of a switch that is on by default"""
-    kind: Literal["text", "path", "integer", "number", "choice", "switch"] = "text"
+    kind: Literal["text", "integer", "number", "choice", "switch"] = "text"
     many: bool = False
     """whether it takes several values"""
     required: bool = False

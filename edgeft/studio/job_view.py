@@ -50,6 +50,13 @@ def job_view(job: Job) -> dict[str, Any]:
     }
 
 
+def job_brief(job: Job) -> dict[str, Any]:
+    """What changes of a job, for the event stream. Of one that has ended no file is read."""
+    bars = [] if job.has_ended else _bars(job)
+    bar = [bars[-1].get("done"), bars[-1].get("total")] if bars else None
+    return {"id": job.id, "state": job.state, "bar": bar, "url": service_url(job)}
+
+
 def _bars(job: Job) -> list[dict[str, Any]]:
     """The newest state of each work that the job counts, the newest last."""
     bars: dict[str, dict[str, Any]] = {}
@@ -90,7 +97,7 @@ def next_links(job: Job, words: Words, root: Path) -> list[dict[str, Any]]:
         "new": new,
     }
     if url := service_url(job):
-        return [link(words("chat.open"), url, True)]
+        return [link(words("chat.open" if job.lane == "service" else "tab.human"), url, True)]
     if job.state != "done":
         return []
     links = []

@@ -196,11 +196,11 @@ class Jobs:
 
     def all(self) -> list[Job]:
         """The newest first. A folder that was damaged by hand is left out."""
-        found = []
+        jobs = []
         for number in sorted(self._numbers(), reverse=True):
             with contextlib.suppress(InputError, KeyError, IndexError, TypeError):
-                found.append(self.get(number))
-        return found
+                jobs.append(self.get(number))
+        return jobs
 
     def cancel(self, number: int) -> Job:
         """Ask for a job's end. The runner sends the signals; what waits never starts."""

@@ -100,9 +100,9 @@ def _columns(nodes: Sequence[Node], arrows: Sequence[tuple[Node, Node]]) -> dict
     ):  # more than any chain has; a circle, which no hash can make, ends here
         for parent, child in arrows:
             column[child] = min(MAX_COLUMNS, max(column[child], column[parent] + 1))
-    made = {child for _, child in arrows}
+    children = {child for _, child in arrows}
     for node in nodes:
-        if node not in made:
+        if node not in children:
             column[node] = min(column[child] for parent, child in arrows if parent == node) - 1
     return column
 

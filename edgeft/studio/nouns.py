@@ -3,8 +3,8 @@
     for noun in find_nouns(Path("workspace")):
         print(noun.kind, noun.path, noun.parents)
 
-Names and manifests decide; no weights are read. What was made by hand on the command line is found as what
-the studio made.
+Names and manifests decide; no weights are read. What was made on the command line is listed as what the
+studio made.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _walk(root: Path, folder: Path, depth: int, left: list[int]) -> Iterator[Nou
         with contextlib.suppress(OSError, UnicodeEncodeError):
             path.name.encode()  # a page cannot show a name that is no UTF-8
             if not entry.is_dir():
-                if noun := _file(root, path):
+                if entry.is_file() and (noun := _file(root, path)):
                     yield _split_of(noun, splits) if splits else noun
             elif noun := _folder(root, path):
                 yield noun

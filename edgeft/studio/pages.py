@@ -147,10 +147,10 @@ CLOSED = ("method", "objective")
 def suggestions(item: Field, nouns: Sequence[Noun]) -> list[str]:
     """What a field offers: names of the workspace first, then usual values."""
     kinds = SOURCES.get(item.name, ())
-    found = [noun.path for noun in nouns if noun.kind in kinds]
+    names = [noun.path for noun in nouns if noun.kind in kinds]
     if item.name == "base":
-        found = [*sources(), *found, *(noun.path for noun in nouns if is_base_file(noun))]
-    return [*found, *NAMES.get(item.name, ())]
+        names = [*sources(), *names, *(noun.path for noun in nouns if is_base_file(noun))]
+    return [*names, *NAMES.get(item.name, ())]
 
 
 def usual_values(spec: FormSpec, nouns: Sequence[Noun]) -> dict[str, list[str]]:

@@ -200,10 +200,10 @@ class Views:
 
 def _query(request: Request) -> dict[str, list[str]]:
     """The values of each name, in their order."""
-    found: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
-        found.setdefault(name, []).append(value)
-    return found
+        values.setdefault(name, []).append(value)
+    return values
 
 
 def _links(noun: Noun, words: Words, path: Path) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ import torch
 import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
+from edgeft import machine
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
@@ -68,13 +69,13 @@ def fit(
     before `checkpoint`.
     """
     transformers.utils.logging.disable_progress_bar()
+    machine.hold_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))
     model = method.prepare(device)
     if options.adapter:
         load_adapter(model, options.adapter, options.base)
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
     if options.attention != "auto":
         without_peft(model).set_attn_implementation(options.attention)
     lora_layers, why_not = lora_function.install(model)
@@ -85,6 +86,7 @@ def fit(
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
         trainer = objective.trainer(model, arguments)
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
     trainer.optimizer = _optimizer(options, method, model, trainer)
     trainer.add_callback(ProgressCallback(bar))
     trainer.add_callback(FlushCallback)

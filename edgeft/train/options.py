@@ -94,7 +94,7 @@ class TrainOptions:
     reward: tuple[str, ...] = ()
     """Rewards of written answers, comma-separated, their sum counts: json (valid JSON), exact (the row's
     answer), fields (share of the fields of the row's JSON answer), length:TOKENS, schema:FILE (a JSON schema),
-    or FILE.py:function."""
+    FILE.py:function, or the folder of a reward model."""
     generations: int = 8
     """Answers that the model writes to each prompt; --batch-size counts answers."""
     max_new_tokens: int = 128

@@ -95,6 +95,8 @@ class ObjectiveRow:
     """its default learning rate / the method's"""
     extra: str = "train"
     """extra of edgeft with its packages"""
+    methods: tuple[str, ...] = ()
+    """methods that train it; () = all"""
 
 
 METHODS = {
@@ -250,6 +252,14 @@ OBJECTIVES = {
         rate=0.1,
         extra="align",
     ),
+    "reward": ObjectiveRow(
+        "edgeft.train.objectives.reward:Reward",
+        "a scalar head that rates answers; the result is a reward model",
+        data=PAIRS,
+        not_read=(*NOT_FOR_PAIRS, "add_tokens"),
+        extra="align",
+        methods=("qlora", "lora", "rslora", "dora", "loraplus"),
+    ),
     "grpo": ObjectiveRow(
         "edgeft.train.objectives.rollouts:GRPO",
         "to write answers with larger rewards than the others to the same prompt",
@@ -339,7 +349,7 @@ def method_table() -> list[dict[str, Any]]:
     """One row of JSON for each method, and for each that is not here, with the reason."""
     rows: list[dict[str, Any]] = [
         {
-            "method": name, "trains": row.about, "objectives": list(OBJECTIVES),
+            "method": name, "trains": row.about, "objectives": [one for one, row in OBJECTIVES.items() if not row.methods or name in row.methods],
             "result": row.result, "formats": list(row.formats), "devices": list(DEVICES),
             "learning_rate": row.learning_rate,
             "options": [f"--{option.replace('_', '-')}" for option in row.options],
@@ -355,19 +365,27 @@ def objective_table() -> list[dict[str, Any]]:
         {
             "objective": name, "learns": row.about, "data": row.data, "extra": row.extra,
             "options": [f"--{option.replace('_', '-')}" for option in row.options],
-            "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
+            "methods": list(row.methods or METHODS), "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
         }
         for name, row in OBJECTIVES.items()
     ]  # fmt: skip
 
 
-def check_objective(name: str, options: TrainOptions | None = None) -> None:
-    """InputError for a name that is not in the table, and for an option that it does not read."""
+def check_objective(
+    name: str, options: TrainOptions | None = None, method: str | None = None
+) -> None:
+    """InputError for a name that is not in the table, for an option that it does not read, and for a method
+    that does not train it."""
     if name not in OBJECTIVES:
         raise InputError(f"no training objective {name!r}", did_you_mean(name, OBJECTIVES))
+    row = OBJECTIVES[name]
+    if method and row.methods and method not in row.methods:
+        raise InputError(
+            f"--method {method} does not train --objective {name}",
+            f"--method {', '.join(row.methods)}",
+        )
     if not options:
         return
-    row = OBJECTIVES[name]
     others = [option for option in OBJECTIVE_OPTIONS if option not in row.options]
     defaults = {field.name: field.default for field in dataclasses.fields(options)}
     for option in (*others, *row.not_read):

@@ -64,7 +64,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     chosen["add_tokens"] = read_tokens(chosen.get("add_tokens", ()))
     options = TrainOptions(**chosen)
     check_options(method, options)
-    check_objective(objective, options)
+    check_objective(objective, options, method)
     return TrainRun(method, objective, options)
 
 

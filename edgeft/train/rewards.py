@@ -9,7 +9,6 @@ row `answer`, its reference or "". It returns a number for each completion, or N
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import math
@@ -17,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeft import store
 from edgeft.errors import InputError, did_you_mean, require
-from edgeft.files import sha256
 
 Reward = Callable[..., list[float | None]]
 PYTHON = ".py:"
@@ -65,9 +64,9 @@ def load_rewards(names: Sequence[str], tokenize: Callable[[str], list[int]]) -> 
 
 
 def code_sha256(names: Sequence[str]) -> list[str]:
-    """What decides the rewards beside their names: the files of functions and schemas."""
+    """What decides the rewards beside their names: files of functions and schemas, and reward models."""
     files = [Path(file) for name in names if (file := _file(name))]
-    return [sha256(file) if file.is_file() else hashlib.sha256().hexdigest() for file in files]
+    return [store.identity(file) if file.exists() else "" for file in files]
 
 
 def absolute(name: str) -> str:
@@ -80,7 +79,9 @@ def _file(name: str) -> str:
     if PYTHON in name:
         return name.rpartition(":")[0]
     kind, _, value = name.partition(":")
-    return value if kind == "schema" else ""
+    if kind == "schema":
+        return value
+    return name if name not in READY and Path(name).expanduser().is_dir() else ""
 
 
 def _load(name: str, tokenize: Callable[[str], list[int]]) -> Reward:
@@ -88,6 +89,8 @@ def _load(name: str, tokenize: Callable[[str], list[int]]) -> Reward:
         return _each(name, READY[name])
     if PYTHON in name:
         return _function(name)
+    if _file(name) == name:
+        return _model(Path(name), tokenize)
     kind, _, value = name.partition(":")
     if kind == "length" and value.isdecimal() and int(value):
         return _each(name, lambda completion, _: _length(len(tokenize(completion)), int(value)))
@@ -128,6 +131,26 @@ def _schema(path: Path) -> Callable[[str, str], float]:
         return float(value is not None and validator.is_valid(value))
 
     return rate
+
+
+def _model(adapter: Path, tokenize: Callable[[str], list[int]]) -> Reward:
+    """The score of a reward model, after the prompt and the answer as the model has read and written them."""
+    from edgeft.train.reward_model import RewardModel
+
+    model = RewardModel.open(adapter)
+
+    def reward(prompts: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        starts = [tokenize(prompt) for prompt in prompts]
+        if starts[0] != model.tokenize(prompts[0]):
+            raise InputError(
+                f"--reward {adapter}: its base has another tokenizer",
+                "a reward model of the same base",
+            )
+        pairs = zip(starts, completion_ids, strict=True)
+        return [*model.scores([start + ids for start, ids in pairs])]
+
+    reward.__name__ = adapter.name
+    return reward
 
 
 def _function(name: str) -> Reward:

@@ -73,7 +73,7 @@ def train(
     """
     row = method_row(method)
     check_options(method, options)
-    check_objective(objective, options)
+    check_objective(objective, options, method)
     check_optimizer(options)
     check_reporters(options.report_to)
     options, splits = read_splits(options, LAYOUTS[objective])

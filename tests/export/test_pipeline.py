@@ -305,6 +305,9 @@ def test_resumed_training_ends_with_the_same_adapter(
     assert edgeft(*command, "--resume").code == 0
     name = "adapter_model.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (adapter / name).read_bytes()
+    facts = [json.loads((folder / "manifest.json").read_text())["facts"]
+             for folder in (tmp_path / "a", adapter)]  # fmt: skip
+    assert facts[0]["tokens"] == facts[1]["tokens"], "of the whole training"
 
 
 def test_a_4bit_base_has_nearly_the_same_losses(

@@ -38,15 +38,18 @@ def material(core: Server, fault_folder: Path) -> Path:
     return make_material(fault_folder / "material", core)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def place(
     request: pytest.FixtureRequest, core: Server, material: Path, fault_folder: Path
 ) -> Placed:
-    """The name of a stage -> the stage with a folder of its own."""
+    """The name of a stage -> the stage with a folder of its own, made once."""
+    places: dict[str, Place] = {}
 
     def placed(name: str) -> Place:
-        stage = STAGES[name]
-        server = core if stage.needs == "core" else request.getfixturevalue("torch_server")
-        return Place(server, stage, material, fault_folder / "place")
+        if name not in places:
+            stage = STAGES[name]
+            server = core if stage.needs == "core" else request.getfixturevalue("torch_server")
+            places[name] = Place(server, stage, material, fault_folder / name.replace(" ", "-"))
+        return places[name]
 
     return placed

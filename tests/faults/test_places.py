@@ -46,7 +46,7 @@ def test_the_second_of_two_runs_is_refused_in_one_line(place: Placed, name: str)
     assert list(stage.problems_of_next_run()) == []
 
 
-@pytest.mark.parametrize("name", some(("hf over", "imatrix")))
+@pytest.mark.parametrize("name", some(("hf over",)))
 def test_a_file_that_may_not_grow_is_a_full_disk(place: Placed, name: str) -> None:
     stage = place(name)
     largest = max(len(data) for data in stage.after.values())

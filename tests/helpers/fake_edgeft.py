@@ -27,7 +27,7 @@ def main(words: list[str]) -> int:
     steps = int(value("--steps", "3"))
     try:
         for step in range(1, steps + 1):
-            time.sleep(float(value("--sleep", "0")))
+            time.sleep(float(value("--sleep", os.environ.get("FAKE_SLEEP_S", "0"))))
             emit("progress", title=words[0], done=step, total=steps, tokens=step * 10, elapsed_s=1.0,
                  left_s=float(steps - step), values={"loss": 1 / step})  # fmt: skip
         if "--stubborn" in words:

@@ -111,14 +111,15 @@ STAGES = {
 class Server:
     """The process that runs stages in forks of itself, with the shim preloaded."""
 
-    def __init__(self, needs: str) -> None:
+    def __init__(self, needs: str, hash_seed: int = 0) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="edgeft-shim-"))
-        shim = self._folder / "shim.so"
+        self.shim = self._folder / "shim.so"
         subprocess.run(
-            ["cc", "-shared", "-fPIC", "-O1", "-o", shim, HERE / "fault_shim.c", "-ldl"], check=True
+            ["cc", "-shared", "-fPIC", "-O1", "-o", self.shim, HERE / "fault_shim.c", "-ldl"],
+            check=True,
         )
         self.log, self._modules = self._folder / "log", self._folder / "modules"
-        environment = {"LD_PRELOAD": str(shim), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0",
+        environment = {"LD_PRELOAD": str(self.shim), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed),
                        "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "400",
                        "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], *sys.path)))}  # fmt: skip
         self._process = subprocess.Popen(
@@ -152,6 +153,7 @@ class Server:
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         answer = json.loads(self._process.stdout.readline())
+        self.cpu_s: float = answer["cpu_s"]
         return answer["code"], answer["count"], output.read_text(errors="replace")
 
     def learn(self, command: str, folder: Path) -> tuple[int | str, int, str]:
@@ -312,7 +314,9 @@ HIDDEN = re.compile(r"(^|/)(\.|[^/]*\.(work|logs)/|tried/)")
 
 
 def normalized(name: str, data: bytes) -> bytes:
-    if name.endswith("manifest.json") or re.search("(^|/)(report|scores)/", name):
+    if name.endswith(("manifest.json", ".cdx.json", "README.md")) or re.search(
+        "(^|/)(report|scores)/", name
+    ):
         data = VOLATILE.sub(b"", data)
         data = re.sub(rb"\d\d\d\d-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?[^\s<\"]*", b"", data)
     return data

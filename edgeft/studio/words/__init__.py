@@ -50,8 +50,8 @@ class Words:
 
 def chosen_language(cookie: str, accepted: str) -> str:
     """The language of a browser: its cookie's, else the first of Accept-Language that there is."""
-    wanted = [cookie, *(part.strip().lower() for part in accepted.split(","))]
-    for name in wanted:
+    names = [cookie, *(part.strip().lower() for part in accepted.split(","))]
+    for name in names:
         if (code := name.partition(";")[0].partition("-")[0]) in LANGUAGES:
             return code
     return "en"

@@ -147,7 +147,10 @@ def test_the_adapter_of_a_packed_base_stays_float32(
     """trl trains it in bfloat16, whose steps are too coarse for small rates."""
     facts = train("qlora", tiny_base, pairs, tmp_path / "result", keep_4bit=True).facts
     assert facts["loss"][0][1] == pytest.approx(math.log(2), abs=1e-4)
-    types = {info.dtype for info in Checkpoint(tmp_path / "result").tensors.values()}
+    types = {
+        info.dtype
+        for info in Checkpoint(tmp_path / "result" / "adapter_model.safetensors").tensors.values()
+    }
     assert types == {"F32"}
 
 
