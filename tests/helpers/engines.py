@@ -45,7 +45,7 @@ def answers(engine: Engine, requests: Sequence[GenerationRequest]) -> list[list[
     events: list[list[StreamDelta]] = [[] for _ in requests]
     left = len(requests)
     while left:
-        index, event = came.get(timeout=60)
+        index, event = came.get(timeout=300)  # long prompts of real models on a busy machine
         events[index].append(event)
         left -= bool(event.finish_reason)
     return events
