@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -144,6 +145,7 @@ def writing(
             if _is_file_target(target):
                 _replace_file(temp, place, manifest_path(target), manifest)
             else:
+                _keep_notes(place, temp)
                 write_text(temp / "manifest.json", manifest.to_json())
                 replace_folder(temp, place)
         finally:
@@ -182,6 +184,18 @@ def _file_records(target: Path, temp: Path) -> dict[str, FileRecord]:
         elif path.stat().st_mode & 0o666 != readable:
             path.chmod(readable)  # safetensors' own files are readable by their owner alone
     return {str(path.relative_to(temp)): _file_record(path) for path in paths if path.is_file()}
+
+
+def _keep_notes(old: Path, new: Path) -> None:
+    """Copy what somebody added to the folder that is replaced and no model reads, such as a README.md."""
+    manifest = read_manifest(old)
+    if manifest is None:
+        return
+    names = _counted_files(old)
+    for name in set(names) - set(_model_files(names)) - {*manifest.files, "manifest.json"}:
+        if not (new / name).exists():
+            shutil.copy2(old / name, new / name)
+            fsync(new / name)
 
 
 def _linked(target: Path) -> Path:

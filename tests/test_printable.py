@@ -30,8 +30,8 @@ def test_a_long_text_is_cut() -> None:
     assert len(one_printable_line("\n" * 10**6)) == 4000
 
 
-def test_errors_and_notes_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_are_one_line_and_notes_are_printable(capsys: pytest.CaptureFixture[str]) -> None:
     error = InputError("a\nb" + "x" * 10**6, hint="\x1b[2J")
     assert str(error).isprintable() and len(str(error)) < 2000
     say("a\nb\x1b[2J")
-    assert capsys.readouterr().err == "edgeft: a\\nb\\x1b[2J\n"
+    assert capsys.readouterr().err == "edgeft: a\nb\\x1b[2J\n"

@@ -391,6 +391,23 @@ def test_what_several_runs_need_is_made_once(tmp_path: Path) -> None:
     assert names(tmp_path) == ["base"]
 
 
+def test_notes_in_a_folder_outlive_its_replacement(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    for text in ("one", "two"):
+        with store.writing(
+            target, kind="adapter", options={}, parents={"data": text}, overwrite=True
+        ) as draft:
+            (draft.path / "weights.txt").write_text(text)
+            if text == "one":
+                (draft.path / "log.txt").write_text(text)
+        if text == "one":
+            (target / "README.md").write_text("mine")
+            (target / "tokenizer.json").write_text("{}")
+    files = {path.name for path in target.iterdir()}
+    assert files == {"manifest.json", "weights.txt", "README.md"}
+    assert (target / "README.md").read_text() == "mine"
+
+
 def test_a_folder_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = tmp_path / "model"
     make(target, "old")

@@ -401,7 +401,7 @@ def spoiled(**changes: Any) -> str:
     ("text", "says"),
     [
         ("{", "is not JSON"),
-        ("\x80", "is not JSON"),
+        ("\x80", "is not UTF-8"),
         ("[" * 100_000, "is not JSON"),
         ("[]", "has no schema"),
         ('{"schema": "1"}', "has no schema"),
