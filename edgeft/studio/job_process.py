@@ -32,6 +32,8 @@ END_BYTES = 200
 DRAIN_S = 5.0
 """seconds for the last lines after the command's end; what it has started may hold its stderr open"""
 PR_SET_PDEATHSIG = 1
+INTERRUPTED = 130
+"""exit code of a command that was interrupted"""
 
 
 def start_time(pid: int | str) -> int:
@@ -58,7 +60,8 @@ def main(folder: Path, command: list[str]) -> None:
     with (folder / "end.json").open("w+", encoding="utf-8") as end:
         end.write(" " * END_BYTES)
         end.flush()
-        code = run(folder, command)
+        # Cancelled between its start and its claim: the studio already calls it so.
+        code = INTERRUPTED if (folder / "cancel").exists() else run(folder, command)
         end.seek(0)
         end.write(json.dumps({"exit_code": code, "time": time.time()}).ljust(END_BYTES))
 

@@ -34,7 +34,6 @@ QUICK = ("data", "plan", "inspect", "verify", "report", "models")
 """commands that take seconds: they do not wait behind a training"""
 SERVICES = ("serve",)
 """commands that run until they are stopped"""
-INTERRUPTED = 130
 TAIL_BYTES = 64_000
 """of a log that are shown"""
 LINES_BYTES = 256_000

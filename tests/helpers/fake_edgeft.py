@@ -24,6 +24,10 @@ def main(words: list[str]) -> int:
 
     emit("note", text=f"in {os.getcwd()}")
     print("a library says something", file=sys.stderr, flush=True)
+    if words[0] == "serve":
+        time.sleep(1)
+        emit("note", text="serving fake on http://127.0.0.1:65000 (Ctrl-C ends it)")
+        time.sleep(60)
     steps = int(value("--steps", "3"))
     try:
         for step in range(1, steps + 1):

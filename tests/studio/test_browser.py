@@ -115,6 +115,17 @@ def test_a_running_job_is_drawn_stopped_and_told_to_other_pages(
     page.wait_for_url(f"**/jobs/{number + 1}")
 
 
+@pytest.mark.slow
+def test_the_button_of_a_server_comes_when_it_listens(opened: Opened, server: Server) -> None:
+    number = server.studio.jobs.add(["serve", "a.gguf", "--port", "0"], "chat").id
+    page = opened(f"/jobs/{number}")
+    link = page.get_by_role("link", name="Open the chat →")
+    link.wait_for()
+    assert link.get_attribute("href") == "http://127.0.0.1:65000"
+    page.goto(f"{server.url}/chat")
+    page.get_by_role("link", name="Open the chat", exact=True).wait_for()
+
+
 def test_a_delete_is_undone_and_a_file_renamed(opened: Opened, server: Server) -> None:
     page = opened("/runs")
     button(page, "Delete").click()

@@ -132,6 +132,17 @@ def test_a_job_whose_processes_were_killed_has_failed(running: Jobs) -> None:
     assert (job.state, job.exit_code) == ("failed", None)
 
 
+def test_a_job_that_was_cancelled_while_its_process_starts_does_nothing(
+    jobs: Jobs, tmp_path: Path
+) -> None:
+    job = jobs.add(["train", "--output", str(tmp_path / "adapter")], page="train")
+    assert jobs.cancel(job.id).state == "cancelled"
+    command = [sys.executable, "-IS", job_process.__file__, str(job.folder), *PROGRAM, *job.words]
+    subprocess.run(command, check=True)
+    assert not (tmp_path / "adapter").exists()
+    assert Jobs(jobs.folder).get(job.id).state == "cancelled"
+
+
 def test_the_end_is_written_down_on_a_full_disk(jobs: Jobs) -> None:
     """A limit on the size of files stands for the disk: nothing grows beyond it."""
     job = jobs.add(["train", "--steps", "50"], page="train")

@@ -43,6 +43,8 @@ function showJobs({ text: line, jobs }) {
     const bar = document.querySelector(`li[data-job="${job.id}"] progress`);
     if (bar && job.bar) [bar.value, bar.max] = job.bar;
   }
+  const served = jobs.find((job) => String(job.id) === $("job")?.dataset.id)?.url;
+  if (served && !document.querySelector(`.buttons a[href="${served}"]`)) return location.reload(); // its button
   const now = JSON.stringify(jobs.map(({ id, state, bar, url }) => [id, state, Boolean(bar), url]));
   if (states !== null && now !== states) refresh();
   states = now;
@@ -57,7 +59,7 @@ async function refresh() {
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   for (const selector of ["[data-refresh]", ".service"]) {
     const before = all(selector), after = all(selector, fresh);
-    before.forEach((part, i) => after[i] && part.replaceWith(after[i]));
+    before.forEach((part, i) => (after[i] ? part.replaceWith(after[i]) : part.remove()));
   }
   document.dispatchEvent(new Event("edgeft:refreshed"));
 }
