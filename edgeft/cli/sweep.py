@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgeft import machine
 from edgeft.cli._items import pop_eval_options
 from edgeft.cli._options import build, columns, json_option, options_of, print_json
 from edgeft.cli._sweep_file import read_run, read_sweep_table
@@ -52,10 +53,12 @@ def command(ctx: click.Context, /, file: Path, as_json: bool, **options: Any) ->
 
     run, space = read_run(ctx, file)
     items = pop_eval_options(run)
+    budget = build(machine.Budget, run)
     run = {name: value for name, value in run.items() if name not in NOT_OF_A_TRIAL}
     chosen = build(SweepOptions, options, run=run, space=space, items=items)
     try:
-        result = sweep(chosen)
+        with machine.limited(budget):
+            result = sweep(chosen)
     except KeyboardInterrupt:
         say("stopped; the same command goes on from here")
         raise

@@ -13,7 +13,9 @@ from edgeft.cli.train import command
 from edgeft.errors import InputError
 from edgeft.train.resolve import resolve_run
 
-NOT_OF_A_RUN = ("preview", "resume", "overwrite", "as_json", "items", "scorer", "limit")
+NOT_OF_A_RUN = (
+    "preview", "resume", "overwrite", "as_json", "items", "scorer", "limit", "max_memory", "max_disk",
+)  # fmt: skip
 
 
 def parsed(*words: object) -> dict[str, Any]:
