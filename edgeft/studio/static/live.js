@@ -46,16 +46,33 @@ function showJobs({ text: line, jobs }) {
   const served = jobs.find((job) => String(job.id) === $("job")?.dataset.id)?.url;
   if (served && !document.querySelector(`.buttons a[href="${served}"]`)) return location.reload(); // its button
   const now = JSON.stringify(jobs.map(({ id, state, bar, url }) => [id, state, Boolean(bar), url]));
-  if (states !== null && now !== states) refresh();
+  if (now !== states) refresh(); // the first time, too: a job may have changed since the page was written
   states = now;
 }
 
-// Parts that list jobs are fetched again; what a person fills in is not touched.
+let refreshing = false, again = false;
+
+// One at a time: an older answer that comes late must not replace a newer one.
 async function refresh() {
+  again = true;
+  if (refreshing) return;
+  refreshing = true;
+  while (again) {
+    again = false;
+    await fetchParts();
+  }
+  refreshing = false;
+}
+
+// Parts that list jobs are fetched again; what a person fills in is not touched.
+async function fetchParts() {
   const parts = all("[data-refresh], .service");
   if (!parts.length && !document.querySelector(".jobs-here")) return;
   const response = await fetch(location.href).catch(() => null);
-  if (!response?.ok) return;
+  if (!response?.ok) {
+    states = null; // the next event tries again
+    return;
+  }
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
   for (const selector of ["[data-refresh]", ".service"]) {
     const before = all(selector), after = all(selector, fresh);
