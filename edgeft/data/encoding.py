@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from edgeft.data.encoded_rows import (
     IGNORED,
@@ -43,6 +44,11 @@ class LeftOut:
     """tokens of the longest example, left out or not"""
     refused: tuple[BadRow, ...] = ()
     """examples that the chat template refuses, or of which it leaves nothing to learn"""
+
+    def facts(self) -> dict[str, Any]:
+        """The entry of a manifest."""
+        refused = {"refused": len(self.refused)} if self.refused else {}
+        return {"left_out": {"longer": self.longer, "longest": self.longest, **refused}}
 
 
 def encode(

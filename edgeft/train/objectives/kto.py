@@ -72,10 +72,8 @@ class KTO(Objective):
         )
 
     def facts(self) -> dict[str, Any]:
-        left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
-        refused = len(self.left_out.refused)
         labels = {"desirable": sum(self.train.desirable), "of": len(self.train)}
-        return {"left_out": left_out | ({"refused": refused} if refused else {}), "labels": labels}
+        return self.left_out.facts() | {"labels": labels}
 
     def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
         """Rewards of good and bad answers, and the KL divergence to the reference."""

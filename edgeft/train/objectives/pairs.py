@@ -52,9 +52,7 @@ class PairObjective(Objective):
         )
 
     def facts(self) -> dict[str, Any]:
-        left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
-        refused = len(self.left_out.refused)
-        return {"left_out": left_out | ({"refused": refused} if refused else {})}
+        return self.left_out.facts()
 
     def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
         """Accuracy and margin of the rewards, of the training batches and of the validation pairs."""

@@ -78,9 +78,7 @@ class GRPO(Objective):
         self.answers_per_row = options.generations
 
     def facts(self) -> dict[str, Any]:
-        left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
-        refused = len(self.left_out.refused)
-        return {"left_out": left_out | ({"refused": refused} if refused else {})}
+        return self.left_out.facts()
 
     def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
         """Rewards of the answers, each by its name, too; KL divergence to the reference; answers' lengths."""

@@ -54,13 +54,8 @@ class SFT(Objective):
         self.train = pack(encoded, options.cutoff_length) if options.packing else encoded
 
     def facts(self) -> dict[str, Any]:
-        left_out = {"longer": self.left_out.longer, "longest": self.left_out.longest}
-        refused = len(self.left_out.refused)
         shared = self.shared_prefix is not None and not self.shared_prefix.why_not
-        facts: dict[str, Any] = {
-            "left_out": left_out | ({"refused": refused} if refused else {}),
-            "shared_prefix": shared,
-        }
+        facts = self.left_out.facts() | {"shared_prefix": shared}
         if len(self.train) < self.examples:
             facts["packed"] = {"examples": self.examples, "rows": len(self.train)}
         return facts
