@@ -193,9 +193,12 @@ def _keep_notes(old: Path, new: Path) -> None:
         return
     names = _counted_files(old)
     for name in set(names) - set(_model_files(names)) - {*manifest.files, "manifest.json"}:
-        if not (new / name).exists():
-            shutil.copy2(old / name, new / name)
-            fsync(new / name)
+        copy = new / name
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(old / name, copy)
+            fsync(copy)
+            fsync(copy.parent)
 
 
 def _linked(target: Path) -> Path:

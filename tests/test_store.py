@@ -402,9 +402,12 @@ def test_notes_in_a_folder_outlive_its_replacement(tmp_path: Path) -> None:
                 (draft.path / "log.txt").write_text(text)
         if text == "one":
             (target / "README.md").write_text("mine")
+            (target / "additional_chat_templates").mkdir()
+            (target / "additional_chat_templates" / "notes.txt").write_text("mine")
             (target / "tokenizer.json").write_text("{}")
     files = {path.name for path in target.iterdir()}
-    assert files == {"manifest.json", "weights.txt", "README.md"}
+    assert files == {"manifest.json", "weights.txt", "README.md", "additional_chat_templates"}
+    assert (target / "additional_chat_templates" / "notes.txt").read_text() == "mine"
     assert (target / "README.md").read_text() == "mine"
 
 
