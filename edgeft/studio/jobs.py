@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 from edgeft.errors import InputError, StaleError
 from edgeft.files import partial_path, read_json, write_text
+from edgeft.machine import kilobytes
 from edgeft.studio.job_process import start_time
 
 State = Literal["waiting", "running", "stopping", "done", "failed", "cancelled", "skipped"]
@@ -133,7 +134,8 @@ class Job:
         """Resident bytes of the job's processes now, 0 where none runs."""
         if self.state not in ("running", "stopping") or not self.pid:
             return 0
-        return sum(_resident(pid) for pid in _descendants(self.pid))
+        status = (f"/proc/{pid}/status" for pid in _descendants(self.pid))
+        return sum(kilobytes(file).get("VmRSS", 0) for file in status)
 
 
 class Jobs:
@@ -280,10 +282,3 @@ def _descendants(pid: int) -> list[int]:
             text = Path(f"/proc/{parent}/task/{parent}/children").read_text()
             pids += [int(child) for child in text.split()]
     return pids[1:]
-
-
-def _resident(pid: int) -> int:
-    try:
-        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, IndexError):
-        return 0
