@@ -142,8 +142,8 @@ def _card(artifacts: Sequence[Artifact], origin: Origin, out: Path) -> str:
     rows += [_row(artifact) for artifact in artifacts]
     adapter = " and an adapter" if "adapter" in facts.parents else ""
     about = (
-        f"Made by edgeft {facts.edgeft} from the base {origin.base}{adapter}, a {origin.family} model. Each "
-        "artifact was compared with the original model before it got its name; its manifest has the figures."
+        f"Made by edgeft {facts.edgeft} from the base {origin.base}{adapter}, a {origin.family} model. The stored "
+        "weights of each artifact were checked against what they were made from; its manifest has the figures."
     )
     parts = [
         *_front_matter(artifacts, origin), f"# {title}", "", about, "", *rows, "",
