@@ -12,10 +12,10 @@ import pytest
 from edgeft import store
 from edgeft.adapter.read import Weighted
 from edgeft.export.pipeline import ExportOptions, export
-from edgeft.progress import Progress
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from edgeft.weights import gguf_reader
+from helpers.interrupting import interrupted_at
 
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
@@ -123,20 +123,11 @@ def test_another_base_precision_is_said_to_differ(
 
 
 def test_a_run_that_was_interrupted_within_the_steps_of_ship_ends_with_the_same_bytes(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path
 ) -> None:
-    update = Progress.update
-
-    def interrupted(self: Progress, done: int, **kwargs: Any) -> None:
-        update(self, done, **kwargs)
-        if self.done == 5 and done:
-            raise KeyboardInterrupt
-
     options = dataclasses.replace(trained[0], output=tmp_path / "adapter")
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(options)
+    with interrupted_at(5):
+        train(options)
     again = train(options, resume=True)
     whole = store.read_manifest(trained[0].output)
     assert whole is not None

@@ -13,12 +13,13 @@ from edgeft import store
 from edgeft.adapter.read import Weighted
 from edgeft.errors import FormatError
 from edgeft.export.pipeline import ExportOptions, export
-from edgeft.progress import Progress
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from edgeft.weights.checkpoint import Checkpoint
 
 QUANTS = {"4bit": "gptq", "int4": "onnx"}
+from helpers.interrupting import interrupted_at
+
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
 
@@ -111,20 +112,11 @@ def test_the_default_is_the_trained_format_and_type_with_the_values_of_the_last_
 
 
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
-    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: Trained, tmp_path: Path
 ) -> None:
-    update = Progress.update
-
-    def interrupted(self: Progress, done: int, **kwargs: Any) -> None:
-        update(self, done, **kwargs)
-        if self.done == 3 and done:
-            raise KeyboardInterrupt
-
     options = dataclasses.replace(trained[0], output=tmp_path / "adapter")
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            train(options)
+    with interrupted_at(3):
+        train(options)
     again = train(options, resume=True)
     whole = store.read_manifest(trained[0].output)
     assert whole is not None and again.facts["ship"] == whole.facts["ship"]

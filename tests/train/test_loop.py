@@ -14,7 +14,6 @@ from edgeft import store
 from edgeft.benchmarks.quality.scorers import tool_call
 from edgeft.data.rows import load_examples
 from edgeft.errors import AdapterError, InputError, MissingExtra
-from edgeft.progress import Progress
 from edgeft.records import Example, Manifest, Message, ToolCall
 from edgeft.tokenizer.tool_calls import HERMES
 from edgeft.train.answers import Answering, AnswerItems
@@ -22,6 +21,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation
 from edgeft.train.registry import METHODS
 from edgeft.train.run import train
+from helpers.interrupting import interrupted_at
 from helpers.tiny import make_base
 
 RUN: dict[str, Any] = {
@@ -55,33 +55,20 @@ def run(tiny_base: Path, tiny_chats: Path, tmp_path: Path) -> Callable[..., Mani
     return go
 
 
-def interrupted_at(step: int, monkeypatch: pytest.MonkeyPatch, go: Callable[[], Any]) -> None:
-    update = Progress.update
-
-    def interrupted(self: Progress, done: int, **kwargs: Any) -> None:
-        update(self, done, **kwargs)
-        if self.done == step and done:
-            raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Progress, "update", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            go()
-
-
 def weights(manifest: Manifest) -> dict[str, str]:
     return {name: file.sha256 for name, file in manifest.files.items() if "safetensors" in name}
 
 
 @pytest.mark.parametrize(("method", "optimizer"), RESUMED)
 def test_a_resumed_run_has_the_losses_and_the_bytes_of_an_uninterrupted_one(
-    run: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch, method: str, optimizer: str
+    run: Callable[..., Manifest], method: str, optimizer: str
 ) -> None:
     chosen = {"method": method, "optimizer": optimizer, "lora_dropout": 0.1}
     if METHODS[method].result == "base" or method == "freeze":
         del chosen["lora_dropout"]
     whole = run("whole", **chosen)
-    interrupted_at(5, monkeypatch, lambda: run("cut", **chosen))
+    with interrupted_at(5):
+        run("cut", **chosen)
     seen: list[Evaluation] = []
     resumed = run("cut", resume=True, watch=seen.append, **chosen)
     assert [(e.step, e.last) for e in seen] == [(2, False), (4, False), (6, True)]
@@ -112,11 +99,10 @@ def test_training_stops_when_the_validation_loss_no_longer_falls_and_keeps_the_b
 
 
 @pytest.mark.slow
-def test_early_stopping_counts_over_an_interruption(
-    run: Callable[..., Manifest], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_early_stopping_counts_over_an_interruption(run: Callable[..., Manifest]) -> None:
     chosen = STILL | {"early_stopping": 3, "eval_every": 1, "save_every": 1}
-    interrupted_at(3, monkeypatch, lambda: run("cut", **chosen))
+    with interrupted_at(3):
+        run("cut", **chosen)
     assert run("cut", resume=True, **chosen).facts["steps"] == 4
 
 
