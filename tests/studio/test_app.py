@@ -356,7 +356,7 @@ def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> Non
         assert "--columns answer=id" in text
         assert "--columns" not in server.get("/?data=known.jsonl").text
         text = server.get("/?data=../etc/passwd").text
-        assert "there is no" in text and "run-all" not in text
+        assert "there is no" in text and "data-step" not in text
 
 
 def test_what_was_made_by_hand_appears(server: Server) -> None:
