@@ -349,9 +349,15 @@ def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> Non
         (server.root / "own.csv").write_text(
             "id,Customer text,Intent\n1,where is my card,card_arrival\n"
         )
+        (server.root / "odd.csv").write_text(
+            "No;What they wrote;Desk;Day\nT-1;two chairs are late;shipping;2026-01-14\n"
+        )
+        text = html.unescape(server.get("/?data=odd.csv").text)
+        assert "--columns 'prompt=What they wrote' --columns answer=Desk" in text
+        assert '<option value="Desk" selected>Desk (shipping)</option>' in text
         text = server.get("/?data=own.csv").text
         assert "--columns 'prompt=Customer text' --columns answer=Intent" in html.unescape(text)
-        assert re.search(r'id="guide-answer".*<option selected>Intent</option>', text)
+        assert re.search(r'id="guide-answer".*<option value="Intent" selected>Intent \(card', text)
         text = server.get("/?answer=id").text
         assert "--columns answer=id" in text
         assert "--columns" not in server.get("/?data=known.jsonl").text
