@@ -54,11 +54,7 @@ class Choice:
     @property
     def columns(self) -> list[str]:
         """Values of --columns."""
-        return (
-            [f"prompt={self.question}", f"answer={self.answer}"]
-            if self.question and self.answer
-            else []
-        )
+        return column_pairs(self.question, self.answer)
 
     @property
     def clean(self) -> str:
@@ -91,6 +87,11 @@ class Step:
     """path that is there once it is done; "" = only its job says so"""
     needs: tuple[str, ...] = field(default=())
     """steps before it"""
+
+
+def column_pairs(question: str, answer: str) -> list[str]:
+    """Values of --columns; none where a name is missing."""
+    return [f"prompt={question}", f"answer={answer}"] if question and answer else []
 
 
 def guide_steps(choice: Choice) -> list[Step]:
@@ -156,6 +157,11 @@ class Columns:
     question: str
     answer: str
     """guesses: by a column's name, else by how much text it holds"""
+
+    @property
+    def pairs(self) -> list[str]:
+        """Values of --columns."""
+        return column_pairs(self.question, self.answer)
 
 
 def unknown_columns(path: Path) -> Columns | None:

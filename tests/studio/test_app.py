@@ -120,6 +120,20 @@ def test_forms_are_filled_from_the_address_and_from_an_earlier_job(server: Serve
     assert "data-filled" in text
 
 
+def test_a_form_guesses_the_columns_of_a_file_with_other_names(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        (server.root / "own.csv").write_text("No,Wrote,Desk\n1,where is my card,cards\n")
+        columns = 'value="prompt=Wrote, answer=Desk"'
+        text = server.get("/train?data=own.csv").text
+        assert columns in text.partition("<details")[0], "it stands in front"
+        assert columns in server.get("/data?form=check&data=own.csv").text
+        assert columns not in server.get("/train?data=own.csv&objective=dpo").text
+        assert "x=No, y=Desk" in server.get("/train?data=own.csv&columns=x=No&columns=y=Desk").text
+        assert 'data-field="columns"' not in server.get("/train").text.partition("<details")[0]
+        rows(server.root / "known.jsonl")
+        assert "prompt=" not in server.get("/train?data=known.jsonl").text.partition("<details")[0]
+
+
 def test_a_form_begins_with_what_is_most_likely_meant(tmp_path: Path) -> None:
     with serving_studio(tmp_path / "work", jobs=False) as server:
         for name in ("old/f16", "old/q8_0", "new/f16", "new/q4_0", "new/q8_0"):
