@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from edgeft.errors import EdgeftError, InputError, StaleError
 from edgeft.files import read_json
 from edgeft.studio.context import Studio
+from edgeft.studio.desktop import open_folder
 from edgeft.studio.forms import command_words, shell_line, toml_table
 from edgeft.studio.guide import copy_example
 from edgeft.studio.jobs import Job
@@ -127,6 +128,14 @@ class Actions:
     def _check_unused(self, text: str) -> None:
         if job := self.studio.jobs.using(text.removesuffix(WORK_SUFFIX)):
             raise StaleError(f"job {job.id} works with {text}", "stop it first")
+
+    async def open(self, request: Request) -> Response:
+        """Show the workspace, or the folder of a noun (`path`), on the desktop of this machine."""
+        text = str((await read_json_object(request, MAX_BODY_BYTES)).get("path", ""))
+        path = self.studio.workspace.inside(text) if text else self.studio.root
+        if not await asyncio.to_thread(open_folder, path):
+            raise InputError("no program here opens folders", "copy the path")
+        return JSONResponse({"opened": True})
 
     async def restore(self, request: Request) -> Response:
         entry = request.query_params.get("entry", "")

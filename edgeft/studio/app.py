@@ -82,6 +82,7 @@ def studio_app(
         _post("/api/upload", actions.upload),
         _post("/api/delete", actions.delete),
         _post("/api/rename", actions.rename),
+        _post("/api/open", actions.open),
         _post("/api/restore", actions.restore),
         _post("/api/trash/empty", actions.empty_trash),
         Mount("/static", StaticFiles(directory=STATIC)),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgeft import store
-from edgeft.studio import pages
+from edgeft.studio import desktop, pages
 from edgeft.studio.render import NAV, STATIC
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
 
@@ -285,6 +285,25 @@ def test_what_a_job_works_with_is_not_deleted(server: Server) -> None:
     assert answer.json == {"path": "new name.jsonl"}
     for path in ("../x", "/etc/passwd", ".studio/key", 7):
         assert server.post("/api/delete", {"path": path}).status == 422
+
+
+def test_a_folder_is_opened_where_there_is_a_desktop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    for name in desktop.SCREENS:
+        monkeypatch.delenv(name, raising=False)
+    rows(server.root / "talks/a b.jsonl")
+    page = "/file/talks/a%20b.jsonl"
+    assert f"{server.root}/talks/a b.jsonl" in server.get(page).text, "the path to be copied"
+    assert "/api/open" not in server.get(page).text
+    assert server.post("/api/open", {"path": "talks/a b.jsonl"}).status == 422 and opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert "/api/open" in server.get(page).text and "/api/open" in server.get("/runs").text
+    for path in ("talks/a b.jsonl", "", "../.."):
+        server.post("/api/open", {"path": path})
+    assert opened == [(server.root / "talks").as_uri(), server.root.as_uri()]
 
 
 # ── uploads ──────────────────────────────────────────────────────────────────────────────────────

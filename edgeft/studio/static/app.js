@@ -35,6 +35,7 @@ document.addEventListener("click", async (event) => {
       });
     } else if (answer.id && !answer.state) location.href = `/jobs/${answer.id}`;
     else if (button.dataset.then) location.href = button.dataset.then;
+    else if (answer.opened) button.disabled = false;
     else if (!document.querySelector("[data-live]")) location.reload();
   } catch (error) {
     problem(error);
@@ -43,7 +44,7 @@ document.addEventListener("click", async (event) => {
 });
 
 async function copy(button) {
-  const code = button.closest(".line").querySelector("code");
+  const code = button.closest(".line, .path").querySelector("code");
   try {
     await navigator.clipboard.writeText(code.textContent);
     toast(text("copied"));
