@@ -30,6 +30,7 @@ from edgeft.data.reading import COMPRESSED_SUFFIXES, ROW_SUFFIXES
 from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.files import format_bytes, read_json, write_text
 from edgeft.studio.nouns import files_of
+from edgeft.train.options import WORK_SUFFIX
 
 STUDIO, TRASH, UPLOADS = ".studio", "trash", "data"
 UPLOAD_SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, *COMPRESSED_SUFFIXES)
@@ -102,7 +103,9 @@ class Workspace:
         """`text`, with a number where something of this name is there: adapter -> adapter-2."""
         stem, dot, suffix = text.partition(".") if "/" not in text else (text, "", "")
         number, name = 1, text
-        while os.path.lexists(self.root / name) or os.path.lexists(self.root / f"{name}.work"):
+        while os.path.lexists(self.root / name) or os.path.lexists(
+            self.root / f"{name}{WORK_SUFFIX}"
+        ):
             number += 1
             name = f"{stem}-{number}{dot}{suffix}"
         return name

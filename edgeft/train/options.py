@@ -300,6 +300,9 @@ class TrainOptions:
         return cast(dict[str, Any], json.loads(json.dumps(texts)))
 
 
+WORK_SUFFIX = ".work"
+
+
 def work_folder_of(output: Path) -> Path:
     """The folder beside a result that holds the checkpoints of an unfinished run."""
-    return output.with_name(output.name + ".work")
+    return output.with_name(output.name + WORK_SUFFIX)

@@ -16,6 +16,7 @@ import pytest
 from edgeft import store
 from edgeft.studio import desktop, pages
 from edgeft.studio.render import NAV, STATIC
+from edgeft.train.checkpoints import REQUEST_FILE
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
 
 pytest.importorskip("uvicorn")
@@ -257,10 +258,10 @@ def test_a_failed_job_shows_the_error_and_its_hint(server: Server) -> None:
 
 
 def test_an_unfinished_run_goes_on(server: Server) -> None:
-    options = {"base": "b", "data": "a.jsonl", "output": "cut", "lora_r": 4, "double_quant": False,
-               "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
+    options = {"base": "b", "data": str(server.root / "a.jsonl"), "output": "cut", "epochs": 1.0,
+               "lora_r": 4, "double_quant": False, "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
     (server.root / "cut.work/checkpoint-5").mkdir(parents=True)
-    (server.root / "cut.work/request.json").write_text(json.dumps({"options": options}))
+    (server.root / "cut.work" / REQUEST_FILE).write_text(json.dumps({"options": options}))
     assert "cut.work" in server.get("/train").text
     number = server.post("/api/resume?path=cut.work").json["id"]
     words = server.wait(number).words

@@ -14,6 +14,7 @@ from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.studio.lineage import graph, lineage_svg
 from edgeft.studio.nouns import find_nouns
 from edgeft.studio.workspace import Upload, Workspace, clean_name
+from edgeft.train.checkpoints import REQUEST_FILE
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +51,7 @@ def test_every_noun_is_found_with_its_parents(workspace: Workspace) -> None:
     gguf = store.identity(root / "out/q8_0.gguf")
     arms = [{"name": "q8_0.gguf", "identity": gguf, "path": "out/q8_0.gguf"}]
     write(root / "report/report.json", json.dumps({"outcome": "PASS", "arms": arms}))
-    write(root / "run.work/request.json", json.dumps({"options": {"output": "run"}}))
+    write(root / "run.work" / REQUEST_FILE, json.dumps({"options": {"output": "run"}}))
     write(root / "model/config.json", "{}")
     write(root / "model/model.safetensors")
     write(root / ".studio/data.jsonl")
