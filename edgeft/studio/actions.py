@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from edgeft.errors import EdgeftError, InputError, StaleError
+from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.studio.context import Studio
 from edgeft.studio.desktop import open_folder
@@ -193,7 +193,3 @@ def form_values(body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     ):
         raise HTTPException(400, "page, form and values")
     return page, form, values
-
-
-def error_of(error: EdgeftError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "hint": error.hint}}

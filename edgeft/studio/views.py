@@ -196,6 +196,11 @@ class Views:
             raise HTTPException(404, "this file is not shown")
         return FileResponse(path, media_type=kind, headers={"content-security-policy": RAW_POLICY})
 
+    def error_page(self, request: Request, status: int, message: str, hint: str) -> Response:
+        page = self._html(request, "error.html.j2", "", message=message, hint=hint)
+        page.status_code = status
+        return page
+
     def login_page(self, request: Request, wrong: bool = False) -> Response:
         html = self.studio.renderer.page("login.html.j2", words_of(request), wrong=wrong)
         return HTMLResponse(html, 401 if not wrong else 403)

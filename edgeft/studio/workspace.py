@@ -46,6 +46,7 @@ class Workspace:
         try:
             self.root = root.expanduser().resolve()
             self.studio.mkdir(parents=True, exist_ok=True)
+            self._identity = _identity(self.studio)
             store.sweep(self.root / UPLOADS)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -56,6 +57,16 @@ class Workspace:
     @property
     def studio(self) -> Path:
         return self.root / STUDIO
+
+    def check(self) -> None:
+        """StaleError where the folder was moved, deleted or exchanged; a folder that is put back is the same."""
+        with contextlib.suppress(OSError):
+            if _identity(self.studio) == self._identity:
+                return
+        raise StaleError(
+            f"the workspace {self.root} was moved or deleted",
+            "put the folder back, or start the studio again",
+        )
 
     @contextlib.contextmanager
     def opened(self, address: str) -> Iterator[None]:
@@ -259,3 +270,9 @@ def clean_name(name: str) -> str:
     if not stem or len(kept.encode()) > MAX_NAME_BYTES:
         raise InputError(f"{name[:60]!r} is no file name", "letters and digits")
     return kept
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Of a folder, whatever its name."""
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino

@@ -166,6 +166,32 @@ def test_what_does_not_exist_is_said(server: Server) -> None:
         assert answer.status == 404, path
 
 
+def test_a_browser_gets_an_error_as_a_page(server: Server) -> None:
+    for path in ("/nowhere", "/jobs/99", "/file/none.jsonl"):
+        answer = server.get(path, accept="text/html,*/*", accept_language="zh")
+        assert answer.status == 404 and 'role="alert"' in answer.text and "没有成功" in answer.text
+        assert server.get(path).json["error"]["message"]
+
+
+def test_a_workspace_that_was_moved_is_said_and_not_made_anew(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        rows(server.root / "a.jsonl")
+        server.root.rename(tmp_path / "elsewhere")
+        answer = server.get("/data", accept="text/html")
+        assert answer.status == 409 and "was moved or deleted" in answer.text
+        body = {"page": "plan", "form": "plan", "values": {"base": "b"}}
+        answer = server.post("/api/jobs", body)
+        assert answer.status == 409 and "put the folder back" in answer.json["error"]["hint"]
+        assert server.ask("POST", "/api/upload?name=b.csv", b"x").status == 409
+        assert not server.root.exists()
+        server.root.mkdir()  # another folder of this name
+        assert server.post("/api/jobs", body).status == 409
+        server.root.rmdir()
+        (tmp_path / "elsewhere").rename(server.root)
+        assert "a.jsonl" in server.get("/data").text
+        assert server.post("/api/jobs", body).status == 201
+
+
 def test_a_file_of_the_workspace_is_shown_in_a_sandbox(server: Server) -> None:
     (server.root / "report").mkdir()
     (server.root / "report/report.html").write_text("<script>alert(1)</script>")
