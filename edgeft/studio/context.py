@@ -23,6 +23,7 @@ from edgeft.studio.forms import (
     values_of_toml,
 )
 from edgeft.studio.guide import (
+    CHAT,
     EXAMPLE,
     Choice,
     Step,
@@ -206,10 +207,10 @@ class Studio:
             facts["steps"] = self.step_views(guide_steps(choice))
         except EdgeftError as error:
             facts["problem"] = str(error)
-        states = [step["state"] for step in facts["steps"]]
+        states = {step["name"]: step["state"] for step in facts["steps"]}
         return facts | {
-            "busy": "running" in states,
-            "open": any(state != "done" for state in states),
+            "busy": "running" in states.values(),
+            "open": any(state != "done" for name, state in states.items() if name != CHAT),
         }
 
     def step_views(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ class Studio:
             is_next = (
                 step.name == only
                 if only
-                else view["state"] in ("open", "failed") and step.name != "chat"
+                else view["state"] in ("open", "failed") and step.name != CHAT
             )
             if not is_next:
                 continue

@@ -23,7 +23,8 @@ from edgeft.data.shapes import is_row
 from edgeft.errors import EdgeftError
 from edgeft.files import whole_file
 
-EXAMPLE, SUITE = "example", "smart_home"
+EXAMPLE, SUITE, CHAT = "example", "smart_home", "chat"
+"""CHAT: the step that only a person starts"""
 QUANTS = ("f16", "q8_0", "q4_k_m")
 QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
 SAMPLE_ROWS, EXAMPLE_CHARS = 50, 40
@@ -131,7 +132,7 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("ab", "measure", "ab",
              {"artifacts": [*files[1:], files[0]], "items": SUITE if is_example else test, "folder": report,
               **({} if is_example else scorer), **limit}, f"{report}/report.json", ("export",)),
-        Step("chat", "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
+        Step(CHAT, "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
     ]  # fmt: skip
     return [step for step in steps if not (is_example and step.name in ("clean", "split"))]
 
