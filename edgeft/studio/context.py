@@ -198,7 +198,7 @@ class Studio:
         choice = self._choice(query)
         if choice is None:
             return {}
-        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": ""}
+        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": "", "few": choice.test_rows}
         if choice.data == EXAMPLE:
             copy_example(self.root)
         try:
@@ -265,8 +265,8 @@ class Studio:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             kept = {}
-        names = ("data", "base", "size", "scorer", "question", "answer")
-        chosen = {name: query[name][0] for name in names if query.get(name)}
+        names = ("data", "base", "size", "scorer", "question", "answer", "rows")
+        chosen = {name: query[name][0] for name in names[:-1] if query.get(name)}
         if chosen.get("data", kept.get("data")) != kept.get("data"):
             kept = {name: text for name, text in kept.items() if name in ("base", "size")}
         facts = {name: str(text) for name, text in {**kept, **chosen}.items() if name in names}
@@ -288,9 +288,9 @@ class Studio:
             return {"scorer": "exact"}
         columns = unknown_columns(path)
         if columns is None:
-            return {"scorer": guess_scorer(path)}
+            return guess_scorer(path)
         guessed = {"question": columns.question, "answer": columns.answer}
-        return {**guessed, "scorer": guess_scorer(path, columns.pairs)}
+        return guessed | guess_scorer(path, columns.pairs)
 
     def queue_text(self, words: Words, jobs: Sequence[Job]) -> str:
         """How many jobs run and wait."""

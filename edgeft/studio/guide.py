@@ -9,6 +9,7 @@ The example task goes the way of `edgeft demo`. An own file is split first.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -26,7 +27,10 @@ from edgeft.files import whole_file
 EXAMPLE, SUITE, CHAT = "example", "smart_home", "chat"
 """CHAT: the step that only a person starts"""
 QUANTS = ("f16", "q8_0", "q4_k_m")
-QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
+QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 60, 30, 320
+"""QUICK_ITEMS: from 59 on the gate passes a file that changes no answer"""
+TEST_ROWS, MIN_TEST, MAX_TEST = 80, 0.1, 0.3
+"""rows that the test should have, and the share of the file that it takes for them"""
 SAMPLE_ROWS, EXAMPLE_CHARS = 50, 40
 SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
@@ -51,6 +55,20 @@ class Choice:
     """column that is asked, where the file's own names say it not"""
     answer: str = ""
     """column that is learned, likewise"""
+    rows: str = ""
+    """of the file, a number; "" = it is too large to be counted"""
+
+    @property
+    def test_share(self) -> float:
+        """Share of the rows for the test: more of a small file."""
+        share = math.ceil(100 * TEST_ROWS / int(self.rows)) / 100 if self.rows else MIN_TEST
+        return min(MAX_TEST, max(MIN_TEST, share))
+
+    @property
+    def test_rows(self) -> int | None:
+        """About how many rows the test gets, where they are too few for the gate; else None."""
+        count = round(int(self.rows) * self.test_share) if self.rows else QUICK_ITEMS
+        return count if count < QUICK_ITEMS else None
 
     @property
     def columns(self) -> list[str]:
@@ -119,7 +137,8 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("clean", "data", "clean",
              {"data": [choice.data], "output": choice.clean, "columns": choice.columns}, choice.clean),
         Step("split", "data", "split",
-             {"data": [choice.clean], "output": choice.splits, "validation": "0.1", "test": "0.1"}, test,
+             {"data": [choice.clean], "output": choice.splits, "validation": "0.1",
+              "test": f"{choice.test_share:g}"}, test,
              ("clean",)),
         Step("check", "data", "check", {"data": [train], "against": [validation]}, needs=("split",)),
         Step("baseline", "baseline", "baseline",
@@ -189,12 +208,14 @@ def unknown_columns(path: Path) -> Columns | None:
     return Columns(examples, question, answer)
 
 
-def guess_scorer(path: Path, columns: Sequence[str] = ()) -> str:
-    """json where every answer is a JSON object, else exact; exact, too, for what cannot be read."""
+def guess_scorer(path: Path, columns: Sequence[str] = ()) -> dict[str, str]:
+    """`scorer`: json where every answer is a JSON object, else exact; and `rows`, their number, which is left
+    out with what cannot be read or is large."""
     try:
         if path.stat().st_size > SAMPLE_BYTES:
-            return "exact"
+            return {"scorer": "exact"}
         answers = [example.answer.strip() for example in load_examples(path, "skip", columns)]
     except (EdgeftError, OSError):
-        return "exact"
-    return "json" if answers and all(text.startswith("{") for text in answers) else "exact"
+        return {"scorer": "exact"}
+    is_json = answers and all(text.startswith("{") for text in answers)
+    return {"scorer": "json" if is_json else "exact", "rows": str(len(answers) or "")}

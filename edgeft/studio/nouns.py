@@ -19,6 +19,7 @@ from typing import Any, Literal
 from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.reading import holds_rows
 from edgeft.errors import EdgeftError, InputError
+from edgeft.export.model_card import materials_path
 from edgeft.files import read_json, sha256
 from edgeft.records import Manifest
 from edgeft.store import identity, manifest_path, read_manifest
@@ -202,11 +203,13 @@ def _changed(path: Path) -> float:
 
 
 def files_of(path: Path) -> Sequence[Path]:
-    """A noun's path and what belongs to it: the manifest and the Modelfile beside a file, the page of a report."""
+    """A noun's path and what belongs to it: the manifest, the Modelfile and the bill of materials beside an
+    artifact, the page of a report."""
     if path.name == "report.json":
         beside = [path.with_suffix(".html"), path.with_suffix(".md")]
     elif path.is_dir() and not path.is_symlink():
-        beside = []
+        beside = [materials_path(path)]
     else:
-        beside = [path.with_name(f"{path.name}.manifest.json"), path.with_suffix(".Modelfile")]
+        manifest, modelfile = f"{path.name}.manifest.json", path.with_suffix(".Modelfile")
+        beside = [path.with_name(manifest), modelfile, materials_path(path)]
     return [path, *(other for other in beside if other.is_file())]

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 
 from edgeft import store
+from edgeft.benchmarks.statistics.noninferiority import minimum_items
 from edgeft.studio import desktop, pages
+from edgeft.studio.guide import QUICK_ITEMS
 from edgeft.studio.render import NAV, STATIC
 from edgeft.train.checkpoints import REQUEST_FILE
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
@@ -401,6 +403,22 @@ def test_the_guide_goes_from_an_own_file_to_the_verdict(tmp_path: Path) -> None:
         assert "disabled" in server.get("/").text, "they are queued already"
         number = server.post("/api/guide?step=chat").json["jobs"]
         assert len(number) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "few"), [(50, "0.3", "15"), (400, "0.2", ""), (900, "0.1", "")]
+)
+def test_the_guide_gives_a_small_file_a_larger_test(
+    tmp_path: Path, count: int, share: str, few: str
+) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        lines = [json.dumps({"prompt": f"{number}?", "answer": "yes"}) for number in range(count)]
+        (server.root / "mine.jsonl").write_text("\n".join(lines))
+        text = server.get("/?data=mine.jsonl").text
+        assert f"--test {share}" in text
+        assert (f"{count} rows leave about {few} for the test" in text) == bool(few)
+        assert "rows leave" not in server.get("/?data=example").text
+    assert QUICK_ITEMS >= minimum_items(0.05)
 
 
 def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> None:

@@ -176,14 +176,15 @@ def test_a_delete_can_be_undone(workspace: Workspace) -> None:
 
 
 def test_a_rename_takes_the_manifest_along(workspace: Workspace) -> None:
-    for name in ("a.gguf", "a.gguf.manifest.json", "a.Modelfile", "taken.gguf"):
+    for name in ("a.gguf", "a.gguf.cdx.json", "a.gguf.manifest.json", "a.Modelfile", "taken.gguf"):
         write(workspace.root / name)
     assert workspace.rename("a.gguf", "../b") == "b.gguf"
     assert {path.name for path in workspace.root.iterdir()} == {
-        ".studio", "b.Modelfile", "b.gguf", "b.gguf.manifest.json", "taken.gguf",
+        ".studio", "b.Modelfile", "b.gguf", "b.gguf.cdx.json", "b.gguf.manifest.json", "taken.gguf",
     }  # fmt: skip
     with pytest.raises(StaleError, match="is there already"):
         workspace.rename("b.gguf", "taken.gguf")
+    assert "data" not in {noun.kind for noun in find_nouns(workspace.root)}, "a bill of materials"
 
 
 @pytest.mark.parametrize(
