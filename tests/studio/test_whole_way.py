@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,9 +57,13 @@ class Visitor:
         if SHOTS:
             self.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
-    def wait_for_step(self, name: str, *states: str, minutes: float = 20) -> None:
-        step = self.page.locator(".steps li").filter(has_text=name)
-        step.get_by_text(states[0], exact=True).wait_for(timeout=minutes * MINUTE_MS)
+    def step(self, name: str) -> Any:
+        """The step whose name begins so."""
+        title = self.page.locator("strong", has_text=re.compile(f"^{name}"))
+        return self.page.locator(".steps li").filter(has=title)
+
+    def wait_for_step(self, name: str, state: str, minutes: float = 20) -> None:
+        self.step(name).get_by_text(state, exact=True).wait_for(timeout=minutes * MINUTE_MS)
 
 
 def write_csv(path: Path) -> Path:
@@ -86,23 +91,19 @@ def test_an_own_csv_gets_its_verdict_in_few_clicks(
     page.reload()
     visitor.wait_for_step("Train", "done")
     visitor.wait_for_step("Export to", "done")
-    verdict = (
-        page.locator(".steps li").filter(has_text="Decide").locator(".pass, .fail, .inconclusive")
-    )
+    verdict = visitor.step("Decide").locator(".pass, .fail, .inconclusive")
     verdict.wait_for(timeout=20 * MINUTE_MS)
     visitor.shot(f"way-start-{width}")
-    page.locator(".steps li").filter(has_text="Decide").get_by_role("link", name="Show").click()
+    visitor.step("Decide").get_by_role("link", name="Show").click()
     page.locator(".verdict").wait_for()
     visitor.shot(f"way-verdict-{width}")
     report = page.get_by_role("link", name="Open the page →").get_attribute("href")
     assert "The gate" in server.get(report).text or "gguf" in server.get(report).text
     page.goto(server.url)
-    page.locator(".steps li").filter(has_text="Talk to it").get_by_role(
-        "button", name="Run"
-    ).click()
+    visitor.step("Talk to it").get_by_role("button", name="Run").click()
     visitor.clicks += 3
     visitor.wait_for_step("Talk to it", "running")
-    page.locator(".steps li").filter(has_text="Talk to it").get_by_role("link", name="Show").click()
+    visitor.step("Talk to it").get_by_role("link", name="Show").click()
     chat = page.get_by_role("link", name="Open the chat →")
     chat.wait_for(timeout=5 * MINUTE_MS)
     with page.expect_popup() as opening:
@@ -152,9 +153,7 @@ def test_the_example_task_on_the_embedded_base(browser: Any, server: Server) -> 
     visitor.wait_for_step("Train", "running", minutes=15)
     visitor.shot("way-running")
     visitor.wait_for_step("Train", "done", minutes=15)
-    verdict = (
-        page.locator(".steps li").filter(has_text="Decide").locator(".pass, .fail, .inconclusive")
-    )
+    verdict = visitor.step("Decide").locator(".pass, .fail, .inconclusive")
     verdict.wait_for(timeout=15 * MINUTE_MS)
     for number in range(1, 6):
         page.goto(f"{server.url}/jobs/{number}")
