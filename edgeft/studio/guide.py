@@ -61,14 +61,19 @@ class Choice:
     @property
     def test_share(self) -> float:
         """Share of the rows for the test: more of a small file."""
-        share = math.ceil(100 * TEST_ROWS / int(self.rows)) / 100 if self.rows else MIN_TEST
+        share = math.ceil(100 * TEST_ROWS / self._count) / 100 if self._count else MIN_TEST
         return min(MAX_TEST, max(MIN_TEST, share))
 
     @property
     def test_rows(self) -> int | None:
         """About how many rows the test gets, where they are too few for the gate; else None."""
-        count = round(int(self.rows) * self.test_share) if self.rows else QUICK_ITEMS
-        return count if count < QUICK_ITEMS else None
+        count = round(self._count * self.test_share)
+        return count if self._count and count < QUICK_ITEMS else None
+
+    @property
+    def _count(self) -> int:
+        """0 = unknown."""
+        return int(self.rows) if self.rows.isdecimal() else 0
 
     @property
     def columns(self) -> list[str]:
