@@ -6,6 +6,7 @@ import csv
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,13 @@ class Visitor:
         self.step(name).get_by_text(state, exact=True).wait_for(timeout=minutes * MINUTE_MS)
 
 
+def wait_for_file(path: Path, minutes: float) -> None:
+    end = time.monotonic() + 60 * minutes
+    while not path.is_file():
+        assert time.monotonic() < end, path
+        time.sleep(0.1)
+
+
 def write_csv(path: Path) -> Path:
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
@@ -121,7 +129,7 @@ def test_a_training_is_stopped_and_goes_on(browser: Any, server: Server, tmp_pat
     page.wait_for_url("**/jobs/*")
     page.locator("#bars .count").filter(has_text="2").wait_for(timeout=10 * MINUTE_MS)
     checkpoint = server.root / "adapter.work/checkpoint-20/trainer_state.json"
-    server.wait(1, lambda job: checkpoint.is_file())
+    wait_for_file(checkpoint, 10)
     page.reload()
     visitor.click("Stop")
     page.get_by_text("stopped", exact=True).wait_for(timeout=5 * MINUTE_MS)
