@@ -18,7 +18,8 @@ from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError, InputError, StaleError
 from edgeft.feedback import LabelOptions, judge
 from edgeft.feedback.judge import Judge, choice_of
-from edgeft.feedback.labelling import judgements_path, label
+from edgeft.feedback.judgements import judgements_path
+from edgeft.feedback.labelling import label
 
 Decide = Callable[[str, str], Any]
 """(answer A, answer B) -> the judge's reply, or an HTTP status"""
