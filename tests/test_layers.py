@@ -17,10 +17,11 @@ LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file
     "printable",
-    "errors records progress child_process kv_cache",
+    "errors records progress kv_cache",
     "web",
     "models files formats appended_file",
     "weights store machine",
+    "child_process",
     "quantization tokenizer",
     "adapter base data",
     "merge report train",

@@ -26,14 +26,9 @@ import numpy as np
 
 from edgeft import __version__, files, models
 from edgeft.errors import ProofError, require
-from edgeft.gptq.blocks import (
-    HESSIAN_BYTES,
-    ROW_TOKENS,
-    Block,
-    Blocks,
-    InputGroup,
-    stage_of,
-)
+from edgeft.gptq.blocks import HESSIAN_BYTES, ROW_TOKENS, Block, Blocks
+from edgeft.gptq.hessians import InputGroup
+from edgeft.gptq.linear_weights import stage_of
 from edgeft.gptq.solver import DAMP, SHRINKAGE, Arrays, Grid, solve
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress

@@ -27,6 +27,7 @@ from edgeft.studio.events import Events
 from edgeft.studio.render import STATIC
 from edgeft.studio.views import Views
 from edgeft.web.guard import App, Guard, Rules
+from edgeft.web.request_body import BodyError, body_error_response, read_body
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -41,6 +42,7 @@ HEADERS = (
 OPEN_PATHS = ("/login", "/static/")
 """beginnings of paths that need no key"""
 MAX_KEY_BYTES = 1000
+FORM_TYPE = "application/x-www-form-urlencoded"
 KEPT_S = 30 * 86_400
 """a browser keeps the key so long"""
 STATUS = {ResourceError: 507, StaleError: 409}
@@ -55,11 +57,7 @@ def studio_app(
     cookie = f"edgeft-studio-{port}"  # cookies are shared by the ports of a host
 
     async def login(request: Request) -> Response:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_KEY_BYTES:
-                raise HTTPException(413, "this is no key")
+        body = await read_body(request, MAX_KEY_BYTES, FORM_TYPE)
         key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0]
         if not _same(key, studio.key):
             return views.login_page(request, wrong=True)
@@ -84,12 +82,14 @@ def studio_app(
         _post("/api/upload", actions.upload),
         _post("/api/delete", actions.delete),
         _post("/api/rename", actions.rename),
+        _post("/api/open", actions.open),
         _post("/api/restore", actions.restore),
         _post("/api/trash/empty", actions.empty_trash),
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/{page}", _in_thread(views.page)),
     ]
     handlers: dict[Any, Any] = {
+        BodyError: body_error_response,
         HTTPException: _refused,
         EdgeftError: _user_error,
         OSError: _disk_error,

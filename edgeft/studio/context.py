@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ from edgeft.studio.workspace import Workspace
 
 FLAGS = ("--progress", "json")
 JOBS_SHOWN = 12
+SFT = "sft"
+"""the objective whose rows have a question and an answer, and the default"""
 MAX_SAVED, MAX_SAVED_BYTES = 50, 100_000
 """files of options that are looked at, and the size of one"""
 
@@ -119,6 +121,9 @@ class Studio:
             for item in form.fields
             if item.name in asked
         }
+        if guessed := self._column_guess(form, values):
+            values["columns"] = guessed
+            spec = replace(spec, first=(*spec.first, "columns"))
         first, more = (
             [
                 {
@@ -137,6 +142,20 @@ class Studio:
             "has_config": form.has_config, "filled": bool(asked) or bool({"from", "config"} & {*query}),
             "saved": self.saved(f"[{'.'.join(form.words)}]") if form.has_config else [],
         }  # fmt: skip
+
+    def _column_guess(self, form: CommandForm, values: Mapping[str, Any]) -> list[str]:
+        """Values of --columns for a file whose own names say it not; none where the form has some."""
+        if not form.field("columns") or values.get("columns"):
+            return []
+        if values.get("objective", SFT) != SFT:
+            return []
+        data = values.get("data") or ""
+        path = data if isinstance(data, str) else data[0]
+        try:
+            columns = unknown_columns(self.workspace.inside(path))
+        except InputError:
+            return []
+        return columns.pairs if columns else []
 
     def saved(self, table: str) -> list[str]:
         """Names of the TOML files in the workspace that have a table."""
@@ -269,9 +288,8 @@ class Studio:
         columns = unknown_columns(path)
         if columns is None:
             return {"scorer": guess_scorer(path)}
-        pairs = [f"prompt={columns.question}", f"answer={columns.answer}"]
         guessed = {"question": columns.question, "answer": columns.answer}
-        return {**guessed, "scorer": guess_scorer(path, pairs)}
+        return {**guessed, "scorer": guess_scorer(path, columns.pairs)}
 
     def queue_text(self, words: Words, jobs: Sequence[Job]) -> str:
         """How many jobs run and wait."""

@@ -8,6 +8,7 @@ The example task goes the way of `edgeft demo`. An own file is split first.
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ from edgeft.files import whole_file
 EXAMPLE, SUITE = "example", "smart_home"
 QUANTS = ("f16", "q8_0", "q4_k_m")
 QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
+SAMPLE_ROWS, EXAMPLE_CHARS = 50, 40
 SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
 ASKS = re.compile(r"quest|prompt|input|instruct|ask|user|text|问|指令|输入")
@@ -52,11 +54,7 @@ class Choice:
     @property
     def columns(self) -> list[str]:
         """Values of --columns."""
-        return (
-            [f"prompt={self.question}", f"answer={self.answer}"]
-            if self.question and self.answer
-            else []
-        )
+        return column_pairs(self.question, self.answer)
 
     @property
     def clean(self) -> str:
@@ -89,6 +87,11 @@ class Step:
     """path that is there once it is done; "" = only its job says so"""
     needs: tuple[str, ...] = field(default=())
     """steps before it"""
+
+
+def column_pairs(question: str, answer: str) -> list[str]:
+    """Values of --columns; none where a name is missing."""
+    return [f"prompt={question}", f"answer={answer}"] if question and answer else []
 
 
 def guide_steps(choice: Choice) -> list[Step]:
@@ -149,29 +152,40 @@ def copy_example(root: Path) -> None:
 class Columns:
     """The columns of a file whose names do not say which is asked and which is learned."""
 
-    names: list[str]
+    examples: dict[str, str]
+    """name -> the beginning of its value in the first row"""
     question: str
     answer: str
-    """guesses"""
+    """guesses: by a column's name, else by how much text it holds"""
+
+    @property
+    def pairs(self) -> list[str]:
+        """Values of --columns."""
+        return column_pairs(self.question, self.answer)
 
 
 def unknown_columns(path: Path) -> Columns | None:
     """None for rows that are known, for what cannot be read, and for a single column."""
     rows = read_rows(path)
     try:
-        _, row = next(rows)
-    except (StopIteration, EdgeftError, OSError):
+        sample = [row for _, row in itertools.islice(rows, SAMPLE_ROWS)]
+    except (EdgeftError, OSError):
         return None
     finally:
         rows.close()  # type: ignore[attr-defined]
-    if not isinstance(row, dict) or len(row) < 2 or is_row(row):
+    first = sample[0] if sample else None
+    if not isinstance(first, dict) or len(first) < 2 or is_row(first):
         return None
-    names = [str(name) for name in row]
+    letters: dict[str, int] = dict.fromkeys(map(str, first), 0)
+    for row in filter(lambda row: isinstance(row, dict), sample):
+        for name in letters:
+            letters[name] += sum(map(str.isalpha, str(row.get(name) or "")))
+    names = sorted(letters, key=lambda name: -letters[name])
     question = next((name for name in names if ASKS.search(name.lower())), names[0])
     others = [name for name in names if name != question]
-    return Columns(
-        names, question, next((n for n in others if LEARNS.search(n.lower())), others[-1])
-    )
+    answer = next((name for name in others if LEARNS.search(name.lower())), others[0])
+    examples = {str(name): str(value)[:EXAMPLE_CHARS] for name, value in first.items()}
+    return Columns(examples, question, answer)
 
 
 def guess_scorer(path: Path, columns: Sequence[str] = ()) -> str:

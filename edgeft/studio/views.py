@@ -20,6 +20,7 @@ from edgeft.files import is_file
 from edgeft.models import sources
 from edgeft.studio import pages
 from edgeft.studio.context import Studio
+from edgeft.studio.desktop import has_desktop
 from edgeft.studio.job_view import can_resume, job_view, next_links
 from edgeft.studio.lineage import lineage_svg
 from edgeft.studio.nouns import Noun
@@ -58,6 +59,7 @@ class Views:
             **common,
             "theme": theme if theme in ("light", "dark") else "",
             "sources": {name: kinds[0] for name, kinds in pages.SOURCES.items()},
+            "has_desktop": has_desktop(),
             "upload_suffixes": ",".join(UPLOAD_SUFFIXES),
             **context,
         }

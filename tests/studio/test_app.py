@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from edgeft import store
-from edgeft.studio import pages
+from edgeft.studio import desktop, pages
 from edgeft.studio.render import NAV, STATIC
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
 
@@ -118,6 +118,20 @@ def test_forms_are_filled_from_the_address_and_from_an_earlier_job(server: Serve
     text = server.get(f"/train?form=train&from={number}").text
     assert re.search(r'id="train-lora_r"[^>]*value="4"', text)
     assert "data-filled" in text
+
+
+def test_a_form_guesses_the_columns_of_a_file_with_other_names(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        (server.root / "own.csv").write_text("No,Wrote,Desk\n1,where is my card,cards\n")
+        columns = 'value="prompt=Wrote, answer=Desk"'
+        text = server.get("/train?data=own.csv").text
+        assert columns in text.partition("<details")[0], "it stands in front"
+        assert columns in server.get("/data?form=check&data=own.csv").text
+        assert columns not in server.get("/train?data=own.csv&objective=dpo").text
+        assert "x=No, y=Desk" in server.get("/train?data=own.csv&columns=x=No&columns=y=Desk").text
+        assert 'data-field="columns"' not in server.get("/train").text.partition("<details")[0]
+        rows(server.root / "known.jsonl")
+        assert "prompt=" not in server.get("/train?data=known.jsonl").text.partition("<details")[0]
 
 
 def test_a_form_begins_with_what_is_most_likely_meant(tmp_path: Path) -> None:
@@ -273,6 +287,25 @@ def test_what_a_job_works_with_is_not_deleted(server: Server) -> None:
         assert server.post("/api/delete", {"path": path}).status == 422
 
 
+def test_a_folder_is_opened_where_there_is_a_desktop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    for name in desktop.SCREENS:
+        monkeypatch.delenv(name, raising=False)
+    rows(server.root / "talks/a b.jsonl")
+    page = "/file/talks/a%20b.jsonl"
+    assert f"{server.root}/talks/a b.jsonl" in server.get(page).text, "the path to be copied"
+    assert "/api/open" not in server.get(page).text
+    assert server.post("/api/open", {"path": "talks/a b.jsonl"}).status == 422 and opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert "/api/open" in server.get(page).text and "/api/open" in server.get("/runs").text
+    for path in ("talks/a b.jsonl", "", "../.."):
+        server.post("/api/open", {"path": path})
+    assert opened == [(server.root / "talks").as_uri(), server.root.as_uri()]
+
+
 # ── uploads ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -349,14 +382,20 @@ def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> Non
         (server.root / "own.csv").write_text(
             "id,Customer text,Intent\n1,where is my card,card_arrival\n"
         )
+        (server.root / "odd.csv").write_text(
+            "No;What they wrote;Desk;Day\nT-1;two chairs are late;shipping;2026-01-14\n"
+        )
+        text = html.unescape(server.get("/?data=odd.csv").text)
+        assert "--columns 'prompt=What they wrote' --columns answer=Desk" in text
+        assert '<option value="Desk" selected>Desk (shipping)</option>' in text
         text = server.get("/?data=own.csv").text
         assert "--columns 'prompt=Customer text' --columns answer=Intent" in html.unescape(text)
-        assert re.search(r'id="guide-answer".*<option selected>Intent</option>', text)
+        assert re.search(r'id="guide-answer".*<option value="Intent" selected>Intent \(card', text)
         text = server.get("/?answer=id").text
         assert "--columns answer=id" in text
         assert "--columns" not in server.get("/?data=known.jsonl").text
         text = server.get("/?data=../etc/passwd").text
-        assert "there is no" in text and "run-all" not in text
+        assert "there is no" in text and "data-step" not in text
 
 
 def test_what_was_made_by_hand_appears(server: Server) -> None:
