@@ -33,8 +33,9 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "micro_batch_size": {
             "type": CountOrAuto(),
             "default": None,
-            "show_default": "the batch size",
+            "show_default": "the batch size / --processes",
         },
+        "processes": click.IntRange(min=1),
         "learning_rate": click.FloatRange(min=0, min_open=True),
         "warmup": {"name": "--warmup-ratio", "type": click.FloatRange(0, 1)},
         "cutoff_length": click.IntRange(min=8),

@@ -39,11 +39,11 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         "\nEvery method trains every objective but reward, which those with LoRA matrices train:"
     )
     _print_table(
-        ("objective", "extra", "rate", "rows", "learns"),
+        ("objective", "extra", "rate", "processes", "rows", "learns"),
         [
             (
-                row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}", row["data"],
-                row["learns"],
+                row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}",
+                "any" if row["processes"] else "1", row["data"], row["learns"],
             )
             for row in objectives
         ],

@@ -24,6 +24,8 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
+NOT_OF_RESULT = ("report_to", "processes")
+"""fields that change nothing of the result, or only the last bits"""
 NOT_WITH_SHIP = (
     "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
 )  # fmt: skip
@@ -61,6 +63,9 @@ class TrainOptions:
     micro_batch_size: int | Literal["auto"] = 8
     """Examples per forward pass; gradients are accumulated up to --batch-size. auto = the largest that
     fits the free memory, halved where memory runs out all the same."""
+    processes: int = 1
+    """Processes on this machine that train together, each on its share of every batch and, where there are
+    GPUs, on one of its own; --micro-batch-size is that of each."""
     learning_rate: float = 1e-3
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
@@ -96,11 +101,22 @@ class TrainOptions:
     answer), fields (share of the fields of the row's JSON answer), length:TOKENS, schema:FILE (a JSON schema),
     FILE.py:function, or the folder of a reward model."""
     generations: int = 8
-    """Answers that the model writes to each prompt; --batch-size counts answers."""
+    """Answers that the model writes to each prompt; --batch-size counts answers. ppo: may be 1."""
     max_new_tokens: int = 128
     """Tokens of a written answer at most."""
     temperature: float = 1.0
     """Temperature at which answers are written."""
+    ppo_epochs: int = 4
+    """PPO: steps that learn from the same answers."""
+    gamma: float = 1.0
+    """PPO: factor of a reward for each token that it lies ahead."""
+    gae_lambda: float = 0.95
+    """PPO: between the value head's next word (0) and the rewards alone (1), in the advantages."""
+    value_coef: float = 0.1
+    """PPO: weight of the value head's loss."""
+    cliprange: float = 0.2
+    """PPO: change of a token's probability in --ppo-epochs steps, as a share, beyond which nothing more is
+    learned; the same number bounds the change of a value."""
     neftune_alpha: float = 0.0
     """NEFTune: noise of this strength on the embeddings, 5 is usual; 0 = none."""
     cutoff_length: int = 512
@@ -141,7 +157,7 @@ class TrainOptions:
     keep_4bit: bool = False
     """Keep QLoRA's base packed in 4 bits (bitsandbytes): least memory, slower on a CPU."""
     threads: str = "all"
-    """CPU threads: a number, all cores, or auto = measured at the start and whenever the steps become slow,
+    """CPU threads of a process: a number, all = the cores / --processes, or auto = measured at the start and whenever the steps become slow,
     for a machine that others use. The number decides the last bits of the result."""
     checkpoint_activations: bool = False
     """Keep only the inputs of each block and compute the rest again in the backward pass: a fraction of
@@ -192,6 +208,8 @@ class TrainOptions:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
+        if self.processes < 1:
+            raise InputError("--processes is at least 1")
         if self.steps is not None and self.steps < 1 or not 0 < self.epochs < math.inf:
             raise InputError("--steps and --epochs must be positive")
         if self.threads not in ("all", "auto") and (
@@ -208,19 +226,40 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
-        if self.generations < 2 or self.max_new_tokens < 1 or not 0 < self.temperature < math.inf:
-            raise InputError(
-                "--generations is at least 2, --max-new-tokens at least 1, --temperature above 0"
-            )
-        for name in ("weight_decay", "max_grad_norm", "neftune_alpha", "early_stopping"):
+        for name in ("generations", "max_new_tokens", "ppo_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} is at least 1")
+        for name in ("temperature", "cliprange"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name} {getattr(self, name)} is not above 0")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is not from 0 to 1"
+                )
+        for name in (
+            "weight_decay",
+            "max_grad_norm",
+            "neftune_alpha",
+            "early_stopping",
+            "value_coef",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
 
     def _check_combinations(self) -> None:
-        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+        if self.processes > 1 and self.micro_batch_size == "auto":
+            raise InputError(
+                "--micro-batch-size auto is for one process",
+                f"such as --micro-batch-size {max(1, self.batch_size // self.processes)}",
+            )
+        if self.micro_batch_size != "auto" and self.batch_size % (
+            self.micro_batch_size * self.processes
+        ):
+            times = f" x {self.processes} processes" if self.processes > 1 else ""
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
-                f"--micro-batch-size {self.micro_batch_size}"
+                f"--micro-batch-size {self.micro_batch_size}{times}"
             )
         validates = self.validation_size or self.validation_data
         for name in ("keep_best", "early_stopping"):
@@ -280,6 +319,11 @@ class TrainOptions:
         """Where a run keeps its checkpoints, and files that memory was moved to."""
         return work_folder_of(self.output)
 
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of each process in a step."""
+        return self.batch_size // (int(self.micro_batch_size) * self.processes)
+
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
         return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
@@ -288,13 +332,13 @@ class TrainOptions:
         """Fields as the manifest keeps them, paths as text and tuples as lists.
 
         A field that is younger than FIRST_FIELDS is left out at its default: adapters from before there
-        was a choice stay complete. `report_to` is left out: it changes nothing of the result.
+        was a choice stay complete. NOT_OF_RESULT is left out.
         """
         raw = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name in FIRST_FIELDS
-            or (getattr(self, field.name) != field.default and field.name != "report_to")
+            or (getattr(self, field.name) != field.default and field.name not in NOT_OF_RESULT)
         }
         texts = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return cast(dict[str, Any], json.loads(json.dumps(texts)))

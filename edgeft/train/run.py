@@ -35,6 +35,8 @@ from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.parallel import check_parallel
+from edgeft.train.processes import Together, train_together
 from edgeft.train.protocol import Watch
 from edgeft.train.registry import (
     MethodRow,
@@ -75,6 +77,7 @@ def train(
     check_options(method, options)
     check_objective(objective, options, method)
     check_optimizer(options)
+    check_parallel(options, objective, watched=watch is not None)
     check_reporters(options.report_to)
     options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
@@ -127,10 +130,19 @@ def train(
                 checkpoints.open_work_folder(work_folder, request, checkpoint)
                 steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
                 bar = Progress(f"train-{method}", steps)
-                facts = fit_in_memory(
-                    options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
-                    halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
-                )  # fmt: skip
+                if options.processes > 1:
+                    facts = train_together(
+                        Together(
+                            options, trained, encoded, bar.title, steps, work_folder, checkpoint,
+                            work.path, answering,
+                        )
+                    )  # fmt: skip
+                else:
+                    facts = fit_in_memory(
+                        options, trained, encoded, bar, work_folder, checkpoint, work.path,
+                        answering,
+                        halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
+                    )  # fmt: skip
                 if options.add_tokens:
                     save_tokenizer(options, work.path)
                 work.facts |= facts | {
@@ -141,7 +153,6 @@ def train(
                         "train": len(encoded.train),
                         "validation": len(encoded.validation),
                     },
-                    **encoded.facts(),
                     **data_facts,
                 }
         shutil.rmtree(work_folder)
@@ -211,7 +222,7 @@ def _preflight(
         disk=CHECKPOINTS * request.checkpoint_bytes
         + request.result_bytes
         + request.offloaded_bytes,
-        memory=request.needed,
+        memory=request.needed * options.processes,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
     return options
