@@ -64,6 +64,12 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
                 "with the learned part marked, and what of the data is left out.",
             ),
             click.option(
+                "--show-config",
+                is_flag=True,
+                help="Train nothing: check the options and print what the processes get, as JSON, with "
+                "DeepSpeed's configuration where it is used.",
+            ),
+            click.option(
                 "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
             ),
             click.option("--overwrite", is_flag=True, help="Replace what --output holds."),
@@ -95,6 +101,7 @@ def run_training(
     objective: str,
     *,
     preview: bool,
+    show_config: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -107,6 +114,11 @@ def run_training(
 
     items = answer_items(options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
+    if show_config:
+        from edgeft.train.zero import processes_config
+
+        print_json(processes_config(run))
+        return
     if preview:
         _preview(run, LAYOUTS[objective], as_json)
         return

@@ -24,7 +24,8 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
-NOT_OF_RESULT = ("report_to", "processes")
+Parallel = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+NOT_OF_RESULT = ("report_to", "processes", "parallel", "offload")
 """fields that change nothing of the result, or only the last bits"""
 NOT_WITH_SHIP = (
     "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
@@ -66,6 +67,11 @@ class TrainOptions:
     processes: int = 1
     """Processes on this machine that train together, each on its share of every batch and, where there are
     GPUs, on one of its own; --micro-batch-size is that of each."""
+    parallel: Parallel = "ddp"
+    """What the processes divide: ddp = the batch, fsdp2 = also weights, gradients and the optimizer's state;
+    by DeepSpeed zero1 = also the optimizer's state, zero2 = and gradients, zero3 = and weights."""
+    offload: str | None = None
+    """Where DeepSpeed keeps what is divided: cpu, or with zero3 nvme:FOLDER. For GPUs."""
     learning_rate: float = 1e-3
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05

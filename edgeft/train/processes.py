@@ -33,6 +33,7 @@ from edgeft.progress import Progress, quiet_libraries, write_json_lines, writes_
 from edgeft.train.answers import Answering
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
+from edgeft.train.zero import processes_config
 
 START_METHOD = "spawn"
 """of multiprocessing: a forked process would inherit locks of torch's threads"""
@@ -92,7 +93,7 @@ def train_together(run: Together) -> dict[str, Any]:
         raise _failure(failures, count)
     facts = ends[0].facts
     assert facts is not None
-    return facts | {"processes": count}
+    return facts | {"processes": processes_config(run.options)}
 
 
 def _check_gpus(count: int) -> None:

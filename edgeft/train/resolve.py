@@ -68,7 +68,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     options = TrainOptions(**chosen)
     check_options(method, options)
     check_objective(objective, options, method)
-    check_parallel(options, objective)
+    check_parallel(options, method, objective)
     return TrainRun(method, objective, options)
 
 

@@ -35,7 +35,7 @@ from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
-from edgeft.train.parallel import check_parallel
+from edgeft.train.parallel import check_parallel, checkpoint_layout
 from edgeft.train.processes import Together, train_together
 from edgeft.train.protocol import Watch
 from edgeft.train.registry import (
@@ -77,7 +77,7 @@ def train(
     check_options(method, options)
     check_objective(objective, options, method)
     check_optimizer(options)
-    check_parallel(options, objective, watched=watch is not None)
+    check_parallel(options, method, objective, watched=bool(watch), answers=bool(items))
     check_reporters(options.report_to)
     options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
@@ -92,7 +92,8 @@ def train(
         return complete
     with files.claimed(options.output):
         work_folder = options.work_folder
-        checkpoint = checkpoints.resumable(work_folder, request, resume, overwrite)
+        layout = checkpoint_layout(options)
+        checkpoint = checkpoints.resumable(work_folder, request, resume, overwrite, layout)
         base, tokenizer = open_base(options.base), tokenizer_folder(options)
         chat = ChatTemplate.from_folder(tokenizer)
         for note in base.notes:
@@ -127,7 +128,7 @@ def train(
             with store.writing(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
-                checkpoints.open_work_folder(work_folder, request, checkpoint)
+                checkpoints.open_work_folder(work_folder, request, checkpoint, layout)
                 steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
                 bar = Progress(f"train-{method}", steps)
                 if options.processes > 1:

@@ -72,7 +72,8 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(
     facts = train(two, method="lora").facts
     out, err = capfd.readouterr()
     assert_same(two, facts, one)
-    assert (facts["processes"], facts["steps"], facts["examples"]) == (2, 8, one["examples"])
+    assert (facts["processes"]["processes"], facts["steps"]) == (2, 8)
+    assert facts["examples"] == one["examples"]
     assert facts["shared_prefix"] and "processes" not in one
     assert out == "" and err.count("computing in float32") == 1, "only rank 0 speaks, on stderr"
     train(dataclasses.replace(two, processes=1), method="lora")
@@ -137,7 +138,7 @@ def test_what_is_for_one_process_is_refused(tiny_base: Path, tiny_chats: Path) -
     def several(**more: Any) -> TrainOptions:
         return TrainOptions(tiny_base, tiny_chats, Path("out"), **{**RUN, "processes": 2, **more})
 
-    check_parallel(several(), "sft")
+    check_parallel(several(), "lora", "sft")
     for more, objective, message in (
         ({"ship": "q4_0"}, "sft", "--ship is for one process"),
         ({"optimizer": "badam"}, "sft", "--optimizer badam is for one process: the weights that"),
@@ -146,7 +147,7 @@ def test_what_is_for_one_process_is_refused(tiny_base: Path, tiny_chats: Path) -
         ({}, "grpo", "--objective grpo is for one process .several train sft, pretrain"),
     ):
         with pytest.raises(InputError, match=message):
-            check_parallel(several(**more), objective)
+            check_parallel(several(**more), "lora", objective)
     with pytest.raises(InputError, match="no multiple of --micro-batch-size 2 x 3 processes"):
         several(processes=3)
     with pytest.raises(InputError, match="auto is for one process .such as --micro-batch-size 2"):
@@ -266,6 +267,6 @@ def test_the_command_prints_one_result_and_ctrl_c_and_a_kill_leave_no_process(
     out, err = run.communicate(timeout=500)
     assert run.returncode == 0, err
     result = json.loads(out)
-    assert result["processes"] == 2 and result["adapter"] == str(output)
+    assert result["processes"]["parallel"] == "ddp" and result["adapter"] == str(output)
     assert len(result["accuracy"]["curve"]) == 1 and result["steps"] == step + 8
     assert not output.with_name("adapter.work").exists()
