@@ -110,6 +110,8 @@ def next_links(job: Job, words: Words, root: Path) -> list[dict[str, Any]]:
                           f"&validation_data={quote(f'{output}/validation.jsonl')}"))  # fmt: skip
     if job.command in ("data clean", "data mix"):
         links.append(link(words("nav.train"), f"/train?data={quote(output)}"))
+    if job.command == "data label":
+        links.append(link(words("nav.train"), f"/train?data={quote(output)}&objective=dpo"))
     if job.command == "data check" and (data := job.values.get("data")):
         links.append(link(words("tab.clean"), f"/data?form=clean&data={quote(str(data[0]))}"))
     if job.command == "merge-export":
