@@ -72,7 +72,7 @@ def fit(
     transformers.utils.logging.disable_progress_bar()
     machine.hold_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    several = options.processes > 1
+    several = options.world_size > 1
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))
     if zero.is_zero(options):

@@ -76,7 +76,7 @@ def check_parallel(
     `watched`: a sweep decides at each evaluation whether the run goes on. `answers`: items are answered then.
     """
     row, kind = PARALLEL[options.parallel], f"--parallel {options.parallel}"
-    if options.processes == 1:
+    if options.world_size == 1:
         if options.parallel != "ddp" or options.offload:
             raise InputError(f"{kind} is for several processes", "--processes 2")
         return
@@ -142,7 +142,11 @@ def checkpoint_layout(options: TrainOptions) -> dict[str, Any]:
     """What a checkpoint's readers must have in common; {} where any number of processes reads it."""
     if not PARALLEL[options.parallel].own_checkpoints:
         return {}
-    return {"parallel": options.parallel, "processes": options.processes}
+    return {
+        "parallel": options.parallel,
+        "processes": options.processes,
+        "nodes": options.nodes,
+    }
 
 
 def parallel_table() -> list[dict[str, Any]]:

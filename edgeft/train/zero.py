@@ -50,6 +50,7 @@ def processes_config(options: TrainOptions) -> dict[str, Any]:
     """What the processes of a run get, for a person and for the manifest."""
     config = {
         "processes": options.processes,
+        "nodes": options.nodes,
         "parallel": options.parallel,
         "batch_size": options.batch_size,
         "micro_batch_size": options.micro_batch_size,

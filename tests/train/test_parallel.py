@@ -95,7 +95,9 @@ def test_a_stopped_run_goes_on(options: TrainOptions, first: str) -> None:
         with stopped_at(5):
             train(begin, method="lora")
         if first == "zero2":
-            with pytest.raises(StaleError, match="--parallel zero2 --processes 2 and are read so"):
+            with pytest.raises(
+                StaleError, match="--parallel zero2 --processes 2 --nodes 1 and are read so"
+            ):
                 train(alone, resume=True, method="lora")
         facts = train(end, resume=True, method="lora").facts
         assert_same(options, two, [one, facts])
@@ -177,7 +179,7 @@ def test_checkpoints_of_zero_are_read_by_their_own_kind(
     options: TrainOptions, tmp_path: Path
 ) -> None:
     zero = checkpoint_layout(several(options, "two", parallel="zero2"))
-    assert zero == {"parallel": "zero2", "processes": 2}
+    assert zero == {"parallel": "zero2", "processes": 2, "nodes": 1}
     assert checkpoint_layout(options) == checkpoint_layout(several(options, "two", parallel="fsdp2")) == {}  # fmt: skip
     request: dict[str, dict[str, Any]] = {"options": {"steps": 6}, "parents": {}}
     for layout, other in ((zero, {}), ({}, zero)):
@@ -202,7 +204,7 @@ def test_the_configuration_is_printed_and_nothing_is_trained(
         "--output", tmp_path / "out", "--processes", 4, "--parallel", "fsdp2", "--show-config",
     )  # fmt: skip
     assert ran.code == 0 and json.loads(ran.out) == {
-        "processes": 4, "parallel": "fsdp2", "batch_size": 8, "micro_batch_size": 2,
+        "processes": 4, "nodes": 1, "parallel": "fsdp2", "batch_size": 8, "micro_batch_size": 2,
         "gradient_accumulation_steps": 1,
     }  # fmt: skip
     assert not list(tmp_path.iterdir())
