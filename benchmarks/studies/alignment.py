@@ -48,6 +48,7 @@ from edgeft.benchmarks.suites import Suite, load_suite
 from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError
 from edgeft.files import write_text
+from edgeft.progress import say
 from edgeft.records import Example
 from edgeft.report import tables
 from edgeft.runtimes.protocol import open_runtime
@@ -86,8 +87,9 @@ RECORDED = ("base", "sft_steps", "steps", "learning_rate", "reward", "generation
 """options that all results of a folder share"""
 
 
-def write_data(suite: Suite, out: Path, seed: int) -> None:
-    """sft.jsonl, pairs.jsonl, verdicts.jsonl and prompts.jsonl of the training rows, held_out.jsonl of the test."""
+def write_data(suite: Suite, out: Path, seed: int, items: int) -> None:
+    """sft.jsonl, pairs.jsonl, verdicts.jsonl and prompts.jsonl of the training rows; held_out.jsonl of the first
+    `items` of the test."""
     rng = random.Random(seed)
     train, test = (
         [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -97,7 +99,8 @@ def write_data(suite: Suite, out: Path, seed: int) -> None:
     answers = [answer_of(row) for row in train]
     half = len(train) // 2
     pairs, held_out = (
-        [_pair(row, worse(row, answers, rng)) for row in rows] for rows in (train[half:], test)
+        [_pair(row, worse(row, answers, rng)) for row in rows]
+        for rows in (train[half:], test[:items])
     )
     verdicts = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}
@@ -195,8 +198,9 @@ class Cell:
         """Log-probabilities of the held-out pairs, and of sampled answers rewards and KL; in answers.json."""
         path, options = self.folder / "answers.json", self.options
         if not path.is_file():
-            pairs = held_out(options.out / "held_out.jsonl", options.items)
+            pairs = held_out(options.out / "held_out.jsonl")
             prompts, tokens = [better for better, _ in pairs], load_suite(SUITE).max_tokens
+            say(f"{self.method} {self.objective}: {len(pairs)} held-out pairs and prompts")
             with open_runtime(self.file, threads=options.threads) as model:
                 (rate,) = load_rewards([options.reward], model.encode)
                 written = sampled(model, prompts, tokens)
@@ -225,7 +229,7 @@ class Cell:
                 path,
                 edgeft("score", "--adapter", self.folder / "adapter", "--data", data, "--json"),
             )
-        rows = json.loads(path.read_text(encoding="utf-8"))["rows"][: self.options.items]
+        rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         return [(row["chosen"], row["rejected"]) for row in rows]
 
     def measure(self) -> dict[str, Any]:
@@ -262,9 +266,9 @@ class Cell:
         )
 
 
-def held_out(path: Path, count: int) -> list[tuple[Example, Example]]:
-    """The first pairs of the file as two conversations each."""
-    pairs = load_examples(path, layout="pairs")[:count]
+def held_out(path: Path) -> list[tuple[Example, Example]]:
+    """The pairs of the file as two conversations each."""
+    pairs = load_examples(path, layout="pairs")
     return [
         (pair, dataclasses.replace(pair, messages=pair.rejected, rejected=())) for pair in pairs
     ]
@@ -371,7 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.report:
         options.out.mkdir(parents=True, exist_ok=True)
         _check_options(options)
-        write_data(load_suite(SUITE), options.out, options.seed)
+        write_data(load_suite(SUITE), options.out, options.seed, options.items)
         for cell in cells:
             print(json.dumps(cell.measure()), flush=True)
     rows = [json.loads(cell.result.read_text()) for cell in cells if cell.result.is_file()]

@@ -100,7 +100,7 @@ def check(options: SweepOptions) -> dict[str, str]:
         try:
             run = resolve(options, values, options.output / "trials" / "0")
             check_optimizer(run.options)
-            check_parallel(run.options, run.objective, watched=True)
+            check_parallel(run.options, run.method, run.objective, watched=True)
             check_reporters(run.options.report_to)
             key = _validated_on(run)
             if key not in validated:

@@ -24,7 +24,10 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
-NOT_OF_RESULT = ("report_to", "processes")
+Parallel = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+NOT_OF_RESULT = (
+    "report_to", "processes", "parallel", "offload", "nodes", "node_rank", "main_address",
+)  # fmt: skip
 """fields that change nothing of the result, or only the last bits"""
 NOT_WITH_SHIP = (
     "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
@@ -66,6 +69,18 @@ class TrainOptions:
     processes: int = 1
     """Processes on this machine that train together, each on its share of every batch and, where there are
     GPUs, on one of its own; --micro-batch-size is that of each."""
+    parallel: Parallel = "ddp"
+    """What the processes divide: ddp = the batch, fsdp2 = also weights, gradients and the optimizer's state;
+    by DeepSpeed zero1 = also the optimizer's state, zero2 = and gradients, zero3 = and weights."""
+    offload: str | None = None
+    """Where DeepSpeed keeps what is divided: cpu, or with zero3 nvme:FOLDER. For GPUs."""
+    nodes: int = 1
+    """Machines that train together, each with --processes; the same command runs on all, with another
+    --node-rank."""
+    node_rank: int = 0
+    """Number of this machine, from 0; machine 0 writes the result."""
+    main_address: str | None = None
+    """HOST:PORT of machine 0, a free port that the others reach."""
     learning_rate: float = 1e-3
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
@@ -208,8 +223,15 @@ class TrainOptions:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
-        if self.processes < 1:
-            raise InputError("--processes is at least 1")
+        if self.processes < 1 or not 0 <= self.node_rank < self.nodes:
+            raise InputError(
+                "--processes and --nodes are at least 1, --node-rank is from 0 to --nodes - 1"
+            )
+        if (self.nodes > 1) is not bool(self.main_address):
+            raise InputError("--nodes and --main-address go together", "--main-address HOST:PORT")
+        host, _, port = (self.main_address or "host:1").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(f"--main-address {self.main_address} is not HOST:PORT")
         if self.steps is not None and self.steps < 1 or not 0 < self.epochs < math.inf:
             raise InputError("--steps and --epochs must be positive")
         if self.threads not in ("all", "auto") and (
@@ -248,15 +270,14 @@ class TrainOptions:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
 
     def _check_combinations(self) -> None:
-        if self.processes > 1 and self.micro_batch_size == "auto":
+        count = self.world_size
+        if count > 1 and self.micro_batch_size == "auto":
             raise InputError(
                 "--micro-batch-size auto is for one process",
-                f"such as --micro-batch-size {max(1, self.batch_size // self.processes)}",
+                f"such as --micro-batch-size {max(1, self.batch_size // count)}",
             )
-        if self.micro_batch_size != "auto" and self.batch_size % (
-            self.micro_batch_size * self.processes
-        ):
-            times = f" x {self.processes} processes" if self.processes > 1 else ""
+        if self.micro_batch_size != "auto" and self.batch_size % (self.micro_batch_size * count):
+            times = f" x {count} processes" if count > 1 else ""
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
                 f"--micro-batch-size {self.micro_batch_size}{times}"
@@ -322,7 +343,12 @@ class TrainOptions:
     @property
     def accumulation_steps(self) -> int:
         """Micro-batches of each process in a step."""
-        return self.batch_size // (int(self.micro_batch_size) * self.processes)
+        return self.batch_size // (int(self.micro_batch_size) * self.world_size)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all machines."""
+        return self.nodes * self.processes
 
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""

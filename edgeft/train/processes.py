@@ -1,4 +1,4 @@
-"""A prepared run -> its facts, trained by several processes of this machine (torch.distributed).
+"""A prepared run -> its facts, trained by several processes, of this machine or of several (torch.distributed).
 
     facts = train_together(Together(options, method, objective, …))
 
@@ -28,12 +28,16 @@ from typing import Any
 
 from edgeft import machine
 from edgeft.child_process import ctrl_c_ignored, end_with_parent
-from edgeft.errors import EdgeftError, ResourceError, machine_error
+from edgeft.errors import EdgeftError, InputError, ResourceError, machine_error
 from edgeft.progress import Progress, quiet_libraries, write_json_lines, writes_json_lines
 from edgeft.train.answers import Answering
+from edgeft.train.checkpoints import Request
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Method, Objective
+from edgeft.train.zero import processes_config
 
+PATHS = ("base", "data", "output", "validation_data", "adapter")
+"""options that may differ from machine to machine: their contents are compared"""
 START_METHOD = "spawn"
 """of multiprocessing: a forked process would inherit locks of torch's threads"""
 GRACE_S = 2.0
@@ -55,6 +59,8 @@ class Together:
     output: Path
     """an empty folder, where rank 0 writes the result"""
     answering: Answering | None
+    request: Request
+    """what the run was asked for: the same on every machine, but for its paths"""
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,18 @@ class Ended:
     """what a user or this machine can mend"""
     defect: str = ""
     """the traceback of any other exception"""
+    lost: str = ""
+    """why it lost the others"""
     signal: int = 0
     """the number of the signal that ended it from outside"""
 
     @property
     def failed(self) -> bool:
-        return bool(self.error or self.defect or self.signal)
+        return bool(self.error or self.defect or self.lost or self.signal)
 
 
 def train_together(run: Together) -> dict[str, Any]:
-    """The facts of `loop.fit`, from rank 0.
+    """The facts of `loop.fit`, from rank 0; {} on a machine that has not rank 0.
 
     Raises what a rank raised, and ResourceError where one was ended from outside.
     """
@@ -85,14 +93,18 @@ def train_together(run: Together) -> dict[str, Any]:
     budget = machine.budget().shared_by(count)
     payload = pickle.dumps(run)  # unpickled in a rank once its threads are limited
     with tempfile.TemporaryDirectory(prefix="edgeft-ranks-") as folder:
-        place = Place(count, Path(folder) / "rendezvous")
+        address = f"tcp://{run.options.main_address}"
+        if run.options.nodes == 1:
+            address = (Path(folder) / "rendezvous").as_uri()  # torch's FileStore opens no port
+        place = Place(count, run.options.nodes, run.options.node_rank, address)
         with _ranks(place, payload, budget) as ranks:
             ends = _wait(ranks)
     if failures := {rank: end for rank, end in ends.items() if end.failed}:
         raise _failure(failures, count)
     facts = ends[0].facts
-    assert facts is not None
-    return facts | {"processes": count}
+    if facts is None:
+        return {}
+    return facts | {"processes": processes_config(run.options)}
 
 
 def _check_gpus(count: int) -> None:
@@ -112,8 +124,19 @@ class Place:
     """Where the ranks of a run meet."""
 
     count: int
-    rendezvous: Path
-    """file of torch's FileStore; no port is opened for it"""
+    """of this machine"""
+    nodes: int
+    node: int
+    address: str
+    """URL for `init_process_group`"""
+
+    def rank(self, local_rank: int) -> int:
+        """Number of a process among those of all machines."""
+        return self.node * self.count + local_rank
+
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.count
 
 
 @contextlib.contextmanager
@@ -176,8 +199,14 @@ def _failure(failures: dict[int, Ended], count: int) -> Exception:
     for end in failures.values():
         if end.error:
             return end.error
-    rank, end = next(iter(failures.items()))
-    return RuntimeError(f"process {rank} of {count}:\n{end.defect}")
+    for rank, end in failures.items():
+        if end.defect:
+            return RuntimeError(f"process {rank} of {count}:\n{end.defect}")
+    lost = next(end.lost for end in failures.values())
+    return ResourceError(
+        f"the processes of another node ended, or are not reached: {lost}",
+        "what they say; then --resume on every node goes on from the last checkpoint",
+    )
 
 
 def _rank(
@@ -191,20 +220,27 @@ def _rank(
     """The program of a rank."""
     end_with_parent(signal.SIGKILL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _keep_output(rank)
-    write_json_lines(json_lines and rank == 0)
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": place.count, "LOCAL_WORLD_SIZE": place.count}  # fmt: skip
+    _keep_output(place.rank(rank))
+    write_json_lines(json_lines and place.rank(rank) == 0)
+    names = {
+        "RANK": place.rank(rank), "LOCAL_RANK": rank, "WORLD_SIZE": place.world_size,
+        "LOCAL_WORLD_SIZE": place.count,
+    }  # fmt: skip
     os.environ |= {name: str(value) for name, value in names.items()}
-    # gloo asks the host's name for an address: the ranks of one machine meet on its loopback alone.
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    host = place.address.removeprefix("tcp://").rpartition(":")[0]
+    if place.nodes > 1:
+        os.environ["MASTER_ADDR"] = host
+    if place.nodes == 1 or host in ("127.0.0.1", "localhost"):
+        # gloo asks the host's name for an address: the ranks of one machine meet on its loopback alone.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     try:
         with machine.limited(budget), quiet_libraries():
             facts = _train(rank, place, payload)
-        end = Ended(facts=facts if rank == 0 else None)
+        end = Ended(facts=facts if place.rank(rank) == 0 else None)
     except EdgeftError as error:
         end = Ended(error=EdgeftError(error.message, error.hint))  # not every class can be pickled
     except Exception as error:  # noqa: BLE001 - the parent raises it
-        end = Ended(error=machine_error(error), defect=traceback.format_exc())
+        end = _end_of(error)
     connection.send(end)
 
 
@@ -217,6 +253,44 @@ def _keep_output(rank: int) -> None:
     sys.stdout = sys.stderr
 
 
+def _end_of(error: Exception) -> Ended:
+    """A failed exchange with another process is no defect: that process says what happened."""
+    import torch
+
+    text = str(error)
+    if isinstance(error, torch.distributed.DistError) or "/gloo/" in text:
+        return Ended(lost=text.partition("\n")[0])
+    return Ended(error=machine_error(error), defect=traceback.format_exc())
+
+
+def _agree(run: Together, rank: int) -> Path | None:
+    """The checkpoint that rank 0 goes on from. InputError where this machine trains something else."""
+    import torch
+
+    request = {
+        **run.request["parents"],
+        **{key: value for key, value in run.request["options"].items() if key not in PATHS},
+    }
+    name = run.checkpoint.name if run.checkpoint else ""
+    first: list[Any] = [(request, name)]
+    torch.distributed.broadcast_object_list(first, src=0)
+    others, name = first[0]
+    if differing := sorted(
+        key for key in {*request, *others} if request.get(key) != others.get(key)
+    ):
+        raise InputError(
+            f"node 0 trains with other {', '.join(differing)}",
+            "the same command and files on every node",
+        )
+    checkpoint = run.work_folder / name
+    if name and not checkpoint.is_dir():
+        raise InputError(
+            f"node 0 goes on from {name}, which is not in {run.work_folder}",
+            "--output in a folder that all nodes share",
+        )
+    return checkpoint if name else None
+
+
 def _train(rank: int, place: Place, payload: bytes) -> dict[str, Any]:
     import torch
 
@@ -227,16 +301,17 @@ def _train(rank: int, place: Place, payload: bytes) -> dict[str, Any]:
         torch.cuda.set_device(rank)
     torch.distributed.init_process_group(
         "nccl" if cuda else "gloo",
-        init_method=place.rendezvous.as_uri(),
-        rank=rank,
-        world_size=place.count,
+        init_method=place.address,
+        rank=place.rank(rank),
+        world_size=place.world_size,
     )
     from edgeft.train.loop import fit
 
     run: Together = pickle.loads(payload)
     bar = Progress(run.title, run.steps)
+    checkpoint = _agree(run, rank)
     facts = fit(
-        run.options, run.method, run.objective, bar, run.work_folder, run.checkpoint, run.output,
+        run.options, run.method, run.objective, bar, run.work_folder, checkpoint, run.output,
         run.answering,
     )  # fmt: skip
     torch.distributed.destroy_process_group()

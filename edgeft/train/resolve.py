@@ -55,7 +55,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     check_objective(objective)
     chosen["base"] = resolve_base(str(chosen["base"])).resolve()
     chosen["micro_batch_size"] = chosen.get("micro_batch_size") or max(
-        1, chosen["batch_size"] // chosen.get("processes", 1)
+        1, chosen["batch_size"] // (chosen.get("processes", 1) * chosen.get("nodes", 1))
     )
     rate = float(f"{row.learning_rate * OBJECTIVES[objective].rate:.3g}")
     chosen["learning_rate"] = chosen.get("learning_rate") or rate
@@ -68,7 +68,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     options = TrainOptions(**chosen)
     check_options(method, options)
     check_objective(objective, options, method)
-    check_parallel(options, objective)
+    check_parallel(options, method, objective)
     return TrainRun(method, objective, options)
 
 

@@ -56,7 +56,7 @@ def test_onnxruntime_reports_nothing(core: Server, first: str) -> None:
     """Without edgeft's variable it opens the network some seconds after its import."""
     code = f"{first}; import onnxruntime, time; time.sleep({ONNX_REPORTS_S})"
     environment = {name: of for name, of in os.environ.items() if name not in NO_TELEMETRY}
-    for given, expected in ((code, 0), (code.partition(";")[2], -6)):
+    for given, expected in ((code, 0), (code.partition("; ")[2], -6)):
         ended = subprocess.run(
             [sys.executable, "-c", given],
             check=False, capture_output=True, text=True, env=environment | {"LD_PRELOAD": str(core.shim)},

@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,12 +18,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from edgeft.errors import InputError, ResourceError
+from edgeft.errors import EdgeftError, InputError, ResourceError
 from edgeft.progress import Progress
 from edgeft.train import processes
 from edgeft.train.options import TrainOptions
 from edgeft.train.parallel import check_parallel
-from edgeft.train.run import train
+from edgeft.train.run import train, train_beside
 
 LOSS_TOLERANCE = 2e-4
 """nats; curves are recorded with four digits, and two processes add up in another order"""
@@ -72,7 +73,8 @@ def test_two_processes_have_the_losses_of_one_with_the_same_batches(
     facts = train(two, method="lora").facts
     out, err = capfd.readouterr()
     assert_same(two, facts, one)
-    assert (facts["processes"], facts["steps"], facts["examples"]) == (2, 8, one["examples"])
+    assert (facts["processes"]["processes"], facts["steps"]) == (2, 8)
+    assert facts["examples"] == one["examples"]
     assert facts["shared_prefix"] and "processes" not in one
     assert out == "" and err.count("computing in float32") == 1, "only rank 0 speaks, on stderr"
     train(dataclasses.replace(two, processes=1), method="lora")
@@ -137,7 +139,7 @@ def test_what_is_for_one_process_is_refused(tiny_base: Path, tiny_chats: Path) -
     def several(**more: Any) -> TrainOptions:
         return TrainOptions(tiny_base, tiny_chats, Path("out"), **{**RUN, "processes": 2, **more})
 
-    check_parallel(several(), "sft")
+    check_parallel(several(), "lora", "sft")
     for more, objective, message in (
         ({"ship": "q4_0"}, "sft", "--ship is for one process"),
         ({"optimizer": "badam"}, "sft", "--optimizer badam is for one process: the weights that"),
@@ -146,13 +148,65 @@ def test_what_is_for_one_process_is_refused(tiny_base: Path, tiny_chats: Path) -
         ({}, "grpo", "--objective grpo is for one process .several train sft, pretrain"),
     ):
         with pytest.raises(InputError, match=message):
-            check_parallel(several(**more), objective)
+            check_parallel(several(**more), "lora", objective)
+    for more, message in (
+        ({"nodes": 2}, "--nodes and --main-address go together"),
+        ({"nodes": 2, "main_address": "host"}, "--main-address host is not HOST:PORT"),
+        ({"nodes": 2, "main_address": "host:1", "node_rank": 2}, "--node-rank is from 0 to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            several(processes=1, **more)
     with pytest.raises(InputError, match="no multiple of --micro-batch-size 2 x 3 processes"):
         several(processes=3)
     with pytest.raises(InputError, match="auto is for one process .such as --micro-batch-size 2"):
         several(micro_batch_size="auto")
     with pytest.raises(InputError, match="a trial of a sweep is one process"):
         train(several(), watch=lambda _: None)
+
+
+def beside(options: TrainOptions) -> multiprocessing.Process:
+    """Another node on this machine."""
+
+    def run() -> None:
+        try:
+            train_beside(options, method="lora")
+        except EdgeftError as error:
+            print(f"node {options.node_rank}: {error}", file=sys.stderr)
+
+    process: Any = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process  # type: ignore[no-any-return]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+def test_two_nodes_have_the_losses_of_one_process(
+    options: TrainOptions, one: dict[str, Any], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    main = dataclasses.replace(
+        options, output=options.output.with_name("nodes"), nodes=2, main_address=address
+    )
+    other = dataclasses.replace(main, node_rank=1)
+    node = beside(other)
+    facts = train(main, method="lora").facts
+    node.join(60)
+    assert node.exitcode == 0
+    assert_same(main, facts, one)
+    assert (facts["processes"]["nodes"], facts["processes"]["processes"]) == (2, 1)
+
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(options.data.read_text().splitlines(keepends=True)[1:]))
+    main = dataclasses.replace(main, output=tmp_path / "refused")
+    node = beside(dataclasses.replace(main, node_rank=1, data=data))
+    capfd.readouterr()
+    with pytest.raises(EdgeftError, match="the processes of another node ended"):
+        train(main, method="lora")
+    node.join(60)
+    assert "node 1: node 0 trains with other data (the same" in capfd.readouterr().err
+    assert not main.output.exists()
 
 
 CASES: list[tuple[str, str, dict[str, Any]]] = [
@@ -266,6 +320,6 @@ def test_the_command_prints_one_result_and_ctrl_c_and_a_kill_leave_no_process(
     out, err = run.communicate(timeout=500)
     assert run.returncode == 0, err
     result = json.loads(out)
-    assert result["processes"] == 2 and result["adapter"] == str(output)
+    assert result["processes"]["parallel"] == "ddp" and result["adapter"] == str(output)
     assert len(result["accuracy"]["curve"]) == 1 and result["steps"] == step + 8
     assert not output.with_name("adapter.work").exists()

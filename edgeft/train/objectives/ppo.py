@@ -87,8 +87,8 @@ class ValueHead(transformers.TrainerCallback):  # type: ignore[misc]
         """(answers, tokens) float32 of hidden states, (answers, tokens, width)."""
         return self.linear(states.float())[..., 0]
 
-    def on_pre_optimizer_step(self, *_: Any, lr_scheduler: Any, **__: Any) -> None:
-        self.optimizer.param_groups[0]["lr"] = lr_scheduler.get_last_lr()[0]
+    def on_pre_optimizer_step(self, *_: Any, optimizer: Any, **__: Any) -> None:
+        self.optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
         self.optimizer.step()
         self.optimizer.zero_grad()
 

@@ -26,6 +26,7 @@ from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
 from edgeft.train.protocol import Objective, without_peft
+from edgeft.train.sharded import Sharding
 from edgeft.train.shared_prefix import Row, SharedPrefix
 from edgeft.train.ship.distillation import Distillation
 
@@ -80,7 +81,7 @@ class SFT(Objective):
         return trainer
 
 
-class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
+class AnswerTrainer(Sharding, transformers.Trainer):  # type: ignore[misc]
     """Trainer whose loss is the mean negative log-likelihood of the learned tokens of a step."""
 
     group_by_length = True
@@ -115,13 +116,13 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         keys = ("input_ids", "attention_mask", "labels", "position_ids")
         batch = {key: inputs[key] for key in keys if key in inputs}
         if self.shared_prefix:
-            self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, head, batch, row))
+            self.shared_prefix.verify(batch, lambda row: answers_loss(model, head, batch, row))
         row = self.shared_prefix.row(**batch) if self.shared_prefix else None
-        # Through the wrapper of several processes, which sums the gradients.
+        # Not the model in it: the wrapper of several processes sums the gradients.
         total, learned, output = answers_loss(model, head, batch, row)
         if self.distillation and model.training:
             total = self.distillation.mix(
-                total, output.logits, lambda: answers_loss(causal_lm, head, batch, row)[2].logits
+                total, output.logits, lambda: answers_loss(model, head, batch, row)[2].logits
             )
         if num_items_in_batch is None:
             loss = total / max(learned, 1)

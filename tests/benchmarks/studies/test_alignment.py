@@ -47,7 +47,7 @@ def test_a_worse_answer_differs_in_one_field() -> None:
 @pytest.mark.unit
 def test_the_rows_of_sft_and_of_preferences_are_apart(tmp_path: Path) -> None:
     suite = load_suite("smart_home")
-    alignment.write_data(suite, tmp_path, seed=0)
+    alignment.write_data(suite, tmp_path, seed=0, items=50)
     sft = {example.prompt for example in load_examples(tmp_path / "sft.jsonl")}
     pairs = load_examples(tmp_path / "pairs.jsonl", layout="pairs")
     verdicts = load_examples(tmp_path / "verdicts.jsonl", layout="verdicts")
@@ -57,7 +57,8 @@ def test_the_rows_of_sft_and_of_preferences_are_apart(tmp_path: Path) -> None:
         len(pairs) == len(prompts) == 500 and [v.desirable for v in verdicts] == [True, False] * 500
     )
     assert not sft & {pair.prompt for pair in pairs}
-    held_out = alignment.held_out(tmp_path / "held_out.jsonl", 50)
+    held_out = alignment.held_out(tmp_path / "held_out.jsonl")
+    assert len(held_out) == 50
     assert all(
         better.prompt == other.prompt and better.prompt in test for better, other in held_out
     )
@@ -75,7 +76,7 @@ def test_log_probabilities_are_those_of_transformers(tiny_base: Path, tmp_path: 
     data = make_pairs(tmp_path / "pairs.jsonl")
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_base)
     with open_runtime(tiny_base) as runtime:
-        ours = pair_log_probabilities(runtime, alignment.held_out(data, 4))
+        ours = pair_log_probabilities(runtime, alignment.held_out(data)[:4])
         examples = load_examples(data, layout="pairs")[:4]
         encoded, _ = encode_pairs(examples, runtime.chat, runtime.encode, 512)
         (answer,) = sampled(runtime, [examples[0]], max_tokens=3)

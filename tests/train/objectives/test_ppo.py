@@ -169,6 +169,22 @@ def test_every_method_learns_from_rewards(
     assert max(rewards[3:]) > rewards[0]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [
+    {"optimizer": "lomo", "max_grad_norm": 0.0},
+    {"optimizer": "schedule-free", "scheduler": "constant"}, {"micro_batch_size": 4},
+])  # fmt: skip
+def test_the_value_head_trains_beside_every_optimizer(
+    more: dict[str, Any], tiny_base: Path, folder: Path, tmp_path: Path
+) -> None:
+    # At the rate of the other tests a value changes by 1 in a step, more than the rewards differ.
+    facts = train(
+        tiny_base, folder, tmp_path / "result", steps=12, learning_rate=2e-3, **more
+    ).facts
+    losses = [loss for _, loss in facts["value_loss"]["train"]]
+    assert min(losses[6:]) < losses[0]
+
+
 def test_a_resumed_run_has_the_same_result(tiny_base: Path, folder: Path, tmp_path: Path) -> None:
     from edgeft.train.objectives.ppo import HEAD_FILE
 
