@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import importlib.util
 import json
 import marshal
+import multiprocessing
 import os
 import resource
 import signal
@@ -41,6 +43,8 @@ NO_MEMORY = 77
 """exit code of a worker whose function raised MemoryError"""
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
 """folder from which `edgeft` is imported; an editable installation keeps it out of sys.path"""
+PR_SET_PDEATHSIG = 1
+"""<linux/prctl.h>"""
 START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeft import child_process; " \
         "child_process.serve(*sys.argv[2:])"  # fmt: skip
 """program of a worker; its arguments: sys.path, file, function, and the fields of `Limits`"""
@@ -165,6 +169,27 @@ class Pool:
                 worker.close()
             return worker
         return self._new()
+
+
+def end_with_parent(number: int = signal.SIGTERM) -> None:
+    """In a process that another started: the kernel sends it this signal where its parent ends, even by a kill."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number)
+    parent = multiprocessing.parent_process()
+    if parent and os.getppid() != parent.pid:
+        os._exit(1)
+
+
+@contextlib.contextmanager
+def ctrl_c_ignored() -> Iterator[None]:
+    """What is started within the block ignores Ctrl-C: this process ends it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 _workers: weakref.WeakSet[Worker] = weakref.WeakSet()

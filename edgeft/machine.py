@@ -7,6 +7,7 @@ with limited(Budget(max_memory=4 * 10**9)):     # as if the machine had no more
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import resource
 import shutil
 from collections.abc import Iterator
@@ -68,8 +69,18 @@ class Budget:
     """Disk at most that the results and the files on the way to them take, such as 20G: what needs more is
     refused with its figure before it starts."""
 
+    def shared_by(self, processes: int) -> Budget:
+        """The budget of each of several processes; the disk is checked before they start."""
+        memory = self.max_memory and self.max_memory // processes
+        return dataclasses.replace(self, max_memory=memory)
+
 
 _budget = Budget()
+
+
+def budget() -> Budget:
+    """That of the `limited` block around."""
+    return _budget
 
 
 @contextlib.contextmanager

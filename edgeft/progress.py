@@ -42,6 +42,11 @@ def write_json_lines(on: bool) -> None:
     _json_lines = on
 
 
+def writes_json_lines() -> bool:
+    """Whether `write_json_lines` is on."""
+    return _json_lines
+
+
 def emit(event: str, **facts: Any) -> bool:
     """Write one JSON line, {"event": …, "time": seconds since 1970, …}; False where they are not on."""
     if _json_lines:

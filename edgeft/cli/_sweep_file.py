@@ -25,7 +25,8 @@ from edgeft.sweep.options import Range
 TABLE = "sweep"
 RANGE_KEYS = ("low", "high", "log")
 FIXED = (
-    "output", "preview", "resume", "overwrite", "json", "list", "report-to", "eval-items", "max-memory",
+    "output", "preview", "show-config", "resume", "overwrite", "json", "list", "report-to", "eval-items",
+    "max-memory",
     "max-disk",
     "eval-scorer", "eval-limit", "eval-every",
 )  # fmt: skip

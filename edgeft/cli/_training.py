@@ -33,8 +33,11 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "micro_batch_size": {
             "type": CountOrAuto(),
             "default": None,
-            "show_default": "the batch size",
+            "show_default": "the batch size / --processes",
         },
+        "processes": click.IntRange(min=1),
+        "nodes": click.IntRange(min=1),
+        "node_rank": click.IntRange(min=0),
         "learning_rate": click.FloatRange(min=0, min_open=True),
         "warmup": {"name": "--warmup-ratio", "type": click.FloatRange(0, 1)},
         "cutoff_length": click.IntRange(min=8),
@@ -61,6 +64,12 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
                 is_flag=True,
                 help="Train nothing: print the first three examples as the chat template writes them, "
                 "with the learned part marked, and what of the data is left out.",
+            ),
+            click.option(
+                "--show-config",
+                is_flag=True,
+                help="Train nothing: check the options and print what the processes get, as JSON, with "
+                "DeepSpeed's configuration where it is used.",
             ),
             click.option(
                 "--resume", is_flag=True, help="Go on from the last checkpoint of a stopped run."
@@ -94,6 +103,7 @@ def run_training(
     objective: str,
     *,
     preview: bool,
+    show_config: bool,
     resume: bool,
     overwrite: bool,
     as_json: bool,
@@ -102,14 +112,23 @@ def run_training(
     """Train, or show what would be learned, and print the result."""
     from edgeft.train.registry import method_row
     from edgeft.train.resolve import resolve_run
-    from edgeft.train.run import train
+    from edgeft.train.run import train, train_beside
 
     items = answer_items(options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
+    if show_config:
+        from edgeft.train.zero import processes_config
+
+        print_json(processes_config(run))
+        return
     if preview:
         _preview(run, LAYOUTS[objective], as_json)
         return
     try:
+        if run.node_rank:
+            train_beside(run, method, objective, items)
+            say(f"node {run.node_rank} of {run.nodes} is done; node 0 writes the result")
+            return
         manifest = train(run, resume, overwrite, method, objective, items)
     except KeyboardInterrupt:
         say("stopped; the same command with --resume goes on from the last checkpoint")

@@ -17,7 +17,7 @@ from edgeft.sweep.options import SweepOptions
 if TYPE_CHECKING:
     from edgeft.sweep.run import SweepResult
 
-NOT_OF_A_TRIAL = ("preview", "resume", "overwrite", "as_json", "output")
+NOT_OF_A_TRIAL = ("preview", "show_config", "resume", "overwrite", "as_json", "output")
 """parameters of `edgeft train` that the sweep decides"""
 
 

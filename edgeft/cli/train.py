@@ -15,11 +15,20 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if not value:
         return
     from edgeft.train.optimizers import optimizer_rows
-    from edgeft.train.registry import method_table, objective_table
+    from edgeft.train.parallel import parallel_table
+    from edgeft.train.registry import UNAVAILABLE, method_table, objective_table
 
     rows, objectives, optimizers = method_table(), objective_table(), optimizer_rows()
+    parallel = parallel_table()
     if ctx.params.get("as_json"):
-        print_json({"methods": rows, "objectives": objectives, "optimizers": optimizers})
+        print_json(
+            {
+                "methods": rows,
+                "objectives": objectives,
+                "parallel": parallel,
+                "optimizers": optimizers,
+            }
+        )
         ctx.exit()
     _print_table(
         ("method", "result", "exported as", "device", "rate", "trains"),
@@ -39,11 +48,11 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         "\nEvery method trains every objective but reward, which those with LoRA matrices train:"
     )
     _print_table(
-        ("objective", "extra", "rate", "rows", "learns"),
+        ("objective", "extra", "rate", "processes", "rows", "learns"),
         [
             (
-                row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}", row["data"],
-                row["learns"],
+                row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}",
+                "any" if row["processes"] else "1", row["data"], row["learns"],
             )
             for row in objectives
         ],
@@ -51,6 +60,20 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     for row in objectives:
         if row["loss_types"]:
             click.echo(f"--loss-type of {row['objective']}: {', '.join(row['loss_types'])}")
+    click.echo("\nSeveral processes (--processes), each with a share of the batch:")
+    _print_table(
+        ("parallel", "extra", "each process holds", "optimizers", "not with"),
+        [
+            (
+                row["parallel"], row["extra"], row["holds"], ", ".join(row["optimizers"]),
+                " ".join([
+                    *row["not_with"],
+                    *(one["method"] for one in rows if one["method"] not in [*row["methods"], *UNAVAILABLE]),
+                ]),
+            )
+            for row in parallel
+        ],
+    )  # fmt: skip
     click.echo()
     _print_table(
         ("optimizer", "bytes a weight", "package", "device", "rule"),
@@ -90,7 +113,7 @@ def _print_table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
     expose_value=False,
     callback=_list,
     help="List the methods with what they train, what they write and where it can be exported, the "
-    "objectives with the rows that they need, and the optimizers; then end.",
+    "objectives with the rows that they need, what several processes divide, and the optimizers; then end.",
 )
 @training_options(learning_rate={"default": None, "show_default": "the method's, see --list"})
 def command(method: str, objective: str, **options: Any) -> None:

@@ -234,8 +234,8 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _save(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as file_bytes
 
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
     with files.whole_file(path) as temp:
-        save_file(contiguous, temp, {"about": json.dumps(about)})
+        temp.write_bytes(file_bytes(contiguous, {"about": json.dumps(about)}))

@@ -9,15 +9,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from edgeft.errors import EdgeftError, InputError, StaleError
+from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.studio.context import Studio
 from edgeft.studio.desktop import open_folder
 from edgeft.studio.forms import command_words, shell_line, toml_table
 from edgeft.studio.guide import copy_example
 from edgeft.studio.jobs import Job
-from edgeft.studio.nouns import REQUEST, WORK_SUFFIX
+from edgeft.studio.nouns import relative_text
 from edgeft.studio.workspace import Upload
+from edgeft.train.checkpoints import REQUEST_FILE
+from edgeft.train.options import WORK_SUFFIX
 from edgeft.web.request_body import read_json_object
 
 MAX_BODY_BYTES = 200_000
@@ -78,17 +80,17 @@ class Actions:
 
     def _resume(self, text: str) -> Job:
         path = self.studio.workspace.inside(text)
-        options = read_json(path / REQUEST).get("options", {})
+        options = read_json(path / REQUEST_FILE).get("options", {})
         if path.suffix != WORK_SUFFIX or not options:
             raise InputError(f"{text} is no unfinished run", "reload the page")
         form = self.studio.commands.form("train")
         known = {field.name for field in form.fields}
         values = {
-            name: [str(item) for item in value]
+            name: [self._typed(item) for item in value]
             if isinstance(value, list)
             else value
             if isinstance(value, bool)
-            else str(value)
+            else self._typed(value)
             for name, value in options.items()
             if name in known and value is not None
         }
@@ -96,6 +98,12 @@ class Actions:
         if problem := self.studio.commands.problem(words):
             raise InputError(problem)
         return self.studio.jobs.add(words, "train")
+
+    def _typed(self, value: object) -> str:
+        """An option's value as a person types it here."""
+        if isinstance(value, float):
+            return str(int(value)) if value.is_integer() else repr(value)
+        return relative_text(self.studio.root, str(value))
 
     async def guide(self, request: Request) -> Response:
         """Queue a step of the guide (`step`), or all that are open. The rest of the query is its choice."""
@@ -185,7 +193,3 @@ def form_values(body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     ):
         raise HTTPException(400, "page, form and values")
     return page, form, values
-
-
-def error_of(error: EdgeftError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "hint": error.hint}}

@@ -23,6 +23,7 @@ from edgeft.studio.forms import (
     values_of_toml,
 )
 from edgeft.studio.guide import (
+    CHAT,
     EXAMPLE,
     Choice,
     Step,
@@ -197,7 +198,7 @@ class Studio:
         choice = self._choice(query)
         if choice is None:
             return {}
-        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": ""}
+        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": "", "few": choice.test_rows}
         if choice.data == EXAMPLE:
             copy_example(self.root)
         try:
@@ -206,10 +207,10 @@ class Studio:
             facts["steps"] = self.step_views(guide_steps(choice))
         except EdgeftError as error:
             facts["problem"] = str(error)
-        states = [step["state"] for step in facts["steps"]]
+        states = {step["name"]: step["state"] for step in facts["steps"]}
         return facts | {
-            "busy": "running" in states,
-            "open": any(state != "done" for state in states),
+            "busy": "running" in states.values(),
+            "open": any(state != "done" for name, state in states.items() if name != CHAT),
         }
 
     def step_views(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -243,7 +244,7 @@ class Studio:
             is_next = (
                 step.name == only
                 if only
-                else view["state"] in ("open", "failed") and step.name != "chat"
+                else view["state"] in ("open", "failed") and step.name != CHAT
             )
             if not is_next:
                 continue
@@ -264,8 +265,8 @@ class Studio:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             kept = {}
-        names = ("data", "base", "size", "scorer", "question", "answer")
-        chosen = {name: query[name][0] for name in names if query.get(name)}
+        names = ("data", "base", "size", "scorer", "question", "answer", "rows")
+        chosen = {name: query[name][0] for name in names[:-1] if query.get(name)}
         if chosen.get("data", kept.get("data")) != kept.get("data"):
             kept = {name: text for name, text in kept.items() if name in ("base", "size")}
         facts = {name: str(text) for name, text in {**kept, **chosen}.items() if name in names}
@@ -287,9 +288,9 @@ class Studio:
             return {"scorer": "exact"}
         columns = unknown_columns(path)
         if columns is None:
-            return {"scorer": guess_scorer(path)}
+            return guess_scorer(path)
         guessed = {"question": columns.question, "answer": columns.answer}
-        return {**guessed, "scorer": guess_scorer(path, columns.pairs)}
+        return guessed | guess_scorer(path, columns.pairs)
 
     def queue_text(self, words: Words, jobs: Sequence[Job]) -> str:
         """How many jobs run and wait."""

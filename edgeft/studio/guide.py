@@ -9,6 +9,7 @@ The example task goes the way of `edgeft demo`. An own file is split first.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,9 +24,13 @@ from edgeft.data.shapes import is_row
 from edgeft.errors import EdgeftError
 from edgeft.files import whole_file
 
-EXAMPLE, SUITE = "example", "smart_home"
+EXAMPLE, SUITE, CHAT = "example", "smart_home", "chat"
+"""CHAT: the step that only a person starts"""
 QUANTS = ("f16", "q8_0", "q4_k_m")
-QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
+QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 60, 30, 320
+"""QUICK_ITEMS: from 59 on the gate passes a file that changes no answer"""
+TEST_ROWS, MIN_TEST, MAX_TEST = 80, 0.1, 0.3
+"""rows that the test should have, and the share of the file that it takes for them"""
 SAMPLE_ROWS, EXAMPLE_CHARS = 50, 40
 SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
@@ -50,6 +55,25 @@ class Choice:
     """column that is asked, where the file's own names say it not"""
     answer: str = ""
     """column that is learned, likewise"""
+    rows: str = ""
+    """of the file, a number; "" = it is too large to be counted"""
+
+    @property
+    def test_share(self) -> float:
+        """Share of the rows for the test: more of a small file."""
+        share = math.ceil(100 * TEST_ROWS / self._count) / 100 if self._count else MIN_TEST
+        return min(MAX_TEST, max(MIN_TEST, share))
+
+    @property
+    def test_rows(self) -> int | None:
+        """About how many rows the test gets, where they are too few for the gate; else None."""
+        count = round(self._count * self.test_share)
+        return count if self._count and count < QUICK_ITEMS else None
+
+    @property
+    def _count(self) -> int:
+        """0 = unknown."""
+        return int(self.rows) if self.rows.isdecimal() else 0
 
     @property
     def columns(self) -> list[str]:
@@ -118,7 +142,8 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("clean", "data", "clean",
              {"data": [choice.data], "output": choice.clean, "columns": choice.columns}, choice.clean),
         Step("split", "data", "split",
-             {"data": [choice.clean], "output": choice.splits, "validation": "0.1", "test": "0.1"}, test,
+             {"data": [choice.clean], "output": choice.splits, "validation": "0.1",
+              "test": f"{choice.test_share:g}"}, test,
              ("clean",)),
         Step("check", "data", "check", {"data": [train], "against": [validation]}, needs=("split",)),
         Step("baseline", "baseline", "baseline",
@@ -131,7 +156,7 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("ab", "measure", "ab",
              {"artifacts": [*files[1:], files[0]], "items": SUITE if is_example else test, "folder": report,
               **({} if is_example else scorer), **limit}, f"{report}/report.json", ("export",)),
-        Step("chat", "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
+        Step(CHAT, "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
     ]  # fmt: skip
     return [step for step in steps if not (is_example and step.name in ("clean", "split"))]
 
@@ -188,12 +213,14 @@ def unknown_columns(path: Path) -> Columns | None:
     return Columns(examples, question, answer)
 
 
-def guess_scorer(path: Path, columns: Sequence[str] = ()) -> str:
-    """json where every answer is a JSON object, else exact; exact, too, for what cannot be read."""
+def guess_scorer(path: Path, columns: Sequence[str] = ()) -> dict[str, str]:
+    """`scorer`: json where every answer is a JSON object, else exact; and `rows`, their number, which is left
+    out with what cannot be read or is large."""
     try:
         if path.stat().st_size > SAMPLE_BYTES:
-            return "exact"
+            return {"scorer": "exact"}
         answers = [example.answer.strip() for example in load_examples(path, "skip", columns)]
     except (EdgeftError, OSError):
-        return "exact"
-    return "json" if answers and all(text.startswith("{") for text in answers) else "exact"
+        return {"scorer": "exact"}
+    is_json = answers and all(text.startswith("{") for text in answers)
+    return {"scorer": "json" if is_json else "exact", "rows": str(len(answers) or "")}

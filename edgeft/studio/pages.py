@@ -49,13 +49,15 @@ PAGES = (
         FormSpec("check", "data check", ("data", "base", "against")),
         FormSpec("preview", "train", ("base", "data", "objective"),
                  {"preview": True, "output": "preview"}, {"base": "smollm2-135m"},
-                 hidden=("preview", "output", "resume", "overwrite")),
+                 hidden=("preview", "show_config", "output", "resume", "overwrite")),
         FormSpec("clean", "data clean", ("data", "output", "rules"),
                  start={"output": "data/clean.jsonl"}, free_names=("output",)),
         FormSpec("split", "data split", ("data", "output", "validation", "test", "stratify"),
                  start={"output": "data/splits", "test": "0.1"}, free_names=("output",)),
         FormSpec("mix", "data mix", ("data", "replay", "output"),
                  start={"output": "data/mix.jsonl"}, free_names=("output",)),
+        FormSpec("label", "data label", ("data", "judge", "criterion", "model", "output"),
+                 start={"output": "data/pairs.jsonl"}, free_names=("output",)),
     )),
     Page("baseline", (
         FormSpec("baseline", "baseline",
@@ -71,7 +73,7 @@ PAGES = (
                  ("base", "data", "validation_data", "output", "method", "objective", "epochs", "steps",
                   "batch_size", "learning_rate", "cutoff_length", "lora_r"),
                  start={"base": "smollm2-135m", "output": "adapter"}, free_names=("output",),
-                 hidden=("preview",)),
+                 hidden=("preview", "show_config")),
         FormSpec("sweep", "sweep", ("file", "output", "trials", "sampler", "jobs"),
                  start={"output": "sweep"}, free_names=("output",), hidden=("ray",)),
     )),
@@ -112,6 +114,7 @@ SOURCES: dict[str, tuple[Kind, ...]] = {
     "adapter": ("adapter",),
     "artifacts": ("artifact",),
     "artifact": ("artifact",),
+    "model": ("artifact",),
     "baseline": ("artifact",),
 }  # fmt: skip
 """field -> kinds of nouns in the workspace that it can name"""

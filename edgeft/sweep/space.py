@@ -26,6 +26,7 @@ from edgeft.train.examples import encode_held_out, read_splits
 from edgeft.train.new_tokens import tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.parallel import check_parallel
 from edgeft.train.registry import OBJECTIVE_OPTIONS
 from edgeft.train.reporters import check_reporters
 from edgeft.train.resolve import TrainRun, resolve_run
@@ -99,6 +100,7 @@ def check(options: SweepOptions) -> dict[str, str]:
         try:
             run = resolve(options, values, options.output / "trials" / "0")
             check_optimizer(run.options)
+            check_parallel(run.options, run.method, run.objective, watched=True)
             check_reporters(run.options.report_to)
             key = _validated_on(run)
             if key not in validated:

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import ctypes
 import multiprocessing
-import os
 import signal
-import threading
 from collections.abc import Iterator
 from multiprocessing import connection as connections
 from multiprocessing.connection import Connection
@@ -25,13 +22,12 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from edgeft.benchmarks.quality.workers import ray_cluster
+from edgeft.child_process import ctrl_c_ignored, end_with_parent
 from edgeft.sweep.trial import Call, Outcome, train_trial
 from edgeft.train.protocol import Evaluation
 
 STOP_TIMEOUT_S = 30.0
 """seconds in which a trial that is stopped must end"""
-PR_SET_PDEATHSIG = 1
-"""<linux/prctl.h>"""
 Message = Evaluation | Outcome
 
 
@@ -71,7 +67,7 @@ class LocalWorkers:
         context = multiprocessing.get_context("spawn")
         here, there = context.Pipe()
         process = context.Process(target=_serve, args=(there, call), daemon=True)
-        with _ctrl_c_ignored():  # which the process inherits: this one stops it
+        with ctrl_c_ignored():  # which the process inherits: this one stops it
             process.start()
         there.close()
         self._running[call.number] = (here, process)
@@ -110,7 +106,7 @@ class LocalWorkers:
 def _serve(connection: Connection, call: Call) -> None:
     """The program of a worker process."""
     signal.signal(signal.SIGTERM, _interrupt)
-    _end_with_parent()
+    end_with_parent()
 
     def ask(evaluation: Evaluation) -> bool:
         connection.send(evaluation)
@@ -123,26 +119,6 @@ def _serve(connection: Connection, call: Call) -> None:
 def _interrupt(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once: the training cleans up
     raise KeyboardInterrupt
-
-
-def _end_with_parent() -> None:
-    """Ask the kernel for SIGTERM where the parent ends, even by a kill."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-    parent = multiprocessing.parent_process()
-    if parent and os.getppid() != parent.pid:
-        os._exit(1)
-
-
-@contextlib.contextmanager
-def _ctrl_c_ignored() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _ending(code: int) -> str:

@@ -16,6 +16,8 @@ from edgeft.train.packing import Packed
 
 POOL_BATCHES = 8
 """batches whose examples are sorted by length together"""
+FILLER_TOKENS = 2
+"""of a row that no example is in"""
 
 
 class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
@@ -27,10 +29,19 @@ class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
     """
 
     def __init__(
-        self, lengths: list[int], batch_size: int, seed: int, grouped: bool = True
+        self,
+        lengths: list[int],
+        batch_size: int,
+        seed: int,
+        grouped: bool = True,
+        fillers: int = 0,
     ) -> None:
-        """`lengths`: tokens of each example. Without `grouped` the order is random."""
+        """`lengths`: tokens of each example. Without `grouped` the order is random.
+
+        `fillers`: rows behind the examples, which go last (`Rows`).
+        """
         self.lengths, self.batch_size, self.seed, self.grouped = lengths, batch_size, seed, grouped
+        self.fillers = range(len(lengths), len(lengths) + fillers)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -38,14 +49,18 @@ class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return len(self.lengths) + len(self.fillers)
 
     def __iter__(self) -> Iterator[int]:
+        yield from self._order()
+        yield from self.fillers
+
+    def _order(self) -> list[int]:
         draw = random.Random(f"{self.seed}/{self.epoch}")
         order = list(range(len(self.lengths)))
         draw.shuffle(order)
         if not self.grouped:
-            return iter(order)
+            return order
         pool = POOL_BATCHES * self.batch_size
         batches = []
         for start in range(0, len(order), pool):
@@ -57,22 +72,44 @@ class GroupedSampler(torch.utils.data.Sampler):  # type: ignore[misc]
         # A short batch goes last: elsewhere it would shift the borders of all after it.
         short = [batches.pop()] if len(batches[-1]) < self.batch_size else []
         draw.shuffle(batches)
-        return iter([i for batch in [*batches, *short] for i in batch])
+        return [i for batch in [*batches, *short] for i in batch]
 
 
 class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
-    """Encoded examples as the trainer reads them: input_ids and labels, and position_ids of packed rows."""
+    """Encoded examples as the trainer reads them: input_ids and labels, and position_ids of packed rows.
 
-    def __init__(self, encoded: Sequence[Encoded]) -> None:
+    Behind the examples lie fillers, short rows of which nothing is learned, so that several processes have
+    equally many full batches. accelerate would take examples twice for that.
+    """
+
+    def __init__(self, encoded: Sequence[Encoded], multiple_of: int = 1) -> None:
+        """`multiple_of`: examples and fillers together are a multiple of it."""
         self.encoded = encoded
+        self.fillers = -len(encoded) % multiple_of
 
     def __len__(self) -> int:
-        return len(self.encoded)
+        return len(self.encoded) + self.fillers
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
-        row = self.encoded[index]
-        positions = {"position_ids": row.positions} if isinstance(row, Packed) else {}
-        return {"input_ids": row.ids, "labels": row.labels, **positions}
+        is_filler = index >= len(self.encoded)
+        row = self.encoded[0 if is_filler else index]
+        columns = {"input_ids": row.ids, "labels": row.labels}
+        if isinstance(row, Packed):
+            columns["position_ids"] = row.positions
+        if is_filler:
+            columns = {name: values[:FILLER_TOKENS] for name, values in columns.items()}
+            columns["labels"] = [IGNORED] * len(columns["input_ids"])
+        return columns
+
+    def share(self, labels: torch.Tensor) -> float:
+        """Factor of the mean loss of an evaluated batch, so that the mean over all rows is that over the examples.
+
+        `labels`: (rows, longest) int64 of the batch.
+        """
+        if not self.fillers:
+            return 1.0
+        examples = int((labels[:, 1:] != IGNORED).any(1).sum())
+        return examples / len(labels) * len(self) / len(self.encoded)
 
 
 def collate(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Tensor]:

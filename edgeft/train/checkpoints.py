@@ -32,9 +32,16 @@ def flush(checkpoint: Path) -> None:
     files.fsync(checkpoint.parent)
 
 
-def resumable(work_folder: Path, request: Request, resume: bool, overwrite: bool) -> Path | None:
+def resumable(
+    work_folder: Path,
+    request: Request,
+    resume: bool,
+    overwrite: bool,
+    layout: dict[str, Any] | None = None,
+) -> Path | None:
     """The newest checkpoint to go on from, None to start from the beginning; deletes nothing.
 
+    `layout`: options that the run has in common with the readers of its checkpoints, {} for none.
     StaleError where an interrupted run left one and neither `resume` nor `overwrite` is on, and
     where the interrupted run had another request.
     """
@@ -63,6 +70,12 @@ def resumable(work_folder: Path, request: Request, resume: bool, overwrite: bool
             f"cannot resume: {', '.join(changed)} changed since the interrupted run",
             "run with the same options, or start over with --overwrite",
         )
+    if (written := before.get("layout", {})) != (layout or {}):
+        words = " ".join(f"--{key} {value}" for key, value in written.items())
+        raise StaleError(
+            f"the checkpoints were written with {words or 'other --parallel'} and are read so alone",
+            f"--resume {words}".strip() if words else "--parallel ddp or fsdp2",
+        )
     return newest
 
 
@@ -77,17 +90,24 @@ def _goes_on(checkpoint: Path) -> bool:
     return not control.get("should_training_stop")
 
 
-def open_work_folder(work_folder: Path, request: Request, checkpoint: Path | None) -> None:
+def open_work_folder(
+    work_folder: Path,
+    request: Request,
+    checkpoint: Path | None,
+    layout: dict[str, Any] | None = None,
+) -> None:
     """Make the folder of checkpoints; without one to go on from, delete what another run left."""
     if checkpoint is None and (work_folder / REQUEST_FILE).is_file():
         shutil.rmtree(work_folder)
     files.make_folder(work_folder)
-    files.write_text(work_folder / REQUEST_FILE, json.dumps(request, indent=1))
+    asked = request | ({"layout": layout} if layout else {})
+    files.write_text(work_folder / REQUEST_FILE, json.dumps(asked, indent=1))
 
 
 def remove_finished(work_folder: Path, request: Request) -> None:
     """Delete the checkpoints of a complete result, left where a run was killed after its last step."""
-    if read_json(work_folder / REQUEST_FILE) == request:
+    asked = read_json(work_folder / REQUEST_FILE)
+    if all(asked.get(part) == values for part, values in request.items()):
         shutil.rmtree(work_folder)
 
 

@@ -22,7 +22,7 @@ from edgeft import machine
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
-from edgeft.train import lora_function
+from edgeft.train import lora_function, zero
 from edgeft.train.answers import Answering
 from edgeft.train.checkpoints import flush
 from edgeft.train.continued import load_adapter
@@ -37,6 +37,7 @@ from edgeft.train.optimizers import (
 from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
+from edgeft.train.sharded import gather_trained
 from edgeft.train.ship.callback import ShipCallback
 from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
@@ -71,14 +72,19 @@ def fit(
     transformers.utils.logging.disable_progress_bar()
     machine.hold_memory()
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    several = options.world_size > 1
     if options.threads.isdecimal():
         torch.set_num_threads(int(options.threads))
+    if zero.is_zero(options):
+        zero.start()
     model = method.prepare(device)
     if options.adapter:
         load_adapter(model, options.adapter, options.base)
     if options.attention != "auto":
         without_peft(model).set_attn_implementation(options.attention)
-    lora_layers, why_not = lora_function.install(model)
+    lora_layers, why_not = 0, "zero3 fetches weights layer by layer"
+    if options.parallel != "zero3":
+        lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
     ship = ship_weights(options, model, why_not, device) if options.ship else None
@@ -87,10 +93,18 @@ def fit(
     with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
         trainer = objective.trainer(model, arguments)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    trainer.optimizer = _optimizer(options, method, model, trainer)
+    trained_parameters = sum(weight.numel() for weight in trained)
+    if several:
+        _prepare_rank(options, model, trainer.args.process_index)
+    if options.parallel == "fsdp2":
+        trainer.create_sharded_optimizer = lambda: _optimizer(options, method, model, trainer)
+    else:
+        trainer.optimizer = _optimizer(options, method, model, trainer)
+    if zero.is_zero(options):
+        zero.use_optimizer(trainer, trainer.optimizer)
     trainer.add_callback(ProgressCallback(bar))
     trainer.add_callback(FlushCallback)
-    if device == "cpu":
+    if device == "cpu" and not several:
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
         trainer.distillation = Distillation(ship, options.ship_distill)
@@ -109,7 +123,11 @@ def fit(
     for weight in trained:  # an optimizer of blocks freezes the others
         weight.requires_grad_(True)
     getattr(trainer.optimizer, "eval", lambda: None)()  # schedule-free: the averaged weights
-    method.save(model, output)
+    if options.parallel == "fsdp2":
+        gather_trained(model)
+    with zero.gathered(options, trained):
+        if trainer.is_world_process_zero():
+            method.save(model, output)
     facts = method.facts()
     if ship:
         base_precision = facts.get("nf4", {}).get("kind", "stored")
@@ -123,7 +141,7 @@ def fit(
         "tokens": int(trainer.state.num_input_tokens_seen) if tokens is None else tokens,
         "tokens_per_second": round((bar.units if tokens is None else tokens) / seconds, 1),
         "device": device,
-        "trained_parameters": sum(weight.numel() for weight in trained),
+        "trained_parameters": trained_parameters,
         "lora_function": lora_layers,
         **facts,
         "loss": loss_curve(trainer.state.log_history, "loss"),
@@ -131,7 +149,23 @@ def fit(
         **curves,
         "learning_rate": learning_rates(trainer.state.log_history),
         **_chosen_facts(options, trainer.state, answering),
+        **objective.facts(),
     }
+
+
+def _prepare_rank(options: TrainOptions, model: Any, rank: int) -> None:
+    """What each of several processes does before DistributedDataParallel wraps its model.
+
+    All read the same base, so that its frozen weights need not be sent to the others. They may be mapped
+    from a file that cannot be written.
+    """
+    frozen = [name for name, weight in model.named_parameters() if not weight.requires_grad]
+    frozen += [name for name, _ in model.named_buffers()]
+    torch.nn.parallel.DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+        model, frozen
+    )
+    if options.lora_dropout or options.neftune_alpha:  # noise of its own for each
+        torch.manual_seed(options.seed + rank)
 
 
 def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -> ShipWeights:
@@ -222,7 +256,7 @@ def training_arguments(
         max_steps=steps,
         per_device_train_batch_size=int(options.micro_batch_size),
         per_device_eval_batch_size=int(options.micro_batch_size),
-        gradient_accumulation_steps=options.batch_size // int(options.micro_batch_size),
+        gradient_accumulation_steps=options.accumulation_steps,
         gradient_checkpointing=options.checkpoint_activations,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         learning_rate=options.learning_rate,
@@ -246,6 +280,10 @@ def training_arguments(
         save_total_limit=2,
         seed=options.seed,
         use_cpu=device == "cpu",
+        deepspeed=zero.zero_config(options) if zero.is_zero(options) else None,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
         disable_tqdm=True,
         report_to=list(options.report_to) or "none",
         remove_unused_columns=False,
@@ -306,7 +344,10 @@ class FlushCallback(transformers.TrainerCallback):  # type: ignore[misc]
     """Brings every checkpoint to the disk."""
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        if args.world_size > 1:
+            torch.distributed.barrier()  # the state of every process is in it
+        if state.is_world_process_zero:
+            flush(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class ProgressCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -340,7 +381,8 @@ class AnswerCallback(transformers.TrainerCallback):  # type: ignore[misc]
         self.answering, self.trainer = answering, trainer
 
     def on_evaluate(self, args: Any, state: Any, control: Any, model: Any, **kwargs: Any) -> None:
-        self.trainer.log({"eval_accuracy": self.answering.accuracy(model)})
+        if state.is_world_process_zero:
+            self.trainer.log({"eval_accuracy": self.answering.accuracy(model)})
 
 
 class WatchCallback(transformers.TrainerCallback):  # type: ignore[misc]

@@ -240,7 +240,9 @@ def _forward(self: Any, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Ten
         x.flatten(0, -2), weight, base.bias, self.lora_A[name].weight, self.lora_B[name].weight,
         self.scaling[name],
     )  # fmt: skip
-    return y.view(*x.shape[:-1], -1)  # here, since a model may change it in place (OLMo does)
+    return y.view(
+        *x.shape[:-1], y.shape[-1]
+    )  # here, since a model may change it in place (OLMo does)
 
 
 def _frozen_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
@@ -248,7 +250,7 @@ def _frozen_forward(self: Any, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or _autocast():
         return torch.nn.functional.linear(x, self.weight, self.bias)
     y: torch.Tensor = FrozenFunction.apply(x.flatten(0, -2), self.weight)
-    y = y.view(*x.shape[:-1], -1)
+    y = y.view(*x.shape[:-1], y.shape[-1])
     return y if self.bias is None else y + self.bias
 
 

@@ -24,6 +24,11 @@ Scheduler = Literal[
     "warmup_stable_decay", "reduce_lr_on_plateau", "greedy",
 ]  # fmt: skip
 """names of transformers' `SchedulerType`"""
+Parallel = Literal["ddp", "fsdp2", "zero1", "zero2", "zero3"]
+NOT_OF_RESULT = (
+    "report_to", "processes", "parallel", "offload", "nodes", "node_rank", "main_address",
+)  # fmt: skip
+"""fields that change nothing of the result, or only the last bits"""
 NOT_WITH_SHIP = (
     "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
 )  # fmt: skip
@@ -61,6 +66,21 @@ class TrainOptions:
     micro_batch_size: int | Literal["auto"] = 8
     """Examples per forward pass; gradients are accumulated up to --batch-size. auto = the largest that
     fits the free memory, halved where memory runs out all the same."""
+    processes: int = 1
+    """Processes on this machine that train together, each on its share of every batch and, where there are
+    GPUs, on one of its own; --micro-batch-size is that of each."""
+    parallel: Parallel = "ddp"
+    """What the processes divide: ddp = the batch, fsdp2 = also weights, gradients and the optimizer's state;
+    by DeepSpeed zero1 = also the optimizer's state, zero2 = and gradients, zero3 = and weights."""
+    offload: str | None = None
+    """Where DeepSpeed keeps what is divided: cpu, or with zero3 nvme:FOLDER. For GPUs."""
+    nodes: int = 1
+    """Machines that train together, each with --processes; the same command runs on all, with another
+    --node-rank."""
+    node_rank: int = 0
+    """Number of this machine, from 0; machine 0 writes the result."""
+    main_address: str | None = None
+    """HOST:PORT of machine 0, a free port that the others reach."""
     learning_rate: float = 1e-3
     """Peak of the learning rate, after the warm-up and before the cosine decay."""
     warmup: float = 0.05
@@ -152,7 +172,7 @@ class TrainOptions:
     keep_4bit: bool = False
     """Keep QLoRA's base packed in 4 bits (bitsandbytes): least memory, slower on a CPU."""
     threads: str = "all"
-    """CPU threads: a number, all cores, or auto = measured at the start and whenever the steps become slow,
+    """CPU threads of a process: a number, all = the cores / --processes, or auto = measured at the start and whenever the steps become slow,
     for a machine that others use. The number decides the last bits of the result."""
     checkpoint_activations: bool = False
     """Keep only the inputs of each block and compute the rest again in the backward pass: a fraction of
@@ -203,6 +223,15 @@ class TrainOptions:
         self._check_combinations()
 
     def _check_numbers(self) -> None:
+        if self.processes < 1 or not 0 <= self.node_rank < self.nodes:
+            raise InputError(
+                "--processes and --nodes are at least 1, --node-rank is from 0 to --nodes - 1"
+            )
+        if (self.nodes > 1) is not bool(self.main_address):
+            raise InputError("--nodes and --main-address go together", "--main-address HOST:PORT")
+        host, _, port = (self.main_address or "host:1").rpartition(":")
+        if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+            raise InputError(f"--main-address {self.main_address} is not HOST:PORT")
         if self.steps is not None and self.steps < 1 or not 0 < self.epochs < math.inf:
             raise InputError("--steps and --epochs must be positive")
         if self.threads not in ("all", "auto") and (
@@ -241,10 +270,17 @@ class TrainOptions:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
 
     def _check_combinations(self) -> None:
-        if self.micro_batch_size != "auto" and self.batch_size % self.micro_batch_size:
+        count = self.world_size
+        if count > 1 and self.micro_batch_size == "auto":
+            raise InputError(
+                "--micro-batch-size auto is for one process",
+                f"such as --micro-batch-size {max(1, self.batch_size // count)}",
+            )
+        if self.micro_batch_size != "auto" and self.batch_size % (self.micro_batch_size * count):
+            times = f" x {count} processes" if count > 1 else ""
             raise InputError(
                 f"--batch-size {self.batch_size} is no multiple of "
-                f"--micro-batch-size {self.micro_batch_size}"
+                f"--micro-batch-size {self.micro_batch_size}{times}"
             )
         validates = self.validation_size or self.validation_data
         for name in ("keep_best", "early_stopping"):
@@ -304,6 +340,16 @@ class TrainOptions:
         """Where a run keeps its checkpoints, and files that memory was moved to."""
         return work_folder_of(self.output)
 
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of each process in a step."""
+        return self.batch_size // (int(self.micro_batch_size) * self.world_size)
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all machines."""
+        return self.nodes * self.processes
+
     def total_steps(self, examples: int) -> int:
         """Optimizer steps of a run over so many training examples."""
         return self.steps or math.ceil(self.epochs * math.ceil(examples / self.batch_size))
@@ -312,18 +358,21 @@ class TrainOptions:
         """Fields as the manifest keeps them, paths as text and tuples as lists.
 
         A field that is younger than FIRST_FIELDS is left out at its default: adapters from before there
-        was a choice stay complete. `report_to` is left out: it changes nothing of the result.
+        was a choice stay complete. NOT_OF_RESULT is left out.
         """
         raw = {
             field.name: getattr(self, field.name)
             for field in dataclasses.fields(self)
             if field.name in FIRST_FIELDS
-            or (getattr(self, field.name) != field.default and field.name != "report_to")
+            or (getattr(self, field.name) != field.default and field.name not in NOT_OF_RESULT)
         }
         texts = {k: str(v) if isinstance(v, Path) else v for k, v in raw.items()}
         return cast(dict[str, Any], json.loads(json.dumps(texts)))
 
 
+WORK_SUFFIX = ".work"
+
+
 def work_folder_of(output: Path) -> Path:
     """The folder beside a result that holds the checkpoints of an unfinished run."""
-    return output.with_name(output.name + ".work")
+    return output.with_name(output.name + WORK_SUFFIX)

@@ -98,6 +98,8 @@ class ObjectiveRow:
     """extra of edgeft with its packages"""
     methods: tuple[str, ...] = ()
     """methods that train it; () = all"""
+    processes: bool = False
+    """whether tests prove it with several processes"""
 
 
 METHODS = {
@@ -225,11 +227,13 @@ OBJECTIVES = {
         "edgeft.train.objectives.sft:SFT",
         "the answers of conversations",
         data="conversations that end with an answer",
+        processes=True,
     ),
     "pretrain": ObjectiveRow(
         "edgeft.train.objectives.pretrain:Pretrain",
         "every token of plain texts, in rows of --cutoff-length",
         data="plain texts",
+        processes=True,
         not_read=("packing", "train_on_inputs"),
     ),
     "dpo": ObjectiveRow(
@@ -375,7 +379,7 @@ def objective_table() -> list[dict[str, Any]]:
         {
             "objective": name, "learns": row.about, "data": row.data, "extra": row.extra,
             "options": [f"--{option.replace('_', '-')}" for option in row.options],
-            "methods": list(row.methods or METHODS), "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
+            "methods": list(row.methods or METHODS), "processes": row.processes, "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
         }
         for name, row in OBJECTIVES.items()
     ]  # fmt: skip

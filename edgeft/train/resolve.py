@@ -16,6 +16,7 @@ from edgeft.base.resolve import resolve_base
 from edgeft.data.hub import hub_id
 from edgeft.train.new_tokens import read_tokens
 from edgeft.train.options import TrainOptions
+from edgeft.train.parallel import check_parallel
 from edgeft.train.registry import OBJECTIVES, check_objective, check_options, method_row
 from edgeft.train.rewards import absolute
 
@@ -53,7 +54,9 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     row = method_row(method)
     check_objective(objective)
     chosen["base"] = resolve_base(str(chosen["base"])).resolve()
-    chosen["micro_batch_size"] = chosen.get("micro_batch_size") or chosen["batch_size"]
+    chosen["micro_batch_size"] = chosen.get("micro_batch_size") or max(
+        1, chosen["batch_size"] // (chosen.get("processes", 1) * chosen.get("nodes", 1))
+    )
     rate = float(f"{row.learning_rate * OBJECTIVES[objective].rate:.3g}")
     chosen["learning_rate"] = chosen.get("learning_rate") or rate
     for name in PATHS:  # true in any current folder
@@ -65,6 +68,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     options = TrainOptions(**chosen)
     check_options(method, options)
     check_objective(objective, options, method)
+    check_parallel(options, method, objective)
     return TrainRun(method, objective, options)
 
 

@@ -35,6 +35,8 @@ from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
 from edgeft.train.options import TrainOptions
+from edgeft.train.parallel import check_parallel, checkpoint_layout
+from edgeft.train.processes import Together, train_together
 from edgeft.train.protocol import Watch
 from edgeft.train.registry import (
     MethodRow,
@@ -71,11 +73,7 @@ def train(
     Raises InputError for data, options or a base that cannot be trained, ResourceError for too
     little disk or memory, StaleError where the output holds something else or another run writes it.
     """
-    row = method_row(method)
-    check_options(method, options)
-    check_objective(objective, options, method)
-    check_optimizer(options)
-    check_reporters(options.report_to)
+    row = _check(options, method, objective, watched=bool(watch), answers=bool(items))
     options, splits = read_splits(options, LAYOUTS[objective])
     request = _request(options, method, objective)
     if not options.output.name:
@@ -89,7 +87,8 @@ def train(
         return complete
     with files.claimed(options.output):
         work_folder = options.work_folder
-        checkpoint = checkpoints.resumable(work_folder, request, resume, overwrite)
+        layout = checkpoint_layout(options)
+        checkpoint = checkpoints.resumable(work_folder, request, resume, overwrite, layout)
         base, tokenizer = open_base(options.base), tokenizer_folder(options)
         chat = ChatTemplate.from_folder(tokenizer)
         for note in base.notes:
@@ -124,13 +123,22 @@ def train(
             with store.writing(
                 options.output, kind=row.result, overwrite=overwrite, **request
             ) as work:
-                checkpoints.open_work_folder(work_folder, request, checkpoint)
+                checkpoints.open_work_folder(work_folder, request, checkpoint, layout)
                 steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
                 bar = Progress(f"train-{method}", steps)
-                facts = fit_in_memory(
-                    options, trained, encoded, bar, work_folder, checkpoint, work.path, answering,
-                    halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
-                )  # fmt: skip
+                if options.world_size > 1:
+                    facts = train_together(
+                        Together(
+                            options, trained, encoded, bar.title, steps, work_folder, checkpoint,
+                            work.path, answering, request,
+                        )
+                    )  # fmt: skip
+                else:
+                    facts = fit_in_memory(
+                        options, trained, encoded, bar, work_folder, checkpoint, work.path,
+                        answering,
+                        halve=request["options"]["micro_batch_size"] == "auto", watch=watch,
+                    )  # fmt: skip
                 if options.add_tokens:
                     save_tokenizer(options, work.path)
                 work.facts |= facts | {
@@ -141,13 +149,54 @@ def train(
                         "train": len(encoded.train),
                         "validation": len(encoded.validation),
                     },
-                    **encoded.facts(),
                     **data_facts,
                 }
         shutil.rmtree(work_folder)
         manifest = store.read_manifest(options.output)
         assert manifest is not None
         return manifest
+
+
+def _check(
+    options: TrainOptions, method: str, objective: str, watched: bool = False, answers: bool = False
+) -> MethodRow:
+    """The method's row. Raises for what no run could train, before anything is read."""
+    row = method_row(method)
+    check_options(method, options)
+    check_objective(objective, options, method)
+    check_optimizer(options)
+    check_parallel(options, method, objective, watched, answers)
+    check_reporters(options.report_to)
+    return row
+
+
+def train_beside(
+    options: TrainOptions,
+    method: str = FIRST["method"],
+    objective: str = FIRST["objective"],
+    items: AnswerItems | None = None,
+) -> None:
+    """The part of a machine other than the first in a training of several (`--node-rank` above 0).
+
+    It writes checkpoints' states of its own processes, and no result. Raises as `train`.
+    """
+    row = _check(options, method, objective, answers=bool(items))
+    options, splits = read_splits(options, LAYOUTS[objective])
+    request = _request(options, method, objective)
+    base, tokenizer = open_base(options.base), tokenizer_folder(options)
+    chat = ChatTemplate.from_folder(tokenizer)
+    options = _preflight(options, row, splits, chat, options.work_folder, None)
+    with quiet_libraries():
+        encoded = load_objective(objective)(
+            options, splits.train, splits.validation, chat, encoder(tokenizer)
+        )
+        trained = load_method(method)(options, base.card)
+        steps = options.total_steps(len(encoded.train) * encoded.answers_per_row)
+        folder = options.work_folder
+        run = Together(
+            options, trained, encoded, f"train-{method}", steps, folder, None, folder, None, request
+        )
+        train_together(run)
 
 
 def _request(options: TrainOptions, method: str, objective: str) -> dict[str, dict[str, Any]]:
@@ -211,7 +260,7 @@ def _preflight(
         disk=CHECKPOINTS * request.checkpoint_bytes
         + request.result_bytes
         + request.offloaded_bytes,
-        memory=request.needed,
+        memory=request.needed * options.processes,
         spare=request.nearest_fit() or "take a smaller base or shorter examples (edgeft plan)",
     )
     return options

@@ -127,11 +127,12 @@ class Server:
         environment = {"LD_PRELOAD": str(self.shim), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed),
                        "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "400",
                        "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], *sys.path)))}  # fmt: skip
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, HERE / "fault_server.py", needs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=os.environ | environment,
         )
@@ -157,7 +158,11 @@ class Server:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(f"the server of stages ended: {self._errors.read()[-2000:]}")
+        answer = json.loads(line)
         self.cpu_s: float = answer["cpu_s"]
         return answer["code"], answer["count"], output.read_text(errors="replace")
 

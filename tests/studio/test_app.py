@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from edgeft import store
+from edgeft.benchmarks.statistics.noninferiority import minimum_items
 from edgeft.studio import desktop, pages
+from edgeft.studio.guide import QUICK_ITEMS
 from edgeft.studio.render import NAV, STATIC
+from edgeft.train.checkpoints import REQUEST_FILE
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
 
 pytest.importorskip("uvicorn")
@@ -165,6 +168,32 @@ def test_what_does_not_exist_is_said(server: Server) -> None:
         assert answer.status == 404, path
 
 
+def test_a_browser_gets_an_error_as_a_page(server: Server) -> None:
+    for path in ("/nowhere", "/jobs/99", "/file/none.jsonl"):
+        answer = server.get(path, accept="text/html,*/*", accept_language="zh")
+        assert answer.status == 404 and 'role="alert"' in answer.text and "没有成功" in answer.text
+        assert server.get(path).json["error"]["message"]
+
+
+def test_a_workspace_that_was_moved_is_said_and_not_made_anew(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        rows(server.root / "a.jsonl")
+        server.root.rename(tmp_path / "elsewhere")
+        answer = server.get("/data", accept="text/html")
+        assert answer.status == 409 and "was moved or deleted" in answer.text
+        body = {"page": "plan", "form": "plan", "values": {"base": "b"}}
+        answer = server.post("/api/jobs", body)
+        assert answer.status == 409 and "put the folder back" in answer.json["error"]["hint"]
+        assert server.ask("POST", "/api/upload?name=b.csv", b"x").status == 409
+        assert not server.root.exists()
+        server.root.mkdir()  # another folder of this name
+        assert server.post("/api/jobs", body).status == 409
+        server.root.rmdir()
+        (tmp_path / "elsewhere").rename(server.root)
+        assert "a.jsonl" in server.get("/data").text
+        assert server.post("/api/jobs", body).status == 201
+
+
 def test_a_file_of_the_workspace_is_shown_in_a_sandbox(server: Server) -> None:
     (server.root / "report").mkdir()
     (server.root / "report/report.html").write_text("<script>alert(1)</script>")
@@ -257,10 +286,10 @@ def test_a_failed_job_shows_the_error_and_its_hint(server: Server) -> None:
 
 
 def test_an_unfinished_run_goes_on(server: Server) -> None:
-    options = {"base": "b", "data": "a.jsonl", "output": "cut", "lora_r": 4, "double_quant": False,
-               "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
+    options = {"base": "b", "data": str(server.root / "a.jsonl"), "output": "cut", "epochs": 1.0,
+               "lora_r": 4, "double_quant": False, "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
     (server.root / "cut.work/checkpoint-5").mkdir(parents=True)
-    (server.root / "cut.work/request.json").write_text(json.dumps({"options": options}))
+    (server.root / "cut.work" / REQUEST_FILE).write_text(json.dumps({"options": options}))
     assert "cut.work" in server.get("/train").text
     number = server.post("/api/resume?path=cut.work").json["id"]
     words = server.wait(number).words
@@ -374,6 +403,22 @@ def test_the_guide_goes_from_an_own_file_to_the_verdict(tmp_path: Path) -> None:
         assert "disabled" in server.get("/").text, "they are queued already"
         number = server.post("/api/guide?step=chat").json["jobs"]
         assert len(number) == 1
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "few"), [(50, "0.3", "15"), (400, "0.2", ""), (900, "0.1", "")]
+)
+def test_the_guide_gives_a_small_file_a_larger_test(
+    tmp_path: Path, count: int, share: str, few: str
+) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        lines = [json.dumps({"prompt": f"{number}?", "answer": "yes"}) for number in range(count)]
+        (server.root / "mine.jsonl").write_text("\n".join(lines))
+        text = server.get("/?data=mine.jsonl").text
+        assert f"--test {share}" in text
+        assert (f"{count} rows leave about {few} for the test" in text) == bool(few)
+        assert "rows leave" not in server.get("/?data=example").text
+    assert QUICK_ITEMS >= minimum_items(0.05)
 
 
 def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> None:

@@ -256,12 +256,15 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_has_no_serious_finding(opened: Opened, server: Server, axe: str, scheme: str) -> None:
+def test_axe_has_no_serious_finding(
+    opened: Opened, server: Server, axe: str, scheme: str, width: int
+) -> None:
     server.wait(server.studio.jobs.add(["train", "--steps", "40"], "train").id)
     server.wait(server.studio.jobs.add(["train", "--exit", "1"], "train").id)
-    page = opened("/", bypass_csp=True, color_scheme=scheme)
-    addresses = [*ADDRESSES, "/jobs/1", "/jobs/2", "/file/chats.jsonl", "/?data=example"]
+    page = opened("/", width, bypass_csp=True, color_scheme=scheme)
+    addresses = [*ADDRESSES, "/jobs/1", "/jobs/2", "/jobs/9", "/file/chats.jsonl", "/?data=example"]
     found = []
     for address in addresses:
         page.goto(server.url + address)

@@ -41,3 +41,23 @@ def test_padding_goes_right_and_is_not_learned() -> None:
         "attention_mask": [[1, 1, 1], [1, 0, 0]],
         "labels": [[IGNORED, 6, 7], [8, IGNORED, IGNORED]],
     }
+
+
+def test_fillers_make_full_batches_and_nothing_of_them_is_learned() -> None:
+    import torch
+
+    from edgeft.data.encoded_rows import Encoded
+    from edgeft.train.batches import GroupedSampler, Rows
+
+    rows = Rows([Encoded([5, 6, 7], [IGNORED, 6, 7])] * 5, multiple_of=4)
+    assert (len(rows), rows.fillers, Rows(rows.encoded).fillers) == (8, 3, 0)
+    assert rows[5] == rows[7] == {"input_ids": [5, 6], "labels": [IGNORED, IGNORED]}
+    order = list(GroupedSampler([3] * 5, 2, seed=0, fillers=rows.fillers))
+    assert order[5:] == [5, 6, 7] and sorted(order) == list(range(8))
+    # The mean over four batches of two, of which the last holds fillers alone.
+    labels = torch.tensor([rows[i]["labels"] + [0] * (2 - len(rows[i]["labels"])) for i in (5, 6)])
+    learned = torch.tensor([[IGNORED, 6, 7]] * 2)
+    half = torch.tensor([[IGNORED, 6, 7], [IGNORED] * 3])
+    shares = [rows.share(batch) for batch in (learned, learned, half, labels)]
+    assert shares == [1.6, 1.6, 0.8, 0] and sum(shares) == pytest.approx(4)
+    assert Rows(rows.encoded).share(half) == 1

@@ -14,7 +14,7 @@ from edgeft.errors import InputError
 from edgeft.train.resolve import resolve_run
 
 NOT_OF_A_RUN = (
-    "preview", "resume", "overwrite", "as_json", "items", "scorer", "limit", "max_memory", "max_disk",
+    "preview", "show_config", "resume", "overwrite", "as_json", "items", "scorer", "limit", "max_memory", "max_disk",
 )  # fmt: skip
 
 

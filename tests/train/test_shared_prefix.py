@@ -42,7 +42,8 @@ def gradients(model: Any, batch: Any, row: Any) -> tuple[float, Any]:
     from edgeft.train.protocol import without_peft
 
     model.zero_grad()
-    loss, count, _ = answers_loss(without_peft(model), batch, row)
+    head = without_peft(model).get_output_embeddings()
+    loss, count, _ = answers_loss(model, head, batch, row)
     (loss / count).backward()
     found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     return float(loss.detach() / count), torch.cat(found)
@@ -164,21 +165,21 @@ def test_a_model_that_computes_a_row_wrongly_is_caught_on_the_first_batch(
 
     base, batch = without_peft(copy.deepcopy(make("llama")[2])), batch_of(beginning=17)
     shared = SharedPrefix(base, longest=31)
-    forward = base.model.forward
+    head, forward = base.get_output_embeddings(), base.model.forward
 
     def without_positions(*args: Any, **kwargs: Any) -> Any:
         """As a model that counts positions by itself."""
         return forward(*args, **kwargs | {"position_ids": None})
 
     base.model.forward = without_positions
-    shared.verify(batch, lambda row: answers_loss(base, batch, row))
+    shared.verify(batch, lambda row: answers_loss(base, head, batch, row))
     assert "the first batch's loss is" in shared.why_not
     assert shared.why_not in capsys.readouterr().err
     assert shared.row(**batch) is None
     # A model that computes it rightly is asked once.
     base.model.forward = forward
     again = SharedPrefix(base, longest=31)
-    again.verify(batch, lambda row: answers_loss(base, batch, row))
+    again.verify(batch, lambda row: answers_loss(base, head, batch, row))
     assert not again.why_not
     again.verify(batch, lambda row: pytest.fail("asked twice"))
 

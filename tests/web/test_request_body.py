@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -33,7 +35,13 @@ def body(
 
     sent = [(name.encode(), value.encode()) for name, value in headers.items()]
     request = requests.Request({"type": "http", "headers": sent}, receive)
-    return asyncio.run(read_json_object(request, LIMIT))
+    return run(read_json_object(request, LIMIT))
+
+
+def run(work: Coroutine[Any, Any, Any]) -> Any:
+    """In a thread: this one may have the event loop of a browser."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()
 
 
 def test_a_body_comes_in_parts_and_without_a_length() -> None:
@@ -66,7 +74,7 @@ def test_what_is_no_body_is_refused(
 
 
 def test_the_answer_to_a_body_that_is_not_read_ends_the_connection() -> None:
-    answer = asyncio.run(request_body.body_error_response(None, BodyError(413, "10 bytes at most")))  # type: ignore[arg-type]
+    answer = run(request_body.body_error_response(None, BodyError(413, "10 bytes at most")))  # type: ignore[arg-type]
     assert answer.status_code == 413 and answer.headers["connection"] == "close"
-    answer = asyncio.run(request_body.body_error_response(None, BodyError(400, "no JSON object")))  # type: ignore[arg-type]
+    answer = run(request_body.body_error_response(None, BodyError(400, "no JSON object")))  # type: ignore[arg-type]
     assert "connection" not in answer.headers

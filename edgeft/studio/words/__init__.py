@@ -1,7 +1,7 @@
 """The texts of the studio: one table per language, with the same keys, and the helps of options.
 
 words = Words("zh")
-words("nav.train"), words("job.took", 3), words.help(field)
+words("nav.train"), words("job.took", 3), words.help(field.help)
 
 A help is written once, in the command's dataclass. `LANGUAGE_helps.toml` translates it by its English text,
 so a help that was changed is shown in English until it is translated again.
@@ -29,7 +29,7 @@ def table(language: str) -> dict[str, str]:
 
 @functools.cache
 def helps(language: str) -> dict[str, str]:
-    """Help of an option in English -> in this language."""
+    """What a command says of an option, in English -> in this language."""
     path = Path(__file__).with_name(f"{language}_helps.toml")
     return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
@@ -48,8 +48,9 @@ class Words:
         """The label of a field: translated where it stands in front of a form, else the option's name."""
         return self._table.get(f"field.{field.name}", field.label)
 
-    def help(self, field: Field) -> str:
-        return helps(self.language).get(field.help, field.help)
+    def help(self, text: str) -> str:
+        """What a command says of an option: its help, or of its default."""
+        return helps(self.language).get(text, text)
 
     def of(self, part: str) -> dict[str, str]:
         """All texts of a part, such as js, without its name."""

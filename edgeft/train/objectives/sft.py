@@ -26,6 +26,7 @@ from edgeft.train.examples import encode_splits
 from edgeft.train.options import TrainOptions
 from edgeft.train.packing import pack
 from edgeft.train.protocol import Objective, without_peft
+from edgeft.train.sharded import Sharding
 from edgeft.train.shared_prefix import Row, SharedPrefix
 from edgeft.train.ship.distillation import Distillation
 
@@ -63,11 +64,13 @@ class SFT(Objective):
     def trainer(self, model: Any, arguments: dict[str, Any]) -> AnswerTrainer:
         training = transformers.TrainingArguments(**arguments)
         pad = model.config.pad_token_id or 0
+        processes = training.world_size
+        rows = training.train_batch_size * processes if processes > 1 else 1
         trainer = AnswerTrainer(
             model=model,
             args=training,
-            train_dataset=Rows(self.train),
-            eval_dataset=Rows(self.validation) if self.validation else None,
+            train_dataset=Rows(self.train, rows),
+            eval_dataset=Rows(self.validation, rows) if self.validation else None,
             data_collator=lambda batch: collate(batch, pad),
         )
         trainer.group_by_length = self.group_by_length
@@ -78,7 +81,7 @@ class SFT(Objective):
         return trainer
 
 
-class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
+class AnswerTrainer(Sharding, transformers.Trainer):  # type: ignore[misc]
     """Trainer whose loss is the mean negative log-likelihood of the learned tokens of a step."""
 
     group_by_length = True
@@ -93,6 +96,7 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
             self.args.train_batch_size,
             self.args.seed,
             self.group_by_length,
+            self.train_dataset.fillers,
         )
 
     def compute_loss(
@@ -102,19 +106,28 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        """The mean over the batch, or the sum over `num_items_in_batch` of the whole step."""
+        """The mean over the batch, or the sum over `num_items_in_batch` of the whole step.
+
+        `num_items_in_batch` counts the learned tokens of all processes. Their gradients are averaged, so
+        each multiplies its part of the sum by their number.
+        """
         causal_lm = without_peft(self.accelerator.unwrap_model(model))
+        head = causal_lm.get_output_embeddings()
         keys = ("input_ids", "attention_mask", "labels", "position_ids")
         batch = {key: inputs[key] for key in keys if key in inputs}
         if self.shared_prefix:
-            self.shared_prefix.verify(batch, lambda row: answers_loss(causal_lm, batch, row))
+            self.shared_prefix.verify(batch, lambda row: answers_loss(model, head, batch, row))
         row = self.shared_prefix.row(**batch) if self.shared_prefix else None
-        total, learned, output = answers_loss(causal_lm, batch, row)
-        if self.distillation and causal_lm.training:
+        # Not the model in it: the wrapper of several processes sums the gradients.
+        total, learned, output = answers_loss(model, head, batch, row)
+        if self.distillation and model.training:
             total = self.distillation.mix(
-                total, output.logits, lambda: answers_loss(causal_lm, batch, row)[2].logits
+                total, output.logits, lambda: answers_loss(model, head, batch, row)[2].logits
             )
-        loss = total / (learned if num_items_in_batch is None else num_items_in_batch)
+        if num_items_in_batch is None:
+            loss = total / max(learned, 1)
+        else:
+            loss = total * self.args.world_size / num_items_in_batch
         # The load-balancing loss of a router, only where config.json has output_router_logits.
         balance = getattr(output, "aux_loss", None)
         if balance is not None:
@@ -130,22 +143,22 @@ class AnswerTrainer(transformers.Trainer):  # type: ignore[misc]
         ignore_keys: Any = None,
     ) -> tuple[Any, None, None]:
         with torch.no_grad():
-            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+            loss = self.compute_loss(model, self._prepare_inputs(inputs))
+        return loss * self.eval_dataset.share(inputs["labels"]), None, None
 
 
 def answers_loss(
-    causal_lm: Any, batch: dict[str, torch.Tensor], row: Row | None
+    model: Any, head: Any, batch: dict[str, torch.Tensor], row: Row | None
 ) -> tuple[torch.Tensor, int, Any]:
     """(summed negative log-likelihood of the learned tokens, their number, the model's output).
 
-    `batch`: input_ids, attention_mask and labels, (examples, longest) int64; packed rows have position_ids.
+    `model` may be wrapped; `head`: its output layer. `batch`: input_ids, attention_mask and labels, (examples, longest) int64; packed rows have position_ids.
     `row`: the same batch with its common beginning once, or None.
     """
-    head = causal_lm.get_output_embeddings()
     if row:
         targets = row.targets
         with only_predictors(head, row.predictors):
-            output = causal_lm(**row.inputs, use_cache=False)
+            output = model(**row.inputs, use_cache=False)
     else:
         labels = batch["labels"][:, 1:]
         learned = labels != IGNORED
@@ -153,7 +166,7 @@ def answers_loss(
         # With positions and no mask, transformers keeps the examples of a packed row apart.
         mask = "position_ids" if "position_ids" in batch else "attention_mask"
         with only_rows(head, learned):
-            output = causal_lm(input_ids=batch["input_ids"], use_cache=False, **{mask: batch[mask]})
+            output = model(input_ids=batch["input_ids"], use_cache=False, **{mask: batch[mask]})
     total = torch.nn.functional.cross_entropy(output.logits.float(), targets, reduction="sum")
     return total, len(targets), output
 

@@ -41,10 +41,14 @@ class OptimizerRow:
     """all weights have the same learning rate"""
     own_schedule: bool = False
     """it needs a constant learning rate and has a warm-up of its own"""
+    one_process: str = ""
+    """why several processes cannot train with it; "" where they can"""
     state_classes: tuple[str, ...] = ()
     """module:class of objects in its state, which a checkpoint may hold"""
 
 
+NOT_TRIED = "it was not tried with several"
+FUSED = "it steps within the backward pass, before the gradients are summed"
 OPTIMIZERS = {
     "adamw": OptimizerRow(
         factories.adamw, "AdamW, its step fused", 8, "https://arxiv.org/abs/1711.05101"
@@ -77,28 +81,29 @@ OPTIMIZERS = {
     ),
     "apollo": OptimizerRow(
         factories.apollo, "learning rates of channels from a low-rank sketch of the moments", 1.5,
-        "https://arxiv.org/abs/2412.05270", "apollo_torch", "apollo",
+        "https://arxiv.org/abs/2412.05270", "apollo_torch", "apollo", one_process=NOT_TRIED,
         state_classes=("apollo_torch.random_projector:GradientProjector",),
     ),
     "apollo-mini": OptimizerRow(
         factories.apollo_mini, "APOLLO of rank 1, one learning rate for each tensor", 0.01,
-        "https://arxiv.org/abs/2412.05270", "apollo_torch", "apollo",
+        "https://arxiv.org/abs/2412.05270", "apollo_torch", "apollo", one_process=NOT_TRIED,
         state_classes=("apollo_torch.random_projector:GradientProjector",),
     ),
     "lomo": OptimizerRow(
         factories.lomo, "SGD within the backward pass: no gradient is kept", 0,
         "https://arxiv.org/abs/2306.09782", "lomo_optim", "optimizers", fused_backward=True,
-        one_rate=True,
+        one_rate=True, one_process=FUSED,
     ),
     "adalomo": OptimizerRow(
         factories.adalomo, "Adafactor's rule within the backward pass", 0.01,
         "https://arxiv.org/abs/2310.10195", "lomo_optim", "optimizers", devices=("cuda",),
         reason="lomo-optim 0.1.1 keeps the state of AdaLomo in the memory of a GPU",
-        fused_backward=True, one_rate=True,
+        fused_backward=True, one_rate=True, one_process=FUSED,
     ),
     "badam": OptimizerRow(
         factories.badam, "AdamW on a float32 copy of one block of layers after the other", 12,
         "https://arxiv.org/abs/2404.02827", "badam", "optimizers", one_rate=True,
+        one_process="the weights that train change on the way",
     ),
     "schedule-free": OptimizerRow(
         factories.schedule_free, "AdamW that averages weights in place of a schedule", 8,
