@@ -1,6 +1,6 @@
 """What a judge said of rows with two answers: a line of JSONL each, read again, and their shares.
 
-judged = resumed(lines, overwrite=False, header={"judgements": SCHEMA, …})
+model, judged = resumed(lines, False, {"judgements": SCHEMA, …}, lambda: "judge-1")
 judged[3].outcome                # "pair", or why row 3 is a tie
 summary(list(judged.values()))["self_agreement"]
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,24 +101,27 @@ def _share(flags: Sequence[bool]) -> Share | None:
     return [sum(flags) / len(flags), *wilson(sum(flags), len(flags))] if flags else None
 
 
-def resumed(lines: AppendedFile, overwrite: bool, header: dict[str, Any]) -> dict[int, Judgement]:
-    """Line of the row -> its judgement, of those that the file has; none with `overwrite`.
+def resumed(
+    lines: AppendedFile, overwrite: bool, header: dict[str, Any], model: Callable[[], str]
+) -> tuple[str, dict[int, Judgement]]:
+    """(the judge's model, line of the row -> its judgement) of the file, which gets `header` where it is new.
 
-    StaleError for another run's file, InputError for a file that is something else.
+    `model` names the judge's model for a new file. StaleError for another run's file, which `overwrite` clears;
+    InputError for a file that is something else.
     """
-    if lines.lines:
-        before = _parsed(lines.lines[0])
-        if not isinstance(before, dict) or "judgements" not in before:
-            raise InputError(f"{lines.path} is no file of judgements", "another --output")
-        if overwrite:
-            lines.clear()
-        elif before != json.loads(json.dumps(header)):
+    before = _parsed(lines.lines[0]) if lines.lines else {}
+    if lines.lines and (not isinstance(before, dict) or not {"judgements", "model"} <= set(before)):
+        raise InputError(f"{lines.path} is no file of judgements", "another --output")
+    if lines.lines and before | json.loads(json.dumps(header)) != before:
+        if not overwrite:
             raise StaleError(
                 f"{lines.path} holds judgements of other answers, or by another judge",
-                "--overwrite asks again; or another --output",
+                "--overwrite starts over; or another --output",
             )
+        lines.clear()
     if not lines.lines:
-        lines.append(header)
+        before = header | {"model": model()}
+        lines.append(before)
     if lines.drop_partial_line():
         say(f"{lines.path}: the last judgement was written in part, it is asked for again")
     judged = {}
@@ -133,7 +136,7 @@ def resumed(lines: AppendedFile, overwrite: bool, header: dict[str, Any]) -> dic
             raise DataError(lines.path, number, "not a judgement", "delete the line") from None
     if judged:
         say(f"{lines.path}: {len(judged)} rows are judged already")
-    return judged
+    return str(before["model"]), judged
 
 
 def _parsed(line: bytes) -> Any:

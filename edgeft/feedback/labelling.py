@@ -76,9 +76,10 @@ def label(options: LabelOptions, overwrite: bool = False) -> Labelled:
     if options.model:
         parents["model"] = store.identity(options.model)
     recorded = _recorded(options, criterion)
+    store.check_not_foreign(options.output, overwrite)
     if done := store.find_complete(options.output, KIND, recorded, parents):
         return Labelled(str(options.output), **_facts(done.facts))
-    store.check_not_foreign(options.output, overwrite)
+    store.check_free(options.output, KIND, recorded, parents, overwrite)
     candidates = _candidates(options, file)
     path = judgements_path(options.output)
     in_use = InputError(f"{path} is being written already", "end that, or another --output")
@@ -87,9 +88,9 @@ def label(options: LabelOptions, overwrite: bool = False) -> Labelled:
         same = {
             name: value for name, value in recorded.items() if name not in ("limit", "bad_rows")
         }
-        judged = resumed(
-            lines, overwrite, {"judgements": SCHEMA, "options": same, "parents": parents}
-        )
+        header = {"judgements": SCHEMA, "options": same, "parents": parents}
+        model, judged = resumed(lines, overwrite, header, lambda: judge.model_name)
+        judge = dataclasses.replace(judge, model=model)
         judgements = _judge_all(options, judge, criterion, candidates, judged, lines)
     facts = summary(judgements)
     if not facts["pairs"]:
@@ -103,7 +104,7 @@ def label(options: LabelOptions, overwrite: bool = False) -> Labelled:
     ) as draft:
         with open_lines(draft.path) as out:
             out.writelines(line_of(_pair(one)) for one in judgements if one.chosen is not None)
-        draft.facts |= facts | {"judge_model": judge.model_name}
+        draft.facts |= facts | {"judge_model": model}
     return Labelled(str(options.output), **facts)
 
 
@@ -157,6 +158,8 @@ def _candidates(options: LabelOptions, file: Path) -> list[Candidate]:
     bad = [row for row in rows if isinstance(row, BadRow)]
     if bad:
         report_bad_rows(file, bad, len(rows), options.bad_rows)
+    if not rows:
+        raise InputError(f"{file} holds no rows")
     return [row for row in rows if isinstance(row, Candidate)]
 
 
@@ -168,11 +171,10 @@ def _judge_all(
     judged: dict[int, Judgement],
     lines: AppendedFile,
 ) -> list[Judgement]:
-    """The judgements of all rows in their order; each is kept in the file as it comes."""  # fmt: skip
+    """The judgements of all rows in their order; each is kept in the file as it comes."""
     left = [row for row in candidates if row.line not in judged]
     if left:
-        name = judge.model_name  # before there are threads
-        say(f"judge: {name} at {options.judge}")
+        say(f"judge: {judge.model} at {judge.url}")
 
     with (
         _model(options, bool(left)) as model,
@@ -181,7 +183,7 @@ def _judge_all(
     ):
 
         def keep(done: Iterable[concurrent.futures.Future[Judgement]]) -> None:
-            for future in done:
+            for future in sorted(done, key=lambda one: one.exception() is not None):
                 judgement = future.result()
                 lines.append(judgement.to_json())
                 judged[judgement.line] = judgement

@@ -171,6 +171,9 @@ def test_it_goes_on_where_it_was_interrupted(answers: Path, no_pauses: list[floa
         result = label(options(answers, server.url))
         assert len(server.asked) == 9 + 2 + 4, "the broken line's, and what was left"
         assert result.pairs == 3 and result.rows == 5
+        with pytest.raises(StaleError, match="other criterion"):
+            label(options(answers, server.url, criterion="Shorter is better."))
+        Path(result.output).unlink()
         with pytest.raises(StaleError, match=r"other answers, or by another judge.*--overwrite"):
             label(options(answers, server.url, criterion="Shorter is better."))
 
@@ -189,6 +192,18 @@ def test_a_file_of_something_else_is_left_alone(overwrite: bool, answers: Path) 
         Path(result.output).unlink()
         with pytest.raises(EdgeftError, match="judgements.jsonl:7: not a judgement"):
             label(options(answers, server.url))
+
+
+def test_more_rows_of_the_same_file_may_follow(answers: Path) -> None:
+    with judging(longer) as server:
+        first = label(options(answers, server.url, limit=2))
+        with pytest.raises(StaleError, match="--overwrite"):
+            label(options(answers, server.url))
+        assert (first.pairs, len(server.asked)) == (2, 4)
+        result = label(options(answers, server.url), overwrite=True)
+        assert (result.pairs, len(server.asked)) == (3, 8), "the judged rows are not asked again"
+        Path(result.output).unlink()
+    assert label(options(answers, server.url)).pairs == 3, "the judge is not needed any more"
 
 
 def test_a_model_writes_the_answers(tiny_base: Path, tmp_path: Path) -> None:
