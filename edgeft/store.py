@@ -92,6 +92,13 @@ def find_complete(
     Its files must exist with the recorded sizes; their hashes are not computed.
     """
     _finish_killed(target)
+    return _complete(target, kind, options, parents)
+
+
+def _complete(
+    target: Path, kind: str, options: dict[str, Any], parents: dict[str, str]
+) -> Manifest | None:
+    """As `find_complete`, while this process is writing the target."""
     manifest = read_manifest(target)
     if manifest is None or (manifest.kind, manifest.parents) != (kind, parents):
         return None
@@ -140,7 +147,7 @@ def writing(
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             # A file system without locks lets another run write the target meanwhile.
-            if find_complete(target, kind, options, parents) is None:
+            if _complete(target, kind, options, parents) is None:
                 check_free(target, kind, options, parents, overwrite)
             if _is_file_target(target):
                 _replace_file(temp, place, manifest_path(target), manifest)
@@ -246,21 +253,25 @@ def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manife
 
 
 def _finish_killed(target: Path) -> None:
-    """Name the manifest of a killed run where its file is in place; else put the old one back."""
-    if not _is_file_target(target) or not target.parent.is_dir():
+    """Name the manifest of a killed run where its file is in place, else put the old result back.
+
+    What else killed runs left is removed, so a complete result has nothing beside it.
+    """
+    if not target.parent.is_dir():
         return
     manifest_file = manifest_path(target)
-    if not dead_partials(manifest_file):
+    named_last = manifest_file if _is_file_target(target) else target
+    if not dead_partials(named_last):
         return
     with contextlib.suppress(StaleError, OSError), claimed(target):
-        for pending, is_old in dead_partials(manifest_file):
+        for pending, is_old in dead_partials(named_last) if named_last == manifest_file else ():
             if is_old or manifest_file.exists() or not target.is_file():
                 continue
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
                 if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
                     os.replace(pending, manifest_file)
-        sweep_target(manifest_file)
+        sweep_target(named_last)
 
 
 def sweep(folder: Path) -> None:
@@ -326,7 +337,7 @@ def check_free(
         holds = "a result that was changed"
         if names:
             holds = f"a result with other {', '.join(sorted(names))}"
-        elif find_complete(target, kind, options, parents):
+        elif _complete(target, kind, options, parents):
             raise StaleError(f"{target} was written by another run meanwhile", "it is complete")
     raise StaleError(f"{target} already holds {holds}", "--overwrite, or choose another output")
 

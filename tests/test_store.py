@@ -331,6 +331,22 @@ def test_a_kill_between_file_and_manifest_loses_neither(tmp_path: Path, old: str
         assert names(tmp_path) == beside("model.gguf")
 
 
+@pytest.mark.parametrize("name", ["model.gguf", "model"])
+def test_nothing_is_left_beside_a_complete_result(tmp_path: Path, name: str, dead: int) -> None:
+    """A run was killed while it removed the old result, whose name it had exchanged with the new one's."""
+    target = tmp_path / name
+    make(target, "new")
+    left = target.with_name(f".{name}.partial-{dead}")
+    if name == "model":
+        left.mkdir()
+        (left / "weights.bin").write_text("old")
+    else:
+        store.manifest_path(left.with_name(name)).with_name(
+            f".{name}.manifest.json.partial-{dead}-old"
+        ).write_text("{}")
+    assert is_complete(target) and names(tmp_path) == beside(name)
+
+
 CLAIM = """
 import sys, time
 from pathlib import Path

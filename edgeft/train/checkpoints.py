@@ -106,9 +106,17 @@ def open_work_folder(
 
 def remove_finished(work_folder: Path, request: Request) -> None:
     """Delete the checkpoints of a complete result, left where a run was killed after its last step."""
-    asked = read_json(work_folder / REQUEST_FILE)
+    asked = read_json(work_folder / REQUEST_FILE) if any(work_folder.iterdir()) else request
     if all(asked.get(part) == values for part, values in request.items()):
-        shutil.rmtree(work_folder)
+        remove_work_folder(work_folder)
+
+
+def remove_work_folder(work_folder: Path) -> None:
+    """Delete it, the file that says whose it is last: after a kill the next run still knows it."""
+    for path in work_folder.iterdir():
+        if path.name != REQUEST_FILE:
+            files.remove(path)
+    shutil.rmtree(work_folder)
 
 
 def micro_batch_size(checkpoint: Path | None) -> int:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +150,7 @@ def train(
                     },
                     **data_facts,
                 }
-        shutil.rmtree(work_folder)
+        checkpoints.remove_work_folder(work_folder)
         manifest = store.read_manifest(options.output)
         assert manifest is not None
         return manifest

@@ -68,3 +68,22 @@ def test_an_interrupted_run_is_gone_on_with_or_begun_anew_only_where_asked(work:
     assert work.is_dir(), "another run's checkpoints"
     checkpoints.remove_finished(work, REQUEST)
     assert not work.exists()
+
+
+def test_checkpoints_whose_removal_was_cut_off_are_removed_later(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.shutil, "rmtree", killed)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            checkpoints.remove_finished(work, REQUEST)
+        assert (work / checkpoints.REQUEST_FILE).is_file(), "whose they are"
+    monkeypatch.undo()
+    (work / checkpoints.REQUEST_FILE).unlink()
+    for path in work.iterdir():
+        checkpoints.files.remove(path)
+    checkpoints.remove_finished(work, REQUEST)
+    assert not work.exists(), "an empty folder is nobody's"
