@@ -1,6 +1,6 @@
 """A function in a process of its own, with limits of time and memory -> its JSON answers.
 
-    worker = Worker(Path("render.py"), "answer", Limits(cpu_s=1, memory=10**9))
+    worker = Worker(Path("render.py"), "answer", Limits(cpu_s=1, memory=10**8))
     worker.ask(["{{ 9 ** 9 ** 9 }}"])       # Ended: "it does not end within 1 s"
 
 What reads a stranger's file can run without end, take all memory or abort. In a process of its own that
@@ -25,15 +25,20 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
+
+from edgeft.files import format_bytes
+from edgeft.machine import kilobytes
 
 MAX_ANSWER_BYTES = 200_000_000
 LENGTH_BYTES = 8
 """before each request and answer: the number of its bytes"""
 WALL_PER_CPU = 20
 """seconds of a clock per second of work: a process that waits for something ends, too"""
+LIBRARIES_BYTES = 200_000_000
+"""what a worker's libraries take at most, where /proc does not say it"""
 NO_MEMORY = 77
 """exit code of a worker whose function raised MemoryError"""
 PACKAGE_PARENT = str(Path(__file__).resolve().parents[1])
@@ -42,7 +47,7 @@ PR_SET_PDEATHSIG = 1
 """<linux/prctl.h>"""
 START = "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from edgeft import child_process; " \
         "child_process.serve(*sys.argv[2:])"  # fmt: skip
-"""program of a worker; its arguments: sys.path, file, function, seconds, bytes"""
+"""program of a worker; its arguments: sys.path, file, function, and the fields of `Limits`"""
 
 
 @dataclass(frozen=True)
@@ -50,7 +55,9 @@ class Limits:
     cpu_s: float
     """seconds of work for one answer"""
     memory: int
-    """bytes of memory of its own, without mapped files"""
+    """bytes for one answer, beside the loaded libraries and mapped files"""
+    memory_per_byte: int = 0
+    """further bytes for each byte of the request"""
 
 
 class Ended(Exception):
@@ -61,7 +68,7 @@ class Ended(Exception):
         if code in late:
             reason = f"it does not end within {late[code]:g} s"
         elif code == NO_MEMORY:
-            reason = f"it takes more than {limits.memory / 1e9:g} GB of memory"
+            reason = f"it takes more than {format_bytes(limits.memory)} of memory"
         else:
             name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
             reason = f"it ends the process that reads it ({name})"
@@ -77,7 +84,7 @@ class Worker:
         """`file`: a Python file that is loaded by its path; `function`: takes and gives JSON values."""
         self.limits = limits
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115
-        arguments = (str(file), function, str(limits.cpu_s), str(limits.memory))
+        arguments = (str(file), function, *map(str, astuple(limits)))
         self._process = subprocess.Popen(
             [
                 sys.executable,
@@ -195,8 +202,9 @@ def _close_all() -> None:
         worker.close(kill=True)
 
 
-def serve(file: str, function: str, cpu_s: str, memory: str) -> None:
+def serve(file: str, function: str, cpu_s: str, *memory: str) -> None:
     """The program of a worker: a request in, an answer out."""
+    beside, per_byte = map(int, memory)
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -204,10 +212,12 @@ def serve(file: str, function: str, cpu_s: str, memory: str) -> None:
         signal.signal(number, signal.SIG_DFL)  # ends even a loop in C
     answer = getattr(_module(file), function)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_DATA, (int(memory), int(memory)))
     requests = sys.stdin.buffer
-    while size := requests.read(LENGTH_BYTES):
-        request = marshal.loads(requests.read(int.from_bytes(size, "little")))
+    while head := requests.read(LENGTH_BYTES):
+        size = int.from_bytes(head, "little")
+        own = kilobytes("/proc/self/status").get("VmData", LIBRARIES_BYTES)
+        _limit_memory(own + beside + size * (1 + per_byte))
+        request = marshal.loads(requests.read(size))
         with _timers(float(cpu_s)):
             try:
                 result = _encoded(answer(request))
@@ -215,6 +225,11 @@ def serve(file: str, function: str, cpu_s: str, memory: str) -> None:
                 os._exit(NO_MEMORY)
         answers.write(len(result).to_bytes(LENGTH_BYTES, "little") + result)
         answers.flush()
+
+
+def _limit_memory(data: int) -> None:
+    """Refuse this process more than `data` bytes of memory that is not a mapped file."""
+    resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
 
 
 def _encoded(answer: Any) -> bytes:

@@ -228,11 +228,13 @@ def _replace_file(temp: Path, place: Path, manifest_file: Path, manifest: Manife
         fsync(manifest_file.parent)
         os.replace(temp, place)
         in_place = True
-        fsync(place.parent)
         try:
-            os.replace(pending, manifest_file)
-        except OSError:
-            pending.rename(manifest_file)
+            fsync(place.parent)
+        finally:  # a file in place has its manifest, even where the disk does not confirm the name
+            try:
+                os.replace(pending, manifest_file)
+            except OSError:
+                pending.rename(manifest_file)
         fsync(manifest_file.parent)
     finally:
         if in_place:

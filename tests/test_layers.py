@@ -17,10 +17,11 @@ LINKS = ("benchmarks", "converters", "models")
 
 FLOORS = (  # from the lowest; a name stands for its folder or file
     "printable",
-    "errors records progress child_process kv_cache",
+    "errors records progress kv_cache",
     "web",
-    "models files formats",
+    "models files formats appended_file",
     "weights store machine",
+    "child_process",
     "quantization tokenizer",
     "adapter base data",
     "merge report train",
@@ -28,7 +29,7 @@ FLOORS = (  # from the lowest; a name stands for its folder or file
     "converters",
     "runtimes",
     "benchmarks server",
-    "export human chat sweep",
+    "export human chat sweep feedback",
     "release benchmarks.studies",
     "studio",
     "cli",

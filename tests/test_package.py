@@ -144,8 +144,9 @@ LM_EVAL_API = {"aiohttp", "tenacity", "tiktoken"}
 IMPORT_NAMES = {"llama-cpp-python": "llama_cpp", "pyyaml": "yaml"}
 """distribution -> import name, where they differ by more than - and _"""
 
+CALLED = ("require", "importorskip", "import_module")
 CALL = (
-    r"(?:[\w.]+\.)?(?:require|importorskip|import_module)"
+    rf"(?:[\w.]+\.)?(?:{'|'.join(CALLED)})"
     r"\('(?P<name>\w+)[\w.]*'(?:, '(?P<extra>[\w-]+)')?.*\)"
 )
 """an import of a module named by a literal string, as `require("torch", "train")`"""
@@ -168,7 +169,10 @@ def test_dependencies_are_imported_and_imports_are_declared() -> None:
                     names |= {alias.name.partition(".")[0] for alias in node.names}
                 elif isinstance(node, ast.ImportFrom):
                     names.add(str(node.module).partition(".")[0])
-                elif isinstance(node, ast.Call):
+                elif (
+                    isinstance(node, ast.Call)
+                    and getattr(node.func, "attr", getattr(node.func, "id", "")) in CALLED
+                ):
                     call = re.fullmatch(CALL, ast.unparse(node), re.DOTALL)
                     if call:
                         names.add(call["name"])

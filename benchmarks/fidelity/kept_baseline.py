@@ -42,8 +42,7 @@ def save(
 
     ResourceError where the file cannot be written.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as file_bytes
 
     id_type: Any = np.uint16 if reference.vocab_size <= 1 << 16 else np.uint32
     count = min(TOP_TOKENS, reference.vocab_size)
@@ -67,9 +66,9 @@ def save(
         "sequences": fingerprint(sequences),
     }  # fmt: skip
     with files.whole_file(path) as part:
-        try:
-            save_file(tensors, part, {"edgeft": json.dumps(header)})
-        except SafetensorError as error:
+        try:  # safetensors' own writer leaves a temporary file where the process is killed
+            part.write_bytes(file_bytes(tensors, {"edgeft": json.dumps(header)}))
+        except OSError as error:
             raise ResourceError(
                 f"cannot write {path}: {error}", "another --save-baseline"
             ) from None

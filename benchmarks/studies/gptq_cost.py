@@ -28,7 +28,7 @@ from edgeft import files
 from edgeft.base.resolve import resolve_base
 from edgeft.benchmarks.studies.measured_process import run
 from edgeft.benchmarks.studies.random_model import SHAPES, make_model
-from edgeft.gptq.blocks import stage_of
+from edgeft.gptq.linear_weights import stage_of
 from edgeft.gptq.quantize import Calibration, linears, quantize_blocks
 from edgeft.gptq.solver import UniformGrid
 from edgeft.merge.view import Merged, open_merged

@@ -1,4 +1,4 @@
-"""`edgeft data`: data files -> what is wrong with them; the same without it, split, or mixed."""
+"""`edgeft data`: data files -> what is wrong with them; the same without it, split, mixed, or judged."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 from edgeft.cli._config import configurable
 from edgeft.cli._options import build, json_option, options_of, print_json, require_options
 from edgeft.data.options import CheckOptions, CleanOptions, MixOptions, SplitOptions
+from edgeft.feedback.options import LabelOptions
 from edgeft.progress import say
 
 FILES = click.argument(
@@ -19,7 +20,7 @@ FILES = click.argument(
 
 @click.group("data")
 def command() -> None:
-    """Check, clean, split and mix data files before training on them.
+    """Check, clean, split, mix and label data files before training on them.
 
     \b
     edgeft data check chats.jsonl
@@ -162,4 +163,44 @@ def mix_command(
     total = sum(result.rows.values())
     for name, rows in result.rows.items():
         say(f"{name}: {rows} rows ({rows / total:.1%}), of {result.available[name]}")
+    click.echo(result.output)
+
+
+@command.command("label")
+@options_of(
+    LabelOptions,
+    model=click.Path(path_type=Path),
+    clients=click.IntRange(min=1),
+    judge_tokens=click.IntRange(min=1),
+    max_tokens=click.IntRange(min=1),
+    limit=click.IntRange(min=1),
+    timeout=click.FloatRange(min=0, min_open=True),
+    temperature=click.FloatRange(min=0, min_open=True),
+)
+@OVERWRITE
+@json_option
+@configurable
+def label_command(overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Let a judge choose the better of two answers: preference pairs for edgeft train --objective dpo.
+
+    \b
+    edgeft data label --data answers.jsonl --judge http://127.0.0.1:8080/v1 --output pairs.jsonl
+    edgeft data label --data prompts.jsonl --model q8_0.gguf --judge https://api.example.com/v1 \\
+        --judge-model large --api-key-env JUDGE_KEY --output pairs.jsonl
+    """
+    from edgeft.feedback.labelling import label
+
+    result = label(build(LabelOptions, options), overwrite)
+    if as_json:
+        print_json(result.to_json())
+        return
+    for outcome, count in result.outcomes.items():
+        say(f"{outcome}: {count} rows")
+    for name, share in (
+        ("the same verdict in both positions", result.self_agreement),
+        ("verdicts for the first position", result.first_position),
+        ("agreement with the rows' labels", result.label_agreement),
+    ):
+        if share:
+            say(f"{name}: {share[0]:.1%} (95 % {share[1]:.1%} to {share[2]:.1%})")
     click.echo(result.output)

@@ -18,7 +18,7 @@ LAYOUTS: dict[str, Layout] = {
     "pretrain": "documents",
     **dict.fromkeys(("dpo", "orpo", "cpo", "simpo", "reward"), "pairs"),
     "kto": "verdicts",
-    **dict.fromkeys(("grpo", "rloo"), "prompts"),
+    **dict.fromkeys(("grpo", "rloo", "ppo"), "prompts"),
 }
 
 

@@ -61,9 +61,9 @@ REFUSED = (
 
 
 def holds_rows(path: Path) -> bool:
-    """Whether a file's name is that of rows, and not of plain text or of a manifest."""
-    manifest = path.name.endswith("manifest.json")
-    return _unpacked_suffix(path) in ROW_SUFFIXES and path.name not in NO_TABLES and not manifest
+    """Whether a file's name is that of rows, and not of plain text, a manifest or a bill of materials."""
+    is_record = path.name in NO_TABLES or path.name.endswith(("manifest.json", ".cdx.json"))
+    return _unpacked_suffix(path) in ROW_SUFFIXES and not is_record
 
 
 def _unpacked_suffix(path: Path) -> str:

@@ -103,7 +103,7 @@ def _messages(fields: Fields, has_tools: bool, ignored: collections.Counter[str]
     raise RowError(
         f"unknown row with keys {', '.join(sorted(map(str, fields.raw)))[:200] or '(none)'}",
         "alpaca (instruction, output), messages, conversations, prompt and completion, or question "
-        "and answer",
+        "and answer; others with --columns prompt=NAME,answer=NAME",
     )
 
 

@@ -8,14 +8,14 @@ gradients g of its outputs are measured; the loss is that of tokens drawn from t
 g is that of the Fisher information. With this diagonal of K-FAC (Martens and Grosse, arXiv 1503.05671) errors D of
 a weight cost about 1/2 sum_ij E[g_i^2] E[x_j^2] D_ij^2 nats a token. So those of all tensors have one unit and add up.
 
-What is lost of an adapter's change is no such noise. For it the derivative of the loss of each text along the
-change of each layer is measured: half the mean square of the sum over what is lost is its cost.
+Errors that many weights share are no such noise: a share of an adapter's change, or of the weight itself. For them
+the derivative of the loss of each text along the change and along the weight is measured (`Sensitivity.slopes`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -47,10 +47,10 @@ class Sensitivity:
     """(columns,): mean square of each input over the tokens"""
     rows: Array
     """(rows,): mean square of the loss's gradient by each output, the loss of a token in nats"""
-    along: float = 0.0
-    """square root of nats: what the loss of the adapter's change of this weight adds to that of all weights"""
-    apart: float = 0.0
-    """nats: what it costs beside"""
+    slopes: Array
+    """(2, texts): derivative of each text's loss along the adapter's change of the weight, and along the weight.
+    Where weights w get errors of a_w times the change and b_w times the weight, the square of the sum over w
+    of a_w slopes_w[0] + b_w slopes_w[1], summed over the texts, is their cost in nats a token"""
 
 
 def sensitivities(
@@ -101,37 +101,34 @@ class _Squares:
         self._model, self._tokens = model.requires_grad_(False), 0
         self._inputs: dict[str, Any] = {}
         self._gradients: dict[str, Any] = {}
-        self._along: dict[str, list[float]] = {}
-        """of each sequence: the derivative of its loss along the adapter's change of the weight"""
-        self._kept: dict[str, list[Any]] = {}
-        """inputs of these layers, until the backward pass"""
+        self._slopes: list[dict[str, list[float]]] = []
+        """of each sequence: weight -> derivatives of its loss along the adapter's change, and along the weight"""
         self._embedding = model.get_input_embeddings()
         self._embedding.register_forward_hook(self._begin)
         for module_name, module in model.named_modules():
             if isinstance(module, torch.nn.Linear):
                 name = merged.card.in_checkpoint(f"{module_name}.weight")
-                module.register_forward_pre_hook(
-                    lambda module, args, name=name: self._add(self._inputs, name, args[0])
-                )
-                module.register_full_backward_hook(
-                    lambda module, into, out, name=name: self._add(self._gradients, name, out[0])
-                )
-                if merged.adapted(name):
-                    self._watch(module, name, merged.addends(name, slice(None))[1])
+                change = merged.addends(name, slice(None))[1] if merged.adapted(name) else None
+                self._watch(module, name, change)
 
     def _watch(self, module: Any, name: str, change: Any) -> None:
-        """`change`: (rows, columns); it is held in bfloat16."""
+        """`change`: (rows, columns) of the adapter or None; it is held in bfloat16."""
         import torch
 
-        held = torch.from_numpy(change).bfloat16()
-        along, inputs = self._along.setdefault(name, []), self._kept.setdefault(name, [])
+        held = None if change is None else torch.from_numpy(change).bfloat16()
+        inputs: list[Any] = []
 
         def keep(module: Any, args: Any) -> None:
-            inputs.append(args[0].detach().flatten(0, -2))
+            self._add(self._inputs, name, args[0])
+            inputs.append(args[0].detach())
 
         def derive(module: Any, into: Any, out: Any) -> None:
-            moved = inputs.pop() @ held.float().t()
-            along[-1] += float((out[0].flatten(0, -2) * moved).sum())
+            self._add(self._gradients, name, out[0])
+            read = inputs.pop()
+            slopes = self._slopes[-1].setdefault(name, [0.0, 0.0])
+            if held is not None:
+                slopes[0] += float((out[0] * (read @ held.float().t())).sum())
+            slopes[1] += float((into[0] * read).sum())
 
         module.register_forward_pre_hook(keep)
         module.register_full_backward_hook(derive)
@@ -139,7 +136,13 @@ class _Squares:
     def _begin(self, module: Any, args: Any, output: Any) -> None:
         """The frozen model computes gradients from the embedding's output on."""
         output.requires_grad_()
-        output.register_hook(lambda gradient: self._add(self._gradients, "", gradient))
+        states = output.detach()
+
+        def derive(gradient: Any) -> None:
+            self._add(self._gradients, "", gradient)
+            self._slopes[-1][""] = [0.0, float((gradient * states).sum())]
+
+        output.register_hook(derive)
 
     def _add(self, sums: dict[str, Any], name: str, values: Any) -> None:
         squares = values.detach().reshape(-1, values.shape[-1]).square().sum(0)
@@ -149,8 +152,7 @@ class _Squares:
         """One forward and backward pass."""
         import torch
 
-        for along in self._along.values():
-            along.append(0.0)
+        self._slopes.append({})
         logits = self._model(torch.tensor([list(ids)]), use_cache=False).logits[0]
         drawn = torch.multinomial(
             logits.detach().softmax(-1), 1, generator=torch.Generator().manual_seed(seed)
@@ -160,35 +162,20 @@ class _Squares:
 
     def layers(self) -> Iterator[tuple[str, Sensitivity]]:
         """(checkpoint's name of the weight, its sensitivity)"""
-        costs = change_costs(self._along, self._tokens)
         for name in self._inputs:
             squares = self._mean(self._inputs[name]), self._mean(self._gradients[name])
-            yield name, Sensitivity(*squares, *costs.get(name, (0.0, 0.0)))
+            yield name, Sensitivity(*squares, self._slopes_of(name))
 
     def lookup(self) -> Sensitivity:
         rows = self._embedding.weight.shape[0]
         scale = float(getattr(self._embedding, "embed_scale", 1.0))  # Gemma's, after the lookup
         columns = self._mean(self._gradients[""]) * np.float32(scale**2)
-        return Sensitivity(columns, np.full(rows, 1 / rows, np.float32))
+        return Sensitivity(columns, np.full(rows, 1 / rows, np.float32), self._slopes_of(""))
+
+    def _slopes_of(self, name: str) -> Array:
+        """Half of the mean square of a sum of derivatives is its cost, so each is over sqrt(2 tokens)."""
+        slopes = [of.get(name, (0.0, 0.0)) for of in self._slopes]
+        return np.array(slopes, np.float32).T / np.float32(math.sqrt(2 * self._tokens))
 
     def _mean(self, sums: Any) -> Array:
         return np.asarray((sums / self._tokens).numpy(), np.float32)
-
-
-def change_costs(
-    derivatives: Mapping[str, Sequence[float]], tokens: int
-) -> dict[str, tuple[float, float]]:
-    """Weight -> (along, apart): shares l of all changes cost (sum l along)^2 + sum l^2 apart nats a token.
-
-    `derivatives`: of the loss of each sequence along the weight's change. Half the mean square of their sum is
-    what a loss of the whole change costs. Each is divided into the part along that sum, and the rest.
-    """
-    if not derivatives:
-        return {}
-    of = np.array([*derivatives.values()])
-    total = of.sum(0)
-    norm = float(np.linalg.norm(total)) or 1.0
-    along = of @ total / norm
-    apart = np.square(of).sum(1) - np.square(along)
-    pairs = zip(np.maximum(along, 0) / math.sqrt(2 * tokens), apart / (2 * tokens), strict=True)
-    return {name: (float(a), float(b)) for name, (a, b) in zip(derivatives, pairs, strict=True)}

@@ -7,9 +7,9 @@ Rounding errors of a weight cost nats of Kullback-Leibler divergence a token by 
 sensitive its outputs are (`edgeft.export.sensitivity`). The errors are measured with ggml's own quantizers on some
 rows of each tensor, and the bytes go where they save most (`edgeft.quantization.budget`).
 
-Where the base's weights lie on the grid of a type, rounding takes part of the adapter's change away. These errors do
-not add up as squares: all of them point against what was learned. So an error is divided into a share of the
-change and the rest, and the shares of all tensors cost the square of their sum.
+Where the base's weights lie on the grid of a type, rounding takes part of the adapter's change away, or adds to it, or
+makes all weights smaller. These errors do not add up as squares. So an error is divided into a share of the change, a
+share of the weight and the rest, and the shares of all tensors cost the square of their sum.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from edgeft.merge.landing import ZERO_DELTA_RATIO
 from edgeft.merge.view import Merged
 from edgeft.progress import say
 from edgeft.quantization import ggml
-from edgeft.quantization.budget import Choice, assign_shifted
+from edgeft.quantization.budget import Choice, assign_shifted, total_cost
 from edgeft.quantization.tensor_types import overridden
 
 Array = npt.NDArray[np.float32]
@@ -108,11 +108,11 @@ def choose_types(
     sequences = calibration_ids(merged, plan.data, tokens, MAX_SEQUENCE_TOKENS)
     uses = sensitivities(merged, sequences, plan.options.out, plan.options.threads)
     chosen = budget.fit(_choices(merged, budget.targets, uses, plan.options.threads))
-    lost = sum(choice.shift for choice in chosen.values()) ** 2
+    nats = total_cost(chosen.values())
     facts = {
         "max_size": budget.max_size,
-        "nats": sum(choice.error for choice in chosen.values()) + lost,
-        "nats_of_change": lost,
+        "nats": nats,
+        "nats_of_shares": nats - sum(choice.error for choice in chosen.values()),
         "tokens": sum(map(len, sequences)),
     }
     _report(chosen, budget, facts)
@@ -152,11 +152,11 @@ def _choices(
 
 def rounding(
     merged: Merged, part: Part, uses: Sequence[Sensitivity], kind: str
-) -> tuple[float, float]:
+) -> tuple[float, tuple[float, ...]]:
     """(nats a token, shift) of a whole tensor in a type, from some of its rows; see `Choice`.
 
-    The share of the adapter's change that is lost is one less the landing coefficient
-    (`edgeft.merge.landing`). It is large where the base's own weights lie on the grid of the type.
+    The errors are fitted by a share of the adapter's change (one less the landing coefficient,
+    `edgeft.merge.landing`) and one of the weight; the shift is what these cost, the nats are of the rest.
     """
     from gguf import GGMLQuantizationType
 
@@ -168,20 +168,19 @@ def rounding(
     except ValueError as error:
         raise ProofError(f"{part.source} cannot be stored as {qtype.name}: {error}") from None
     errors = (ggml.dequantize(data, qtype) - values).astype(np.float64)
-    source, lost = part.source_rows(rows), 0.0
+    source = part.source_rows(rows)
     _, delta = merged.addends(part.source, source)
-    if delta is not None:
-        change = part.apply(delta, rows).astype(np.float64)
-        size = np.square(change).sum()
-        if size > ZERO_DELTA_RATIO**2 * np.square(values).sum():
-            lost = max(0.0, -float((errors * change).sum() / size))
-            errors += lost * change
-    squares, nats = errors**2, 0.0
+    change = np.zeros_like(errors) if delta is None else part.apply(delta, rows)
+    shared = np.stack([change, values]).reshape(2, -1).astype(np.float64)
+    if np.square(shared[0]).sum() <= ZERO_DELTA_RATIO**2 * np.square(shared[1]).sum():
+        shared[0] = 0
+    shares = np.linalg.pinv(shared @ shared.T, hermitian=True) @ (shared @ errors.ravel())
+    squares, nats = (errors - (shares @ shared).reshape(errors.shape)) ** 2, 0.0
     for use in uses:
         by_row = use.rows[source] if part.transform.picks_rows else use.rows.mean()
         nats += float((squares @ use.columns.astype(np.float64) * by_row).sum())
-    nats = 0.5 * nats * part.rows / len(rows) + lost**2 * sum(use.apart for use in uses)
-    return nats, lost * sum(use.along for use in uses)
+    shift = sum(shares @ use.slopes for use in uses)
+    return 0.5 * nats * part.rows / len(rows), tuple(np.atleast_1d(shift).tolist())
 
 
 def _allowed(target: Target) -> tuple[str, ...]:
@@ -211,6 +210,6 @@ def _report(chosen: dict[str, Choice], budget: TypeBudget, facts: dict[str, Any]
     size = budget.fixed + sum(choice.size for choice in chosen.values())
     say(
         f"types for {format_bytes(budget.max_size)}: {kinds}; {format_bytes(size)}, about "
-        f"{facts['nats']:.2g} nats of KL divergence a token, {facts['nats_of_change']:.2g} of it for what is lost of "
-        "the adapter's change"
+        f"{facts['nats']:.2g} nats of KL divergence a token, {facts['nats_of_shares']:.2g} of it for shares of "
+        "the adapter's change and of whole weights"
     )

@@ -26,14 +26,9 @@ import numpy as np
 
 from edgeft import __version__, files, models
 from edgeft.errors import ProofError, require
-from edgeft.gptq.blocks import (
-    HESSIAN_BYTES,
-    ROW_TOKENS,
-    Block,
-    Blocks,
-    InputGroup,
-    stage_of,
-)
+from edgeft.gptq.blocks import HESSIAN_BYTES, ROW_TOKENS, Block, Blocks
+from edgeft.gptq.hessians import InputGroup
+from edgeft.gptq.linear_weights import stage_of
 from edgeft.gptq.solver import DAMP, SHRINKAGE, Arrays, Grid, solve
 from edgeft.merge.view import Merged
 from edgeft.progress import Progress
@@ -239,8 +234,8 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 
 def _save(path: Path, arrays: Arrays, about: dict[str, Any]) -> None:
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save as file_bytes
 
     contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
     with files.whole_file(path) as temp:
-        save_file(contiguous, temp, {"about": json.dumps(about)})
+        temp.write_bytes(file_bytes(contiguous, {"about": json.dumps(about)}))

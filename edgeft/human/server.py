@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import secrets
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Mount, Route
 
@@ -31,9 +30,9 @@ from edgeft.human.session import Conflict, RaterSession
 from edgeft.web.content_policy import content_policy
 from edgeft.web.guard import App, Guard, Rules, error_body
 from edgeft.web.http_server import listen, uvicorn_server
+from edgeft.web.request_body import BodyError, body_error_response, read_json_object
 
 MAX_BODY_BYTES = 4096
-BODY_TIMEOUT_S = 30.0
 GRACE_S = 1.0
 """seconds that the last answers have to reach the page"""
 CHOICES = ("left", "right", "tie", "bad", "skip")
@@ -73,18 +72,18 @@ def voting_app(session: RaterSession, port: int, token: str) -> App:
         return JSONResponse(await asyncio.to_thread(session.state))
 
     async def vote(request: Request) -> Response:
-        body = await _json_body(request)
+        body = await read_json_object(request, MAX_BODY_BYTES)
         item, choice = body.get("item"), body.get("vote")
         if type(item) is not int or choice not in CHOICES:
             raise HTTPException(400, f"item and vote, one of {', '.join(CHOICES)}")
         return JSONResponse(await asyncio.to_thread(session.vote, item, choice))
 
     async def undo(request: Request) -> Response:
-        await _json_body(request)
+        await read_json_object(request, MAX_BODY_BYTES)
         return JSONResponse(await asyncio.to_thread(session.undo))
 
     async def result(request: Request) -> Response:
-        await _json_body(request)
+        await read_json_object(request, MAX_BODY_BYTES)
         content = await asyncio.to_thread(session.result)
         return JSONResponse(content, background=BackgroundTask(end))
 
@@ -100,7 +99,12 @@ def voting_app(session: RaterSession, port: int, token: str) -> App:
     ]
     app: Any = Starlette(
         routes=[Mount(f"/{token}", routes=routes)],
-        exception_handlers={HTTPException: _refused, Conflict: _conflict, OSError: _not_kept},
+        exception_handlers={
+            BodyError: body_error_response,
+            HTTPException: _refused,
+            Conflict: _conflict,
+            OSError: _not_kept,
+        },
     )
     app.router.redirect_slashes = False
     rules = Rules(
@@ -121,28 +125,6 @@ def _security_headers(page: bytes) -> tuple[tuple[bytes, bytes], ...]:
         (b"cross-origin-opener-policy", b"same-origin"),
         (b"cache-control", b"no-store"),
     )
-
-
-async def _json_body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; HTTPException for anything else. h11 has checked the length."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise HTTPException(415, "JSON is needed")
-    length = request.headers.get("content-length")
-    if length is None or "transfer-encoding" in request.headers:
-        raise HTTPException(411, "a length is needed")
-    if int(length) > MAX_BODY_BYTES:
-        raise HTTPException(413, f"{MAX_BODY_BYTES} bytes at most", {"connection": "close"})
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            body = json.loads(await request.body())
-    except (TimeoutError, ClientDisconnect):
-        raise HTTPException(408, "the body did not come", {"connection": "close"}) from None
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
-        raise HTTPException(400, "not a JSON object")
-    return body
 
 
 async def _refused(request: Request, error: Any) -> Response:

@@ -13,11 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import random
 import secrets
 from collections.abc import Iterable, Sequence
@@ -29,6 +26,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from edgeft import __version__
+from edgeft.appended_file import AppendedFile
 from edgeft.data.splits import fingerprint
 from edgeft.errors import DataError, InputError, StaleError
 from edgeft.progress import say
@@ -147,14 +145,11 @@ class VotesFile:
         self.path = path
         self.votes: list[Vote] = []
         """all acts in the order of time"""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-        self._file = path.open("r+b", buffering=0)
+        in_use = InputError(f"{path} is being voted into already", "end that, or another --votes")
+        self._file = AppendedFile(path, in_use)
         try:
-            self._lock()
-            if not path.stat().st_size:
-                self._append(pairs.header(secrets.randbelow(2**32)))
-                self._file.seek(0)
+            if not self._file.lines:
+                self._file.append(pairs.header(secrets.randbelow(2**32)))
             self.seed = self._read(pairs)
             """of the order and the sides, the same for every run on this file"""
         except BaseException:
@@ -176,40 +171,17 @@ class VotesFile:
         """Append a vote. It is on the disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         vote = dataclasses.replace(vote, at=vote.at or now)
-        self._append(dataclasses.asdict(vote))
+        self._file.append(dataclasses.asdict(vote))
         self.votes.append(vote)
-
-    def _append(self, value: dict[str, Any]) -> None:
-        """Append a line. Where it cannot be written whole, the file stays as it was."""
-        end = self._file.seek(0, os.SEEK_END)
-        line = (json.dumps(value) + "\n").encode()
-        try:
-            if self._file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-            os.fsync(self._file.fileno())
-        except OSError:
-            self._file.truncate(end)
-            raise
-
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise InputError(
-                f"{self.path} is being voted into already", "end that, or another --votes"
-            ) from None
 
     def _read(self, pairs: Pairs) -> int:
         """Fill `votes` from the file; the seed in its header."""
-        first, *lines = self._file.read().splitlines(keepends=True)
-        seed = self._check_header(first, pairs)
-        if lines and not lines[-1].endswith(b"\n"):  # the program was killed while it wrote
-            self._file.seek(-len(lines.pop()), os.SEEK_END)
-            self._file.truncate()
+        seed = self._check_header(self._file.lines[0], pairs)
+        if self._file.drop_partial_line():
             say(f"{self.path}: the last vote was written in part, it is asked again")
         self.votes = [
             _parse_vote(self.path, number, line, len(pairs.examples))
-            for number, line in enumerate(lines, 2)
+            for number, line in enumerate(self._file.lines[1:], 2)
         ]
         return seed
 

@@ -7,16 +7,20 @@ taken, as long as it fits. Types above the lower convex hull of (bytes, error) a
 greedy solution of the multiple-choice knapsack problem (Sinha and Zoltners, Operations Research 27:503,
 1979), which is within one step of the optimum.
 
-`assign_shifted` also takes shifts in a direction that all tensors share, which cost the square of their sum.
-At the optimum a shift s costs 2 S s at the margin, S the sum. So errors + w s are assigned for weights w, and the
-one that is twice its sum is searched for.
+`assign_shifted` also takes shifts in directions that all tensors share, which cost the square of their sum S.
+At the optimum a shift s costs 2 S s at the margin. So errors + 2 w s are assigned for the mean w of the sums so
+far (Frank and Wolfe, Naval Research Logistics Quarterly 3:95, 1956). The best of these is taken, and improved
+as long as another type of one or two tensors makes it better.
 """
 
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
 
 from edgeft.errors import ResourceError
 from edgeft.files import format_bytes
@@ -31,12 +35,14 @@ class Choice:
     """bytes"""
     error: float
     """what it costs; the errors of tensors add up"""
-    shift: float = 0.0
-    """in the shared direction, at least 0; the square of the sum over the tensors is a cost, too"""
+    shift: tuple[float, ...] = ()
+    """in shared directions; the square of the sum over the tensors is a cost, too"""
 
 
-WEIGHT_STEPS = 24
-"""halvings of the range of the weight of a shift"""
+SHIFT_STEPS = 64
+"""assignments that are tried for shifts"""
+NEAREST, IMPROVEMENTS = 2, 200
+"""types on either side of the present one that a tensor may change to, and changes at most"""
 
 
 def assign_shifted(
@@ -44,32 +50,69 @@ def assign_shifted(
 ) -> dict[str, Choice]:
     """As `assign`, with the least sum of errors plus square of the sum of shifts that is found."""
 
-    def assigned(weight: float) -> tuple[float, float, dict[str, Choice]]:
+    shifts = {
+        name: np.array([choice.shift for choice in options]) for name, options in choices.items()
+    }
+    weight: Any = 0.0
+    best: tuple[float, dict[str, Choice]] | None = None
+    for step in range(SHIFT_STEPS):
         weighted = {
             name: [
-                replace(choice, error=choice.error + weight * choice.shift) for choice in options
+                replace(choice, error=choice.error + float(margin))
+                for choice, margin in zip(options, (2 * shifts[name] * weight).sum(1), strict=True)
             ]
             for name, options in choices.items()
         }
-        taken = assign(weighted, budget, fixed)
-        own = {
-            name: {choice.type: choice for choice in choices[name]}[taken[name].type]
-            for name in taken
+        taken = {
+            name: next(choice for choice in choices[name] if choice.type == one.type)
+            for name, one in assign(weighted, budget, fixed).items()
         }
-        shift = sum(choice.shift for choice in own.values())
-        return sum(choice.error for choice in own.values()) + shift**2, shift, own
+        cost = total_cost(taken.values())
+        if best is None or cost < best[0]:
+            best = cost, taken
+        summed = np.sum([choice.shift for choice in taken.values()], axis=0)
+        if step and np.array_equal(summed, weight):
+            break
+        weight = weight + (summed - weight) * 2 / (step + 2)
+    return {} if best is None else _improved(choices, best[1], budget - fixed)
 
-    low, high = (
-        0.0,
-        2 * sum(max(choice.shift for choice in options) for options in choices.values()),
-    )
-    best = assigned(high)
-    for _ in range(WEIGHT_STEPS if high else 0):
-        middle = (low + high) / 2
-        tried = assigned(middle)
-        best = min(best, tried, key=lambda of: of[0])
-        low, high = (middle, high) if 2 * tried[1] > middle else (low, middle)
-    return best[2]
+
+def _improved(
+    choices: Mapping[str, Sequence[Choice]], taken: dict[str, Choice], room: int
+) -> dict[str, Choice]:
+    """The result of the best changes of one or two types, one after the other; `room`: bytes for all."""
+    if not any(any(choice.shift) for options in choices.values() for choice in options):
+        return taken
+    for _ in range(IMPROVEMENTS):
+        summed = np.sum([choice.shift for choice in taken.values()], axis=0)
+        left = room - sum(choice.size for choice in taken.values())
+        moves: list[tuple[str, Choice]] = [("", next(iter(taken.values())))]  # stands for none
+        for name, now in taken.items():
+            sizes = sorted(choices[name], key=lambda choice: choice.size)
+            at = sizes.index(now)
+            near = sizes[max(0, at - NEAREST) : at + NEAREST + 1]
+            moves += [(name, choice) for choice in near if choice != now]
+        before = [taken.get(name, choice) for name, choice in moves]
+        after = [choice for _, choice in moves]
+        shift = np.array([a.shift for a in after]) - np.array([b.shift for b in before])
+        more = np.array([a.size - b.size for a, b in zip(after, before, strict=True)])
+        gain = np.array([a.error - b.error for a, b in zip(after, before, strict=True)])
+        gain += 2 * shift @ summed + np.square(shift).sum(1)
+        pairs = gain[:, None] + gain + 2 * shift @ shift.T
+        tensors = np.unique([name for name, _ in moves], return_inverse=True)[1]
+        pairs[(tensors[:, None] == tensors) | (more[:, None] + more > left)] = 0
+        first, second = np.unravel_index(pairs.argmin(), pairs.shape)
+        if pairs[first, second] > -1e-9:
+            break
+        taken = taken | {name: choice for name, choice in (moves[first], moves[second]) if name}
+    return taken
+
+
+def total_cost(chosen: Iterable[Choice]) -> float:
+    """The sum of the errors, and the square of the sum of the shifts."""
+    taken = list(chosen)
+    shift = np.sum([choice.shift for choice in taken], axis=0)
+    return sum(choice.error for choice in taken) + float(np.square(shift).sum())
 
 
 def assign(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from edgeft.server.responses import Refusal, client_left
+from edgeft.server.responses import Refusal
 from edgeft.server.schemas import INSTEAD, MAX_BODY_BYTES, Body, Generation, unsupported_field
+from edgeft.web import request_body
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
     from starlette.requests import Request
 
-BODY_TIMEOUT_S = 30.0
 B = TypeVar("B", bound=Body)
 
 
@@ -30,25 +29,11 @@ def _problem(error: ValidationError) -> str:
 
 async def read_body(request: Request, schema: type[B]) -> B:
     """The request's JSON by its schema."""
-    from starlette.requests import ClientDisconnect
-
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
-        raise Refusal(415, "the Content-Type must be application/json", "unsupported_media_type")
-    data = bytearray()
     try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for part in request.stream():
-                data += part
-                if len(data) > MAX_BODY_BYTES:
-                    raise Refusal(
-                        413, f"a body has {MAX_BODY_BYTES} bytes at most", "body_too_large"
-                    )
-    except TimeoutError:
-        raise Refusal(408, "the body did not come", "timeout") from None
-    except ClientDisconnect:
-        raise client_left() from None
-    return checked(bytes(data), schema)
+        data = await request_body.read_body(request, MAX_BODY_BYTES)
+    except request_body.BodyError as error:
+        raise Refusal(error.status, error.message, error.code) from None
+    return checked(data, schema)
 
 
 def checked(data: bytes | dict[str, Any], schema: type[B]) -> B:

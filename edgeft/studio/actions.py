@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
-from edgeft.errors import EdgeftError, InputError, StaleError
+from edgeft.errors import InputError, StaleError
 from edgeft.files import read_json
 from edgeft.studio.context import Studio
+from edgeft.studio.desktop import open_folder
 from edgeft.studio.forms import command_words, shell_line, toml_table
 from edgeft.studio.guide import copy_example
 from edgeft.studio.jobs import Job
-from edgeft.studio.nouns import REQUEST, WORK_SUFFIX
+from edgeft.studio.nouns import relative_text
 from edgeft.studio.workspace import Upload
+from edgeft.train.checkpoints import REQUEST_FILE
+from edgeft.train.options import WORK_SUFFIX
+from edgeft.web.request_body import read_json_object
 
 MAX_BODY_BYTES = 200_000
-BODY_TIMEOUT_S = 30.0
 CHUNK_TIMEOUT_S = 60.0
 """for the next bytes of an upload"""
 
@@ -31,7 +33,7 @@ class Actions:
 
     async def command(self, request: Request) -> Response:
         """{page, form, values} -> the command line and the TOML, and what the command line says against it."""
-        body = await json_body(request)
+        body = await read_json_object(request, MAX_BODY_BYTES)
         return JSONResponse(await asyncio.to_thread(self._command, body))
 
     def _command(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -44,12 +46,12 @@ class Actions:
 
     async def save(self, request: Request) -> Response:
         """{page, form, values} -> the name of a TOML file with them."""
-        body = await json_body(request)
+        body = await read_json_object(request, MAX_BODY_BYTES)
         return JSONResponse({"path": await asyncio.to_thread(self.studio.save, *form_values(body))})
 
     async def start(self, request: Request) -> Response:
         """{page, form, values} -> the new job."""
-        body = await json_body(request)
+        body = await read_json_object(request, MAX_BODY_BYTES)
         job = await asyncio.to_thread(self.studio.start, *form_values(body))
         return started(job)
 
@@ -78,17 +80,17 @@ class Actions:
 
     def _resume(self, text: str) -> Job:
         path = self.studio.workspace.inside(text)
-        options = read_json(path / REQUEST).get("options", {})
+        options = read_json(path / REQUEST_FILE).get("options", {})
         if path.suffix != WORK_SUFFIX or not options:
             raise InputError(f"{text} is no unfinished run", "reload the page")
         form = self.studio.commands.form("train")
         known = {field.name for field in form.fields}
         values = {
-            name: [str(item) for item in value]
+            name: [self._typed(item) for item in value]
             if isinstance(value, list)
             else value
             if isinstance(value, bool)
-            else str(value)
+            else self._typed(value)
             for name, value in options.items()
             if name in known and value is not None
         }
@@ -97,10 +99,17 @@ class Actions:
             raise InputError(problem)
         return self.studio.jobs.add(words, "train")
 
+    def _typed(self, value: object) -> str:
+        """An option's value as a person types it here."""
+        if isinstance(value, float):
+            return str(int(value)) if value.is_integer() else repr(value)
+        return relative_text(self.studio.root, str(value))
+
     async def guide(self, request: Request) -> Response:
-        """Queue a step of the guide (`step`), or all that are open."""
-        run, query = self.studio.run_steps, request.query_params
-        jobs = await asyncio.to_thread(run, {}, query.get("step", ""))
+        """Queue a step of the guide (`step`), or all that are open. The rest of the query is its choice."""
+        choice = {name: [value] for name, value in request.query_params.items()}
+        step = choice.pop("step", [""])[0]
+        jobs = await asyncio.to_thread(self.studio.run_steps, choice, step)
         return JSONResponse({"jobs": [job.id for job in jobs]})
 
     async def example(self, request: Request) -> Response:
@@ -108,7 +117,7 @@ class Actions:
         return JSONResponse({})
 
     async def delete(self, request: Request) -> Response:
-        text = str((await json_body(request)).get("path", ""))
+        text = str((await read_json_object(request, MAX_BODY_BYTES)).get("path", ""))
         return JSONResponse({"entry": await asyncio.to_thread(self._delete, text)})
 
     def _delete(self, text: str) -> str:
@@ -116,7 +125,7 @@ class Actions:
         return self.studio.workspace.delete(text)
 
     async def rename(self, request: Request) -> Response:
-        body = await json_body(request)
+        body = await read_json_object(request, MAX_BODY_BYTES)
         text, name = str(body.get("path", "")), str(body.get("name", ""))
         return JSONResponse({"path": await asyncio.to_thread(self._rename, text, name)})
 
@@ -127,6 +136,14 @@ class Actions:
     def _check_unused(self, text: str) -> None:
         if job := self.studio.jobs.using(text.removesuffix(WORK_SUFFIX)):
             raise StaleError(f"job {job.id} works with {text}", "stop it first")
+
+    async def open(self, request: Request) -> Response:
+        """Show the workspace, or the folder of a noun (`path`), on the desktop of this machine."""
+        text = str((await read_json_object(request, MAX_BODY_BYTES)).get("path", ""))
+        path = self.studio.workspace.inside(text) if text else self.studio.root
+        if not await asyncio.to_thread(open_folder, path):
+            raise InputError("no program here opens folders", "copy the path")
+        return JSONResponse({"opened": True})
 
     async def restore(self, request: Request) -> Response:
         entry = request.query_params.get("entry", "")
@@ -160,28 +177,6 @@ def started(job: Job) -> Response:
     return JSONResponse({"id": job.id}, 201)
 
 
-async def json_body(request: Request) -> dict[str, Any]:
-    """The JSON object of a request; HTTPException for anything else."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if content_type != "application/json":
-        raise HTTPException(415, "JSON is needed")
-    body = b""
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > MAX_BODY_BYTES:
-                    raise HTTPException(413, f"{MAX_BODY_BYTES} bytes at most")
-        value = json.loads(body)
-    except (TimeoutError, ClientDisconnect):
-        raise HTTPException(408, "the body did not come") from None
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise HTTPException(400, "not a JSON object")
-    return value
-
-
 def form_values(body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     """(page, form, values) of a request. HTTPException for values of other types than a form has."""
     page, form, values = body.get("page"), body.get("form"), body.get("values")
@@ -198,7 +193,3 @@ def form_values(body: dict[str, Any]) -> tuple[str, str, dict[str, Any]]:
     ):
         raise HTTPException(400, "page, form and values")
     return page, form, values
-
-
-def error_of(error: EdgeftError) -> dict[str, Any]:
-    return {"error": {"message": error.message, "hint": error.hint}}

@@ -7,7 +7,7 @@ neither read nor start anything: the guard checks Host and Origin, and the cooki
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qs
@@ -21,12 +21,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from edgeft.errors import EdgeftError, InputError, ResourceError, StaleError
-from edgeft.studio.actions import Actions, error_of
+from edgeft.studio.actions import Actions
 from edgeft.studio.context import Studio
 from edgeft.studio.events import Events
 from edgeft.studio.render import STATIC
 from edgeft.studio.views import Views
 from edgeft.web.guard import App, Guard, Rules
+from edgeft.web.request_body import BodyError, body_error_response, read_body
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -41,6 +42,7 @@ HEADERS = (
 OPEN_PATHS = ("/login", "/static/")
 """beginnings of paths that need no key"""
 MAX_KEY_BYTES = 1000
+FORM_TYPE = "application/x-www-form-urlencoded"
 KEPT_S = 30 * 86_400
 """a browser keeps the key so long"""
 STATUS = {ResourceError: 507, StaleError: 409}
@@ -55,11 +57,7 @@ def studio_app(
     cookie = f"edgeft-studio-{port}"  # cookies are shared by the ports of a host
 
     async def login(request: Request) -> Response:
-        body = b""
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > MAX_KEY_BYTES:
-                raise HTTPException(413, "this is no key")
+        body = await read_body(request, MAX_KEY_BYTES, FORM_TYPE)
         key = parse_qs(body.decode("utf-8", "replace")).get("key", [""])[0]
         if not _same(key, studio.key):
             return views.login_page(request, wrong=True)
@@ -84,18 +82,21 @@ def studio_app(
         _post("/api/upload", actions.upload),
         _post("/api/delete", actions.delete),
         _post("/api/rename", actions.rename),
+        _post("/api/open", actions.open),
         _post("/api/restore", actions.restore),
         _post("/api/trash/empty", actions.empty_trash),
         Mount("/static", StaticFiles(directory=STATIC)),
         Route("/{page}", _in_thread(views.page)),
     ]
     handlers: dict[Any, Any] = {
+        BodyError: body_error_response,
         HTTPException: _refused,
         EdgeftError: _user_error,
         OSError: _disk_error,
     }
     app: Any = Starlette(routes=routes, exception_handlers=handlers)
     app.router.redirect_slashes = False
+    app.state.views = views
     rules = Rules(hosts=hosts, post_origin=True, headers=HEADERS)
     return Guard(_KeyCheck(app, studio, views, cookie), rules), events
 
@@ -133,6 +134,11 @@ class _KeyCheck:
                 )
             else:
                 response = self.views.login_page(request)
+        elif not scope["path"].startswith(OPEN_PATHS):
+            try:
+                self.studio.workspace.check()
+            except StaleError as error:
+                response = _answer(request, self.views, 409, error.message, error.hint)
         await response(scope, receive, send_with_policy)
 
     def _may(self, request: Request) -> bool:
@@ -169,18 +175,32 @@ def _post(path: str, action: Callable[[Request], Awaitable[Response]]) -> Route:
 
 async def _refused(request: Request, error: Any) -> Response:
     message = error.detail or HTTPStatus(error.status_code).phrase
-    body = {"error": {"message": message, "hint": ""}}
-    return JSONResponse(body, error.status_code, error.headers)
+    return _answer(request, request.app.state.views, error.status_code, message, "", error.headers)
 
 
 async def _user_error(request: Request, error: Any) -> Response:
     status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 422)
     if request.method == "GET" and isinstance(error, InputError):
         status = 404
-    return JSONResponse(error_of(error), status)
+    return _answer(request, request.app.state.views, status, error.message, error.hint)
 
 
 async def _disk_error(request: Request, error: Any) -> Response:
     """A full disk, or a workspace that was taken away."""
     message = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-    return JSONResponse({"error": {"message": message, "hint": "free some space"}}, 507)
+    return _answer(request, request.app.state.views, 507, message, "free some space")
+
+
+def _answer(
+    request: Request,
+    views: Views,
+    status: int,
+    message: str,
+    hint: str,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """An error: a page for a browser that opens one, else JSON."""
+    if request.method == "GET" and "text/html" in request.headers.get("accept", ""):
+        return views.error_page(request, status, message, hint)
+    body = {"error": {"message": message, "hint": hint}}
+    return JSONResponse(body, status, dict(headers or {}))

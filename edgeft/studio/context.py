@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from edgeft.studio.forms import (
     values_of_toml,
 )
 from edgeft.studio.guide import (
+    CHAT,
     EXAMPLE,
     Choice,
     Step,
@@ -41,6 +42,8 @@ from edgeft.studio.workspace import Workspace
 
 FLAGS = ("--progress", "json")
 JOBS_SHOWN = 12
+SFT = "sft"
+"""the objective whose rows have a question and an answer, and the default"""
 MAX_SAVED, MAX_SAVED_BYTES = 50, 100_000
 """files of options that are looked at, and the size of one"""
 
@@ -119,6 +122,9 @@ class Studio:
             for item in form.fields
             if item.name in asked
         }
+        if guessed := self._column_guess(form, values):
+            values["columns"] = guessed
+            spec = replace(spec, first=(*spec.first, "columns"))
         first, more = (
             [
                 {
@@ -137,6 +143,20 @@ class Studio:
             "has_config": form.has_config, "filled": bool(asked) or bool({"from", "config"} & {*query}),
             "saved": self.saved(f"[{'.'.join(form.words)}]") if form.has_config else [],
         }  # fmt: skip
+
+    def _column_guess(self, form: CommandForm, values: Mapping[str, Any]) -> list[str]:
+        """Values of --columns for a file whose own names say it not; none where the form has some."""
+        if not form.field("columns") or values.get("columns"):
+            return []
+        if values.get("objective", SFT) != SFT:
+            return []
+        data = values.get("data") or ""
+        path = data if isinstance(data, str) else data[0]
+        try:
+            columns = unknown_columns(self.workspace.inside(path))
+        except InputError:
+            return []
+        return columns.pairs if columns else []
 
     def saved(self, table: str) -> list[str]:
         """Names of the TOML files in the workspace that have a table."""
@@ -178,7 +198,7 @@ class Studio:
         choice = self._choice(query)
         if choice is None:
             return {}
-        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": ""}
+        facts: dict[str, Any] = vars(choice) | {"steps": [], "problem": "", "few": choice.test_rows}
         if choice.data == EXAMPLE:
             copy_example(self.root)
         try:
@@ -187,10 +207,10 @@ class Studio:
             facts["steps"] = self.step_views(guide_steps(choice))
         except EdgeftError as error:
             facts["problem"] = str(error)
-        states = [step["state"] for step in facts["steps"]]
+        states = {step["name"]: step["state"] for step in facts["steps"]}
         return facts | {
-            "busy": "running" in states,
-            "open": any(state != "done" for state in states),
+            "busy": "running" in states.values(),
+            "open": any(state != "done" for name, state in states.items() if name != CHAT),
         }
 
     def step_views(self, steps: Sequence[Step]) -> list[dict[str, Any]]:
@@ -224,7 +244,7 @@ class Studio:
             is_next = (
                 step.name == only
                 if only
-                else view["state"] in ("open", "failed") and step.name != "chat"
+                else view["state"] in ("open", "failed") and step.name != CHAT
             )
             if not is_next:
                 continue
@@ -245,8 +265,8 @@ class Studio:
             kept = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             kept = {}
-        names = ("data", "base", "size", "scorer", "question", "answer")
-        chosen = {name: query[name][0] for name in names if query.get(name)}
+        names = ("data", "base", "size", "scorer", "question", "answer", "rows")
+        chosen = {name: query[name][0] for name in names[:-1] if query.get(name)}
         if chosen.get("data", kept.get("data")) != kept.get("data"):
             kept = {name: text for name, text in kept.items() if name in ("base", "size")}
         facts = {name: str(text) for name, text in {**kept, **chosen}.items() if name in names}
@@ -268,10 +288,9 @@ class Studio:
             return {"scorer": "exact"}
         columns = unknown_columns(path)
         if columns is None:
-            return {"scorer": guess_scorer(path)}
-        pairs = [f"prompt={columns.question}", f"answer={columns.answer}"]
+            return guess_scorer(path)
         guessed = {"question": columns.question, "answer": columns.answer}
-        return {**guessed, "scorer": guess_scorer(path, pairs)}
+        return guessed | guess_scorer(path, columns.pairs)
 
     def queue_text(self, words: Words, jobs: Sequence[Job]) -> str:
         """How many jobs run and wait."""

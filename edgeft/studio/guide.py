@@ -8,6 +8,8 @@ The example task goes the way of `edgeft demo`. An own file is split first.
 
 from __future__ import annotations
 
+import itertools
+import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -22,9 +24,14 @@ from edgeft.data.shapes import is_row
 from edgeft.errors import EdgeftError
 from edgeft.files import whole_file
 
-EXAMPLE, SUITE = "example", "smart_home"
+EXAMPLE, SUITE, CHAT = "example", "smart_home", "chat"
+"""CHAT: the step that only a person starts"""
 QUANTS = ("f16", "q8_0", "q4_k_m")
-QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 50, 30, 320
+QUICK_STEPS, QUICK_ITEMS, BASELINE_ITEMS, EXAMPLE_STEPS = 40, 60, 30, 320
+"""QUICK_ITEMS: from 59 on the gate passes a file that changes no answer"""
+TEST_ROWS, MIN_TEST, MAX_TEST = 80, 0.1, 0.3
+"""rows that the test should have, and the share of the file that it takes for them"""
+SAMPLE_ROWS, EXAMPLE_CHARS = 50, 40
 SAMPLE_BYTES = 2_000_000
 """a larger file is not read to guess how its answers are scored"""
 ASKS = re.compile(r"quest|prompt|input|instruct|ask|user|text|问|指令|输入")
@@ -48,15 +55,30 @@ class Choice:
     """column that is asked, where the file's own names say it not"""
     answer: str = ""
     """column that is learned, likewise"""
+    rows: str = ""
+    """of the file, a number; "" = it is too large to be counted"""
+
+    @property
+    def test_share(self) -> float:
+        """Share of the rows for the test: more of a small file."""
+        share = math.ceil(100 * TEST_ROWS / self._count) / 100 if self._count else MIN_TEST
+        return min(MAX_TEST, max(MIN_TEST, share))
+
+    @property
+    def test_rows(self) -> int | None:
+        """About how many rows the test gets, where they are too few for the gate; else None."""
+        count = round(self._count * self.test_share)
+        return count if self._count and count < QUICK_ITEMS else None
+
+    @property
+    def _count(self) -> int:
+        """0 = unknown."""
+        return int(self.rows) if self.rows.isdecimal() else 0
 
     @property
     def columns(self) -> list[str]:
         """Values of --columns."""
-        return (
-            [f"prompt={self.question}", f"answer={self.answer}"]
-            if self.question and self.answer
-            else []
-        )
+        return column_pairs(self.question, self.answer)
 
     @property
     def clean(self) -> str:
@@ -91,6 +113,11 @@ class Step:
     """steps before it"""
 
 
+def column_pairs(question: str, answer: str) -> list[str]:
+    """Values of --columns; none where a name is missing."""
+    return [f"prompt={question}", f"answer={answer}"] if question and answer else []
+
+
 def guide_steps(choice: Choice) -> list[Step]:
     """In the order of use."""
     train, validation, test = (
@@ -115,7 +142,8 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("clean", "data", "clean",
              {"data": [choice.data], "output": choice.clean, "columns": choice.columns}, choice.clean),
         Step("split", "data", "split",
-             {"data": [choice.clean], "output": choice.splits, "validation": "0.1", "test": "0.1"}, test,
+             {"data": [choice.clean], "output": choice.splits, "validation": "0.1",
+              "test": f"{choice.test_share:g}"}, test,
              ("clean",)),
         Step("check", "data", "check", {"data": [train], "against": [validation]}, needs=("split",)),
         Step("baseline", "baseline", "baseline",
@@ -128,7 +156,7 @@ def guide_steps(choice: Choice) -> list[Step]:
         Step("ab", "measure", "ab",
              {"artifacts": [*files[1:], files[0]], "items": SUITE if is_example else test, "folder": report,
               **({} if is_example else scorer), **limit}, f"{report}/report.json", ("export",)),
-        Step("chat", "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
+        Step(CHAT, "chat", "chat", {"artifacts": [files[-1], files[0]], "port": "0"}, needs=("export",)),
     ]  # fmt: skip
     return [step for step in steps if not (is_example and step.name in ("clean", "split"))]
 
@@ -149,37 +177,50 @@ def copy_example(root: Path) -> None:
 class Columns:
     """The columns of a file whose names do not say which is asked and which is learned."""
 
-    names: list[str]
+    examples: dict[str, str]
+    """name -> the beginning of its value in the first row"""
     question: str
     answer: str
-    """guesses"""
+    """guesses: by a column's name, else by how much text it holds"""
+
+    @property
+    def pairs(self) -> list[str]:
+        """Values of --columns."""
+        return column_pairs(self.question, self.answer)
 
 
 def unknown_columns(path: Path) -> Columns | None:
     """None for rows that are known, for what cannot be read, and for a single column."""
     rows = read_rows(path)
     try:
-        _, row = next(rows)
-    except (StopIteration, EdgeftError, OSError):
+        sample = [row for _, row in itertools.islice(rows, SAMPLE_ROWS)]
+    except (EdgeftError, OSError):
         return None
     finally:
         rows.close()  # type: ignore[attr-defined]
-    if not isinstance(row, dict) or len(row) < 2 or is_row(row):
+    first = sample[0] if sample else None
+    if not isinstance(first, dict) or len(first) < 2 or is_row(first):
         return None
-    names = [str(name) for name in row]
+    letters: dict[str, int] = dict.fromkeys(map(str, first), 0)
+    for row in filter(lambda row: isinstance(row, dict), sample):
+        for name in letters:
+            letters[name] += sum(map(str.isalpha, str(row.get(name) or "")))
+    names = sorted(letters, key=lambda name: -letters[name])
     question = next((name for name in names if ASKS.search(name.lower())), names[0])
     others = [name for name in names if name != question]
-    return Columns(
-        names, question, next((n for n in others if LEARNS.search(n.lower())), others[-1])
-    )
+    answer = next((name for name in others if LEARNS.search(name.lower())), others[0])
+    examples = {str(name): str(value)[:EXAMPLE_CHARS] for name, value in first.items()}
+    return Columns(examples, question, answer)
 
 
-def guess_scorer(path: Path, columns: Sequence[str] = ()) -> str:
-    """json where every answer is a JSON object, else exact; exact, too, for what cannot be read."""
+def guess_scorer(path: Path, columns: Sequence[str] = ()) -> dict[str, str]:
+    """`scorer`: json where every answer is a JSON object, else exact; and `rows`, their number, which is left
+    out with what cannot be read or is large."""
     try:
         if path.stat().st_size > SAMPLE_BYTES:
-            return "exact"
+            return {"scorer": "exact"}
         answers = [example.answer.strip() for example in load_examples(path, "skip", columns)]
     except (EdgeftError, OSError):
-        return "exact"
-    return "json" if answers and all(text.startswith("{") for text in answers) else "exact"
+        return {"scorer": "exact"}
+    is_json = answers and all(text.startswith("{") for text in answers)
+    return {"scorer": "json" if is_json else "exact", "rows": str(len(answers) or "")}

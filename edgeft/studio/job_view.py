@@ -12,6 +12,7 @@ from edgeft.studio.forms import shell_line
 from edgeft.studio.jobs import Job
 from edgeft.studio.render import URL
 from edgeft.studio.words import Words
+from edgeft.train.options import WORK_SUFFIX
 
 VERDICTS: dict[str, dict[int | None, str]] = {
     "ab": {0: "pass", 3: "fail", 4: "inconclusive"},
@@ -81,7 +82,7 @@ def can_resume(job: Job, root: Path) -> bool:
     """Whether the job is a training that was stopped and left a checkpoint."""
     output = option(job, "--output")
     stopped = job.state in ("cancelled", "failed") and job.command in RESUMABLE and output
-    return bool(stopped) and any((root / f"{output}.work").glob("checkpoint-*"))
+    return bool(stopped) and any((root / f"{output}{WORK_SUFFIX}").glob("checkpoint-*"))
 
 
 def option(job: Job, flag: str) -> str:
@@ -109,6 +110,8 @@ def next_links(job: Job, words: Words, root: Path) -> list[dict[str, Any]]:
                           f"&validation_data={quote(f'{output}/validation.jsonl')}"))  # fmt: skip
     if job.command in ("data clean", "data mix"):
         links.append(link(words("nav.train"), f"/train?data={quote(output)}"))
+    if job.command == "data label":
+        links.append(link(words("nav.train"), f"/train?data={quote(output)}&objective=dpo"))
     if job.command == "data check" and (data := job.values.get("data")):
         links.append(link(words("tab.clean"), f"/data?form=clean&data={quote(str(data[0]))}"))
     if job.command == "merge-export":

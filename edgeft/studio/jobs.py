@@ -33,6 +33,8 @@ DONE_CODES = (0, 3, 4)
 """exit codes of a command that did its work: 3 and 4 are verdicts of check, ab, search and verify"""
 QUICK = ("data", "plan", "inspect", "verify", "report", "models")
 """commands that take seconds: they do not wait behind a training"""
+LABEL = ("data", "label")
+"""asks a model about every row"""
 SERVICES = ("serve",)
 """commands that run until they are stopped"""
 TAIL_BYTES = 64_000
@@ -68,7 +70,8 @@ class Job:
     def lane(self) -> Literal["service", "quick", "work"]:
         if self.words[0] in SERVICES:
             return "service"
-        quick = self.words[0] in QUICK or "--preview" in self.words
+        is_quick = self.words[0] in QUICK and self.words[:2] != LABEL
+        quick = is_quick or "--preview" in self.words
         return "quick" if quick else "work"
 
     @property

@@ -19,9 +19,12 @@ from typing import Any, Literal
 from edgeft.data.documents import TEXT_SUFFIXES
 from edgeft.data.reading import holds_rows
 from edgeft.errors import EdgeftError, InputError
+from edgeft.export.model_card import materials_path
 from edgeft.files import read_json, sha256
 from edgeft.records import Manifest
 from edgeft.store import identity, manifest_path, read_manifest
+from edgeft.train.checkpoints import REQUEST_FILE
+from edgeft.train.options import WORK_SUFFIX
 
 Kind = Literal["data", "base", "adapter", "artifact", "report", "sweep", "unfinished"]
 MAX_DEPTH = 5
@@ -32,7 +35,6 @@ MAX_HASHED_BYTES = 64_000_000
 """a data file that is larger is not hashed for the graph"""
 NO_DATA = ("report.json", "sweep.json", "config.json", "tokenizer.json", "tokenizer_config.json")
 """JSON files that are no rows"""
-WORK_SUFFIX, REQUEST = ".work", "request.json"
 
 
 @dataclass(frozen=True)
@@ -116,9 +118,9 @@ def _split_of(noun: Noun, splits: Manifest) -> Noun:
 
 def _folder(root: Path, path: Path) -> Noun | None:
     """What a folder is; None where it is only a place for others."""
-    if path.suffix == WORK_SUFFIX and (path / REQUEST).is_file():
+    if path.suffix == WORK_SUFFIX and (path / REQUEST_FILE).is_file():
         with contextlib.suppress(EdgeftError):
-            options = read_json(path / REQUEST).get("options", {})
+            options = read_json(path / REQUEST_FILE).get("options", {})
             return Noun(
                 _relative(root, path), "unfinished", _size(path), _changed(path), options=options
             )
@@ -153,7 +155,7 @@ def _of_manifest(root: Path, path: Path, kind: Kind, manifest: Manifest | None) 
     if path.is_dir():
         name = identity(path)  # from the manifest: no file is read
     names = {
-        role: _inside(root, str(manifest.options[role]))
+        role: relative_text(root, str(manifest.options[role]))
         for role in manifest.parents
         if isinstance(manifest.options.get(role), str)
     }
@@ -163,7 +165,7 @@ def _of_manifest(root: Path, path: Path, kind: Kind, manifest: Manifest | None) 
     )  # fmt: skip
 
 
-def _inside(root: Path, text: str) -> str:
+def relative_text(root: Path, text: str) -> str:
     """A path relative to the workspace where it lies in it, else as it is."""
     try:
         return Path(text).relative_to(root).as_posix()
@@ -201,11 +203,13 @@ def _changed(path: Path) -> float:
 
 
 def files_of(path: Path) -> Sequence[Path]:
-    """A noun's path and what belongs to it: the manifest and the Modelfile beside a file, the page of a report."""
+    """A noun's path and what belongs to it: the manifest, the Modelfile and the bill of materials beside an
+    artifact, the page of a report."""
     if path.name == "report.json":
         beside = [path.with_suffix(".html"), path.with_suffix(".md")]
     elif path.is_dir() and not path.is_symlink():
-        beside = []
+        beside = [materials_path(path)]
     else:
-        beside = [path.with_name(f"{path.name}.manifest.json"), path.with_suffix(".Modelfile")]
+        manifest, modelfile = f"{path.name}.manifest.json", path.with_suffix(".Modelfile")
+        beside = [path.with_name(manifest), modelfile, materials_path(path)]
     return [path, *(other for other in beside if other.is_file())]

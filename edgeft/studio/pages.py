@@ -56,6 +56,8 @@ PAGES = (
                  start={"output": "data/splits", "test": "0.1"}, free_names=("output",)),
         FormSpec("mix", "data mix", ("data", "replay", "output"),
                  start={"output": "data/mix.jsonl"}, free_names=("output",)),
+        FormSpec("label", "data label", ("data", "judge", "criterion", "model", "output"),
+                 start={"output": "data/pairs.jsonl"}, free_names=("output",)),
     )),
     Page("baseline", (
         FormSpec("baseline", "baseline",
@@ -112,6 +114,7 @@ SOURCES: dict[str, tuple[Kind, ...]] = {
     "adapter": ("adapter",),
     "artifacts": ("artifact",),
     "artifact": ("artifact",),
+    "model": ("artifact",),
     "baseline": ("artifact",),
 }  # fmt: skip
 """field -> kinds of nouns in the workspace that it can name"""

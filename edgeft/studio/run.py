@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import socket
 import sys
-import webbrowser
 from collections.abc import Sequence
 
 from edgeft.errors import InputError
 from edgeft.progress import say
+from edgeft.studio.desktop import open_address
 from edgeft.studio.forms import Commands
 from edgeft.studio.options import StudioOptions
 from edgeft.web.http_server import listen, require_serve_extra, uvicorn_server
@@ -75,8 +74,8 @@ async def _serve(
     page = f"{address}/?key={shared.key}"
     say(f"workspace {shared.root}")
     say(f"{page} (Ctrl-C ends the studio, not its jobs)")
-    if options.browser and os.environ.keys() & {"DISPLAY", "WAYLAND_DISPLAY", "BROWSER"}:
-        webbrowser.open(page)
+    if options.browser:
+        open_address(page)
     await server.serve(sockets=[listening])
 
 

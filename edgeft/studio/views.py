@@ -20,11 +20,13 @@ from edgeft.files import is_file
 from edgeft.models import sources
 from edgeft.studio import pages
 from edgeft.studio.context import Studio
+from edgeft.studio.desktop import has_desktop
 from edgeft.studio.job_view import can_resume, job_view, next_links
 from edgeft.studio.lineage import lineage_svg
 from edgeft.studio.nouns import Noun
 from edgeft.studio.words import Words, chosen_language
 from edgeft.studio.workspace import UPLOAD_SUFFIXES
+from edgeft.train.options import WORK_SUFFIX
 
 NEEDS = {
     "export": ("adapter", "/train"),
@@ -58,6 +60,7 @@ class Views:
             **common,
             "theme": theme if theme in ("light", "dark") else "",
             "sources": {name: kinds[0] for name, kinds in pages.SOURCES.items()},
+            "has_desktop": has_desktop(),
             "upload_suffixes": ",".join(UPLOAD_SUFFIXES),
             **context,
         }
@@ -114,7 +117,7 @@ class Views:
 
     def _is_idle(self, noun: Noun) -> bool:
         """Whether a run is unfinished and no job of the studio works on it."""
-        output = noun.path.removesuffix(".work")
+        output = noun.path.removesuffix(WORK_SUFFIX)
         return noun.kind == "unfinished" and self.studio.jobs.using(output) is None
 
     def _runs(self, request: Request) -> Response:
@@ -192,6 +195,11 @@ class Views:
         if kind is None or not is_file(path) or not inside:
             raise HTTPException(404, "this file is not shown")
         return FileResponse(path, media_type=kind, headers={"content-security-policy": RAW_POLICY})
+
+    def error_page(self, request: Request, status: int, message: str, hint: str) -> Response:
+        page = self._html(request, "error.html.j2", "", message=message, hint=hint)
+        page.status_code = status
+        return page
 
     def login_page(self, request: Request, wrong: bool = False) -> Response:
         html = self.studio.renderer.page("login.html.j2", words_of(request), wrong=wrong)

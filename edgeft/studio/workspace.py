@@ -30,6 +30,7 @@ from edgeft.data.reading import COMPRESSED_SUFFIXES, ROW_SUFFIXES
 from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.files import format_bytes, read_json, write_text
 from edgeft.studio.nouns import files_of
+from edgeft.train.options import WORK_SUFFIX
 
 STUDIO, TRASH, UPLOADS = ".studio", "trash", "data"
 UPLOAD_SUFFIXES = (*ROW_SUFFIXES, *TEXT_SUFFIXES, *COMPRESSED_SUFFIXES)
@@ -45,6 +46,7 @@ class Workspace:
         try:
             self.root = root.expanduser().resolve()
             self.studio.mkdir(parents=True, exist_ok=True)
+            self._identity = _identity(self.studio)
             store.sweep(self.root / UPLOADS)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
@@ -55,6 +57,16 @@ class Workspace:
     @property
     def studio(self) -> Path:
         return self.root / STUDIO
+
+    def check(self) -> None:
+        """StaleError where the folder was moved, deleted or exchanged; a folder that is put back is the same."""
+        with contextlib.suppress(OSError):
+            if _identity(self.studio) == self._identity:
+                return
+        raise StaleError(
+            f"the workspace {self.root} was moved or deleted",
+            "put the folder back, or start the studio again",
+        )
 
     @contextlib.contextmanager
     def opened(self, address: str) -> Iterator[None]:
@@ -102,7 +114,9 @@ class Workspace:
         """`text`, with a number where something of this name is there: adapter -> adapter-2."""
         stem, dot, suffix = text.partition(".") if "/" not in text else (text, "", "")
         number, name = 1, text
-        while os.path.lexists(self.root / name) or os.path.lexists(self.root / f"{name}.work"):
+        while os.path.lexists(self.root / name) or os.path.lexists(
+            self.root / f"{name}{WORK_SUFFIX}"
+        ):
             number += 1
             name = f"{stem}-{number}{dot}{suffix}"
         return name
@@ -256,3 +270,9 @@ def clean_name(name: str) -> str:
     if not stem or len(kept.encode()) > MAX_NAME_BYTES:
         raise InputError(f"{name[:60]!r} is no file name", "letters and digits")
     return kept
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    """Of a folder, whatever its name."""
+    facts = folder.stat()
+    return facts.st_dev, facts.st_ino

@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from edgeft.child_process import Ended, Limits, Pool
 from edgeft.errors import InputError, TemplateLimitError
 
-RENDERING = Limits(cpu_s=1, memory=800_000_000)
+RENDERING = Limits(cpu_s=1, memory=64_000_000, memory_per_byte=16)
 """of one rendering; a long conversation takes some milliseconds"""
 RENDERERS = 4
 """processes at most; a server renders in several threads"""

@@ -116,11 +116,22 @@ class TrainOptions:
     answer), fields (share of the fields of the row's JSON answer), length:TOKENS, schema:FILE (a JSON schema),
     FILE.py:function, or the folder of a reward model."""
     generations: int = 8
-    """Answers that the model writes to each prompt; --batch-size counts answers."""
+    """Answers that the model writes to each prompt; --batch-size counts answers. ppo: may be 1."""
     max_new_tokens: int = 128
     """Tokens of a written answer at most."""
     temperature: float = 1.0
     """Temperature at which answers are written."""
+    ppo_epochs: int = 4
+    """PPO: steps that learn from the same answers."""
+    gamma: float = 1.0
+    """PPO: factor of a reward for each token that it lies ahead."""
+    gae_lambda: float = 0.95
+    """PPO: between the value head's next word (0) and the rewards alone (1), in the advantages."""
+    value_coef: float = 0.1
+    """PPO: weight of the value head's loss."""
+    cliprange: float = 0.2
+    """PPO: change of a token's probability in --ppo-epochs steps, as a share, beyond which nothing more is
+    learned; the same number bounds the change of a value."""
     neftune_alpha: float = 0.0
     """NEFTune: noise of this strength on the embeddings, 5 is usual; 0 = none."""
     cutoff_length: int = 512
@@ -237,11 +248,24 @@ class TrainOptions:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {value} is not positive")
-        if self.generations < 2 or self.max_new_tokens < 1 or not 0 < self.temperature < math.inf:
-            raise InputError(
-                "--generations is at least 2, --max-new-tokens at least 1, --temperature above 0"
-            )
-        for name in ("weight_decay", "max_grad_norm", "neftune_alpha", "early_stopping"):
+        for name in ("generations", "max_new_tokens", "ppo_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"--{name.replace('_', '-')} is at least 1")
+        for name in ("temperature", "cliprange"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"--{name} {getattr(self, name)} is not above 0")
+        for name in ("gamma", "gae_lambda"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)} is not from 0 to 1"
+                )
+        for name in (
+            "weight_decay",
+            "max_grad_norm",
+            "neftune_alpha",
+            "early_stopping",
+            "value_coef",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)} is negative")
 
@@ -346,6 +370,9 @@ class TrainOptions:
         return cast(dict[str, Any], json.loads(json.dumps(texts)))
 
 
+WORK_SUFFIX = ".work"
+
+
 def work_folder_of(output: Path) -> Path:
     """The folder beside a result that holds the checkpoints of an unfinished run."""
-    return output.with_name(output.name + ".work")
+    return output.with_name(output.name + WORK_SUFFIX)

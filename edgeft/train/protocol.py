@@ -62,7 +62,8 @@ class Objective(Protocol):
     validation: Sequence[Any]
     """encoded validation examples, may be empty"""
     answers_per_row: int = 1
-    """examples of a batch that one row makes: the answers that the model writes to a prompt"""
+    """examples of a batch that one row makes: the answers that the model writes to a prompt, times the steps that
+    read them"""
 
     def __init__(
         self,

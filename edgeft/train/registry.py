@@ -58,14 +58,15 @@ class MethodRow:
 
 OBJECTIVE_OPTIONS = (
     "beta", "loss_type", "label_smoothing", "simpo_gamma", "desirable_weight", "undesirable_weight",
-    "reward", "generations", "max_new_tokens", "temperature",
+    "reward", "generations", "max_new_tokens", "temperature", "ppo_epochs", "gamma", "gae_lambda",
+    "value_coef", "cliprange",
 )  # fmt: skip
 """fields of TrainOptions that only some objectives read"""
 NOT_FOR_PAIRS = ("packing", "train_on_inputs", "ship")
 """fields of TrainOptions that objectives of preferences do not read"""
 NOT_FOR_REFERENCES = (*NOT_FOR_PAIRS, "lora_dropout", "neftune_alpha")
 """those that losses with a reference do not read: noise would be in the reference, too"""
-WRITES = ("beta", "loss_type", "reward", "generations", "max_new_tokens", "temperature")
+WRITES = ("beta", "reward", "generations", "max_new_tokens", "temperature")
 """OBJECTIVE_OPTIONS of those whose model writes answers"""
 NOT_FOR_REWARDS = (*NOT_FOR_REFERENCES, "keep_best", "early_stopping")
 """fields of TrainOptions that they do not read: their validation loss says nothing"""
@@ -268,7 +269,7 @@ OBJECTIVES = {
         "edgeft.train.objectives.rollouts:GRPO",
         "to write answers with larger rewards than the others to the same prompt",
         data="prompts, with or without a reference answer",
-        options=WRITES,
+        options=(*WRITES, "loss_type"),
         not_read=NOT_FOR_REWARDS,
         loss_types=("dapo", "grpo", "bnpo", "dr_grpo"),
         rate=0.1,
@@ -278,7 +279,16 @@ OBJECTIVES = {
         "edgeft.train.objectives.rollouts:RLOO",
         "to write answers with larger rewards than the mean of the others",
         data="prompts, with or without a reference answer",
-        options=tuple(name for name in WRITES if name != "loss_type"),
+        options=WRITES,
+        not_read=NOT_FOR_REWARDS,
+        rate=0.1,
+        extra="align",
+    ),
+    "ppo": ObjectiveRow(
+        "edgeft.train.objectives.ppo:PPO",
+        "to write answers with larger rewards than a value head expects",
+        data="prompts, with or without a reference answer",
+        options=(*WRITES, "ppo_epochs", "gamma", "gae_lambda", "value_coef", "cliprange"),
         not_read=NOT_FOR_REWARDS,
         rate=0.1,
         extra="align",

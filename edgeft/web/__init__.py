@@ -1,6 +1,7 @@
 """What every web server of edgeft shares: an ASGI application -> one that is guarded and limited.
 
 guard           checks Host, Origin, key and path of a request, adds headers to its answer
+request_body    the body of a request as bytes or as a JSON object, within limits
 content_policy  a page -> the policy under which a browser may show it
 http_server     listening socket and uvicorn server, with the limits of connections.py
 

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -289,10 +290,10 @@ WHOLE_SECOND = ("nested loops", "a text doubled")
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Renderers that wait 0.1 s of work for a template, not a second."""
-    from edgeft.child_process import Limits, Pool
+    from edgeft.child_process import Pool
     from edgeft.tokenizer import jinja_sandbox
 
-    limits = Limits(0.1, jinja_sandbox.RENDERING.memory)
+    limits = replace(jinja_sandbox.RENDERING, cpu_s=0.1)
     pool = Pool(Path(jinja_sandbox.__file__), "answer", limits, 1)
     monkeypatch.setattr(jinja_sandbox, "_renderers", pool)
 
@@ -319,6 +320,18 @@ def test_a_template_that_writes_more_than_any_conversation_is_refused() -> None:
     assert len(jinja_sandbox.render("{{ 'x' * 10 ** 7 }}")) == 10**7
     with pytest.raises(TemplateLimitError, match="it writes more than 10,000,000 characters"):
         jinja_sandbox.render("{{ 'x' * (10 ** 7 + 1) }}")
+
+
+@pytest.mark.unit
+def test_the_memory_of_a_template_grows_with_its_messages_alone() -> None:
+    from edgeft.errors import TemplateLimitError
+    from edgeft.tokenizer import jinja_sandbox
+
+    source = "{% set x = 'x' * length %}{{ x | length }}"
+    assert jinja_sandbox.render(source, length=40 * 10**6) == "40000000"
+    with pytest.raises(TemplateLimitError, match=r"it takes more than 64\.0 MB of memory"):
+        jinja_sandbox.render(source, length=70 * 10**6)
+    assert jinja_sandbox.render(source, length=70 * 10**6, messages="m" * 10**6) == "70000000"
 
 
 @pytest.mark.unit

@@ -19,7 +19,7 @@ from edgeft.export.pipeline import export
 from edgeft.export.sensitivity import sensitivities
 from edgeft.merge.view import open_merged
 from edgeft.quantization import ggml
-from edgeft.quantization.budget import Choice, assign_shifted
+from edgeft.quantization.budget import assign_shifted, total_cost
 from edgeft.weights import gguf_reader
 from helpers.adapters import make_adapter
 from helpers.tiny import make_base
@@ -101,7 +101,7 @@ def on_the_grid(tmp_path_factory: pytest.TempPathFactory) -> Any:
             values.copy_(torch.from_numpy(ggml.dequantize(data, q4_1)))
     save_file(state, base / "model.safetensors")
     merged = open_merged(base, make_adapter(base, folder / "adapter", lora_alpha=0.1))
-    ids = np.random.default_rng(0).integers(0, merged.vocabulary, (24, 48)).tolist()
+    ids = np.random.default_rng(0).integers(0, merged.vocabulary, (64, 48)).tolist()
     uses = sensitivities(merged, ids, folder, threads=1)
     plan = make_plan(merged, "q8_0", ConvertOptions())
     targets = {name: target for name, target in plan.targets.items()
@@ -141,19 +141,14 @@ def rounded(merged: Any, targets: dict[str, Any], types: dict[str, str]) -> dict
     return weights
 
 
-def cost(chosen: dict[str, Choice]) -> float:
-    return sum(c.error for c in chosen.values()) + sum(c.shift for c in chosen.values()) ** 2
-
-
 def test_what_is_lost_of_the_adapter_costs_what_is_predicted(on_the_grid: Any) -> None:
     """A share of the change of all layers, of some, and all that Q4_1 takes: nats a token."""
     merged, targets, uses = on_the_grid
     layers = [target.parts[0].source for target in targets.values()]
     layers = [name for name in layers if merged.adapted(name)]
     for share, lost in ((0.3, layers), (0.3, layers[::2]), (1.0, layers)):
-        of = [use for name in lost for use in uses[name]]
-        expected = (share * sum(use.along for use in of)) ** 2
-        expected += share**2 * sum(use.apart for use in of)
+        slopes = sum(use.slopes[0] for name in lost for use in uses[name])
+        expected = float(np.square(share * slopes).sum())
         weights = {}
         for name in lost:
             before, delta = merged.addends(name, slice(None))
@@ -161,9 +156,11 @@ def test_what_is_lost_of_the_adapter_costs_what_is_predicted(on_the_grid: Any) -
         assert expected / 1.6 < measured(merged, weights) < expected * 1.6, share
     choices = type_budget._choices(merged, targets, uses, threads=1)
     q4_1 = {name: next(c for c in of if c.type == "q4_1") for name, of in choices.items()}
-    assert sum(c.shift for c in q4_1.values()) ** 2 > 0.02, "most of the change is lost"
+    assert total_cost(q4_1.values()) - sum(c.error for c in q4_1.values()) > 0.02, (
+        "most of the change is lost"
+    )
     found = measured(merged, rounded(merged, targets, dict.fromkeys(q4_1, "q4_1")))
-    assert cost(q4_1) / 1.6 < found < cost(q4_1) * 1.6
+    assert total_cost(q4_1.values()) / 1.6 < found < total_cost(q4_1.values()) * 1.6
 
 
 def test_more_bytes_lose_less_where_the_base_lies_on_a_grid(on_the_grid: Any) -> None:
@@ -175,7 +172,8 @@ def test_more_bytes_lose_less_where_the_base_lies_on_a_grid(on_the_grid: Any) ->
         chosen = assign_shifted(choices, round(share * largest))
         types = {name: choice.type for name, choice in chosen.items()}
         found.append(measured(merged, rounded(merged, targets, types)))
-        assert cost(chosen) / 1.5 < found[-1] < cost(chosen) * 1.5
+        expected = total_cost(chosen.values())
+        assert expected / 1.5 < found[-1] < expected * 1.5
     assert found[0] > 2 * found[1] > 4 * found[2]
     # Without the types that lose half of a layer's change, the second file had .23.
     assert found[1] < 0.08

@@ -53,13 +53,13 @@ def test_what_is_half_written_is_seen(tmp_path: Path, place: Placed) -> None:
     stage.clean()
     assert list(stage.problems_of_next_run()) == []
     before, after = stage.before, dict(stage.after)
-    assert list(half_written(stage.folder, before, after, killed=False)) == []
+    assert list(half_written(stage.folder, before, after, cut_off=False)) == []
     (stage.folder / "clean.jsonl").write_bytes(after["clean.jsonl"][:-1])
-    problems = list(half_written(stage.folder, before, after, killed=True))
+    problems = list(half_written(stage.folder, before, after, cut_off=True))
     assert (
         len(problems) == 2 and "neither old nor new" in problems[0] and "bytes, not" in problems[1]
     )
-    assert list(half_written(tmp_path, {"a": b"", "b.manifest.json": b""}, {}, killed=True)) == [
+    assert list(half_written(tmp_path, {"a": b"", "b.manifest.json": b""}, {}, cut_off=True)) == [
         "a is lost"
     ]
 

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from edgeft import NO_TELEMETRY
 from helpers.faults import Server
 
 OTHER_MACHINE = "192.0.2.1"
@@ -38,3 +39,26 @@ def test_a_stage_that_opens_the_network_would_end(core: Server, call: str) -> No
         check=False, capture_output=True, text=True, env=os.environ | {"LD_PRELOAD": str(core.shim)},
     )  # fmt: skip
     assert ended.returncode == -6 and "the network was opened" in ended.stderr
+
+
+ONNX_REPORTS_S = 20
+"""seconds after its import; onnxruntime 1.32 takes 9"""
+
+
+@pytest.mark.unit
+def test_libraries_are_told_to_report_nothing() -> None:
+    assert {name: os.environ.get(name) for name in NO_TELEMETRY} == NO_TELEMETRY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", ["import edgeft", "import edgeft.runtimes.onnx"])
+def test_onnxruntime_reports_nothing(core: Server, first: str) -> None:
+    """Without edgeft's variable it opens the network some seconds after its import."""
+    code = f"{first}; import onnxruntime, time; time.sleep({ONNX_REPORTS_S})"
+    environment = {name: of for name, of in os.environ.items() if name not in NO_TELEMETRY}
+    for given, expected in ((code, 0), (code.partition("; ")[2], -6)):
+        ended = subprocess.run(
+            [sys.executable, "-c", given],
+            check=False, capture_output=True, text=True, env=environment | {"LD_PRELOAD": str(core.shim)},
+        )  # fmt: skip
+        assert ended.returncode == expected, ended.stderr

@@ -13,7 +13,9 @@ from conftest import Family
 
 from edgeft.errors import FormatError, InputError
 from edgeft.gptq import blocks as gptq_blocks
-from edgeft.gptq.blocks import Blocks, stage_of
+from edgeft.gptq import hessians, kept_outputs
+from edgeft.gptq.blocks import Blocks
+from edgeft.gptq.linear_weights import stage_of
 from edgeft.gptq.quantize import linears
 from edgeft.merge.view import Merged, open_merged
 from helpers.families import CHATGLM, TINY, by_family, exact_gelu
@@ -244,7 +246,7 @@ def test_panels_of_a_hessian(make: Family, monkeypatch: pytest.MonkeyPatch) -> N
     block = next(iter(Blocks(merged, conversations(merged, 100), threads=1)))
     stage = next(block.stages())
     (whole,) = block.gather(stage)
-    monkeypatch.setattr(gptq_blocks, "PANEL_COLUMNS", 40)
+    monkeypatch.setattr(hessians, "PANEL_COLUMNS", 40)
     (pieces,) = block.gather(stage)
     assert apart(pieces.hessian, whole.hessian) < 1e-5
 
@@ -268,7 +270,7 @@ def test_kept_inputs_change_no_bit(
     merged = open_merged(base, adapter)
     sequences = conversations(merged, 500, 300, 400)
     states = [states_of(merged, sequences)]
-    monkeypatch.setattr(gptq_blocks, "KEPT_BYTES", 0)
+    monkeypatch.setattr(kept_outputs, "KEPT_BYTES", 0)
     states.append(states_of(merged, sequences))
     assert (states[0] == states[1]).all()
 
@@ -353,7 +355,7 @@ def test_hooks_and_linear_are_restored(make: Family, case: str, stage: int) -> N
         hooks = [hook for linear in block.linears for hook in linear.module._forward_pre_hooks]
         return torch.nn.functional.linear is real and not hooks
 
-    full = mock.patch.object(gptq_blocks._InputRecorder, "_add", side_effect=RuntimeError("full"))
+    full = mock.patch.object(hessians.InputRecorder, "_add", side_effect=RuntimeError("full"))
     with full, pytest.raises(RuntimeError, match="full"):
         block.gather(linears)
     assert restored()

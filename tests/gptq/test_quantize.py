@@ -113,15 +113,14 @@ def stop(block: blocks.Block) -> None:
 
 DIES = """
 import os, signal, sys
-import safetensors.numpy
 from pathlib import Path
 from edgeft import gptq, merge
-def dies(tensors, path, about):
+def dies(path, data):
     if "block-0001" not in path.name:
-        return real(tensors, path, about)
-    path.write_bytes(b"half of it")
+        return real(path, data)
+    real(path, data[: len(data) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
-real, safetensors.numpy.save_file = safetensors.numpy.save_file, dies
+real, Path.write_bytes = Path.write_bytes, dies
 merged = merge.open_merged(*map(Path, {folders!r}))
 grids = dict.fromkeys(gptq.linears(merged), gptq.UniformGrid(4, 32, True))
 gptq.quantize_blocks(merged, grids, gptq.Calibration({sequences!r}, Path({work!r})), threads=1)

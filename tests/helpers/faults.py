@@ -49,6 +49,11 @@ class Fault(NamedTuple):
     def kills(self) -> bool:
         return self.effect >= 5
 
+    @property
+    def lasts(self) -> bool:
+        """Whether every later call that needs the disk fails, too, so that nothing can be put back."""
+        return self.effect in (2, 4)
+
 
 FAULTS = (
     Fault("ENOSPC", 1, errno.ENOSPC),
@@ -122,11 +127,12 @@ class Server:
         environment = {"LD_PRELOAD": str(self.shim), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": str(hash_seed),
                        "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "400",
                        "PYTHONPATH": os.pathsep.join(map(str, (HERE.parents[1], *sys.path)))}  # fmt: skip
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             [sys.executable, HERE / "fault_server.py", needs],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=os.environ | environment,
         )
@@ -152,7 +158,11 @@ class Server:
         assert self._process.stdin and self._process.stdout
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
-        answer = json.loads(self._process.stdout.readline())
+        line = self._process.stdout.readline()
+        if not line:
+            self._errors.seek(0)
+            raise RuntimeError(f"the server of stages ended: {self._errors.read()[-2000:]}")
+        answer = json.loads(line)
         self.cpu_s: float = answer["cpu_s"]
         return answer["code"], answer["count"], output.read_text(errors="replace")
 
@@ -217,7 +227,8 @@ class Place:
                 (self.folder / name).write_bytes(data)
             self.folder.mkdir(exist_ok=True)
             problems += [
-                f"{where}: {problem}" for problem in after_power_loss(self.folder, old, new)
+                f"{where}: {problem}"
+                for problem in half_written(self.folder, old, new, cut_off=True)
             ]
         return states, problems
 
@@ -230,7 +241,7 @@ class Place:
         lines = [line for line in output.splitlines() if "edgeft: error: " in line]
         if code == 1 and 1 not in self.stage.codes and len(lines) != 1:
             yield f"{len(lines)} lines of errors: {output[-300:]}"
-        yield from half_written(self.folder, self.before, self.after, killed)
+        yield from half_written(self.folder, self.before, self.after, killed or fault.lasts)
         yield from self.problems_of_next_run()
 
     def problems_of_next_run(self) -> Iterator[str]:
@@ -252,21 +263,27 @@ DERIVED = ("README.md", ".cdx.json")
 
 
 def half_written(
-    folder: Path, before: dict[str, Any], after: dict[str, Any], killed: bool
+    folder: Path, before: dict[str, Any], after: dict[str, Any], cut_off: bool
 ) -> Iterator[str]:
     """Files that are neither the old nor the new ones, or that their manifests do not describe.
 
-    After a kill the next run may first name the manifest of a file.
+    A run that was cut off may leave the last renames to the next look at its result.
     """
     files.forget_hashes()
+    targets = [path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl")]
+    for target in targets if cut_off else ():
+        if not target.name.startswith("."):
+            store.find_complete(target, "", {}, {})
+            name = str(target.relative_to(folder))
+            described = f"{name}.manifest.json" in {**before, **after}
+            if described and not store.manifest_path(target).exists():
+                yield f"{name} has no manifest for ever"
     now = content(folder)
     for name, value in now.items():
         if value not in (before.get(name), after.get(name)):
             yield f"{name} is neither old nor new"
     for name in before:
-        manifest = name.endswith(".manifest.json")
-        derived = name.endswith(DERIVED)  # written again by the next run
-        if name not in now and not derived and not (manifest and killed):
+        if name not in now and not name.endswith(DERIVED):  # written again by the next run
             yield f"{name} is lost"
     for name in now:
         if name.endswith("manifest.json"):
@@ -276,19 +293,6 @@ def half_written(
             manifest_of = store.read_manifest(target)
             assert manifest_of
             yield from store.damaged(target, manifest_of)
-
-
-def after_power_loss(folder: Path, old: dict[str, bytes], new: dict[str, bytes]) -> Iterator[str]:
-    """As `half_written`. Where a file lacks its manifest, the next look must give it one."""
-    targets = [path for path in folder.rglob("*") if path.suffix in (".gguf", ".jsonl")]
-    for target in targets:
-        if not target.name.startswith("."):
-            store.find_complete(target, "", {}, {})
-            name = str(target.relative_to(folder))
-            described = f"{name}.manifest.json" in {**old, **new}
-            if described and not store.manifest_path(target).exists():
-                yield f"{name} has no manifest for ever"
-    yield from half_written(folder, old, new, killed=True)
 
 
 def names(folder: Path) -> set[str]:

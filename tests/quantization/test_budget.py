@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterable
 
 import pytest
 
 from edgeft.errors import ResourceError
-from edgeft.quantization.budget import Choice, assign, assign_shifted, hull
+from edgeft.quantization.budget import Choice, assign, assign_shifted, hull, total_cost
 
 pytestmark = pytest.mark.unit
 
@@ -76,14 +75,12 @@ def test_shifts_cost_the_square_of_their_sum(seed: int) -> None:
     rng = random.Random(seed)
     choices = {
         f"t{i}": [
-            Choice("q2", 20, 16 * keen), Choice("q3", 30, keen, shift), Choice("q5", 50, 0.1 * keen),
+            Choice("q2", 20, 16 * keen, (0.0, 0.0)), Choice("q3", 30, keen, shift),
+            Choice("q5", 50, 0.1 * keen, (0.0, 0.0)),
         ]
-        for i in range(5) for keen, shift in [(rng.uniform(0.5, 2), rng.uniform(0, 2))]
+        for i in range(5)
+        for keen, shift in [(rng.uniform(0.5, 2), (rng.uniform(0, 2), rng.uniform(-1, 1)))]
     }  # fmt: skip
-
-    def cost(chosen: Iterable[Choice]) -> float:
-        taken = list(chosen)
-        return sum(c.error for c in taken) + sum(c.shift for c in taken) ** 2
 
     for budget in (150, 200, 230):
         found = assign_shifted(choices, budget)
@@ -91,10 +88,10 @@ def test_shifts_cost_the_square_of_their_sum(seed: int) -> None:
         fitting = [
             c for c in itertools.product(*choices.values()) if sum(x.size for x in c) <= budget
         ]
-        assert cost(found.values()) <= cost(assign(choices, budget).values())
+        assert total_cost(found.values()) <= total_cost(assign(choices, budget).values())
         within = [c for c in fitting if sum(x.size for x in c) <= budget - 20]
         assert (
-            min(map(cost, fitting))
-            <= cost(found.values())
-            <= 1.1 * min(map(cost, within or fitting))
+            min(map(total_cost, fitting))
+            <= total_cost(found.values())
+            <= 1.1 * min(map(total_cost, within or fitting))
         )

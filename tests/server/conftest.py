@@ -47,6 +47,16 @@ def stub() -> Iterator[Stub]:
         server.shutdown()
 
 
+@pytest.fixture(scope="module")
+def shared_chat(browser: Any) -> Iterator[Chat]:
+    """One page for tests that leave it as it was."""
+    with Stub() as server:
+        context = browser.new_context()
+        yield Chat(server, context.new_page())
+        context.close()
+        server.shutdown()
+
+
 @pytest.fixture
 def chat(browser: Any, stub: Stub) -> Iterator[Opened]:
     contexts = []

@@ -87,7 +87,10 @@ def test_answers_with_schemas_side_by_side_are_those_alone(
         engine.close()
 
 
-@pytest.mark.parametrize("kv_type", ["f16", "q8_0-f16", "q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    "kv_type",
+    ["f16", *(pytest.param(t, marks=pytest.mark.slow) for t in ("q8_0-f16", "q8_0")), "q4_0"],
+)
 def test_answers_in_a_cache_of_any_type_that_grows_are_those_alone(
     wide: dict[str, Path], kv_type: str
 ) -> None:
@@ -130,8 +133,15 @@ class Guesses:
         assert accepted <= proposed
 
 
-@pytest.mark.parametrize("quant", ["f16", "q8_0"])
-@pytest.mark.parametrize("kv_type", ["q8_0-f16", "q4_0"])
+@pytest.mark.parametrize(
+    ("quant", "kv_type"),
+    [
+        ("q8_0", "q8_0-f16"),
+        ("f16", "q4_0"),
+        pytest.param("f16", "q8_0-f16", marks=pytest.mark.slow),
+        pytest.param("q8_0", "q4_0", marks=pytest.mark.slow),
+    ],
+)
 def test_answers_with_speculation_are_those_without(
     wide: dict[str, Path], monkeypatch: pytest.MonkeyPatch, quant: str, kv_type: str
 ) -> None:
@@ -170,7 +180,7 @@ def test_answers_with_speculation_are_those_without(
         assert plain[-1].finish_reason == ahead[-1].finish_reason
 
 
-@pytest.mark.parametrize("kv_type", ["q8_0", "q8_0-f16"])
+@pytest.mark.parametrize("kv_type", [pytest.param("q8_0", marks=pytest.mark.slow), "q8_0-f16"])
 def test_answers_with_a_draft_model_are_those_without(
     wide: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kv_type: str
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -284,11 +285,11 @@ def test_what_was_exported_is_imported(chat: Opened, stub: Stub, tmp_path: Path)
         ('[{"role": "assistant", "tool_calls": [{}]}]', "a message holds more than text"),
     ],
 )
-def test_a_wrong_import_changes_nothing(chat: Opened, content: str, says: str) -> None:
-    c = chat()
-    file = {"name": "x.json", "mimeType": "application/json", "buffer": content.encode()}
+def test_a_wrong_import_changes_nothing(shared_chat: Chat, content: str, says: str) -> None:
+    c, name = shared_chat, f"{zlib.crc32(content.encode())}.json"  # other cases have the same page
+    file = {"name": name, "mimeType": "application/json", "buffer": content.encode()}
     c.page.get_by_label("Conversations to import").set_input_files([file])
-    c.page.get_by_role("alert").filter(has_text=f"x.json was not imported: {says}").wait_for()
+    c.page.get_by_role("alert").filter(has_text=f"{name} was not imported: {says}").wait_for()
     assert kept(c) == [] and c.problems == []
 
 
@@ -435,14 +436,17 @@ LONG_CHAT = """turns => {
 }"""
 
 
-def test_a_redraw_of_200_turns_draws_no_message_again(chat: Opened, stub: Stub) -> None:
+@pytest.mark.parametrize("turns", [60, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_redraw_of_many_turns_draws_no_message_again(
+    chat: Opened, stub: Stub, turns: int
+) -> None:
     c = chat()
-    c.page.evaluate(LONG_CHAT, 200)
+    c.page.evaluate(LONG_CHAT, turns)
     c.page.reload()
-    assert c.page.locator("article").count() == 400
+    assert c.page.locator("article").count() == 2 * turns
     # Long answers are drawn while the page is idle, which a busy machine seldom is.
     wait_until(lambda: c.page.evaluate("later.length") == 0, seconds=60)
-    assert c.page.locator("article.assistant h3").count() == 200
+    assert c.page.locator("article.assistant h3").count() == turns
     assert c.page.evaluate("nearEnd()")
     same = """() => {
         const before = [...document.querySelectorAll("article, article h3")];

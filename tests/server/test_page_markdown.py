@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from helpers.chat_browser import Opened
+from helpers.chat_browser import Chat, Opened
 from helpers.chat_stub import Stub
 from helpers.markdown import FORMULAS, MARKDOWN
 
@@ -153,18 +151,13 @@ def test_formulas_are_drawn_or_kept_as_written(chat: Opened, stub: Stub) -> None
      r"\begin{pmatrix} 1 \end{bmatrix}", r"\left", r"\sqrt[", "_", r"\constructor", r"\__proto__"],
 )  # fmt: skip
 def test_a_formula_that_is_not_understood_is_shown_as_written(
-    markdown_page: Any, source: str
+    shared_chat: Chat, source: str
 ) -> None:
-    found = markdown_page.evaluate(
+    found = shared_chat.page.evaluate(
         "source => { const node = formula(source); return [node.tagName, node.textContent] }",
         f"\\({source}\\)",
     )
     assert found == ["CODE", f"\\({source}\\)"]
-
-
-@pytest.fixture
-def markdown_page(chat: Opened) -> Any:
-    return chat().page
 
 
 def test_code_is_coloured_and_stays_the_same_text(chat: Opened, stub: Stub) -> None:

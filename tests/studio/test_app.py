@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from edgeft import store
-from edgeft.studio import pages
+from edgeft.benchmarks.statistics.noninferiority import minimum_items
+from edgeft.studio import desktop, pages
+from edgeft.studio.guide import QUICK_ITEMS
 from edgeft.studio.render import NAV, STATIC
+from edgeft.train.checkpoints import REQUEST_FILE
 from helpers.studio_server import MAX_UPLOAD, Server, serving_studio
 
 pytest.importorskip("uvicorn")
@@ -120,6 +123,20 @@ def test_forms_are_filled_from_the_address_and_from_an_earlier_job(server: Serve
     assert "data-filled" in text
 
 
+def test_a_form_guesses_the_columns_of_a_file_with_other_names(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        (server.root / "own.csv").write_text("No,Wrote,Desk\n1,where is my card,cards\n")
+        columns = 'value="prompt=Wrote, answer=Desk"'
+        text = server.get("/train?data=own.csv").text
+        assert columns in text.partition("<details")[0], "it stands in front"
+        assert columns in server.get("/data?form=check&data=own.csv").text
+        assert columns not in server.get("/train?data=own.csv&objective=dpo").text
+        assert "x=No, y=Desk" in server.get("/train?data=own.csv&columns=x=No&columns=y=Desk").text
+        assert 'data-field="columns"' not in server.get("/train").text.partition("<details")[0]
+        rows(server.root / "known.jsonl")
+        assert "prompt=" not in server.get("/train?data=known.jsonl").text.partition("<details")[0]
+
+
 def test_a_form_begins_with_what_is_most_likely_meant(tmp_path: Path) -> None:
     with serving_studio(tmp_path / "work", jobs=False) as server:
         for name in ("old/f16", "old/q8_0", "new/f16", "new/q4_0", "new/q8_0"):
@@ -149,6 +166,32 @@ def test_what_does_not_exist_is_said(server: Server) -> None:
                  "/static/../app.py", "/file/%00"):  # fmt: skip
         answer = server.get(path)
         assert answer.status == 404, path
+
+
+def test_a_browser_gets_an_error_as_a_page(server: Server) -> None:
+    for path in ("/nowhere", "/jobs/99", "/file/none.jsonl"):
+        answer = server.get(path, accept="text/html,*/*", accept_language="zh")
+        assert answer.status == 404 and 'role="alert"' in answer.text and "没有成功" in answer.text
+        assert server.get(path).json["error"]["message"]
+
+
+def test_a_workspace_that_was_moved_is_said_and_not_made_anew(tmp_path: Path) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        rows(server.root / "a.jsonl")
+        server.root.rename(tmp_path / "elsewhere")
+        answer = server.get("/data", accept="text/html")
+        assert answer.status == 409 and "was moved or deleted" in answer.text
+        body = {"page": "plan", "form": "plan", "values": {"base": "b"}}
+        answer = server.post("/api/jobs", body)
+        assert answer.status == 409 and "put the folder back" in answer.json["error"]["hint"]
+        assert server.ask("POST", "/api/upload?name=b.csv", b"x").status == 409
+        assert not server.root.exists()
+        server.root.mkdir()  # another folder of this name
+        assert server.post("/api/jobs", body).status == 409
+        server.root.rmdir()
+        (tmp_path / "elsewhere").rename(server.root)
+        assert "a.jsonl" in server.get("/data").text
+        assert server.post("/api/jobs", body).status == 201
 
 
 def test_a_file_of_the_workspace_is_shown_in_a_sandbox(server: Server) -> None:
@@ -243,10 +286,10 @@ def test_a_failed_job_shows_the_error_and_its_hint(server: Server) -> None:
 
 
 def test_an_unfinished_run_goes_on(server: Server) -> None:
-    options = {"base": "b", "data": "a.jsonl", "output": "cut", "lora_r": 4, "double_quant": False,
-               "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
+    options = {"base": "b", "data": str(server.root / "a.jsonl"), "output": "cut", "epochs": 1.0,
+               "lora_r": 4, "double_quant": False, "target_modules": ["q_proj"], "method": "lora", "steps": None}  # fmt: skip
     (server.root / "cut.work/checkpoint-5").mkdir(parents=True)
-    (server.root / "cut.work/request.json").write_text(json.dumps({"options": options}))
+    (server.root / "cut.work" / REQUEST_FILE).write_text(json.dumps({"options": options}))
     assert "cut.work" in server.get("/train").text
     number = server.post("/api/resume?path=cut.work").json["id"]
     words = server.wait(number).words
@@ -271,6 +314,25 @@ def test_what_a_job_works_with_is_not_deleted(server: Server) -> None:
     assert answer.json == {"path": "new name.jsonl"}
     for path in ("../x", "/etc/passwd", ".studio/key", 7):
         assert server.post("/api/delete", {"path": path}).status == 422
+
+
+def test_a_folder_is_opened_where_there_is_a_desktop(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda address: opened.append(address) or True)
+    for name in desktop.SCREENS:
+        monkeypatch.delenv(name, raising=False)
+    rows(server.root / "talks/a b.jsonl")
+    page = "/file/talks/a%20b.jsonl"
+    assert f"{server.root}/talks/a b.jsonl" in server.get(page).text, "the path to be copied"
+    assert "/api/open" not in server.get(page).text
+    assert server.post("/api/open", {"path": "talks/a b.jsonl"}).status == 422 and opened == []
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert "/api/open" in server.get(page).text and "/api/open" in server.get("/runs").text
+    for path in ("talks/a b.jsonl", "", "../.."):
+        server.post("/api/open", {"path": path})
+    assert opened == [(server.root / "talks").as_uri(), server.root.as_uri()]
 
 
 # ── uploads ──────────────────────────────────────────────────────────────────────────────────────
@@ -343,20 +405,42 @@ def test_the_guide_goes_from_an_own_file_to_the_verdict(tmp_path: Path) -> None:
         assert len(number) == 1
 
 
+@pytest.mark.parametrize(
+    ("count", "share", "few"), [(50, "0.3", "15"), (400, "0.2", ""), (900, "0.1", "")]
+)
+def test_the_guide_gives_a_small_file_a_larger_test(
+    tmp_path: Path, count: int, share: str, few: str
+) -> None:
+    with serving_studio(tmp_path / "work", jobs=False) as server:
+        lines = [json.dumps({"prompt": f"{number}?", "answer": "yes"}) for number in range(count)]
+        (server.root / "mine.jsonl").write_text("\n".join(lines))
+        text = server.get("/?data=mine.jsonl").text
+        assert f"--test {share}" in text
+        assert (f"{count} rows leave about {few} for the test" in text) == bool(few)
+        assert "rows leave" not in server.get("/?data=example").text
+    assert QUICK_ITEMS >= minimum_items(0.05)
+
+
 def test_the_guide_asks_for_columns_that_have_other_names(tmp_path: Path) -> None:
     with serving_studio(tmp_path / "work", jobs=False) as server:
         rows(server.root / "known.jsonl")
         (server.root / "own.csv").write_text(
             "id,Customer text,Intent\n1,where is my card,card_arrival\n"
         )
+        (server.root / "odd.csv").write_text(
+            "No;What they wrote;Desk;Day\nT-1;two chairs are late;shipping;2026-01-14\n"
+        )
+        text = html.unescape(server.get("/?data=odd.csv").text)
+        assert "--columns 'prompt=What they wrote' --columns answer=Desk" in text
+        assert '<option value="Desk" selected>Desk (shipping)</option>' in text
         text = server.get("/?data=own.csv").text
         assert "--columns 'prompt=Customer text' --columns answer=Intent" in html.unescape(text)
-        assert re.search(r'id="guide-answer".*<option selected>Intent</option>', text)
+        assert re.search(r'id="guide-answer".*<option value="Intent" selected>Intent \(card', text)
         text = server.get("/?answer=id").text
         assert "--columns answer=id" in text
         assert "--columns" not in server.get("/?data=known.jsonl").text
         text = server.get("/?data=../etc/passwd").text
-        assert "there is no" in text and "run-all" not in text
+        assert "there is no" in text and "data-step" not in text
 
 
 def test_what_was_made_by_hand_appears(server: Server) -> None:

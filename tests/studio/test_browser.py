@@ -115,6 +115,24 @@ def test_a_running_job_is_drawn_stopped_and_told_to_other_pages(
     page.wait_for_url(f"**/jobs/{number + 1}")
 
 
+def test_the_guide_runs_what_is_chosen_also_after_its_steps_were_fetched_again(
+    opened: Opened, server: Server
+) -> None:
+    page, other = opened("/?data=chats.jsonl"), opened("/?data=chats.jsonl")
+    with page.expect_response(lambda answer: "size=full" in answer.url):
+        page.get_by_label("Effort").select_option("full")
+    with other.expect_response(lambda answer: "base=other" in answer.url):
+        other.evaluate("document.querySelector('#guide-base').append(new Option('other'))")
+        other.get_by_label("Base model").select_option("other")
+    page.locator("code", has_text="--output chats/adapter").wait_for()
+    button(page, "Run all that is open").click()
+    page.locator(".steps li").filter(has_text="Clean").get_by_text("done", exact=True).wait_for()
+    page.get_by_role("heading", name="Recent jobs").wait_for()
+    lines = [" ".join(job.words) for job in server.studio.jobs.all()]
+    assert any("--output chats/adapter" in line for line in lines)
+    assert not any("other" in line for line in lines), "another page's choice"
+
+
 @pytest.mark.slow
 def test_the_button_of_a_server_comes_when_it_listens(opened: Opened, server: Server) -> None:
     number = server.studio.jobs.add(["serve", "a.gguf", "--port", "0"], "chat").id
@@ -238,12 +256,15 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [1280, 390])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_axe_has_no_serious_finding(opened: Opened, server: Server, axe: str, scheme: str) -> None:
+def test_axe_has_no_serious_finding(
+    opened: Opened, server: Server, axe: str, scheme: str, width: int
+) -> None:
     server.wait(server.studio.jobs.add(["train", "--steps", "40"], "train").id)
     server.wait(server.studio.jobs.add(["train", "--exit", "1"], "train").id)
-    page = opened("/", bypass_csp=True, color_scheme=scheme)
-    addresses = [*ADDRESSES, "/jobs/1", "/jobs/2", "/file/chats.jsonl", "/?data=example"]
+    page = opened("/", width, bypass_csp=True, color_scheme=scheme)
+    addresses = [*ADDRESSES, "/jobs/1", "/jobs/2", "/jobs/9", "/file/chats.jsonl", "/?data=example"]
     found = []
     for address in addresses:
         page.goto(server.url + address)

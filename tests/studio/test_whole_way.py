@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -56,9 +58,20 @@ class Visitor:
         if SHOTS:
             self.page.screenshot(path=str(Path(SHOTS) / f"{name}.png"), full_page=True)
 
-    def wait_for_step(self, name: str, *states: str, minutes: float = 20) -> None:
-        step = self.page.locator(".steps li").filter(has_text=name)
-        step.get_by_text(states[0], exact=True).wait_for(timeout=minutes * MINUTE_MS)
+    def step(self, name: str) -> Any:
+        """The step whose name begins so."""
+        title = self.page.locator("strong", has_text=re.compile(f"^{name}"))
+        return self.page.locator(".steps li").filter(has=title)
+
+    def wait_for_step(self, name: str, state: str, minutes: float = 20) -> None:
+        self.step(name).get_by_text(state, exact=True).wait_for(timeout=minutes * MINUTE_MS)
+
+
+def wait_for_file(path: Path, minutes: float) -> None:
+    end = time.monotonic() + 60 * minutes
+    while not path.is_file():
+        assert time.monotonic() < end, path
+        time.sleep(0.1)
 
 
 def write_csv(path: Path) -> Path:
@@ -86,23 +99,19 @@ def test_an_own_csv_gets_its_verdict_in_few_clicks(
     page.reload()
     visitor.wait_for_step("Train", "done")
     visitor.wait_for_step("Export to", "done")
-    verdict = (
-        page.locator(".steps li").filter(has_text="Decide").locator(".pass, .fail, .inconclusive")
-    )
+    verdict = visitor.step("Decide").locator(".pass, .fail, .inconclusive")
     verdict.wait_for(timeout=20 * MINUTE_MS)
     visitor.shot(f"way-start-{width}")
-    page.locator(".steps li").filter(has_text="Decide").get_by_role("link", name="Show").click()
+    visitor.step("Decide").get_by_role("link", name="Show").click()
     page.locator(".verdict").wait_for()
     visitor.shot(f"way-verdict-{width}")
     report = page.get_by_role("link", name="Open the page →").get_attribute("href")
     assert "The gate" in server.get(report).text or "gguf" in server.get(report).text
     page.goto(server.url)
-    page.locator(".steps li").filter(has_text="Talk to it").get_by_role(
-        "button", name="Run"
-    ).click()
+    visitor.step("Talk to it").get_by_role("button", name="Run").click()
     visitor.clicks += 3
     visitor.wait_for_step("Talk to it", "running")
-    page.locator(".steps li").filter(has_text="Talk to it").get_by_role("link", name="Show").click()
+    visitor.step("Talk to it").get_by_role("link", name="Show").click()
     chat = page.get_by_role("link", name="Open the chat →")
     chat.wait_for(timeout=5 * MINUTE_MS)
     with page.expect_popup() as opening:
@@ -120,7 +129,7 @@ def test_a_training_is_stopped_and_goes_on(browser: Any, server: Server, tmp_pat
     page.wait_for_url("**/jobs/*")
     page.locator("#bars .count").filter(has_text="2").wait_for(timeout=10 * MINUTE_MS)
     checkpoint = server.root / "adapter.work/checkpoint-20/trainer_state.json"
-    server.wait(1, lambda job: checkpoint.is_file())
+    wait_for_file(checkpoint, 10)
     page.reload()
     visitor.click("Stop")
     page.get_by_text("stopped", exact=True).wait_for(timeout=5 * MINUTE_MS)
@@ -149,13 +158,11 @@ def test_the_example_task_on_the_embedded_base(browser: Any, server: Server) -> 
     page.locator("button.big").click()
     page.wait_for_url("**/?data=example")
     visitor.click("Run all that is open")
-    visitor.wait_for_step("Train", "running", minutes=15)
+    visitor.wait_for_step("Train", "running", minutes=45)
     visitor.shot("way-running")
-    visitor.wait_for_step("Train", "done", minutes=15)
-    verdict = (
-        page.locator(".steps li").filter(has_text="Decide").locator(".pass, .fail, .inconclusive")
-    )
-    verdict.wait_for(timeout=15 * MINUTE_MS)
+    visitor.wait_for_step("Train", "done", minutes=45)
+    verdict = visitor.step("Decide").locator(".pass, .fail, .inconclusive")
+    verdict.wait_for(timeout=45 * MINUTE_MS)
     for number in range(1, 6):
         page.goto(f"{server.url}/jobs/{number}")
         page.wait_for_timeout(800)

@@ -6,9 +6,10 @@ import re
 
 import pytest
 
+from edgeft.cli._forms import form_of
 from edgeft.studio import pages
 from edgeft.studio.render import FOLDER
-from edgeft.studio.words import LANGUAGES, Words, chosen_language, table
+from edgeft.studio.words import LANGUAGES, Words, chosen_language, helps, table
 
 pytestmark = pytest.mark.unit
 
@@ -43,6 +44,26 @@ def test_every_text_that_the_pages_name_is_there() -> None:
         for form in page.forms:
             assert {f"form.{form.name}", f"run.{form.name}"} <= known.keys()
             assert len(page.forms) == 1 or f"tab.{form.name}" in known
+
+
+def test_helps_of_options_are_translated() -> None:
+    """A help that was changed is English for a while; most are not."""
+    shown = {
+        text
+        for page in pages.PAGES
+        for spec in page.forms
+        for part in pages.fields_of(spec, form_of(spec.command))
+        for field in part
+        for text in (field.help, field.default_text)
+        if text
+    }
+    for language in LANGUAGES.keys() - {"en"}:
+        known = helps(language)
+        assert len(known.keys() & shown) > 0.95 * len(shown), shown - known.keys()
+        assert len(known.keys() - shown) < 0.05 * len(shown), known.keys() - shown
+    field = next(field for field in form_of("train").fields if field.name == "steps")
+    assert Words("en").help(field.help) == field.help
+    assert Words("zh").help(field.help) == "优化步数。"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from edgeft.errors import InputError, ResourceError, StaleError
 from edgeft.studio.lineage import graph, lineage_svg
 from edgeft.studio.nouns import find_nouns
 from edgeft.studio.workspace import Upload, Workspace, clean_name
+from edgeft.train.checkpoints import REQUEST_FILE
 
 pytestmark = pytest.mark.unit
 
@@ -50,7 +51,7 @@ def test_every_noun_is_found_with_its_parents(workspace: Workspace) -> None:
     gguf = store.identity(root / "out/q8_0.gguf")
     arms = [{"name": "q8_0.gguf", "identity": gguf, "path": "out/q8_0.gguf"}]
     write(root / "report/report.json", json.dumps({"outcome": "PASS", "arms": arms}))
-    write(root / "run.work/request.json", json.dumps({"options": {"output": "run"}}))
+    write(root / "run.work" / REQUEST_FILE, json.dumps({"options": {"output": "run"}}))
     write(root / "model/config.json", "{}")
     write(root / "model/model.safetensors")
     write(root / ".studio/data.jsonl")
@@ -175,14 +176,15 @@ def test_a_delete_can_be_undone(workspace: Workspace) -> None:
 
 
 def test_a_rename_takes_the_manifest_along(workspace: Workspace) -> None:
-    for name in ("a.gguf", "a.gguf.manifest.json", "a.Modelfile", "taken.gguf"):
+    for name in ("a.gguf", "a.gguf.cdx.json", "a.gguf.manifest.json", "a.Modelfile", "taken.gguf"):
         write(workspace.root / name)
     assert workspace.rename("a.gguf", "../b") == "b.gguf"
     assert {path.name for path in workspace.root.iterdir()} == {
-        ".studio", "b.Modelfile", "b.gguf", "b.gguf.manifest.json", "taken.gguf",
+        ".studio", "b.Modelfile", "b.gguf", "b.gguf.cdx.json", "b.gguf.manifest.json", "taken.gguf",
     }  # fmt: skip
     with pytest.raises(StaleError, match="is there already"):
         workspace.rename("b.gguf", "taken.gguf")
+    assert "data" not in {noun.kind for noun in find_nouns(workspace.root)}, "a bill of materials"
 
 
 @pytest.mark.parametrize(

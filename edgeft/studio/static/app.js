@@ -1,9 +1,9 @@
 // Starts what a page has: settings, actions, forms, uploads, live jobs.
 
-import { connect } from "./live.js";
+import { connect, refresh } from "./live.js";
 import { startForms } from "./form.js";
 import { drawCurves } from "./plot.js";
-import { $, all, follow, post, problem, text, toast } from "./dom.js";
+import { $, all, post, problem, text, toast } from "./dom.js";
 
 function setting(id, cookie) {
   $(id)?.addEventListener("change", (event) => {
@@ -13,12 +13,14 @@ function setting(id, cookie) {
   });
 }
 
-// A button with data-post sends it; data-then is where the page goes, else to the new job, else it reloads.
+// Buttons are found at the click, since parts of the page are fetched again.
+// One with data-post sends it; data-then is where the page goes, else to the new job, else it reloads.
 document.addEventListener("click", async (event) => {
   const button = event.target.closest("button");
   if (!button) return;
   if (button.matches(".copy")) return copy(button);
   if (button.dataset.rename) return openRename(button);
+  if ("step" in button.dataset) return runStep(button);
   if (!button.dataset.post) return;
   if (button.dataset.sure && !confirm(button.dataset.sure)) return;
   button.disabled = true;
@@ -33,6 +35,7 @@ document.addEventListener("click", async (event) => {
       });
     } else if (answer.id && !answer.state) location.href = `/jobs/${answer.id}`;
     else if (button.dataset.then) location.href = button.dataset.then;
+    else if (answer.opened) button.disabled = false;
     else if (!document.querySelector("[data-live]")) location.reload();
   } catch (error) {
     problem(error);
@@ -41,7 +44,7 @@ document.addEventListener("click", async (event) => {
 });
 
 async function copy(button) {
-  const code = button.closest(".line").querySelector("code");
+  const code = button.closest(".line, .path").querySelector("code");
   try {
     await navigator.clipboard.writeText(code.textContent);
     toast(text("copied"));
@@ -115,17 +118,25 @@ function startUploads() {
   });
 }
 
+const choices = () => new URLSearchParams(new FormData($("guide")));
+
 function startGuide() {
-  const guide = $("guide");
-  guide?.addEventListener("change", () => follow(`/?${new URLSearchParams(new FormData(guide))}`));
-  const run = async (step) => {
-    try {
-      await post(`/api/guide?step=${step}`);
-      location.href = "/";
-    } catch (error) { problem(error); }
-  };
-  $("run-all")?.addEventListener("click", () => run(""));
-  for (const button of all("[data-step]")) button.addEventListener("click", () => run(button.dataset.step));
+  $("guide")?.addEventListener("change", () => {
+    history.replaceState(null, "", `/?${choices()}`);
+    refresh();
+  });
+}
+
+// A step of the guide, or with "" all that are open, with what the page shows as chosen.
+async function runStep(button) {
+  button.disabled = true;
+  try {
+    await post(`/api/guide?step=${button.dataset.step}&${choices()}`);
+    refresh();
+  } catch (error) {
+    problem(error);
+    button.disabled = false;
+  }
 }
 
 function startTabs() {
@@ -174,4 +185,5 @@ startUploads();
 startGuide();
 startCompare();
 connect();
+document.body.classList.add("ready");
 document.querySelector('nav.side [aria-current="page"]')?.scrollIntoView({ block: "nearest", inline: "center" });

@@ -52,18 +52,6 @@ export function problem(error) {
   toast(text("failed", error.message));
 }
 
-// Another address with the same place in the page.
-export function follow(address) {
-  sessionStorage.setItem("edgeft.scroll", String(scrollY));
-  location.href = address;
-}
-
-const kept = sessionStorage.getItem("edgeft.scroll");
-if (kept) {
-  sessionStorage.removeItem("edgeft.scroll");
-  scrollTo(0, Number(kept));
-}
-
 export function bytes(size) {
   if (size < 1e6) return `${Math.round(size / 1e3)} kB`;
   return size < 1e9 ? `${(size / 1e6).toFixed(0)} MB` : `${(size / 1e9).toFixed(1)} GB`;

@@ -53,7 +53,7 @@ function showJobs({ text: line, jobs }) {
 let refreshing = false, again = false;
 
 // One at a time: an older answer that comes late must not replace a newer one.
-async function refresh() {
+export async function refresh() {
   again = true;
   if (refreshing) return;
   refreshing = true;
@@ -64,21 +64,28 @@ async function refresh() {
   refreshing = false;
 }
 
-// Parts that list jobs are fetched again; what a person fills in is not touched.
+// Parts that show jobs and their files are fetched again; what a person fills in is not touched.
 async function fetchParts() {
-  const parts = all("[data-refresh], .service");
-  if (!parts.length && !document.querySelector(".jobs-here")) return;
+  if (!document.querySelector("[data-refresh]")) return;
   const response = await fetch(location.href).catch(() => null);
   if (!response?.ok) {
     states = null; // the next event tries again
     return;
   }
   const fresh = new DOMParser().parseFromString(await response.text(), "text/html");
-  for (const selector of ["[data-refresh]", ".service"]) {
-    const before = all(selector), after = all(selector, fresh);
-    before.forEach((part, i) => (after[i] ? part.replaceWith(after[i]) : part.remove()));
+  for (const part of all("[data-refresh]")) {
+    const next = fresh.querySelector(`[data-refresh="${part.dataset.refresh}"]`);
+    if (!next) part.remove();
+    else if (next.outerHTML !== part.outerHTML) replace(part, next);
   }
-  document.dispatchEvent(new Event("edgeft:refreshed"));
+}
+
+// The keyboard's place is kept.
+function replace(part, next) {
+  const focused = part.contains(document.activeElement) ? document.activeElement : null;
+  part.replaceWith(next);
+  const name = focused && ["id", "data-step", "data-post", "href"].find((one) => focused.hasAttribute(one));
+  if (name) next.querySelector(`[${name}="${CSS.escape(focused.getAttribute(name))}"]`)?.focus();
 }
 
 const curves = { loss: [], validation: [], accuracy: [] };

@@ -54,7 +54,7 @@ export function drawCurves(box, lines, smooth) {
   const y = (value) => HEIGHT - BOTTOM - ((Math.min(value, y1) - y0) / (y1 - y0)) * (HEIGHT - TOP - BOTTOM);
   const path = (points) => points.map(([a, b], i) => `${i ? "L" : "M"}${x(a).toFixed(1)} ${y(b).toFixed(1)}`).join("");
   const parts = [];
-  for (const tick of ticks(y0, y1, 4)) {
+  for (const tick of ticks(y0, y1, 6)) {
     parts.push(svg("line", { class: "grid", x1: LEFT, x2: WIDTH - RIGHT, y1: y(tick), y2: y(tick) }));
     parts.push(svg("text", { x: LEFT - 6, y: y(tick) + 3.5, "text-anchor": "end" }, String(tick)));
   }

@@ -1,7 +1,10 @@
-"""The texts of the studio: one table per language, with the same keys.
+"""The texts of the studio: one table per language, with the same keys, and the helps of options.
 
 words = Words("zh")
-words("nav.train"), words("job.took", 3)
+words("nav.train"), words("job.took", 3), words.help(field.help)
+
+A help is written once, in the command's dataclass. `LANGUAGE_helps.toml` translates it by its English text,
+so a help that was changed is shown in English until it is translated again.
 """
 
 from __future__ import annotations
@@ -24,6 +27,13 @@ def table(language: str) -> dict[str, str]:
     return {f"{part}.{key}": text for part, texts in content.items() for key, text in texts.items()}
 
 
+@functools.cache
+def helps(language: str) -> dict[str, str]:
+    """What a command says of an option, in English -> in this language."""
+    path = Path(__file__).with_name(f"{language}_helps.toml")
+    return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 class Words:
     """One language. KeyError for a text that does not exist."""
 
@@ -37,6 +47,10 @@ class Words:
     def field(self, field: Field) -> str:
         """The label of a field: translated where it stands in front of a form, else the option's name."""
         return self._table.get(f"field.{field.name}", field.label)
+
+    def help(self, text: str) -> str:
+        """What a command says of an option: its help, or of its default."""
+        return helps(self.language).get(text, text)
 
     def of(self, part: str) -> dict[str, str]:
         """All texts of a part, such as js, without its name."""

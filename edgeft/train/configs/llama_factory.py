@@ -43,6 +43,8 @@ TRUNCATES = (
 
 
 PREFERENCE_STAGES = ("dpo", "kto")
+ANSWERS = "answers to a prompt"
+"""stands where there is no key: a constant of stage ppo"""
 
 
 def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +72,7 @@ def _defaults(config: Mapping[str, Any]) -> dict[str, Any]:
         "packing": False,
         "seed": 42,
         **({"pref_beta": 0.1} if config.get("stage") in PREFERENCE_STAGES else {}),
+        **({"ppo_epochs": 4, ANSWERS: 1} if config.get("stage") == "ppo" else {}),
     }
 
 
@@ -101,6 +104,9 @@ def _rows(place: Place) -> list[Row]:
         Row("simpo-gamma", ("simpo_gamma",), _of_simpo, context=("stage", "pref_loss")),
         Row("desirable-weight", ("kto_chosen_weight",), _of_kto, context=("stage",)),
         Row("undesirable-weight", ("kto_rejected_weight",), _of_kto, context=("stage",)),
+        Row("reward", ("reward_model",), _reward_model),
+        Row("ppo-epochs", ("ppo_epochs",), _of_ppo, context=("stage",)),
+        Row("generations", (ANSWERS,), _of_ppo, context=("stage",)),
         Row("label-smoothing", ("dpo_label_smoothing",), _smoothing),
         Row("pref-ftx", ("pref_ftx",), _mixed_loss),
         Row(
@@ -247,6 +253,16 @@ def _of_kto(weight: Any, stage: Any) -> float:
     if stage != "kto":
         raise NotNeeded("it is read at stage kto alone")
     return number(weight)
+
+
+def _of_ppo(count: Any, stage: Any) -> int:
+    if stage != "ppo":
+        raise NotNeeded("it is read at stage ppo alone")
+    return whole(count)
+
+
+def _reward_model(name: Any) -> str:
+    raise NotCarried("the reward models of edgeft are its own; type --reward")
 
 
 def _smoothing(share: Any) -> float:

@@ -10,11 +10,12 @@ likely. `--beta` holds the model to the one that it began as.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import datasets
 import peft
+import torch
 import trl
 
 from edgeft.data.encoded_rows import EncodedPrompts
@@ -55,6 +56,11 @@ class GRPO(Objective):
     train: EncodedPrompts
     validation: EncodedPrompts
     config: Any = trl.GRPOConfig
+    default_beta = 0.04
+    """of the paper; trl's own default is 0"""
+    fewest_generations = 2
+    log_keys: Mapping[str, str] = CURVES
+    """manifest entry -> key of trl's log"""
 
     def __init__(
         self,
@@ -66,6 +72,11 @@ class GRPO(Objective):
     ) -> None:
         self.options, self.tokenize, self.chat = options, tokenize, chat
         self.rewards = load_rewards(options.reward, tokenize)
+        if options.generations < self.fewest_generations:
+            raise InputError(
+                "the answers to a prompt are compared, so --generations is at least 2",
+                "--generations 8",
+            )
         if options.batch_size % options.generations:
             raise InputError(
                 f"--batch-size {options.batch_size} counts answers and is no multiple of "
@@ -82,7 +93,7 @@ class GRPO(Objective):
 
     def curves(self, log_history: list[dict[str, Any]]) -> dict[str, Any]:
         """Rewards of the answers, each by its name, too; KL divergence to the reference; answers' lengths."""
-        names = CURVES | {
+        names = {**self.log_keys} | {
             f"reward_{r.__name__}": f"rewards/{r.__name__}/mean" for r in self.rewards
         }
         tokens = [row["num_tokens"] for row in log_history if "num_tokens" in row]
@@ -93,23 +104,13 @@ class GRPO(Objective):
         check_head(model)
         is_peft = isinstance(model, peft.PeftModel)
         beta = options.beta or (self.default_beta if is_peft else 0.0)
-        settings = trl_arguments(
-            self.config,
-            arguments,
-            beta=beta,
-            num_generations=options.generations,
-            num_generations_eval=1,
-            max_completion_length=options.max_new_tokens,
-            temperature=options.temperature,
-            **({"loss_type": options.loss_type} if options.loss_type else {}),
-        )
         folder = tokenizer_folder(options)
         stops = list(stop_ids(self.chat, folder))
         with kept_as_it_is(model):
             without_peft(model).generation_config.eos_token_id = stops
             trainer = self.make(
                 model=model,
-                args=settings,
+                args=self.settings(arguments, beta=beta),
                 reward_funcs=self.rewards,
                 train_dataset=rows(self.train),
                 eval_dataset=rows(self.validation) if self.validation else None,
@@ -120,8 +121,17 @@ class GRPO(Objective):
             copy_to_reference(model)
         return trainer
 
-    default_beta = 0.04
-    """of the paper; trl's own default is 0"""
+    def settings(self, arguments: dict[str, Any], **more: Any) -> Any:
+        """trl's configuration; `more`: of its fields."""
+        options = self.options
+        fields = {
+            "num_generations": options.generations,
+            "num_generations_eval": 1,
+            "max_completion_length": options.max_new_tokens,
+            "temperature": options.temperature,
+            **({"loss_type": options.loss_type} if options.loss_type else {}),
+        }
+        return trl_arguments(self.config, arguments, **fields | more)
 
     def make(self, **more: Any) -> Any:
         return GroupTrainer(**more)
@@ -149,6 +159,29 @@ class EncodedHere(Silent):
 
     def _tokenize_prompts(self, prompts: list[str]) -> tuple[list[list[int]], None, dict[str, Any]]:
         return [self.tokenize(text) for text in prompts], None, {}
+
+    def _get_train_sampler(self, dataset: Any = None) -> Any:
+        trainer: Any = super()
+        return PromptSampler(trainer._get_train_sampler(dataset), self.args.seed)  # type: ignore[attr-defined]
+
+
+class PromptSampler(torch.utils.data.Sampler):  # type: ignore[misc]
+    """trl's order of prompts, which a run that is resumed in a later epoch has, too.
+
+    trl draws the order of an epoch from what the epochs before it left of the random numbers.
+    """
+
+    def __init__(self, order: Any, seed: int) -> None:
+        self.order, self.seed = order, seed
+
+    def set_epoch(self, epoch: int) -> None:
+        self.order.generator.manual_seed(self.seed + epoch)
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.order)
 
 
 class GroupTrainer(EncodedHere, trl.GRPOTrainer):  # type: ignore[misc]

@@ -262,8 +262,8 @@ def test_options_join_when_the_command_has_them(data: Path) -> None:
     assert after.not_carried == {}
     with pytest.raises(InputError, match="edgeft has no method 'oft'"):
         converted(data, text.replace("finetuning_type: lora", "finetuning_type: oft"), method="")
-    with pytest.raises(InputError, match="edgeft has no objective 'ppo'"):
-        converted(data, text.replace("stage: sft", "stage: ppo"), objective="")
+    with pytest.raises(InputError, match="edgeft has no objective 'odpo'"):
+        converted(data, text.replace("stage: sft", "stage: odpo"), objective="")
     moved = converted(data, AXOLOTL, "activation_offloading: disk", offload_activations="")
     assert moved.options["offload-activations"] is True
     refused = converted(data, text, more, optimizer="no such optimizer")
@@ -387,8 +387,9 @@ def test_a_dataset_on_the_hub_keeps_its_id(data: Path, more: str, data_id: str) 
 
 
 PREFERENCES = dict.fromkeys(
-    ("objective", "beta", "loss_type", "simpo_gamma", "desirable_weight", "undesirable_weight"), ""
-)
+    ("objective", "beta", "loss_type", "simpo_gamma", "desirable_weight", "undesirable_weight",
+     "ppo_epochs", "generations", "reward"), ""
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -402,6 +403,9 @@ PREFERENCES = dict.fromkeys(
          {"objective": "simpo", "beta": 0.1, "simpo-gamma": 0.8}),
         (LLAMA_FACTORY.replace("stage: sft", "stage: kto"), "kto_rejected_weight: 0.5\n",
          {"objective": "kto", "beta": 0.1, "undesirable-weight": 0.5}),
+        (LLAMA_FACTORY.replace("stage: sft", "stage: ppo"), "ppo_epochs: 2\n",
+         {"objective": "ppo", "ppo-epochs": 2, "generations": 1}),
+        (LLAMA_FACTORY, "ppo_epochs: 2\n", {"objective": "sft"}),
         (LLAMA_FACTORY, "pref_beta: 0.2\nkto_chosen_weight: 2\n", {"objective": "sft"}),
         (AXOLOTL, "rl: ipo\nrl_beta: 0.3\n",
          {"objective": "dpo", "beta": 0.3, "loss-type": "ipo"}),
@@ -422,3 +426,6 @@ def test_what_preference_training_lacks_is_named(data: Path) -> None:
     conversion = converted(data, text, "pref_ftx: 0.5\ndpo_label_smoothing: 0.1\n", **PREFERENCES)
     assert "--objective cpo" in conversion.not_carried["pref_ftx"]
     assert "--loss-type robust" in conversion.not_carried["dpo_label_smoothing"]
+    text = LLAMA_FACTORY.replace("stage: sft", "stage: ppo")
+    conversion = converted(data, text, "reward_model: saves/reward\n", **PREFERENCES)
+    assert "type --reward" in conversion.not_carried["reward_model"]
