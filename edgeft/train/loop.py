@@ -82,8 +82,10 @@ def fit(
         load_adapter(model, options.adapter, options.base)
     if options.attention != "auto":
         without_peft(model).set_attn_implementation(options.attention)
-    lora_layers, why_not = 0, "zero3 fetches weights layer by layer"
-    if options.parallel != "zero3":
+    lora_layers, why_not = 0, ""
+    if options.parallel == "zero3":  # it fetches the weights of a layer that is called
+        why_not = "zero3" if hasattr(model, "peft_config") else ""
+    else:
         lora_layers, why_not = lora_function.install(model)
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")

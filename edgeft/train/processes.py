@@ -180,7 +180,8 @@ def _wait(ranks: dict[Connection, tuple[int, BaseProcess]]) -> dict[int, Ended]:
                 ends[rank] = here.recv()
             except (EOFError, ConnectionResetError):
                 process.join()
-                ends[rank] = Ended(signal=max(0, -(process.exitcode or 0)) or signal.SIGABRT)
+                code = process.exitcode or 0
+                ends[rank] = Ended(signal=-code) if code < 0 else Ended(defect=f"exit code {code}")
             if ends[rank].failed and until is None:
                 until = time.monotonic() + GRACE_S
     return ends
@@ -263,7 +264,7 @@ def _end_of(error: Exception) -> Ended:
     return Ended(error=machine_error(error), defect=traceback.format_exc())
 
 
-def _agree(run: Together, rank: int) -> Path | None:
+def _agree(run: Together) -> Path | None:
     """The checkpoint that rank 0 goes on from. InputError where this machine trains something else."""
     import torch
 
@@ -309,7 +310,7 @@ def _train(rank: int, place: Place, payload: bytes) -> dict[str, Any]:
 
     run: Together = pickle.loads(payload)
     bar = Progress(run.title, run.steps)
-    checkpoint = _agree(run, rank)
+    checkpoint = _agree(run)
     facts = fit(
         run.options, run.method, run.objective, bar, run.work_folder, checkpoint, run.output,
         run.answering,
