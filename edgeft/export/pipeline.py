@@ -35,7 +35,7 @@ from edgeft.export.plan import (
     ExportPlan,
     Item,
     check_files,
-    check_gptq_resources,
+    check_gptq_memory,
     gptq_footprint,
     parents_of,
     plan_export,
@@ -136,7 +136,7 @@ def _file_plan(plan: ExportPlan, item: Item) -> Any:
     if item.complete:
         return None
     file_plan = load(item.format.plan)(plan.view, item.quant, plan.convert)
-    check_gptq_resources(plan, item)
+    check_gptq_memory(plan, item)
     if not item.sized:
         return file_plan
     from edgeft.export.type_budget import type_budget

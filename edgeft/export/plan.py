@@ -179,13 +179,13 @@ def _convert_options(
     )
 
 
-def check_gptq_resources(plan: ExportPlan, item: Item) -> None:
-    """ResourceError where disk or memory is too small for GPTQ."""
+def check_gptq_memory(plan: ExportPlan, item: Item) -> None:
+    """ResourceError where memory is too small for GPTQ. Its disk is counted with that of the results."""
     if item.uses_gptq:
         offload = plan.options.offload_activations
-        disk, memory = gptq_footprint(plan)
+        _, memory = gptq_footprint(plan)
         hint = "fewer --calibration-tokens" + (", --offload-activations" * (not offload))
-        machine.preflight(plan.options.out, f"GPTQ for {item.quant}", disk, memory, hint)
+        machine.preflight(plan.options.out, f"GPTQ for {item.quant}", memory=memory, spare=hint)
 
 
 def gptq_footprint(plan: ExportPlan) -> tuple[int, int]:
