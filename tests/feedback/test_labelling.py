@@ -151,6 +151,7 @@ def test_a_judge_that_takes_the_first_answer_makes_no_pairs(answers: Path) -> No
     with judging(mostly_first) as server:
         result = label(options(answers, server.url), overwrite=True)
     assert result.outcomes == {"equal": 1, "pair": 1, "positions": 3}
+    assert len(Path(result.output).read_text().splitlines()) == 1
     assert result.self_agreement and result.self_agreement[0] == 0.25
     assert result.first_position and result.first_position[0] == 7 / 8
 

@@ -88,7 +88,8 @@ def test_log_probabilities_are_those_of_transformers(tiny_base: Path, tmp_path: 
 @pytest.mark.unit
 def test_kl_is_the_mean_over_the_answers_tokens_and_its_end() -> None:
     def model(*shares: float) -> Runtime:
-        rows = np.log(np.array([shares, shares[::-1]], np.float32)) + 3
+        """Its rows have the probability `shares` of the first of two tokens."""
+        rows = np.log(np.array([[share, 1 - share] for share in shares], np.float32)) + 3
         asked: list[list[int]] = []
 
         def logits(ids: list[int], last: int) -> Any:
@@ -97,9 +98,10 @@ def test_kl_is_the_mean_over_the_answers_tokens_and_its_end() -> None:
 
         return cast(Runtime, SimpleNamespace(logits=logits, asked=asked))
 
-    ours, theirs = model(0.75, 0.25), model(0.5, 0.5)
+    ours, theirs = model(0.75, 0.9), model(0.5, 0.5)
     (value,) = kl(ours, theirs, [Answer((7, 8), (1,), "x")])
-    assert value == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), abs=1e-6)
+    each = [p * math.log(2 * p) + (1 - p) * math.log(2 * (1 - p)) for p in (0.75, 0.9)]
+    assert value == pytest.approx(sum(each) / 2, abs=1e-6)
     assert cast(Any, ours).asked == [[7, 8, 1]]
 
 
