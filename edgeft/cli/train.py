@@ -52,7 +52,7 @@ def _list(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         [
             (
                 row["objective"], row["extra"], f"x {row['learning_rate_factor']:g}",
-                "any" if row["processes"] else "1", row["data"], row["learns"],
+                "several" if row["processes"] else "1", row["data"], row["learns"],
             )
             for row in objectives
         ],

@@ -104,9 +104,14 @@ def check_parallel(
             f"--method {method} is not for {kind}: it needs whole weights at its end",
             "--method lora, or --parallel ddp",
         )
-    if not OBJECTIVES[objective].processes:
+    kinds = OBJECTIVES[objective].processes
+    if not kinds:
         several = ", ".join(name for name, one in OBJECTIVES.items() if one.processes)
         raise InputError(f"--objective {objective} is for one process", f"several train {several}")
+    if options.parallel not in kinds:
+        raise InputError(
+            f"--objective {objective} was not tried with {kind}", f"--parallel {' or '.join(kinds)}"
+        )
     _check_offload(options)
     if row.package and importlib.util.find_spec(row.package) is None:
         raise MissingExtra(
@@ -157,7 +162,7 @@ def parallel_table() -> list[dict[str, Any]]:
             "holds": row.about,
             "methods": [name for name in METHODS if not (row.not_with and name in WHOLE_METHODS)],
             "optimizers": list(row.optimizers),
-            "objectives": [one for one, objective in OBJECTIVES.items() if objective.processes],
+            "objectives": [one for one, objective in OBJECTIVES.items() if name in objective.processes],
             "not_with": [f"--{field.replace('_', '-')}" for field in {**ONE_PROCESS, **(row.not_with or {})}],
             "extra": row.package or "train",
         }

@@ -11,12 +11,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from edgeft.errors import InputError, did_you_mean, require
 from edgeft.formats import FORMATS, load
 from edgeft.train import memory
-from edgeft.train.options import TrainOptions
+from edgeft.train.options import Parallel, TrainOptions
 from edgeft.train.protocol import Method, Objective
 
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
@@ -98,8 +98,8 @@ class ObjectiveRow:
     """extra of edgeft with its packages"""
     methods: tuple[str, ...] = ()
     """methods that train it; () = all"""
-    processes: bool = False
-    """whether tests prove it with several processes"""
+    processes: tuple[str, ...] = ()
+    """values of --parallel with which tests prove it"""
 
 
 METHODS = {
@@ -227,19 +227,20 @@ OBJECTIVES = {
         "edgeft.train.objectives.sft:SFT",
         "the answers of conversations",
         data="conversations that end with an answer",
-        processes=True,
+        processes=get_args(Parallel),
     ),
     "pretrain": ObjectiveRow(
         "edgeft.train.objectives.pretrain:Pretrain",
         "every token of plain texts, in rows of --cutoff-length",
         data="plain texts",
-        processes=True,
+        processes=get_args(Parallel),
         not_read=("packing", "train_on_inputs"),
     ),
     "dpo": ObjectiveRow(
         "edgeft.train.objectives.dpo:DPO",
         "to prefer the better answer of a pair, held to the model at the start",
         data=PAIRS,
+        processes=("ddp",),
         options=("beta", "loss_type", "label_smoothing"),
         not_read=NOT_FOR_REFERENCES,
         loss_types=DPO_LOSSES,
@@ -261,6 +262,7 @@ OBJECTIVES = {
         "edgeft.train.objectives.reward:Reward",
         "a scalar head that rates answers; the result is a reward model",
         data=PAIRS,
+        processes=("ddp",),
         not_read=(*NOT_FOR_PAIRS, "add_tokens"),
         extra="align",
         methods=("qlora", "lora", "rslora", "dora", "loraplus"),
@@ -297,6 +299,7 @@ OBJECTIVES = {
         "edgeft.train.objectives.odds:ORPO",
         "the better answer of a pair, and that its odds are larger",
         data=PAIRS,
+        processes=("ddp",),
         options=("beta",),
         not_read=NOT_FOR_PAIRS,
         rate=0.1,
@@ -306,6 +309,7 @@ OBJECTIVES = {
         "edgeft.train.objectives.odds:CPO",
         "the better answer of a pair, and to prefer it",
         data=PAIRS,
+        processes=("ddp",),
         options=("beta", "loss_type", "label_smoothing"),
         not_read=NOT_FOR_PAIRS,
         loss_types=("sigmoid", "hinge", "ipo"),
@@ -317,6 +321,7 @@ OBJECTIVES = {
         "edgeft.train.objectives.odds:SimPO",
         "to prefer the better answer of a pair by its mean token, with a margin",
         data=PAIRS,
+        processes=("ddp",),
         options=(
             "beta",
             "label_smoothing",
@@ -379,7 +384,7 @@ def objective_table() -> list[dict[str, Any]]:
         {
             "objective": name, "learns": row.about, "data": row.data, "extra": row.extra,
             "options": [f"--{option.replace('_', '-')}" for option in row.options],
-            "methods": list(row.methods or METHODS), "processes": row.processes, "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
+            "methods": list(row.methods or METHODS), "processes": list(row.processes), "loss_types": list(row.loss_types), "learning_rate_factor": row.rate,
         }
         for name, row in OBJECTIVES.items()
     ]  # fmt: skip

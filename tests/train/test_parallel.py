@@ -19,8 +19,10 @@ from edgeft.progress import Progress
 from edgeft.train import checkpoints, loop, processes
 from edgeft.train.options import TrainOptions
 from edgeft.train.parallel import PARALLEL, check_parallel, checkpoint_layout
+from edgeft.train.registry import OBJECTIVES
 from edgeft.train.run import train
 from edgeft.train.zero import zero_config
+from helpers.preferences import make_pairs
 
 LOSS_TOLERANCE = 2e-4
 """nats; curves are recorded with four digits, and two processes add up in another order"""
@@ -80,6 +82,23 @@ def test_divided_weights_have_the_losses_of_one_process(
     facts = [train(run, method=method).facts for run in (options, two)]
     assert_same(options, two, facts)
     assert facts[1]["processes"]["parallel"] == parallel
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("forked")
+@pytest.mark.parametrize(("objective", "method"), [
+    *((name, "lora") for name, row in OBJECTIVES.items() if row.processes == ("ddp",)), ("dpo", "full"),
+])  # fmt: skip
+def test_preferences_have_the_losses_of_one_process(
+    options: TrainOptions, tmp_path: Path, objective: str, method: str
+) -> None:
+    more = {"micro_batch_size": 2, "validation_size": 4, "learning_rate": 1e-3}
+    options = dataclasses.replace(options, data=make_pairs(tmp_path / "pairs.jsonl"), **more)
+    runs = (options, several(options, "two"))
+    one, two = (train(run, method=method, objective=objective).facts for run in runs)
+    for curve in ("loss", "validation_loss"):
+        np.testing.assert_allclose(two[curve], one[curve], atol=LOSS_TOLERANCE, err_msg=curve)
+    assert two["reward_margin"] == one["reward_margin"]
 
 
 @pytest.mark.slow
@@ -158,6 +177,10 @@ def test_what_does_not_go_with_divided_weights_is_refused(
         check_parallel(several(options, "two", parallel="fsdp2"), "pissa", "sft")
     with pytest.raises(InputError, match="--eval-items is not for --parallel fsdp2: one process"):
         check_parallel(several(options, "two", parallel="fsdp2"), "lora", "sft", answers=True)
+    with pytest.raises(
+        InputError, match="--objective dpo was not tried with --parallel fsdp2 .*ddp"
+    ):
+        check_parallel(several(options, "two", parallel="fsdp2"), "lora", "dpo")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=r"needs deepspeed.*edgeft\[deepspeed\]"):
         check_parallel(several(options, "two", parallel="zero1"), "lora", "sft")

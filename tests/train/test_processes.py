@@ -145,7 +145,7 @@ def test_what_is_for_one_process_is_refused(tiny_base: Path, tiny_chats: Path) -
         ({"optimizer": "badam"}, "sft", "--optimizer badam is for one process: the weights that"),
         ({"optimizer": "lomo"}, "sft", "within the backward pass"),
         ({"threads": "auto"}, "sft", "--threads auto is for one process"),
-        ({}, "grpo", "--objective grpo is for one process .several train sft, pretrain"),
+        ({}, "grpo", "--objective grpo is for one process .several train sft, pretrain, dpo"),
     ):
         with pytest.raises(InputError, match=message):
             check_parallel(several(**more), "lora", objective)
