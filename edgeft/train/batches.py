@@ -91,6 +91,7 @@ class Rows(torch.utils.data.Dataset):  # type: ignore[misc]
         return len(self.encoded) + self.fillers
 
     def __getitem__(self, index: int) -> dict[str, list[int]]:
+        index = range(len(self))[index]  # IndexError behind the last one, which ends a loop
         is_filler = index >= len(self.encoded)
         row = self.encoded[0 if is_filler else index]
         columns = {"input_ids": row.ids, "labels": row.labels}

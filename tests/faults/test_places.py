@@ -74,7 +74,9 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
         ("clean", "size=4k", "No space left on device"),
         ("clean", "ro", "Read-only file system"),
         pytest.param("gguf", "size=32k", "is free", marks=pytest.mark.slow),
-        pytest.param("gguf", "ro", "cannot be written to (choose another --out)", marks=pytest.mark.slow),
+        pytest.param(
+            "gguf", "ro", "cannot be written to (choose another --out)", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_a_full_disk_and_a_read_only_one(place: Placed, name: str, options: str, says: str) -> None:

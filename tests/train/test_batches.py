@@ -51,6 +51,7 @@ def test_fillers_make_full_batches_and_nothing_of_them_is_learned() -> None:
 
     rows = Rows([Encoded([5, 6, 7], [IGNORED, 6, 7])] * 5, multiple_of=4)
     assert (len(rows), rows.fillers, Rows(rows.encoded).fillers) == (8, 3, 0)
+    assert len(list(rows)) == 8, "a loop ends"
     assert rows[5] == rows[7] == {"input_ids": [5, 6], "labels": [IGNORED, IGNORED]}
     order = list(GroupedSampler([3] * 5, 2, seed=0, fillers=rows.fillers))
     assert order[5:] == [5, 6, 7] and sorted(order) == list(range(8))
