@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 BODY_TIMEOUT_S = 30.0
 """seconds within which a whole body must arrive"""
+LONG_BODY_TIMEOUT_S = 1.0
+"""the same for one that is longer than allowed, by the length that it says"""
 JSON_TYPE = "application/json"
 CODES = {400: "invalid_value", 408: "timeout", 413: "body_too_large", 415: "unsupported_media_type",
          499: "client_left"}  # fmt: skip
@@ -44,17 +46,17 @@ async def read_body(request: Request, max_bytes: int, media_type: str = JSON_TYP
         raise BodyError(415, f"the Content-Type must be {media_type}")
     too_long = BodyError(413, f"a body has {max_bytes} bytes at most")
     length = request.headers.get("content-length", "")  # h11 has checked that it is a number
-    if length and int(length) > max_bytes:
-        raise too_long
+    known_too_long = bool(length) and int(length) > max_bytes
     data = bytearray()
-    try:
-        async with asyncio.timeout(BODY_TIMEOUT_S):
+    try:  # even then it is read: a client that still writes would not see the refusal
+        async with asyncio.timeout(LONG_BODY_TIMEOUT_S if known_too_long else BODY_TIMEOUT_S):
             async for part in request.stream():
                 data += part
                 if len(data) > max_bytes:
                     raise too_long
     except TimeoutError:
-        raise BodyError(408, "the body did not come") from None
+        late = BodyError(408, "the body did not come")
+        raise (too_long if known_too_long else late) from None
     except ClientDisconnect:
         raise BodyError(499, "the client has left") from None
     return bytes(data)

@@ -126,7 +126,9 @@ def test_the_guide_runs_what_is_chosen_also_after_its_steps_were_fetched_again(
         other.get_by_label("Base model").select_option("other")
     page.locator("code", has_text="--output chats/adapter").wait_for()
     button(page, "Run all that is open").click()
-    page.locator(".steps li").filter(has_text="Clean").get_by_text("done", exact=True).wait_for()
+    page.locator(".steps li", has=page.get_by_text("Clean the rows", exact=True)).get_by_text(
+        "done", exact=True
+    ).wait_for()
     page.get_by_role("heading", name="Recent jobs").wait_for()
     lines = [" ".join(job.words) for job in server.studio.jobs.all()]
     assert any("--output chats/adapter" in line for line in lines)
