@@ -286,6 +286,7 @@ def test_the_commands_of_the_docs(
         assert edgeft(*shlex.split(command), *here).code == 0
 
 
+@pytest.mark.slow
 def test_two_formats_are_exported_at_once_and_open_in_every_command(
     export: Export, edgeft: Run, tmp_path: Path
 ) -> None:

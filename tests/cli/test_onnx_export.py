@@ -201,6 +201,7 @@ def test_broken_run_leaves_no_artifact(
     assert not [path for path in out.rglob("*") if path.suffix in (".onnx", ".data")]
 
 
+@pytest.mark.slow
 def test_every_command_opens_the_folder(
     edgeft: Run, tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ gptq.quantize_blocks(merged, grids, gptq.Calibration({sequences!r}, Path({work!r
 """
 
 
+@pytest.mark.slow
 def test_killed_run_gives_the_same_result(
     make: Family, merged: Merged, solved_layers: list[int], tmp_path: Path
 ) -> None:

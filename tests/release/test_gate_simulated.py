@@ -155,6 +155,7 @@ def _arms(left: float, n: int, draw: np.random.Generator) -> tuple[np.ndarray, .
     return base.astype(float), full.astype(float), kept.astype(float)
 
 
+@pytest.mark.slow
 def test_the_retained_share_lies_in_its_interval_and_is_rarely_proven_wrongly() -> None:
     draw = np.random.default_rng(3)
     inside = proven = 0

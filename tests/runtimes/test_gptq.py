@@ -129,6 +129,7 @@ def test_exact_runs_the_codes_in_float32(folder: Path, oracle: Any, tmp_path: Pa
         open_runtime(repacked.repacked_gguf(folder), exact=True)
 
 
+@pytest.mark.slow
 def test_chat_bench_ab_and_inspect_accept_a_gptq_folder(
     edgeft: Run, folder: Path, tmp_path: Path
 ) -> None:

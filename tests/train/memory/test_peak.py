@@ -13,6 +13,7 @@ from edgeft.train.memory import Batch
 from edgeft.train.options import TrainOptions
 
 
+@pytest.mark.slow
 def test_a_peak_of_a_process_is_predicted(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
