@@ -229,7 +229,9 @@ def serve(file: str, function: str, cpu_s: str, *memory: str) -> None:
 
 def _limit_memory(data: int) -> None:
     """Refuse this process more than `data` bytes of memory that is not a mapped file."""
-    resource.setrlimit(resource.RLIMIT_DATA, (data, resource.RLIM_INFINITY))
+    _, most = resource.getrlimit(resource.RLIMIT_DATA)  # of the user or the service; it stays
+    limit = data if most == resource.RLIM_INFINITY else min(data, most)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def _encoded(answer: Any) -> bytes:

@@ -323,6 +323,21 @@ def test_a_template_that_writes_more_than_any_conversation_is_refused() -> None:
 
 
 @pytest.mark.unit
+def test_a_lower_limit_of_the_user_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only root may raise a hard limit, so a renderer that tried to would end before it renders."""
+    import resource
+
+    from edgeft import child_process
+
+    limits: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda of, pair: limits.append(pair))
+    for most in (resource.RLIM_INFINITY, 1000):
+        monkeypatch.setattr(resource, "getrlimit", lambda of, most=most: (most, most))
+        child_process._limit_memory(2000)
+    assert limits == [(2000, resource.RLIM_INFINITY), (1000, 1000)]
+
+
+@pytest.mark.unit
 def test_the_memory_of_a_template_grows_with_its_messages_alone() -> None:
     from edgeft.errors import TemplateLimitError
     from edgeft.tokenizer import jinja_sandbox
