@@ -241,14 +241,14 @@ def test_the_file_fits_and_more_bytes_lose_less(
     )
     small, large = sorted(one.path.stat().st_size for one in export(options))
     losses = []
-    for share in (0.1, 0.5):
+    for share in (0.1, 0.5, 1.0):
         out, max_size = tmp_path / str(share), round(small + share * (large - small))
         (auto,) = export(sizes(base, adapter, tiny_chats, out, max_size))
         size = auto.path.stat().st_size
         assert 0.95 * max_size < size <= max_size
         assert auto.manifest.options["max_size"] == max_size
         losses.append(auto.manifest.facts["parity"]["live"]["kl"])
-    assert losses[0] > losses[1] > 0
+    assert losses[0] > losses[1] > losses[2] > 0
     written = (tmp_path / "0.5" / "auto.gguf").stat().st_mtime_ns
     (again,) = export(sizes(base, adapter, tiny_chats, tmp_path / "0.5", max_size=round(
         small + 0.5 * (large - small))))  # fmt: skip

@@ -172,7 +172,8 @@ def test_weights_that_a_loaded_model_multiplies_with(
 
 def test_embedded_model() -> None:
     weights = Checkpoint(resolve_base("smollm2-135m"))
-    for name in ("0.self_attn.q_proj", "7.self_attn.v_proj"):
+    for name in ("0.self_attn.q_proj", "7.self_attn.v_proj", "15.mlp.gate_proj",
+                 "29.mlp.down_proj"):  # fmt: skip
         weight = weights.read(f"model.layers.{name}.weight")
         for kind in KINDS:
             np.testing.assert_array_equal(
