@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import urllib.error
 import urllib.request
@@ -73,11 +74,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--least", type=float, default=0.95, help="share of same answers to exit with 0"
     )
-    parser.add_argument("--key", default="", help="API key")
+    parser.add_argument("--api-key-env", help="variable that holds the API key")
     chosen = parser.parse_args(words)
     options = EvalOptions(items=chosen.items, limit=chosen.limit, max_tokens=chosen.max_tokens)
+    key = os.environ.get(chosen.api_key_env, "") if chosen.api_key_env else ""
+    if chosen.api_key_env and not key:
+        sys.exit(f"error: {chosen.api_key_env} is not set")
     try:
-        pairs = compare(chosen.artifact, chosen.url, chosen.model, options, chosen.key)
+        pairs = compare(chosen.artifact, chosen.url, chosen.model, options, key)
     except EdgeftError as error:
         sys.exit(f"error: {error}")
     differing = [pair for pair in pairs if pair[0].strip() != pair[1].strip()]
