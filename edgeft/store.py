@@ -259,19 +259,24 @@ def _finish_killed(target: Path) -> None:
     """
     if not target.parent.is_dir():
         return
-    manifest_file = manifest_path(target)
-    named_last = manifest_file if _is_file_target(target) else target
+    named_last = manifest_path(target) if _is_file_target(target) else target
     if not dead_partials(named_last):
         return
     with contextlib.suppress(StaleError, OSError), claimed(target):
-        for pending, is_old in dead_partials(named_last) if named_last == manifest_file else ():
-            if is_old or manifest_file.exists() or not target.is_file():
-                continue
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
-                if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
-                    os.replace(pending, manifest_file)
+        if _is_file_target(target):
+            _name_pending_manifest(target, named_last)
         sweep_target(named_last)
+
+
+def _name_pending_manifest(target: Path, manifest_file: Path) -> None:
+    """Put the manifest of a killed run in place where it describes the file that is there."""
+    for pending, is_old in dead_partials(manifest_file):
+        if is_old or manifest_file.exists() or not target.is_file():
+            continue
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            record = Manifest.from_json(pending.read_text(encoding="utf-8")).files[target.name]
+            if (target.stat().st_size, sha256(target)) == (record.size, record.sha256):
+                os.replace(pending, manifest_file)
 
 
 def sweep(folder: Path) -> None:

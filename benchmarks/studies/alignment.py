@@ -44,6 +44,7 @@ from edgeft.benchmarks.studies.aligned_answers import (
 )
 from edgeft.benchmarks.studies.forgetting import edgeft
 from edgeft.benchmarks.studies.measured_process import run
+from edgeft.benchmarks.studies.recorded_options import check_options
 from edgeft.benchmarks.suites import Suite, load_suite
 from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError
@@ -336,15 +337,6 @@ def _line(row: dict[str, Any]) -> list[str]:
     ]  # fmt: skip
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    """Ends the study where the folder holds results of other options."""
-    recorded = {name: str(getattr(options, name)) for name in RECORDED}
-    path = options.out / "options.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != recorded:
-        sys.exit(f"{path} has other options: choose another --out")
-    write_text(path, json.dumps(recorded, indent=1) + "\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -374,7 +366,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     ]
     if not options.report:
         options.out.mkdir(parents=True, exist_ok=True)
-        _check_options(options)
+        check_options(options, RECORDED)
         write_data(load_suite(SUITE), options.out, options.seed, options.items)
         for cell in cells:
             print(json.dumps(cell.measure()), flush=True)

@@ -29,7 +29,6 @@ import json
 import math
 import os
 import statistics
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,6 +43,7 @@ from edgeft.benchmarks.statistics.noninferiority import (
     worst_outcome,
 )
 from edgeft.benchmarks.studies.forgetting import edgeft
+from edgeft.benchmarks.studies.recorded_options import check_options
 from edgeft.benchmarks.studies.tasks import write_task
 from edgeft.benchmarks.suites import Suite, load_suite
 from edgeft.files import format_bytes, write_text
@@ -280,15 +280,6 @@ def frontier(rows: Sequence[Row]) -> str:
     return plots.standalone(figure)
 
 
-def _check_options(options: argparse.Namespace) -> None:
-    """Ends the study where the folder holds results of other options."""
-    recorded = {name: str(getattr(options, name)) for name in RECORDED}
-    path = options.out / "options.json"
-    if path.is_file() and json.loads(path.read_text(encoding="utf-8")) != recorded:
-        sys.exit(f"{path} has other options: choose another --out")
-    write_text(path, json.dumps(recorded, indent=1) + "\n")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -326,7 +317,7 @@ def main() -> None:
         for suite in suites
     }
     if not options.report:
-        _check_options(options)
+        check_options(options, RECORDED)
         for cell in itertools.chain(
             *zip(*cells.values(), strict=True)
         ):  # each task's first seed first

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import http.client
-import ipaddress
 import json
 import re
 import ssl
@@ -23,6 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from edgeft.errors import InputError
 from edgeft.records import Message
+from edgeft.web.http_server import is_loopback
 
 TRIES = 5
 """of a request that the server is too busy for, or that the network loses"""
@@ -70,7 +70,7 @@ class Judge:
             raise InputError(f"--judge {self.url} is no URL", "http://127.0.0.1:8080/v1")
         if parts.username or parts.password or parts.query:
             raise InputError("--judge takes no name, password or query", "--api-key-env VARIABLE")
-        if self.key and parts.scheme == "http" and not _is_loopback(parts.hostname):
+        if self.key and parts.scheme == "http" and not is_loopback(parts.hostname):
             raise InputError(
                 f"{self.url} would get the key without encryption", "https, or no --api-key-env"
             )
@@ -183,13 +183,6 @@ def choice_of(reply: str) -> Choice | None:
     matches = [CHOICE.fullmatch(line) for line in (*lines[:1], *lines[-1:])]
     choices = {match[1].upper() for match in matches if match}
     return cast(Choice, choices.pop()) if len(choices) == 1 else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _message(content: bytes) -> str:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import hashlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -39,6 +38,7 @@ from edgeft.feedback.judgements import (
     summary,
 )
 from edgeft.feedback.options import LabelOptions
+from edgeft.files import text_sha256
 from edgeft.progress import Progress, say
 from edgeft.runtimes.protocol import Runtime, open_runtime
 
@@ -143,8 +143,7 @@ def _recorded(options: LabelOptions, criterion: str) -> dict[str, Any]:
     recorded = manifest_options(options)
     for name in ("api_key_env", "clients", "timeout"):
         del recorded[name]
-    digest = hashlib.sha256(criterion.encode()).hexdigest()
-    return recorded | {"criterion_sha256": digest}
+    return recorded | {"criterion_sha256": text_sha256(criterion)}
 
 
 def _candidates(options: LabelOptions, file: Path) -> list[Candidate]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgeft.errors import InputError
 from edgeft.server.keys import Key, read_keys
+from edgeft.web.http_server import is_loopback
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class ServeOptions:
         ways to guess."""
         if self.draft and self.speculate != "none":
             raise InputError("--draft and --speculate exclude each other", "leave one of them out")
-        if not _is_loopback(self.host) and not (self.key or self.api_key_file):
+        if not is_loopback(self.host) and not (self.key or self.api_key_file):
             raise InputError(
                 f"{self.host} can be reached from other machines, which needs a key",
                 "EDGEFT_API_KEY or --api-key-file",
@@ -88,12 +88,3 @@ class ServeOptions:
         if self.api_key_file:
             return read_keys(self.api_key_file)
         return [Key("default", self.key)] if self.key else []
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

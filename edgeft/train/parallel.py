@@ -6,6 +6,7 @@ check_parallel(options, method, objective)      # refuses before anything is loa
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,18 +50,17 @@ class ParallelRow:
     """its checkpoints are read by as many processes of the same kind only"""
 
 
-ZERO = {"not_with": UNDIVIDED, "package": "deepspeed", "own_checkpoints": True}
+_zero = functools.partial(
+    ParallelRow, not_with=UNDIVIDED, package="deepspeed", own_checkpoints=True
+)
 PARALLEL = {
     "ddp": ParallelRow("the whole model, its share of the batch", ALL_IN_ONE),
     "fsdp2": ParallelRow(
         "its share of weights, gradients and the optimizer's state", not_with=UNDIVIDED
     ),
-    "zero1": ParallelRow("its share of the optimizer's state", **ZERO),  # type: ignore[arg-type]
-    "zero2": ParallelRow("its share of gradients and the optimizer's state", **ZERO),  # type: ignore[arg-type]
-    "zero3": ParallelRow(
-        "its share of weights, gradients and the optimizer's state",
-        **ZERO,  # type: ignore[arg-type]
-    ),
+    "zero1": _zero("its share of the optimizer's state"),
+    "zero2": _zero("its share of gradients and the optimizer's state"),
+    "zero3": _zero("its share of weights, gradients and the optimizer's state"),
 }
 
 

@@ -8,6 +8,7 @@ with contextlib.closing(listen("127.0.0.1", 8080)) as listening:
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
@@ -28,6 +29,14 @@ def require_serve_extra() -> None:
     """MissingExtra where a package of the extra `serve` is not installed."""
     for module in ("uvicorn", "starlette", "pydantic"):
         require(module, "serve")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host's name or address is this machine's own, which no other machine reaches."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from edgeft.benchmarks.studies import ship_recipes
+from edgeft.benchmarks.studies.recorded_options import check_options
 from edgeft.benchmarks.studies.ship_recipes import Cell, File
 from edgeft.benchmarks.suites import load_suite
 
@@ -104,9 +105,9 @@ def test_the_plot_shows_each_file_and_the_verdict() -> None:
 def test_results_of_other_options_are_refused(tmp_path: Path) -> None:
     values = dict.fromkeys(ship_recipes.RECORDED, 1) | {"out": tmp_path}
     for _ in range(2):
-        ship_recipes._check_options(argparse.Namespace(**values))
+        check_options(argparse.Namespace(**values), ship_recipes.RECORDED)
     with pytest.raises(SystemExit, match="has other options"):
-        ship_recipes._check_options(argparse.Namespace(**values | {"steps": 2}))
+        check_options(argparse.Namespace(**values | {"steps": 2}), ship_recipes.RECORDED)
 
 
 def test_file_names() -> None:
