@@ -78,6 +78,8 @@ class Card:
     requires: dict[str, Any] = field(default_factory=dict)
     """key (as the values of `hparams`) -> the only value that llama.cpp computes, a list of such
     values, or "=" and a name in `derived.DERIVED`; false stands for every value that is off"""
+    reward_head: str = ""
+    """GGUF name of the head of a reward model, where llama.cpp computes one; the transform gives its rows"""
     unwindowed: bool = False
     """transformers has a sliding window and llama.cpp none: texts up to its size are the same"""
 

@@ -31,6 +31,10 @@ TRAINING_CLASSES = ("PeftModelForCausalLM", "PeftModel", "AutoModelForCausalLMWi
 """class names that training programs leave in config.json, around a model of any family"""
 QUANTIZATION_KEYS = ("quantization_config", "compression_config", "quantization")
 """keys of config.json that say how the weights are stored"""
+SCORE = "score.weight"
+"""transformers' name of the head of a reward model, (1, width of the model)"""
+REWARD_ARCHITECTURE = "ForSequenceClassification"
+"""end of the name of transformers' classes with a head that rates texts"""
 SHARED_KEYS = ("eos_token_id", "bos_token_id", "pad_token_id", "dtype", "torch_dtype",
                *QUANTIZATION_KEYS)  # fmt: skip
 """keys of the whole that hold for its text model, where that has none of its own"""
@@ -110,6 +114,20 @@ def transformers_config(config: dict[str, Any]) -> Any:
     text = text_model(config).config
     without = {key: value for key, value in text.items() if key not in QUANTIZATION_KEYS}
     return transformers_class(text).config_class.from_dict(without)
+
+
+def reward_config(config: dict[str, Any]) -> dict[str, Any]:
+    """What config.json of a causal language model gets where a scalar head replaces its output layer.
+
+    transformers reads the score at the last token that is not the padding token, so there must be one.
+    """
+    ends = config.get("eos_token_id")
+    pad, end = config.get("pad_token_id"), ends[0] if isinstance(ends, list) else ends
+    architecture = _architecture(config).replace("ForCausalLM", REWARD_ARCHITECTURE)
+    return {
+        "architectures": [architecture], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+        "pad_token_id": pad if pad is not None else end or 0,
+    }  # fmt: skip
 
 
 @functools.cache

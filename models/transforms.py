@@ -102,6 +102,28 @@ class Squeeze(Transform):
         return values[None]
 
 
+class ScoreAndZero(Transform):
+    """The head of a reward model, (1, width) -> (2, width) with a row of zeros.
+
+    llama.cpp takes the softmax of a head's outputs. Of the score alone it is always 1, of the score and 0 it
+    is the sigmoid of the score.
+    """
+
+    picks_rows = False
+
+    def shape(self, shape: Shape, config: dict[str, Any]) -> Shape:
+        return 2, shape[1]
+
+    def source_rows(self, rows: Rows, shape: Shape, config: dict[str, Any]) -> Rows:
+        return slice(0, 1)
+
+    def apply(self, values: Array, rows: Rows, shape: Shape, config: dict[str, Any]) -> Array:
+        return np.concatenate([values, np.zeros_like(values)])[rows]
+
+    def inverse(self, values: Array, config: dict[str, Any]) -> Array:
+        return values[:1]
+
+
 class MLAKeys(Transform):
     """kv_b_proj, (heads * (key + value), rank) -> its keys, (heads, rank, key).
 
@@ -169,6 +191,7 @@ TRANSFORMS: dict[str, Transform] = {
     "plus_one": AddConstant(1.0),
     "qkv_of_heads": SelectRows(_qkv_of_heads),
     "vector": Squeeze(),
+    "score_and_zero": ScoreAndZero(),
     "mla_keys": MLAKeys(),
     "mla_values": MLAValues(),
 }

@@ -73,10 +73,10 @@ class Recipe:
 
 
 RECIPES = {
-    "dpo": Recipe("pairs", 5e-4, 20, 8),
-    "kto": Recipe("verdicts", 5e-4, 20, 16),
-    "orpo": Recipe("pairs", 5e-4, 20, 8),
-    "simpo": Recipe("pairs", 5e-4, 20, 8),
+    "dpo": Recipe("pairs", 5e-5, 20, 8),
+    "kto": Recipe("verdicts", 5e-5, 20, 16),
+    "orpo": Recipe("pairs", 2e-4, 20, 8),
+    "simpo": Recipe("pairs", 5e-5, 20, 8),
     "reward": Recipe("pairs", 1e-3, 20, 8),
     "grpo": Recipe("prompts", 2e-4, 40, 32),
     "rloo": Recipe("prompts", 2e-4, 40, 32),
@@ -228,7 +228,7 @@ class Cell:
             data = self.options.out / "held_out.jsonl"
             write_text(
                 path,
-                edgeft("score", "--adapter", self.folder / "adapter", "--data", data, "--json"),
+                edgeft("score", "--model", self.folder / "adapter", "--data", data, "--json"),
             )
         rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
         return [(row["chosen"], row["rejected"]) for row in rows]

@@ -12,7 +12,10 @@ from edgeft.merge.view import Merged
 from edgeft.models.derived import rope_parameters
 from edgeft.models.hyperparameters import HYPERPARAMETERS, REQUIRED
 from edgeft.weights.checkpoint import Array
+from edgeft.weights.gguf_reader import PADDING_KEY
 
+RANK_POOLING = 4
+"""llama.cpp's LLAMA_POOLING_TYPE_RANK"""
 FLOAT_KEY_ENDS = (
     "epsilon",
     "freq_base",
@@ -41,6 +44,18 @@ def metadata(merged: Merged) -> dict[str, Any]:
     for key, value in typed.items():
         _check_writable(key, value)
     return {f"{card.gguf_arch}.{key}": value for key, value in typed.items()}
+
+
+def reward_keys(merged: Merged) -> dict[str, Any]:
+    """GGUF key -> value of the head of a reward model; {} for a language model."""
+    if not merged.is_reward_model:
+        return {}
+    arch = merged.card.gguf_arch
+    return {
+        f"{arch}.pooling_type": RANK_POOLING,
+        f"{arch}.classifier.output_labels": ["score", "zero"],
+        PADDING_KEY: merged.config["pad_token_id"],
+    }
 
 
 def rope_factors(merged: Merged) -> dict[str, Array]:

@@ -22,13 +22,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.converters.gguf.metadata import metadata, rope_factors
+from edgeft.converters.gguf.metadata import metadata, reward_keys, rope_factors
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
 from edgeft.formats import FORMATS
 from edgeft.gptq.quantize import check_computes
 from edgeft.merge.landing import sampled_rows
 from edgeft.merge.view import Merged
+from edgeft.models.text_model import SCORE
 from edgeft.models.transforms import Transform
 from edgeft.quantization.repack import BlockSource
 from edgeft.quantization.tensor_types import choose_tensor_types, model_facts, needs_importance
@@ -39,6 +40,7 @@ GPTQ_PREFIX = "gptq-"
 """prefix of quantizations whose linear layers GPTQ quantizes"""
 SIZED_FROM = "q4_0"
 """quantization of a file of a size, before its types are chosen (`edgeft.export.type_budget`)"""
+OUTPUT_NORM = "output_norm.weight"
 IMATRIX_HINT = "llama-imatrix on the model itself, or --imatrix auto"
 """hint of errors about an importance matrix"""
 
@@ -132,7 +134,8 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
         check_computes(merged)
     quant = SIZED_FROM if quant == FORMATS["gguf"].sized else quant.removeprefix(GPTQ_PREFIX)
     targets, factors, keys, facts = _from_config(merged)
-    shapes = {name: target.shape for name, target in targets.items()}
+    head = merged.card.reward_head if merged.is_reward_model else ""
+    shapes = {name: target.shape for name, target in targets.items() if name != head}
     types = choose_tensor_types(
         quant,
         shapes | {name: values.shape for name, values in factors.items()},
@@ -144,6 +147,8 @@ def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:
     for pattern, _ in options.tensor_types:
         if not any(re.search(pattern.lower(), name) for name in shapes):
             raise FormatError(f"no tensor's name matches {pattern!r}", f"a name is {min(shapes)}")
+    if head:
+        types |= {head: types[OUTPUT_NORM]}  # F32: its two rows decide every score
     plan = Plan(quant, targets, factors, keys, types)
     if options.imatrix_pending:
         return plan
@@ -205,7 +210,8 @@ def _from_config(
 ) -> tuple[dict[str, Target], dict[str, Array], dict[str, Any], dict[str, int]]:
     """(targets, rope factors, header keys, facts for `choose_tensor_types`)."""
     try:
-        targets, factors, keys = gguf_targets(merged), rope_factors(merged), metadata(merged)
+        targets, factors = gguf_targets(merged), rope_factors(merged)
+        keys = metadata(merged) | reward_keys(merged)
         facts = model_facts(merged.card, merged.config)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise FormatError(
@@ -222,6 +228,8 @@ def gguf_targets(merged: Merged) -> dict[str, Target]:
     parts: dict[str, dict[int | None, Part]] = {}
     for source, source_shape in merged.shapes.items():
         names, expert = card.gguf_names(source)
+        if source == SCORE and card.reward_head:
+            names = (card.reward_head,)
         if not names:
             raise FormatError(
                 f"the {card.family} card has no place for tensor {source}", "is it a variant?"

@@ -97,17 +97,17 @@ MAX_NUMBER = 1e9
 _ASK = "is it the one that peft wrote?"
 
 
-def read_adapter_config(adapter: Path) -> dict[str, Any]:
+def read_adapter_config(adapter: Path, reward: bool = False) -> dict[str, Any]:
     """The checked configuration of a folder with adapter_config.json, with peft's defaults.
 
-    AdapterError for an adapter that edgeft cannot merge.
+    `reward`: take one with the head of a reward model, too. AdapterError for an adapter that edgeft cannot merge.
     """
     file = adapter / "adapter_config.json"
     config = read_json(file)
     if "peft_type" not in config and "lora_alpha" in config:
         config["peft_type"] = "LORA"
     _check_types(file, config)
-    _check_mergeable(adapter, config)
+    _check_mergeable(adapter, config, reward)
     nulls = NO_NULLS - ({"rank_pattern"} if config["peft_type"] == "ADALORA" else set())
     config = {k: v for k, v in config.items() if v is not None or k not in nulls}
     layers = config.get("layers_to_transform")
@@ -232,7 +232,13 @@ def _at_end(pattern: str) -> str:
     return rf"(.*\.)?({pattern})$"
 
 
-def _check_mergeable(adapter: Path, config: dict[str, Any]) -> None:
+def has_reward_head(config: dict[str, Any]) -> bool:
+    """Whether a configuration of peft names a trained head `score`."""
+    saved = config.get("modules_to_save")
+    return config.get("task_type") == "SEQ_CLS" and isinstance(saved, list) and "score" in saved
+
+
+def _check_mergeable(adapter: Path, config: dict[str, Any], reward: bool) -> None:
     peft_type, task = config.get("peft_type"), config.get("task_type")
     if peft_type in RUNTIME_TYPES:
         raise AdapterError(
@@ -241,7 +247,7 @@ def _check_mergeable(adapter: Path, config: dict[str, Any]) -> None:
         )
     if peft_type not in MERGED_TYPES:
         raise AdapterError(f"{adapter} is a {peft_type} adapter", merge_command(adapter))
-    if task in CLASSIFIER_TASKS:
+    if task in CLASSIFIER_TASKS and not (reward and has_reward_head(config)):
         raise AdapterError(
             f"{adapter} is the adapter of a classifier (task_type {task}), which generates no text",
             "an adapter of a causal language model is needed (task_type CAUSAL_LM)",

@@ -27,13 +27,22 @@ from edgeft import models
 from edgeft.adapter.config import (
     base_is_changed,
     check_patterns,
+    has_reward_head,
     merge_command,
     read_adapter_config,
 )
-from edgeft.adapter.names import HEADS, OTHER_SENSES, PREFIX, fit_names, module_of, peft_names
+from edgeft.adapter.names import (
+    HEADS,
+    OTHER_SENSES,
+    PREFIX,
+    fit_names,
+    module_of,
+    peft_names,
+)
 from edgeft.adapter.programs import AdapterSource, Values, converted, other_program
 from edgeft.errors import AdapterError, InputError
 from edgeft.files import read_json
+from edgeft.models.text_model import SCORE
 from edgeft.progress import say
 from edgeft.weights.checkpoint import Array, Checkpoint, Spec, write_safetensors
 from edgeft.weights.text_base import open_base
@@ -52,10 +61,20 @@ class PeftFolder(NamedTuple):
     """adapter_config.json and adapter_model.safetensors"""
 
 
-def open_adapter(path: Path, base: Path) -> PeftFolder:
-    """InputError where there is nothing at `path`, AdapterError for what edgeft cannot merge."""
+def open_adapter(path: Path, base: Path, reward: bool = False) -> PeftFolder:
+    """InputError where there is nothing at `path`, AdapterError for what edgeft cannot merge.
+
+    `reward`: take an adapter with the scalar head of a reward model, too, which writes no text.
+    """
     home = adapter_home(path)
-    return _open(path, home, base, tuple(map(_stamp, (home, *_start_folders(home)))))
+    return _open(path, home, base, reward, tuple(map(_stamp, (home, *_start_folders(home)))))
+
+
+def is_reward_model(path: Path) -> bool:
+    """Whether an adapter has a trained head that rates texts. InputError where there is no adapter."""
+    home = adapter_home(path)
+    config = read_json(home / "adapter_config.json") if home.is_dir() else {}
+    return has_reward_head(config)
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
@@ -105,7 +124,7 @@ def _number(folder: Path) -> tuple[int, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _open(path: Path, home: Path, base: Path, stamp: tuple[Any, ...]) -> PeftFolder:
+def _open(path: Path, home: Path, base: Path, reward: bool, stamp: tuple[Any, ...]) -> PeftFolder:
     """`stamp`: what changes when the files do."""
     text = open_base(base)
     card, weights = text.card, text.weights
@@ -114,15 +133,15 @@ def _open(path: Path, home: Path, base: Path, stamp: tuple[Any, ...]) -> PeftFol
     if source is None:
         if home.is_file() or not files or not (home / "adapter_config.json").is_file():
             raise other_program(path, home)
-        source = _read(home, files)
+        source = _read(home, files, reward)
     stored = read_json(home / "adapter_config.json") if files else {}
     check_patterns(path, source.config, _modules(source.tensors, weights))
-    source = _fitted(path, source, card, weights)
+    source = _fitted(path, source, card, weights, reward)
     if home != path:
         say(f"{path}: the adapter is in {home.name}/")
     if base_is_changed(source.config):
         start = _start(path, home, source.config)
-        initial = _fitted(start, _read(start, weight_files(start)), card, weights)
+        initial = _fitted(start, _read(start, weight_files(start), reward), card, weights)
         source = _difference(path, start, source, initial)
     names = list(Checkpoint(home / WEIGHTS).tensors) if files == [home / WEIGHTS] else []
     if names == list(source.tensors) and source.config == stored:
@@ -149,9 +168,9 @@ def weight_files(home: Path) -> list[Path]:
     return []
 
 
-def _read(home: Path, files: list[Path]) -> AdapterSource:
+def _read(home: Path, files: list[Path], reward: bool) -> AdapterSource:
     """An adapter in peft's format, with peft's names."""
-    config = read_adapter_config(home)
+    config = read_adapter_config(home, reward)
     stored: dict[str, Values] = {}
     for file in files:
         weights = Checkpoint(file)
@@ -182,9 +201,16 @@ def _modules(tensors: Iterable[str], weights: Checkpoint) -> set[str]:
 
 
 def _fitted(
-    path: Path, source: AdapterSource, card: models.Card, weights: Checkpoint
+    path: Path,
+    source: AdapterSource,
+    card: models.Card,
+    weights: Checkpoint,
+    reward: bool = False,
 ) -> AdapterSource:
-    """The same without what a language model has no place for, with the names of its modules."""
+    """The same without what a language model has no place for, with the names of its modules.
+
+    `reward`: the scalar head of a reward model stays.
+    """
     config, tensors = source
     empty = next((name for name, values in tensors.items() if 0 in values.shape), None)
     if empty and config["peft_type"] != "ADALORA":
@@ -194,11 +220,12 @@ def _fitted(
             "(stage3_gather_16bit_weights_on_model_save, FULL_STATE_DICT)",
         )
     modules = {module_of(name) for name in weights.tensors}
+    head = PREFIX + SCORE if reward and _rows(tensors.get(PREFIX + SCORE)) == 1 else None
     left_out = {}
     for name in tensors:
         module = module_of(name.removeprefix(PREFIX))
         part = HEADS.search(f"{module}.") or OTHER_SENSES.search(f"{module}.")
-        if part and card.in_checkpoint(module) not in modules:
+        if part and name != head and card.in_checkpoint(module) not in modules:
             left_out[name] = part[2]
     saved = config.get("modules_to_save") or []
     for head in ("score", "classifier", "classification_head", "qa_outputs"):
@@ -213,11 +240,16 @@ def _fitted(
         if saved:
             config = config | {"modules_to_save": [m for m in saved if m not in left_out.values()]}
     kept = [name for name in tensors if name not in left_out]
-    fitted = fit_names(kept, card, weights)
+    fitted = fit_names((name for name in kept if name != head), card, weights)
+    fitted |= {head: head} if head else {}
     if isinstance(config.get("target_modules"), str) and any(fitted[name] != name for name in kept):
         adapted = (fitted[name].removeprefix(PREFIX) for name in kept if ".lora_A" in name)
         config = config | {"target_modules": sorted({module_of(name) for name in adapted})}
     return AdapterSource(config, {fitted[name]: tensors[name] for name in kept})
+
+
+def _rows(values: Values | None) -> int:
+    return values.shape[0] if values and values.shape else 0
 
 
 def _start_folders(home: Path) -> list[Path]:

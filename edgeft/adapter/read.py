@@ -31,6 +31,7 @@ from edgeft.adapter.layers import (
 )
 from edgeft.adapter.names import PREFIX, role_of
 from edgeft.errors import AdapterError
+from edgeft.models.text_model import SCORE
 from edgeft.weights.checkpoint import Checkpoint, as_rows
 
 
@@ -50,7 +51,8 @@ def read_adapters(
 ) -> dict[str, WeightDelta]:
     """Name of a tensor in the base -> its delta.
 
-    Where embedding and output layer share a weight, each has an entry of its own.
+    Where embedding and output layer share a weight, each has an entry of its own. A reward model has one
+    for its head, `SCORE`.
     AdapterError: not an adapter, of another base, or a kind that edgeft cannot merge.
     """
     ends = (card.hf_name("token_embd.weight"), card.hf_name("output.weight"))
@@ -73,7 +75,7 @@ def read_adapters(
 def _read(weighted: Weighted, base: Base, alone: bool) -> dict[str, WeightDelta]:
     """The deltas of one adapter; `alone`: no other is merged with it."""
     path, weight = weighted
-    config, folder = open_adapter(path, base.folder)
+    config, folder = open_adapter(path, base.folder, reward=True)
     method = "DoRA" if config.get("use_dora") else config["peft_type"]
     if method in ("DoRA", "IA3") and (not alone or weight != 1):
         raise AdapterError(
@@ -177,6 +179,8 @@ def _weight_delta(
     tokens: TokenRows | None,
 ) -> WeightDelta:
     """The delta of one weight, whose parts are checked against the base's shape."""
+    if name == SCORE and whole:  # the head of a reward model, which no base has
+        return WeightDelta(whole.shape, whole)
     if base.stored(name) not in base.weights.tensors:
         raise absent(adapter.path, base, name)
     shape = base.shape(name)

@@ -27,6 +27,7 @@ OLD_NAMES: dict[str, dict[str, str]] = {
         "--no-live": "--no-compare-live",
     },
     "search": ITEMS,
+    "score": {"--adapter": "--model"},
     "chat": {"--exact": "--reference", **BATCH_INVARIANT},
     "serve": {"--grace": "--shutdown-timeout", **BATCH_INVARIANT},
     "bench": {

@@ -16,8 +16,9 @@ from edgeft.cli._options import build, json_option, options_of, print_json
 class ScoreOptions:
     """What `edgeft score` rates."""
 
-    adapter: Path
-    """Reward model: the folder that edgeft train --objective reward wrote."""
+    model: Path
+    """Reward model: the folder that edgeft train --objective reward or its merge-export wrote, or another's of
+    transformers with a head of one score."""
     data: Path
     """Answers to rate: chats, or pairs of a better and a worse answer, in a file that training reads, too."""
     bad_rows: Literal["stop", "skip"] = "stop"
@@ -34,8 +35,8 @@ def command(as_json: bool, **options: Any) -> None:
     """Rate answers by a reward model, one line each; of pairs also how often the better one wins.
 
     \b
-    edgeft score --adapter reward --data chats.jsonl
-    edgeft score --adapter reward --data pairs.jsonl --json
+    edgeft score --model reward --data chats.jsonl
+    edgeft score --model reward --data pairs.jsonl --json
     """
     from edgeft.release.rate import rate
 

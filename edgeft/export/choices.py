@@ -90,6 +90,9 @@ def choose_base_precision(
     quantized: BasePrecision = next(
         (kind for kind in trained_on if kind and kind != "stored"), "nf4"
     )
+    if view.is_reward_model:
+        why = "a reward model rates as in its training"
+        return quantized, {"chosen": quantized, "why": why}
     losses, count, problem = _losses(view, data, ("stored", quantized), out, threads)
     if len(losses) < 2:
         choice: BasePrecision = quantized if set(trained_on) == {quantized} else "stored"

@@ -172,7 +172,8 @@ def _front_matter(artifacts: Sequence[Artifact], origin: Origin) -> Iterable[str
     if origin.is_on_hub:
         yield f"base_model: {json.dumps(origin.base)}"
         yield f"base_model_relation: {'quantized' if quantized else 'finetune'}"
-    yield "pipeline_tag: text-generation"
+    rates = "scores" in artifacts[0].manifest.facts.get("parity", {})
+    yield f"pipeline_tag: text-{'classification' if rates else 'generation'}"
     yield f"tags: {json.dumps(tags)}"
     yield from ("---", "")
 

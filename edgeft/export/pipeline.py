@@ -20,11 +20,11 @@ from typing import Any
 
 from edgeft import machine, store
 from edgeft.adapter.config import adapter_manifest
-from edgeft.adapter.folder import recorded_base
+from edgeft.adapter.folder import is_reward_model, recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import InputError, ProofError, StaleError
+from edgeft.errors import FormatError, InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
 from edgeft.export.model_card import Origin, write_cards
@@ -43,6 +43,7 @@ from edgeft.export.plan import (
 )
 from edgeft.export.ship import ShipProof, describe, ship_target
 from edgeft.export.verify import ArtifactVerifier
+from edgeft.export.verify_reward import RewardVerifier
 from edgeft.files import claimed, format_bytes, remove, write_text
 from edgeft.formats import load
 from edgeft.gptq.quantize import Calibration
@@ -68,11 +69,13 @@ def export(options: ExportOptions) -> list[Artifact]:
     InputError, FormatError, AdapterError, StaleError or ResourceError before any work. ProofError
     where an artifact does not hold the merged model.
     """
-    options = _with_trained_type(options)
+    options = _with_trained_type(_with_reward_format(options))
     requested(options)  # reports an unknown format before a missing file
     check_files(options)
     base = base_of(options)
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
+    if view.is_reward_model:
+        _check_reward_formats(options, view)
     parents = parents_of(options, base)
     data = data_of(options, base).renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
@@ -88,10 +91,8 @@ def export(options: ExportOptions) -> list[Artifact]:
     with contextlib.ExitStack() as resources:
         for item in todo:
             resources.enter_context(claimed(item.target))
-        verifier = resources.enter_context(ArtifactVerifier(
-            options.adapter, data.validation, options.threads, options.compare_live,
-            answers=data.validation or data.training,
-        ))  # fmt: skip
+        verifier = _verifier(options, view, data)
+        resources.enter_context(verifier)
         for item, file_plan in zip(plan.items, file_plans, strict=True):
             if item.complete:
                 artifacts.append(_complete_artifact(item, view))
@@ -112,6 +113,37 @@ def _with_trained_type(options: ExportOptions) -> ExportOptions:
         return options
     say(f"{target.quant}: the type that the adapter was trained for")
     return dataclasses.replace(options, formats=(trained.name,), quants=(target.quant,))
+
+
+def _with_reward_format(options: ExportOptions) -> ExportOptions:
+    """The format of a reward model is a Hugging Face folder, where the options name none."""
+    if options.formats or not any(is_reward_model(one.path) for one in options.adapter):
+        return options
+    return dataclasses.replace(options, formats=("hf",))
+
+
+def _check_reward_formats(options: ExportOptions, view: Merged) -> None:
+    """FormatError for a format from which no program reads the head of a reward model."""
+    possible = ("hf", "gguf") if view.card.reward_head else ("hf",)
+    for fmt, quant in requested(options):
+        if fmt.name not in possible or quant in (*fmt.solved, fmt.sized):
+            raise FormatError(
+                f"{options.adapter[0].path} is a reward model, which cannot be exported as {fmt.name} {quant}",
+                "--format hf: transformers, vLLM and edgeft score read its head from there",
+            )
+
+
+def _verifier(
+    options: ExportOptions, view: Merged, data: FineTuneData
+) -> ArtifactVerifier | RewardVerifier:
+    if view.is_reward_model:
+        return RewardVerifier(
+            options.adapter, data.validation, options.threads, options.compare_live
+        )
+    return ArtifactVerifier(
+        options.adapter, data.validation, options.threads, options.compare_live,
+        answers=data.validation or data.training,
+    )  # fmt: skip
 
 
 def _report_template(view: Merged) -> None:
@@ -169,7 +201,11 @@ def _check_resources(plan: ExportPlan, items: Sequence[Item]) -> None:
 
 
 def _write(
-    plan: ExportPlan, item: Item, file_plan: Any, choices: Choices, verifier: ArtifactVerifier
+    plan: ExportPlan,
+    item: Item,
+    file_plan: Any,
+    choices: Choices,
+    verifier: ArtifactVerifier | RewardVerifier,
 ) -> Artifact:
     """Convert, prove and verify one artifact; it gets its final name after the last check."""
     started = time.perf_counter()
@@ -283,6 +319,11 @@ def _report(
         say(
             f"  as the live model on {live['prompts']} prompts: KL {live['kl']:.2g}, same first "
             f"choice {live['same_top']:.1%}{change}"
+        )
+    if scores := facts["parity"].get("scores"):
+        say(
+            f"  as the live reward model on {scores['conversations']} conversations: scores differ by "
+            f"{scores['difference']:.2g} at most, their spread is {scores['spread']:.2g}"
         )
     if rounded := facts.get("rounded"):
         say(

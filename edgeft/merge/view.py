@@ -11,7 +11,8 @@ holds the requested rows, for tensors of any size. The view is immutable and saf
 
 A weight in `modules_to_save` replaces the base's. An embedding and an output layer that share a
 weight are untied where the adapter changes them differently (`edgeft.merge.tied_weights`). An adapter
-with additional tokens has its own tokenizer files, which replace the base's.
+with additional tokens has its own tokenizer files, which replace the base's. A reward model has a scalar
+head, `score.weight`, in place of the output layer.
 
 `base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4",
 "fp4" or "int8", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
@@ -34,7 +35,7 @@ from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
-from edgeft.models.text_model import QUANTIZATION_KEYS
+from edgeft.models.text_model import QUANTIZATION_KEYS, SCORE, reward_config
 from edgeft.quantization.ggml import row_blocks
 from edgeft.weights import gptq_layout
 from edgeft.weights.checkpoint import Array, Rows
@@ -59,6 +60,8 @@ class Merged:
         self.config = {k: v for k, v in config.items() if k not in QUANTIZATION_KEYS}
         """config.json of the result, without quantization_config: the view's values are float32"""
         self.card = text.card
+        self.is_reward_model = SCORE in changes
+        """whether it rates texts by a scalar head, `score.weight`, and writes none"""
         tied = untied_weights(self.card, config, changes)
         self.tied = tied.tied
         """whether the output layer is the embedding"""
@@ -78,6 +81,10 @@ class Merged:
             and (self.card.gguf_names(name)[0] or not weights.padding(name))
         }  # fmt: skip
         """tensor of the checkpoint -> shape of the merged weight"""
+        if self.is_reward_model:
+            self.shapes.pop(output, None)
+            self.shapes[SCORE] = changes[SCORE].shape
+            self.config |= reward_config(self.config)
         vocab_rows = {
             name: self.shapes[name][0] for name in (embedding, output) if name in self.shapes
         }

@@ -15,8 +15,11 @@ from typing import Any
 
 from edgeft.benchmarks.statistics.noninferiority import wilson
 from edgeft.data.columns import parse_columns
+from edgeft.data.encoding import encode
 from edgeft.data.items import read_items
 from edgeft.data.rows import BadRows, read_examples
+from edgeft.records import Example
+from edgeft.runtimes.gguf import GGUFRuntime
 from edgeft.train.reward_model import RewardModel
 
 
@@ -38,23 +41,31 @@ class Rated:
         return {"rows": rows} | (more if self.accuracy is not None else {})
 
 
-def rate(
-    adapter: Path, data: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()
-) -> Rated:
-    """Raises as `RewardModel.open` and `read_examples`. The first row decides whether the file holds pairs."""
+def rate(model: Path, data: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()) -> Rated:
+    """`model`: as `RewardModel.open`, or a .gguf with a head. Raises as these and `read_examples`. The first row decides whether the file holds pairs."""
     first = next(iter(read_items([data], parse_columns(columns))), None)
     is_pairs = first is not None and first.kind == "preference"
     examples = read_examples(
         data, bad_rows, columns, layout="pairs" if is_pairs else "chats"
     ).examples
-    model = RewardModel.open(adapter)
-    scores = [round(score, 6) for score in model.score_examples(examples)]
+    worse = [dataclasses.replace(one, messages=one.rejected, rejected=()) for one in examples]
+    scores = score_examples(model, [*examples, *(worse if is_pairs else ())])
+    scores, others = scores[: len(examples)], scores[len(examples) :]
     places = [example.place for example in examples]
     if not is_pairs:
         return Rated(list(zip(places, scores, strict=True)), None, (0.0, 1.0))
-    worse = [dataclasses.replace(one, messages=one.rejected, rejected=()) for one in examples]
-    others = [round(score, 6) for score in model.score_examples(worse)]
     wins = sum((a > b) + (a == b) / 2 for a, b in zip(scores, others, strict=True))
     accuracy = wins / len(examples)
     rows = list(zip(places, scores, others, strict=True))
     return Rated(rows, accuracy, wilson(wins, len(examples)))
+
+
+def score_examples(model: Path, examples: Sequence[Example]) -> list[float]:
+    """A score of each conversation, to six digits."""
+    if model.suffix == ".gguf":
+        with GGUFRuntime(model) as runtime:
+            ids = [encode(example, runtime.chat, runtime.encode).ids for example in examples]
+            scores = runtime.scores(ids)
+    else:
+        scores = RewardModel.open(model).score_examples(examples)
+    return [round(score, 6) for score in scores]

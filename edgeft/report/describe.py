@@ -158,7 +158,7 @@ def describe_onnx(path: Path) -> dict[str, Any]:
 
 
 def _adapter(path: Path) -> dict[str, Any]:
-    config = read_adapter_config(path)
+    config = read_adapter_config(path, reward=True)
     infos = [info for file in weight_files(path) for info in Checkpoint(file).tensors.values()]
     count = sum(math.prod(info.shape) for info in infos)
     shown = {k: v for k, v in config.items() if v not in (None, False, [], {}, "")}

@@ -1,4 +1,4 @@
-"""The manifest of a training run -> a page with its loss curves, and the curves as a picture.
+"""The manifest of a training run -> a page with its curves, and the losses as a picture.
 
     run = read(Path("adapter"))
     write_page(run, Path("adapter.html"))
@@ -11,6 +11,7 @@ left out, and every text is escaped.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,27 @@ SUFFIXES = (".png", ".svg")
 CURVES = {"loss": "training loss", "validation_loss": "validation loss"}
 """fact of the manifest -> name of its curve"""
 
+MEASURES = {
+    "reward_accuracy": "share of pairs whose better answer has the larger reward",
+    "reward_margin": "reward of the better answer minus that of the worse one",
+    "reward_chosen": "reward of the better answer",
+    "reward_rejected": "reward of the worse answer",
+    "reward_desirable": "reward of good answers",
+    "reward_undesirable": "reward of bad answers",
+    "kl": "KL divergence to the reference, nats",
+    "reward_mean": "mean score",
+    "reward": "mean reward of the written answers",
+    "reward_std": "spread of the rewards of one prompt",
+    "policy_loss": "loss of the policy",
+    "value_loss": "loss of the value head",
+    "clipped": "share of tokens beyond --cliprange",
+    "answer_tokens": "tokens of an answer",
+    "cut_off": "share of answers without an end",
+    "equal_rewards": "share of prompts whose answers all have one reward",
+}
+"""fact of an alignment's manifest -> what it is, in the order of the page; a single reward is reward_NAME"""
+SPLITS = {"train": "training", "validation": "validation"}
+
 Curve = tuple[tuple[float, float], ...]
 """(step, value), in the order of the steps"""
 
@@ -41,6 +63,8 @@ class TrainingRun:
     kind: str
     losses: dict[str, Curve]
     """name of CURVES -> its points; those without points are left out"""
+    measures: dict[str, dict[str, Curve]]
+    """fact of MEASURES, or reward_NAME -> training or validation -> its points"""
     learning_rate: Curve
     """() in a manifest from before it was recorded"""
     facts: dict[str, Any]
@@ -48,6 +72,12 @@ class TrainingRun:
     parents: dict[str, str]
     edgeft: str
     created: str
+
+    @property
+    def loss_unit(self) -> str:
+        """Of the losses: nats a token, where text was learned and not preferred or rewarded."""
+        text = self.options.get("objective", "sft") in ("sft", "pretrain")
+        return "nats per token" if text else "of the objective"
 
     def summary(self) -> dict[str, Any]:
         """Steps, last training loss, lowest validation loss and its step; what is known of them."""
@@ -75,6 +105,7 @@ def read(folder: Path) -> TrainingRun:
         name=folder.resolve().name,
         kind=manifest.kind,
         losses=losses,
+        measures=_measures(manifest.facts),
         learning_rate=_curve(manifest.facts.get("learning_rate")),
         facts=manifest.facts,
         options=manifest.options,
@@ -98,7 +129,7 @@ def html(run: TrainingRun) -> str:
 
     return environment().get_template("training.html.j2").render(
         run=run, generator=GENERATOR, summary=run.summary(), loss_plot=loss_plot(run),
-        learning_rate_plot=learning_rate_plot(run),
+        learning_rate_plot=learning_rate_plot(run), measure_plots=measure_plots(run),
         rows=_validation_rows(run),
     )  # fmt: skip
 
@@ -108,7 +139,18 @@ def loss_plot(run: TrainingRun) -> Any:
     lines = [
         plots.Line(name, name.split()[0], _thinned(curve)) for name, curve in run.losses.items()
     ]
-    return plots.curves("training-loss", "Loss", lines, "step", "nats per token")
+    return plots.curves("training-loss", "Loss", lines, "step", run.loss_unit)
+
+
+def measure_plots(run: TrainingRun) -> list[tuple[str, str, Any]]:
+    """(fact, what it is, its curves as inline SVG) of everything that an alignment measured."""
+    return [
+        (fact, MEASURES.get(fact, ""), plots.curves(
+            fact.replace("_", "-"), fact,
+            [plots.Line(split, split, _thinned(curve)) for split, curve in curves.items()], "step", fact,
+        ))
+        for fact, curves in run.measures.items()
+    ]  # fmt: skip
 
 
 def learning_rate_plot(run: TrainingRun) -> Any:
@@ -149,10 +191,23 @@ def _draw(run: TrainingRun, path: Path) -> None:
         steps, values = zip(*_thinned(curve), strict=True)
         marker = "o" if name == "validation loss" else None
         axes.plot(steps, values, label=name, marker=marker, markersize=4)
-    axes.set(title=run.name, xlabel="step", ylabel="loss, nats per token")
+    axes.set(title=run.name, xlabel="step", ylabel=f"loss, {run.loss_unit}")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, format="png", dpi=150)
+
+
+def _measures(facts: dict[str, Any]) -> dict[str, dict[str, Curve]]:
+    """The curves of an alignment: those of MEASURES in its order, then the rewards by their names."""
+    names = [*MEASURES, *sorted(name for name in facts if re.fullmatch(r"reward_\w{1,60}", name))]
+    measures = {}
+    for name in dict.fromkeys(names):
+        stored = facts.get(name)
+        splits = stored if isinstance(stored, dict) else {}
+        curves = {look: _curve(splits.get(split)) for split, look in SPLITS.items()}
+        if curves := {look: curve for look, curve in curves.items() if curve}:
+            measures[name] = curves
+    return measures
 
 
 def _curve(value: Any) -> Curve:

@@ -179,6 +179,34 @@ class GGUFRuntime:
                     yield None
                 yield (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
 
+    def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """The score of each by the head of a reward model. InputError where the file has none.
+
+        llama.cpp gives the softmax of the score and 0 (`models.transforms.ScoreAndZero`).
+        """
+        if self._model.head_outputs != 2:
+            raise InputError(
+                f"{self.path} has no head that rates texts",
+                "merge-export of a reward model of the Qwen3 family writes one",
+            )
+        for ids in sequences:
+            self._check(ids)
+        padding = self._model.score_padding_id
+        params = self._model.context_params(max(BATCH_TOKENS, *map(len, sequences)))
+        params.embeddings = True
+        params.pooling_type = self._model.lib.LLAMA_POOLING_TYPE_RANK
+        scores = []
+        with contextlib.closing(LlamaContext(self._model, params)) as context:
+            for ids in sequences:
+                context.clear()
+                length = max((i for i, token in enumerate(ids, 1) if token != padding), default=1)
+                for begin in range(0, length, context.batch_tokens):
+                    part = ids[begin : min(begin + context.batch_tokens, length)]
+                    context.decode([(t, i, 0) for i, t in enumerate(part, begin)], len(part))
+                chances = context.head_outputs(0, 2).astype(np.float64)
+                scores.append(float(np.log(chances[0]) - np.log(chances[1])))
+        return scores
+
     def watch(self, sequences: Sequence[Sequence[int]], observer: Observer) -> Iterator[int]:
         """Compute every sequence while `observer` sees the tensors; yields the tokens of each batch
         (`edgeft.runtimes.eval_callback`)."""

@@ -37,6 +37,7 @@ from edgeft.kv_cache import (
 )
 from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_check import check_runs
+from edgeft.weights.gguf_reader import PADDING_KEY
 
 Logits = npt.NDArray[np.float32]
 State = npt.NDArray[np.uint8]
@@ -83,6 +84,8 @@ class LlamaModel:
         self.lib, self.errors = load_library()
         self.kv_type = EXACT_TYPE if exact else KV_TYPES[kv_type]
         """types of the cache"""
+        self.score_padding_id = header.meta.get(PADDING_KEY)
+        """of a reward model: the token that the score is not read at; None where the file does not say it"""
         self.cache_widths = gguf_widths(header.meta)
         if self.kv_type.is_quantized and (size := head_size(header.meta)) % BLOCK_VALUES:
             raise InputError(
@@ -163,6 +166,11 @@ class LlamaModel:
         if self.kv_type == EXACT_TYPE:
             params.flash_attn_type = self.lib.LLAMA_FLASH_ATTN_TYPE_DISABLED  # it computes in f16
         return params
+
+    @property
+    def head_outputs(self) -> int:
+        """Outputs of the model's head for classification, 1 where it has none."""
+        return int(self.lib.llama_model_n_cls_out(self.pointer))
 
     def cache_bytes(self, cells: int) -> int:
         """Bytes of keys and values of `cells` tokens. llama.cpp allocates all of them at the start,
@@ -249,6 +257,12 @@ class LlamaContext:
         context must have been made for embeddings, without pooling."""
         pointer = self.lib.llama_get_embeddings(self.pointer)
         return np.ctypeslib.as_array(pointer, (outputs, self.model.width))
+
+    def head_outputs(self, sequence: int, count: int) -> Logits:
+        """(count,): what the model's head says of a sequence, after its last token. The context must have been
+        made for embeddings, with rank pooling."""
+        pointer = self.lib.llama_get_embeddings_seq(self.pointer, sequence)
+        return np.ctypeslib.as_array(pointer, (count,))
 
     def truncate(self, sequence: int, length: int) -> int:
         """Remove all but the first `length` tokens of a sequence; the length that is left.

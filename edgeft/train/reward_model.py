@@ -1,9 +1,10 @@
-"""An adapter of `--objective reward` -> scores of conversations.
+"""An adapter of `--objective reward`, or a folder with its merged weights -> scores of conversations.
 
 model = RewardModel.open(Path("reward"))
 model.scores([[1, 5, 9], [1, 5]])      # token ids of two conversations -> [0.31, -1.2]
 
-The base has the values that it had in training (`edgeft.train.methods`), so a score is that of the training.
+Under an adapter the base has the values that it had in training (`edgeft.train.methods`), so a score is that of
+the training. A folder is one of `merge-export`, or another's of transformers with a head of one score.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.folder import WEIGHTS
 from edgeft.data.encoding import encode
 from edgeft.errors import AdapterError, InputError, require
+from edgeft.files import read_json
+from edgeft.models.text_model import REWARD_ARCHITECTURE
 from edgeft.progress import quiet_libraries
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -32,15 +35,21 @@ BATCH_SIZE = 8
 class RewardModel:
     """A reward model in memory."""
 
-    adapter: Path
+    folder: Path
     model: Any
     chat: ChatTemplate
     tokenize: Encode
 
     @classmethod
-    def open(cls, adapter: Path) -> RewardModel:
-        """AdapterError for an adapter that is no reward model of edgeft; InputError where its base is gone."""
+    def open(cls, folder: Path) -> RewardModel:
+        """AdapterError for an adapter that is no reward model of edgeft; InputError where its base is gone, or
+        for a model without a head of one score."""
+        if (folder / "config.json").is_file():
+            return cls(
+                folder, _load_folder(folder), ChatTemplate.from_folder(folder), encoder(folder)
+            )
         require("trl", "align")
+        adapter = folder
         options = adapter_manifest(adapter).get("options", {})
         if options.get("objective") != "reward":
             raise AdapterError(
@@ -81,6 +90,33 @@ class RewardModel:
             for number, score in zip(numbers, output.logits[:, 0].tolist(), strict=True):
                 result[number] = score
         return result
+
+
+def _load_folder(folder: Path) -> Any:
+    """transformers' model of a folder, float32."""
+    torch = require("torch", "train")
+    transformers = require("transformers", "train")
+    config = read_json(folder / "config.json")
+    (architecture, *_) = config.get("architectures") or [""]
+    if not str(architecture).endswith(REWARD_ARCHITECTURE):
+        raise InputError(
+            f"{folder} is no reward model: {architecture or 'no architecture'} has no head that rates texts",
+            "edgeft train --objective reward makes one",
+        )
+    try:
+        with quiet_libraries():
+            model = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
+            )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"cannot load {folder}: {reason}") from None
+    if model.config.num_labels != 1 or model.config.pad_token_id is None:
+        raise InputError(
+            f"{folder} has {model.config.num_labels} scores and padding token {model.config.pad_token_id}",
+            "a reward model has one score, and a pad_token_id in its config.json",
+        )
+    return model.eval()
 
 
 def _load(adapter: Path, options: dict[str, Any]) -> Any:

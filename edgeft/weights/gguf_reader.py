@@ -39,6 +39,8 @@ MAX_ARRAY_VALUES = 4_000_000
 MAX_KEYS = 10_000
 MAX_TENSORS = 100_000
 
+PADDING_KEY = "edgeft.score.padding_token_id"
+"""key of a reward model: transformers reads a score at the last token that is not this one"""
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
 _TEXT, _ARRAY = 8, 9

@@ -18,9 +18,12 @@ from edgeft.tokenizer.hf_files import encoder
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, OBJECTIVES
 from edgeft.weights.checkpoint import Checkpoint
+from helpers.families import TINY, make_tiny
 from helpers.preferences import make_pairs
 
 SLOW = pytest.mark.slow
+FAMILIES = ("mistral", "mixtral", "qwen2", "gemma2", "gemma3", "pythia", "olmo2", "phi3", "glm4")
+"""beside Llama and Qwen3"""
 Run = Callable[..., Any]
 
 
@@ -91,26 +94,128 @@ def test_peft_and_transformers_give_the_same_scores(
 def test_pairs_and_chats_are_scored_on_the_command_line(
     reward: Path, pairs: Path, tmp_path: Path, edgeft: Run
 ) -> None:
-    ran = edgeft("score", "--adapter", reward, "--data", pairs, "--json")
+    ran = edgeft("score", "--model", reward, "--data", pairs, "--json")
     scored = json.loads(ran.out)
     assert ran.code == 0 and len(scored["rows"]) == 24 and scored["accuracy"] > 0.9
     assert scored["interval"][0] < scored["accuracy"] <= scored["interval"][1]
     chats = tmp_path / "chats.jsonl"
     chats.write_text('{"prompt": "lamp 0", "completion": "on"}\n')
-    ran = edgeft("score", "--adapter", reward, "--data", chats)
+    ran = edgeft("score", "--model", reward, "--data", chats)
     assert ran.code == 0
     line, score = ran.out.split()
     assert line == "1" and float(score) == pytest.approx(scored["rows"][0]["chosen"], abs=1e-3)
 
 
+@pytest.mark.parametrize("method", ["lora", pytest.param("qlora", marks=SLOW)])
+def test_the_merged_folder_rates_as_the_adapter_does(
+    method: str, reward: Path, tiny_base: Path, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    import transformers
+
+    adapter = reward
+    if method != "lora":
+        train(tiny_base, pairs, adapter := tmp_path / "reward", method)
+    ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "out", "--json")
+    (artifact,) = json.loads(ran.out)["artifacts"]
+    folder = tmp_path / "out" / "hf-f32"
+    assert artifact["format"] == "hf" and artifact["proof"]["tensors"] > 0
+    assert artifact["parity"]["scores"]["difference"] < 1e-4
+    assert "classification" in (folder / "README.md").read_text()
+    names = set(Checkpoint(folder / "model.safetensors").tensors)
+    assert "score.weight" in names and "lm_head.weight" not in names
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(folder)
+    assert loaded.config.architectures == ["LlamaForSequenceClassification"]
+    assert loaded.config.num_labels == 1
+    by_adapter, by_folder = (
+        json.loads(edgeft("score", "--model", path, "--data", pairs, "--json").out)
+        for path in (adapter, folder)
+    )
+    for before, after in zip(by_adapter["rows"], by_folder["rows"], strict=True):
+        assert after["chosen"] == pytest.approx(before["chosen"], abs=1e-3)
+        assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-3)
+    assert by_folder["accuracy"] == by_adapter["accuracy"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", *(pytest.param(f, marks=SLOW) for f in FAMILIES)])
+def test_reward_models_of_other_families_are_exported(
+    family: str, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    base, _, _ = make_tiny(tmp_path / "model", TINY[family])
+    train(base, pairs, tmp_path / "reward", steps=2)
+    ran = edgeft(
+        "merge-export", "--adapter", tmp_path / "reward", "--out", tmp_path / "out", "--json"
+    )
+    (artifact,) = json.loads(ran.out)["artifacts"]
+    assert artifact["parity"]["scores"]["difference"] < 1e-3
+
+
+def test_a_reward_model_of_qwen3_rates_on_llama_cpp(
+    pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    base, _, _ = make_tiny(tmp_path / "model", TINY["qwen3"])
+    train(base, pairs, tmp_path / "reward")
+    ran = edgeft("merge-export", "--adapter", tmp_path / "reward", "--out", tmp_path / "out",
+                 "--format", "gguf", "--quant", "f32,q8_0", "--json")  # fmt: skip
+    exact, rounded = json.loads(ran.out)["artifacts"]
+    assert exact["parity"]["scores"]["difference"] < 1e-3
+    assert rounded["parity"]["scores"]["correlation"] > 0.9
+    by_adapter, by_file = (
+        json.loads(edgeft("score", "--model", path, "--data", pairs, "--json").out)
+        for path in (tmp_path / "reward", tmp_path / "out" / "f32.gguf")
+    )
+    for before, after in zip(by_adapter["rows"], by_file["rows"], strict=True):
+        assert after["chosen"] == pytest.approx(before["chosen"], abs=1e-2)
+        assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-2)
+
+
+def test_a_language_model_in_a_file_rates_nothing(
+    tiny_base: Path, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    edgeft(
+        "merge-export",
+        "--base",
+        tiny_base,
+        "--out",
+        tmp_path,
+        "--quant",
+        "f16",
+        "--no-compare-live",
+    )
+    ran = edgeft("score", "--model", tmp_path / "f16.gguf", "--data", pairs)
+    assert ran.code == 1 and "has no head that rates texts" in ran.err
+
+
+def test_a_changed_head_is_found_before_the_folder_has_its_name(
+    reward: Path, tmp_path: Path, edgeft: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgeft.train.reward_model import RewardModel
+
+    scores = RewardModel.scores
+    calls = iter([0.0, 0.1])
+    monkeypatch.setattr(
+        RewardModel,
+        "scores",
+        lambda *args: [s + shift for shift in [next(calls)] for s in scores(*args)],
+    )
+    ran = edgeft("merge-export", "--adapter", reward, "--out", tmp_path / "out")
+    assert ran.code == 1 and "the scores are not those of the live model" in ran.err
+    assert not (tmp_path / "out" / "hf-f32").exists()
+
+
 def test_a_reward_model_is_no_language_model(
     reward: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
 ) -> None:
-    ran = edgeft(
-        "merge-export", "--adapter", reward, "--base", tiny_base, "--out", tmp_path / "out"
-    )
-    assert ran.code == 1 and "classifier (task_type SEQ_CLS)" in ran.err
-    assert not list((tmp_path / "out").glob("*.gguf"))
+    ran = edgeft("merge-export", "--adapter", reward, "--out", tmp_path / "out", "--format", "gguf")
+    assert ran.code == 1 and "cannot be exported as gguf" in ran.err
+    assert not (tmp_path / "out").exists()
+    ran = edgeft("train", "--adapter", reward, "--base", tiny_base, "--data", "none.jsonl",
+                 "--output", tmp_path / "more")  # fmt: skip
+    assert ran.code == 1
+
+
+def test_a_language_model_is_no_reward_model(tiny_base: Path, pairs: Path, edgeft: Run) -> None:
+    ran = edgeft("score", "--model", tiny_base, "--data", pairs)
+    assert ran.code == 1 and "LlamaForCausalLM has no head that rates texts" in ran.err
 
 
 def test_another_adapter_is_no_reward_model(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:

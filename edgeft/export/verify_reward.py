@@ -1,0 +1,161 @@
+"""Finished artifact of a reward model and Merged view -> facts of its comparison with the live reward model.
+
+    with RewardVerifier(adapters, examples, threads=2) as verifier:
+        facts = verifier.verify(format_named("hf"), "f32", path, merged)         # or a GGUF file
+
+The live model is transformers' model for sequence classification on the base, with the unmerged adapter (peft,
+float32). Both rate the same conversations; their scores have to agree.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from edgeft import machine
+from edgeft.adapter.folder import open_adapter
+from edgeft.adapter.read import Weighted
+from edgeft.benchmarks.fidelity import parity
+from edgeft.data.encoding import encode
+from edgeft.errors import EdgeftError, ProofError, require
+from edgeft.export.verify import LIVE_BYTES_PER_WEIGHT, LIVE_PROMPTS, STRICT_QUANTS
+from edgeft.formats import Format, load
+from edgeft.merge.view import Merged
+from edgeft.models import transformers_config
+from edgeft.models.text_model import reward_config
+from edgeft.progress import quiet_libraries, say
+from edgeft.records import Example, Message
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import encoder
+from edgeft.train.reward_model import RewardModel
+from edgeft.weights.text_base import open_base
+
+MAX_SCORE_DIFFERENCE = {"f32": 1e-3, "f16": 2e-2, "bf16": 1e-1}
+"""type -> largest difference of two scores, over the standard deviation of the live model's scores where that is
+above 1"""
+MIN_CORRELATION = 0.5
+"""of the scores of other types with the live model's: less is another model"""
+
+
+class RewardVerifier:
+    """Compares folders of a reward model with the live one; loads the live one once."""
+
+    def __init__(
+        self,
+        adapters: Sequence[Weighted],
+        examples: Sequence[Example],
+        threads: int,
+        live: bool = True,
+    ) -> None:
+        """`examples`: the validation split, rated first. `live=False`: no scores."""
+        self._adapters = adapters
+        self._examples = examples
+        self._threads = threads
+        self._why_not_live = "" if live else "switched off"
+        self._expected: list[float] | None = None
+
+    def verify(self, fmt: Format, quant: str, path: Path, merged: Merged) -> dict[str, Any]:
+        """Facts for the manifest; ProofError where the artifact does not rate as the live model does."""
+        conversations = self._conversations(merged)
+        if fmt.by_torch:
+            facts = parity.check_tokens(parity.Folder(path), merged.tokenizer)
+            scores = RewardModel.open(path).scores(conversations)
+        else:
+            exact = quant in STRICT_QUANTS
+            with load(fmt.runtime)(path, threads=self._threads, exact=exact) as model:
+                facts = parity.check_tokens(model, merged.tokenizer)
+                scores = model.scores(conversations)
+        expected = self._live_scores(merged, conversations)
+        if expected is None:
+            return facts | {"live": f"not compared: {self._why_not_live}"}
+        return facts | {
+            "live": "scores compared",
+            "scores": compare_scores(scores, expected, quant),
+        }
+
+    def _conversations(self, merged: Merged) -> list[list[int]]:
+        """Token ids of LIVE_PROMPTS conversations: of the examples, then general questions."""
+        chat, tokenize = ChatTemplate.from_folder(merged.tokenizer), encoder(merged.tokenizer)
+        general = (
+            Example((Message("user", question), Message("assistant", answer)))
+            for question, answer in zip(parity.PROMPTS, parity.PROMPTS[1:], strict=False)
+        )
+        examples = [*self._examples, *general][:LIVE_PROMPTS]
+        return [encode(example, chat, tokenize).ids for example in examples]
+
+    def _live_scores(
+        self, merged: Merged, conversations: Sequence[list[int]]
+    ) -> list[float] | None:
+        if self._expected is not None or self._why_not_live:
+            return self._expected
+        weights = sum(math.prod(shape) for shape in merged.shapes.values())
+        if machine.available_memory() < 2 * LIVE_BYTES_PER_WEIGHT * weights:
+            self._why_not_live = "the float32 model does not fit into memory"
+        else:
+            try:
+                with quiet_libraries():
+                    model = live_model(merged, self._adapters[0].path)
+                chat, tokenize = (
+                    ChatTemplate.from_folder(merged.tokenizer),
+                    encoder(merged.tokenizer),
+                )
+                live = RewardModel(self._adapters[0].path, model, chat, tokenize)
+                self._expected = live.scores(conversations)
+            except (EdgeftError, RuntimeError, ValueError, MemoryError) as error:
+                text = error.message if isinstance(error, EdgeftError) else str(error)
+                self._why_not_live = text.strip().partition("\n")[0] or type(error).__name__
+        if self._why_not_live:
+            say(f"scores not compared with the live model: {self._why_not_live}")
+        return self._expected
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def compare_scores(
+    scores: Sequence[float], expected: Sequence[float], quant: str
+) -> dict[str, Any]:
+    """Facts for the manifest; ProofError where the scores are not those of the live model, within what the type
+    rounds."""
+    spread = float(np.std(expected))
+    difference = float(np.abs(np.subtract(scores, expected)).max())
+    correlation = float(np.corrcoef(scores, expected)[0, 1])
+    tolerance = MAX_SCORE_DIFFERENCE.get(quant)
+    if (
+        not difference <= tolerance * max(1.0, spread)
+        if tolerance
+        else not correlation >= MIN_CORRELATION
+    ):
+        raise ProofError(
+            f"the scores are not those of the live model: they differ by {difference:.3g}, their spread is "
+            f"{spread:.3g}, the correlation {correlation:.3f}",
+            "a finer --quant" if quant != "f32" else "",
+        )
+    return {
+        "conversations": len(scores), "difference": difference, "spread": spread,
+        "correlation": correlation,
+    }  # fmt: skip
+
+
+def live_model(merged: Merged, adapter: Path) -> Any:
+    """peft's model of the base with the adapter's matrices and its head, float32."""
+    peft = require("peft", "train")
+    torch = require("torch", "train")
+    transformers = require("transformers", "train")
+
+    base = open_base(merged.base)
+    config = transformers_config(base.config | reward_config(base.config))
+    config.dtype = torch.float32
+    with torch.device("meta"):
+        architecture = type(transformers.AutoModelForSequenceClassification.from_config(config))
+    weights = {name: torch.from_numpy(values) for name, values in merged.base_tensors()}
+    model = architecture.from_pretrained(None, config=config, state_dict=weights)
+    folder = open_adapter(adapter, merged.base, reward=True).folder
+    return peft.PeftModel.from_pretrained(model, folder).eval()
