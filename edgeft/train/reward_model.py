@@ -142,7 +142,7 @@ def _load(adapter: Path, options: dict[str, Any]) -> Any:
     loaded = peft.set_peft_model_state_dict(model, load_file(adapter / WEIGHTS))
     if loaded.unexpected_keys:
         raise AdapterError(f"{adapter}: {loaded.unexpected_keys[0]} has no place in its base")
-    return model.eval()
+    return model.float().eval()  # the values of the training, products in float32
 
 
 def _training_options(options: dict[str, Any], base: Path) -> TrainOptions:

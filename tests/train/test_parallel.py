@@ -63,7 +63,10 @@ def assert_same(one: TrainOptions, two: TrainOptions, facts: list[dict[str, Any]
     weights, expected = load_file(two.output / file.name), load_file(file)
     assert weights.keys() == expected.keys()
     for name, values in expected.items():
-        np.testing.assert_allclose(weights[name], values, atol=1e-5, err_msg=name)
+        difference = weights[name] - values
+        assert np.linalg.norm(difference) <= 2e-5 * np.linalg.norm(values), name
+        # Adam divides a gradient near 0 by its own size: a single weight follows its last bits.
+        np.testing.assert_allclose(difference, 0, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.slow

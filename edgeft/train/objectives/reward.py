@@ -80,6 +80,14 @@ def collate_scores(batch: list[dict[str, Any]], pad: int) -> dict[str, torch.Ten
     return columns
 
 
+class Head(torch.nn.Linear):  # type: ignore[misc]
+    """A linear layer in its own type, float32, over states of any type."""
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = super().forward(states.to(self.weight.dtype))
+        return scores
+
+
 def add_head(model: Any, seed: int) -> None:
     """Put transformers' model for sequence classification around the base of peft's `model`, in place.
 
@@ -101,7 +109,7 @@ def add_head(model: Any, seed: int) -> None:
         ) from None
     setattr(classifier, classifier.base_model_prefix, causal_lm.base_model)
     transformers.set_seed(seed)
-    head = torch.nn.Linear(config.hidden_size, 1, bias=False)
+    head = Head(config.hidden_size, 1, bias=False)
     torch.nn.init.normal_(head.weight, std=getattr(config, "initializer_range", 0.02))
     setattr(classifier, HEAD, head.to(causal_lm.device))
     model.base_model.model = classifier

@@ -91,6 +91,16 @@ def test_peft_and_transformers_give_the_same_scores(
     assert RewardModel.open(reward).scores(ids) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("more", [{}, pytest.param({"keep_4bit": True}, marks=SLOW)])
+def test_a_reward_model_of_a_training_in_bfloat16_rates(
+    more: dict[str, Any], tiny_base: Path, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    method = "qlora" if "keep_4bit" in more else "lora"
+    train(tiny_base, pairs, tmp_path / "reward", method, compute_type="bf16", **more)
+    ran = edgeft("score", "--model", tmp_path / "reward", "--data", pairs, "--json")
+    assert ran.code == 0 and json.loads(ran.out)["accuracy"] > 0.9
+
+
 def test_pairs_and_chats_are_scored_on_the_command_line(
     reward: Path, pairs: Path, tmp_path: Path, edgeft: Run
 ) -> None:
