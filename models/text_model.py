@@ -116,6 +116,11 @@ def transformers_config(config: dict[str, Any]) -> Any:
     return transformers_class(text).config_class.from_dict(without)
 
 
+def rates_texts(config: dict[str, Any]) -> bool:
+    """Whether a config.json names a class of transformers with a head that rates texts."""
+    return _architecture(config).endswith(REWARD_ARCHITECTURE)
+
+
 def reward_config(config: dict[str, Any]) -> dict[str, Any]:
     """What config.json of a causal language model gets where a scalar head replaces its output layer.
 

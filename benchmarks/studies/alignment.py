@@ -80,7 +80,7 @@ RECIPES = {
     "reward": Recipe("pairs", 1e-3, 20, 8),
     "grpo": Recipe("prompts", 2e-4, 40, 32),
     "rloo": Recipe("prompts", 2e-4, 40, 32),
-    "ppo": Recipe("prompts", 2e-4, 60, 32),
+    "ppo": Recipe("prompts", 5e-4, 32, 32),
 }
 """objective -> its recipe"""
 RECORDED = ("base", "sft_steps", "steps", "learning_rate", "reward", "generations", "items", "text",

@@ -295,7 +295,7 @@ def _calibration_facts(calibration: Calibration, data: FineTuneData) -> dict[str
 
 
 def _write_modelfile(item: Item, view: Merged, manifest: Manifest) -> None:
-    if item.modelfile and not item.modelfile.is_file():
+    if item.modelfile and not item.modelfile.is_file() and not view.is_reward_model:
         chat = ChatTemplate.from_folder(view.tokenizer)
         adds_bos = manifest.facts["parity"].get("adds_bos", False)
         write_text(item.modelfile, modelfile(chat, item.target.name, adds_bos))

@@ -66,7 +66,7 @@ class RewardVerifier:
             scores = RewardModel.open(path).scores(conversations)
         else:
             exact = quant in STRICT_QUANTS
-            with load(fmt.runtime)(path, threads=self._threads, exact=exact) as model:
+            with load(fmt.runtime)(path, threads=self._threads, exact=exact, rates=True) as model:
                 facts = parity.check_tokens(model, merged.tokenizer)
                 scores = model.scores(conversations)
         expected = self._live_scores(merged, conversations)

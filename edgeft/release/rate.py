@@ -63,7 +63,7 @@ def rate(model: Path, data: Path, bad_rows: BadRows = "stop", columns: Sequence[
 def score_examples(model: Path, examples: Sequence[Example]) -> list[float]:
     """A score of each conversation, to six digits."""
     if model.suffix == ".gguf":
-        with GGUFRuntime(model) as runtime:
+        with GGUFRuntime(model, rates=True) as runtime:
             ids = [encode(example, runtime.chat, runtime.encode).ids for example in examples]
             scores = runtime.scores(ids)
     else:

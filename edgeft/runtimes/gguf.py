@@ -29,7 +29,7 @@ from edgeft.runtimes.continuous_batching import greedy_replies
 from edgeft.runtimes.eval_callback import Observer, run_observed
 from edgeft.runtimes.llama_context import BATCH_TOKENS, LlamaContext, LlamaModel, Logits
 from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
-from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS, writes_nothing
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import MAX_AHEAD, Sequences
 
@@ -48,13 +48,17 @@ class GGUFRuntime:
         exact: bool = False,
         repack: bool = True,
         kv_type: str = "f16",
+        rates: bool = False,
     ) -> None:
-        """`context`: tokens, default what the model was trained on up to 4096. The other options are
-        those of `LlamaModel`."""
+        """`context`: tokens, default what the model was trained on up to 4096. `rates`: open a reward model,
+        for `scores` alone. The other options are those of `LlamaModel`. InputError for a reward model where a
+        language model is asked for, and the other way round."""
         self.path = path
         with contextlib.ExitStack() as resources:
             self._model = LlamaModel(path, threads, exact, repack, kv_type)
             resources.callback(self._model.close)
+            if rates != (self._model.head_outputs > 1):
+                raise _no_head(path) if rates else writes_nothing(path)
             self._vocabulary = vocabulary = LlamaVocabulary(self._model)
             self.encode, self.decoder = vocabulary.encode, vocabulary.decoder
             self.piece, self.eos_ids = vocabulary.piece, vocabulary.eos_ids
@@ -180,15 +184,10 @@ class GGUFRuntime:
                 yield (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """The score of each by the head of a reward model. InputError where the file has none.
+        """The score of each by the head of a reward model.
 
         llama.cpp gives the softmax of the score and 0 (`models.transforms.ScoreAndZero`).
         """
-        if self._model.head_outputs != 2:
-            raise InputError(
-                f"{self.path} has no head that rates texts",
-                "merge-export of a reward model of the Qwen3 family writes one",
-            )
         for ids in sequences:
             self._check(ids)
         padding = self._model.score_padding_id
@@ -273,3 +272,10 @@ class GGUFRuntime:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _no_head(path: Path) -> InputError:
+    return InputError(
+        f"{path} has no head that rates texts",
+        "merge-export of a reward model of the Qwen3 family writes one",
+    )

@@ -20,7 +20,7 @@ from edgeft.adapter.folder import WEIGHTS
 from edgeft.data.encoding import encode
 from edgeft.errors import AdapterError, InputError, require
 from edgeft.files import read_json
-from edgeft.models.text_model import REWARD_ARCHITECTURE
+from edgeft.models.text_model import rates_texts
 from edgeft.progress import quiet_libraries
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -97,10 +97,9 @@ def _load_folder(folder: Path) -> Any:
     torch = require("torch", "train")
     transformers = require("transformers", "train")
     config = read_json(folder / "config.json")
-    (architecture, *_) = config.get("architectures") or [""]
-    if not str(architecture).endswith(REWARD_ARCHITECTURE):
+    if not rates_texts(config):
         raise InputError(
-            f"{folder} is no reward model: {architecture or 'no architecture'} has no head that rates texts",
+            f"{folder} is no reward model: {config.get('architectures')} has no head that rates texts",
             "edgeft train --objective reward makes one",
         )
     try:

@@ -144,6 +144,8 @@ def test_the_merged_folder_rates_as_the_adapter_does(
         assert after["chosen"] == pytest.approx(before["chosen"], abs=1e-3)
         assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-3)
     assert by_folder["accuracy"] == by_adapter["accuracy"]
+    ran = edgeft("chat", folder)
+    assert ran.code == 1 and "is a reward model: it rates texts and writes none" in ran.err
 
 
 @pytest.mark.parametrize("family", ["qwen3", *(pytest.param(f, marks=SLOW) for f in FAMILIES)])
@@ -176,6 +178,9 @@ def test_a_reward_model_of_qwen3_rates_on_llama_cpp(
     for before, after in zip(by_adapter["rows"], by_file["rows"], strict=True):
         assert after["chosen"] == pytest.approx(before["chosen"], abs=1e-2)
         assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-2)
+    assert not list((tmp_path / "out").glob("*.Modelfile"))
+    ran = edgeft("chat", tmp_path / "out" / "f32.gguf")
+    assert ran.code == 1 and "is a reward model: it rates texts and writes none" in ran.err
 
 
 def test_a_language_model_in_a_file_rates_nothing(
@@ -225,7 +230,7 @@ def test_a_reward_model_is_no_language_model(
 
 def test_a_language_model_is_no_reward_model(tiny_base: Path, pairs: Path, edgeft: Run) -> None:
     ran = edgeft("score", "--model", tiny_base, "--data", pairs)
-    assert ran.code == 1 and "LlamaForCausalLM has no head that rates texts" in ran.err
+    assert ran.code == 1 and "LlamaForCausalLM'] has no head that rates texts" in ran.err
 
 
 def test_another_adapter_is_no_reward_model(tiny_base: Path, pairs: Path, tmp_path: Path) -> None:
