@@ -15,9 +15,10 @@ import functools
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from edgeft.errors import FormatError, require
+from edgeft.errors import FormatError, InputError, require
 from edgeft.models.cards import FOLDER, Card, cards
 from edgeft.models.hyperparameters import check_config
 
@@ -116,9 +117,17 @@ def transformers_config(config: dict[str, Any]) -> Any:
     return transformers_class(text).config_class.from_dict(without)
 
 
-def rates_texts(config: dict[str, Any]) -> bool:
-    """Whether a config.json names a class of transformers with a head that rates texts."""
+def names_classifier(config: dict[str, Any]) -> bool:
+    """Whether a config.json names a class of transformers with a head that rates texts, or sorts them."""
     return _architecture(config).endswith(REWARD_ARCHITECTURE)
+
+
+def no_language_model(path: Path) -> InputError:
+    """The error for a model with such a head where a language model is asked for."""
+    return InputError(
+        f"{path} rates texts and writes none: it has a head of its own in place of the output layer",
+        f"a language model is needed here; edgeft score --model {path} rates with a reward model",
+    )
 
 
 def reward_config(config: dict[str, Any]) -> dict[str, Any]:
@@ -126,12 +135,16 @@ def reward_config(config: dict[str, Any]) -> dict[str, Any]:
 
     transformers reads the score at the last token that is not the padding token, so there must be one.
     """
-    ends = config.get("eos_token_id")
-    pad, end = config.get("pad_token_id"), ends[0] if isinstance(ends, list) else ends
-    architecture = _architecture(config).replace("ForCausalLM", REWARD_ARCHITECTURE)
+    ends, pad = config.get("eos_token_id"), config.get("pad_token_id")
+    end = ends[0] if isinstance(ends, list) else ends
+    if pad is None or not 0 <= pad < config.get("vocab_size", pad + 1):
+        pad = end or 0
+    name = _architecture(config).removesuffix("ForCausalLM")
+    if str(config.get("model_type")).endswith("_text") and not name.endswith("Text"):
+        name += "Text"  # Gemma3ForSequenceClassification is the one that sees pictures, too
     return {
-        "architectures": [architecture], "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
-        "pad_token_id": pad if pad is not None else end or 0,
+        "architectures": [name + REWARD_ARCHITECTURE], "id2label": {"0": "LABEL_0"},
+        "label2id": {"LABEL_0": 0}, "pad_token_id": pad,
     }  # fmt: skip
 
 

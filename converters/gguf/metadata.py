@@ -11,6 +11,10 @@ from edgeft.errors import FormatError
 from edgeft.merge.view import Merged
 from edgeft.models.derived import rope_parameters
 from edgeft.models.hyperparameters import HYPERPARAMETERS, REQUIRED
+from edgeft.records import Message
+from edgeft.tokenizer.chat_template import ChatTemplate
+from edgeft.tokenizer.hf_files import id_to_token
+from edgeft.tokenizer.learned_parts import spans
 from edgeft.weights.checkpoint import Array
 from edgeft.weights.gguf_reader import PADDING_KEY
 
@@ -47,14 +51,25 @@ def metadata(merged: Merged) -> dict[str, Any]:
 
 
 def reward_keys(merged: Merged) -> dict[str, Any]:
-    """GGUF key -> value of the head of a reward model; {} for a language model."""
+    """GGUF key -> value of the head of a reward model; {} for a language model.
+
+    The template "rerank" is what llama-server's /v1/rerank puts query and document into: the chat template's
+    question and answer.
+    """
     if not merged.is_reward_model:
         return {}
-    arch = merged.card.gguf_arch
+    arch, padding = merged.card.gguf_arch, merged.config["pad_token_id"]
+    chat = ChatTemplate.from_folder(merged.tokenizer)
+    conversation = (Message("user", "{query}"), Message("assistant", "{document}"))
+    text = "".join(part for part, _ in spans(chat, conversation))
+    # llama.cpp reads the score at the last token, transformers at the last one that is no padding.
     return {
         f"{arch}.pooling_type": RANK_POOLING,
         f"{arch}.classifier.output_labels": ["score", "zero"],
-        PADDING_KEY: merged.config["pad_token_id"],
+        PADDING_KEY: padding,
+        "tokenizer.chat_template.rerank": text.removesuffix(
+            id_to_token(merged.tokenizer).get(padding, "")
+        ),
     }
 
 

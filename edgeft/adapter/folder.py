@@ -141,7 +141,7 @@ def _open(path: Path, home: Path, base: Path, reward: bool, stamp: tuple[Any, ..
         say(f"{path}: the adapter is in {home.name}/")
     if base_is_changed(source.config):
         start = _start(path, home, source.config)
-        initial = _fitted(start, _read(start, weight_files(start), reward), card, weights)
+        initial = _fitted(start, _read(start, weight_files(start), reward), card, weights, reward)
         source = _difference(path, start, source, initial)
     names = list(Checkpoint(home / WEIGHTS).tensors) if files == [home / WEIGHTS] else []
     if names == list(source.tensors) and source.config == stored:
@@ -220,7 +220,7 @@ def _fitted(
             "(stage3_gather_16bit_weights_on_model_save, FULL_STATE_DICT)",
         )
     modules = {module_of(name) for name in weights.tensors}
-    head = PREFIX + SCORE if reward and _rows(tensors.get(PREFIX + SCORE)) == 1 else None
+    head = _reward_head(path, config, tensors) if reward and has_reward_head(config) else ""
     left_out = {}
     for name in tensors:
         module = module_of(name.removeprefix(PREFIX))
@@ -228,10 +228,10 @@ def _fitted(
         if part and name != head and card.in_checkpoint(module) not in modules:
             left_out[name] = part[2]
     saved = config.get("modules_to_save") or []
-    for head in ("score", "classifier", "classification_head", "qa_outputs"):
-        if head in left_out.values() and head in saved:
+    for name in ("score", "classifier", "classification_head", "qa_outputs"):
+        if name in left_out.values() and name in saved:
             raise AdapterError(
-                f"{path} is the adapter of a classifier: it trained {head}, which generates no text",
+                f"{path} is the adapter of a classifier: it trained {name}, which generates no text",
                 "an adapter of a causal language model is needed (task_type CAUSAL_LM)",
             )
     if left_out:
@@ -241,15 +241,23 @@ def _fitted(
             config = config | {"modules_to_save": [m for m in saved if m not in left_out.values()]}
     kept = [name for name in tensors if name not in left_out]
     fitted = fit_names((name for name in kept if name != head), card, weights)
-    fitted |= {head: head} if head else {}
+    fitted |= {head: PREFIX + SCORE} if head else {}
     if isinstance(config.get("target_modules"), str) and any(fitted[name] != name for name in kept):
         adapted = (fitted[name].removeprefix(PREFIX) for name in kept if ".lora_A" in name)
         config = config | {"target_modules": sorted({module_of(name) for name in adapted})}
     return AdapterSource(config, {fitted[name]: tensors[name] for name in kept})
 
 
-def _rows(values: Values | None) -> int:
-    return values.shape[0] if values and values.shape else 0
+def _reward_head(path: Path, config: dict[str, Any], tensors: dict[str, Values]) -> str:
+    """The name of the head's tensor. AdapterError where it is missing, or has more than one row."""
+    names = [name for name in tensors if module_of(name.removeprefix(PREFIX)) == "score"]
+    if len(names) == 1 and tensors[names[0]].shape[:1] == (1,):
+        return names[0]
+    rows = ", ".join(str(tensors[name].shape) for name in names) or "missing"
+    raise AdapterError(
+        f"{path} is the adapter of a classifier: its head `score` is {rows}, that of a reward model has one row",
+        "an adapter of a causal language model, or of a reward model with one score, is needed",
+    )
 
 
 def _start_folders(home: Path) -> list[Path]:

@@ -17,8 +17,8 @@ class ScoreOptions:
     """What `edgeft score` rates."""
 
     model: Path
-    """Reward model: the folder that edgeft train --objective reward or its merge-export wrote, or another's of
-    transformers with a head of one score."""
+    """Reward model: the folder that edgeft train --objective reward or its merge-export wrote, another's of
+    transformers with a head of one score, or a .gguf with such a head."""
     data: Path
     """Answers to rate: chats, or pairs of a better and a worse answer, in a file that training reads, too."""
     bad_rows: Literal["stop", "skip"] = "stop"

@@ -90,12 +90,12 @@ def choose_base_precision(
     quantized: BasePrecision = next(
         (kind for kind in trained_on if kind and kind != "stored"), "nf4"
     )
+    as_trained: BasePrecision = quantized if set(trained_on) == {quantized} else "stored"
     if view.is_reward_model:
-        why = "a reward model rates as in its training"
-        return quantized, {"chosen": quantized, "why": why}
+        return as_trained, {"chosen": as_trained, "why": "a reward model rates as in its training"}
     losses, count, problem = _losses(view, data, ("stored", quantized), out, threads)
     if len(losses) < 2:
-        choice: BasePrecision = quantized if set(trained_on) == {quantized} else "stored"
+        choice = as_trained
         say(
             f"base precision {choice}, not measured: {problem} (--validation-data FILE measures it)"
         )

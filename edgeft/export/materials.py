@@ -12,8 +12,10 @@ import uuid
 from typing import Any
 
 from edgeft import store
-from edgeft.records import Artifact
+from edgeft.records import Artifact, Manifest
 
+REWARD = "reward_model"
+"""fact of the manifest of a reward model"""
 MODEL_ROLES = ("base", "adapter")
 
 
@@ -36,7 +38,7 @@ def materials(
              "hashes": [{"alg": "SHA-256", "content": record.sha256}]}
             for name, record in sorted(made.files.items())
         ],
-        "modelCard": {"modelParameters": {"task": "text-generation"}},
+        "modelCard": {"modelParameters": {"task": task_of(made)}},
     }  # fmt: skip
     components = [_component(role, value, base, license_) for role, value in parents.items()]
     return {
@@ -53,6 +55,11 @@ def materials(
         "components": components,
         "dependencies": list(_dependencies(parents)),
     }
+
+
+def task_of(manifest: Manifest) -> str:
+    """What an artifact is for, by the Hub's names of tasks."""
+    return "text-classification" if manifest.facts.get(REWARD) else "text-generation"
 
 
 def identity_of(artifact: Artifact) -> str:

@@ -21,7 +21,7 @@ from pathlib import Path
 from edgeft import models, store
 from edgeft.adapter.read import Weighted
 from edgeft.errors import EdgeftError
-from edgeft.export.materials import identity_of, materials
+from edgeft.export.materials import identity_of, materials, task_of
 from edgeft.files import format_bytes, read_json, read_text, text_sha256, write_text
 from edgeft.progress import say_once
 from edgeft.records import Arm, Artifact, Release
@@ -172,8 +172,7 @@ def _front_matter(artifacts: Sequence[Artifact], origin: Origin) -> Iterable[str
     if origin.is_on_hub:
         yield f"base_model: {json.dumps(origin.base)}"
         yield f"base_model_relation: {'quantized' if quantized else 'finetune'}"
-    rates = "scores" in artifacts[0].manifest.facts.get("parity", {})
-    yield f"pipeline_tag: text-{'classification' if rates else 'generation'}"
+    yield f"pipeline_tag: {task_of(artifacts[0].manifest)}"
     yield f"tags: {json.dumps(tags)}"
     yield from ("---", "")
 

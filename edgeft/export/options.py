@@ -26,7 +26,7 @@ class ExportOptions:
     formats: tuple[str, ...] = ()
     """gguf (for llama.cpp), onnx (for ONNX Runtime), gptq (4-bit codes for transformers, vLLM and
     GPTQModel) or hf (a merged Hugging Face folder); repeatable. Default: gguf, or without --quant the
-    format of the training's --ship."""
+    format of the training's --ship; of a reward model hf."""
     quants: tuple[str, ...] = ()
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
     gptq-q4_0 and gptq-q4_k_m are calibrated, auto fits --max-size. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
@@ -34,8 +34,8 @@ class ExportOptions:
     int4, gptq 4bit, hf f32."""
     base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
     """Weights that the adapter is added to: as they are stored, or the values in 4 or 8 bits that a
-    QLoRA was trained on. auto: for a QLoRA the one with the smaller loss on the validation split, else
-    as they are stored."""
+    QLoRA was trained on. auto: for a QLoRA the one with the smaller loss on the validation split, of a reward
+    model the one of its training, else as they are stored."""
     double_quant: bool = True
     """Whether the 4-bit base of the training was quantized twice (bnb_4bit_use_double_quant), for an
     adapter that edgeft did not train."""

@@ -24,9 +24,10 @@ from edgeft.adapter.folder import is_reward_model, recorded_base
 from edgeft.adapter.read import Weighted
 from edgeft.base.resolve import resolve_base
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import FormatError, InputError, ProofError, StaleError
+from edgeft.errors import AdapterError, FormatError, InputError, ProofError, StaleError
 from edgeft.export.choices import Choices, choose
 from edgeft.export.fine_tune_data import FineTuneData, fine_tune_data
+from edgeft.export.materials import REWARD
 from edgeft.export.model_card import Origin, write_cards
 from edgeft.export.modelfile import modelfile
 from edgeft.export.options import ExportOptions
@@ -75,7 +76,7 @@ def export(options: ExportOptions) -> list[Artifact]:
     base = base_of(options)
     view = open_merged(base, options.adapter, double_quant=options.double_quant)
     if view.is_reward_model:
-        _check_reward_formats(options, view)
+        _check_reward_model(options, view)
     parents = parents_of(options, base)
     data = data_of(options, base).renderable(ChatTemplate.from_folder(view.tokenizer))
     plan = plan_export(options, view, data, parents)
@@ -122,8 +123,15 @@ def _with_reward_format(options: ExportOptions) -> ExportOptions:
     return dataclasses.replace(options, formats=("hf",))
 
 
-def _check_reward_formats(options: ExportOptions, view: Merged) -> None:
-    """FormatError for a format from which no program reads the head of a reward model."""
+def _check_reward_model(options: ExportOptions, view: Merged) -> None:
+    """AdapterError for a sum of adapters, FormatError for a format from which no program reads the head of a
+    reward model."""
+    if len(options.adapter) > 1:
+        raise AdapterError("a reward model is exported alone, not summed with other adapters")
+    if options.imatrix == "auto":
+        raise FormatError(
+            "--imatrix auto runs a language model, and this is a reward model", "--imatrix FILE"
+        )
     possible = ("hf", "gguf") if view.card.reward_head else ("hf",)
     for fmt, quant in requested(options):
         if fmt.name not in possible or quant in (*fmt.solved, fmt.sized):
@@ -235,7 +243,7 @@ def _write(
             "seconds": round(convert_seconds, 2), "proof": proof.to_json(),
             "base_precision": choices.base_facts,
             "parity": verifier.verify(item.format, item.quant, work.path, choices.view),
-        }  # fmt: skip
+        } | ({REWARD: True} if choices.view.is_reward_model else {})  # fmt: skip
     if item.format.trial:
         trial.remember(item.target)
     remove(item.gptq_blocks)

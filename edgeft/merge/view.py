@@ -29,6 +29,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeft import models
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
@@ -62,6 +63,8 @@ class Merged:
         self.card = text.card
         self.is_reward_model = SCORE in changes
         """whether it rates texts by a scalar head, `score.weight`, and writes none"""
+        if self.is_reward_model:
+            changes = _without_untying(self.card, changes)
         tied = untied_weights(self.card, config, changes)
         self.tied = tied.tied
         """whether the output layer is the embedding"""
@@ -201,6 +204,16 @@ def open_merged(
     paths = [entry.path for entry in adapters]
     view = Merged(text, changes, paths, double_quant)
     return view if base_precision == "stored" else view.with_base(base_precision)
+
+
+def _without_untying(
+    card: models.Card, changes: Mapping[str, WeightDelta]
+) -> Mapping[str, WeightDelta]:
+    """The changes of a reward model, whose embedding has no output layer to be untied from."""
+    embedding, output = card.hf_name("token_embd.weight"), card.hf_name("output.weight")
+    if embedding and output and embedding in changes:
+        return {**changes, output: changes[embedding]}
+    return changes
 
 
 def _training_facts(adapters: Sequence[Path]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from edgeft.data.items import read_items
 from edgeft.data.rows import BadRows, read_examples
 from edgeft.records import Example
 from edgeft.runtimes.gguf import GGUFRuntime
+from edgeft.runtimes.protocol import checked_format
 from edgeft.train.reward_model import RewardModel
 
 
@@ -63,6 +64,7 @@ def rate(model: Path, data: Path, bad_rows: BadRows = "stop", columns: Sequence[
 def score_examples(model: Path, examples: Sequence[Example]) -> list[float]:
     """A score of each conversation, to six digits."""
     if model.suffix == ".gguf":
+        checked_format(model)
         with GGUFRuntime(model, rates=True) as runtime:
             ids = [encode(example, runtime.chat, runtime.encode).ids for example in examples]
             scores = runtime.scores(ids)

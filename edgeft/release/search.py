@@ -15,11 +15,19 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgeft.adapter.folder import is_reward_model
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.performance import latency
 from edgeft.benchmarks.quality import evaluate
 from edgeft.benchmarks.quality.workers import open_workers
-from edgeft.errors import FormatError, InputError, MissingExtra, ProofError, ResourceError
+from edgeft.errors import (
+    AdapterError,
+    FormatError,
+    InputError,
+    MissingExtra,
+    ProofError,
+    ResourceError,
+)
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import base_of, data_of, export
 from edgeft.files import format_bytes
@@ -45,6 +53,10 @@ def run_search(
     options: SearchOptions, eval_options: EvalOptions, commands: Sequence[str] = ()
 ) -> Release:
     """Export, drop what is over the budget, gate the rest; ResourceError if nothing fits."""
+    if any(is_reward_model(adapter.path) for adapter in options.export.adapter):
+        raise AdapterError(
+            "a reward model answers no items", "edgeft merge-export, then edgeft score"
+        )
     evaluate.load_items(eval_options)  # fails here if it fails, before the long work
     _check_formats(options.export, options.max_size)
     plain = dataclasses.replace(options.export, formats=("gguf",), quants=(BASELINE,))

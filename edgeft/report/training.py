@@ -48,7 +48,8 @@ MEASURES = {
     "cut_off": "share of answers without an end",
     "equal_rewards": "share of prompts whose answers all have one reward",
 }
-"""fact of an alignment's manifest -> what it is, in the order of the page; a single reward is reward_NAME"""
+"""fact of an alignment's manifest -> what it is, in the order of the page; a single reward is `reward_` and its
+name"""
 SPLITS = {"train": "training", "validation": "validation"}
 
 Curve = tuple[tuple[float, float], ...]
@@ -76,8 +77,12 @@ class TrainingRun:
     @property
     def loss_unit(self) -> str:
         """Of the losses: nats a token, where text was learned and not preferred or rewarded."""
-        text = self.options.get("objective", "sft") in ("sft", "pretrain")
-        return "nats per token" if text else "of the objective"
+        return "nats per token" if self.learns_text else "of the objective"
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether the loss is that of text, and not of preferences or rewards."""
+        return self.options.get("objective", "sft") in ("sft", "pretrain")
 
     def summary(self) -> dict[str, Any]:
         """Steps, last training loss, lowest validation loss and its step; what is known of them."""
@@ -146,10 +151,10 @@ def measure_plots(run: TrainingRun) -> list[tuple[str, str, Any]]:
     """(fact, what it is, its curves as inline SVG) of everything that an alignment measured."""
     return [
         (fact, MEASURES.get(fact, ""), plots.curves(
-            fact.replace("_", "-"), fact,
+            f"measure-{number}", fact,
             [plots.Line(split, split, _thinned(curve)) for split, curve in curves.items()], "step", fact,
         ))
-        for fact, curves in run.measures.items()
+        for number, (fact, curves) in enumerate(run.measures.items())
     ]  # fmt: skip
 
 
@@ -199,7 +204,7 @@ def _draw(run: TrainingRun, path: Path) -> None:
 
 def _measures(facts: dict[str, Any]) -> dict[str, dict[str, Curve]]:
     """The curves of an alignment: those of MEASURES in its order, then the rewards by their names."""
-    names = [*MEASURES, *sorted(name for name in facts if re.fullmatch(r"reward_\w{1,60}", name))]
+    names = [*MEASURES, *sorted(name for name in facts if re.fullmatch(r"reward_.{1,200}", name))]
     measures = {}
     for name in dict.fromkeys(names):
         stored = facts.get(name)

@@ -24,12 +24,13 @@ import numpy.typing as npt
 
 from edgeft import machine
 from edgeft.errors import InputError, TooLong
+from edgeft.models.text_model import no_language_model
 from edgeft.records import Limits, Reply, Token
 from edgeft.runtimes.continuous_batching import greedy_replies
 from edgeft.runtimes.eval_callback import Observer, run_observed
 from edgeft.runtimes.llama_context import BATCH_TOKENS, LlamaContext, LlamaModel, Logits
 from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
-from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS, writes_nothing
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import common_prefix
 from edgeft.runtimes.sequences import MAX_AHEAD, Sequences
 
@@ -57,8 +58,11 @@ class GGUFRuntime:
         with contextlib.ExitStack() as resources:
             self._model = LlamaModel(path, threads, exact, repack, kv_type)
             resources.callback(self._model.close)
-            if rates != (self._model.head_outputs > 1):
-                raise _no_head(path) if rates else writes_nothing(path)
+            outputs = self._model.head_outputs
+            if rates and outputs != 2:
+                raise _no_head(path)
+            if not rates and outputs > 1:
+                raise no_language_model(path)
             self._vocabulary = vocabulary = LlamaVocabulary(self._model)
             self.encode, self.decoder = vocabulary.encode, vocabulary.decoder
             self.piece, self.eos_ids = vocabulary.piece, vocabulary.eos_ids
@@ -184,14 +188,16 @@ class GGUFRuntime:
                 yield (mean / max(float(np.linalg.norm(mean)), 1e-12)).astype(np.float32)
 
     def scores(self, sequences: Sequence[Sequence[int]]) -> list[float]:
-        """The score of each by the head of a reward model.
+        """The score of each, of 1 token to as many as the model was trained on, by the head of a reward model.
 
         llama.cpp gives the softmax of the score and 0 (`models.transforms.ScoreAndZero`).
         """
-        for ids in sequences:
-            self._check(ids)
+        longest = max(map(len, sequences), default=1)
+        if longest > self._model.training_context:
+            raise TooLong(longest, self._model.training_context)
+        self._check_memory(longest)
         padding = self._model.score_padding_id
-        params = self._model.context_params(max(BATCH_TOKENS, *map(len, sequences)))
+        params = self._model.context_params(max(BATCH_TOKENS, longest))
         params.embeddings = True
         params.pooling_type = self._model.lib.LLAMA_POOLING_TYPE_RANK
         scores = []

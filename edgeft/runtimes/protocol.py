@@ -17,7 +17,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 import numpy.typing as npt
 
-from edgeft.errors import EdgeftError, FormatError, InputError
+from edgeft.errors import EdgeftError, FormatError
 from edgeft.formats import FORMATS, Format, format_of, load
 from edgeft.records import Limits, Reply, Token
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -64,14 +64,6 @@ class Runtime(Protocol):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None: ...
-
-
-def writes_nothing(path: Path) -> InputError:
-    """The error for a reward model where a language model is asked for."""
-    return InputError(
-        f"{path} is a reward model: it rates texts and writes none",
-        f"edgeft score --model {path} --data FILE",
-    )
 
 
 def checked_format(path: Path) -> Format:

@@ -26,11 +26,9 @@ from edgeft import models
 from edgeft.adapter.config import CHANGED_CONFIG_KEYS
 from edgeft.adapter.folder import open_adapter
 from edgeft.errors import FormatError, InputError, require
-from edgeft.files import read_json
-from edgeft.models.text_model import rates_texts
 from edgeft.progress import quiet_libraries
 from edgeft.records import Limits, Reply, Token
-from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS, writes_nothing
+from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
 from edgeft.runtimes.sampling import choose, in_turn
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder, load_tokenizer
@@ -63,8 +61,6 @@ class ReferenceRuntime:
             transformers = require("transformers", "train")
             transformers.utils.logging.disable_progress_bar()
             base = open_base(path)
-            if rates_texts(read_json(path / "config.json")):
-                raise writes_nothing(path)
             architecture = models.transformers_class(base.config)
             if threads:
                 torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ from edgeft.adapter.folder import WEIGHTS
 from edgeft.data.encoding import encode
 from edgeft.errors import AdapterError, InputError, require
 from edgeft.files import read_json
-from edgeft.models.text_model import rates_texts
+from edgeft.models.text_model import names_classifier
 from edgeft.progress import quiet_libraries
 from edgeft.records import Example
 from edgeft.tokenizer.chat_template import ChatTemplate
@@ -97,25 +97,28 @@ def _load_folder(folder: Path) -> Any:
     torch = require("torch", "train")
     transformers = require("transformers", "train")
     config = read_json(folder / "config.json")
-    if not rates_texts(config):
+    if not names_classifier(config):
         raise InputError(
             f"{folder} is no reward model: {config.get('architectures')} has no head that rates texts",
             "edgeft train --objective reward makes one",
         )
     try:
         with quiet_libraries():
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(
-                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True
-            )
+            model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+                folder, dtype=torch.float32, local_files_only=True, use_safetensors=True,
+                output_loading_info=True,
+            )  # fmt: skip
     except (OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(f"cannot load {folder}: {reason}") from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise InputError(f"{folder} has no weights for {', '.join(missing[:3])}")
     if model.config.num_labels != 1 or model.config.pad_token_id is None:
         raise InputError(
             f"{folder} has {model.config.num_labels} scores and padding token {model.config.pad_token_id}",
             "a reward model has one score, and a pad_token_id in its config.json",
         )
-    return model.eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def _load(adapter: Path, options: dict[str, Any]) -> Any:

@@ -20,6 +20,7 @@ import numpy as np
 from edgeft import models
 from edgeft.errors import FormatError, InputError
 from edgeft.files import read_json
+from edgeft.models.text_model import SCORE, names_classifier, no_language_model
 from edgeft.weights import quantized_formats
 from edgeft.weights.checkpoint import GPTQ, READABLE, Array, Checkpoint
 from edgeft.weights.dtypes import FLOAT8_DTYPES
@@ -53,10 +54,13 @@ class TextBase:
 
 
 def open_base(folder: Path) -> TextBase:
-    """FormatError for a family without a card, InputError for weights that cannot be read."""
+    """FormatError for a family without a card, InputError for weights that cannot be read, and for a reward
+    model or another classifier."""
     stored_config = read_json(folder / "config.json")
-    text = models.text_model(stored_config)
     weights = Checkpoint(folder)
+    if names_classifier(stored_config) and SCORE in weights.tensors:
+        raise no_language_model(folder)
+    text = models.text_model(stored_config)
     names = models.weight_names(weights.tensors, text.card, wrapped=bool(text.wrapper))
     weights.rename(names.stored)
     _check_readable(folder, weights, text.card)

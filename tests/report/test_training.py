@@ -181,15 +181,15 @@ def test_the_curves_of_an_alignment_are_drawn(tmp_path: Path) -> None:
     accuracy = {"train": [[1, 0.5], [2, 0.9]], "validation": [[2, 0.8]]}
     folder = adapter(
         tmp_path, reward_accuracy=accuracy, kl={"train": [[1, 0.0], [2, 0.1]], "validation": []},
-        reward_json={"train": [[1, 0.25], [2, 1.0]]}, reward_margin={"train": [["1", None]]},
+        **{"reward_length:200": {"train": [[1, 0.25], [2, 1.0]]}}, reward_margin={"train": [["1", None]]},
         left_out={"longer": 0}, **{"reward_<script>": accuracy},
     )  # fmt: skip
     run = training.read(folder)
-    assert list(run.measures) == ["reward_accuracy", "kl", "reward_json"]
+    assert list(run.measures) == ["reward_accuracy", "kl", "reward_<script>", "reward_length:200"]
     assert run.measures["reward_accuracy"]["validation"] == ((2.0, 0.8),)
     page = training.html(run)
-    for name in ("reward_accuracy", "kl", "reward_json"):
+    for name in ("reward_accuracy", "kl", "reward_length:200"):
         assert f"<h3>{name}</h3>" in page
     assert "reward_margin</h3>" not in page and "<script>" not in page
     assert "share of pairs whose better answer has the larger reward".capitalize() in page
-    assert "reward_json against step. training: from 0.25 to 1." in page
+    assert "reward_length:200 against step. training: from 0.25 to 1." in page

@@ -2,7 +2,7 @@
 
 The loss of a pair is -log sigmoid(s(better) - s(worse)) (Bradley-Terry; arXiv 2203.02155, equation 1). The result
 is peft's adapter of the task SEQ_CLS: what the method trains, and the head `score`. It is no language model: it
-rates (`edgeft score`, `--reward FOLDER`), and merges into none.
+rates (`edgeft score`, `--reward FOLDER`), and merges into a model that rates.
 """
 
 # Imported only when a run starts, after the check for the extra.

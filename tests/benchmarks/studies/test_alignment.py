@@ -165,3 +165,34 @@ def test_the_table_has_the_change_from_sft() -> None:
     assert "75.0 (30.1 to 95.4)" in lines[3] and "+0.500 (+0.500 to +0.500)" in lines[3]
     assert "x 1.010" in lines[3] and "812 MB" in lines[3] and "1.5" in lines[3]
     assert "50.0" in lines[2] and "50.0 (9.5 to 90.5)" in lines[4]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for all objectives, so that SFT is trained once."""
+    folder = tmp_path_factory.mktemp("alignment")
+    prompts = (
+        example.prompt[-1].content for example in load_examples(load_suite("smart_home").train)
+    )
+    (folder / "text.txt").write_text("\n".join(prompts))
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", alignment.RECIPES)
+def test_every_objective_has_its_effect_on_the_embedded_model(
+    objective: str, study: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Five to twenty minutes each."""
+    alignment.main(
+        ["--objective", objective, "--items", "80", "--text", str(study / "text.txt"),
+         "--out", str(study / "out")]
+    )  # fmt: skip
+    row = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"][-1]
+    assert row["objective"] == objective and row["seconds"] > 0
+    if alignment.RECIPES[objective].data == "prompts":
+        assert row["reward_difference"][0] > 0 and row["kl"][0] < 0.5
+    else:
+        assert row["pair_accuracy"][1] > 0.5, "the interval is above chance"
+        assert row["pair_margin"][1] > 0
+        assert objective == "reward" or row["kl"][0] < 0.2

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from edgeft.data.encoding import encode_pairs
+from edgeft.data.encoding import encode, encode_pairs
 from edgeft.data.rows import load_examples
 from edgeft.errors import AdapterError, InputError
 from edgeft.records import Manifest
@@ -17,6 +18,7 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, OBJECTIVES
+from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint
 from helpers.families import TINY, make_tiny
 from helpers.preferences import make_pairs
@@ -145,7 +147,7 @@ def test_the_merged_folder_rates_as_the_adapter_does(
         assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-3)
     assert by_folder["accuracy"] == by_adapter["accuracy"]
     ran = edgeft("chat", folder)
-    assert ran.code == 1 and "is a reward model: it rates texts and writes none" in ran.err
+    assert ran.code == 1 and "rates texts and writes none" in ran.err
 
 
 @pytest.mark.parametrize("family", ["qwen3", *(pytest.param(f, marks=SLOW) for f in FAMILIES)])
@@ -179,8 +181,16 @@ def test_a_reward_model_of_qwen3_rates_on_llama_cpp(
         assert after["chosen"] == pytest.approx(before["chosen"], abs=1e-2)
         assert after["rejected"] == pytest.approx(before["rejected"], abs=1e-2)
     assert not list((tmp_path / "out").glob("*.Modelfile"))
+    header = gguf_reader.read(tmp_path / "out" / "f32.gguf").meta
+    template = str(header["tokenizer.chat_template.rerank"])
+    example = load_examples(pairs, layout="pairs")[0]
+    text = template.replace("{query}", example.prompt[-1].content).replace(
+        "{document}", example.answer
+    )
+    ids = encode(example, ChatTemplate.from_folder(base), encoder(base)).ids
+    assert encoder(base)(text) == ids[:-1], "without the padding token, which ends a turn here"
     ran = edgeft("chat", tmp_path / "out" / "f32.gguf")
-    assert ran.code == 1 and "is a reward model: it rates texts and writes none" in ran.err
+    assert ran.code == 1 and "rates texts and writes none" in ran.err
 
 
 def test_a_language_model_in_a_file_rates_nothing(
@@ -218,14 +228,115 @@ def test_a_changed_head_is_found_before_the_folder_has_its_name(
 
 
 def test_a_reward_model_is_no_language_model(
+    reward: Path, tiny_base: Path, tiny_chats: Path, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    export = ("merge-export", "--adapter", reward, "--out", tmp_path / "out")
+    from edgeft.train.run import train as run
+
+    other = tmp_path / "other"
+    run(TrainOptions(tiny_base, tiny_chats, other, steps=1, save_every=0), method="lora")
+    for more, problem in (
+        (("--format", "gguf"), "cannot be exported as gguf"),
+        (("--adapter", other), "not summed with other adapters"),
+        (("--imatrix", "auto"), "runs a language model"),
+    ):
+        ran = edgeft(*export, *more)
+        assert ran.code == 1 and problem in ran.err
+    assert not (tmp_path / "out").exists()
+    ran = edgeft("train", "--objective", "dpo", "--adapter", reward, "--base", tiny_base, "--data", pairs,
+                 "--output", tmp_path / "more")  # fmt: skip
+    assert ran.code == 1 and "classifier (task_type SEQ_CLS)" in ran.err
+    ran = edgeft("search", "--adapter", reward, "--out", tmp_path / "out", "--items", pairs)
+    assert ran.code == 1 and "a reward model answers no items" in ran.err
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_folder_of_a_reward_model_is_no_base(
+    tied: bool, pairs: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    base, _, _ = make_tiny(tmp_path / "model", TINY["qwen3-yarn" if tied else "qwen3"])
+    train(base, pairs, tmp_path / "reward", steps=2)
+    edgeft("merge-export", "--adapter", tmp_path / "reward", "--out", tmp_path / "out", "--quant", "bf16",
+           "--no-compare-live")  # fmt: skip
+    folder = tmp_path / "out" / "hf-bf16"
+    assert "classification" in (folder / "README.md").read_text()
+    for command in (
+        ("chat", folder), ("merge-export", "--base", folder, "--out", tmp_path / "more"),
+        ("train", "--base", folder, "--data", pairs, "--objective", "dpo", "--output", tmp_path / "more"),
+    ):  # fmt: skip
+        ran = edgeft(*command)
+        assert ran.code == 1 and "rates texts and writes none" in ran.err, command
+    assert not (tmp_path / "more").exists()
+
+
+def strangers(reward: Path, folder: Path, base: Path, **changes: Any) -> Path:
+    """The adapter as another trainer saves it: no manifest, other entries or names."""
+    shutil.copytree(reward, folder)
+    (folder / "manifest.json").unlink()
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": str(base)}
+    file.write_text(json.dumps(config | changes))
+    return folder
+
+
+def test_the_adapter_of_another_trainer_is_merged_into_the_stored_weights(
     reward: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
 ) -> None:
-    ran = edgeft("merge-export", "--adapter", reward, "--out", tmp_path / "out", "--format", "gguf")
-    assert ran.code == 1 and "cannot be exported as gguf" in ran.err
-    assert not (tmp_path / "out").exists()
-    ran = edgeft("train", "--adapter", reward, "--base", tiny_base, "--data", "none.jsonl",
-                 "--output", tmp_path / "more")  # fmt: skip
-    assert ran.code == 1
+    adapter = strangers(reward, tmp_path / "trl", tiny_base)
+    ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "out", "--json")
+    (artifact,) = json.loads(ran.out)["artifacts"]
+    assert artifact["base_precision"]["chosen"] == "stored"
+    assert artifact["parity"]["scores"]["difference"] < 1e-4
+
+
+def test_a_head_that_is_left_over_makes_no_reward_model(
+    reward: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    adapter = strangers(
+        reward, tmp_path / "sft", tiny_base, task_type="CAUSAL_LM", modules_to_save=None
+    )
+    ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "out", "--quant", "f16",
+                 "--no-compare-live")  # fmt: skip
+    assert ran.code == 0 and (tmp_path / "out" / "f16.gguf").is_file()
+    assert "left out the tensors of score" in ran.err
+
+
+def test_a_head_that_is_missing_is_reported(
+    reward: Path, tiny_base: Path, tmp_path: Path, edgeft: Run
+) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    adapter = strangers(reward, tmp_path / "trl", tiny_base)
+    file = adapter / "adapter_model.safetensors"
+    save_file({n: v for n, v in load_file(file).items() if "score" not in n}, file)
+    ran = edgeft("merge-export", "--adapter", adapter, "--out", tmp_path / "out")
+    assert ran.code == 1 and "its head `score` is missing" in ran.err
+
+
+def test_a_padding_token_beyond_the_vocabulary_is_replaced() -> None:
+    from edgeft.models.text_model import reward_config
+
+    config = {"architectures": ["LlamaForCausalLM"], "vocab_size": 32000, "eos_token_id": [2, 3]}
+    assert reward_config(config | {"pad_token_id": 32000})["pad_token_id"] == 2
+    assert reward_config(config | {"pad_token_id": 0})["pad_token_id"] == 0
+    gemma = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text"}
+    assert reward_config(gemma)["architectures"] == ["Gemma3TextForSequenceClassification"]
+
+
+def test_scores_of_another_model_are_found() -> None:
+    from edgeft.errors import ProofError
+    from edgeft.export.verify_reward import compare_scores
+
+    expected = [0.01, 0.03, -0.02, 0.0]
+    assert compare_scores([x * 1.001 for x in expected], expected, "bf16")["correlation"] > 0.99
+    assert compare_scores([5.0, 5.01, 5.0], [5.0, 5.0, 5.001], "q8_0")["conversations"] == 3
+    for scores, quant in (
+        ([0.0] * 4, "bf16"),
+        ([-x for x in expected], "q8_0"),
+        ([0.0] * 4, "q8_0"),
+    ):
+        with pytest.raises(ProofError, match="not those of the live model"):
+            compare_scores(scores, expected, quant)
 
 
 def test_a_language_model_is_no_reward_model(tiny_base: Path, pairs: Path, edgeft: Run) -> None:
