@@ -70,6 +70,8 @@ class Recipe:
     steps: int
     batch: int
     """pairs or answers a step"""
+    generations: int = 0
+    """answers to a prompt; 0 where none are written"""
 
 
 RECIPES = {
@@ -78,9 +80,9 @@ RECIPES = {
     "orpo": Recipe("pairs", 2e-4, 20, 8),
     "simpo": Recipe("pairs", 5e-5, 20, 8),
     "reward": Recipe("pairs", 1e-3, 20, 8),
-    "grpo": Recipe("prompts", 2e-4, 40, 32),
-    "rloo": Recipe("prompts", 2e-4, 40, 32),
-    "ppo": Recipe("prompts", 5e-4, 32, 32),
+    "grpo": Recipe("prompts", 2e-4, 40, 32, generations=8),
+    "rloo": Recipe("prompts", 2e-4, 40, 32, generations=8),
+    "ppo": Recipe("prompts", 1e-4, 48, 32, generations=1),
 }
 """objective -> its recipe"""
 RECORDED = ("base", "sft_steps", "steps", "learning_rate", "reward", "generations", "items", "text",
@@ -167,8 +169,8 @@ class Cell:
                 "--learning-rate", options.learning_rate or recipe.rate,
             )  # fmt: skip
             if recipe.data == "prompts":
-                words += ("--reward", options.reward, "--generations", options.generations,
-                          "--max-new-tokens", load_suite(SUITE).max_tokens)  # fmt: skip
+                words += ("--reward", options.reward, "--generations",
+                          options.generations or recipe.generations, "--max-new-tokens", load_suite(SUITE).max_tokens)  # fmt: skip
         command = [sys.executable, "-P", "-m", "edgeft", "train", *map(str, (*common, *words))]
         step = run(command)
         write_text(self.folder / "train.json", json.dumps({"anonymous": step.anonymous}))
@@ -350,7 +352,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--reward", default="fields", help="as for edgeft train: one that is no model"
     )
-    parser.add_argument("--generations", type=int, default=8, help="answers to a prompt")
+    parser.add_argument(
+        "--generations", type=int, help="answers to a prompt; default: the recipe's"
+    )
     parser.add_argument("--items", type=int, default=200, help="held-out rows")
     parser.add_argument("--text", type=Path, required=True, help="plain text for the perplexity")
     parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens of the text")

@@ -5,7 +5,8 @@
 A random Qwen2 trains all its weights on the embedded suite, in a run of its own each. The batches are the same:
 micro-batches of `--micro-batch-size` examples, in one process twice as many. Memory is the anonymous part
 (RssAnon), sampled every 10 ms, of the process that needs most: its peak, which includes the whole base while it
-is loaded and the whole result while it is written.
+is loaded and the whole result while it is written, and the median of the second half of the run, most of which
+is training.
 Rows that are in OUT/rows.json are not measured again. Ends with one JSON line.
 """
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,9 +33,9 @@ from edgeft.machine import kilobytes
 from edgeft.report import tables
 
 SUITE = "smart_home"
-SHAPE = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 8,
+SHAPE = {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 8,
          "num_attention_heads": 8, "num_key_value_heads": 4, "vocab_size": 512}  # fmt: skip
-"""26 million weights"""
+"""101 million weights"""
 KINDS = ("one", "ddp", "fsdp2", "zero1", "zero2", "zero3")
 
 
@@ -47,6 +49,7 @@ class Row:
     difference: float
     """largest difference of a step's loss to that of one process"""
     peak_mb: float
+    steady_mb: float
     tokens_per_second: float
 
 
@@ -60,7 +63,7 @@ def measure(kind: str, options: Namespace, base: Path, losses: Sequence[float]) 
         "--batch-size", 2 * options.micro_batch_size, "--micro-batch-size", options.micro_batch_size,
         "--validation-size", 0, "--save-every", 0, "--compute-type", "fp32", "--threads", 1, *words,
     ]  # fmt: skip
-    peak = sampled([str(word) for word in command])
+    peak, steady = sampled([str(word) for word in command])
     manifest = store.read_manifest(output)
     assert manifest is not None
     shutil.rmtree(output)
@@ -71,25 +74,26 @@ def measure(kind: str, options: Namespace, base: Path, losses: Sequence[float]) 
         curve,
         max(abs(a - b) for a, b in pairs),
         peak / 1e6,
+        steady / 1e6,
         manifest.facts["tokens_per_second"],
     )
 
 
-def sampled(command: list[str]) -> int:
-    """Peak of RssAnon, bytes, of the process of a run that needs most."""
-    peak = 0
+def sampled(command: list[str]) -> tuple[int, int]:
+    """(peak, median of the second half) of RssAnon, bytes, of the process of a run that needs most."""
+    samples: list[int] = []
     with tempfile.TemporaryFile("w+") as log:
         run = subprocess.Popen(
             command, stdout=log, stderr=log, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""}
         )
         while run.poll() is None:
-            for pid in (run.pid, *children(run.pid)):
-                peak = max(peak, kilobytes(f"/proc/{pid}/status").get("RssAnon", 0))
+            pids = (run.pid, *children(run.pid))
+            samples.append(max(kilobytes(f"/proc/{pid}/status").get("RssAnon", 0) for pid in pids))
             time.sleep(0.01)
         if run.returncode:
             log.seek(0)
             raise InputError(f"{command[4:7]} failed: {log.read()[-800:]}")
-    return peak
+    return max(samples), int(statistics.median(samples[len(samples) // 2 :]))
 
 
 def children(pid: int) -> list[int]:
@@ -100,11 +104,11 @@ def children(pid: int) -> list[int]:
 
 
 def report(rows: Sequence[Row]) -> str:
-    heads = ("processes", "loss, last step", "difference", "peak, MB", "tokens/s")  # fmt: skip
+    heads = ("processes", "loss, last step", "difference", "peak, MB", "training, MB", "tokens/s")  # fmt: skip
     lines = [
         (
             "1" if row.kind == "one" else f"2, {row.kind}", f"{row.losses[-1]:.4f}",
-            f"{row.difference:.4f}", f"{row.peak_mb:.0f}",
+            f"{row.difference:.4f}", f"{row.peak_mb:.0f}", f"{row.steady_mb:.0f}",
             f"{row.tokens_per_second:.0f}",
         )
         for row in rows

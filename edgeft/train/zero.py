@@ -20,6 +20,11 @@ from typing import Any
 from edgeft.errors import require
 from edgeft.train.options import TrainOptions
 
+BUCKET_WEIGHTS = 20_000_000
+"""weights that are sent at once, and in zero3 those that are whole at a time where a layer has fewer. DeepSpeed's
+500 million to a billion are whole models of a few GB; transformers' "auto" is the squared width, 17 million for
+4,096."""
+
 
 def is_zero(options: TrainOptions) -> bool:
     return options.parallel.startswith("zero")
@@ -28,7 +33,21 @@ def is_zero(options: TrainOptions) -> bool:
 def zero_config(options: TrainOptions) -> dict[str, Any]:
     """DeepSpeed's configuration of a run."""
     stage = int(options.parallel.removeprefix("zero"))
-    zero: dict[str, Any] = {"stage": stage, "stage3_gather_16bit_weights_on_model_save": stage == 3}
+    zero: dict[str, Any] = {
+        "stage": stage,
+        "stage3_gather_16bit_weights_on_model_save": stage == 3,
+        "reduce_bucket_size": BUCKET_WEIGHTS,
+        "allgather_bucket_size": BUCKET_WEIGHTS,
+    }
+    if stage == 3:
+        zero |= dict.fromkeys(
+            (
+                "stage3_prefetch_bucket_size",
+                "stage3_max_live_parameters",
+                "stage3_max_reuse_distance",
+            ),
+            BUCKET_WEIGHTS,
+        )
     if options.offload:
         device, _, folder = options.offload.partition(":")
         place = {"device": device, **({"nvme_path": folder} if folder else {})}
