@@ -14,50 +14,28 @@ import argparse
 import json
 import os
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from edgeft.benchmarks.options import EvalOptions
 from edgeft.benchmarks.quality.evaluate import load_items, measure
-from edgeft.errors import EdgeftError, InputError
+from edgeft.errors import EdgeftError
+from edgeft.feedback.chat_api import ChatAPI
 
 TIMEOUT_S = 300
-
-
-def ask(url: str, body: dict[str, Any], key: str = "") -> str:
-    """The text of one chat completion. InputError where the server gives none."""
-    headers = {"content-type": "application/json"}
-    if key:
-        headers["authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(
-        f"{url.rstrip('/')}/chat/completions", json.dumps(body).encode(), headers
-    )
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
-            text = json.load(answer)["choices"][0]["message"]["content"]
-    except urllib.error.HTTPError as error:
-        raise InputError(f"{url}: {error.code}: {error.read()[:300]!r}") from None
-    except (OSError, ValueError, LookupError) as error:
-        raise InputError(f"{url} gives no answer: {error}", "--url http://HOST:PORT/v1") from None
-    return str(text)
 
 
 def compare(
     artifact: Path, url: str, model: str, options: EvalOptions, key: str = ""
 ) -> list[tuple[str, str]]:
     """(answer of the artifact, answer of the server) of every item."""
+    api = ChatAPI(url, key, TIMEOUT_S, model)
     items = load_items(options)
     replies = measure(artifact, items, options).replies
     pairs = []
     for example, reply in zip(items.examples, replies, strict=True):
         messages = [{"role": turn.role, "content": turn.content} for turn in example.prompt]
-        body = {
-            "model": model, "messages": messages, "temperature": 0, "max_tokens": items.max_tokens,
-        }  # fmt: skip
-        pairs.append((reply, ask(url, body, key)))
+        pairs.append((reply, api.answer(messages, items.max_tokens)))
     return pairs
 
 

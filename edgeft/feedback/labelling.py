@@ -28,6 +28,7 @@ from edgeft.data.rows import BadRow, report_bad_rows
 from edgeft.data.sources import data_files
 from edgeft.errors import InputError
 from edgeft.feedback.candidates import Candidate, read_candidates, written
+from edgeft.feedback.chat_api import ChatAPI
 from edgeft.feedback.judge import Choice, Judge
 from edgeft.feedback.judgements import (
     SCHEMA,
@@ -68,9 +69,7 @@ def label(options: LabelOptions, overwrite: bool = False) -> Labelled:
     becomes a pair, StaleError for judgements of another judge or other answers."""
     check_jsonl(options.output)
     (file,) = _single(data_files(options.data))
-    judge = Judge(
-        options.judge, _key(options), options.timeout, options.judge_model, options.judge_tokens
-    )
+    api = ChatAPI(options.judge, _key(options), options.timeout, options.judge_model)
     criterion = _criterion(options.criterion)
     parents = parents_of("data", [file])
     if options.model:
@@ -89,8 +88,8 @@ def label(options: LabelOptions, overwrite: bool = False) -> Labelled:
             name: value for name, value in recorded.items() if name not in ("limit", "bad_rows")
         }
         header = {"judgements": SCHEMA, "options": same, "parents": parents}
-        model, judged = resumed(lines, overwrite, header, lambda: judge.model_name)
-        judge = dataclasses.replace(judge, model=model)
+        model, judged = resumed(lines, overwrite, header, lambda: api.model_name)
+        judge = Judge(dataclasses.replace(api, model=model), options.judge_tokens)
         judgements = _judge_all(options, judge, criterion, candidates, judged, lines)
     facts = summary(judgements)
     if not facts["pairs"]:
@@ -173,7 +172,7 @@ def _judge_all(
     """The judgements of all rows in their order; each is kept in the file as it comes."""
     left = [row for row in candidates if row.line not in judged]
     if left:
-        say(f"judge: {judge.model} at {judge.url}")
+        say(f"judge: {judge.api.model} at {judge.api.url}")
 
     with (
         _model(options, bool(left)) as model,

@@ -16,7 +16,8 @@ import pytest
 from edgeft import store
 from edgeft.data.rows import load_examples
 from edgeft.errors import EdgeftError, InputError, StaleError
-from edgeft.feedback import LabelOptions, judge
+from edgeft.feedback import LabelOptions, chat_api
+from edgeft.feedback.chat_api import ChatAPI
 from edgeft.feedback.judge import Judge, choice_of
 from edgeft.feedback.judgements import judgements_path
 from edgeft.feedback.labelling import label
@@ -93,7 +94,7 @@ def always_first(a: str, b: str) -> str:
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     slept: list[float] = []
-    monkeypatch.setattr(judge.time, "sleep", slept.append)
+    monkeypatch.setattr(chat_api.time, "sleep", slept.append)
     return slept
 
 
@@ -234,7 +235,7 @@ def test_the_key_goes_to_the_judge_alone(answers: Path, monkeypatch: pytest.Monk
     monkeypatch.delenv("JUDGE_KEY")
     with pytest.raises(InputError, match="JUDGE_KEY is not set"):
         label(options(answers, "https://judge.example/v1", api_key_env="JUDGE_KEY"))
-    assert "sk-secret" not in repr(Judge("https://judge.example/v1", "sk-secret"))
+    assert "sk-secret" not in repr(Judge(ChatAPI("https://judge.example/v1", "sk-secret")))
 
 
 @pytest.mark.parametrize(
@@ -261,7 +262,7 @@ def test_what_the_judge_refuses_is_one_line(
         ("ftp://host/v1", "is no URL"),
         ("http://host:port/v1", "is no URL"),
         ("https://name:word@host/v1", "takes no name, password"),
-        ("http://127.0.0.1:1/v1", "no judge answers at .*edgeft serve MODEL"),
+        ("http://127.0.0.1:1/v1", "nothing answers at .*edgeft serve MODEL"),
     ],
 )
 def test_a_url_without_a_judge(url: str, problem: str, answers: Path) -> None:

@@ -24,7 +24,7 @@ def test_a_server_of_the_same_file_answers_alike_and_another_does_not(
             greedy_answers.main([*words, f"{server.url}/v1"])
         assert ended.value.code == 0
         assert json.loads(capsys.readouterr().out) == {"items": 2, "same": 1.0}
-        monkeypatch.setattr(greedy_answers, "ask", lambda *_: "another answer")
+        monkeypatch.setattr(greedy_answers.ChatAPI, "answer", lambda *_: "another answer")
         with pytest.raises(SystemExit) as ended:
             greedy_answers.main([*words, f"{server.url}/v1"])
         assert ended.value.code == 1 and "another answer" in capsys.readouterr().err
@@ -34,7 +34,7 @@ def test_a_server_that_is_not_there_is_one_line(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path
 ) -> None:
     (file,) = exported(tiny_base, tmp_path, "f16")
-    with pytest.raises(SystemExit, match="error: http://127.0.0.1:9/v1 gives no answer"):
+    with pytest.raises(SystemExit, match="error: nothing answers at http://127.0.0.1:9/v1"):
         greedy_answers.main([
             str(file), "--model", "f16", "--items", str(tiny_chats), "--limit", "1", "--max-tokens", "2",
             "--url", "http://127.0.0.1:9/v1",
