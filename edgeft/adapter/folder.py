@@ -67,6 +67,7 @@ def open_adapter(path: Path, base: Path, reward: bool = False) -> PeftFolder:
     `reward`: take an adapter with the scalar head of a reward model, too, which writes no text.
     """
     home = adapter_home(path)
+    reward = reward and is_reward_model(path)  # so that other adapters are opened, and noted, once
     return _open(path, home, base, reward, tuple(map(_stamp, (home, *_start_folders(home)))))
 
 
