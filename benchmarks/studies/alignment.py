@@ -169,8 +169,9 @@ class Cell:
                 "--learning-rate", options.learning_rate or recipe.rate,
             )  # fmt: skip
             if recipe.data == "prompts":
-                words += ("--reward", options.reward, "--generations",
-                          options.generations or recipe.generations, "--max-new-tokens", load_suite(SUITE).max_tokens)  # fmt: skip
+                generations = options.generations or recipe.generations
+                words += ("--reward", options.reward, "--generations", generations,
+                          "--max-new-tokens", load_suite(SUITE).max_tokens)  # fmt: skip
         command = [sys.executable, "-P", "-m", "edgeft", "train", *map(str, (*common, *words))]
         step = run(command)
         write_text(self.folder / "train.json", json.dumps({"anonymous": step.anonymous}))

@@ -118,8 +118,7 @@ class ArtifactVerifier:
                 self._reference = self._load(merged)
             except (EdgeftError, RuntimeError, ValueError, MemoryError) as error:
                 # No torch, no memory or an unknown architecture says nothing about the artifact.
-                text = error.message if isinstance(error, EdgeftError) else str(error)
-                self._why_not_live = text.strip().partition("\n")[0] or type(error).__name__
+                self._why_not_live = first_line(error)
         if self._reference is None:
             say(f"logits not compared with the live model: {self._why_not_live}")
         return self._reference
@@ -162,6 +161,12 @@ class ArtifactVerifier:
     def __exit__(self, *_: object) -> None:
         if self._reference is not None:
             self._reference.close()
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's text without its hint, or its type where it has no text."""
+    text = error.message if isinstance(error, EdgeftError) else str(error)
+    return text.strip().partition("\n")[0] or type(error).__name__
 
 
 def _check_stops(fmt: Format, path: Path, model: Any, merged: Merged) -> frozenset[int]:

@@ -23,7 +23,7 @@ from edgeft.adapter.read import Weighted
 from edgeft.benchmarks.fidelity import parity
 from edgeft.data.encoding import encode
 from edgeft.errors import EdgeftError, ProofError, require
-from edgeft.export.verify import LIVE_BYTES_PER_WEIGHT, LIVE_PROMPTS, STRICT_QUANTS
+from edgeft.export.verify import LIVE_BYTES_PER_WEIGHT, LIVE_PROMPTS, STRICT_QUANTS, first_line
 from edgeft.formats import Format, load
 from edgeft.merge.view import Merged
 from edgeft.models import transformers_config
@@ -46,7 +46,7 @@ MAX_TOKENS = 512
 
 
 class RewardVerifier:
-    """Compares folders of a reward model with the live one; loads the live one once."""
+    """Compares artifacts of a reward model with the live one; loads the live one once."""
 
     def __init__(
         self,
@@ -108,22 +108,11 @@ class RewardVerifier:
                 with quiet_libraries():
                     require("torch", "train").set_num_threads(self._threads)
                     model = live_model(merged, self._adapters[0].path)
-                chat, tokenize = (
-                    ChatTemplate.from_folder(merged.tokenizer),
-                    encoder(merged.tokenizer),
-                )
-                live = RewardModel(self._adapters[0].path, model, chat, tokenize)
+                chat = ChatTemplate.from_folder(merged.tokenizer)
+                live = RewardModel(self._adapters[0].path, model, chat, encoder(merged.tokenizer))
                 self._expected = live.scores(conversations)
-            except (
-                EdgeftError,
-                RuntimeError,
-                ValueError,
-                MemoryError,
-                AttributeError,
-                AssertionError,
-            ) as error:
-                text = error.message if isinstance(error, EdgeftError) else str(error)
-                self._why_not_live = text.strip().partition("\n")[0] or type(error).__name__
+            except (EdgeftError, RuntimeError, ValueError, MemoryError) as error:
+                self._why_not_live = first_line(error)
         if self._why_not_live:
             say(f"scores not compared with the live model: {self._why_not_live}")
         return self._expected

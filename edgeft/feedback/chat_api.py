@@ -76,7 +76,9 @@ class ChatAPI:
         try:
             return str(listed["data"][0]["id"])
         except (LookupError, TypeError):
-            raise InputError(f"{self.url} lists no model", "name one") from None
+            raise InputError(
+                f"{self.url} lists no model", "name one, such as --judge-model NAME"
+            ) from None
 
     def answer(self, messages: Sequence[Mapping[str, str]], max_tokens: int) -> str:
         """The greedy answer to a conversation. InputError where the server gives none."""

@@ -43,7 +43,10 @@ class Rated:
 
 
 def rate(model: Path, data: Path, bad_rows: BadRows = "stop", columns: Sequence[str] = ()) -> Rated:
-    """`model`: as `RewardModel.open`, or a .gguf with a head. Raises as these and `read_examples`. The first row decides whether the file holds pairs."""
+    """`model`: as `RewardModel.open`, or a .gguf with a head. The first row decides whether the file holds pairs.
+
+    Raises as `RewardModel.open`, `GGUFRuntime` and `read_examples`.
+    """
     first = next(iter(read_items([data], parse_columns(columns))), None)
     is_pairs = first is not None and first.kind == "preference"
     examples = read_examples(

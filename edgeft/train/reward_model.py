@@ -49,19 +49,18 @@ class RewardModel:
                 folder, _load_folder(folder), ChatTemplate.from_folder(folder), encoder(folder)
             )
         require("trl", "align")
-        adapter = folder
-        options = adapter_manifest(adapter).get("options", {})
+        options = adapter_manifest(folder).get("options", {})
         if options.get("objective") != "reward":
             raise AdapterError(
-                f"{adapter} is no reward model of edgeft",
+                f"{folder} is no reward model of edgeft",
                 "edgeft train --objective reward makes one",
             )
         base = Path(options["base"])
         if not base.is_dir():
-            raise InputError(f"{adapter}: its base {base} is gone", "put it back")
+            raise InputError(f"{folder}: its base {base} is gone", "put it back")
         with quiet_libraries():
-            model = _load(adapter, options)
-        return cls(adapter, model, ChatTemplate.from_folder(base), encoder(base))
+            model = _load(folder, options)
+        return cls(folder, model, ChatTemplate.from_folder(base), encoder(base))
 
     def score_examples(self, examples: Sequence[Example]) -> list[float]:
         """A score of each conversation, which the chat template writes as in training."""
