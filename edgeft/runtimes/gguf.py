@@ -49,6 +49,7 @@ class GGUFRuntime:
         exact: bool = False,
         repack: bool = True,
         kv_type: str = "f16",
+        batch_invariant: bool = False,
         rates: bool = False,
     ) -> None:
         """`context`: tokens, default what the model was trained on up to 4096. `rates`: open a reward model,
@@ -56,7 +57,7 @@ class GGUFRuntime:
         language model is asked for, and the other way round."""
         self.path = path
         with contextlib.ExitStack() as resources:
-            self._model = LlamaModel(path, threads, exact, repack, kv_type)
+            self._model = LlamaModel(path, threads, exact, repack, kv_type, batch_invariant)
             resources.callback(self._model.close)
             outputs = self._model.head_outputs
             if rates and outputs != 2:

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import os
-import re
 import signal
 import threading
 from collections.abc import Iterator, Sequence
@@ -35,6 +33,8 @@ from edgeft.kv_cache import (
     head_size,
     kv_bytes,
 )
+from edgeft.runtimes.llama_library import first_error, load_library
+from edgeft.runtimes.repacking import duplicated_bytes, is_batch_invariant, repacked_tensors
 from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_check import check_runs
 from edgeft.weights.gguf_reader import PADDING_KEY
@@ -47,10 +47,6 @@ BatchToken = tuple[int, int, int]
 
 BATCH_TOKENS = 512
 """tokens that one call of llama_decode takes at most"""
-LOG_LEVEL_ERROR = 4
-"""ggml_log_level in ggml.h"""
-MAX_ERRORS = 100
-"""messages that are kept of one call"""
 GGML_TYPES = {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 8}
 """name -> ggml_type in ggml.h"""
 
@@ -65,11 +61,13 @@ class LlamaModel:
         exact: bool = False,
         repack: bool = True,
         kv_type: str = "f16",
+        batch_invariant: bool = False,
     ) -> None:
         """`threads`: default all cores of the process. `exact`: contexts compute attention in
         float32, which is slower and takes more memory. `repack`: llama.cpp may copy 4-bit weights
-        into an order that it multiplies faster; otherwise they stay in the pages of the file.
-        `kv_type`: of the cache, a name of `KV_TYPES`.
+        into an order that it multiplies faster; a file of which it copies some is read, another one mapped.
+        `kv_type`: of the cache, a name of `KV_TYPES`. `batch_invariant`: repack nothing whose products
+        depend on the number of rows.
 
         InputError where the file is not a decoder-only language model with a tokenizer, where its
         header holds what llama.cpp would abort this process for, and for a type that its cache
@@ -95,7 +93,13 @@ class LlamaModel:
             )
         self.threads = threads or len(os.sched_getaffinity(0))
         params = self.lib.llama_model_default_params()
-        params.use_extra_bufts = repack
+        params.use_extra_bufts = repack and (not batch_invariant or is_batch_invariant(header))
+        if params.use_extra_bufts and repacked_tensors(header):
+            # Mapped, both orders of the weights would be in memory.
+            params.load_mode = self.lib.LLAMA_LOAD_MODE_NONE
+            largest = max((tensor.size for tensor in header.tensors.values()), default=0)
+            needed = path.stat().st_size + duplicated_bytes(header) + largest
+            machine.preflight(Path(), f"loading {path}", memory=needed)
         self._pointer: Any = None
         with contextlib.ExitStack() as on_error:
             on_error.callback(self.close)
@@ -315,39 +319,6 @@ class LlamaContext:
 
 def _bytes_of(state: State) -> Any:
     return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
-
-
-def load_library() -> tuple[Any, list[str]]:
-    """llama.cpp's functions, and the list that its error messages are appended to.
-
-    Its other messages are dropped. The log callback is set on each call, because another user of the
-    library may have replaced it.
-    """
-    lib, errors, log = _library()
-    lib.llama_log_set(log, None)
-    return lib, errors
-
-
-@functools.cache
-def _library() -> tuple[Any, list[str], Any]:
-    """(functions, error messages, log callback, which must outlive every call)"""
-    os.environ.setdefault("GGML_NO_BACKTRACE", "1")  # an abort would start a debugger
-    from llama_cpp import llama_cpp
-
-    errors: list[str] = []
-
-    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator, unused-ignore]
-    def log(level: int, text: bytes, _: object) -> None:
-        if level == LOG_LEVEL_ERROR and len(errors) < MAX_ERRORS:
-            errors.append(text.decode("utf-8", "replace"))
-
-    llama_cpp.llama_backend_init()
-    return llama_cpp, errors, log
-
-
-def first_error(errors: list[str]) -> str:
-    """The cause of a failure: llama.cpp logs it first, and then each caller logs that it failed."""
-    return re.sub(r"^\w+: (error loading model: )?", "", errors[0].strip()) if errors else ""
 
 
 @contextlib.contextmanager

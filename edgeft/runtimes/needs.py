@@ -2,7 +2,8 @@
 
     needs_of(Path("q4_k_m.gguf")).bytes(slots=4, context=4096, kv_type="f16")
 
-An upper bound: the file as if all of its pages were used, the whole cache, and what llama.cpp computes in.
+An upper bound: the file as if all of its pages were used, weights that llama.cpp holds in two forms, the whole cache,
+and what llama.cpp computes in.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from edgeft.errors import FormatError
 from edgeft.formats import format_of, load
 from edgeft.kv_cache import KV_TYPES, CacheWidths, gguf_widths, head_size, kv_bytes
 from edgeft.runtimes.protocol import DEFAULT_CONTEXT_TOKENS
+from edgeft.runtimes.repacking import duplicated_bytes
 from edgeft.weights import gguf_reader
 
 PROCESS_BYTES = 120_000_000
@@ -27,7 +29,7 @@ class Needs:
     """What an artifact takes while it is served."""
 
     file: int
-    """bytes"""
+    """bytes of its weights in memory"""
     widths: CacheWidths
     heads: int
     head_size: int
@@ -52,7 +54,7 @@ def needs_of(path: Path, threads: int | None = None) -> Needs:
     meta, architecture = header.meta, header.meta.get("general.architecture")
     heads = meta.get(f"{architecture}.attention.head_count", 1)
     return Needs(
-        file=file.stat().st_size,
+        file=file.stat().st_size + duplicated_bytes(header),
         widths=gguf_widths(meta),
         heads=max(heads) if isinstance(heads, list) else int(heads),
         head_size=head_size(meta),

@@ -81,13 +81,15 @@ def open_runtime(
     exact: bool = False,
     repack: bool = True,
     kv_type: str = "f16",
+    batch_invariant: bool = False,
 ) -> Runtime:
     """Open an artifact with the runtime that the table of formats names for it.
 
     `threads`: default all cores of the process. `context`: tokens, default what the engine and the
     model allow up to 4096. `exact`: run the reference, in float32. `repack`: the engine may copy
     weights into an order that it multiplies faster. `kv_type`: of the cache, a name of
-    `edgeft.kv_cache.KV_TYPES`.
+    `edgeft.kv_cache.KV_TYPES`. `batch_invariant`: the weights are multiplied by kernels that give a row the
+    same bits in a batch of any size; an engine that computes one row at a time does so anyway.
 
     FormatError where `exact` or `kv_type` is not possible. InputError for a file that would end this process.
     TemplateError where the artifact no longer carries the
@@ -103,8 +105,11 @@ def open_runtime(
     options: dict[str, Any] = {}
     if not repack and entry != model_format.reference:
         options["repack"] = False
+    llama_cpp = "llama-cpp-python" in model_format.engines and entry != model_format.reference
+    if batch_invariant and llama_cpp:
+        options["batch_invariant"] = True
     if kv_type != "f16":
-        if "llama-cpp-python" not in model_format.engines or entry == model_format.reference:
+        if not llama_cpp:
             raise FormatError(
                 f"{path}: only llama.cpp's cache can be in {kv_type}", "--kv-type f16"
             )

@@ -59,14 +59,15 @@ def remember(path: Path) -> None:
 
 def attempt(path: str) -> None:
     """Load a file and compute one token; "" only loads the library. Runs in the process with limits."""
-    from edgeft.runtimes.llama_context import LlamaContext, LlamaModel, load_library
+    from edgeft.runtimes.llama_context import LlamaContext, LlamaModel
+    from edgeft.runtimes.llama_library import load_library
     from edgeft.runtimes.llama_vocabulary import LlamaVocabulary
 
     load_library()
     if not path:
         return
     with contextlib.suppress(EdgeftError), contextlib.ExitStack() as resources:
-        model = LlamaModel(Path(path), threads=1, repack=False)
+        model = LlamaModel(Path(path), threads=1, batch_invariant=True)
         resources.callback(model.close)
         vocabulary = LlamaVocabulary(model)
         ids = vocabulary.encode("a 1") or [0]

@@ -39,9 +39,8 @@ def fit_memory(options: ServeOptions, limit: int) -> ServeOptions:
     smallest = None
     for slots, context, kv_type in _combinations(options, artifacts):
         smallest = PROCESS_BYTES + sum(a.bytes(slots, context, kv_type) for a in artifacts)
-        if draft:  # its file is mapped once, its cache is there for each artifact
-            cache = draft.bytes(1, context, DRAFT_TYPE) - draft.file
-            smallest += draft.file + len(artifacts) * cache
+        if draft:  # each artifact has one of its own
+            smallest += len(artifacts) * draft.bytes(1, context, DRAFT_TYPE)
         if smallest <= limit:
             slots_text = "1 slot" if slots == 1 else f"{slots} slots"
             say(

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.errors import EdgeftError, FormatError, InputError, require
-from edgeft.formats import format_of
 from edgeft.progress import say
 from edgeft.runtimes.draft_model import DraftModel
 from edgeft.runtimes.gguf import GGUFRuntime
@@ -67,11 +66,10 @@ def _close(opened: list[Engine], index: int) -> None:
 
 def open_engine(options: ServeOptions, worker: Worker, name: str, path: Path) -> Engine:
     """The engine of one artifact."""
-    # Isolated: from four rows on, repacked weights are multiplied with other kernels.
-    repack = not (options.batch_invariant and format_of(path).name in ("gguf", "gptq"))
     runtime = open_runtime(
-        path, options.threads, options.context, repack=repack, kv_type=options.kv_type
-    )
+        path, options.threads, options.context, kv_type=options.kv_type,
+        batch_invariant=options.batch_invariant,
+    )  # fmt: skip
     with contextlib.ExitStack() as on_error:
         # In the thread: Ctrl-C may come while it computes with this runtime.
         on_error.callback(worker.call, runtime.close)

@@ -350,10 +350,10 @@ def test_a_context_larger_than_the_memory_is_refused(
 def test_ctrl_c_during_loading_is_not_lost(
     export: Export, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from edgeft.runtimes import gguf, llama_context
+    from edgeft.runtimes import gguf, llama_library
 
     assert export().code == 0
-    lib, _ = llama_context.load_library()
+    lib, _ = llama_library.load_library()
     load = lib.llama_model_load_from_file
 
     # Python takes a signal in the next line that it runs, which then is one of such a callback.

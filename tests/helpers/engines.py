@@ -24,7 +24,9 @@ def open_engine(
     speculate: bool = False,
     draft: Path | None = None,
 ) -> BatchingEngine:
-    runtime = open_runtime(path, threads=1, context=context, repack=not isolated, kv_type=kv_type)
+    runtime = open_runtime(
+        path, threads=1, context=context, kv_type=kv_type, batch_invariant=isolated
+    )
     assert isinstance(runtime, GGUFRuntime)
     worker = Worker()
     model = None

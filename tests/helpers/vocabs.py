@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from edgeft.converters.gguf import vocabulary
-from edgeft.runtimes.llama_context import load_library
+from edgeft.runtimes.llama_library import load_library
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import tokenizer_json
 
