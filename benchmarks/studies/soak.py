@@ -3,7 +3,8 @@
     python -m edgeft.benchmarks.studies.soak q4_k_m.gguf --seconds 600
 
 A quarter of the requests leave in the middle; some are read slowly, some are too large or not JSON; the
-rest is read to its end. Reported are: crashes (the process is gone, or an answer is 5xx); slots that are
+rest is read to its end. Before, each slot has an answer that fills its context, so that the cache of keys and
+values has its full size. Reported are: crashes (the process is gone, or an answer is 5xx); slots that are
 still taken after all clients have left; the drift of the resident memory between the second and the last
 quarter of the samples; and how soon a slot is free after its client left, which is the time until
 /metrics counts one more cancelled answer, asked for by one client at a time.
@@ -32,6 +33,10 @@ from edgeft.errors import EdgeftError
 from edgeft.formats import format_of
 
 CLIENTS, SLOTS, QUEUE = 16, 4, 32
+CONTEXT = 1024
+"""tokens of a slot"""
+SENTENCE = "tell me more about it, please. "
+"""of which the prompts consist; 8 tokens, or 31 bytes"""
 LEAVING, SLOW, WRONG = 0.25, 0.1, 0.1
 """shares of the requests"""
 SAMPLE_INTERVAL_S = 1.0
@@ -44,7 +49,7 @@ def run(artifact: Path, threads: int, seconds: float) -> dict[str, Any]:
     command = [
         sys.executable, "-P", "-m", "edgeft", "serve", str(artifact), "--port", str(port), "--quiet",
         "--threads", str(threads), "--slots", str(SLOTS), "--queue", str(QUEUE),
-        "--context", "1024",
+        "--context", str(CONTEXT),
     ]  # fmt: skip
     with HTTPServer("edgeft", command, port) as server:
         server.wait_ready(timeout_s=START_TIMEOUT_S)
@@ -87,6 +92,7 @@ class _Soak:
         self._leaving = asyncio.Lock()
 
     async def run(self) -> None:
+        await self._fill()
         watching = asyncio.create_task(self._watch())
         await asyncio.gather(*(self._client(number) for number in range(CLIENTS)))
         watching.cancel()
@@ -97,6 +103,20 @@ class _Soak:
             await asyncio.sleep(0.05)
         self.stuck = (await self._health())["running"]
 
+    async def _fill(self) -> None:
+        """Let the cache grow to its full size: an answer in each slot whose tokens fill its context."""
+        prompt = SENTENCE * 25
+        bodies = [
+            {
+                "prompt": f"{number} {prompt}",
+                "max_tokens": CONTEXT,
+                "ignore_eos": True,
+                "stream": True,
+            }
+            for number in range(SLOTS)
+        ]
+        await asyncio.gather(*(ask(self.port, body) for body in bodies))
+
     async def _client(self, number: int) -> None:
         draw = random.Random(number)
         count = 0
@@ -104,8 +124,7 @@ class _Soak:
             count += 1
             behaviour = draw.random()
             body = {
-                "prompt": f"{number} {count} "
-                + "tell me more about it, please. " * draw.randint(1, 20),
+                "prompt": f"{number} {count} " + SENTENCE * draw.randint(1, 20),
                 "max_tokens": draw.randint(8, 96),
                 "temperature": draw.choice([0, 1.0]),
                 "stream": True,
