@@ -42,14 +42,15 @@ def test_the_page_holds_the_table_of_every_client(matrix: Any) -> None:
 
 
 @pytest.mark.slow
-def test_every_client_works_with_every_feature(
-    matrix: Any, tiny_base: Path, tmp_path: Path
-) -> None:
+def test_every_client_works_with_every_feature(matrix: Any, tmp_path: Path) -> None:
+    """With a real model: the random one may give an empty answer, which no client takes for an answer."""
+    from edgeft.base.resolve import resolve_base
+
     try:
         environment = matrix.install(tmp_path / "clients")
     except subprocess.CalledProcessError as error:
         pytest.skip(f"no package index: {error}")
-    (artifact,) = exported(tiny_base, tmp_path, "f32")
+    (artifact,) = exported(resolve_base("smollm2-135m"), tmp_path, "q4_0")
     with running(artifact, slots=2, context=4096) as served:
-        found = matrix.outcomes(environment, served.url, "f32")
+        found = matrix.outcomes(environment, served.url, "q4_0")
     assert len(found) > 40 and [one for one in found if one["error"]] == []
