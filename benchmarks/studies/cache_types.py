@@ -7,8 +7,8 @@ it is possible, with speculation by n-grams. All engines compute in one thread, 
 answered by all of them in turn, so that the rows share the machine's noise. An answer is right where it is the
 chat's last message. KL: of the next tokens' probabilities over that message, to those of f16, in nats.
 `same`: answers that are those of the row without speculation, bit for bit, which is all of them or a
-defect. Every row opens the
-artifact, so weights in q4_0 are in memory as often as there are rows. Ends with one JSON line.
+defect. Every row opens the artifact, so weights in q4_0 are in memory
+as often as there are rows. Ends with one JSON line.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Each row is the server's engine with one slot, isolated, without HTTP: without s
 each draft model. All engines compute in one thread, and every prompt is answered by all of them in turn,
 so that the rows share the machine's noise. The task `copy` is made here: texts of random words that the
 prompt asks to write again, as editing does. `same`: answers that are those without speculation, bit for
-bit, which is all of them or a defect. Every row opens the
-artifact, so weights in q4_0 are in memory as often as there are rows. Ends with one JSON line.
+bit, which is all of them or a defect. Every row opens the artifact, so weights in q4_0 are in memory
+as often as there are rows. Ends with one JSON line.
 """
 
 from __future__ import annotations

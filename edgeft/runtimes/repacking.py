@@ -16,8 +16,9 @@ from edgeft.runtimes.llama_library import load_library
 from edgeft.weights.gguf_reader import Header, Tensor
 
 AVX2_TYPES = frozenset({"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"})
+"""ggml types that are repacked where the CPU has AVX2"""
 AVX512_TYPES = frozenset({"Q2_K"})
-"""ggml types that are repacked where the CPU has AVX2, and AVX-512"""
+"""and those that are repacked only where it has AVX-512"""
 BATCH_INVARIANT = frozenset({"Q4_0", "IQ4_NL", "MXFP4"})
 """types whose products do not depend on the number of rows"""
 INTERLEAVED_ROWS = 8
@@ -58,8 +59,4 @@ def is_batch_invariant(header: Header) -> bool:
 
 def duplicated_bytes(header: Header) -> int:
     """Bytes of a tied embedding that is there twice: as rows to look up, and repacked as the head."""
-    return sum(
-        tensor.size
-        for tensor in repacked_tensors(header)
-        if tensor is header.tensors.get(EMBEDDINGS)
-    )
+    return sum(tensor.size for tensor in repacked_tensors(header) if tensor.name == EMBEDDINGS)
