@@ -78,11 +78,11 @@ FORMATS = {
             quants=(
                 "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0",
                 "gptq-q4_k_m", "q4_k_m", "q4_k_s", "gptq-q4_0", "iq4_nl", "iq4_xs", "q4_1", "q4_0",
-                "q3_k_l", "q3_k_m", "iq3_m", "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs", "q2_k", "q2_k_s",
-                "auto",
+                "q3_k_l", "gptq-q3_k_m", "q3_k_m", "iq3_m", "iq3_s", "q3_k_s", "iq3_xs", "iq3_xxs",
+                "gptq-q2_k", "q2_k", "q2_k_s", "auto",
             ),
             sized="auto",
-            solved=("gptq-q4_k_m", "gptq-q4_0"),
+            solved=("gptq-q4_k_m", "gptq-q4_0", "gptq-q3_k_m", "gptq-q2_k"),
             nearest=(
                 "q8_0", "q6_k", "q5_k_m", "q5_k_s", "q5_1", "q5_0", "q4_k_m", "q4_k_s", "iq4_nl", "iq4_xs",
                 "q4_1", "q4_0", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s",

@@ -20,7 +20,7 @@ FLOORS = (  # from the lowest; a name stands for its folder or file
     "errors records progress kv_cache",
     "web",
     "models files formats appended_file",
-    "weights store machine",
+    "weights store machine cpu_products",
     "child_process",
     "quantization tokenizer",
     "adapter base data",

@@ -5,20 +5,24 @@
 For each task and seed an adapter is trained, and then trained on for `--more-steps` in two ways: plainly (the
 control), and with `--ship TYPE`. So all files have the same number of steps behind them. The recipes:
 
-    f16         the control in half precision, which the others are compared with
-    plain       the control, rounded
-    imatrix     the control, rounded with an importance matrix of its own chats
-    gptq        the control, calibrated on its own chats
-    ship        trained for the type
-    ship+gptq   trained for the type, and then calibrated on its own chats
-    distill     trained for the type with `--ship-distill`, the first training as the teacher
+    f16            the control in half precision, which the others are compared with
+    plain          the control, rounded
+    imatrix        the control, rounded with an importance matrix of its own chats
+    gptq           the control, calibrated on its own chats
+    plain-stored   the control merged into the stored weights of the base, rounded
+    gptq-stored    the same, calibrated
+    gptq+text      gptq with plain text among its calibration tokens, `--calibration-text`
+    ship           trained for the type
+    ship+gptq      trained for the type, and then calibrated on its own chats
+    distill        trained for the type with `--ship-distill`, the first training as the teacher
+    gptq+ship      trained from the first training's gptq file with `--ship-from`
 
 A type such as auto-80M is the control in `--quant auto --max-size 80M`.
 
 `edgeft bench` asks the test split of the task, and measures the KL divergence from f16 on the validation
 chats and the perplexity of plain text. A training, a file and an answer that are complete are not
 repeated, so an interrupted study goes on. --report prints the tables of what is there, and --plot draws
-accuracy against bytes of the first task. Ends with one JSON line.
+accuracy against bytes of each task, TASK.svg. Ends with one JSON line.
 """
 
 from __future__ import annotations
@@ -47,6 +51,7 @@ from edgeft.benchmarks.studies.recorded_options import check_options
 from edgeft.benchmarks.studies.tasks import write_task
 from edgeft.benchmarks.suites import Suite, load_suite
 from edgeft.files import format_bytes, write_text
+from edgeft.formats import FORMATS
 from edgeft.report import plots, tables
 
 SMART_HOME = "smart_home"
@@ -57,14 +62,43 @@ MARGIN = 0.03
 """of the gate: how much less than f16 is no loss"""
 STEPS = {SMART_HOME: 240, "support_intents": 240, "order_extract": 160}
 """of the first training, `--batch-size` rows each"""
-CALIBRATED = ("q4_0", "q4_k_m")
+CALIBRATED = tuple(name.removeprefix("gptq-") for name in FORMATS["gguf"].solved)
 """types that GPTQ writes"""
 RECORDED = (
     "base", "method", "steps", "more_steps", "more_rate", "batch_size", "calibration_tokens", "text",
     "chunks",
 )  # fmt: skip
 """options that all results of a folder share"""
-RECIPES = ("plain", "imatrix", "gptq", "ship", "ship+gptq", "distill")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a file is made of a fine-tune."""
+
+    adapter: str = "control"
+    """which training it is exported from: control; ship, distill or from for the file's type"""
+    gptq: bool = False
+    """whether GPTQ calibrates it"""
+    options: tuple[str, ...] = ()
+    """more options of merge-export"""
+    text: bool = False
+    """whether a quarter of the calibration tokens are of `--calibration-text`"""
+
+
+STORED = ("--base-precision", "stored")
+RECIPES = {
+    "plain": Recipe(),
+    "plain-stored": Recipe(options=STORED),
+    "imatrix": Recipe(options=("--imatrix", "auto")),
+    "gptq": Recipe(gptq=True),
+    "gptq-stored": Recipe(gptq=True, options=STORED),
+    "gptq+text": Recipe(gptq=True, text=True),
+    "ship": Recipe("ship"),
+    "ship+gptq": Recipe("ship", gptq=True),
+    "distill": Recipe("distill"),
+    "gptq+ship": Recipe("from"),
+}
+STANDARD = ("plain", "imatrix", "gptq", "ship", "ship+gptq", "distill", "gptq+ship")
 
 
 @dataclass(frozen=True)
@@ -80,28 +114,32 @@ class File:
         return self.quant.removeprefix(AUTO) if self.quant.startswith(AUTO) else ""
 
     @property
+    def how(self) -> Recipe:
+        return RECIPES[self.recipe]
+
+    @property
     def adapter(self) -> str:
         """Name of the adapter that it is exported from."""
-        if self.recipe == "distill":
-            return f"distill-{self.quant}"
-        return f"ship-{self.quant}" if self.recipe.startswith("ship") else "control"
+        kind = self.how.adapter
+        return kind if kind == "control" else f"{kind}-{self.quant}"
 
     @property
     def export(self) -> tuple[str, ...]:
         """Options of merge-export."""
         if self.max_size:
             return ("--quant", "auto", "--max-size", self.max_size)
-        if self.recipe.endswith("gptq"):
-            return ("--quant", f"gptq-{self.quant}")
-        return ("--quant", self.quant, *(("--imatrix", "auto") if self.recipe == "imatrix" else ()))
+        return ("--quant", self._name, *self.how.options)
 
     @property
     def path(self) -> Path:
         """Below the folder of a fine-tune."""
         if self.max_size:
             return Path(f"control-{self.quant}") / "auto.gguf"
-        prefix = "gptq-" if self.recipe.endswith("gptq") else ""
-        return Path(f"{self.adapter}-{self.recipe}") / f"{prefix}{self.quant}.gguf"
+        return Path(f"{self.adapter}-{self.recipe}") / f"{self._name}.gguf"
+
+    @property
+    def _name(self) -> str:
+        return f"gptq-{self.quant}" if self.how.gptq else self.quant
 
     def __str__(self) -> str:
         return f"{self.quant} {self.recipe}"
@@ -113,7 +151,7 @@ def files_of(types: Iterable[str], recipes: Sequence[str]) -> list[File]:
         File(quant, recipe)
         for quant in types
         for recipe in (["plain"] if quant.startswith(AUTO) else recipes)
-        if quant in CALIBRATED or not recipe.endswith("gptq")
+        if quant in CALIBRATED or not (RECIPES[recipe].gptq or RECIPES[recipe].adapter == "from")
     ]
 
 
@@ -138,7 +176,17 @@ class Cell:
             kind, _, quant = name.partition("-")
             ship = ("--ship", quant) if quant else ()
             distill = ("--ship-distill", options.distill) if kind == "distill" else ()
-            self._train(name, *common, *more, *ship, *distill)
+            begin = self._calibrated(options, quant) if kind == "from" else ()
+            self._train(name, *common, *more, *ship, *distill, *begin)
+
+    def _calibrated(self, options: argparse.Namespace, quant: str) -> tuple[Any, ...]:
+        """Options of the training that begins with the first one's file by GPTQ."""
+        path = self.out / "first-gptq" / f"gptq-{quant}.gguf"
+        if store.read_manifest(path) is None:
+            edgeft("merge-export", "--adapter", self.out / "first", "--out", path.parent,
+                   "--no-compare-live", "--calibration-tokens", options.calibration_tokens,
+                   "--threads", options.threads, "--quant", f"gptq-{quant}")  # fmt: skip
+        return ("--ship-from", path, "--learning-rate", options.from_rate)
 
     def _train(self, name: str, *words: Any) -> None:
         if store.read_manifest(self.out / name) is None:
@@ -150,12 +198,14 @@ class Cell:
             if store.read_manifest(path) is None:
                 edgeft("merge-export", "--adapter", self.out / file.adapter, "--out", path.parent,
                        "--no-compare-live", "--calibration-tokens", options.calibration_tokens,
-                       "--threads", options.threads, *self._precision(file, files[0]), *file.export)  # fmt: skip
+                       "--threads", options.threads, *self._precision(file, files[0]), *file.export,
+                       *(("--calibration-text", options.calibration_text) if file.how.text else ()))  # fmt: skip
 
     def _precision(self, file: File, first: File) -> tuple[str, ...]:
         """The values of the base that the first file of the same adapter was found best with."""
         manifest = store.read_manifest(self.out / first.path)
-        if manifest is None or file.adapter != first.adapter:
+        other = file.adapter != first.adapter or "--base-precision" in file.export
+        if manifest is None or other:
             return ()
         return ("--base-precision", manifest.facts["base_precision"]["chosen"])
 
@@ -289,18 +339,20 @@ def main() -> None:
     parser.add_argument("--task", action="append", choices=list(STEPS), help="default: all")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--types", default="q4_0,q4_k_m", help="as for --ship")
-    parser.add_argument("--recipes", default=",".join(RECIPES))
+    parser.add_argument("--recipes", default=",".join(STANDARD), help=f"of {', '.join(RECIPES)}")
     parser.add_argument("--steps", type=int, help="of the first training; default: by task")
     parser.add_argument("--more-steps", type=int, default=80, help="of the second training")
     parser.add_argument("--more-rate", type=float, default=2e-4, help="its learning rate")
+    parser.add_argument("--from-rate", type=float, default=6e-4, help="of gptq+ship")
     parser.add_argument("--distill", type=float, default=0.5, help="as for --ship-distill")
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--calibration-tokens", type=int, default=16384)
+    parser.add_argument("--calibration-text", type=Path, help="another one than --text")
     parser.add_argument("--text", type=Path, required=True, help="plain text for the perplexity")
     parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens of the text")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--report", action="store_true", help="only print what is measured")
-    parser.add_argument("--plot", type=Path, metavar="SVG")
+    parser.add_argument("--plot", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     files = files_of(options.types.split(","), options.recipes.split(","))
@@ -331,8 +383,11 @@ def main() -> None:
         seeds = [results for cell in of_task if BASELINE in (results := cell.results(files))]
         rows += rows_of(name, seeds) if seeds else []
     print(table(rows))
-    if options.plot and rows:
-        write_text(options.plot, frontier([row for row in rows if row.task == rows[0].task]))
+    for task in {row.task for row in rows} if options.plot else ():
+        options.plot.mkdir(parents=True, exist_ok=True)
+        write_text(
+            options.plot / f"{task}.svg", frontier([row for row in rows if row.task == task])
+        )
     print(json.dumps({"study": "ship_recipes", "base": options.base, "method": options.method,
                       "rows": [asdict(row) for row in rows]}))  # fmt: skip
 

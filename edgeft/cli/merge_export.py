@@ -78,6 +78,7 @@ def _calibration(ctx: click.Context, param: click.Parameter, value: str) -> Path
         "show_default": True,
         "callback": _calibration,
     },
+    calibration_text={"metavar": "FILE"},
     calibration_tokens=click.IntRange(min=1),
     group_size={
         "type": click.Choice(["auto", "32", "64", "128", "-1"]),

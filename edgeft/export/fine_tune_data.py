@@ -36,6 +36,8 @@ MAX_TEXT_CHARS = 10_000_000
 """of the plain texts that an adapter learned, to calibrate on"""
 TEXT_SEQUENCE_TOKENS = 512
 """tokens of a sequence that is cut from plain calibration text"""
+TEXT_SHARE = 0.25
+"""of the calibration tokens that come from the text beside chats"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ class FineTuneData:
     """name of the calibration data"""
     text: str = ""
     """calibration text, in place of chats"""
-
+    text_beside: str = ""
+    """calibration text, beside chats"""
     bad_rows: BadRows = "stop"
     """what a row does that the chat template refuses"""
 
@@ -78,11 +81,36 @@ def fine_tune_data(
     validation_file: Path | None,
     calibration_file: Path | None,
     bad_rows: BadRows = "stop",
+    calibration_text: Path | None = None,
 ) -> FineTuneData:
     """Read the user's files; replace a missing one by a split of the adapter's training data.
 
-    InputError where the calibration file holds a suite's test split, or only validation examples.
+    InputError where the calibration file holds a suite's test split, or only validation examples, and
+    for a calibration text beside what is no chat.
     """
+    data = _chats_or_text(adapters, validation_file, calibration_file, bad_rows)
+    if calibration_text is None:
+        return data
+    if not data.training:
+        why = f"{data.name} is plain text" if data.text else data.why_no_training
+        raise InputError(
+            f"--calibration-text is read beside chats, and there are none: {why}",
+            f"--calibration {calibration_text}",
+        )
+    if holds_rows(calibration_text):
+        raise InputError(f"{calibration_text} holds rows, not plain text", "--calibration")
+    text = read_text(calibration_text)
+    if not text.strip():
+        raise InputError(f"{calibration_text} is empty", "a file with plain text")
+    return dataclasses.replace(data, text_beside=text)
+
+
+def _chats_or_text(
+    adapters: tuple[Weighted, ...],
+    validation_file: Path | None,
+    calibration_file: Path | None,
+    bad_rows: BadRows,
+) -> FineTuneData:
     recorded = [adapter_manifest(adapter.path) or {} for adapter in adapters]
     if any(manifest.get("options", {}).get("bad_rows") == "skip" for manifest in recorded):
         bad_rows = "skip"
@@ -94,14 +122,14 @@ def fine_tune_data(
         texts = [example.answer for example in training if example.is_document]
         return FineTuneData(
             validation, why_no_validation, [] if texts else training, why_no_training,
-            "the training data", "\n\n".join(texts)[:MAX_TEXT_CHARS], bad_rows,
+            "the training data", "\n\n".join(texts)[:MAX_TEXT_CHARS], bad_rows=bad_rows,
         )  # fmt: skip
     name = calibration_file.name
     if not holds_rows(calibration_file):
         text = read_text(calibration_file)
         return FineTuneData(
             validation, why_no_validation, [], f"{name} is empty", name, text.strip() and text,
-            bad_rows,
+            bad_rows=bad_rows,
         )  # fmt: skip
     training = _without_test_and_validation(
         load_examples(calibration_file, bad_rows), validation, calibration_file
@@ -137,11 +165,14 @@ def calibration_ids(
     chat, encode = ChatTemplate.from_folder(view.tokenizer), encoder(view.tokenizer)
     context = view.card.value(view.config, view.card.hparams["context_length"])
     max_chat_tokens = min(max_chat_tokens, context or max_chat_tokens)
-    if not data.text:
-        return calibration(data.training, chat, encode, max_tokens, max_chat_tokens)
+    text = data.text or data.text_beside
+    tokens = int(max_tokens * TEXT_SHARE) if data.text_beside else max_tokens if data.text else 0
+    chats = calibration(data.training, chat, encode, max_tokens - tokens, max_chat_tokens)
+    if not tokens:
+        return chats
     bos_ids = encode(chat.bos_token) if "bos_token" in chat.source else []
-    sequence_tokens = min(max_chat_tokens, TEXT_SEQUENCE_TOKENS)
-    return text_calibration(encode(data.text), bos_ids, max_tokens, sequence_tokens)
+    sequence_tokens = min(max_chat_tokens, TEXT_SEQUENCE_TOKENS, tokens)
+    return chats + text_calibration(encode(text), bos_ids, tokens, sequence_tokens)
 
 
 def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example], str]:

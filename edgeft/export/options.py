@@ -29,7 +29,7 @@ class ExportOptions:
     format of the training's --ship; of a reward model hf."""
     quants: tuple[str, ...] = ()
     """Types of the weights, from exact to small; repeatable. gguf: such as f16, q8_0, q4_k_m;
-    gptq-q4_0 and gptq-q4_k_m are calibrated, auto fits --max-size. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
+    those that begin with gptq- are calibrated, auto fits --max-size. onnx: f32, int8, int4-mixed, gptq-int4, int4. gptq:
     8bit, 4bit, 3bit, 2bit. Default: the type of the training's --ship in its format, else gguf q4_k_m, onnx
     int4, gptq 4bit, hf f32."""
     base_precision: Literal["auto", "stored", "nf4", "fp4", "int8"] = "auto"
@@ -51,6 +51,9 @@ class ExportOptions:
     calibration: Path | None = None
     """Chats (.jsonl, .json, .csv, .parquet) or plain text that GPTQ, --imatrix auto and --quant auto learn from. auto:
     the chats of the training."""
+    calibration_text: Path | None = None
+    """Plain text that a quarter of the calibration tokens come from, beside the chats, so that the file
+    keeps more of what the fine-tune did not train."""
     calibration_tokens: int | None = None
     """Tokens of the calibration text that are used at most. Default: 8,192, or twice the columns of the
     widest layer where that is more."""

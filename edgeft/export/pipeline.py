@@ -358,6 +358,7 @@ def data_of(options: ExportOptions, base: Path) -> FineTuneData:
         options.validation_data,
         options.calibration,
         options.bad_rows,
+        options.calibration_text,
     )
 
 

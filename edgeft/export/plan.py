@@ -100,6 +100,7 @@ def check_files(options: ExportOptions) -> None:
     for path, option in (
         (options.validation_data, "--validation-data"),
         (options.calibration, "--calibration"),
+        (options.calibration_text, "--calibration-text"),
         (_imatrix_file(options), "--imatrix"),
     ):
         if path and not path.is_file():
@@ -115,6 +116,7 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
     files = {
         "validation": options.validation_data,
         "calibration": options.calibration,
+        "calibration text": options.calibration_text,
         "imatrix": _imatrix_file(options),
     }
     return parents | {role: store.identity(path) for role, path in files.items() if path}
@@ -218,7 +220,7 @@ def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[s
         if options.imatrix:
             recorded["imatrix"] = Path(options.imatrix).name
         if options.imatrix == "auto":
-            recorded["calibration_tokens"] = options.calibration_tokens
+            recorded |= _recorded_calibration(options)
         if options.tensor_types:
             recorded["tensor_types"] = [list(pair) for pair in options.tensor_types]
     if quant == fmt.sized:
@@ -227,13 +229,19 @@ def _manifest_options(options: ExportOptions, fmt: Format, quant: str) -> dict[s
     if solved:
         recorded["damp"] = options.dampening_frac
     if solved or quant == fmt.sized:
-        recorded["calibration_tokens"] = options.calibration_tokens
+        recorded |= _recorded_calibration(options)
         recorded["calibration"] = options.calibration.name if options.calibration else "auto"
     if "group_size" in fmt.takes:
         recorded["group_size"] = options.group_size
     if "symmetric" in fmt.takes:
         recorded["symmetric"] = options.symmetric
     return recorded
+
+
+def _recorded_calibration(options: ExportOptions) -> dict[str, Any]:
+    text = options.calibration_text
+    beside = {"calibration_text": text.name} if text else {}
+    return {"calibration_tokens": options.calibration_tokens, **beside}
 
 
 def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view: Merged) -> None:
@@ -264,11 +272,15 @@ def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view
     if sized != bool(options.max_size):
         raise FormatError("--quant auto and --max-size go together", "--quant auto --max-size 80M")
     needs_calibration = options.imatrix == "auto" or gptq or sized
-    if options.calibration and not needs_calibration:
-        raise InputError(
-            "--calibration is for --imatrix auto, --quant auto and GPTQ",
-            "add --imatrix auto or --quant gptq-q4_0, or leave it out",
-        )
+    for option, file in (
+        ("--calibration", options.calibration),
+        ("--calibration-text", options.calibration_text),
+    ):
+        if file and not needs_calibration:
+            raise InputError(
+                f"{option} is for --imatrix auto, --quant auto and GPTQ",
+                "add --imatrix auto or --quant gptq-q4_0, or leave it out",
+            )
     if options.tensor_types and all(quant in UNQUANTIZED_BITS for _, quant in pairs):
         raise FormatError(
             f"--tensor-type changes nothing in {pairs[0][1]}", "such as --quant q8_0 beside it"

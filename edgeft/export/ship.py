@@ -39,6 +39,8 @@ class ShipTarget:
     """values of the base that the training summed with"""
     tensors: dict[str, list[str]]
     """name of a tensor in the file -> [type, BLAKE2b of what is stored]"""
+    from_file: bool = False
+    """whether it began with a file (--ship-from): then the merged view has the values of its last step"""
 
     @property
     def format(self) -> Format | None:
@@ -51,16 +53,19 @@ def ship_target(adapters: Sequence[Weighted]) -> ShipTarget | None:
     if len(adapters) != 1 or adapters[0].weight != 1:
         return None
     facts = adapter_manifest(adapters[0].path).get("facts", {}).get("ship")
-    return facts and ShipTarget(facts["type"], facts["base_precision"], facts["tensors"])
+    return facts and ShipTarget(
+        facts["type"], facts["base_precision"], facts["tensors"], "file" in facts
+    )
 
 
 def rounds_as_trained(options: ExportOptions, fmt: Format, quant: str) -> bool:
     """Whether a type that GPTQ makes is rounded to the nearest, since the adapter was trained for that.
 
-    --calibration, --group-size and --asymmetric ask for other weights, which GPTQ calibrates.
+    --calibration, --calibration-text, --group-size and --asymmetric ask for other weights, which GPTQ calibrates.
     """
     target = ship_target(options.adapter) if quant in fmt.solved else None
-    asked = options.calibration or options.group_size or not options.symmetric
+    calibrated = options.calibration or options.calibration_text
+    asked = calibrated or options.group_size or not options.symmetric
     return bool(target and target.quant == quant and quant in fmt.nearest and not asked)
 
 
@@ -82,11 +87,16 @@ class ShipProof(LandingProof):
     ) -> None:
         super().add(name, before, delta, summed, stored)
         if name in self._roundings:
-            rounding = self._roundings[name]
-            rows = summed.reshape(-1, summed.shape[-1])
-            learned = rounding.values(rounding.store(rows), rows.shape[1]).reshape(summed.shape)
+            learned = self._learned(name, summed)
             self._error += float(np.square(stored - learned, dtype=np.float64).sum())
             self._size += float(np.square(learned, dtype=np.float64).sum())
+
+    def _learned(self, name: str, summed: Array) -> Array:
+        """What the training computed with, of rows that are summed."""
+        if self._target.from_file:
+            return summed
+        rounding, rows = self._roundings[name], summed.reshape(-1, summed.shape[-1])
+        return rounding.values(rounding.store(rows), rows.shape[1]).reshape(summed.shape)
 
     def check_stored(self, proof: Proof) -> None:
         """Equal bytes prove more than beta, which rounding hides where the change is small."""

@@ -125,12 +125,14 @@ class ArtifactVerifier:
 
     def _load(self, merged: Merged) -> ReferenceRuntime:
         # transformers reads the stored weights itself, so it shares no code with the merge.
-        stored = merged.base_precision == "stored"
+        stored, from_file = (merged.base_precision == kind for kind in ("stored", "file"))
+        weights = ((name, merged.tensor(name)) for name in merged.shapes)
+        adapters = [(adapter.path, adapter.weight) for adapter in self._adapters]
         return ReferenceRuntime(
             merged.base,
             threads=self._threads,
-            weights=None if stored else merged.base_tensors(),
-            adapters=[(adapter.path, adapter.weight) for adapter in self._adapters],
+            weights=None if stored else weights if from_file else merged.base_tensors(),
+            adapters=[] if from_file else adapters,
             tokenizer=merged.tokenizer,
             vocabulary=merged.vocabulary,
         )

@@ -136,11 +136,14 @@ class Block:
     """One transformer block in memory."""
 
     def __init__(self, blocks: Blocks, number: int, layer: Any) -> None:
+        from edgeft.cpu_products import use_in_linears
+
         self.number = number
         self._blocks = blocks
         self._layer = layer
         self.linears = list(load_linears(blocks.merged, number, layer))
         """the weights that can be quantized"""
+        use_in_linears(layer)
         self._attention: KeptAttention | None = None
         self._kept: list[LastLinear] = []
 

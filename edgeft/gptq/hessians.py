@@ -85,6 +85,8 @@ class InputRecorder:
         ]
 
     def _add(self, linear: LinearWeight, inputs: Any) -> InputGroup:
+        from edgeft.cpu_products import product
+
         columns = inputs.shape[-1]
         group = self._group_of.get(id(linear))
         if group is None:
@@ -92,10 +94,11 @@ class InputRecorder:
             self._groups.append(group)
             self._group_of[id(linear)] = group
         flat = inputs.reshape(-1, columns)
+        by_column = flat.T.contiguous()
         for start in range(0, columns, PANEL_COLUMNS):
             stop = min(start + PANEL_COLUMNS, columns)
             # Above the diagonal only: `result` mirrors it.
-            group.hessian[start:stop, start:].addmm_(flat[:, start:stop].T, flat[:, start:])
+            group.hessian[start:stop, start:] += product(by_column[start:stop], by_column[start:])
         group.count += len(flat)
         return group
 

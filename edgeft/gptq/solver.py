@@ -105,6 +105,8 @@ def solve(weight: Any, hessian: Any, grid: Grid, damp: float = DAMP) -> Quantize
     """
     import torch
 
+    from edgeft.cpu_products import product
+
     rows, columns = weight.shape
     group_columns = columns if grid.columns == -1 else grid.columns
     hessian, order = _prepared(weight, hessian, group_columns)
@@ -137,7 +139,7 @@ def solve(weight: Any, hessian: Any, grid: Grid, damp: float = DAMP) -> Quantize
                 row = factor[start + i, start + i + 1 : stop]
                 current[i + 1 :].addr_(row, errors[i], alpha=-1)
         if stop < columns:
-            rest[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
+            rest[stop:] -= product(factor[start:stop, stop:].T, errors.T)
     back = order.argsort()
     arrays = grid.store(np.ascontiguousarray(codes[back.numpy()].T), encoded)
     return QuantizedMatrix(values[back].T.contiguous(), arrays, damp)

@@ -21,8 +21,9 @@ from edgeft.quantization import int8, nf4
 from edgeft.weights.checkpoint import Array, Checkpoint, Rows, stored_as
 
 Precision = Literal["nf4", "fp4", "int8"]
-BasePrecision = Literal["stored", "nf4", "fp4", "int8"]
-"""Values that a delta is added to: the checkpoint's own, or its 4- or 8-bit values, dequantized."""
+BasePrecision = Literal["stored", "nf4", "fp4", "int8", "file"]
+"""Values that a delta is added to: the checkpoint's own, its 4- or 8-bit values, dequantized, or those of
+the GGUF file that a training began with (`edgeft.merge.trained_file`)."""
 
 
 class BaseWeights(Protocol):

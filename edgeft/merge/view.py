@@ -16,7 +16,8 @@ head, `score.weight`, in place of the output layer.
 
 `base_precision` names the values that the delta is added to: "stored", the stored weights, or "nf4",
 "fp4" or "int8", the values that a QLoRA adapter saw in training (`edgeft.merge.base_weights`). They are equal
-to the last bit where the adapter's manifest says how edgeft trained it.
+to the last bit where the adapter's manifest says how edgeft trained it. An adapter that was trained from a GGUF
+file (`--ship-from`) has "file": that file's values with the codes that the training moved.
 """
 
 from __future__ import annotations
@@ -34,8 +35,10 @@ from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
+from edgeft.errors import AdapterError, InputError
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
+from edgeft.merge.trained_file import TrainedFile, file_facts
 from edgeft.models.text_model import QUANTIZATION_KEYS, SCORE, reward_config
 from edgeft.quantization.ggml import row_blocks
 from edgeft.weights import gptq_layout
@@ -105,11 +108,21 @@ class Merged:
         self.base_precision: BasePrecision = "stored"
         """values that the delta is added to"""
         self._base: BaseWeights = weights
+        self._from_file: TrainedFile | None = None
+        """of a training with --ship-from: the file that it began with"""
 
     def with_base(self, precision: BasePrecision) -> Merged:
         """The same adapter with another base precision; reads no file again."""
         view = copy.copy(self)
         view.base_precision = precision
+        if (precision == "file") is not (self._from_file is not None):
+            raise InputError(
+                "an adapter that was trained from a GGUF file (--ship-from) is merged into that file, "
+                "and no other one is",
+                "leave --base-precision out",
+            )
+        if precision == "file":
+            return view
         view._changes = {name: change.on_other_base() for name, change in self._changes.items()}
         view._base = self._weights
         if precision != "stored":
@@ -146,6 +159,8 @@ class Merged:
 
     def rows(self, name: str, rows: Rows) -> Array:
         """Some rows of a merged weight, float32: (rows, columns), or elements of a vector."""
+        if self._from_file and self.adapted(name):
+            return self._from_file.values(name, rows)
         values, change = self._base_rows(name, rows), self._changes.get(name)
         if change and change.deltas:
             values = values + self._delta(change, name, rows, values)
@@ -161,7 +176,13 @@ class Merged:
         if not self.adapted(name):
             return self.rows(name, rows), None
         before = self._base_rows(name, rows)
+        if self._from_file:
+            return before, self.rows(name, rows) - before
         return before, self._delta(self._changes[name], name, rows, before)
+
+    def blocks(self) -> TrainedFile | None:
+        """The bytes of the file that a training with --ship-from wrote into, None for any other adapter."""
+        return self._from_file
 
     def adapted(self, name: str) -> bool:
         """Whether a delta is added to the tensor; a tensor of `modules_to_save` has none."""
@@ -203,6 +224,15 @@ def open_merged(
     changes = read_adapters(adapters, base, text.weights, text.card, text.config)
     paths = [entry.path for entry in adapters]
     view = Merged(text, changes, paths, double_quant)
+    if any(file_facts(path) for path in paths):
+        if [entry.weight for entry in adapters] != [1.0]:
+            raise AdapterError(
+                "an adapter that was trained from a GGUF file (--ship-from) is merged alone",
+                "sum the adapters that it and the others began with",
+            )
+        view._from_file = TrainedFile.of(paths[0], view.card, view.config, changes, view.shapes)
+        view._base, view.base_precision = view._from_file.base(text.weights), "file"
+        return view
     return view if base_precision == "stored" else view.with_base(base_precision)
 
 

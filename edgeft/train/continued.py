@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from edgeft import store
+from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.folder import WEIGHTS, open_adapter
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.errors import InputError
@@ -36,6 +38,28 @@ def check_adapter(options: TrainOptions, base: TextBase) -> None:
         if config["peft_type"] == "LORA" and has != chosen:
             name = f"--{field.replace('_', '-')}"
             raise InputError(f"{options.adapter} has {key} {has}, not {chosen}", f"{name} {has:g}")
+
+
+def check_ship_from(options: TrainOptions) -> None:
+    """InputError for a --ship-from that is no export of --adapter, and for an --adapter that was trained from
+    a file."""
+    adapter, path = options.adapter, options.ship_from
+    assert adapter is not None
+    if adapter_manifest(adapter).get("facts", {}).get("ship", {}).get("file"):
+        raise InputError(
+            f"{adapter} is the change of a GGUF file (--ship-from), no adapter of the base",
+            "train on from the adapter that it began with",
+        )
+    if path is None:
+        return
+    manifest = store.read_manifest(path)
+    if manifest is None or manifest.parents.get("adapter") != store.identity(adapter):
+        raise InputError(
+            f"{path} was not exported from {adapter}",
+            f"edgeft merge-export --adapter {adapter} --quant gptq-q4_0",
+        )
+    if manifest.parents.get("base") != store.identity(options.base):
+        raise InputError(f"{path} was exported with another base than {options.base}", "--base")
 
 
 def load_adapter(model: Any, adapter: Path, base: Path) -> None:

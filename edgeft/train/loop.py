@@ -18,10 +18,11 @@ import torch
 import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
-from edgeft import machine
+from edgeft import machine, store
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
+from edgeft.quantization.kept_scales import KeptScales
 from edgeft.train import lora_function, zero
 from edgeft.train.answers import Answering
 from edgeft.train.checkpoints import flush
@@ -135,6 +136,12 @@ def fit(
         base_precision = facts.get("nf4", {}).get("kind", "stored")
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
+        if options.ship_from:
+            file = options.ship_from.absolute()
+            facts["ship"] |= {
+                "base_precision": "file",
+                "file": {"path": str(file), "identity": store.identity(file)},
+            }
     curves = objective.curves(trainer.state.log_history)
     tokens = curves.pop("tokens", None)
     return {
@@ -177,7 +184,12 @@ def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -
         raise InputError("--ship computes on a CPU", "CUDA_VISIBLE_DEVICES= hides the GPU")
     if why_not:
         raise InputError(f"--ship is for plain LoRA layers: {why_not}", "--target-modules")
-    return ShipWeights(model, open_base(options.base), options.ship)
+    base = open_base(options.base)
+    kept = None
+    if options.ship_from:
+        shapes = {name: info.shape for name, info in base.weights.tensors.items()}
+        kept = KeptScales(options.ship_from, base.card, base.config, shapes)
+    return ShipWeights(model, base, options.ship, kept)
 
 
 def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:

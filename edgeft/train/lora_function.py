@@ -17,8 +17,7 @@ computed where nothing below trains, and no gradient of W exists. What is saved 
 `frozen_product` is the product with W. Its kernel depends on the machine and W's type, never on a
 measurement, so that the same seed gives the same bytes:
 
-- float32 on a CPU with AVX-512: oneDNN. torch.mm calls MKL, which uses AVX2 on AMD (105 against 240 GFLOP/s
-  on one core of Zen 5). Elsewhere torch.mm.
+- float32: `edgeft.cpu_products`.
 - bfloat16 weights: x and g are rounded to bfloat16 for this product alone. Sums within it, the LoRA matrices'
   products and everything between the layers stay float32.
 """
@@ -33,6 +32,8 @@ from typing import Any
 
 import peft
 import torch
+
+from edgeft.cpu_products import product
 
 
 def install(model: Any) -> tuple[int, str]:
@@ -120,20 +121,7 @@ def frozen_product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x Wᵀ in float32; x (rows, in) float32, `weight` (out, in) float32 or bfloat16, strided as it likes."""
     if weight.dtype == torch.bfloat16:
         return (x.bfloat16() @ weight.t()).float()
-    if onednn_is_faster():
-        # What torch.compile calls for a linear layer on a CPU; the same float32 as torch.mm.
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
-        return product
-    return x @ weight.t()
-
-
-def onednn_is_faster() -> bool:
-    """Whether float32 products go through oneDNN: on CPUs with AVX-512, where torch has it."""
-    return (
-        torch.backends.cpu.get_cpu_capability() == "AVX512"
-        and torch.backends.mkldnn.is_available()
-        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    )
+    return product(x, weight)
 
 
 class LoRAFunction(torch.autograd.Function):  # type: ignore[misc]

@@ -213,6 +213,9 @@ class TrainOptions:
     ship_steps: float | None = None
     """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
     with --adapter all."""
+    ship_from: Path | None = None
+    """A GGUF file of --ship's type that was exported from --adapter, such as gptq-q4_0.gguf: the training
+    begins with its values and moves its codes, the scales stay."""
     ship_distill: float = 0.0
     """Share of the loss in these steps that is the Kullback-Leibler divergence from --adapter before its
     weights are rounded, 0 to 1."""
@@ -311,6 +314,16 @@ class TrainOptions:
             raise InputError(
                 "--ship-distill needs --ship, and the --adapter that it learns from",
                 "--ship q4_0 --adapter FOLDER",
+            )
+        if self.ship_from and not (self.ship and self.adapter):
+            raise InputError(
+                "--ship-from needs --ship, and the --adapter that the file was exported from",
+                "--ship q4_0 --adapter FOLDER",
+            )
+        if self.ship_from and (self.ship_distill or self.ship_share != 1):
+            raise InputError(
+                "--ship-from computes with the file's values in every step, and has no teacher",
+                "leave --ship-steps and --ship-distill out",
             )
         if not self.ship:
             return

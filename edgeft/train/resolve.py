@@ -21,7 +21,7 @@ from edgeft.train.registry import OBJECTIVES, check_objective, check_options, me
 from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
-PATHS = (*DATA, "output", "adapter")
+PATHS = (*DATA, "output", "adapter", "ship_from")
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
 OWN_DEFAULTS = ("learning_rate", "micro_batch_size")

@@ -29,7 +29,7 @@ from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import encoder
 from edgeft.train import checkpoints, memory
 from edgeft.train.answers import Answering, AnswerItems
-from edgeft.train.continued import check_adapter
+from edgeft.train.continued import check_adapter, check_ship_from
 from edgeft.train.examples import largest_batch, read_splits
 from edgeft.train.new_tokens import save_tokenizer, tokenizer_folder
 from edgeft.train.optimizers import check_optimizer
@@ -96,6 +96,7 @@ def train(
             check_ship(options.ship, base)
         if options.adapter:
             check_adapter(options, base)
+            check_ship_from(options)
         if items and not splits.validation:
             raise InputError(
                 "items are answered with the validation loss, and there is no validation",
@@ -166,6 +167,8 @@ def _check(
     check_optimizer(options)
     check_parallel(options, method, objective, watched, answers)
     check_reporters(options.report_to)
+    if options.ship_from and not options.ship_from.is_file():
+        raise InputError(f"no such file: {options.ship_from}", "check --ship-from")
     return row
 
 
@@ -221,6 +224,8 @@ def identities(options: TrainOptions, objective: str) -> dict[str, str]:
         )
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
+    if options.ship_from:
+        parents["ship_from"] = store.identity(options.ship_from)
     return parents
 
 

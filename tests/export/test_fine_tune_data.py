@@ -43,3 +43,29 @@ def test_calibration_data_is_text_or_chats_or_missing(tiny_base: Path, tmp_path:
     assert not nothing.has_calibration_data and nothing.why_no_training == "empty.txt is empty"
     nobody = fine_tune_data((), None, None)
     assert not nobody.has_calibration_data and nobody.why_no_training == "no adapter"
+
+
+def test_plain_text_beside_chats_takes_a_quarter_of_the_tokens(
+    tiny_base: Path, tmp_path: Path
+) -> None:
+    view, chats = open_merged(tiny_base, None), make_chats(tmp_path / "c.jsonl", 40)
+    (tmp_path / "text.md").write_text("turn on the lamp " * 500)
+    alone = calibration_ids(view, fine_tune_data((), None, chats), 300)
+    data = fine_tune_data((), None, chats, calibration_text=tmp_path / "text.md")
+    both = calibration_ids(view, data, 400)
+    assert both[:-1] == alone and len(both[-1]) == 100  # the chats have the rest
+
+
+def test_text_beside_no_chats_is_refused(tmp_path: Path) -> None:
+    text, empty = tmp_path / "text.md", tmp_path / "empty.md"
+    text.write_text("turn on the lamp")
+    empty.write_text(" ")
+    chats = make_chats(tmp_path / "c.jsonl")
+    for calibration, beside, message in (
+        (None, text, "there are none: no adapter"),
+        (text, text, "there are none: text.md is plain text"),
+        (chats, chats, "holds rows, not plain text"),
+        (chats, empty, "is empty"),
+    ):
+        with pytest.raises(InputError, match=message):
+            fine_tune_data((), None, calibration, calibration_text=beside)

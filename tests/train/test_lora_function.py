@@ -204,22 +204,6 @@ def test_a_bfloat16_model_with_other_matrices_stays_as_it_is(make: Family) -> No
     assert model.get_base_model().model.norm.weight.dtype == torch.bfloat16
 
 
-def test_the_kernel_depends_on_the_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A choice by time would give other bytes in another run."""
-    import torch
-
-    from edgeft.train import lora_function
-
-    x, weight = torch.randn(5, 24), torch.randn(16, 24)
-    results = []
-    for capability, onednn in (("AVX512", True), ("AVX2", False), ("DEFAULT", False)):
-        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda name=capability: name)
-        assert lora_function.onednn_is_faster() is (onednn and torch.backends.mkldnn.is_available())
-        results.append(lora_function.frozen_product(x, weight))
-    for result in results:
-        torch.testing.assert_close(result, x @ weight.t(), rtol=1e-5, atol=1e-5)
-
-
 def test_the_saved_adapter_is_pefts(make: Family, tmp_path: Path) -> None:
     import peft
     import torch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,25 @@ def test_a_model_that_computes_a_row_wrongly_is_caught_on_the_first_batch(
     again.verify(batch, lambda row: answers_loss(base, head, batch, row))
     assert not again.why_not
     again.verify(batch, lambda row: pytest.fail("asked twice"))
+
+
+@pytest.mark.parametrize(("row", "why"), [(1.8, False), (2.0, True)])
+def test_a_small_loss_may_differ_by_as_much_as_a_larger_one(
+    make: Family, row: float, why: bool
+) -> None:
+    """100 tokens of a fine-tune that trains on, 1.0 nats in all: .9 more are the rounding of bfloat16."""
+    import torch
+
+    from edgeft.train.protocol import without_peft
+    from edgeft.train.shared_prefix import SharedPrefix
+
+    shared = SharedPrefix(without_peft(copy.deepcopy(make("llama")[2])), longest=31)
+    output = argparse.Namespace(logits=torch.zeros(1, dtype=torch.bfloat16))
+    shared.verify(
+        batch_of(beginning=17),
+        lambda layout: (torch.tensor(row if layout else 1.0), 100, output),
+    )
+    assert bool(shared.why_not) == why
 
 
 def test_a_run_with_shared_beginnings_has_the_losses_of_one_without(

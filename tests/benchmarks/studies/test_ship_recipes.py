@@ -25,10 +25,10 @@ def run(right: int, kl: float | None = None, ratio: float = 1.0) -> dict[str, An
 
 
 def test_gptq_is_made_only_of_types_that_it_writes() -> None:
-    files = ship_recipes.files_of(["q4_0", "q3_k_m"], ["plain", "gptq", "ship", "ship+gptq"])
+    files = ship_recipes.files_of(["q4_0", "q3_k_s"], ["plain", "gptq", "ship", "ship+gptq"])
     assert [str(file) for file in files] == [
-        "f16 plain", "q4_0 plain", "q4_0 gptq", "q4_0 ship", "q4_0 ship+gptq", "q3_k_m plain",
-        "q3_k_m ship",
+        "f16 plain", "q4_0 plain", "q4_0 gptq", "q4_0 ship", "q4_0 ship+gptq", "q3_k_s plain",
+        "q3_k_s ship",
     ]  # fmt: skip
 
 
