@@ -19,8 +19,9 @@ import torch
 
 
 def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x Wᵀ, (rows, out), of x (rows, in) and `weight` (out, in), float32, strided as they like."""
-    if onednn_is_faster():
+    """x Wᵀ, (rows, out), of x (rows, in) and `weight` (out, in), strided as they like; other types than float32 by
+    torch.mm."""
+    if x.dtype == torch.float32 and onednn_is_faster():
         # What torch.compile calls for a linear layer on a CPU.
         result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, None, "none", [], "")
         return result
@@ -46,5 +47,5 @@ def use_in_linears(module: torch.nn.Module) -> None:
 def _linear(self: Any, x: torch.Tensor) -> torch.Tensor:
     if x.dtype != torch.float32 or self.weight.dtype != torch.float32:
         return torch.nn.functional.linear(x, self.weight, self.bias)
-    y = product(x.flatten(0, -2), self.weight).view(*x.shape[:-1], -1)
+    y = product(x.flatten(0, -2), self.weight).view(*x.shape[:-1], self.out_features)
     return y if self.bias is None else y.add_(self.bias)

@@ -3,7 +3,7 @@
     python -m edgeft.benchmarks.studies.gptq_cost --base smollm2-135m --shape qwen2-0.5b
 
 The bound is the arithmetic of GPTQ as it is usually computed, divided by the speed of a large float32
-matrix product measured in the same run: every token passes every linear layer twice (to record the
+matrix product (`edgeft.cpu_products`) measured in the same run: every token passes every linear layer twice (to record the
 layer's inputs, and with the quantized weights), and half of each input's outer product is computed.
 edgeft keeps the inputs of the last layer of attention and feed-forward part, and passes most layers once.
 Attention, norms, rounding and repeated work make up the rest. Ends with one JSON line.
@@ -85,13 +85,15 @@ def matmul_speed(threads: int) -> float:
     """Operations per second of a 2048 x 2048 float32 matrix product, the best of 8."""
     import torch
 
+    from edgeft.cpu_products import product
+
     torch.set_num_threads(threads)
     size = 2048
     a, b = torch.rand(size, size), torch.rand(size, size)
     seconds = []
     for _ in range(8):
         started = time.perf_counter()
-        torch.mm(a, b)
+        product(a, b)
         seconds.append(time.perf_counter() - started)
     return 2 * size**3 / min(seconds)
 

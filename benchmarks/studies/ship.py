@@ -4,7 +4,8 @@
 
 One process holds one model. In each round every arm takes one step on the same batch: plain LoRA, and LoRA
 whose layers have the values of a file, with their update after the step. Slow types have two kinds of
-steps: those with ggml's quantizer, one in 32 or 64, and those between. A step's mean counts both.
+steps: those with ggml's quantizer, one in 32 or 64, and those between. A step's mean counts both. `TYPE from` is
+a training from a file (--ship-from), whose scales stay.
 --cpu-time counts CPU seconds, for a busy machine. Ends with one JSON line.
 """
 
@@ -21,7 +22,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeft.base.resolve import resolve_base
+from edgeft.benchmarks.studies.forgetting import edgeft
+from edgeft.benchmarks.studies.random_model import SHAPES, make_model
 from edgeft.benchmarks.suites import load_suite
+from edgeft.formats import nearest_format
+from edgeft.quantization.ggml import UNQUANTIZED
 from edgeft.train.options import TrainOptions
 
 
@@ -30,12 +35,14 @@ def step_seconds(
 ) -> tuple[dict[str, list[float]], dict[str, int]]:
     """({arm: seconds of each round}, {slow type: steps between two runs of ggml's quantizer}).
 
-    The arms of a type are TYPE, and "TYPE exact" with ggml's quantizer.
+    The arms of a type are TYPE, "TYPE exact" with ggml's quantizer and "TYPE from".
     """
+    from edgeft.quantization.kept_scales import KeptScales
     from edgeft.train.ship.weights import ShipWeights
     from edgeft.weights.text_base import open_base
 
     base = open_base(options.base)
+    shapes = {name: info.shape for name, info in base.weights.tensors.items()}
     model, loss_of, batches, optimizer = _model(options, base, rounds)
     arms: dict[str, tuple[ShipWeights | None, bool]] = {"lora": (None, True)}
     for quant in types:
@@ -43,6 +50,13 @@ def step_seconds(
         arms[quant] = weights, False
         if weights.exact_steps > 1:
             arms[f"{quant} exact"] = weights, True
+        if not evenly_spaced(base, quant):
+            continue
+        file = options.output.with_name(f"{quant}.gguf")
+        edgeft("merge-export", "--base", options.base, "--quant", quant, "--out", file.parent,
+               "--no-compare-live")  # fmt: skip
+        kept = KeptScales(file, base.card, base.config, shapes)
+        arms[f"{quant} from"] = ShipWeights(model, base, quant, kept), False
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for number, batch in enumerate(batches):
         for arm, (ship, exact) in arms.items():
@@ -60,6 +74,20 @@ def step_seconds(
                 module.__dict__.pop("ship_weight", None)
     slow = {ship.quant: ship.exact_steps for ship, exact in arms.values() if ship and exact}
     return seconds, slow
+
+
+def evenly_spaced(base: Any, quant: str) -> bool:
+    """Whether a training from a file of this type is possible."""
+    from gguf import GGMLQuantizationType
+
+    from edgeft.quantization.ggml_blocks import supports
+    from edgeft.train.ship import file_tensors
+
+    row = nearest_format(quant)
+    types = {file.rounding.name for file in file_tensors(base, quant).values()}
+    if row is None or row.name != "gguf":
+        return False
+    return all(n in UNQUANTIZED or supports(GGMLQuantizationType[n]) for n in types)
 
 
 def _model(
@@ -105,6 +133,7 @@ def summary(seconds: dict[str, list[float]], slow: dict[str, int]) -> dict[str, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else "")
     parser.add_argument("--base", default="smollm2-135m")
+    parser.add_argument("--shape", choices=SHAPES, help="a random base of this shape instead")
     parser.add_argument("--data", type=Path, default=None)
     parser.add_argument("--types", default="q4_0,q8_0,q4_k_m")
     parser.add_argument("--batch-size", type=int, default=8)
@@ -116,8 +145,13 @@ def main() -> None:
 
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
+        if options.shape:
+            make_model(Path(folder) / options.shape, SHAPES[options.shape])
+            base = Path(folder) / options.shape / "base"
+        else:
+            base = resolve_base(options.base)
         run = TrainOptions(
-            base=resolve_base(options.base), data=options.data or load_suite("smart_home").train,
+            base=base, data=options.data or load_suite("smart_home").train,
             output=Path(folder, "adapter"), steps=options.rounds + 1, save_every=0, validation_size=0,
             batch_size=options.batch_size, micro_batch_size=options.batch_size, ship="q4_0",
         )  # fmt: skip
@@ -126,7 +160,16 @@ def main() -> None:
     print(f"{'step':<16} {'seconds':>8} {'of LoRA':>8}")
     for arm, row in rows.items():
         print(f"{arm:<16} {row['seconds']:>8.2f} {row['ratio']:>8.3f}")
-    print(json.dumps({"batch_size": options.batch_size, "threads": options.threads, "steps": rows}))
+    print(
+        json.dumps(
+            {
+                "batch_size": options.batch_size,
+                "threads": options.threads,
+                "base": options.shape or options.base,
+                "steps": rows,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -65,8 +65,8 @@ STEPS = {SMART_HOME: 240, "support_intents": 240, "order_extract": 160}
 CALIBRATED = tuple(name.removeprefix("gptq-") for name in FORMATS["gguf"].solved)
 """types that GPTQ writes"""
 RECORDED = (
-    "base", "method", "steps", "more_steps", "more_rate", "batch_size", "calibration_tokens", "text",
-    "chunks",
+    "base", "method", "steps", "more_steps", "more_rate", "from_rate", "distill", "batch_size",
+    "calibration_tokens", "calibration_text", "text", "chunks",
 )  # fmt: skip
 """options that all results of a folder share"""
 
@@ -355,7 +355,10 @@ def main() -> None:
     parser.add_argument("--plot", type=Path, metavar="FOLDER")
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    files = files_of(options.types.split(","), options.recipes.split(","))
+    recipes = options.recipes.split(",")
+    if any(RECIPES[recipe].text for recipe in recipes) and not options.calibration_text:
+        parser.error("gptq+text needs --calibration-text")
+    files = files_of(options.types.split(","), recipes)
     tasks = options.task or list(STEPS)
     suites = [
         load_suite(name) if name == SMART_HOME else write_task(name, options.out / "tasks")

@@ -46,7 +46,8 @@ def convert(
     The plan's block sources must hold the merged weights.
     """
     gptq_facts: dict[str, Any] = {}
-    plan = _of_trained_file(merged, plan)
+    if (trained := merged.blocks()) and not options.imatrix:
+        plan = plan.with_equal_blocks(trained)
     if options.calibration:
         blocks, solved = gptq_blocks(merged, plan, options.calibration, options.threads)
         plan, gptq_facts = plan.with_blocks(blocks), solved.facts()
@@ -71,15 +72,6 @@ def convert(
     if imatrix:
         facts["without_importance"] = len(without_importance(plan, imatrix))
     return facts
-
-
-def _of_trained_file(merged: Merged, plan: Plan) -> Plan:
-    """The plan with the bytes that a training with --ship-from wrote, where the file has that file's types."""
-    trained = merged.blocks()
-    if trained is None:
-        return plan
-    same = plan.with_blocks(trained)
-    return same if same.types == plan.types else plan
 
 
 def header_bytes(merged: Merged, plan: Plan, scratch: Path) -> int:

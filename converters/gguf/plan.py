@@ -123,9 +123,18 @@ class Plan:
             for name, target in self.targets.items()
             if (qtype := _block_type(target, source)) is not None
         }
-        return dataclasses.replace(
-            self, types=self.types | types, block_sources=dict.fromkeys(types, source)
-        )
+        sources = {**self.block_sources, **dict.fromkeys(types, source)}
+        return dataclasses.replace(self, types=self.types | types, block_sources=sources)
+
+    def with_equal_blocks(self, source: BlockSource) -> Plan:
+        """The plan with the bytes of `source` for the tensors that it holds in the plan's type."""
+        names = [
+            name
+            for name, target in self.targets.items()
+            if _block_type(target, source) == self.types[name]
+        ]
+        sources = {**self.block_sources, **dict.fromkeys(names, source)}
+        return dataclasses.replace(self, block_sources=sources)
 
 
 def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:

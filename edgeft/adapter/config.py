@@ -83,6 +83,8 @@ CLASSIFIER_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS", "FEATURE_EXTRACTION"
 """values of task_type whose models generate no text"""
 UNCHANGED_BASE_INITS = ("true", "false", "none", "gaussian", "eva", "orthogonal", "mica")
 """values of init_lora_weights that do not change the base's weights"""
+FROM_FILE = "edgeft_ship_from"
+"""init_lora_weights of an adapter that is the change of a GGUF file (--ship-from); peft refuses it"""
 TRAINING_KEY = re.compile(
     r"(^|_)(lr|learning_rate|weight_decay|dropout|seed)(_ratio|_embedding|_scheduler)?$"
 )

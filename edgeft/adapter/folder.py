@@ -25,6 +25,8 @@ import numpy as np
 
 from edgeft import models
 from edgeft.adapter.config import (
+    FROM_FILE,
+    adapter_manifest,
     base_is_changed,
     check_patterns,
     has_reward_head,
@@ -140,7 +142,13 @@ def _open(path: Path, home: Path, base: Path, reward: bool, stamp: tuple[Any, ..
     source = _fitted(path, source, card, weights, reward)
     if home != path:
         say(f"{path}: the adapter is in {home.name}/")
-    if base_is_changed(source.config):
+    if base_is_changed(source.config) == FROM_FILE:
+        if not adapter_manifest(home).get("facts", {}).get("ship", {}).get("file"):
+            raise AdapterError(
+                f"{path} is the change of a GGUF file (--ship-from), and no manifest names the file",
+                "copy the adapter with its manifest.json; a training goes on by --resume",
+            )
+    elif base_is_changed(source.config):
         start = _start(path, home, source.config)
         initial = _fitted(start, _read(start, weight_files(start), reward), card, weights, reward)
         source = _difference(path, start, source, initial)

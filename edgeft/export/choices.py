@@ -51,7 +51,7 @@ class Choices:
 def choose(plan: ExportPlan) -> Choices:
     """Choose the base precision; collect the importance matrix for --imatrix auto."""
     options, view, data = plan.options, plan.view, plan.data
-    if options.base_precision == "auto" or view.base_precision == "file":
+    if options.base_precision == "auto":
         precision, facts = choose_base_precision(
             view, options.adapter, data, options.out, options.threads
         )

@@ -165,14 +165,18 @@ def calibration_ids(
     chat, encode = ChatTemplate.from_folder(view.tokenizer), encoder(view.tokenizer)
     context = view.card.value(view.config, view.card.hparams["context_length"])
     max_chat_tokens = min(max_chat_tokens, context or max_chat_tokens)
-    text = data.text or data.text_beside
-    tokens = int(max_tokens * TEXT_SHARE) if data.text_beside else max_tokens if data.text else 0
-    chats = calibration(data.training, chat, encode, max_tokens - tokens, max_chat_tokens)
-    if not tokens:
-        return chats
     bos_ids = encode(chat.bos_token) if "bos_token" in chat.source else []
-    sequence_tokens = min(max_chat_tokens, TEXT_SEQUENCE_TOKENS, tokens)
-    return chats + text_calibration(encode(text), bos_ids, tokens, sequence_tokens)
+    sequence_tokens = min(max_chat_tokens, TEXT_SEQUENCE_TOKENS)
+    if data.text:
+        return text_calibration(encode(data.text), bos_ids, max_tokens, sequence_tokens)
+    share = TEXT_SHARE if data.text_beside else 0
+    budget = max_tokens - int(max_tokens * share)
+    chats = calibration(data.training, chat, encode, budget, max_chat_tokens)
+    tokens = round(sum(map(len, chats)) * share / (1 - share))
+    if tokens <= len(bos_ids):
+        return chats
+    sequence_tokens = min(sequence_tokens, tokens)
+    return chats + text_calibration(encode(data.text_beside), bos_ids, tokens, sequence_tokens)
 
 
 def _recorded_split(adapters: tuple[Weighted, ...], split: str) -> tuple[list[Example], str]:

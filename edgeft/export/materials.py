@@ -16,7 +16,7 @@ from edgeft.records import Artifact, Manifest
 
 REWARD = "reward_model"
 """fact of the manifest of a reward model"""
-MODEL_ROLES = ("base", "adapter")
+MODEL_ROLES = ("base", "adapter", "ship_from")
 
 
 def materials(

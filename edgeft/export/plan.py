@@ -16,7 +16,7 @@ from edgeft import machine, store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.folder import adapter_home
 from edgeft.converters.options import ConvertOptions
-from edgeft.errors import FormatError, InputError
+from edgeft.errors import FormatError, InputError, StaleError
 from edgeft.export.fine_tune_data import FineTuneData, calibration_ids
 from edgeft.export.options import ExportOptions
 from edgeft.export.ship import rounds_as_trained
@@ -116,7 +116,7 @@ def parents_of(options: ExportOptions, base: Path) -> dict[str, str]:
     files = {
         "validation": options.validation_data,
         "calibration": options.calibration,
-        "calibration text": options.calibration_text,
+        "calibration_text": options.calibration_text,
         "imatrix": _imatrix_file(options),
     }
     return parents | {role: store.identity(path) for role, path in files.items() if path}
@@ -141,6 +141,7 @@ def plan_export(
     store.sweep(options.out)
     _check_options(options, pairs, view)
     items = [_item(options, fmt, quant, parents) for fmt, quant in pairs]
+    _check_source(view, items)
     todo = [item for item in items if not item.complete]
     for item in todo:
         store.check_free(item.target, "artifact", item.manifest_options, parents, options.overwrite)
@@ -150,6 +151,16 @@ def plan_export(
     gptq = any(item.uses_gptq for item in todo)
     sequences = calibration_ids(view, data, tokens) if gptq else []
     return ExportPlan(options, view, data, parents, items, convert, sequences, tokens)
+
+
+def _check_source(view: Merged, items: list[Item]) -> None:
+    """StaleError where a target is the file that the adapter was trained from (--ship-from)."""
+    trained = view.blocks()
+    for item in items:
+        if trained and item.target.resolve() == trained.kept.path.resolve():
+            raise StaleError(
+                f"{item.target} is the file that the adapter was trained from", "another --out"
+            )
 
 
 def _convert_options(
@@ -247,6 +258,11 @@ def _recorded_calibration(options: ExportOptions) -> dict[str, Any]:
 def _check_options(options: ExportOptions, pairs: list[tuple[Format, str]], view: Merged) -> None:
     """FormatError or InputError for options without effect, or another chat template."""
     formats = [fmt for fmt, _ in pairs]
+    if view.blocks() and options.base_precision != "auto":
+        raise InputError(
+            "an adapter that was trained from a GGUF file (--ship-from) is merged into that file",
+            "leave --base-precision out",
+        )
     for fmt in formats:
         if fmt.name not in view.card.formats:
             raise FormatError(

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from edgeft.adapter.config import adapter_manifest
+from edgeft.adapter.folder import adapter_home
 from edgeft.adapter.read import Weighted
 from edgeft.export.options import ExportOptions
 from edgeft.formats import Format, load, nearest_format
@@ -52,7 +53,7 @@ def ship_target(adapters: Sequence[Weighted]) -> ShipTarget | None:
     """None where the sum is not the one that a single training computed."""
     if len(adapters) != 1 or adapters[0].weight != 1:
         return None
-    facts = adapter_manifest(adapters[0].path).get("facts", {}).get("ship")
+    facts = adapter_manifest(adapter_home(adapters[0].path)).get("facts", {}).get("ship")
     return facts and ShipTarget(
         facts["type"], facts["base_precision"], facts["tensors"], "file" in facts
     )

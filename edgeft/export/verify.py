@@ -78,6 +78,8 @@ class ArtifactVerifier:
                 texts = self._prompts(reference)
                 self._expected = parity.expect(reference, texts, model.context)
             facts["live"] = parity.check_live(model, self._expected, strict)
+            if merged.blocks():
+                facts["reference"] = "the merged view"
             if strict and not fmt.by_torch:
                 facts["greedy"] = parity.check_greedy(model, reference)
             stops = _check_stops(fmt, path, model, merged)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from edgeft import store
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
+from edgeft.adapter.folder import adapter_home
 from edgeft.errors import AdapterError, StaleError
 from edgeft.models import Card
 from edgeft.quantization import ggml
@@ -33,10 +34,31 @@ if TYPE_CHECKING:
 
 def file_facts(adapter: Path) -> dict[str, str]:
     """{"path": …, "identity": …} of the file that an adapter was trained from; {} for any other adapter."""
-    facts: dict[str, str] = (
-        adapter_manifest(adapter).get("facts", {}).get("ship", {}).get("file", {})
-    )
+    manifest = adapter_manifest(adapter_home(adapter))
+    facts: dict[str, str] = manifest.get("facts", {}).get("ship", {}).get("file", {})
     return facts
+
+
+def _found(adapter: Path, facts: Mapping[str, str]) -> Path:
+    """The file at its recorded place, in the adapter's folder or beside that. StaleError where it is not there."""
+    recorded, home = Path(facts["path"]), adapter_home(adapter).absolute()
+    places = [
+        path
+        for path in (recorded, home / recorded.name, home.parent / recorded.name)
+        if path.is_file()
+    ]
+    for path in places:
+        if store.identity(path) == facts["identity"]:
+            return path
+    if places:
+        raise StaleError(
+            f"{places[0]} is no longer the file that {adapter} was trained from",
+            "export it again with the options of its manifest",
+        )
+    raise StaleError(
+        f"{adapter} was trained from {recorded}, which is gone",
+        "put it there or beside the adapter",
+    )
 
 
 class TrainedFile:
@@ -55,15 +77,7 @@ class TrainedFile:
         shapes: Mapping[str, Any],
     ) -> TrainedFile:
         """StaleError where the file is gone or another one, AdapterError for a change that is no LoRA of it."""
-        facts = file_facts(adapter)
-        path = Path(facts["path"])
-        if not path.is_file():
-            raise StaleError(f"{adapter} was trained from {path}, which is gone", "put it back")
-        if store.identity(path) != facts["identity"]:
-            raise StaleError(
-                f"{path} is no longer the file that {adapter} was trained from",
-                "export it again with the options of its manifest",
-            )
+        path = _found(adapter, file_facts(adapter))
         kept = KeptScales(path, card, config, shapes)
         for name, change in changes.items():
             if change.whole or change.tokens or not kept.moves(name):
@@ -98,7 +112,7 @@ class _FileValues:
 
     def rows(self, name: str, rows: Rows) -> Array:
         if name in self.kept.vectors:
-            return self.kept.vectors[name][rows]
+            return self.kept.vectors[name][rows].copy()
         if self.kept.type_of(name) is None:
             return self.weights.rows(name, rows)
         return self.kept.values(name, rows)

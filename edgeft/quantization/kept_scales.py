@@ -47,16 +47,17 @@ class KeptScales:
     ) -> None:
         """`shapes`: of the checkpoint's tensors. InputError where the file is not of this model."""
         self.path = path
-        self._header = gguf_reader.read(path)
+        header = gguf_reader.read(path)
+        self._bytes = np.memmap(path, np.uint8, "r")  # also if another file takes its name
         config = {**card.defaults, **config}
         self._places: dict[str, tuple[gguf_reader.Tensor, npt.NDArray[np.intp] | None]] = {}
         self.vectors: dict[str, Array] = {}
         """norms and biases of the file, float32"""
         for name, shape in shapes.items():
-            names = [n for n in card.gguf_names(name)[0] if n in self._header.tensors]
+            names = [n for n in card.gguf_names(name)[0] if n in header.tensors]
             if not names or len(shape) > 2:
                 continue
-            tensor, transform = self._header.tensors[names[0]], card.transform(names[0])
+            tensor, transform = header.tensors[names[0]], card.transform(names[0])
             if tensor.shape != transform.shape(tuple(shape), config):
                 raise InputError(f"{path}: {names[0]} is of another model than the base")
             if not transform.picks_rows:  # a norm that the file has around 1
@@ -64,8 +65,8 @@ class KeptScales:
             rows = transform.source_rows(slice(None), tuple(shape), config)
             place = None if isinstance(rows, slice) else np.argsort(rows)
             if len(shape) == 1:
-                values = gguf_reader.data(self._header, tensor).view(np.float32)
-                self.vectors[name] = values if place is None else values[place]
+                values = self._stored(tensor)[0].view(np.float32)
+                self.vectors[name] = values.copy() if place is None else values[place]
             else:
                 self._places[name] = tensor, place
 
@@ -81,8 +82,13 @@ class KeptScales:
     def data(self, name: str, rows: Rows) -> Bytes:
         """The file's bytes, (rows, bytes per row)."""
         tensor, place = self._places[name]
-        stored: Bytes = gguf_reader.data(self._header, tensor)
-        return np.ascontiguousarray(stored[rows if place is None else place[rows]])
+        return np.ascontiguousarray(self._stored(tensor)[rows if place is None else place[rows]])
+
+    def _stored(self, tensor: gguf_reader.Tensor) -> Bytes:
+        """A view of all bytes of a matrix, or of a vector as one row, (rows, bytes per row)."""
+        rows = tensor.shape[0] if len(tensor.shape) > 1 else 1
+        stop = tensor.offset + rows * tensor.row_bytes
+        return self._bytes[tensor.offset : stop].reshape(rows, tensor.row_bytes)
 
     def values(self, name: str, rows: Rows) -> Array:
         """The file's values, float32."""
@@ -102,15 +108,17 @@ class KeptScales:
         return values
 
     def nearest(self, name: str, rows: Rows, weights: Array) -> Bytes:
-        """The file's bytes with the codes that are nearest to `weights`, (rows, columns) float32."""
+        """The file's bytes with the codes that are nearest to `weights`, (rows, columns) float32.
+
+        ValueError for weights that are not finite.
+        """
+        if not np.isfinite(weights).all():
+            raise ValueError(f"{name}: not every weight is finite")
         qtype, data = self._places[name][0].type, self.data(name, rows)
         grid = grid_of(data, qtype)
-        values = EvenScales(grid).nearest(weights).reshape(*grid.step.shape, grid.run)
-        step = grid.step[..., None]
-        codes = codes_of(data, qtype).reshape(values.shape)  # where the step is 0 they stay
-        moved = np.rint(np.divide(values - grid.low[..., None], step, where=step != 0, out=values))
-        codes = np.where(step != 0, moved, codes).astype(np.uint8)
-        return with_codes(data, codes.reshape(weights.shape), qtype)
+        codes = EvenScales(grid).codes(weights)
+        flat = np.repeat(grid.step == 0, grid.run, axis=1)  # there all codes mean the same
+        return with_codes(data, np.where(flat, codes_of(data, qtype), codes), qtype)
 
 
 def _places(name: str, rows: npt.NDArray[np.intp], columns: int) -> Array:

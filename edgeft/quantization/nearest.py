@@ -43,20 +43,29 @@ class EvenScales:
 
     def nearest(self, weights: Array) -> Array:
         """Where a step is 0, the run's low."""
-        grid = self.grid
-        rows, runs = grid.step.shape
-        step = grid.step[..., None]
-        result = weights.reshape(rows, runs, grid.run).copy()
-        zero = grid.zero or 0
-        if grid.zero is None:
-            result -= grid.low[..., None]
-        np.divide(result, step, out=result, where=step != 0)
-        np.rint(result, out=result)
-        np.clip(result, -zero, grid.levels - 1 - zero, out=result)
-        result *= step
+        grid, result = self.grid, self._places(weights)
+        result *= grid.step[..., None]
         if grid.zero is None:
             result += grid.low[..., None]
         return result.reshape(weights.shape)
+
+    def codes(self, weights: Array) -> Bytes:
+        """The codes of `nearest`, (rows, columns)."""
+        places = self._places(weights)
+        places += np.float32(self.grid.zero or 0)
+        return places.astype(np.uint8).reshape(weights.shape)
+
+    def _places(self, weights: Array) -> Array:
+        """The codes, of a type with a zero counted from it: whole numbers (rows, runs, run)."""
+        grid, zero = self.grid, self.grid.zero or 0
+        rows, runs = grid.step.shape
+        step = grid.step[..., None]
+        result = weights.reshape(rows, runs, grid.run).copy()
+        if grid.zero is None:
+            result -= grid.low[..., None]
+        result /= np.where(step == 0, np.float32(1), step)  # a mask of the division would be slow
+        np.rint(result, out=result)
+        return np.clip(result, -zero, grid.levels - 1 - zero, out=result)
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class TableScales:
         """Nearest to the weight over its scale, rounded to a whole number as the table's are."""
         step = self.step[..., None]
         places = weights.reshape(*self.step.shape, RUN).copy()
-        np.divide(places, step, out=places, where=step != 0)
+        places /= np.where(step == 0, np.float32(1), step)
         np.clip(np.rint(places, out=places), -128, 127, out=places)
         result: Array = _NEAREST[places.astype(np.int8).view(np.uint8)] * step
         return result.reshape(weights.shape)

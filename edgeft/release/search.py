@@ -30,6 +30,7 @@ from edgeft.errors import (
 )
 from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import base_of, data_of, export
+from edgeft.export.ship import ship_target
 from edgeft.files import format_bytes
 from edgeft.formats import check_quants, format_named
 from edgeft.progress import say
@@ -120,6 +121,12 @@ def _export_lineup(options: ExportOptions, name: str) -> list[Artifact]:
 def lineup(name: str, options: ExportOptions) -> tuple[str, ...]:
     """The quantizations of a format that are tried if the user names none."""
     quants = LINEUP[name]
+    target = ship_target(options.adapter)
+    if target and target.format and target.format.name == name and target.quant not in quants:
+        better = f"gptq-{target.quant}"
+        others = tuple(quant for quant in quants if quant != better)
+        place = quants.index(better) if better in quants else len(quants)
+        quants = (*others[:place], target.quant, *others[place:])
     calibrated = [quant for quant in quants if quant in UNCALIBRATED]
     if not calibrated or data_of(options, base_of(options)).has_calibration_data:
         return quants

@@ -31,6 +31,7 @@ CONFIGS = {"base": "config.json", "adapter": "adapter_config.json"}
 """role of a parent that is a model folder -> a file that is in it"""
 NAMES = {
     "validation": "validation", "calibration": "calibration", "imatrix": "imatrix",
+    "calibration_text": "calibration_text",
     "file": "source",
 }  # fmt: skip
 """role -> option that holds the name of a file without its folder"""

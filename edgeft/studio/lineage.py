@@ -45,13 +45,8 @@ def graph(nouns: Sequence[Noun]) -> tuple[list[Node], list[tuple[Node, Node]]]:
         for role, identity in noun.parents.items():
             parent = by_identity.get(identity)
             if parent is None and noun.kind != "report":
-                kind = (
-                    "adapter"
-                    if role.startswith("adapter")
-                    else "base"
-                    if role == "base"
-                    else "data"
-                )
+                kinds = {"adapter": "adapter", "base": "base", "ship_from": "artifact"}
+                kind = kinds.get(role.partition(" ")[0], "data")
                 name = PurePosixPath(noun.names.get(role) or role).name
                 parent = by_identity[identity] = Node(identity, name, kind)
             if parent and parent.key != noun.path:

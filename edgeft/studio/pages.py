@@ -106,12 +106,14 @@ BY_NAME = {page.name: page for page in PAGES}
 DATA: tuple[Kind, ...] = ("data",)
 SOURCES: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(
-        ("data", "validation_data", "against", "items", "few_shot_data", "replay", "calibration", "instructions",
+        ("data", "validation_data", "against", "items", "few_shot_data", "replay", "calibration", "calibration_text",
+         "instructions",
          "text", "chats", "refusals", "general"),
         DATA,
     ),
     "base": ("base",),
     "adapter": ("adapter",),
+    "ship_from": ("artifact",),
     "artifacts": ("artifact",),
     "artifact": ("artifact",),
     "model": ("artifact",),

@@ -11,10 +11,11 @@ from typing import Any
 
 from edgeft import store
 from edgeft.adapter.config import adapter_manifest
-from edgeft.adapter.folder import WEIGHTS, open_adapter
+from edgeft.adapter.folder import WEIGHTS, adapter_home, open_adapter
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.errors import InputError
 from edgeft.train.options import TrainOptions
+from edgeft.train.ship import check_file
 from edgeft.weights.text_base import TextBase
 
 SHAPE = {"lora_r": ("r", 8), "lora_alpha": ("lora_alpha", 8)}
@@ -40,11 +41,12 @@ def check_adapter(options: TrainOptions, base: TextBase) -> None:
             raise InputError(f"{options.adapter} has {key} {has}, not {chosen}", f"{name} {has:g}")
 
 
-def check_ship_from(options: TrainOptions) -> None:
-    """InputError for a --ship-from that is no export of --adapter, and for an --adapter that was trained from
-    a file."""
+def check_ship_from(options: TrainOptions, base: TextBase) -> None:
+    """InputError for a --ship-from that is no export of --adapter alone, or of another type, and for an
+    --adapter that was trained from a file."""
     adapter, path = options.adapter, options.ship_from
     assert adapter is not None
+    adapter = adapter_home(adapter)
     if adapter_manifest(adapter).get("facts", {}).get("ship", {}).get("file"):
         raise InputError(
             f"{adapter} is the change of a GGUF file (--ship-from), no adapter of the base",
@@ -53,13 +55,18 @@ def check_ship_from(options: TrainOptions) -> None:
     if path is None:
         return
     manifest = store.read_manifest(path)
-    if manifest is None or manifest.parents.get("adapter") != store.identity(adapter):
+    of_others = manifest and ("weights" in manifest.options or "adapter 2" in manifest.parents)
+    identity = store.identity(adapter)
+    if manifest is None or of_others or manifest.parents.get("adapter") != identity:
         raise InputError(
             f"{path} was not exported from {adapter}",
             f"edgeft merge-export --adapter {adapter} --quant gptq-q4_0",
         )
     if manifest.parents.get("base") != store.identity(options.base):
         raise InputError(f"{path} was exported with another base than {options.base}", "--base")
+    store.check_files(path)
+    assert options.ship
+    check_file(path, base, options.ship)
 
 
 def load_adapter(model: Any, adapter: Path, base: Path) -> None:

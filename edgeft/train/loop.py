@@ -22,7 +22,6 @@ from edgeft import machine, store
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
-from edgeft.quantization.kept_scales import KeptScales
 from edgeft.train import lora_function, zero
 from edgeft.train.answers import Answering
 from edgeft.train.checkpoints import flush
@@ -39,6 +38,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.sharded import gather_trained
+from edgeft.train.ship import check_file
 from edgeft.train.ship.callback import ShipCallback
 from edgeft.train.ship.distillation import Distillation
 from edgeft.train.ship.weights import ShipWeights
@@ -136,12 +136,8 @@ def fit(
         base_precision = facts.get("nf4", {}).get("kind", "stored")
         first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
-        if options.ship_from:
-            file = options.ship_from.absolute()
-            facts["ship"] |= {
-                "base_precision": "file",
-                "file": {"path": str(file), "identity": store.identity(file)},
-            }
+        if ship.file_facts:
+            facts["ship"] |= {"base_precision": "file", "file": ship.file_facts}
     curves = objective.curves(trainer.state.log_history)
     tokens = curves.pop("tokens", None)
     return {
@@ -184,12 +180,12 @@ def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -
         raise InputError("--ship computes on a CPU", "CUDA_VISIBLE_DEVICES= hides the GPU")
     if why_not:
         raise InputError(f"--ship is for plain LoRA layers: {why_not}", "--target-modules")
-    base = open_base(options.base)
-    kept = None
-    if options.ship_from:
-        shapes = {name: info.shape for name, info in base.weights.tensors.items()}
-        kept = KeptScales(options.ship_from, base.card, base.config, shapes)
-    return ShipWeights(model, base, options.ship, kept)
+    base, path = open_base(options.base), options.ship_from
+    kept = check_file(path, base, options.ship) if path else None
+    ship = ShipWeights(model, base, options.ship, kept)
+    if path:
+        ship.file_facts = {"path": str(path.absolute()), "identity": store.identity(path)}
+    return ship
 
 
 def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:

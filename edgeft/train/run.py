@@ -96,7 +96,7 @@ def train(
             check_ship(options.ship, base)
         if options.adapter:
             check_adapter(options, base)
-            check_ship_from(options)
+            check_ship_from(options, base)
         if items and not splits.validation:
             raise InputError(
                 "items are answered with the validation loss, and there is no validation",
@@ -167,8 +167,6 @@ def _check(
     check_optimizer(options)
     check_parallel(options, method, objective, watched, answers)
     check_reporters(options.report_to)
-    if options.ship_from and not options.ship_from.is_file():
-        raise InputError(f"no such file: {options.ship_from}", "check --ship-from")
     return row
 
 
@@ -225,6 +223,8 @@ def identities(options: TrainOptions, objective: str) -> dict[str, str]:
     if options.adapter:
         parents["adapter"] = store.identity(options.adapter)
     if options.ship_from:
+        if not options.ship_from.is_file():
+            raise InputError(f"no such file: {options.ship_from}", "check --ship-from")
         parents["ship_from"] = store.identity(options.ship_from)
     return parents
 

@@ -46,6 +46,11 @@ class TextBase:
     notes: tuple[str, ...]
     """messages to the user"""
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the checkpoint's tensors."""
+        return {name: info.shape for name, info in self.weights.tensors.items()}
+
     def tensors(self) -> Iterator[tuple[str, Array]]:
         """(name, float32 values) of every tensor that holds weights."""
         for name in self.weights.tensors:

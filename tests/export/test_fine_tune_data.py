@@ -54,6 +54,11 @@ def test_plain_text_beside_chats_takes_a_quarter_of_the_tokens(
     data = fine_tune_data((), None, chats, calibration_text=tmp_path / "text.md")
     both = calibration_ids(view, data, 400)
     assert both[:-1] == alone and len(both[-1]) == 100  # the chats have the rest
+    few = fine_tune_data((), None, make_chats(tmp_path / "few.jsonl", 3),
+                         calibration_text=tmp_path / "text.md")  # fmt: skip
+    *chats, text = calibration_ids(view, few, 4000)
+    assert len(text) == round(sum(map(len, chats)) / 3)
+    assert sum(map(len, calibration_ids(view, data, 2))) <= 3
 
 
 def test_text_beside_no_chats_is_refused(tmp_path: Path) -> None:

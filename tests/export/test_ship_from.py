@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +12,25 @@ import pytest
 
 from edgeft import store
 from edgeft.adapter.read import Weighted
-from edgeft.errors import EdgeftError, InputError, StaleError
+from edgeft.errors import AdapterError, EdgeftError, InputError, StaleError
 from edgeft.export.pipeline import ExportOptions, export
+from edgeft.merge.trained_file import file_facts
 from edgeft.merge.view import open_merged
 from edgeft.quantization.ggml_blocks import codes_of, grid_of
+from edgeft.runtimes.reference import ReferenceRuntime
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from edgeft.weights import gguf_reader
+from edgeft.weights.checkpoint import Checkpoint
 from helpers.interrupting import interrupted_at
 
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
 
 @pytest.fixture(scope="module")
-def first(tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainOptions:
+def first(
+    tiny_base: Path, tiny_chats: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TrainOptions:
     """An adapter; its export by GPTQ lies beside it."""
     options = TrainOptions(
         base=tiny_base, data=tiny_chats, output=tmp_path_factory.mktemp("first") / "adapter",
@@ -86,7 +92,11 @@ def test_codes_of_the_trained_layers_move_and_nothing_else(
     moved = 0
     for name, (qtype, data) in after.items():
         assert qtype == before[name][0]
-        if not name.startswith("blk.") or name.split(".")[2] not in ("attn_q", "attn_v", "ffn_down"):
+        if not name.startswith("blk.") or name.split(".")[2] not in (
+            "attn_q",
+            "attn_v",
+            "ffn_down",
+        ):
             assert np.array_equal(data, before[name][1]), name
             continue
         assert np.array_equal(grid_of(data, qtype).step, grid_of(before[name][1], qtype).step)
@@ -134,17 +144,24 @@ def test_a_change_of_zero_moves_nothing(first: TrainOptions) -> None:
 
     draw = np.random.default_rng(0)
     for qtype in filter(supports, Type):
-        data = ggml.quantize(draw.standard_normal((6, 512), np.float32), qtype, 1)
-        data[2] = ggml.quantize(np.zeros((1, 512), np.float32), qtype, 1)[0]
+        weights = draw.standard_normal((6, 512), np.float32)
+        weights[2] = 0
+        data = ggml.quantize(weights, qtype, 1)
         kept = KeptScales.__new__(KeptScales)
         tensor = gguf_reader.Tensor("w", (6, 512), qtype, 0, data.shape[1])
         kept._places = {"w": (tensor, np.array([1, 0, 3, 2, 5, 4]))}
-        kept.data = lambda name, rows, data=data: data[kept._places["w"][1][rows]]  # type: ignore[method-assign]
+        kept._bytes = np.ascontiguousarray(data).reshape(-1)
         for rows in (slice(0, 6), slice(2, 4), np.array([5, 0])):
             start = kept.start("w", rows)
             assert np.array_equal(kept.nearest("w", rows, start), kept.data("w", rows)), qtype
             assert np.array_equal(kept.scales("w", rows).nearest(start), kept.values("w", rows))
             assert np.array_equal(start, kept.start("w", slice(None))[rows])
+            assert np.array_equal(kept.data("w", rows), data[np.array([1, 0, 3, 2, 5, 4])[rows]])
+        with pytest.raises(ValueError, match="not every weight is finite"):
+            kept.nearest("w", slice(0, 6), np.full_like(weights, np.inf))
+        # A step below the last bit of the block's minimum: codes mean the same, and stay codes.
+        kept._bytes = ggml.quantize(1 + np.float32(1e-6) * weights, qtype, 1).reshape(-1)
+        kept.nearest("w", slice(0, 6), kept.start("w", slice(0, 6)))
 
 
 def test_small_changes_arrive_on_average() -> None:
@@ -157,38 +174,130 @@ def test_small_changes_arrive_on_average() -> None:
 
 
 def test_files_of_others_are_refused(first: TrainOptions, trained: Trained, tmp_path: Path) -> None:
-    export(ExportOptions(tmp_path, (Weighted(first.output),), quants=("q4_0", "q8_0"), threads=1,
-                         compare_live=False))  # fmt: skip
+    adapters = (Weighted(first.output),)
+    common = ExportOptions(
+        tmp_path, adapters, quants=("q4_0", "q8_0"), threads=1, compare_live=False
+    )
+    export(common)
+    half = dataclasses.replace(
+        common, out=tmp_path / "half", adapter=(Weighted(first.output, 0.5),)
+    )
+    export(half)
     plain = tmp_path / "copy.gguf"
     plain.write_bytes((tmp_path / "q4_0.gguf").read_bytes())
     more = dataclasses.replace(trained[0], output=tmp_path / "out")
     for options, message in (
         (dataclasses.replace(more, ship_from=plain), "was not exported from"),
+        (dataclasses.replace(more, ship_from=half.out / "q4_0.gguf"), "was not exported from"),
         (dataclasses.replace(more, ship_from=tmp_path / "q8_0.gguf"), "in Q8_0, q4_0 has it in"),
         (dataclasses.replace(more, ship_from=tmp_path / "none.gguf"), "no such file"),
+        (dataclasses.replace(more, ship="int4"), "for types of GGUF, not int4"),
         (dataclasses.replace(more, adapter=trained[0].output), "no adapter of the base"),
     ):
         with pytest.raises(InputError, match=message):
             train(options)
+    (tmp_path / "q4_0.gguf").write_bytes(file_of(first).read_bytes())
+    with pytest.raises(InputError, match="q4_0.gguf"):  # its manifest names other bytes
+        train(dataclasses.replace(more, ship_from=tmp_path / "q4_0.gguf"))
+    assert not more.output.exists()
     for wrong in ({"adapter": None}, {"ship": None}, {"ship_distill": 0.5}, {"ship_steps": 0.5}):
         with pytest.raises(InputError, match="--ship-from"):
             dataclasses.replace(more, **wrong)
 
 
-def test_the_adapter_alone_is_no_adapter_of_the_base(
+def test_the_adapter_is_merged_into_its_file_alone(
     trained: Trained, first: TrainOptions, tmp_path: Path
 ) -> None:
     base, adapter = trained[0].base, trained[0].output
     with pytest.raises(EdgeftError, match="merged alone"):
         open_merged(base, [Weighted(adapter), Weighted(first.output)])
+    with pytest.raises(EdgeftError, match="merged alone"):
+        open_merged(base, [Weighted(adapter, 0.5)])
     with pytest.raises(InputError, match="no other one is"):
         open_merged(base, adapter).with_base("stored")
-    options = ExportOptions(tmp_path, (Weighted(adapter),), quants=("f16",), threads=1)
-    (half,) = export(options)
-    assert half.manifest.facts["ship"]["difference"] < 1e-3  # float16 of the file's values
+    options = ExportOptions(tmp_path, (Weighted(adapter),), threads=1, base_precision="stored")
+    with pytest.raises(InputError, match="leave --base-precision out"):
+        export(options)
+    onto = dataclasses.replace(options, out=tmp_path / "onto", base_precision="auto")
+    onto.out.mkdir()
+    shutil.copy(file_of(first), onto.out / "q4_0.gguf")
+    facts = file_facts(adapter)
+    with pytest.MonkeyPatch.context() as patch:
+        moved = {"path": str(onto.out / "q4_0.gguf"), "identity": facts["identity"]}
+        patch.setattr("edgeft.merge.trained_file.file_facts", lambda path: moved)
+        patch.setattr("edgeft.merge.view.file_facts", lambda path: moved)
+        with pytest.raises(StaleError, match="is the file that the adapter was trained from"):
+            export(dataclasses.replace(onto, overwrite=True))
+
+
+def test_other_types_and_formats_have_the_trained_values(trained: Trained, tmp_path: Path) -> None:
+    adapters = (Weighted(trained[0].output),)
+    common = ExportOptions(tmp_path, adapters, threads=1, compare_live=False)
+    (half,) = export(dataclasses.replace(common, quants=("f16",)))
+    assert half.manifest.facts["ship"]["difference"] < 1e-3
+    (folder,) = export(dataclasses.replace(common, formats=("hf",)))
+    weights = Checkpoint(folder.path)
+    for name, values in trained[1].items():
+        assert np.array_equal(weights.read(name), values), name
+    (solved,) = export(dataclasses.replace(common, quants=("gptq-q4_0",)))
+    before, after = tensors(trained[0].ship_from), tensors(solved.path)  # type: ignore[arg-type]
+    assert np.array_equal(before["token_embd.weight"][1], after["token_embd.weight"][1])
+    assert solved.manifest.facts["ship"]["equal"] < 15
+    export(dataclasses.replace(common, formats=("onnx",), quants=("int8",)))
+    (important,) = export(dataclasses.replace(common, out=tmp_path / "important", quants=("q4_0",),
+                                              imatrix="auto"))  # fmt: skip
+    assert important.manifest.facts["ship"]["equal"] < 15
+
+
+def test_without_its_manifest_or_its_file_it_is_no_adapter_of_the_base(
+    trained: Trained, first: TrainOptions, tmp_path: Path
+) -> None:
+    base, adapter = trained[0].base, trained[0].output
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        shutil.copy(adapter / name, bare / name)
+    with pytest.raises(AdapterError, match="no manifest names the file"):
+        open_merged(base, bare)
+    import peft
+
+    with pytest.raises(ValueError, match="Unknown initialization"):
+        peft.PeftModel.from_pretrained(ReferenceRuntime(base, threads=1).model, bare)
+    below = tmp_path / "runs"
+    shutil.copytree(adapter, below / "shipped")
+    assert open_merged(base, below).base_precision == "file"
     moved = file_of(first).rename(tmp_path / "moved.gguf")
     try:
         with pytest.raises(StaleError, match="which is gone"):
             open_merged(base, adapter)
+        shutil.copy(moved, below / "shipped" / file_of(first).name)
+        assert open_merged(base, below).base_precision == "file"
+        (below / "shipped" / file_of(first).name).write_bytes(b"other")
+        with pytest.raises(StaleError, match="no longer the file"):
+            open_merged(base, below)
     finally:
         moved.rename(file_of(first))
+
+
+def test_a_mixture_of_k_quants(first: TrainOptions, tmp_path: Path) -> None:
+    """64 columns are no block of a K-quant: Q5_0 and Q8_0 stand in for them, as in the file."""
+    adapters = (Weighted(first.output),)
+    common = ExportOptions(tmp_path, adapters, threads=1, compare_live=False)
+    export(dataclasses.replace(common, quants=("q4_k_m", "q4_1")))
+    for quant in ("q4_k_m", "q4_1"):
+        options = dataclasses.replace(
+            first, adapter=first.output, ship=quant, ship_from=tmp_path / f"{quant}.gguf",
+            output=tmp_path / f"from-{quant}",
+        )  # fmt: skip
+        train(options)
+        (one,) = export(dataclasses.replace(common, out=tmp_path / "out", quants=(),
+                                            adapter=(Weighted(options.output),)))  # fmt: skip
+        ship = one.manifest.facts["ship"]
+        assert (one.quant, ship["equal"]) == (quant, ship["tensors"])
+
+
+def test_search_tries_the_type_that_it_was_trained_for(trained: Trained, tmp_path: Path) -> None:
+    from edgeft.release.search import lineup
+
+    options = ExportOptions(tmp_path, (Weighted(trained[0].output),))
+    assert "q4_0" in lineup("gguf", options) and "gptq-q4_0" not in lineup("gguf", options)

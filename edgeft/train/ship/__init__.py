@@ -9,6 +9,6 @@ This is quantization-aware training (arXiv 1712.05877) of LoRA: the file that wi
 learns. `edgeft.train.lora_function` has the layer.
 """
 
-from edgeft.train.ship.file_tensors import check_ship, check_type, file_tensors
+from edgeft.train.ship.file_tensors import check_file, check_ship, check_type, file_tensors
 
-__all__ = ["check_ship", "check_type", "file_tensors"]
+__all__ = ["check_file", "check_ship", "check_type", "file_tensors"]

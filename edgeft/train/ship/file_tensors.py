@@ -6,8 +6,11 @@ file_tensors(open_base(folder), "int4")["model.layers.0.mlp.up_proj.weight"].rou
 
 from __future__ import annotations
 
-from edgeft.errors import FormatError, did_you_mean
+from pathlib import Path
+
+from edgeft.errors import FormatError, InputError, did_you_mean
 from edgeft.formats import FORMATS, load, nearest_format
+from edgeft.quantization.kept_scales import KeptScales
 from edgeft.quantization.rounding import FileTensor
 from edgeft.weights.text_base import TextBase
 
@@ -38,6 +41,22 @@ def check_type(quant: str) -> None:
         f"--ship {quant} is no type that rounds each weight to the nearest value",
         did_you_mean(quant, types),
     )
+
+
+def check_file(path: Path, base: TextBase, quant: str) -> KeptScales:
+    """The file of --ship-from. InputError where it does not have the types of `quant`."""
+    row = nearest_format(quant)
+    if row is None or row.name != "gguf":
+        raise InputError(f"--ship-from is for types of GGUF, not {quant}", "--ship q4_0")
+    kept = KeptScales(path, base.card, base.config, base.shapes)
+    for name, file in file_tensors(base, quant).items():
+        qtype = kept.type_of(name)
+        if qtype is not None and qtype.name != file.rounding.name:
+            raise InputError(
+                f"{path} has {file.name} in {qtype.name}, {quant} has it in {file.rounding.name}",
+                "a file of --ship's type, without --imatrix and --tensor-type",
+            )
+    return kept
 
 
 def file_tensors(base: TextBase, quant: str) -> dict[str, FileTensor]:

@@ -28,6 +28,7 @@ import peft
 import torch
 from threadpoolctl import ThreadpoolController
 
+from edgeft.adapter.config import FROM_FILE
 from edgeft.adapter.deltas import lora_delta
 from edgeft.errors import InputError
 from edgeft.quantization import ggml
@@ -39,6 +40,7 @@ from edgeft.train.ship.file_tensors import file_tensors
 from edgeft.weights.text_base import TextBase
 
 Array = npt.NDArray[np.float32]
+DIVERGED, RATE_HINT = "--ship: ", "a smaller --learning-rate"
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -92,6 +94,8 @@ class ShipLayer:
             if rows.start not in self.scales:
                 self.scales[rows.start] = self.kept.scales(self.name, source)
             self.values.numpy()[source] = self.scales[rows.start].nearest(sums)
+            if exact and not np.isfinite(sums).all():
+                raise InputError(f"{DIVERGED}{self.file.name} is not finite", RATE_HINT)
             return
         if exact or rounding.steps == 1 or rows.start not in self.scales:
             stored = _stored(self.file, sums)
@@ -109,7 +113,12 @@ class ShipLayer:
         return self.file.rounding.digest(self._stored(*self.sums(rows)) for rows in self.blocks())
 
     def _stored(self, source: Any, sums: Array) -> Any:
-        return self.kept.nearest(self.name, source, sums) if self.kept else _stored(self.file, sums)
+        if not self.kept:
+            return _stored(self.file, sums)
+        try:
+            return self.kept.nearest(self.name, source, sums)
+        except ValueError as error:
+            raise InputError(f"{DIVERGED}{error}", RATE_HINT) from None
 
 
 class ShipWeights:
@@ -120,8 +129,7 @@ class ShipWeights:
     ) -> None:
         """`kept`: a file whose scales stay, and whose values the layers begin with.
 
-        InputError where a trained weight has no place of its own in the file, and for a `kept` of
-        other types.
+        InputError where a trained weight has no place of its own in the file, or no codes in `kept`.
         """
         self.quant, self.card, self.kept = quant, base.card, kept
         self._model = without_peft(model)
@@ -134,8 +142,12 @@ class ShipWeights:
         self._frozen: dict[str, str] = {}
         self._threads = ThreadpoolController()
         self.started = False
+        self.file_facts: dict[str, str] = {}
+        """path and identity of the file of `kept`, for the manifest"""
         if kept:
             self._begin(kept)
+            # Whoever reads the adapter without its manifest must not take it for one of the base.
+            model.peft_config["default"].init_lora_weights = FROM_FILE
 
     @property
     def exact_steps(self) -> int:
@@ -181,14 +193,6 @@ class ShipWeights:
 
     def _begin(self, kept: KeptScales) -> None:
         """Give the layers the file's values, before anything is computed."""
-        for name, file in self._tensors.items():
-            qtype = kept.type_of(name)
-            if qtype is not None and qtype.name != file.rounding.name:
-                raise InputError(
-                    f"{kept.path} has {file.name} in {qtype.name}, {self.quant} has it in "
-                    f"{file.rounding.name}",
-                    "a file without --imatrix and --tensor-type",
-                )
         for layer in self.layers:
             if not kept.moves(layer.name):
                 raise InputError(f"{kept.path} has no codes of {layer.name}", "such as gptq-q4_0")
@@ -239,4 +243,4 @@ def _stored(file: FileTensor, values: Array, threads: int = 1) -> Any:
     try:
         return file.rounding.store(values, threads)
     except ValueError as error:
-        raise InputError(f"--ship: {file.name}: {error}", "a smaller --learning-rate") from None
+        raise InputError(f"{DIVERGED}{file.name}: {error}", RATE_HINT) from None
