@@ -12,9 +12,13 @@ from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
 from edgeft.cli._options import CountOrAuto, budget_options, json_option, options_of, print_json
 from edgeft.data.layouts import LAYOUTS, Layout
+from edgeft.errors import InputError
+from edgeft.formats import FORMATS
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
+CALIBRATED = FORMATS["gguf"].solved
+"""types that `--ship` first makes by GPTQ"""
 F = TypeVar("F", bound=Callable[..., Any])
 OF_ADAPTER = (
     "base", "data", "validation_data", "validation_size", "columns", "seed", "method", "objective",
@@ -115,6 +119,8 @@ def run_training(
     from edgeft.train.run import train, train_beside
 
     items = answer_items(options)
+    if options.get("ship") in CALIBRATED and options.get("adapter") and not preview:
+        options |= _calibrated(**options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
     if show_config:
         from edgeft.train.zero import processes_config
@@ -149,6 +155,24 @@ def run_training(
         points = facts["accuracy"]["curve"]
         say("accuracy " + ", ".join(f"{share:.3f} at {step}" for step, share in points))
     click.echo(str(run.output))
+
+
+def _calibrated(
+    ship: str, adapter: Path, base: str, output: Path, ship_from: Path | None, **_: Any
+) -> dict[str, Any]:
+    """--ship gptq-q4_0: export the adapter so, beside --output; the options of a training from that file."""
+    from edgeft.adapter.read import Weighted
+    from edgeft.export.options import ExportOptions
+    from edgeft.export.pipeline import export
+
+    if ship_from is not None:
+        raise InputError(
+            f"--ship {ship} makes the file of --ship-from", f"--ship {ship.removeprefix('gptq-')}"
+        )
+    out = output.with_name(f"{output.name}.file")
+    options = ExportOptions(out, (Weighted(adapter),), base, quants=(ship,), compare_live=False)
+    (artifact,) = export(options)
+    return {"ship": ship.removeprefix("gptq-"), "ship_from": artifact.path}
 
 
 def _preview(run: TrainOptions, layout: Layout, as_json: bool) -> None:

@@ -209,7 +209,8 @@ class TrainOptions:
     training."""
     ship: str | None = None
     """Type of the file to ship, such as q4_0 (gguf), int4 (onnx) or 4bit (gptq): at the end of the training the
-    forward pass computes with that file's values, so that its rounding costs less."""
+    forward pass computes with that file's values, so that its rounding costs less. gptq-q4_0 and its like, with
+    --adapter: export it so first, and train from that file (--ship-from)."""
     ship_steps: float | None = None
     """Steps at the end of the training that --ship takes: a share up to 1, a count above. Default: 0.25;
     with --adapter all."""

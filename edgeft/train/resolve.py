@@ -24,6 +24,8 @@ DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter", "ship_from")
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
+FROM_FILE_RATE = 6e-4
+"""learning rate of a training from a file (docs/results/2026-11-30-four-bits.md)"""
 OWN_DEFAULTS = ("learning_rate", "micro_batch_size")
 """fields whose default on the command line is another than the field's"""
 
@@ -58,6 +60,8 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
         1, chosen["batch_size"] // (chosen.get("processes", 1) * chosen.get("nodes", 1))
     )
     rate = float(f"{row.learning_rate * OBJECTIVES[objective].rate:.3g}")
+    if chosen.get("ship_from"):
+        rate = FROM_FILE_RATE
     chosen["learning_rate"] = chosen.get("learning_rate") or rate
     for name in PATHS:  # true in any current folder
         path = chosen.get(name)

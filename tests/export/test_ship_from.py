@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -294,6 +295,26 @@ def test_a_mixture_of_k_quants(first: TrainOptions, tmp_path: Path) -> None:
                                             adapter=(Weighted(options.output),)))  # fmt: skip
         ship = one.manifest.facts["ship"]
         assert (one.quant, ship["equal"]) == (quant, ship["tensors"])
+
+
+def test_one_command_exports_and_trains_from_the_file(
+    first: TrainOptions, tmp_path: Path, edgeft: Any
+) -> None:
+    common = ("train", "--adapter", first.output, "--steps", 2, "--batch-size", 4, "--threads", 1)
+    output = tmp_path / "shipped"
+    again = (*common, "--ship", "gptq-q4_0", "--output", output, "--json")
+    facts = json.loads(edgeft(*again).out)
+    file = output.with_name("shipped.file") / "gptq-q4_0.gguf"
+    assert facts["ship"]["type"] == "q4_0" and facts["ship"]["file"]["path"] == str(file)
+    manifest = store.read_manifest(output)
+    assert manifest is not None and manifest.options["learning_rate"] == 6e-4
+    assert manifest.parents["ship_from"] == store.identity(file)
+    assert "is complete, nothing to do" in edgeft(*again).err
+    two = (*again, "--ship-from", file)
+    assert "makes the file of --ship-from (--ship q4_0)" in edgeft(*two).err
+    alone = ("train", "--base", first.base, "--data", first.data, "--ship", "gptq-q4_0",
+             "--output", tmp_path / "alone", "--steps", 2)  # fmt: skip
+    assert "begins with a file of an adapter" in edgeft(*alone).err
 
 
 def test_search_tries_the_type_that_it_was_trained_for(trained: Trained, tmp_path: Path) -> None:

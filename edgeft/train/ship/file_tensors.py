@@ -36,6 +36,10 @@ def check_type(quant: str) -> None:
         return
     if quant.startswith("iq3"):
         raise FormatError(f"--ship {quant}: {TOO_SLOW}", SHIP_HINT)
+    if quant in FORMATS["gguf"].solved:
+        raise FormatError(
+            f"--ship {quant} begins with a file of an adapter", f"--adapter FOLDER --ship {quant}"
+        )
     types = [name for row in FORMATS.values() for name in row.nearest]
     raise FormatError(
         f"--ship {quant} is no type that rounds each weight to the nearest value",

@@ -40,7 +40,7 @@ def test_weights_that_a_file_does_not_store_row_by_row_are_refused(make: Family,
         check_ship("q4_0", open_base(make(case)[0]))
 
 
-@pytest.mark.parametrize("quant", ["f16", "gptq-q4_0", "q4"])
+@pytest.mark.parametrize("quant", ["f16", "gptq-int4", "q4"])
 def test_what_is_no_type_that_rounds_is_refused(tiny_base: Path, quant: str) -> None:
     with pytest.raises(FormatError, match=f"--ship {quant} is no type"):
         check_ship(quant, open_base(tiny_base))
