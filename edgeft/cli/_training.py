@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -119,8 +121,9 @@ def run_training(
     from edgeft.train.run import train, train_beside
 
     items = answer_items(options)
-    if options.get("ship") in CALIBRATED and options.get("adapter") and not preview:
-        options |= _calibrated(**options)
+    calibrated = options["ship"] if options["ship"] in CALIBRATED and options["adapter"] else ""
+    if calibrated:
+        options |= _from_calibrated(**options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
     if show_config:
         from edgeft.train.zero import processes_config
@@ -131,6 +134,8 @@ def run_training(
         _preview(run, LAYOUTS[objective], as_json)
         return
     try:
+        if calibrated:
+            _calibrate(run, calibrated, overwrite)
         if run.node_rank:
             train_beside(run, method, objective, items)
             say(f"node {run.node_rank} of {run.nodes} is done; node 0 writes the result")
@@ -157,22 +162,45 @@ def run_training(
     click.echo(str(run.output))
 
 
-def _calibrated(
-    ship: str, adapter: Path, base: str, output: Path, ship_from: Path | None, **_: Any
-) -> dict[str, Any]:
-    """--ship gptq-q4_0: export the adapter so, beside --output; the options of a training from that file."""
+def _from_calibrated(ship: str, output: Path, ship_from: Path | None, **_: Any) -> dict[str, Any]:
+    """--ship gptq-q4_0 -> the options of a training from a file that `_calibrate` makes beside --output."""
+    quant = ship.removeprefix("gptq-")
+    if ship_from is not None:
+        raise InputError(f"--ship {ship} makes the file of --ship-from", f"--ship {quant}")
+    output = output.expanduser().absolute()
+    return {"ship": quant, "ship_from": output.parent / f"{output.name}.file" / f"{ship}.gguf"}
+
+
+def _calibrate(run: TrainOptions, quant: str, overwrite: bool) -> None:
+    """Export --adapter by GPTQ to --ship-from, as `edgeft merge-export` does; what is complete stays.
+
+    torch's threads are as before: their number decides the last bits of the training.
+    """
     from edgeft.adapter.read import Weighted
     from edgeft.export.options import ExportOptions
     from edgeft.export.pipeline import export
+    from edgeft.train.continued import check_ship_from
+    from edgeft.train.registry import load_method
 
-    if ship_from is not None:
+    assert run.adapter and run.ship_from
+    check_ship_from(dataclasses.replace(run, ship_from=None))
+    load_method("qlora")  # before torch is imported: settings of OpenMP
+    import torch
+
+    threads = int(run.threads) if run.threads.isdecimal() else len(os.sched_getaffinity(0))
+    before = torch.get_num_threads()
+    try:
+        export(ExportOptions(run.ship_from.parent, (Weighted(run.adapter),), str(run.base),
+                             quants=(quant,), overwrite=overwrite, threads=threads))  # fmt: skip
+    except InputError as error:
+        if not error.message.startswith("nothing to calibrate"):
+            raise
         raise InputError(
-            f"--ship {ship} makes the file of --ship-from", f"--ship {ship.removeprefix('gptq-')}"
-        )
-    out = output.with_name(f"{output.name}.file")
-    options = ExportOptions(out, (Weighted(adapter),), base, quants=(ship,), compare_live=False)
-    (artifact,) = export(options)
-    return {"ship": ship.removeprefix("gptq-"), "ship_from": artifact.path}
+            error.message,
+            f"edgeft merge-export --quant {quant} --calibration FILE, and --ship-from",
+        ) from None
+    finally:
+        torch.set_num_threads(before)
 
 
 def _preview(run: TrainOptions, layout: Layout, as_json: bool) -> None:

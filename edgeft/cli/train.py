@@ -115,7 +115,12 @@ def _print_table(heads: tuple[str, ...], lines: list[tuple[str, ...]]) -> None:
     help="List the methods with what they train, what they write and where it can be exported, the "
     "objectives with the rows that they need, what several processes divide, and the optimizers; then end.",
 )
-@training_options(learning_rate={"default": None, "show_default": "the method's, see --list"})
+@training_options(
+    learning_rate={
+        "default": None,
+        "show_default": "the method's, see --list; with --ship-from 0.6 times",
+    }
+)
 def command(method: str, objective: str, **options: Any) -> None:
     """Fine-tune a base model by a method and an objective; the result is an adapter or a model.
 

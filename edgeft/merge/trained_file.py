@@ -40,11 +40,20 @@ def file_facts(adapter: Path) -> dict[str, str]:
 
 
 def _found(adapter: Path, facts: Mapping[str, str]) -> Path:
-    """The file at its recorded place, in the adapter's folder or beside that. StaleError where it is not there."""
+    """The file at its recorded place, in the adapter's folder, beside that, or in a folder beside it.
+
+    StaleError where it is not there.
+    """
     recorded, home = Path(facts["path"]), adapter_home(adapter).absolute()
     places = [
         path
-        for path in (recorded, home / recorded.name, home.parent / recorded.name)
+        for path in (
+            recorded,
+            home / recorded.name,
+            home.parent / recorded.name,
+            home.parent / recorded.parent.name / recorded.name,
+            home.parent / f"{home.name}.file" / recorded.name,
+        )
         if path.is_file()
     ]
     for path in places:

@@ -41,9 +41,9 @@ def check_adapter(options: TrainOptions, base: TextBase) -> None:
             raise InputError(f"{options.adapter} has {key} {has}, not {chosen}", f"{name} {has:g}")
 
 
-def check_ship_from(options: TrainOptions, base: TextBase) -> None:
+def check_ship_from(options: TrainOptions, base: TextBase | None = None) -> None:
     """InputError for a --ship-from that is no export of --adapter alone, or of another type, and for an
-    --adapter that was trained from a file."""
+    --adapter that was trained from a file; that alone without --ship-from."""
     adapter, path = options.adapter, options.ship_from
     assert adapter is not None
     adapter = adapter_home(adapter)
@@ -65,7 +65,7 @@ def check_ship_from(options: TrainOptions, base: TextBase) -> None:
     if manifest.parents.get("base") != store.identity(options.base):
         raise InputError(f"{path} was exported with another base than {options.base}", "--base")
     store.check_files(path)
-    assert options.ship
+    assert options.ship and base
     check_file(path, base, options.ship)
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft import machine
+from edgeft.formats import FORMATS
 from edgeft.train.memory import BaseModel, Batch, Request, trained_weights
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, method_row
@@ -82,6 +83,8 @@ def plan(
     base: BaseModel, options: TrainOptions, batch: Batch, methods: Sequence[str], here: Machine
 ) -> list[MethodPlan]:
     """InputError for an unknown method, FormatError for an unknown type of --ship."""
+    if options.ship in FORMATS["gguf"].solved:  # trains as the type that it is solved for
+        options = dataclasses.replace(options, ship=options.ship.removeprefix("gptq-"))
     if options.ship:
         check_type(options.ship)
     return [_row(name, base, options, batch, here) for name in methods or METHODS]

@@ -24,8 +24,8 @@ DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter", "ship_from")
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
-FROM_FILE_RATE = 6e-4
-"""learning rate of a training from a file (docs/results/2026-11-30-four-bits.md)"""
+FROM_FILE_SHARE = 0.6
+"""of the method's learning rate that --ship-from has: 6e-4 for QLoRA (docs/results/2026-11-30-four-bits.md)"""
 OWN_DEFAULTS = ("learning_rate", "micro_batch_size")
 """fields whose default on the command line is another than the field's"""
 
@@ -61,7 +61,7 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     )
     rate = float(f"{row.learning_rate * OBJECTIVES[objective].rate:.3g}")
     if chosen.get("ship_from"):
-        rate = FROM_FILE_RATE
+        rate = float(f"{rate * FROM_FILE_SHARE:.3g}")
     chosen["learning_rate"] = chosen.get("learning_rate") or rate
     for name in PATHS:  # true in any current folder
         path = chosen.get(name)

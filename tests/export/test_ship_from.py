@@ -309,9 +309,26 @@ def test_one_command_exports_and_trains_from_the_file(
     manifest = store.read_manifest(output)
     assert manifest is not None and manifest.options["learning_rate"] == 6e-4
     assert manifest.parents["ship_from"] == store.identity(file)
-    assert "is complete, nothing to do" in edgeft(*again).err
-    two = (*again, "--ship-from", file)
-    assert "makes the file of --ship-from (--ship q4_0)" in edgeft(*two).err
+    assert f"{output} is complete, nothing to do" in edgeft(*again).err
+    more = ("--ship", "gptq-q4_0", "--output", tmp_path / "more")
+    shown = edgeft(*common, *more, "--show-config").out
+    assert json.loads(shown) and not (tmp_path / "more.file").exists()
+    assert edgeft(*common, *more, "--ship-steps", 0.5).code == 1  # before anything is calibrated
+    assert (
+        edgeft(*common, "--ship", "gptq-q4_0", "--output", tmp_path / "b", "--adapter", output).code
+        == 1
+    )
+    assert not (tmp_path / "more.file").exists() and not (tmp_path / "b.file").exists()
+    by_two = ("--ship", "q4_0", "--ship-from", file, "--output", tmp_path / "two")
+    assert edgeft(*common, *by_two).code == 0
+    two_manifest = store.read_manifest(tmp_path / "two")
+    assert two_manifest is not None and two_manifest.files == manifest.files
+    both = tmp_path / "elsewhere"
+    both.mkdir()
+    for folder in (output, file.parent):
+        folder.rename(both / folder.name)
+    assert open_merged(first.base, both / "shipped").base_precision == "file"
+    assert "makes the file of --ship-from (--ship q4_0)" in edgeft(*again, "--ship-from", file).err
     alone = ("train", "--base", first.base, "--data", first.data, "--ship", "gptq-q4_0",
              "--output", tmp_path / "alone", "--steps", 2)  # fmt: skip
     assert "begins with a file of an adapter" in edgeft(*alone).err

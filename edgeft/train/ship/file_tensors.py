@@ -38,7 +38,8 @@ def check_type(quant: str) -> None:
         raise FormatError(f"--ship {quant}: {TOO_SLOW}", SHIP_HINT)
     if quant in FORMATS["gguf"].solved:
         raise FormatError(
-            f"--ship {quant} begins with a file of an adapter", f"--adapter FOLDER --ship {quant}"
+            f"--ship {quant} begins with a file of an adapter, which edgeft train makes",
+            f"edgeft train --adapter FOLDER --ship {quant}, or the file with --ship-from",
         )
     types = [name for row in FORMATS.values() for name in row.nearest]
     raise FormatError(
