@@ -32,7 +32,7 @@ from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import base_of, data_of, export
 from edgeft.export.ship import ship_target
 from edgeft.files import format_bytes
-from edgeft.formats import check_quants, format_named
+from edgeft.formats import FORMATS, check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Artifact, Memory, Release, Speed
 from edgeft.release.gate import run_gate
@@ -41,12 +41,12 @@ from edgeft.release.options import GateOptions, SearchOptions
 BASELINE = "f16"
 """GGUF type that the candidates are compared with"""
 LINEUP = {
-    "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "gptq-q4_0", "iq4_xs", "q3_k_m", "q2_k"),
+    "gguf": ("q8_0", "q6_k", "q5_k_m", "q4_k_m", "gptq-q4_0", "iq4_xs", "gptq-q3_k_m", "gptq-q2_k"),
     "onnx": ("int8", "int4-mixed", "int4"),
     "gptq": ("8bit", "4bit", "3bit"),
 }
 """quantizations of each format that are tried if the user names none"""
-UNCALIBRATED = {"gptq-q4_0": "q4_0"}
+UNCALIBRATED = {quant: quant.removeprefix("gptq-") for quant in FORMATS["gguf"].solved}
 """quantization of a lineup -> what stands in for it where there are no calibration chats"""
 
 
