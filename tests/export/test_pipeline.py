@@ -415,10 +415,12 @@ def test_the_command_line_has_the_defaults_of_the_options() -> None:
 
     from edgeft.cli.train_qlora import command
     from edgeft.train.options import TrainOptions
+    from edgeft.train.registry import METHODS
 
     defaults = {field.name: field.default for field in dataclasses.fields(TrainOptions)}
     del defaults["micro_batch_size"]  # the batch size, where it is not given
     del defaults["freeze_trainable_layers"]  # of another method
+    assert defaults.pop("learning_rate") == METHODS["qlora"].learning_rate  # less with --ship-from
     offered = {param.name: param.to_info_dict()["default"] for param in command.params}
     checked = {name for name in defaults if defaults[name] is not dataclasses.MISSING}
     assert checked <= offered.keys()
