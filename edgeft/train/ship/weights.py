@@ -41,6 +41,8 @@ from edgeft.weights.text_base import TextBase
 
 Array = npt.NDArray[np.float32]
 DIVERGED, RATE_HINT = "--ship: ", "a smaller --learning-rate"
+FINITE_STEPS = 32
+"""steps of a training from a file between two looks whether it has diverged"""
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -152,8 +154,8 @@ class ShipWeights:
     @property
     def exact_steps(self) -> int:
         """Steps between two updates that are exact for all types; 1 where all are fast."""
-        if self.kept:
-            return 1
+        if self.kept:  # every update is: so often all sums are held to be finite, too
+            return FINITE_STEPS
         return max((layer.file.rounding.steps for layer in self.layers), default=1)
 
     def start(self) -> None:
