@@ -16,6 +16,9 @@ from typing import Any
 from edgeft.errors import FormatError, InputError, did_you_mean
 from edgeft.files import read_text
 
+GPTQ_PREFIX = "gptq-"
+"""of a quantization that GPTQ makes in the types of the one without it"""
+
 
 @dataclass(frozen=True)
 class Format:

@@ -51,7 +51,7 @@ from edgeft.benchmarks.studies.recorded_options import check_options
 from edgeft.benchmarks.studies.tasks import write_task
 from edgeft.benchmarks.suites import Suite, load_suite
 from edgeft.files import format_bytes, write_text
-from edgeft.formats import FORMATS
+from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.report import plots, tables
 
 SMART_HOME = "smart_home"
@@ -62,7 +62,7 @@ MARGIN = 0.03
 """of the gate: how much less than f16 is no loss"""
 STEPS = {SMART_HOME: 240, "support_intents": 240, "order_extract": 160}
 """of the first training, `--batch-size` rows each"""
-CALIBRATED = tuple(name.removeprefix("gptq-") for name in FORMATS["gguf"].solved)
+CALIBRATED = tuple(name.removeprefix(GPTQ_PREFIX) for name in FORMATS["gguf"].solved)
 """types that GPTQ writes"""
 RECORDED = (
     "base", "method", "steps", "more_steps", "more_rate", "from_rate", "distill", "batch_size",
@@ -139,7 +139,7 @@ class File:
 
     @property
     def _name(self) -> str:
-        return f"gptq-{self.quant}" if self.how.gptq else self.quant
+        return f"{GPTQ_PREFIX}{self.quant}" if self.how.gptq else self.quant
 
     def __str__(self) -> str:
         return f"{self.quant} {self.recipe}"
@@ -181,11 +181,11 @@ class Cell:
 
     def _calibrated(self, options: argparse.Namespace, quant: str) -> tuple[Any, ...]:
         """Options of the training that begins with the first one's file by GPTQ."""
-        path = self.out / "first-gptq" / f"gptq-{quant}.gguf"
+        path = self.out / "first-gptq" / f"{GPTQ_PREFIX}{quant}.gguf"
         if store.read_manifest(path) is None:
             edgeft("merge-export", "--adapter", self.out / "first", "--out", path.parent,
                    "--no-compare-live", "--calibration-tokens", options.calibration_tokens,
-                   "--threads", options.threads, "--quant", f"gptq-{quant}")  # fmt: skip
+                   "--threads", options.threads, "--quant", f"{GPTQ_PREFIX}{quant}")  # fmt: skip
         return ("--ship-from", path, "--learning-rate", options.from_rate)
 
     def _train(self, name: str, *words: Any) -> None:

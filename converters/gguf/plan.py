@@ -25,7 +25,7 @@ import numpy.typing as npt
 from edgeft.converters.gguf.metadata import metadata, reward_keys, rope_factors
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError
-from edgeft.formats import FORMATS
+from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.gptq.quantize import check_computes
 from edgeft.merge.landing import sampled_rows
 from edgeft.merge.view import Merged
@@ -36,8 +36,6 @@ from edgeft.quantization.tensor_types import choose_tensor_types, model_facts, n
 from edgeft.weights.checkpoint import Array, Rows, as_rows
 from edgeft.weights.imatrix import Imatrix
 
-GPTQ_PREFIX = "gptq-"
-"""prefix of quantizations whose linear layers GPTQ quantizes"""
 SIZED_FROM = "q4_0"
 """quantization of a file of a size, before its types are chosen (`edgeft.export.type_budget`)"""
 OUTPUT_NORM = "output_norm.weight"
@@ -118,23 +116,21 @@ class Plan:
 
     def with_blocks(self, source: BlockSource) -> Plan:
         """The plan with bytes and types of `source` for the tensors that it holds in one type."""
-        types = {
-            name: qtype
-            for name, target in self.targets.items()
-            if (qtype := _block_type(target, source)) is not None
-        }
-        sources = {**self.block_sources, **dict.fromkeys(types, source)}
-        return dataclasses.replace(self, types=self.types | types, block_sources=sources)
+        return self._with(source, self._held(source))
 
     def with_equal_blocks(self, source: BlockSource) -> Plan:
         """The plan with the bytes of `source` for the tensors that it holds in the plan's type."""
-        names = [
-            name
-            for name, target in self.targets.items()
-            if _block_type(target, source) == self.types[name]
-        ]
-        sources = {**self.block_sources, **dict.fromkeys(names, source)}
-        return dataclasses.replace(self, block_sources=sources)
+        held = self._held(source)
+        return self._with(source, {n: qtype for n, qtype in held.items() if qtype == self.types[n]})
+
+    def _held(self, source: BlockSource) -> dict[str, Any]:
+        """Tensor -> the one type that the source holds all of it in."""
+        types = {name: _block_type(target, source) for name, target in self.targets.items()}
+        return {name: qtype for name, qtype in types.items() if qtype is not None}
+
+    def _with(self, source: BlockSource, types: dict[str, Any]) -> Plan:
+        sources = {**self.block_sources, **dict.fromkeys(types, source)}
+        return dataclasses.replace(self, types=self.types | types, block_sources=sources)
 
 
 def make_plan(merged: Merged, quant: str, options: ConvertOptions) -> Plan:

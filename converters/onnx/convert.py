@@ -19,9 +19,10 @@ from typing import Any
 from edgeft.converters.folder import write_config_and_tokenizer
 from edgeft.converters.onnx import matmul_nbits as nbits
 from edgeft.converters.onnx.builders import builder_class
-from edgeft.converters.onnx.recipe import GPTQ_PREFIX, Recipe, recipe_of
+from edgeft.converters.onnx.recipe import Recipe, recipe_of
 from edgeft.converters.options import ConvertOptions
 from edgeft.errors import FormatError, require
+from edgeft.formats import GPTQ_PREFIX
 from edgeft.gptq.quantize import linears, quantize_blocks
 from edgeft.merge.landing import LandingProof
 from edgeft.merge.torch_model import config_of

@@ -9,13 +9,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from edgeft.formats import GPTQ_PREFIX
 from edgeft.gptq.solver import UniformGrid
 from edgeft.quantization.rounding import CodesRounding
 
 BITS = {"f32": (0, 0, 0), "int8": (8, 8, 8), "int4-mixed": (4, 8, 8), "int4": (4, 8, 4)}
 """quantization -> bits of layers, of embedding and head, of the layers' most sensitive products"""
-GPTQ_PREFIX = "gptq-"
-"""before the name of a quantization whose layers GPTQ quantizes"""
 HEAD_NODE = "/lm_head/MatMul"
 ROUTER = "/router/"
 """in the names of router products; they stay in float32: they are small, and their errors choose

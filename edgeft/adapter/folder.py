@@ -143,7 +143,7 @@ def _open(path: Path, home: Path, base: Path, reward: bool, stamp: tuple[Any, ..
     if home != path:
         say(f"{path}: the adapter is in {home.name}/")
     if base_is_changed(source.config) == FROM_FILE:
-        if not adapter_manifest(home).get("facts", {}).get("ship", {}).get("file"):
+        if not file_facts(home):
             raise AdapterError(
                 f"{path} is the change of a GGUF file (--ship-from), and no manifest names the file",
                 "copy the adapter with its manifest.json; a training goes on by --resume",
@@ -156,6 +156,13 @@ def _open(path: Path, home: Path, base: Path, reward: bool, stamp: tuple[Any, ..
     if names == list(source.tensors) and source.config == stored:
         return PeftFolder(source.config, home)
     return PeftFolder(source.config, _write(source))
+
+
+def file_facts(adapter: Path) -> dict[str, str]:
+    """{"path": …, "identity": …} of the GGUF file that an adapter was trained from; {} for any other adapter."""
+    manifest = adapter_manifest(adapter_home(adapter))
+    facts: dict[str, str] = manifest.get("facts", {}).get("ship", {}).get("file", {})
+    return facts
 
 
 def weight_files(home: Path) -> list[Path]:

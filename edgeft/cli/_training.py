@@ -15,7 +15,7 @@ from edgeft.cli._items import answer_items, eval_items_options
 from edgeft.cli._options import CountOrAuto, budget_options, json_option, options_of, print_json
 from edgeft.data.layouts import LAYOUTS, Layout
 from edgeft.errors import InputError
-from edgeft.formats import FORMATS
+from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
@@ -164,7 +164,7 @@ def run_training(
 
 def _from_calibrated(ship: str, output: Path, ship_from: Path | None, **_: Any) -> dict[str, Any]:
     """--ship gptq-q4_0 -> the options of a training from a file that `_calibrate` makes beside --output."""
-    quant = ship.removeprefix("gptq-")
+    quant = ship.removeprefix(GPTQ_PREFIX)
     if ship_from is not None:
         raise InputError(f"--ship {ship} makes the file of --ship-from", f"--ship {quant}")
     output = output.expanduser().absolute()

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeft import store
-from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
-from edgeft.adapter.folder import adapter_home
+from edgeft.adapter.folder import adapter_home, file_facts
 from edgeft.errors import AdapterError, StaleError
 from edgeft.models import Card
 from edgeft.quantization import ggml
@@ -30,13 +29,6 @@ if TYPE_CHECKING:
 
     from edgeft.merge.base_weights import BaseWeights
     from edgeft.quantization.ggml_blocks import Bytes
-
-
-def file_facts(adapter: Path) -> dict[str, str]:
-    """{"path": …, "identity": …} of the file that an adapter was trained from; {} for any other adapter."""
-    manifest = adapter_manifest(adapter_home(adapter))
-    facts: dict[str, str] = manifest.get("facts", {}).get("ship", {}).get("file", {})
-    return facts
 
 
 def _found(adapter: Path, facts: Mapping[str, str]) -> Path:

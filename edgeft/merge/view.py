@@ -33,12 +33,13 @@ import numpy as np
 from edgeft import models
 from edgeft.adapter.config import adapter_manifest
 from edgeft.adapter.deltas import WeightDelta
+from edgeft.adapter.folder import file_facts
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.adapter.tokenizer import tokenizer_folder
 from edgeft.errors import AdapterError, InputError
 from edgeft.merge.base_weights import BasePrecision, BaseWeights, QuantizedBase
 from edgeft.merge.tied_weights import resized_vocabulary, untied_weights
-from edgeft.merge.trained_file import TrainedFile, file_facts
+from edgeft.merge.trained_file import TrainedFile
 from edgeft.models.text_model import QUANTIZATION_KEYS, SCORE, reward_config
 from edgeft.quantization.ggml import row_blocks
 from edgeft.weights import gptq_layout

@@ -32,7 +32,7 @@ from edgeft.export.options import ExportOptions
 from edgeft.export.pipeline import base_of, data_of, export
 from edgeft.export.ship import ship_target
 from edgeft.files import format_bytes
-from edgeft.formats import FORMATS, check_quants, format_named
+from edgeft.formats import FORMATS, GPTQ_PREFIX, check_quants, format_named
 from edgeft.progress import say
 from edgeft.records import Artifact, Memory, Release, Speed
 from edgeft.release.gate import run_gate
@@ -46,7 +46,7 @@ LINEUP = {
     "gptq": ("8bit", "4bit", "3bit"),
 }
 """quantizations of each format that are tried if the user names none"""
-UNCALIBRATED = {quant: quant.removeprefix("gptq-") for quant in FORMATS["gguf"].solved}
+UNCALIBRATED = {quant: quant.removeprefix(GPTQ_PREFIX) for quant in FORMATS["gguf"].solved}
 """quantization of a lineup -> what stands in for it where there are no calibration chats"""
 
 
@@ -123,7 +123,7 @@ def lineup(name: str, options: ExportOptions) -> tuple[str, ...]:
     quants = LINEUP[name]
     target = ship_target(options.adapter)
     if target and target.format and target.format.name == name and target.quant not in quants:
-        better = f"gptq-{target.quant}"
+        better = f"{GPTQ_PREFIX}{target.quant}"
         others = tuple(quant for quant in quants if quant != better)
         place = quants.index(better) if better in quants else len(quants)
         quants = (*others[:place], target.quant, *others[place:])

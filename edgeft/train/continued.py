@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeft import store
-from edgeft.adapter.config import adapter_manifest
-from edgeft.adapter.folder import WEIGHTS, adapter_home, open_adapter
+from edgeft.adapter.folder import WEIGHTS, adapter_home, file_facts, open_adapter
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.errors import InputError
 from edgeft.train.options import TrainOptions
@@ -47,7 +46,7 @@ def check_ship_from(options: TrainOptions, base: TextBase | None = None) -> None
     adapter, path = options.adapter, options.ship_from
     assert adapter is not None
     adapter = adapter_home(adapter)
-    if adapter_manifest(adapter).get("facts", {}).get("ship", {}).get("file"):
+    if file_facts(adapter):
         raise InputError(
             f"{adapter} is the change of a GGUF file (--ship-from), no adapter of the base",
             "train on from the adapter that it began with",

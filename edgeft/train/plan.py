@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeft import machine
-from edgeft.formats import FORMATS
+from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.train.memory import BaseModel, Batch, Request, trained_weights
 from edgeft.train.options import TrainOptions
 from edgeft.train.registry import METHODS, method_row
@@ -84,7 +84,7 @@ def plan(
 ) -> list[MethodPlan]:
     """InputError for an unknown method, FormatError for an unknown type of --ship."""
     if options.ship in FORMATS["gguf"].solved:  # trains as the type that it is solved for
-        options = dataclasses.replace(options, ship=options.ship.removeprefix("gptq-"))
+        options = dataclasses.replace(options, ship=options.ship.removeprefix(GPTQ_PREFIX))
     if options.ship:
         check_type(options.ship)
     return [_row(name, base, options, batch, here) for name in methods or METHODS]

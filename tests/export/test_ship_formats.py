@@ -14,11 +14,10 @@ from edgeft.adapter.read import Weighted
 from edgeft.errors import FormatError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.train.options import TrainOptions
-from edgeft.train.run import train
 from edgeft.weights.checkpoint import Checkpoint
 
 QUANTS = {"4bit": "gptq", "int4": "onnx"}
-from helpers.interrupting import interrupted_at
+from helpers.shipping import check_resumed, train_watched
 
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
@@ -29,26 +28,12 @@ def trained(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Trained:  # fmt: skip
     """An adapter, and the values that its layers computed with at the end, by their names."""
-    from edgeft.train.ship.weights import ShipWeights
-
     options = TrainOptions(
         base=tiny_base, data=tiny_chats, output=tmp_path_factory.mktemp("ship") / "adapter",
         steps=4, batch_size=4, micro_batch_size=4, learning_rate=5e-3, save_every=2, eval_every=3,
         ship=request.param, ship_steps=3, target_modules=("q_proj", "v_proj", "down_proj"),
     )  # fmt: skip
-    values: dict[str, np.ndarray] = {}
-    facts = ShipWeights.facts
-
-    def watched(self: ShipWeights) -> dict[str, Any]:
-        values.update({layer.file.name: layer.values.numpy().copy() for layer in self.layers})
-        embedding = self._model.get_input_embeddings().weight
-        values["model.embed_tokens.weight"] = embedding.detach().numpy().copy()
-        return facts(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShipWeights, "facts", watched)
-        train(options)
-    return options, values
+    return options, train_watched(options, embedding=True)
 
 
 @pytest.fixture(scope="module")
@@ -114,13 +99,7 @@ def test_the_default_is_the_trained_format_and_type_with_the_values_of_the_last_
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     trained: Trained, tmp_path: Path
 ) -> None:
-    options = dataclasses.replace(trained[0], output=tmp_path / "adapter")
-    with interrupted_at(3):
-        train(options)
-    again = train(options, resume=True)
-    whole = store.read_manifest(trained[0].output)
-    assert whole is not None and again.facts["ship"] == whole.facts["ship"]
-    assert again.files == whole.files
+    check_resumed(trained[0], tmp_path / "adapter")
 
 
 def test_another_type_is_compared_and_other_groups_are_calibrated(

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from edgeft import store
+from edgeft.adapter.folder import file_facts
 from edgeft.adapter.read import Weighted
 from edgeft.errors import AdapterError, EdgeftError, InputError, StaleError
 from edgeft.export.pipeline import ExportOptions, export
-from edgeft.merge.trained_file import file_facts
 from edgeft.merge.view import open_merged
 from edgeft.quantization.ggml_blocks import codes_of, grid_of
 from edgeft.runtimes.reference import ReferenceRuntime
@@ -23,7 +23,7 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from edgeft.weights import gguf_reader
 from edgeft.weights.checkpoint import Checkpoint
-from helpers.interrupting import interrupted_at
+from helpers.shipping import check_resumed, train_watched
 
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
@@ -51,23 +51,11 @@ def file_of(first: TrainOptions) -> Path:
 @pytest.fixture(scope="module")
 def trained(first: TrainOptions, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The training from the file, and the values that its layers computed with at the end."""
-    from edgeft.train.ship.weights import ShipWeights
-
     options = dataclasses.replace(
         first, adapter=first.output, ship="q4_0", ship_from=file_of(first),
         output=tmp_path_factory.mktemp("ship") / "adapter",
     )  # fmt: skip
-    values: dict[str, np.ndarray] = {}
-    facts = ShipWeights.facts
-
-    def watched(self: ShipWeights) -> dict[str, Any]:
-        values.update({layer.name: layer.values.numpy().copy() for layer in self.layers})
-        return facts(self)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ShipWeights, "facts", watched)
-        train(options)
-    return options, values
+    return options, train_watched(options)
 
 
 @pytest.fixture(scope="module")
@@ -126,13 +114,7 @@ def test_the_file_and_the_view_have_the_values_of_the_last_step(
 def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     trained: Trained, tmp_path: Path
 ) -> None:
-    options = dataclasses.replace(trained[0], output=tmp_path / "adapter")
-    with interrupted_at(3):
-        train(options)
-    again = train(options, resume=True)
-    whole = store.read_manifest(trained[0].output)
-    assert whole is not None and again.facts["ship"] == whole.facts["ship"]
-    assert again.files == whole.files
+    check_resumed(trained[0], tmp_path / "adapter")
 
 
 def test_a_change_of_zero_moves_nothing(first: TrainOptions) -> None:

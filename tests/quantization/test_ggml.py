@@ -14,9 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgeft.converters.gguf.plan import GPTQ_PREFIX
 from edgeft.errors import EdgeftError, FormatError
-from edgeft.formats import FORMATS
+from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.quantization import ggml
 from edgeft.quantization.ggml import quantize
 from edgeft.quantization.tensor_types import (
