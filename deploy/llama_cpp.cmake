@@ -2,3 +2,9 @@
 # out llama.cpp's common library and HTTP client, which edgeft never loads. llama-cpp-python sets
 # the option's cache entry by force; a plain variable goes before it (CMake policy CMP0126).
 set(LLAMA_BUILD_COMMON OFF)
+
+# GCC before 11.5, 12.4, 13.3 and 14 leaves out what llama.cpp writes of AMX's configuration
+# (https://gcc.gnu.org/PR114098), and its products crash. -march=native would bring them.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT MSVC)
+    add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+endif()

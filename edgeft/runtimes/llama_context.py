@@ -34,7 +34,12 @@ from edgeft.kv_cache import (
     kv_bytes,
 )
 from edgeft.runtimes.llama_library import first_error, load_library
-from edgeft.runtimes.repacking import duplicated_bytes, is_batch_invariant, repacked_tensors
+from edgeft.runtimes.repacking import (
+    duplicated_bytes,
+    is_batch_invariant,
+    repacked_tensors,
+    uses_amx,
+)
 from edgeft.weights import gguf_reader
 from edgeft.weights.gguf_check import check_runs
 from edgeft.weights.gguf_reader import PADDING_KEY
@@ -93,7 +98,9 @@ class LlamaModel:
             )
         self.threads = threads or len(os.sched_getaffinity(0))
         params = self.lib.llama_model_default_params()
-        params.use_extra_bufts = repack and (not batch_invariant or is_batch_invariant(header))
+        params.use_extra_bufts = (
+            repack and not uses_amx() and (not batch_invariant or is_batch_invariant(header))
+        )
         if params.use_extra_bufts and repacked_tensors(header):
             # Mapped, both orders of the weights would be in memory.
             params.load_mode = self.lib.LLAMA_LOAD_MODE_NONE

@@ -33,11 +33,22 @@ def cpu_features() -> frozenset[str]:
     return frozenset(name.strip() for name, _, value in parts if value.strip() == "1")
 
 
+def uses_amx() -> bool:
+    """Was llama.cpp built with its products by AMX, and has this CPU it?
+
+    Built by GCC before 11.5, 12.4, 13.3 or 14, they crash or are wrong: only the first 8 bytes of the tiles'
+    configuration are written (https://gcc.gnu.org/PR114098, https://github.com/ggml-org/llama.cpp/pull/26954).
+    `make setup` builds without them.
+    """
+    return "AMX_INT8" in cpu_features()
+
+
 def repacked_tensors(header: Header) -> list[Tensor]:
     """The tensors of a file that are copied on this CPU; none of a file in several parts, whose tensors are not
     known."""
     features = cpu_features()
-    if not {"REPACK", "AVX2"} <= features or header.meta.get("split.count", 1) != 1:
+    several = header.meta.get("split.count", 1) != 1
+    if not {"REPACK", "AVX2"} <= features or uses_amx() or several:
         return []
     types = AVX2_TYPES | (AVX512_TYPES if "AVX512" in features else frozenset())
     return [
@@ -53,8 +64,7 @@ def repacked_tensors(header: Header) -> list[Tensor]:
 def is_batch_invariant(header: Header) -> bool:
     """Is something repacked, and does a row keep its bits in batches of any size? False where it is not known."""
     types = {tensor.type.name for tensor in repacked_tensors(header)}
-    # With use_extra_bufts, AMX takes other types, too.
-    return bool(types) and types <= BATCH_INVARIANT and "AMX_INT8" not in cpu_features()
+    return bool(types) and types <= BATCH_INVARIANT
 
 
 def duplicated_bytes(header: Header) -> int:

@@ -31,6 +31,7 @@ from edgeft.train.registry import OBJECTIVE_OPTIONS
 from edgeft.train.reporters import check_reporters
 from edgeft.train.resolve import TrainRun, resolve_run
 from edgeft.train.run import identities
+from edgeft.train.ship import check_type
 
 MAX_CHECKED = 2000
 """combinations that are checked before a sweep; the values of a range are represented by its ends"""
@@ -102,6 +103,8 @@ def check(options: SweepOptions) -> dict[str, str]:
             check_optimizer(run.options)
             check_parallel(run.options, run.method, run.objective, watched=True)
             check_reporters(run.options.report_to)
+            if run.options.ship:
+                check_type(run.options.ship)
             key = _validated_on(run)
             if key not in validated:
                 validated[key], found = _validation(run)

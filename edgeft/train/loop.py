@@ -18,7 +18,7 @@ import torch
 import transformers
 from accelerate.utils.memory import should_reduce_batch_size
 
-from edgeft import machine, store
+from edgeft import machine
 from edgeft.data.splits import fingerprint
 from edgeft.errors import InputError, ResourceError
 from edgeft.progress import Progress, say
@@ -182,10 +182,7 @@ def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -
         raise InputError(f"--ship is for plain LoRA layers: {why_not}", "--target-modules")
     base, path = open_base(options.base), options.ship_from
     kept = check_file(path, base, options.ship) if path else None
-    ship = ShipWeights(model, base, options.ship, kept)
-    if path:
-        ship.file_facts = {"path": str(path.absolute()), "identity": store.identity(path)}
-    return ship
+    return ShipWeights(model, base, options.ship, kept)
 
 
 def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:

@@ -28,6 +28,7 @@ import peft
 import torch
 from threadpoolctl import ThreadpoolController
 
+from edgeft import store
 from edgeft.adapter.config import FROM_FILE
 from edgeft.adapter.deltas import lora_delta
 from edgeft.errors import InputError
@@ -147,6 +148,8 @@ class ShipWeights:
         self.file_facts: dict[str, str] = {}
         """path and identity of the file of `kept`, for the manifest"""
         if kept:
+            path = kept.path.absolute()
+            self.file_facts = {"path": str(path), "identity": store.identity(path)}
             self._begin(kept)
             # Whoever reads the adapter without its manifest must not take it for one of the base.
             model.peft_config["default"].init_lora_weights = FROM_FILE
