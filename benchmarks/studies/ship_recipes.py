@@ -15,7 +15,9 @@ control), and with `--ship TYPE`. So all files have the same number of steps beh
     ship           trained for the type
     ship+gptq      trained for the type, and then calibrated on its own chats
     distill        trained for the type with `--ship-distill`, the first training as the teacher
+    ship+text      trained for the type with `--ship-text`
     gptq+ship      trained from the first training's gptq file with `--ship-from`
+    gptq+ship+text the same with `--ship-text`
 
 A type such as auto-80M is the control in `--quant auto --max-size 80M`.
 
@@ -66,7 +68,7 @@ CALIBRATED = tuple(name.removeprefix(GPTQ_PREFIX) for name in FORMATS["gguf"].so
 """types that GPTQ writes"""
 RECORDED = (
     "base", "method", "steps", "more_steps", "more_rate", "from_rate", "distill", "batch_size",
-    "calibration_tokens", "calibration_text", "text", "chunks",
+    "calibration_tokens", "calibration_text", "ship_text", "text", "chunks",
 )  # fmt: skip
 """options that all results of a folder share"""
 
@@ -76,7 +78,7 @@ class Recipe:
     """How a file is made of a fine-tune."""
 
     adapter: str = "control"
-    """which training it is exported from: control; ship, distill or from for the file's type"""
+    """which training it is exported from: control; ship, distill, shiptext, from or fromtext for the file's type"""
     gptq: bool = False
     """whether GPTQ calibrates it"""
     options: tuple[str, ...] = ()
@@ -96,7 +98,9 @@ RECIPES = {
     "ship": Recipe("ship"),
     "ship+gptq": Recipe("ship", gptq=True),
     "distill": Recipe("distill"),
+    "ship+text": Recipe("shiptext"),
     "gptq+ship": Recipe("from"),
+    "gptq+ship+text": Recipe("fromtext"),
 }
 STANDARD = ("plain", "imatrix", "gptq", "ship", "ship+gptq", "distill", "gptq+ship")
 
@@ -151,7 +155,8 @@ def files_of(types: Iterable[str], recipes: Sequence[str]) -> list[File]:
         File(quant, recipe)
         for quant in types
         for recipe in (["plain"] if quant.startswith(AUTO) else recipes)
-        if quant in CALIBRATED or not (RECIPES[recipe].gptq or RECIPES[recipe].adapter == "from")
+        if quant in CALIBRATED
+        or not (RECIPES[recipe].gptq or RECIPES[recipe].adapter.startswith("from"))
     ]
 
 
@@ -176,8 +181,9 @@ class Cell:
             kind, _, quant = name.partition("-")
             ship = ("--ship", quant) if quant else ()
             distill = ("--ship-distill", options.distill) if kind == "distill" else ()
-            begin = self._calibrated(options, quant) if kind == "from" else ()
-            self._train(name, *common, *more, *ship, *distill, *begin)
+            text = ("--ship-text", options.ship_text) if kind.endswith("text") else ()
+            begin = self._calibrated(options, quant) if kind.startswith("from") else ()
+            self._train(name, *common, *more, *ship, *distill, *text, *begin)
 
     def _calibrated(self, options: argparse.Namespace, quant: str) -> tuple[Any, ...]:
         """Options of the training that begins with the first one's file by GPTQ."""
@@ -348,6 +354,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--calibration-tokens", type=int, default=16384)
     parser.add_argument("--calibration-text", type=Path, help="another one than --text")
+    parser.add_argument("--ship-text", type=Path, help="another one than --text")
     parser.add_argument("--text", type=Path, required=True, help="plain text for the perplexity")
     parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens of the text")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
@@ -358,6 +365,11 @@ def main() -> None:
     recipes = options.recipes.split(",")
     if any(RECIPES[recipe].text for recipe in recipes) and not options.calibration_text:
         parser.error("gptq+text needs --calibration-text")
+    if (
+        any(RECIPES[recipe].adapter.endswith("text") for recipe in recipes)
+        and not options.ship_text
+    ):
+        parser.error("ship+text and gptq+ship+text need --ship-text")
     files = files_of(options.types.split(","), recipes)
     tasks = options.task or list(STEPS)
     suites = [

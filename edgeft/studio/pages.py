@@ -108,7 +108,7 @@ SOURCES: dict[str, tuple[Kind, ...]] = {
     **dict.fromkeys(
         ("data", "validation_data", "against", "items", "few_shot_data", "replay", "calibration", "calibration_text",
          "instructions",
-         "text", "chats", "refusals", "general"),
+         "text", "ship_text", "chats", "refusals", "general"),
         DATA,
     ),
     "base": ("base",),

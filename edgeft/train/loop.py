@@ -38,9 +38,10 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.protocol import Evaluation, Method, Objective, Watch, without_peft
 from edgeft.train.reporters import event_files_in
 from edgeft.train.sharded import gather_trained
-from edgeft.train.ship import check_file
-from edgeft.train.ship.callback import ShipCallback
+from edgeft.train.ship import check_file, text_windows
+from edgeft.train.ship.callback import DIVERGENCE, ShipCallback
 from edgeft.train.ship.distillation import Distillation
+from edgeft.train.ship.text_divergence import TextDivergence
 from edgeft.train.ship.weights import ShipWeights
 from edgeft.train.threads import ThreadsCallback
 from edgeft.weights.text_base import open_base
@@ -91,6 +92,7 @@ def fit(
     if why_not and device == "cpu":
         say(f"{lora_layers} LoRA layers compute as one function, the others as in peft: {why_not}")
     ship = ship_weights(options, model, why_not, device) if options.ship else None
+    text = None
     evaluates = len(objective.validation)
     arguments = training_arguments(options, bar.total, work_folder, device, evaluates)
     with event_files_in(options.output.with_name(f"{options.output.name}.logs")):
@@ -111,7 +113,11 @@ def fit(
         trainer.add_callback(ThreadsCallback(changes=options.threads == "auto"))
     if ship:
         trainer.distillation = Distillation(ship, options.ship_distill)
-        trainer.add_callback(ShipCallback(ship, options.first_ship_step(bar.total)))
+        first = options.first_ship_step(bar.total)
+        if options.ship_text:
+            windows = text_windows(options.ship_text, options.base, bar.total - first)
+            text = TextDivergence(ship, without_peft(model), windows)
+        trainer.add_callback(ShipCallback(ship, first, text))
     if options.early_stopping:
         trainer.add_callback(transformers.EarlyStoppingCallback(options.early_stopping))
     if answering:
@@ -134,8 +140,9 @@ def fit(
     facts = method.facts()
     if ship:
         base_precision = facts.get("nf4", {}).get("kind", "stored")
-        first = options.first_ship_step(bar.total)
         facts["ship"] = {"from_step": first + 1, "base_precision": base_precision, **ship.facts()}
+        if text:
+            facts["ship"]["text_divergence"] = loss_curve(trainer.state.log_history, DIVERGENCE)
         if ship.file_facts:
             facts["ship"] |= {"base_precision": "file", "file": ship.file_facts}
     curves = objective.curves(trainer.state.log_history)
@@ -182,7 +189,9 @@ def ship_weights(options: TrainOptions, model: Any, why_not: str, device: str) -
         raise InputError(f"--ship is for plain LoRA layers: {why_not}", "--target-modules")
     base, path = open_base(options.base), options.ship_from
     kept = check_file(path, base, options.ship) if path else None
-    return ShipWeights(model, base, options.ship, kept)
+    return ShipWeights(
+        model, base, options.ship, kept, teaches=bool(options.ship_distill or options.ship_text)
+    )
 
 
 def offloaded(options: TrainOptions, model: Any, folder: Path) -> AbstractContextManager[Any]:

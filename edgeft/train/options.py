@@ -220,6 +220,9 @@ class TrainOptions:
     ship_distill: float = 0.0
     """Share of the loss in these steps that is the Kullback-Leibler divergence from --adapter before its
     weights are rounded, 0 to 1."""
+    ship_text: Path | None = None
+    """A file with plain text: each of these steps reads 256 tokens of it, too, and learns the probabilities that
+    --adapter gives them before its weights are rounded."""
 
     def __post_init__(self) -> None:
         """InputError for values outside their range, and for values that contradict each other."""
@@ -311,20 +314,21 @@ class TrainOptions:
             raise InputError("--ship-steps needs --ship and is above 0", "such as --ship q4_0")
         if not 0 <= self.ship_distill <= 1:
             raise InputError(f"--ship-distill {self.ship_distill} is no share", "such as 0.5")
-        if self.ship_distill and not (self.ship and self.adapter):
-            raise InputError(
-                "--ship-distill needs --ship, and the --adapter that it learns from",
-                "--ship q4_0 --adapter FOLDER",
-            )
+        for name in ("ship_distill", "ship_text"):
+            if getattr(self, name) and not (self.ship and self.adapter):
+                raise InputError(
+                    f"--{name.replace('_', '-')} needs --ship, and the --adapter that it learns from",
+                    "--ship q4_0 --adapter FOLDER",
+                )
         if self.ship_from and not (self.ship and self.adapter):
             raise InputError(
                 "--ship-from needs --ship, and the --adapter that the file was exported from",
                 "--ship q4_0 --adapter FOLDER",
             )
-        if self.ship_from and (self.ship_distill or self.ship_share != 1):
+        if self.ship_from and self.ship_share != 1:
             raise InputError(
-                "--ship-from computes with the file's values in every step, and has no teacher",
-                "leave --ship-steps and --ship-distill out",
+                "--ship-from computes with the file's values in every step",
+                "leave --ship-steps out",
             )
         if not self.ship:
             return

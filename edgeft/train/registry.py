@@ -22,7 +22,7 @@ from edgeft.train.protocol import Method, Objective
 LORA = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 LORA_START = ("adapter", "add_tokens")
 LORA_VARIANTS = ("use_rslora", "use_dora", "lora_plus_ratio")
-SHIP = ("ship", "ship_steps", "ship_from", "ship_distill")
+SHIP = ("ship", "ship_steps", "ship_from", "ship_distill", "ship_text")
 FROZEN = ("offload_weights",)
 METHOD_OPTIONS = frozenset((
     *LORA, *LORA_START, *LORA_VARIANTS, *SHIP, *FROZEN, "quantization", "double_quant", "keep_4bit",

@@ -21,7 +21,7 @@ from edgeft.train.registry import OBJECTIVES, check_objective, check_options, me
 from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
-PATHS = (*DATA, "output", "adapter", "ship_from")
+PATHS = (*DATA, "output", "adapter", "ship_from", "ship_text")
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
 FROM_FILE_SHARE = 0.6

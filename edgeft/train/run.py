@@ -47,7 +47,7 @@ from edgeft.train.registry import (
 )
 from edgeft.train.reporters import check_reporters
 from edgeft.train.rewards import code_sha256
-from edgeft.train.ship import check_ship
+from edgeft.train.ship import check_ship, plain_text
 from edgeft.weights.text_base import open_base
 
 FIRST = {"method": "qlora", "objective": "sft"}
@@ -94,6 +94,8 @@ def train(
             say(note)
         if options.ship:
             check_ship(options.ship, base)
+        if options.ship_text:
+            plain_text(options.ship_text)
         if options.adapter:
             check_adapter(options, base)
             check_ship_from(options, base)
@@ -226,6 +228,8 @@ def identities(options: TrainOptions, objective: str) -> dict[str, str]:
         if not options.ship_from.is_file():
             raise InputError(f"no such file: {options.ship_from}", "check --ship-from")
         parents["ship_from"] = store.identity(options.ship_from)
+    if options.ship_text:
+        parents["ship_text"] = store.identity(options.ship_text)
     return parents
 
 

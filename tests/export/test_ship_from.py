@@ -36,7 +36,7 @@ def first(
     options = TrainOptions(
         base=tiny_base, data=tiny_chats, output=tmp_path_factory.mktemp("first") / "adapter",
         steps=4, batch_size=4, micro_batch_size=4, learning_rate=5e-3, save_every=2, eval_every=3,
-        target_modules=("q_proj", "v_proj", "down_proj"),
+        target_modules=("q_proj", "v_proj", "down_proj"), compute_type="fp32",
     )  # fmt: skip
     train(options)
     export(ExportOptions(options.output.parent, (Weighted(options.output),), quants=("gptq-q4_0",),
@@ -117,6 +117,47 @@ def test_a_run_that_was_interrupted_ends_with_the_same_bytes(
     check_resumed(trained[0], tmp_path / "adapter")
 
 
+def test_a_text_is_learned_from_the_adapter_before_its_rounding(
+    first: TrainOptions, trained: Trained, tmp_path: Path
+) -> None:
+    """What does not train, such as the embedding, has the file's values for the teacher, too."""
+    import torch
+
+    from edgeft.train.ship import text_windows
+    from edgeft.train.ship.text_divergence import TextDivergence
+
+    text = tmp_path / "text.txt"
+    text.write_text("The lamp on the floor is old. " * 60)
+    options = dataclasses.replace(trained[0], ship_text=text, output=tmp_path / "adapter")
+    said = []
+    of_window = TextDivergence._log_probabilities
+
+    def recorded(self: TextDivergence, ids: Any) -> Any:
+        said.append((ids, of_window(self, ids)))
+        return said[-1][1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextDivergence, "_log_probabilities", recorded)
+        manifest = train(options)
+    whole = store.read_manifest(trained[0].output)
+    assert whole is not None and manifest.files != whole.files, "it is learned"
+    divergences = manifest.facts["ship"]["text_divergence"]
+    assert [step for step, _ in divergences] == [1, 2, 3, 4]
+    windows = text_windows(text, first.base, 4)
+    assert [ids.tolist() for ids, _ in said[::2]] == [[window] for window in windows]
+    file, teacher = (
+        open_merged(first.base, trained[0].output),
+        open_merged(first.base, first.output),
+    )
+    with ReferenceRuntime(first.base, threads=1) as runtime, torch.no_grad():
+        for name, weight in runtime.model.named_parameters():
+            view = teacher.with_base("nf4") if name in trained[1] else file
+            weight.copy_(torch.from_numpy(view.tensor(name)))
+        expected = torch.from_numpy(runtime.logits(windows[3])).log_softmax(-1)
+    torch.testing.assert_close(said[6][1], expected, atol=1e-4, rtol=1e-4)
+    check_resumed(options, tmp_path / "again")
+
+
 def test_a_change_of_zero_moves_nothing(first: TrainOptions) -> None:
     """Every start is nearest to the value of the file, in every type whose values are evenly spaced."""
     from gguf import GGMLQuantizationType as Type
@@ -183,7 +224,7 @@ def test_files_of_others_are_refused(first: TrainOptions, trained: Trained, tmp_
     with pytest.raises(InputError, match="q4_0.gguf"):  # its manifest names other bytes
         train(dataclasses.replace(more, ship_from=tmp_path / "q4_0.gguf"))
     assert not more.output.exists()
-    for wrong in ({"adapter": None}, {"ship": None}, {"ship_distill": 0.5}, {"ship_steps": 0.5}):
+    for wrong in ({"adapter": None}, {"ship": None}, {"ship_steps": 0.5}):
         with pytest.raises(InputError, match="--ship-from"):
             dataclasses.replace(more, **wrong)
 

@@ -219,6 +219,8 @@ def test_what_cannot_run_here_is_said_before_anything_is_loaded(
     if importlib.util.find_spec("lomo_optim"):
         assert "--batch-size 4" in refused(optimizer="lomo", micro_batch_size=4)
         assert "--max-grad-norm 0" in refused(optimizer="lomo", max_grad_norm=1.0)
+        text = {"adapter": Path("a"), "ship": "q4_0", "ship_text": Path("t")}
+        assert "--ship-text has one of its own" in refused(optimizer="lomo", **text)
     if importlib.util.find_spec("schedulefree"):
         assert "--scheduler constant" in refused(optimizer="schedule-free")
 

@@ -16,6 +16,7 @@ from edgeft.train.memory.base_model import BaseModel
 from edgeft.train.memory.trained import Trains, target_linears, trained_counts
 from edgeft.train.optimizers import optimizer_row
 from edgeft.train.options import TrainOptions
+from edgeft.train.ship.text_windows import TEXT_TOKENS
 
 LIBRARY_BYTES = 575_000_000
 """resident memory of a run on a tiny model: Python, torch, transformers, peft, datasets"""
@@ -87,9 +88,17 @@ def estimate(
         packed = base.packed
         weights = int((base.weights - packed) * held + packed * NF4_BYTES)
     if options.ship:  # beside each weight its value in the file
-        weights += 4 * shipped_weights(base, options, trains)
+        teaches = options.ship_from and (options.ship_text or options.ship_distill)
+        weights += (8 if teaches else 4) * shipped_weights(base, options, trains)
     same_type = "F32" if held == 4 else "BF16"
     kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
+    if (
+        options.ship_text
+    ):  # before the chats of a step; the teacher's probabilities and their gradients
+        of_text = Batch(1, TEXT_TOKENS, TEXT_TOKENS)
+        probabilities = 2 * TEXT_TOKENS * base.sizes.vocabulary * 4
+        text = activation_bytes(base, options, trains, of_text, value_bytes)
+        kept, temporary = max((kept, temporary), (text[0], text[1] + probabilities), key=sum)
     holes = heap_holes(base, options, trains, batch, value_bytes) if device == "cpu" else 0
     files = max(0, base.stored_bytes - base.stored_in.get(same_type, 0))
     offloads = options.offload_activations

@@ -68,6 +68,11 @@ def check_optimizer(options: TrainOptions) -> None:
             f"--optimizer {name} steps in every backward pass and accumulates no gradients",
             f"--batch-size {options.micro_batch_size}",
         )
+    if options.ship_text:
+        raise InputError(
+            f"--optimizer {name} steps in every backward pass, and --ship-text has one of its own",
+            "another --optimizer",
+        )
     if options.max_grad_norm:
         raise InputError(
             f"--optimizer {name} keeps no gradients, so that their norm cannot be clipped",

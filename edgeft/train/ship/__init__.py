@@ -10,5 +10,6 @@ learns. `edgeft.train.lora_function` has the layer.
 """
 
 from edgeft.train.ship.file_tensors import check_file, check_ship, check_type, file_tensors
+from edgeft.train.ship.text_windows import plain_text, text_windows
 
-__all__ = ["check_file", "check_ship", "check_type", "file_tensors"]
+__all__ = ["check_file", "check_ship", "check_type", "file_tensors", "plain_text", "text_windows"]

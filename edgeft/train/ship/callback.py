@@ -10,7 +10,11 @@ from typing import Any
 import transformers
 
 from edgeft.progress import say
+from edgeft.train.ship.text_divergence import TextDivergence
 from edgeft.train.ship.weights import ShipWeights
+
+DIVERGENCE = "text_divergence"
+"""key of the log: of --ship-text, nats a token"""
 
 
 class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
@@ -20,12 +24,17 @@ class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
     same steps as one that was not interrupted.
     """
 
-    def __init__(self, ship: ShipWeights, first: int) -> None:
-        """`first`: steps before the first one with the file's values."""
-        self.ship, self.first = ship, first
+    def __init__(self, ship: ShipWeights, first: int, text: TextDivergence | None = None) -> None:
+        """`first`: steps before the first one with the file's values. `text`: is read in each from there on."""
+        self.ship, self.first, self.text = ship, first, text
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._start(state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.text and self.ship.started:
+            divergence = self.text.backward(state.global_step - self.first)
+            state.log_history.append({"step": state.global_step + 1, DIVERGENCE: divergence})
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if not self.ship.started:

@@ -14,8 +14,7 @@ weights that are not rounded; what does not train, such as the embedding, is as 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 
@@ -23,14 +22,10 @@ from edgeft.train.ship.weights import ShipWeights
 
 
 class Distillation:
-    """Holds LoRA's matrices as they were at the start: 2 r (in + out) float32 a layer."""
+    """The loss with a teacher; without a share the loss alone."""
 
     def __init__(self, ship: ShipWeights, share: float) -> None:
         self._ship, self._share = ship, share
-        self._start = [
-            [matrix.detach().clone() for matrix in layer.lora()] if share else []
-            for layer in ship.layers
-        ]
 
     def mix(
         self, total: torch.Tensor, logits: torch.Tensor, teacher: Callable[[], torch.Tensor]
@@ -40,27 +35,9 @@ class Distillation:
         file's values `total` alone."""
         if not self._share or not self._ship.started:
             return total
-        with torch.no_grad(), self._teacher_weights():
+        with torch.no_grad(), self._ship.as_begun():
             target = teacher().float().log_softmax(-1)
         divergence = torch.nn.functional.kl_div(
             logits.float().log_softmax(-1), target, reduction="sum", log_target=True
         )
         return (1 - self._share) * total + self._share * divergence
-
-    @contextlib.contextmanager
-    def _teacher_weights(self) -> Iterator[None]:
-        now = [[matrix.detach().clone() for matrix in layer.lora()] for layer in self._ship.layers]
-        self._set(self._start)
-        for layer in self._ship.layers:
-            del layer.module.ship_weight
-        try:
-            yield
-        finally:
-            self._set(now)
-            for layer in self._ship.layers:
-                layer.module.ship_weight = layer.values
-
-    def _set(self, matrices: list[list[torch.Tensor]]) -> None:
-        for layer, values in zip(self._ship.layers, matrices, strict=True):
-            for matrix, value in zip(layer.lora(), values, strict=True):
-                matrix.data.copy_(value)

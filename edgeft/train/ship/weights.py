@@ -17,6 +17,7 @@ same function and in the same blocks, so that the file has the bytes whose hashe
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -63,6 +64,8 @@ class ShipLayer:
     """the file of --ship-from"""
     name: str = ""
     """of the weight in the checkpoint"""
+    first: tuple[torch.Tensor, ...] = ()
+    """W, B and A as the training found them, where they are kept"""
 
     def lora(self) -> tuple[torch.Tensor, torch.Tensor]:
         """B (out, r) and A (r, in)."""
@@ -81,10 +84,26 @@ class ShipLayer:
         source = rows if self.file.order is None else self.file.order[rows]
         return source, base[source] + lora_delta(left[source], right, scale)
 
+    def keep_first(self) -> None:
+        """Keep what `first` is. Only `begin` changes W, and it writes into another tensor."""
+        matrices = (matrix.detach().clone() for matrix in self.lora())
+        self.first = (self.module.get_base_layer().weight.data, *matrices)
+
+    def swap(self, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Compute with these W, B and A; those until now."""
+        tensors = (self.module.get_base_layer().weight, *self.lora())
+        before = tuple(tensor.data for tensor in tensors)
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.data = part
+        return before
+
     def begin(self) -> None:
         """Take the file's values as the weight, and LoRA's change as none: the file has it already."""
         assert self.kept
-        weight = self.module.get_base_layer().weight.detach().numpy()
+        base = self.module.get_base_layer().weight
+        if self.first:
+            base.data = torch.empty_like(base)
+        weight = base.detach().numpy()
         for rows in ggml.row_blocks(*weight.shape):
             weight[rows] = self.kept.start(self.name, rows)
         self.lora()[0].data.zero_()
@@ -128,9 +147,15 @@ class ShipWeights:
     """The layers of a model at the values of a file; `lora_function.install` comes before."""
 
     def __init__(
-        self, model: Any, base: TextBase, quant: str, kept: KeptScales | None = None
+        self,
+        model: Any,
+        base: TextBase,
+        quant: str,
+        kept: KeptScales | None = None,
+        teaches: bool = False,
     ) -> None:
-        """`kept`: a file whose scales stay, and whose values the layers begin with.
+        """`kept`: a file whose scales stay, and whose values the layers begin with. `teaches`: keep what
+        `as_begun` computes with: 2 r (in + out) float32 a layer, and with `kept` W.
 
         InputError where a trained weight has no place of its own in the file, or no codes in `kept`.
         """
@@ -147,6 +172,8 @@ class ShipWeights:
         self.started = False
         self.file_facts: dict[str, str] = {}
         """path and identity of the file of `kept`, for the manifest"""
+        for layer in self.layers if teaches else ():
+            layer.keep_first()
         if kept:
             path = kept.path.absolute()
             self.file_facts = {"path": str(path), "identity": store.identity(path)}
@@ -179,6 +206,20 @@ class ShipWeights:
             layer.update(rows, exact)
 
         self._in_threads(work, [(layer, rows) for layer in self.layers for rows in layer.blocks()])
+
+    @contextlib.contextmanager
+    def as_begun(self) -> Iterator[None]:
+        """Compute with the adapter that the training began with, and with weights that are not rounded. What
+        does not train, such as the embedding, is as in the file."""
+        now = [layer.swap(layer.first) for layer in self.layers]
+        for layer in self.layers:
+            del layer.module.ship_weight
+        try:
+            yield
+        finally:
+            for layer, parts in zip(self.layers, now, strict=True):
+                layer.swap(parts)
+                layer.module.ship_weight = layer.values
 
     def facts(self) -> dict[str, Any]:
         """Type and hash of each tensor of the file: its name -> [type, BLAKE2b of what is stored]."""

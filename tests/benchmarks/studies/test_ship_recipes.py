@@ -43,28 +43,31 @@ def test_the_commands_of_a_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(ship_recipes, "edgeft", edgeft)
     options = argparse.Namespace(
         base="b", method="lora", steps=None, more_steps=8, more_rate=2e-4, batch_size=4,
-        threads=1, calibration_tokens=9, text=Path("t"), chunks=2,
+        threads=1, calibration_tokens=9, text=Path("t"), ship_text=Path("s"), chunks=2,
     )  # fmt: skip
-    files = ship_recipes.files_of(["q4_0"], ["plain", "ship", "ship+gptq"])
+    files = ship_recipes.files_of(["q4_0"], ["plain", "ship", "ship+gptq", "ship+text"])
     cell = Cell(load_suite("smart_home"), 2, tmp_path)
     for part in (cell.train, cell.export, cell.measure):
         part(options, files)
         for file in files:
             (tmp_path / file.path).parent.mkdir(exist_ok=True)
-    first, control, ship = ran[:3]
+    first, control, ship, text = ran[:4]
     assert "--steps 240 --seed 2" in first and "--adapter" not in first
     for word in (f"--adapter {tmp_path}/first", "--steps 8 --seed 1002"):
         assert word in control and word in ship
     assert "--ship q4_0" in ship and "--ship" not in control
+    assert "--ship-text" not in ship and "--ship q4_0 --ship-text s" in text
     exports = [command for command in ran if command.startswith("merge-export")]
     assert [f"{tmp_path}/{name}" in command for name, command in zip(
-        ("control", "control", "ship-q4_0", "ship-q4_0"), exports, strict=True
-    )] == [True] * 4  # fmt: skip
-    assert [command.split()[-1] for command in exports] == ["f16", "q4_0", "q4_0", "gptq-q4_0"]
+        ("control", "control", "ship-q4_0", "ship-q4_0", "shiptext-q4_0"), exports, strict=True
+    )] == [True] * 5  # fmt: skip
+    assert [command.split()[-1] for command in exports] == [
+        "f16", "q4_0", "q4_0", "gptq-q4_0", "q4_0",
+    ]  # fmt: skip
     assert "--baseline " + str(tmp_path / "control-plain/f16.gguf") in ran[-1]
     assert list(cell.results(files)) == list(map(str, files))
     cell.measure(options, files)  # is complete
-    assert ran[-1].startswith("bench") and len(ran) == 8
+    assert ran[-1].startswith("bench") and len(ran) == 10
 
 
 def test_the_table_pairs_each_seed_with_its_own_f16() -> None:

@@ -20,7 +20,7 @@ def test_the_loss_is_mixed_with_the_divergence_from_the_first_adapter(tiny_base:
 
     model = with_lora(tiny_base, ["q_proj", "up_proj"])
     ids = torch.arange(24)[None]
-    ship = ShipWeights(model, open_base(tiny_base), "q4_0")
+    ship = ShipWeights(model, open_base(tiny_base), "q4_0", teaches=True)
     distillation = Distillation(ship, 0.25)
     total = torch.tensor(3.0)
     assert distillation.mix(total, model(ids).logits, no_teacher) is total
