@@ -5,6 +5,10 @@ set(LLAMA_BUILD_COMMON OFF)
 
 # GCC before 11.5, 12.4, 13.3 and 14 leaves out what llama.cpp writes of AMX's configuration
 # (https://gcc.gnu.org/PR114098), and its products crash. -march=native would bring them.
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64" AND NOT MSVC)
-    add_compile_options(-mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+include(CheckCXXCompilerFlag)
+check_cxx_compiler_flag(-mno-amx-int8 HAS_AMX_FLAGS)
+if(HAS_AMX_FLAGS)
+    foreach(FLAG -mno-amx-tile -mno-amx-int8 -mno-amx-bf16)
+        add_compile_options($<$<COMPILE_LANGUAGE:C,CXX>:${FLAG}>)
+    endforeach()
 endif()

@@ -181,9 +181,12 @@ def _calibrate(run: TrainOptions, quant: str, overwrite: bool) -> None:
     from edgeft.export.pipeline import export
     from edgeft.train.continued import check_ship_from
     from edgeft.train.registry import load_method
+    from edgeft.train.ship import plain_text
 
     assert run.adapter and run.ship_from
     check_ship_from(dataclasses.replace(run, ship_from=None))
+    if run.ship_text:
+        plain_text(run.ship_text)
     load_method("qlora")  # before torch is imported: settings of OpenMP
     import torch
 

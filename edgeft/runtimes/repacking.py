@@ -34,10 +34,10 @@ def cpu_features() -> frozenset[str]:
 
 
 def uses_amx() -> bool:
-    """Was llama.cpp built with its products by AMX, and has this CPU it?
+    """Was llama.cpp built with its products by AMX?
 
-    Built by GCC before 11.5, 12.4, 13.3 or 14, they crash or are wrong: only the first 8 bytes of the tiles'
-    configuration are written (https://gcc.gnu.org/PR114098, https://github.com/ggml-org/llama.cpp/pull/26954).
+    Built by GCC before 11.5, 12.4, 13.3 or 14, they crash: GCC takes only the first 8 bytes of the tiles' configuration as
+    read, and may leave out the stores of the others (https://gcc.gnu.org/PR114098, https://github.com/ggml-org/llama.cpp/pull/26954).
     `make setup` builds without them.
     """
     return "AMX_INT8" in cpu_features()

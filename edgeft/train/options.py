@@ -332,6 +332,11 @@ class TrainOptions:
             )
         if not self.ship:
             return
+        if self.neftune_alpha and (self.ship_distill or self.ship_text):
+            raise InputError(
+                "--neftune-alpha would also disturb the teacher of --ship-distill and --ship-text",
+                "leave --neftune-alpha out",
+            )
         for name in NOT_WITH_SHIP:
             if getattr(self, name):
                 raise InputError(f"--ship and --{name.replace('_', '-')} do not go together")

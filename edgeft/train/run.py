@@ -94,8 +94,6 @@ def train(
             say(note)
         if options.ship:
             check_ship(options.ship, base)
-        if options.ship_text:
-            plain_text(options.ship_text)
         if options.adapter:
             check_adapter(options, base)
             check_ship_from(options, base)
@@ -229,6 +227,7 @@ def identities(options: TrainOptions, objective: str) -> dict[str, str]:
             raise InputError(f"no such file: {options.ship_from}", "check --ship-from")
         parents["ship_from"] = store.identity(options.ship_from)
     if options.ship_text:
+        plain_text(options.ship_text)
         parents["ship_text"] = store.identity(options.ship_text)
     return parents
 

@@ -11,11 +11,13 @@ import pytest
 
 from edgeft import store
 from edgeft.adapter.read import Weighted
+from edgeft.errors import EdgeftError, InputError
 from edgeft.export.pipeline import ExportOptions, export
 from edgeft.train.options import TrainOptions
 from edgeft.train.run import train
 from edgeft.weights import gguf_reader
 from helpers.interrupting import interrupted_at
+from helpers.shipping import check_resumed
 
 Trained = tuple[TrainOptions, dict[str, np.ndarray]]
 
@@ -142,6 +144,37 @@ def test_an_adapter_is_trained_on_for_a_type_alone(trained: Trained, tmp_path: P
         ship_steps=None, steps=2,
     )  # fmt: skip
     assert train(options).facts["ship"]["from_step"] == 1
+
+
+def test_a_text_is_read_in_the_steps_of_the_type(trained: Trained, tmp_path: Path) -> None:
+    """Also where a step has several micro-batches. Another text is another training."""
+    text = tmp_path / "text.txt"
+    text.write_text("The lamp on the floor is old. " * 60)
+    options = dataclasses.replace(
+        trained[0], adapter=trained[0].output, ship_steps=2, steps=4, save_every=3,
+        micro_batch_size=2, ship_text=text, output=tmp_path / "adapter",
+    )  # fmt: skip
+    divergences = train(options).facts["ship"]["text_divergence"]
+    assert [step for step, _ in divergences] == [3, 4]
+    check_resumed(options, tmp_path / "again")
+    assert train(options).facts["ship"]["text_divergence"] == divergences
+    text.write_text("Other words. " * 60)
+    with pytest.raises(EdgeftError, match="another|other"):
+        train(options)
+
+
+def test_what_a_text_or_a_teacher_does_not_go_with(trained: Trained, tmp_path: Path) -> None:
+    options = dataclasses.replace(
+        trained[0], adapter=trained[0].output, ship_steps=None, output=tmp_path / "adapter"
+    )
+    for wrong in ({"adapter": None}, {"ship": None, "ship_steps": None}):
+        with pytest.raises(InputError, match="--ship-text needs --ship"):
+            dataclasses.replace(options, ship_text=tmp_path / "text.txt", **wrong)
+    for teacher in ({"ship_text": tmp_path / "text.txt"}, {"ship_distill": 0.5}):
+        with pytest.raises(InputError, match="--neftune-alpha would also disturb"):
+            dataclasses.replace(options, neftune_alpha=5.0, **teacher)
+    with pytest.raises(InputError, match="no such file: .*text.txt"):
+        train(dataclasses.replace(options, ship_text=tmp_path / "text.txt"))
 
 
 def test_a_teacher_changes_what_is_learned_and_not_what_is_shipped(

@@ -127,7 +127,7 @@ def test_a_text_is_learned_from_the_adapter_before_its_rounding(
     from edgeft.train.ship.text_divergence import TextDivergence
 
     text = tmp_path / "text.txt"
-    text.write_text("The lamp on the floor is old. " * 60)
+    text.write_text("".join(f"{number} lamps. " for number in range(600)))
     options = dataclasses.replace(trained[0], ship_text=text, output=tmp_path / "adapter")
     said = []
     of_window = TextDivergence._log_probabilities
@@ -156,6 +156,10 @@ def test_a_text_is_learned_from_the_adapter_before_its_rounding(
         expected = torch.from_numpy(runtime.logits(windows[3])).log_softmax(-1)
     torch.testing.assert_close(said[6][1], expected, atol=1e-4, rtol=1e-4)
     check_resumed(options, tmp_path / "again")
+    distilled = dataclasses.replace(
+        trained[0], ship_distill=0.5, save_every=0, output=tmp_path / "distilled"
+    )
+    assert train(distilled).files != whole.files
 
 
 def test_a_change_of_zero_moves_nothing(first: TrainOptions) -> None:

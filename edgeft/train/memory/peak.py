@@ -87,14 +87,14 @@ def estimate(
     if trains.quantized and options.keep_4bit:
         packed = base.packed
         weights = int((base.weights - packed) * held + packed * NF4_BYTES)
-    if options.ship:  # beside each weight its value in the file
-        teaches = options.ship_from and (options.ship_text or options.ship_distill)
-        weights += (8 if teaches else 4) * shipped_weights(base, options, trains)
+    teaches = bool(options.ship_text or options.ship_distill)  # LoRA as it was stays, too
+    if options.ship:  # beside each weight its value in the file, and what --ship-from replaced
+        of_each = 8 if teaches and options.ship_from else 4
+        weights += of_each * shipped_weights(base, options, trains)
     same_type = "F32" if held == 4 else "BF16"
     kept, temporary = activation_bytes(base, options, trains, batch, value_bytes)
-    if (
-        options.ship_text
-    ):  # before the chats of a step; the teacher's probabilities and their gradients
+    # Before the chats of a step; beside them the teacher's probabilities and their gradients.
+    if options.ship_text:
         of_text = Batch(1, TEXT_TOKENS, TEXT_TOKENS)
         probabilities = 2 * TEXT_TOKENS * base.sizes.vocabulary * 4
         text = activation_bytes(base, options, trains, of_text, value_bytes)
@@ -107,7 +107,7 @@ def estimate(
         files=0 if options.offload_weights else files,
         files_stay=same_type in base.stored_in,
         base=weights,
-        trained=4 * beside,
+        trained=4 * beside * (2 if teaches else 1),
         gradients=0 if optimizer_row(options.optimizer).fused_backward else 4 * count,
         optimizer=int(state * count),
         activations=holes + (0 if offloads else kept),

@@ -33,6 +33,9 @@ class ShipCallback(transformers.TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.text and self.ship.started:
+            # The trainer does it after this; an evaluation, and the start, leave the other mode.
+            kwargs["model"].train()
+            getattr(kwargs["optimizer"], "train", lambda: None)()
             divergence = self.text.backward(state.global_step - self.first)
             state.log_history.append({"step": state.global_step + 1, DIVERGENCE: divergence})
 

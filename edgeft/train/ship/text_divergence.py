@@ -3,10 +3,10 @@
     text = TextDivergence(ship, model, text_windows(path, tokenizer_folder, steps))
     text.backward(step)             # before the losses of a step, whose gradients are added
 
-The chats of a fine-tune hold few of a language's words. A training on them alone takes back what rounding cost
-these, and not what it cost others. Here each step also reads a piece of another text, and its loss is the Kullback-Leibler divergence of
-the model from itself as the training found it, with weights that are not rounded: knowledge distillation for quantization without labels
-(arXiv 2305.17888).
+The chats of a fine-tune hold few of a language's words. A training on them alone repairs the damage of rounding to
+these words, and not to others. Here each step also reads a piece of another text. Its loss is the Kullback-Leibler
+divergence of the model from a teacher: the adapter that the training began with, on weights that are not rounded
+(`ShipWeights.as_begun`). This is distillation for quantization without labels (arXiv 2305.17888).
 """
 
 # Imported only when a run starts, after the check for the extra.
@@ -33,7 +33,10 @@ class TextDivergence:
         self._ship, self._model, self._windows = ship, model, windows
 
     def backward(self, step: int) -> float:
-        """Add the gradients of step `step`, from 0; nats a token."""
+        """Add the gradients of this step's loss; returns the divergence, nats a token.
+
+        `step`: 0 for the first one with the file's values.
+        """
         ids = torch.tensor([self._windows[step % len(self._windows)]])
         with torch.no_grad(), self._ship.as_begun():
             target = self._log_probabilities(ids)

@@ -64,7 +64,7 @@ class ShipLayer:
     """the file of --ship-from"""
     name: str = ""
     """of the weight in the checkpoint"""
-    first: tuple[torch.Tensor, ...] = ()
+    begun: tuple[torch.Tensor, ...] = ()
     """W, B and A as the training found them, where they are kept"""
 
     def lora(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,13 +84,13 @@ class ShipLayer:
         source = rows if self.file.order is None else self.file.order[rows]
         return source, base[source] + lora_delta(left[source], right, scale)
 
-    def keep_first(self) -> None:
-        """Keep what `first` is. Only `begin` changes W, and it writes into another tensor."""
+    def keep_begun(self) -> None:
+        """Remember the present W, B and A as `begun`. Only `begin` changes W, in another tensor."""
         matrices = (matrix.detach().clone() for matrix in self.lora())
-        self.first = (self.module.get_base_layer().weight.data, *matrices)
+        self.begun = (self.module.get_base_layer().weight.data, *matrices)
 
     def swap(self, parts: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Compute with these W, B and A; those until now."""
+        """Give the layer these W, B and A; returns the ones that it had."""
         tensors = (self.module.get_base_layer().weight, *self.lora())
         before = tuple(tensor.data for tensor in tensors)
         for tensor, part in zip(tensors, parts, strict=True):
@@ -101,7 +101,7 @@ class ShipLayer:
         """Take the file's values as the weight, and LoRA's change as none: the file has it already."""
         assert self.kept
         base = self.module.get_base_layer().weight
-        if self.first:
+        if self.begun:
             base.data = torch.empty_like(base)
         weight = base.detach().numpy()
         for rows in ggml.row_blocks(*weight.shape):
@@ -155,7 +155,7 @@ class ShipWeights:
         teaches: bool = False,
     ) -> None:
         """`kept`: a file whose scales stay, and whose values the layers begin with. `teaches`: keep what
-        `as_begun` computes with: 2 r (in + out) float32 a layer, and with `kept` W.
+        `as_begun` computes with: r (in + out) float32 a layer, and with `kept` W.
 
         InputError where a trained weight has no place of its own in the file, or no codes in `kept`.
         """
@@ -173,7 +173,7 @@ class ShipWeights:
         self.file_facts: dict[str, str] = {}
         """path and identity of the file of `kept`, for the manifest"""
         for layer in self.layers if teaches else ():
-            layer.keep_first()
+            layer.keep_begun()
         if kept:
             path = kept.path.absolute()
             self.file_facts = {"path": str(path), "identity": store.identity(path)}
@@ -211,7 +211,7 @@ class ShipWeights:
     def as_begun(self) -> Iterator[None]:
         """Compute with the adapter that the training began with, and with weights that are not rounded. What
         does not train, such as the embedding, is as in the file."""
-        now = [layer.swap(layer.first) for layer in self.layers]
+        now = [layer.swap(layer.begun) for layer in self.layers]
         for layer in self.layers:
             del layer.module.ship_weight
         try:

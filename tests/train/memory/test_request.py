@@ -71,6 +71,24 @@ def test_weights_for_a_file_count_twice_and_stay_in_memory(
     assert hint == "--micro-batch-size 1 --checkpoint-activations"
 
 
+def test_a_teacher_is_what_the_training_found(tiny_base: Path, tiny_chats: Path) -> None:
+    """LoRA's matrices; W where --ship-from has replaced it; a text's probabilities where they are the peak."""
+    ship = {"ship": "q4_0", "adapter": Path("adapter")}
+    of_file = {**ship, "ship_from": Path("q4_0.gguf")}
+
+    def needed(**options: Any) -> int:
+        return tiny_request(tiny_base, tiny_chats, **options).needed
+
+    request = tiny_request(tiny_base, tiny_chats, **ship)
+    linears = [linear for layer in range(2) for linear in request.base.linears(layer)]
+    lora = 4 * request.options.lora_r * sum(linear.rows + linear.columns for linear in linears)
+    held = 4 * sum(linear.rows * linear.columns for linear in linears)
+    assert needed(**ship, ship_distill=0.5) - needed(**ship) == lora
+    assert needed(**of_file, ship_distill=0.5) - needed(**of_file) == lora + held
+    text = needed(**ship, ship_text=Path("text")) - needed(**ship, ship_distill=0.5)
+    assert text > 2 * 256 * request.base.sizes.vocabulary * 4
+
+
 def test_an_automatic_micro_batch_is_halved_where_memory_runs_out(
     tiny_base: Path, tiny_chats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,16 +61,20 @@ def _pairs(gradients: list[Any]) -> list[tuple[Any, Any]]:
 
 def test_windows_are_spread_over_the_text(tiny_base: Path, text: Path) -> None:
     from edgeft.tokenizer.hf_files import encoder
-    from edgeft.train.ship.text_windows import TEXT_TOKENS, text_windows
+    from edgeft.train.ship.text_windows import PIECE_CHARS, TEXT_TOKENS, text_windows
 
-    ids = encoder(tiny_base)(TEXT)
-    pieces = len(ids) // TEXT_TOKENS
-    assert pieces > 2
+    words = "".join(f"{number} lamps. " for number in range(600)).strip()
+    text.write_text(words)
+    encode = encoder(tiny_base)
+    pieces = len(words) // PIECE_CHARS
+    assert pieces > 3
     (one,) = text_windows(text, tiny_base, 1)
-    assert one == ids[:TEXT_TOKENS]
+    assert one == encode(words[:PIECE_CHARS])[:TEXT_TOKENS] and len(one) == TEXT_TOKENS
     assert len(text_windows(text, tiny_base, 1000)) == pieces
     first, second = text_windows(text, tiny_base, 2)
-    assert first == one and second != one and len(second) == TEXT_TOKENS
+    assert first == one and second == encode(words[len(words) // 2 :])[:TEXT_TOKENS]
+    text.write_text("Few words.")
+    assert text_windows(text, tiny_base, 9) == [encode("Few words.")]
 
 
 def test_what_is_no_text_is_refused(tiny_base: Path, tmp_path: Path) -> None:
