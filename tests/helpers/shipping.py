@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,18 @@ def train_watched(options: TrainOptions, embedding: bool = False) -> Values:
         patch.setattr(ShipWeights, "facts", watched)
         train(options)
     return values
+
+
+def move_on(model: Any, ship: Any) -> Any:
+    """Halve every B of the layers of `ship`, as a training might; the model from before, with weights that are not
+    rounded."""
+    before = copy.deepcopy(model)
+    for module in before.modules():
+        module.__dict__.pop("ship_weight", None)
+    for layer in ship.layers:
+        layer.module.lora_B["default"].weight.data.mul_(0.5)
+    ship.update(exact=True)
+    return before
 
 
 def check_resumed(options: TrainOptions, output: Path) -> None:

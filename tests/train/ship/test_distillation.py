@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 
 from edgeft.weights.text_base import open_base
 from helpers.adapters import with_lora
+from helpers.shipping import move_on
 
 
 def test_the_loss_is_mixed_with_the_divergence_from_the_first_adapter(tiny_base: Path) -> None:
@@ -25,12 +25,7 @@ def test_the_loss_is_mixed_with_the_divergence_from_the_first_adapter(tiny_base:
     total = torch.tensor(3.0)
     assert distillation.mix(total, model(ids).logits, no_teacher) is total
     ship.start()
-    unrounded = copy.deepcopy(model)
-    for module in unrounded.modules():
-        module.__dict__.pop("ship_weight", None)
-    for layer in ship.layers:  # the training has moved on
-        layer.module.lora_B["default"].weight.data.mul_(0.5)
-    ship.update(exact=True)
+    unrounded = move_on(model, ship)
     logits = model(ids).logits[0]
     mixed = distillation.mix(total, logits, lambda: model(ids).logits[0])
     with torch.no_grad():

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgeft.errors import InputError
 from edgeft.weights.text_base import open_base
 from helpers.adapters import with_lora
-
-TEXT = "The lamp on the floor is old. " * 60
-
-
-@pytest.fixture
-def text(tmp_path: Path) -> Path:
-    path = tmp_path / "text.txt"
-    path.write_text(TEXT)
-    return path
+from helpers.shipping import move_on
 
 
 def test_the_gradients_are_those_of_the_divergence_from_the_first_weights(
@@ -33,15 +23,11 @@ def test_the_gradients_are_those_of_the_divergence_from_the_first_weights(
     model = with_lora(tiny_base, ["q_proj", "up_proj"])
     ship = ShipWeights(model, open_base(tiny_base), "q4_0", teaches=True)
     ship.start()
-    first = copy.deepcopy(model)
-    for module in first.modules():
-        module.__dict__.pop("ship_weight", None)
-    for layer in ship.layers:  # the training has moved on
-        layer.module.lora_B["default"].weight.data.mul_(0.5)
-    ship.update(exact=True)
+    first = move_on(model, ship)
     windows = [[5, 6, 7, 8], list(range(9, 20))]
     divergence = TextDivergence(ship, model, windows).backward(3)
-    gradients = [weight.grad.clone() for layer in ship.layers for weight in layer.lora()]
+    weights = [weight for layer in ship.layers for weight in layer.lora()]
+    gradients = [weight.grad.clone() for weight in weights]
     model.zero_grad()
     ids = torch.tensor([windows[1]])
     with torch.no_grad():
@@ -50,19 +36,15 @@ def test_the_gradients_are_those_of_the_divergence_from_the_first_weights(
     expected = (target.exp() * (target - said)).sum(-1).mean()
     assert divergence == pytest.approx(expected.item(), rel=1e-5) and divergence > 0.01
     (TEXT_WEIGHT * expected).backward()
-    for layer, (one, other) in zip(ship.layers, _pairs(gradients), strict=True):
-        for weight, gradient in zip(layer.lora(), (one, other), strict=True):
-            torch.testing.assert_close(gradient, weight.grad)
+    for weight, gradient in zip(weights, gradients, strict=True):
+        torch.testing.assert_close(gradient, weight.grad)
 
 
-def _pairs(gradients: list[Any]) -> list[tuple[Any, Any]]:
-    return list(zip(gradients[::2], gradients[1::2], strict=True))
-
-
-def test_windows_are_spread_over_the_text(tiny_base: Path, text: Path) -> None:
+def test_windows_are_spread_over_the_text(tiny_base: Path, tmp_path: Path) -> None:
     from edgeft.tokenizer.hf_files import encoder
     from edgeft.train.ship.text_windows import PIECE_CHARS, TEXT_TOKENS, text_windows
 
+    text = tmp_path / "text.txt"
     words = "".join(f"{number} lamps. " for number in range(600)).strip()
     text.write_text(words)
     encode = encoder(tiny_base)
