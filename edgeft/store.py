@@ -395,8 +395,8 @@ def _model_files(names: Collection[str]) -> list[str]:
 
 
 def _is_file_target(target: Path) -> bool:
-    """Whether a result is one file (GGUF, or JSONL of a dataset) and not a folder."""
-    return target.suffix in (".gguf", ".jsonl")
+    """Whether a result is one file (GGUF, JSONL of a dataset, or text) and not a folder."""
+    return target.suffix in (".gguf", ".jsonl", ".txt")
 
 
 def _file_path(target: Path, name: str) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,14 +11,11 @@ import click
 from edgeft.cli._config import configurable
 from edgeft.cli._items import answer_items, eval_items_options
 from edgeft.cli._options import CountOrAuto, budget_options, json_option, options_of, print_json
+from edgeft.cli._ship_inputs import ShipInputs
 from edgeft.data.layouts import LAYOUTS, Layout
-from edgeft.errors import InputError
-from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 
-CALIBRATED = FORMATS["gguf"].solved
-"""types that `--ship` first makes by GPTQ"""
 F = TypeVar("F", bound=Callable[..., Any])
 OF_ADAPTER = (
     "base", "data", "validation_data", "validation_size", "columns", "seed", "method", "objective",
@@ -54,6 +49,7 @@ def training_options(skip: Collection[str] = (), **changes: Any) -> Callable[[F]
         "eval_every": click.IntRange(min=0),
         "save_every": click.IntRange(min=0),
         "early_stopping": click.IntRange(min=0),
+        "ship_text": {"metavar": "auto|FILE"},
         "adapter": {"is_eager": True, "callback": _defaults_of_adapter},
     }
     for name, change in changes.items():
@@ -121,9 +117,8 @@ def run_training(
     from edgeft.train.run import train, train_beside
 
     items = answer_items(options)
-    calibrated = options["ship"] if options["ship"] in CALIBRATED and options["adapter"] else ""
-    if calibrated:
-        options |= _from_calibrated(**options)
+    inputs = ShipInputs.of(options)
+    options |= inputs.paths(options)
     run = resolve_run({"method": method, "objective": objective, **options}).options
     if show_config:
         from edgeft.train.zero import processes_config
@@ -134,8 +129,7 @@ def run_training(
         _preview(run, LAYOUTS[objective], as_json)
         return
     try:
-        if calibrated:
-            _calibrate(run, calibrated, overwrite)
+        inputs.make(run, overwrite)
         if run.node_rank:
             train_beside(run, method, objective, items)
             say(f"node {run.node_rank} of {run.nodes} is done; node 0 writes the result")
@@ -160,50 +154,6 @@ def run_training(
         points = facts["accuracy"]["curve"]
         say("accuracy " + ", ".join(f"{share:.3f} at {step}" for step, share in points))
     click.echo(str(run.output))
-
-
-def _from_calibrated(ship: str, output: Path, ship_from: Path | None, **_: Any) -> dict[str, Any]:
-    """--ship gptq-q4_0 -> the options of a training from a file that `_calibrate` makes beside --output."""
-    quant = ship.removeprefix(GPTQ_PREFIX)
-    if ship_from is not None:
-        raise InputError(f"--ship {ship} makes the file of --ship-from", f"--ship {quant}")
-    output = output.expanduser().absolute()
-    return {"ship": quant, "ship_from": output.parent / f"{output.name}.file" / f"{ship}.gguf"}
-
-
-def _calibrate(run: TrainOptions, quant: str, overwrite: bool) -> None:
-    """Export --adapter by GPTQ to --ship-from, as `edgeft merge-export` does; what is complete stays.
-
-    torch's threads are as before: their number decides the last bits of the training.
-    """
-    from edgeft.adapter.read import Weighted
-    from edgeft.export.options import ExportOptions
-    from edgeft.export.pipeline import export
-    from edgeft.train.continued import check_ship_from
-    from edgeft.train.registry import load_method
-    from edgeft.train.ship import plain_text
-
-    assert run.adapter and run.ship_from
-    check_ship_from(dataclasses.replace(run, ship_from=None))
-    if run.ship_text:
-        plain_text(run.ship_text)
-    load_method("qlora")  # before torch is imported: settings of OpenMP
-    import torch
-
-    threads = int(run.threads) if run.threads.isdecimal() else len(os.sched_getaffinity(0))
-    before = torch.get_num_threads()
-    try:
-        export(ExportOptions(run.ship_from.parent, (Weighted(run.adapter),), str(run.base),
-                             quants=(quant,), overwrite=overwrite, threads=threads))  # fmt: skip
-    except InputError as error:
-        if not error.message.startswith("nothing to calibrate"):
-            raise
-        raise InputError(
-            error.message,
-            f"edgeft merge-export --quant {quant} --calibration FILE, and --ship-from",
-        ) from None
-    finally:
-        torch.set_num_threads(before)
 
 
 def _preview(run: TrainOptions, layout: Layout, as_json: bool) -> None:

@@ -221,8 +221,9 @@ class TrainOptions:
     """Share of the loss in these steps that is the Kullback-Leibler divergence from --adapter before its
     weights are rounded, 0 to 1."""
     ship_text: Path | None = None
-    """A file with plain text: each of these steps reads 256 tokens of it, too, and learns the probabilities that
-    --adapter gives them before its weights are rounded."""
+    """A file with plain text, or auto for a text that the base writes itself, into OUTPUT.file: each of these
+    steps reads 256 tokens of it, too, and learns the probabilities that --adapter gives them before its
+    weights are rounded."""
 
     def __post_init__(self) -> None:
         """InputError for values outside their range, and for values that contradict each other."""

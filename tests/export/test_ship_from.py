@@ -361,6 +361,26 @@ def test_one_command_exports_and_trains_from_the_file(
     assert "begins with a file of an adapter" in edgeft(*alone).err
 
 
+def test_one_command_writes_the_text_too(
+    first: TrainOptions, tmp_path: Path, edgeft: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgeft.train.ship.written_text.PIECE_TOKENS", 24)
+    output = tmp_path / "shipped"
+    command = ("train", "--adapter", first.output, "--steps", 2, "--batch-size", 4, "--threads", 1,
+               "--ship", "gptq-q4_0", "--ship-text", "auto", "--output", output)  # fmt: skip
+    assert edgeft(*command, "--show-config").code == 0 and not (tmp_path / "shipped.file").exists()
+    ran = edgeft(*command, "--json")
+    assert len(json.loads(ran.out)["ship"]["text_divergence"]) == 2
+    manifest = store.read_manifest(output)
+    text = tmp_path / "shipped.file" / "text.txt"
+    assert manifest is not None and manifest.parents["ship_text"] == store.identity(text)
+    assert "complete, nothing to do" in edgeft(*command).err
+    refused = edgeft("train", "--base", first.base, "--data", first.data, "--ship", "q4_0",
+                     "--ship-text", "auto", "--output", tmp_path / "alone", "--steps", 2)  # fmt: skip
+    assert refused.code == 1 and "--ship-text needs --ship, and the --adapter" in refused.err
+    assert not (tmp_path / "alone.file").exists()
+
+
 def test_search_tries_the_type_that_it_was_trained_for(trained: Trained, tmp_path: Path) -> None:
     from edgeft.release.search import lineup
 

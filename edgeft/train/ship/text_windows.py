@@ -29,10 +29,15 @@ def plain_text(path: Path) -> str:
 
 def text_windows(path: Path, tokenizer: Path, steps: int) -> list[list[int]]:
     """`steps` pieces or fewer, spread evenly over the text. Raises as `plain_text`."""
-    chat, encode = ChatTemplate.from_folder(tokenizer), encoder(tokenizer)
-    bos_ids = encode(chat.bos_token) if "bos_token" in chat.source else []
+    encode, before = encoder(tokenizer), bos_ids(tokenizer)
     text = plain_text(path)
     count = max(1, min(steps, len(text) // PIECE_CHARS))
     starts = (i * len(text) // count for i in range(count))
     pieces = (encode(text[start : start + PIECE_CHARS]) for start in starts)
-    return [[*bos_ids, *ids][:TEXT_TOKENS] for ids in pieces]
+    return [[*before, *ids][:TEXT_TOKENS] for ids in pieces]
+
+
+def bos_ids(tokenizer: Path) -> list[int]:
+    """The token that begins a text, where the chat template writes one."""
+    chat = ChatTemplate.from_folder(tokenizer)
+    return encoder(tokenizer)(chat.bos_token) if "bos_token" in chat.source else []
