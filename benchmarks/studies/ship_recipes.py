@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--calibration-tokens", type=int, default=16384)
     parser.add_argument("--calibration-text", type=Path, help="another one than --text")
-    parser.add_argument("--ship-text", type=Path, help="another one than --text")
+    parser.add_argument("--ship-text", type=Path, help="another one than --text, or auto")
     parser.add_argument("--text", type=Path, required=True, help="plain text for the perplexity")
     parser.add_argument("--chunks", type=int, default=8, help="of 512 tokens of the text")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
