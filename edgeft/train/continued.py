@@ -6,6 +6,7 @@ load_adapter(model, adapter, base)      # into peft's model that the method has 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,8 @@ from edgeft.train.options import TrainOptions
 from edgeft.train.ship import check_file
 from edgeft.weights.text_base import TextBase
 
-SHAPE = {"lora_r": ("r", 8), "lora_alpha": ("lora_alpha", 8)}
-"""field of TrainOptions -> (key of adapter_config.json, peft's default)"""
+DEFAULT_RANK = 8
+"""peft's default, of alpha, too"""
 SAME = {"peft_type": "LORA", "use_dora": False, "use_rslora": False}
 """key of adapter_config.json that must agree with the method's -> peft's default"""
 
@@ -33,11 +34,11 @@ def check_adapter(options: TrainOptions, base: TextBase) -> None:
             f"{options.adapter}: some modules have ranks of their own, which cannot be trained on",
             "export it into a base: edgeft merge-export --format hf",
         )
-    for field, (key, default) in SHAPE.items():
-        has, chosen = config.get(key, default), getattr(options, field)
-        if config["peft_type"] == "LORA" and has != chosen:
-            name = f"--{field.replace('_', '-')}"
-            raise InputError(f"{options.adapter} has {key} {has}, not {chosen}", f"{name} {has:g}")
+    rank = config.get("r", DEFAULT_RANK)
+    if config["peft_type"] == "LORA" and rank > options.lora_r:
+        raise InputError(
+            f"{options.adapter} has rank {rank}, more than {options.lora_r}", f"--lora-r {rank}"
+        )
 
 
 def check_ship_from(options: TrainOptions, base: TextBase | None = None) -> None:
@@ -69,7 +70,8 @@ def check_ship_from(options: TrainOptions, base: TextBase | None = None) -> None
 
 
 def load_adapter(model: Any, adapter: Path, base: Path) -> None:
-    """Give the adapter's weights to peft's `model`. InputError where the two differ in shape."""
+    """Give the adapter's weights to peft's `model`, which may have a larger rank and another alpha: the change of
+    the weights is the adapter's. InputError where the two differ in another shape."""
     import peft
     from safetensors.torch import load_file
 
@@ -85,8 +87,8 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
             raise InputError(
                 f"{adapter} has {key} {has}, the method {trains}", "the method that trained it"
             )
-    state = load_file(folder / WEIGHTS)
     fresh = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    state = load_file(folder / WEIGHTS)
     for name in sorted(state.keys() ^ fresh.keys()):
         owner = "the adapter" if name in state else "the method"
         raise InputError(
@@ -94,7 +96,31 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
             "--target-modules of the adapter's training",
         )
     for name, weight in fresh.items():
+        if config["peft_type"] == "LORA":
+            state[name] = _widened(name, state[name], weight, _scaling(config) / _scaling(own))
         if weight.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(weight.shape)}"
             raise InputError(f"{adapter}: {name} is {shapes}", "the options of its training")
     peft.set_peft_model_state_dict(model, state)
+
+
+def _scaling(config: dict[str, Any]) -> float:
+    """alpha / r, or alpha / sqrt(r) with rsLoRA."""
+    alpha, rank = (float(config.get(key, DEFAULT_RANK)) for key in ("lora_alpha", "r"))
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _widened(name: str, weight: Any, fresh: Any, factor: float) -> Any:
+    """A matrix of the adapter at the rank of `fresh`, which the model has drawn for it; others as they are.
+
+    A keeps its rows and gets the further ones of `fresh`. B, times `factor`, gets columns of zeros.
+    """
+    import torch
+
+    if "lora_A" in name or "lora_embedding_A" in name:
+        further = fresh[len(weight) :]
+        return torch.cat([weight, further]) if len(further) else weight
+    if "lora_B" in name or "lora_embedding_B" in name:
+        further = max(0, fresh.shape[1] - weight.shape[1])
+        return torch.nn.functional.pad(weight * factor, (0, further))
+    return weight

@@ -206,7 +206,7 @@ class TrainOptions:
     rows of the embedding train."""
     adapter: Path | None = None
     """Adapter to train on from. Base, data, method, rank, alpha and modules are by default those of its
-    training."""
+    training; a larger --lora-r begins with the same change of the weights."""
     ship: str | None = None
     """Type of the file to ship, such as q4_0 (gguf), int4 (onnx) or 4bit (gptq): at the end of the training the
     forward pass computes with that file's values, so that its rounding costs less. gptq-q4_0 and its like, with

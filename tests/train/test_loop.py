@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from edgeft import store
 from edgeft.benchmarks.quality.scorers import tool_call
@@ -223,13 +225,38 @@ def test_an_adapter_is_trained_on_from_its_weights(
     assert same.facts["validation_loss"][0][1] == first.facts["validation_loss"][-1][1]
     further = run("further", adapter=tmp_path / "first")
     assert further.facts["loss"][0][1] < first.facts["loss"][0][1]
-    with pytest.raises(InputError, match="has r 16, not 8 .--lora-r 16"):
+    with pytest.raises(InputError, match="has rank 16, more than 8 .--lora-r 16"):
         run("other", adapter=tmp_path / "first", lora_r=8)
     with pytest.raises(InputError, match="only the adapter has .*down_proj.lora_A"):
         run("other", adapter=tmp_path / "first", target_modules=("q_proj",))
     with pytest.raises(AdapterError, match="trained on another base"):
         run("other", adapter=tmp_path / "first", base=make_base(tmp_path / "base", seed=1))
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("use_rslora", [False, True])
+def test_a_larger_rank_begins_with_the_same_change(
+    run: Callable[..., Manifest], tmp_path: Path, use_rslora: bool
+) -> None:
+    first = run("first", use_rslora=use_rslora)
+    more: dict[str, Any] = {"lora_r": 24, "lora_alpha": 12, "use_rslora": use_rslora}
+    wide = run("wide", adapter=tmp_path / "first", **STILL | {"steps": 1, "eval_every": 1}, **more)
+    config = json.loads((tmp_path / "wide" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (24, 12)
+    last = first.facts["validation_loss"][-1][1]
+    assert wide.facts["validation_loss"][0][1] == pytest.approx(last, rel=1e-4)
+    run("further", adapter=tmp_path / "first", **more)
+    before, same, after = (
+        load_file(tmp_path / name / "adapter_model.safetensors")
+        for name in ("first", "wide", "further")
+    )
+    root = (lambda rank: rank**0.5) if use_rslora else float
+    for name in [name for name in before if "lora_B" in name]:
+        inner = name.replace("lora_B", "lora_A")
+        change = 32 / root(16) * before[name] @ before[inner]
+        np.testing.assert_allclose(12 / root(24) * same[name] @ same[inner], change, atol=1e-6)
+        assert np.abs(same[name][:, 16:]).max() < 1e-20
+        assert np.abs(after[name][:, 16:]).max() > 1e-4
 
 
 @pytest.mark.parametrize(("options", "problem"), [
