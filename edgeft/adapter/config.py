@@ -220,6 +220,14 @@ def adapter_manifest(adapter: Path) -> dict[str, Any]:
     return {"options": manifest.options, "facts": manifest.facts}
 
 
+def lora_shape(adapter: Path) -> dict[str, int]:
+    """{"lora_r": …, "lora_alpha": …} by the folder's adapter_config.json, where they are whole numbers."""
+    config = read_json(adapter / "adapter_config.json")
+    names = {"lora_r": "r", "lora_alpha": "lora_alpha"}
+    values = {name: config.get(key) for name, key in names.items()}
+    return {name: value for name, value in values.items() if type(value) is int and value > 0}
+
+
 def _by_pattern(patterns: dict[str, Any] | None, module: str, default: Any) -> Any:
     """Value of the first pattern that matches the end of a module's name (peft: `get_pattern_key`).
 

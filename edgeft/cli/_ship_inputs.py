@@ -2,24 +2,21 @@
 
 inputs = ShipInputs.of(options)
 options |= inputs.paths(options)        # true before anything is made
-inputs.make(run, overwrite)
+inputs.make(run, method, objective, overwrite)
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Self
 
 from edgeft.errors import InputError
 from edgeft.formats import FORMATS, GPTQ_PREFIX
 from edgeft.train.options import TrainOptions
+from edgeft.train.resolve import AUTO
 
-AUTO = Path("auto")
-"""--ship-text that the base writes"""
 CALIBRATED = FORMATS["gguf"].solved
 """types that `--ship` first makes by GPTQ"""
 
@@ -50,19 +47,18 @@ class ShipInputs:
             )
         return {**changed, "ship": quant, "ship_from": folder / f"{self.quant}.gguf"}
 
-    def make(self, run: TrainOptions, overwrite: bool) -> None:
-        """Make what is not there; what is complete stays.
+    def make(self, run: TrainOptions, method: str, objective: str, overwrite: bool) -> None:
+        """Make what is not there; what is complete stays. Raises what the training would raise at its start.
 
         torch's threads are as before: their number decides the last bits of the training.
         """
         if not (self.quant or self.text):
             return
-        from edgeft.train.continued import check_ship_from
         from edgeft.train.registry import load_method
+        from edgeft.train.run import check_start
         from edgeft.train.ship import plain_text
 
-        assert run.adapter
-        check_ship_from(dataclasses.replace(run, ship_from=None))
+        check_start(run, method, objective)
         if run.ship_text and not self.text:
             plain_text(run.ship_text)
         load_method("qlora")  # before torch is imported: settings of OpenMP

@@ -92,10 +92,11 @@ def _defaults_of_adapter(
 ) -> Path | None:
     """Callback of --adapter: the options of its training become defaults, below those of --config."""
     if path is not None:
-        from edgeft.adapter.config import adapter_manifest
+        from edgeft.adapter.config import adapter_manifest, lora_shape
 
         options = adapter_manifest(path).get("options", {})
         taken = {name: options[name] for name in OF_ADAPTER if options.get(name) is not None}
+        taken |= lora_shape(path)
         ctx.default_map = {**taken, **(ctx.default_map or {})}
     return path
 
@@ -129,7 +130,7 @@ def run_training(
         _preview(run, LAYOUTS[objective], as_json)
         return
     try:
-        inputs.make(run, overwrite)
+        inputs.make(run, method, objective, overwrite)
         if run.node_rank:
             train_beside(run, method, objective, items)
             say(f"node {run.node_rank} of {run.nodes} is done; node 0 writes the result")

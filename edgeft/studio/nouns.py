@@ -100,7 +100,7 @@ def _file(root: Path, path: Path) -> Noun | None:
         return _of_manifest(root, path, "artifact", _manifest(path))
     is_rows = holds_rows(path) and path.name not in NO_DATA
     if is_rows or path.suffix.lower() in TEXT_SUFFIXES:
-        manifest = _manifest(path) if path.suffix == ".jsonl" else None
+        manifest = _manifest(path) if path.suffix in (".jsonl", ".txt") else None
         noun = _of_manifest(root, path, "data", manifest)
         if not noun.identity and noun.size <= MAX_HASHED_BYTES:
             return replace(noun, identity=sha256(path))

@@ -142,6 +142,7 @@ NAMES: dict[str, tuple[str, ...]] = {
     "quants": ("f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0", "gptq-q4_0", "q3_k_m", "q2_k"),
     "stratify": ("answer", "tags"),
     "imatrix": ("auto",),
+    "ship_text": ("auto",),
     "threads": ("auto", "all"),
 }
 """field -> usual values"""

@@ -151,7 +151,7 @@ class Workspace:
         if path.name == "report.json":
             raise InputError("a report has its name from its folder", "rename the folder")
         clean = clean_name(name)
-        if path.suffix in (".gguf", ".jsonl") and Path(clean).suffix != path.suffix:
+        if path.suffix in (".gguf", ".jsonl", ".txt") and Path(clean).suffix != path.suffix:
             clean += path.suffix
         moves = [
             (old, old.with_name(clean + old.name[len(path.name) :]))

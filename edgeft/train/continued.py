@@ -14,6 +14,7 @@ from edgeft import store
 from edgeft.adapter.folder import WEIGHTS, adapter_home, file_facts, open_adapter
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.errors import InputError
+from edgeft.progress import say
 from edgeft.train.options import TrainOptions
 from edgeft.train.ship import check_file
 from edgeft.weights.text_base import TextBase
@@ -87,14 +88,17 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
             raise InputError(
                 f"{adapter} has {key} {has}, the method {trains}", "the method that trained it"
             )
-    fresh = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     state = load_file(folder / WEIGHTS)
+    fresh = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(state.keys() ^ fresh.keys()):
         owner = "the adapter" if name in state else "the method"
         raise InputError(
             f"{adapter}: only {owner} has {name}",
             "--target-modules of the adapter's training",
         )
+    has, trains = (_shape(of) for of in (config, own))
+    if has != trains and config["peft_type"] == "LORA":
+        say(f"{adapter}: from {has} to {trains}, with the same change of the weights")
     for name, weight in fresh.items():
         if config["peft_type"] == "LORA":
             state[name] = _widened(name, state[name], weight, _scaling(config) / _scaling(own))
@@ -102,6 +106,11 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
             shapes = f"{tuple(state[name].shape)}, not {tuple(weight.shape)}"
             raise InputError(f"{adapter}: {name} is {shapes}", "the options of its training")
     peft.set_peft_model_state_dict(model, state)
+
+
+def _shape(config: dict[str, Any]) -> str:
+    rank, alpha = (config.get(key, DEFAULT_RANK) for key in ("r", "lora_alpha"))
+    return f"rank {rank:g} and alpha {alpha:g}"
 
 
 def _scaling(config: dict[str, Any]) -> float:
@@ -113,14 +122,13 @@ def _scaling(config: dict[str, Any]) -> float:
 def _widened(name: str, weight: Any, fresh: Any, factor: float) -> Any:
     """A matrix of the adapter at the rank of `fresh`, which the model has drawn for it; others as they are.
 
-    A keeps its rows and gets the further ones of `fresh`. B, times `factor`, gets columns of zeros.
+    A gets further rows of `fresh`, and B, times `factor`, further columns: the product of these is zero, since peft
+    draws one of the two and leaves the other zero.
     """
     import torch
 
     if "lora_A" in name or "lora_embedding_A" in name:
-        further = fresh[len(weight) :]
-        return torch.cat([weight, further]) if len(further) else weight
+        return torch.cat([weight, fresh[len(weight) :].to(weight.dtype)])
     if "lora_B" in name or "lora_embedding_B" in name:
-        further = max(0, fresh.shape[1] - weight.shape[1])
-        return torch.nn.functional.pad(weight * factor, (0, further))
+        return torch.cat([weight.float() * factor, fresh[:, weight.shape[1] :].float()], 1)
     return weight

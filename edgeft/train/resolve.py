@@ -10,10 +10,12 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from edgeft.base.resolve import resolve_base
 from edgeft.data.hub import hub_id
+from edgeft.errors import InputError
 from edgeft.train.new_tokens import read_tokens
 from edgeft.train.options import TrainOptions
 from edgeft.train.parallel import check_parallel
@@ -22,6 +24,8 @@ from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter", "ship_from", "ship_text")
+AUTO = Path("auto")
+"""--ship-text that `edgeft train` lets the base write first"""
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
 FROM_FILE_SHARE = 0.6
@@ -63,6 +67,8 @@ def resolve_run(values: Mapping[str, Any]) -> TrainRun:
     if chosen.get("ship_from"):
         rate = float(f"{rate * FROM_FILE_SHARE:.3g}")
     chosen["learning_rate"] = chosen.get("learning_rate") or rate
+    if chosen.get("ship_text") == AUTO:
+        raise InputError("only `edgeft train` writes the text of --ship-text auto", "a file")
     for name in PATHS:  # true in any current folder
         path = chosen.get(name)
         is_hub_id = path and name in DATA and hub_id(path)

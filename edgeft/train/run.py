@@ -48,7 +48,7 @@ from edgeft.train.registry import (
 from edgeft.train.reporters import check_reporters
 from edgeft.train.rewards import code_sha256
 from edgeft.train.ship import check_ship, plain_text
-from edgeft.weights.text_base import open_base
+from edgeft.weights.text_base import TextBase, open_base
 
 FIRST = {"method": "qlora", "objective": "sft"}
 """the pair of `edgeft train-qlora`"""
@@ -92,11 +92,7 @@ def train(
         chat = ChatTemplate.from_folder(tokenizer)
         for note in base.notes:
             say(note)
-        if options.ship:
-            check_ship(options.ship, base)
-        if options.adapter:
-            check_adapter(options, base)
-            check_ship_from(options, base)
+        _check_start(options, base)
         if items and not splits.validation:
             raise InputError(
                 "items are answered with the validation loss, and there is no validation",
@@ -168,6 +164,22 @@ def _check(
     check_parallel(options, method, objective, watched, answers)
     check_reporters(options.report_to)
     return row
+
+
+def check_start(options: TrainOptions, method: str, objective: str) -> None:
+    """Raise what `train` raises before it loads the base, while the files of --ship-from and --ship-text are
+    still to be made."""
+    _check(options, method, objective)
+    read_splits(options, LAYOUTS[objective])
+    _check_start(dataclasses.replace(options, ship_from=None), open_base(options.base))
+
+
+def _check_start(options: TrainOptions, base: TextBase) -> None:
+    if options.ship:
+        check_ship(options.ship, base)
+    if options.adapter:
+        check_adapter(options, base)
+        check_ship_from(options, base)
 
 
 def train_beside(

@@ -111,3 +111,10 @@ def test_an_adapter_brings_the_options_of_its_training(
     assert (run.seed, run.lora_alpha, run.steps) == (6, 64, None), "its own"
     assert run.learning_rate == 5e-4, "of rslora, which trained the adapter"
     assert run.ship_share == 1
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 12}')
+    of_foreign = ("train", "--adapter", foreign, "--base", tiny_base, "--data", trained.data,
+                  "--output", tmp_path / "c", "--preview")  # fmt: skip
+    assert edgeft(*of_foreign).code == 0
+    assert (runs[-1].lora_r, runs[-1].lora_alpha) == (4, 12)

@@ -48,6 +48,7 @@ def test_what_training_refuses_is_refused_with_the_values(
         ({"base": (str(tiny_base), "nowhere")}, "base nowhere: no such base model"),
         ({"optimizer": ("adam",)}, "optimizer adam: "),
         ({"ship": ("q4_0", "gptq-q4_0")}, "ship gptq-q4_0: --ship gptq-q4_0 begins with a file"),
+        ({"ship_text": (Path("auto"),)}, "ship-text auto: only `edgeft train` writes the text"),
         ({"data": (tmp_path / "none.jsonl",)}, "data .*none.jsonl: "),
         ({"validation_size": (0,)}, "there is no validation to choose by"),
     ):

@@ -259,6 +259,25 @@ def test_a_larger_rank_begins_with_the_same_change(
         assert np.abs(after[name][:, 16:]).max() > 1e-4
 
 
+def test_every_further_rank_can_learn() -> None:
+    """peft draws A of a linear layer and B of an embedding, and leaves the other zero."""
+    import torch
+
+    from edgeft.train.continued import _widened
+
+    for kind, drawn in (("lora_{}.weight", "A"), ("lora_embedding_{}", "B")):
+        fresh = {"A": torch.zeros(4, 9), "B": torch.zeros(7, 4)}
+        fresh[drawn].normal_()
+        kept = {"A": torch.randn(2, 9), "B": torch.randn(7, 2).to(torch.bfloat16)}
+        wide = {
+            part: _widened(kind.format(part), kept[part], fresh[part], 1.3) for part in ("A", "B")
+        }
+        change = 1.3 * kept["B"].float() @ kept["A"]
+        torch.testing.assert_close(wide["B"] @ wide["A"], change, rtol=1e-6, atol=1e-6)
+        further = {"A": wide["A"][2:], "B": wide["B"][:, 2:]}
+        assert further[drawn].all(), "a matrix of zeros would never get a gradient beside zeros"
+
+
 @pytest.mark.parametrize(("options", "problem"), [
     ({"early_stopping": 2, "validation_size": 0}, "--early-stopping needs a validation loss"),
     ({"keep_best": True, "validation_size": 0}, "--keep-best needs a validation loss"),

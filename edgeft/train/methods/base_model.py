@@ -217,10 +217,10 @@ def compute_dtype(options: TrainOptions, device: str) -> Any:
         return torch.bfloat16
     if options.keep_4bit:  # bitsandbytes is 1.4 x faster in it on a CPU
         return torch.float32
-    return faster_dtype()
+    return _faster_dtype()
 
 
-def faster_dtype() -> Any:
+def _faster_dtype() -> Any:
     """bfloat16 where it multiplies clearly faster than float32 here (on many CPUs it is slower)."""
     seconds = {torch.float32: math.inf, torch.bfloat16: math.inf}
     for _ in range(10):  # interleaved, so that a busy moment hits both

@@ -8,18 +8,20 @@ pieces have words of all that the base knows. LLM-QAT makes its data in a like w
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgeft import store
+from edgeft import machine, store
 from edgeft.errors import InputError
 from edgeft.progress import Progress
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import id_to_token, load_tokenizer
-from edgeft.tokenizer.stops import stop_ids
+from edgeft.tokenizer.stops import SPACES, stop_ids
 from edgeft.train.ship.text_windows import bos_ids
+from edgeft.weights.text_base import open_base
 
 PIECES, PIECE_TOKENS = 64, 384
 """some 100,000 characters of English: 70 pieces of a training"""
@@ -41,7 +43,7 @@ def write_text(
     """
     request: dict[str, Any] = {
         "kind": "text",
-        "options": {"seed": seed, "pieces": pieces, "tokens": PIECE_TOKENS},
+        "options": {"base": str(base), "seed": seed, "pieces": pieces, "tokens": PIECE_TOKENS},
         "parents": {"base": store.identity(base)},
     }
     if store.find_complete(path, **request):
@@ -55,23 +57,35 @@ def write_text(
 def _write(base: Path, seed: int, threads: int | None, pieces: int) -> Iterator[str]:
     import torch
 
-    from edgeft.train.methods.base_model import faster_dtype, stored_base
+    from edgeft.train.methods.base_model import stored_base
 
     if threads:
         torch.set_num_threads(threads)
     tokenizer = load_tokenizer(base)
     words = random.Random(seed).choices(word_ids(base), k=pieces)
-    model = stored_base(base, faster_dtype(), "cpu").eval()
+    before = _first_ids(base)
+    weights = sum(math.prod(info.shape) for info in open_base(base).weights.tensors.values())
+    machine.preflight(base, "writing the text of --ship-text", memory=4 * weights)
+    machine.hold_memory()
+    model = stored_base(base, torch.float32, "cpu").eval()
     # Tokens of chats end a text, and rows beyond the vocabulary have no text.
     ends = stop_ids(ChatTemplate.from_folder(base), base)
+    added = {token for token, text in id_to_token(base).items() if text.strip(SPACES)}
     rows = model.get_output_embeddings().weight.shape[0]
-    never = {*id_to_token(base), *ends, *range(tokenizer.get_vocab_size(), rows)}
+    never = {*added, *ends, *range(tokenizer.get_vocab_size(), rows)}
     with Progress("writing text", pieces) as bar:
         for start in range(0, pieces, BATCH_SIZE):
-            batch = [[*bos_ids(base), word] for word in words[start : start + BATCH_SIZE]]
+            batch = [[*before, word] for word in words[start : start + BATCH_SIZE]]
             written = _sample(model, batch, sorted(never), seed + start)
             yield from (tokenizer.decode(ids).strip() for ids in written)
             bar.update(len(written), sum(map(len, written)))
+
+
+def _first_ids(base: Path) -> list[int]:
+    """The token that the tokenizer puts before a text, or that the chat template does."""
+    ends = stop_ids(ChatTemplate.from_folder(base), base)
+    added = load_tokenizer(base).encode("").ids[:1]
+    return added if added and added[0] not in ends else bos_ids(base)
 
 
 def word_ids(folder: Path) -> list[int]:
