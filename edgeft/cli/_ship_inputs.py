@@ -14,8 +14,7 @@ from typing import Any, Self
 
 from edgeft.errors import InputError
 from edgeft.formats import FORMATS, GPTQ_PREFIX
-from edgeft.train.options import TrainOptions
-from edgeft.train.resolve import AUTO
+from edgeft.train.options import AUTO, TrainOptions
 
 CALIBRATED = FORMATS["gguf"].solved
 """types that `--ship` first makes by GPTQ"""

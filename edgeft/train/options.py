@@ -33,6 +33,8 @@ NOT_WITH_SHIP = (
     "lora_dropout", "use_dora", "keep_4bit", "add_tokens", "offload_weights", "offload_activations",
 )  # fmt: skip
 """options whose layers --ship does not compute"""
+AUTO = Path("auto")
+"""--ship-text that `edgeft train` lets the base write first"""
 
 
 @dataclass(frozen=True)

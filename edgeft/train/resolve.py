@@ -10,22 +10,19 @@ import dataclasses
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from edgeft.base.resolve import resolve_base
 from edgeft.data.hub import hub_id
 from edgeft.errors import InputError
 from edgeft.train.new_tokens import read_tokens
-from edgeft.train.options import TrainOptions
+from edgeft.train.options import AUTO, TrainOptions
 from edgeft.train.parallel import check_parallel
 from edgeft.train.registry import OBJECTIVES, check_objective, check_options, method_row
 from edgeft.train.rewards import absolute
 
 DATA = ("data", "validation_data")
 PATHS = (*DATA, "output", "adapter", "ship_from", "ship_text")
-AUTO = Path("auto")
-"""--ship-text that `edgeft train` lets the base write first"""
 OPTION_NAMES = {"warmup": "--warmup-ratio"}
 """field -> its option, where the name differs"""
 FROM_FILE_SHARE = 0.6
