@@ -6,11 +6,11 @@ load_adapter(model, adapter, base)      # into peft's model that the method has 
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from edgeft import store
+from edgeft.adapter.config import scaling
 from edgeft.adapter.folder import WEIGHTS, adapter_home, file_facts, open_adapter
 from edgeft.adapter.read import Weighted, read_adapters
 from edgeft.errors import InputError
@@ -96,12 +96,13 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
             f"{adapter}: only {owner} has {name}",
             "--target-modules of the adapter's training",
         )
-    has, trains = (_shape(of) for of in (config, own))
-    if has != trains and config["peft_type"] == "LORA":
-        say(f"{adapter}: from {has} to {trains}, with the same change of the weights")
+    if config["peft_type"] == "LORA":
+        factor = scaling(adapter, config, "", None) / scaling(adapter, own, "", None)
+        has, trains = (_shape(of) for of in (config, own))
+        if has != trains:
+            say(f"{adapter}: from {has} to {trains}, with the same change of the weights")
+        state = {name: _widened(name, state[name], fresh[name], factor) for name in fresh}
     for name, weight in fresh.items():
-        if config["peft_type"] == "LORA":
-            state[name] = _widened(name, state[name], weight, _scaling(config) / _scaling(own))
         if weight.shape != state[name].shape:
             shapes = f"{tuple(state[name].shape)}, not {tuple(weight.shape)}"
             raise InputError(f"{adapter}: {name} is {shapes}", "the options of its training")
@@ -111,12 +112,6 @@ def load_adapter(model: Any, adapter: Path, base: Path) -> None:
 def _shape(config: dict[str, Any]) -> str:
     rank, alpha = (config.get(key, DEFAULT_RANK) for key in ("r", "lora_alpha"))
     return f"rank {rank:g} and alpha {alpha:g}"
-
-
-def _scaling(config: dict[str, Any]) -> float:
-    """alpha / r, or alpha / sqrt(r) with rsLoRA."""
-    alpha, rank = (float(config.get(key, DEFAULT_RANK)) for key in ("lora_alpha", "r"))
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _widened(name: str, weight: Any, fresh: Any, factor: float) -> Any:

@@ -8,7 +8,6 @@ pieces have words of all that the base knows. LLM-QAT makes its data in a like w
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from edgeft.progress import Progress
 from edgeft.tokenizer.chat_template import ChatTemplate
 from edgeft.tokenizer.hf_files import id_to_token, load_tokenizer
 from edgeft.tokenizer.stops import SPACES, stop_ids
+from edgeft.train.memory.base_model import read_base
 from edgeft.train.ship.text_windows import bos_ids
-from edgeft.weights.text_base import open_base
 
 PIECES, PIECE_TOKENS = 64, 384
 """some 100,000 characters of English: 70 pieces of a training"""
@@ -64,8 +63,8 @@ def _write(base: Path, seed: int, threads: int | None, pieces: int) -> Iterator[
     tokenizer = load_tokenizer(base)
     words = random.Random(seed).choices(word_ids(base), k=pieces)
     before = _first_ids(base)
-    weights = sum(math.prod(info.shape) for info in open_base(base).weights.tensors.values())
-    machine.preflight(base, "writing the text of --ship-text", memory=4 * weights)
+    memory = 4 * read_base(base).weights
+    machine.preflight(base, "writing the text of --ship-text", memory=memory)
     machine.hold_memory()
     model = stored_base(base, torch.float32, "cpu").eval()
     # Tokens of chats end a text, and rows beyond the vocabulary have no text.
